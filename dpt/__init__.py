@@ -1,0 +1,3 @@
+"""Discriminative probing and tuning for text-to-image diffusion models."""
+
+__version__ = "0.1.0"
