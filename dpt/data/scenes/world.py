@@ -1,0 +1,141 @@
+"""What may appear in a scene. A world is a configuration of the renderer; a scene is a typed value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+RGB = tuple[int, int, int]
+
+SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "cross", "star", "ring")
+
+COLOURS: dict[str, RGB] = {
+    "red": (214, 40, 48),
+    "orange": (247, 138, 20),
+    "yellow": (250, 216, 34),
+    "green": (38, 150, 62),
+    "cyan": (44, 196, 214),
+    "blue": (40, 72, 204),
+    "purple": (136, 52, 178),
+    "pink": (246, 132, 182),
+}
+
+BACKGROUNDS: dict[str, RGB] = {
+    "white": (246, 246, 244),
+    "grey": (188, 190, 192),
+    "sand": (222, 208, 180),
+    "black": (26, 26, 30),
+}
+
+SIZES: dict[str, tuple[float, float]] = {"small": (13.5, 15.5), "large": (20.0, 22.5)}
+"""Width of an object's box in pixels, lowest and highest."""
+
+RELATIONS: tuple[str, ...] = ("left", "right", "above", "below")
+
+RELATION_MARGIN = 6.0
+"""Pixels by which one centre must lie beyond the other before a relation is said or accepted."""
+
+Kind = tuple[str, str]
+"""(colour, shape)"""
+
+
+@dataclass(frozen=True)
+class World:
+    """Which scenes there are, and how often each sort of scene is drawn."""
+
+    shapes: tuple[str, ...] = SHAPES
+    colours: tuple[str, ...] = tuple(COLOURS)
+    sizes: tuple[str, ...] = tuple(SIZES)
+    backgrounds: tuple[str, ...] = tuple(BACKGROUNDS)
+    max_objects: int = 4
+    sorts: tuple[tuple[str, float], ...] = (("single", 0.2), ("pair", 0.4), ("group", 0.25), ("mixed", 0.15))
+    """Weights of: one object; two of different kinds; two to four of one kind; three or more of any kinds."""
+    held_out_kinds: tuple[Kind, ...] = ()
+    """Colour-shape combinations that no scene of this world contains."""
+    held_out_relations: tuple[tuple[str, str, str], ...] = ()
+    """(shape, relation, shape) that no caption of this world says."""
+    image_size: int = 64
+
+    def __post_init__(self) -> None:
+        for chosen, known, what in (
+            (self.shapes, SHAPES, "shape"),
+            (self.colours, COLOURS, "colour"),
+            (self.sizes, SIZES, "size"),
+            (self.backgrounds, BACKGROUNDS, "background"),
+            (tuple(sort for sort, _ in self.sorts), ("single", "pair", "group", "mixed"), "sort of scene"),
+        ):
+            unknown = [name for name in chosen if name not in known]
+            if unknown or not chosen:
+                raise ValueError(f"a world needs at least one {what} out of {', '.join(known)}; got {chosen}")
+        if not 1 <= self.max_objects <= 4:
+            raise ValueError(f"a scene holds 1 to 4 objects, not {self.max_objects}")
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        return tuple(
+            (colour, shape)
+            for colour in self.colours
+            for shape in self.shapes
+            if (colour, shape) not in self.held_out_kinds
+        )
+
+
+@dataclass(frozen=True)
+class Box:
+    """Corners in pixels; x to the right, y downwards."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        return (self.x0 + self.x1) / 2, (self.y0 + self.y1) / 2
+
+    @property
+    def width(self) -> float:
+        return self.x1 - self.x0
+
+    @property
+    def height(self) -> float:
+        return self.y1 - self.y0
+
+    def gap_to(self, other: Box) -> float:
+        """Free pixels between two boxes along the axis that separates them best; negative if they overlap."""
+        return max(self.x0 - other.x1, other.x0 - self.x1, self.y0 - other.y1, other.y0 - self.y1)
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    shape: str
+    colour: str
+    size: str
+    box: Box
+
+    @property
+    def kind(self) -> Kind:
+        return self.colour, self.shape
+
+
+@dataclass(frozen=True)
+class Scene:
+    objects: tuple[SceneObject, ...]
+    background: str
+    image_size: int = 64
+
+
+FULL_WORLD = World()
+
+POCKET_WORLD = World(
+    shapes=("circle", "square", "triangle", "cross"),
+    colours=("red", "green", "blue", "yellow", "purple", "cyan"),
+    sizes=("large",),
+    backgrounds=("white",),
+    held_out_kinds=(("yellow", "triangle"), ("purple", "cross")),
+    held_out_relations=(
+        ("circle", "left", "cross"), ("cross", "right", "circle"),
+        ("square", "above", "triangle"), ("triangle", "below", "square"),
+    ),
+)
+
+WORLDS: dict[str, World] = {"full": FULL_WORLD, "pocket": POCKET_WORLD}
