@@ -1,0 +1,177 @@
+"""Whole-image captions: a description (what is said) is drawn first, then put into words.
+
+`describe` tells the truth in full; `blur` makes of it what web alt-text would: true still, but with attributes,
+relations, counts or whole objects left out or made vague.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+from dpt.data.scenes.draws import Draws
+from dpt.data.scenes.facts import Absent, Count, Fact, Noun, Related
+from dpt.data.scenes.layout import related
+from dpt.data.scenes.words import (
+    BACKGROUND_ENDING,
+    NUMBERS,
+    OPENINGS,
+    RELATION_WORDS,
+    SCENE_WORDS,
+    VAGUE,
+    article,
+    choose_word,
+    noun_words,
+)
+from dpt.data.scenes.world import RELATIONS, Scene, SceneObject, World
+
+
+@dataclass(frozen=True)
+class Group:
+    noun: Noun
+    n: int
+    vague: bool = False
+    """Said without a number: "some circles"."""
+
+
+@dataclass(frozen=True)
+class Description:
+    groups: tuple[Group, ...]
+    relation: str | None = None
+    """Of the first group to the second; both are then single things."""
+    absent: Noun | None = None
+    exact: bool = True
+    """Whether "a circle" means just one circle; in vague captions it means one at least."""
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        facts: list[Fact] = [
+            Count(g.noun, 2 if g.vague else g.n, exact=self.exact and not g.vague) for g in self.groups
+        ]
+        if self.relation:
+            facts.append(Related(self.groups[0].noun, self.relation, self.groups[1].noun))
+        if self.absent:
+            facts.append(Absent(self.absent))
+        return tuple(facts)
+
+
+@dataclass(frozen=True)
+class Caption:
+    text: str
+    facts: tuple[Fact, ...]
+
+
+def caption(scene: Scene, world: World, draws: Draws, noise: float = 0.0) -> Caption:
+    """A true caption of the scene; `noise` in [0, 1] is how much of the truth alt-text would lose."""
+    description = describe(scene, world, draws)
+    if noise and draws.chance(noise * 0.08):
+        return Caption(draws.pick(SCENE_WORDS), ())
+    if noise:
+        description = blur(description, draws, noise)
+    return Caption(say(description, draws), description.facts)
+
+
+def describe(scene: Scene, world: World, draws: Draws) -> Description:
+    counts = Counter(thing.kind for thing in scene.objects)
+    kinds = draws.some(list(counts), len(counts))
+    groups = tuple(Group(Noun(colour, shape), counts[colour, shape]) for colour, shape in kinds)
+    singles = [g for g in groups if g.n == 1]
+    if len(singles) >= 2 and draws.chance(0.6):
+        ordered = (*singles[:2], *(g for g in groups if g not in singles[:2]))
+        relation = _true_relation(scene, ordered[0].noun, ordered[1].noun, world, draws)
+        if relation:
+            return Description(ordered if draws.chance(0.5) else ordered[:2], relation)
+    if len(counts) > 1 and draws.chance(0.15):
+        by_shape = _by_shape(scene)
+        if by_shape:
+            return Description(by_shape)
+    if draws.chance(0.2):
+        return Description(groups, absent=_something_absent(scene, world, draws))
+    return Description(groups)
+
+
+def blur(description: Description, draws: Draws, noise: float) -> Description:
+    groups = list(description.groups)
+    relation = None if draws.chance(0.5 * noise) else description.relation
+    absent = None if draws.chance(0.5 * noise) else description.absent
+    if len(groups) > 1 and draws.chance(0.3 * noise):
+        groups.pop(draws.below(len(groups)))
+        relation = None
+    merged: dict[Noun, Group] = {}
+    for group in groups:
+        noun = group.noun
+        if draws.chance(0.35 * noise):
+            noun = replace(noun, colour=None)
+        if draws.chance(0.1 * noise):
+            noun = replace(noun, shape=None)
+        vague = group.n > 1 and draws.chance(0.5 * noise)
+        before = merged.get(noun)
+        merged[noun] = Group(noun, group.n + (before.n if before else 0), vague or bool(before and before.vague))
+    if relation and len(merged) < len(groups):
+        relation = None
+    return Description(tuple(merged.values()), relation, absent, exact=False)
+
+
+def say(description: Description, draws: Draws | None = None) -> str:
+    """The description in words; without draws always in the same, plainest ones."""
+    parts = [_group_words(group, draws) for group in description.groups]
+    if description.relation:
+        relation = choose_word(RELATION_WORDS[description.relation], draws)
+        parts = [f"{parts[0]} {relation} {parts[1]}", *parts[2:]]
+    if description.absent:
+        absent = " ".join(noun_words(description.absent, draws, many=True))
+        parts[-1] += f" without {'any ' if draws and draws.chance(0.3) else ''}{absent}"
+    text = " and ".join(parts)
+    if draws is None:
+        return text
+    opening = draws.pick(OPENINGS)
+    if draws.chance(0.1):
+        text += f" {BACKGROUND_ENDING}"
+    return f"{opening} {text}".strip()
+
+
+def _group_words(group: Group, draws: Draws | None) -> str:
+    many = group.n > 1
+    words = noun_words(group.noun, draws, many)
+    if group.vague:
+        return " ".join([draws.pick(VAGUE) if draws else VAGUE[0], *words])
+    if many:
+        return " ".join([NUMBERS[group.n], *words])
+    if draws and draws.chance(0.1):
+        return " ".join(["one", *words])
+    return " ".join([article(words[0]), *words])
+
+
+def _true_relation(scene: Scene, first: Noun, second: Noun, world: World, draws: Draws) -> str | None:
+    a = next(thing for thing in scene.objects if first.matches(thing))
+    b = next(thing for thing in scene.objects if second.matches(thing))
+    true = [
+        relation
+        for relation in RELATIONS
+        if related(a.box, b.box, relation) and (a.shape, relation, b.shape) not in world.held_out_relations
+    ]
+    return draws.pick(true) if true else None
+
+
+def _by_shape(scene: Scene) -> tuple[Group, ...] | None:
+    """ "three circles" of whatever colours."""
+    counts = Counter(thing.shape for thing in scene.objects)
+    if max(counts.values()) < 2:
+        return None
+    return tuple(Group(Noun(shape=shape), n) for shape, n in counts.items())
+
+
+def _something_absent(scene: Scene, world: World, draws: Draws) -> Noun | None:
+    """A shape, or a kind whose colour or shape does occur, that the scene does not contain."""
+    shapes = [shape for shape in world.shapes if all(thing.shape != shape for thing in scene.objects)]
+    near = [kind for kind in world.kinds if _close_to(kind, scene.objects)]
+    if near and draws.chance(0.3):
+        return Noun(*draws.pick(near))
+    return Noun(shape=draws.pick(shapes)) if shapes else None
+
+
+def _close_to(kind: tuple[str, str], objects: tuple[SceneObject, ...]) -> bool:
+    colour, shape = kind
+    return all(thing.kind != kind for thing in objects) and any(
+        colour == thing.colour or shape == thing.shape for thing in objects
+    )

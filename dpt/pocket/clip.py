@@ -1,0 +1,100 @@
+"""A small CLIP, trained contrastively on scenes: its text tower conditions the UNet, the pair scores images."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+from dpt.data.scenes.captions import Caption, caption
+from dpt.data.scenes.draws import Draws
+from dpt.data.scenes.facts import all_hold
+from dpt.data.scenes.layout import scene
+from dpt.data.scenes.negatives import hard_caption
+from dpt.data.scenes.render import render
+from dpt.data.scenes.words import vocabulary
+from dpt.data.scenes.world import Scene, World
+from dpt.pocket.recipe import TextRecipe
+from dpt.pocket.tokenizer import build_tokenizer
+
+CAPTION_NOISE = 0.35
+HARD_SHARE = 0.5
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+
+
+def build_clip(recipe: TextRecipe, tokenizer: CLIPTokenizer) -> CLIPModel:
+    tower = {
+        "hidden_size": recipe.width,
+        "intermediate_size": 4 * recipe.width,
+        "num_attention_heads": recipe.heads,
+        "projection_dim": recipe.width,
+    }
+    text = tower | {
+        "vocab_size": len(tokenizer),
+        "num_hidden_layers": recipe.layers,
+        "max_position_embeddings": recipe.length,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = tower | {"image_size": 64, "patch_size": recipe.patch, "num_hidden_layers": recipe.image_layers}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=recipe.width)
+    return CLIPModel(config)
+
+
+def tokens(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
+    return tokenizer(
+        texts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
+    ).input_ids
+
+
+def clip_pixels(images: list[np.ndarray]) -> Tensor:  # type: ignore[type-arg]
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+    return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(DEVIATION)[:, None, None]
+
+
+class ClipStage:
+    name = "clip"
+
+    def __init__(self, recipe: TextRecipe, world: World, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.recipe, self.world, self.seed = recipe, world, seed
+        self.tokenizer = build_tokenizer(vocabulary(), recipe.length)
+        self.model = build_clip(recipe, self.tokenizer)
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        n = self.recipe.schedule.batch
+        scenes = [scene(self.seed, step * n + i, self.world) for i in range(n)]
+        captions, hard = self._captions(scenes, step)
+        texts = captions + hard
+        truth = torch.tensor([[all_hold(text.facts, s.objects) for text in texts] for s in scenes])
+        dtype = self.model.dtype
+        pixels = clip_pixels([render(s) for s in scenes]).to(dtype)
+        image = self.model.get_image_features(pixel_values=pixels).pooler_output
+        words = self.model.get_text_features(input_ids=tokens(self.tokenizer, [t.text for t in texts])).pooler_output
+        scale = self.model.logit_scale.float().exp().clamp(max=100)
+        logits = scale * F.normalize(image.float(), dim=-1) @ F.normalize(words.float(), dim=-1).T
+        # A caption that happens to be true of another picture of the batch is not a negative for it.
+        own = torch.zeros_like(truth)
+        own[torch.arange(n), torch.arange(n)] = True
+        logits = logits.masked_fill(truth & ~own, float("-inf"))
+        target = torch.arange(n)
+        to_text = F.cross_entropy(logits, target)
+        to_image = F.cross_entropy(logits[:, :n].T, target)
+        hit = (logits.argmax(1) == target).float().mean()
+        return {"loss": (to_text + to_image) / 2, "to_text": to_text, "to_image": to_image, "hit": hit}
+
+    def _captions(self, scenes: list[Scene], step: int) -> tuple[list[Caption], list[Caption]]:
+        captions, hard = [], []
+        for i, s in enumerate(scenes):
+            draws = Draws("clip", self.seed, step, i)
+            pair = hard_caption(s, self.world, draws) if draws.chance(HARD_SHARE) else None
+            if pair is None:
+                captions.append(caption(s, self.world, draws, CAPTION_NOISE))
+            else:
+                captions.append(pair.right)
+                hard.append(pair.wrong)
+        return captions, hard

@@ -1,0 +1,112 @@
+"""A checkpoint is a folder whose manifest is written last: a partial one is never picked up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dpt.errors import UserError
+
+MANIFEST = "manifest.json"
+STEP_FOLDER = re.compile(r"checkpoint-(\d+)")
+
+
+def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+    """Write `tensors` (one safetensors file per group) and `state` as root/checkpoint-STEP, all or nothing."""
+    final = root / f"checkpoint-{step}"
+    temporary = root / f".checkpoint-{step}.{os.getpid()}.tmp"
+    temporary.mkdir(parents=True)
+    try:
+        for group, content in tensors.items():
+            save_file({key: value.detach().contiguous() for key, value in content.items()},
+                      temporary / f"{group}.safetensors")
+        (temporary / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
+        files = sorted(temporary.iterdir())
+        manifest = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files}
+        for file in files:
+            _flush(file)
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        _flush(temporary / MANIFEST)
+        _flush(temporary)
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+        _flush(root)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return final
+
+
+def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    problem = fault(folder)
+    if problem:
+        raise UserError(f"checkpoint {folder} cannot be used: {problem}")
+    tensors = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
+    return tensors, json.loads((folder / "state.json").read_text())
+
+
+def newest_good(root: Path) -> Path | None:
+    """The newest complete checkpoint; says aloud which newer ones it had to pass over."""
+    for folder in sorted(_step_folders(root), key=_step_of, reverse=True):
+        problem = fault(folder)
+        if problem is None:
+            return folder
+        print(f"warning: passing over {folder}: {problem}")
+    return None
+
+
+def fault(folder: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        for name, facts in manifest.items():
+            file = folder / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != facts["bytes"] or sha256(file) != facts["sha256"]:
+                return f"{name} is not what was saved (size or SHA-256 differs)"
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}, so it was never finished"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its {MANIFEST} cannot be read ({error})"
+    return None
+
+
+def keep_newest(root: Path, limit: int) -> None:
+    for folder in sorted(_step_folders(root), key=_step_of)[:-limit]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _step_folders(root: Path) -> Iterator[Path]:
+    if root.is_dir():
+        yield from (path for path in root.iterdir() if STEP_FOLDER.fullmatch(path.name) and path.is_dir())
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("checkpoint-"))
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
