@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from dpt.records import read_record
 
 RECIPE_FILE = Path(__file__).with_name("recipe.json")
 
@@ -47,19 +47,35 @@ class VaeRecipe:
 
 
 @dataclass(frozen=True)
+class Phase:
+    """A stretch of the denoiser's training."""
+
+    until: float
+    """Share of the steps at which it ends."""
+    noise: float
+    """How much of the truth the captions lose."""
+    sorts: tuple[tuple[str, float], ...] = ()
+    """Weights of the sorts of scene; empty: the world's own."""
+
+
+@dataclass(frozen=True)
 class UNetRecipe:
-    channels: tuple[int, ...] = (64, 128, 192)
+    channels: tuple[int, ...] = (48, 96, 160)
     layers_per_block: int = 1
     attention: tuple[bool, ...] = (False, True, True)
     """Per level, finest first: does it have self- and cross-attention?"""
     head_width: int = 32
-    latents: int = 60_000
+    beta_start: float = 0.00085
+    beta_end: float = 0.018
+    latents: int = 40_000
     """Scenes encoded once and drawn from again, each time with a fresh caption."""
-    clean_share: float = 0.35
-    """First share of the steps, with few objects and truthful captions only."""
+    phases: tuple[Phase, ...] = (
+        Phase(until=0.15, noise=0.0, sorts=(("single", 0.7), ("pair", 0.3))),
+        Phase(until=1.0, noise=0.6),
+    )
     caption_dropout: float = 0.1
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(steps=20_000, batch=16, learning_rate=1e-3, averaging=0.9993)
+        default_factory=lambda: Schedule(steps=24_000, batch=20, learning_rate=1.2e-3, averaging=0.9993)
     )
 
 
@@ -73,28 +89,4 @@ class Recipe:
 
 
 def read_recipe(file: Path = RECIPE_FILE) -> Recipe:
-    return _build(Recipe, json.loads(file.read_text()), str(file))
-
-
-def _build(kind: Any, content: dict[str, Any], where: str) -> Any:
-    known = {f.name: f for f in fields(kind)}
-    unknown = sorted(set(content) - set(known))
-    if unknown:
-        raise ValueError(f"{where}: unknown keys {unknown}; {kind.__name__} has {sorted(known)}")
-    defaults = kind() if all(_has_default(f) for f in known.values()) else None
-    values: dict[str, Any] = {}
-    for name, value in content.items():
-        default = getattr(defaults, name, None)
-        if isinstance(value, dict):
-            values[name] = _build(type(default) if is_dataclass(default) else Schedule, value, f"{where}: {name}")
-        else:
-            values[name] = tuple(value) if isinstance(value, list) else value
-    return kind(**values)
-
-
-def _has_default(f: Any) -> bool:
-    return repr(f.default) != "<dataclasses._MISSING_TYPE object>" or callable(f.default_factory)
-
-
-def as_dict(recipe: Any) -> dict[str, Any]:
-    return asdict(recipe)
+    return read_record(Recipe, file)

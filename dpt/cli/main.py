@@ -1,0 +1,35 @@
+"""The `dpt` command: finds the entry point that the first words name and hands it the rest."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from dpt.cli.flags import parse
+from dpt.errors import UserError, run_command
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "pocket build": ("dpt.cli.pocket:build", "make the embedded model from nothing, resumably"),
+}
+
+
+def main() -> None:
+    sys.exit(run_command(lambda: run(sys.argv[1:])))
+
+
+def run(words: list[str]) -> None:
+    if not words or words[0] in ("-h", "--help"):
+        print(overview())
+        return
+    name = next((n for n in COMMANDS if words[: len(n.split())] == n.split()), None)
+    if name is None:
+        raise UserError(f"there is no command 'dpt {' '.join(words[:2])}'; the commands are: {', '.join(COMMANDS)}")
+    module, function = COMMANDS[name][0].split(":")
+    entry = getattr(importlib.import_module(module), function)
+    entry(parse(entry, words[len(name.split()) :], prog=f"dpt {name}"))
+
+
+def overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  dpt {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(["Discriminative probing and tuning for text-to-image models.", "", *lines, "", "Each has --help."])

@@ -1,0 +1,129 @@
+"""The pocket's denoiser: trained on latents of scenes under alt-text-like captions with caption dropout."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from dpt.data.scenes.captions import caption
+from dpt.data.scenes.draws import Draws
+from dpt.data.scenes.layout import scene
+from dpt.data.scenes.world import World
+from dpt.pocket.clip import tokens
+from dpt.pocket.recipe import Phase, UNetRecipe
+from dpt.pocket.vae import pictures
+
+CHUNK = 1000
+
+
+def build_unet(recipe: UNetRecipe, latent_channels: int, text_width: int, latent_size: int = 16) -> UNet2DConditionModel:
+    down = ["CrossAttnDownBlock2D" if yes else "DownBlock2D" for yes in recipe.attention]
+    up = ["CrossAttnUpBlock2D" if yes else "UpBlock2D" for yes in reversed(recipe.attention)]
+    return UNet2DConditionModel(
+        sample_size=latent_size,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        layers_per_block=recipe.layers_per_block,
+        block_out_channels=recipe.channels,
+        down_block_types=tuple(down),
+        up_block_types=tuple(up),
+        cross_attention_dim=text_width,
+        # diffusers reads this as the number of heads per level, as Stable Diffusion 2's own config does
+        attention_head_dim=tuple(width // recipe.head_width for width in recipe.channels),
+        norm_num_groups=16,
+        use_linear_projection=True,
+    )
+
+
+def build_scheduler(recipe: UNetRecipe) -> DDIMScheduler:
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="scaled_linear",
+        beta_start=recipe.beta_start,
+        beta_end=recipe.beta_end,
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        timestep_spacing="trailing",
+    )
+
+
+@torch.no_grad()
+def encode_scenes(vae: AutoencoderKL, world: World, seed: int, n: int, folder: Path) -> Tensor:
+    """Latents (posterior means) of scenes 0 … n-1, kept in `folder` by chunks so that a cut run continues."""
+    folder.mkdir(parents=True, exist_ok=True)
+    chunks = []
+    for first in tqdm(range(0, n, CHUNK), desc="latents", unit="chunk"):
+        file = folder / f"{first:07d}.safetensors"
+        if not file.exists():
+            parts = [
+                vae.encode(pictures(world, seed, first + i, 50).to(vae.dtype)).latent_dist.mean.half()
+                for i in range(0, CHUNK, 50)
+            ]
+            temporary = file.with_suffix(".tmp")
+            save_file({"latents": torch.cat(parts).contiguous()}, temporary)
+            temporary.rename(file)
+        chunks.append(load_file(file)["latents"])
+    return torch.cat(chunks)[:n]
+
+
+class UNetStage:
+    name = "unet"
+
+    def __init__(
+        self,
+        recipe: UNetRecipe,
+        world: World,
+        seed: int,
+        latents: Tensor,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+    ) -> None:
+        torch.manual_seed(seed)
+        self.recipe, self.world, self.seed = recipe, world, seed
+        self.latents, self.text_encoder, self.tokenizer = latents, text_encoder, tokenizer
+        self.model = build_unet(recipe, latents.shape[1], text_encoder.config.hidden_size, latents.shape[-1])
+        # On a CPU, attention written out is faster to differentiate than the fused one at these head widths.
+        self.model.set_attn_processor(AttnProcessor())
+        self.scheduler = build_scheduler(recipe)
+        self.by_sort = defaultdict(list)
+        for index in range(len(latents)):
+            self.by_sort[Draws("scene", seed, index).pick_weighted(world.sorts)].append(index)
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        n = self.recipe.schedule.batch
+        phase = self._phase(step)
+        texts, indices = [], []
+        for i in range(n):
+            draws = Draws("unet", self.seed, step, i)
+            index = draws.pick(self.by_sort[draws.pick_weighted(phase.sorts or self.world.sorts)])
+            said = caption(scene(self.seed, index, self.world), self.world, draws, phase.noise)
+            texts.append("" if draws.chance(self.recipe.caption_dropout) else said.text)
+            indices.append(index)
+        clean = self.latents[indices].float()
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        noise = torch.randn(clean.shape, generator=generator)
+        t = torch.randint(0, self.scheduler.config.num_train_timesteps, (n,), generator=generator)
+        with torch.no_grad():
+            states = self.text_encoder(tokens(self.tokenizer, texts)).last_hidden_state
+        dtype = self.model.dtype
+        noisy = self.scheduler.add_noise(clean, noise, t)
+        predicted = self.model(noisy.to(dtype), t, states.to(dtype)).sample.float()
+        return {"loss": (predicted - self.scheduler.get_velocity(clean, noise, t)).square().mean()}
+
+    def _phase(self, step: int) -> Phase:
+        done = step / self.recipe.schedule.steps
+        for phase in self.recipe.phases:
+            if done < phase.until:
+                return phase
+        return replace(self.recipe.phases[-1])
