@@ -1,0 +1,93 @@
+"""The pocket suite: prompts drawn from the scene grammar, by category.
+
+Everything counted must be there in exactly the number said and, but for negation, nothing else may be; a relation needs
+its margin (6 pixels between centres); an unreadable object fails the picture, since nothing can be said of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dpt.data.scenes.captions import Description, Group, say
+from dpt.data.scenes.draws import Draws
+from dpt.data.scenes.facts import Noun
+from dpt.data.scenes.world import POCKET_WORLD, RELATIONS, World
+from dpt.evaluation.suites.base import Prompt
+
+SUITE_ID = "pocket-1"
+
+
+def pocket_prompts(category: str, n: int, seed: int = 0, world: World = POCKET_WORLD) -> list[Prompt]:
+    prompts = []
+    for i in range(n):
+        description = CATEGORIES[category](Draws(SUITE_ID, seed, category, i), world)
+        prompts.append(
+            Prompt(
+                id=f"{category}-{seed}-{i:04d}",
+                category=category,
+                text=say(description),
+                facts=description.facts,
+                closed=description.absent is None,
+                unseen=_unseen(description, world),
+            )
+        )
+    return prompts
+
+
+def _single(draws: Draws, world: World) -> Description:
+    return Description((Group(_noun(draws, world), 1),))
+
+
+def _binding(draws: Draws, world: World) -> Description:
+    return Description(_two(draws, world))
+
+
+def _count(draws: Draws, world: World) -> Description:
+    return Description((Group(_noun(draws, world), 1 + draws.below(4)),))
+
+
+def _spatial(draws: Draws, world: World) -> Description:
+    return Description(_two(draws, world), relation=draws.pick(RELATIONS))
+
+
+def _negation(draws: Draws, world: World) -> Description:
+    said = _noun(draws, world)
+    absent = draws.pick([shape for shape in world.shapes if shape != said.shape])
+    return Description((Group(said, 1 + draws.below(2)),), absent=Noun(shape=absent))
+
+
+def _complex(draws: Draws, world: World) -> Description:
+    first, second = _two(draws, world)
+    used = {first.noun, second.noun}
+    third = _noun(draws, world)
+    while third in used:
+        third = _noun(draws, world)
+    return Description((first, second, Group(third, 1 + draws.below(2))), relation=draws.pick(RELATIONS))
+
+
+CATEGORIES: dict[str, Callable[[Draws, World], Description]] = {
+    "single": _single,
+    "binding": _binding,
+    "count": _count,
+    "spatial": _spatial,
+    "negation": _negation,
+    "complex": _complex,
+}
+
+
+def _noun(draws: Draws, world: World) -> Noun:
+    """Any colour with any shape, those held out of training included."""
+    return Noun(draws.pick(world.colours), draws.pick(world.shapes))
+
+
+def _two(draws: Draws, world: World) -> tuple[Group, Group]:
+    colours, shapes = draws.some(world.colours, 2), draws.some(world.shapes, 2)
+    return Group(Noun(colours[0], shapes[0]), 1), Group(Noun(colours[1], shapes[1]), 1)
+
+
+def _unseen(description: Description, world: World) -> bool:
+    nouns = [group.noun for group in description.groups]
+    if any((noun.colour, noun.shape) in world.held_out_kinds for noun in nouns):
+        return True
+    relation = description.relation
+    return bool(relation) and (nouns[0].shape, relation, nouns[1].shape) in world.held_out_relations
