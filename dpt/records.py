@@ -50,7 +50,8 @@ def _convert(kind: Any, content: Any, where: str) -> Any:
             return tuple(_convert(arms[0], item, f"{where}[{i}]") for i, item in enumerate(content))
         if len(arms) != len(content):
             raise UserError(f"{where}: expected {len(arms)} values, got {len(content)}")
-        return tuple(_convert(arm, item, f"{where}[{i}]") for i, (arm, item) in enumerate(zip(arms, content, strict=True)))
+        pairs = zip(arms, content, strict=True)
+        return tuple(_convert(arm, item, f"{where}[{i}]") for i, (arm, item) in enumerate(pairs))
     if kind is float and isinstance(content, int) and not isinstance(content, bool):
         return float(content)
     if kind is Path and isinstance(content, str):

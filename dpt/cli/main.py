@@ -32,4 +32,5 @@ def run(words: list[str]) -> None:
 def overview() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  dpt {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items()]
-    return "\n".join(["Discriminative probing and tuning for text-to-image models.", "", *lines, "", "Each has --help."])
+    title = "Discriminative probing and tuning for text-to-image models."
+    return "\n".join([title, "", *lines, "", "Each has --help."])

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dpt.errors import fail
+
+if TYPE_CHECKING:
+    from dpt.pocket.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -20,22 +28,35 @@ class BuildOptions:
     """Stop this sitting after so many minutes."""
     stages: tuple[str, ...] = ("clip", "vae", "unet")
     """Which stages to train now."""
+    processes: int = 1
+    """Processes that share each batch of the denoiser. One per core is faster than one with many threads."""
     threads: int | None = None
-    """CPU threads; one is faster than two when anything else runs."""
+    """CPU threads of each process; default: one when there are several processes, else what torch chooses."""
 
 
 def build(options: BuildOptions) -> None:
-    from dpt.pocket.build import STAGES, limit_threads
-    from dpt.pocket.build import build as build_pocket
-    from dpt.pocket.recipe import RECIPE_FILE, read_recipe
-
-    from dpt.errors import fail
+    from dpt.pocket.build import STAGES
+    from dpt.pocket.workers import launch
 
     unknown = [stage for stage in options.stages if stage not in STAGES]
     if unknown:
         fail(f"unknown stage {unknown[0]!r}; the stages are {', '.join(STAGES)}")
-    limit_threads(options.threads)
-    done = build_pocket(
-        read_recipe(options.recipe or RECIPE_FILE), options.work, options.out, options.minutes, options.stages
-    )
-    print("every stage is complete" if done else "not complete yet: run the same command again to go on")
+    if options.processes < 1:
+        fail(f"--processes must be at least 1, not {options.processes}")
+    until = None if options.minutes is None else time.time() + 60 * options.minutes
+    launch(options.processes, partial(_build, options, until))
+
+
+def _build(options: BuildOptions, until: float | None, workers: Workers) -> None:
+    import torch
+
+    from dpt.pocket.build import build as build_pocket
+    from dpt.pocket.recipe import RECIPE_FILE, read_recipe
+
+    threads = options.threads or (1 if workers.count > 1 else None)
+    if threads:
+        torch.set_num_threads(threads)
+    recipe = read_recipe(options.recipe or RECIPE_FILE)
+    done = build_pocket(recipe, options.work, options.out, until, options.stages, workers)
+    if workers.first:
+        print("every stage is complete" if done else "not complete yet: run the same command again to go on")

@@ -12,10 +12,10 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import nn
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer
 
+from dpt.data.scenes.words import vocabulary
 from dpt.pocket.clip import DEVIATION, MEAN, ClipStage
 from dpt.pocket.tokenizer import END, START
 from dpt.pocket.unet import UNetStage
-from dpt.data.scenes.words import vocabulary
 
 KEPT = ("README.md",)
 
@@ -77,7 +77,10 @@ class _rounded:
 
 def _image_processor() -> CLIPImageProcessor:
     return CLIPImageProcessor(
-        size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}, image_mean=list(MEAN), image_std=list(DEVIATION)
+        size={"shortest_edge": 64},
+        crop_size={"height": 64, "width": 64},
+        image_mean=list(MEAN),
+        image_std=list(DEVIATION),
     )
 
 

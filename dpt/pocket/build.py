@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import CLIPModel, CLIPTextModel
 
-from dpt.data.scenes.world import WORLDS, World
+from dpt.data.scenes.world import WORLDS
 from dpt.errors import UserError
 from dpt.pocket.assemble import assemble
 from dpt.pocket.clip import ClipStage
@@ -18,35 +16,40 @@ from dpt.pocket.loop import Stage, run
 from dpt.pocket.recipe import Recipe, Schedule
 from dpt.pocket.unet import UNetStage, encode_scenes
 from dpt.pocket.vae import VaeStage, pictures, whiten
+from dpt.pocket.workers import Workers
 from dpt.records import to_plain
 
 STAGES = ("clip", "vae", "unet")
 WHITENING_SCENES = 512
 
 
-def build(recipe: Recipe, work: Path, out: Path, minutes: float | None = None, stages: tuple[str, ...] = STAGES) -> bool:
-    """Train what is not trained yet, for at most `minutes`, and write `out` once there is a denoiser.
+def build(
+    recipe: Recipe, work: Path, out: Path, until: float | None, stages: tuple[str, ...], workers: Workers
+) -> bool:
+    """Train what is not trained yet, up to the clock time `until`, and write `out` once there is a denoiser.
 
     True when every asked stage has come to its end.
     """
-    until = None if minutes is None else time.time() + 60 * minutes
     world = WORLDS[recipe.world]
     complete = True
     clip_stage = ClipStage(recipe.text, world, recipe.seed)
     vae_stage = VaeStage(recipe.vae, world, recipe.seed)
     if "clip" in stages:
-        complete &= _train(clip_stage, recipe.text.schedule, recipe.text, work, until)
-    if "vae" in stages and _train(vae_stage, recipe.vae.schedule, recipe.vae, work, until):
-        whiten(vae_stage.model, pictures(vae_stage.world, recipe.seed + 1, 0, WHITENING_SCENES))
-    else:
-        complete &= "vae" not in stages
+        complete &= _train_alone(clip_stage, recipe.text.schedule, recipe.text, work, until, workers)
+    if "vae" in stages:
+        complete &= _train_alone(vae_stage, recipe.vae.schedule, recipe.vae, work, until, workers)
     if "unet" not in stages or not complete:
         return complete
+    whiten(vae_stage.model, pictures(vae_stage.world, recipe.seed + 1, 0, WHITENING_SCENES))
     text_encoder = text_tower(clip_stage.model)
+    if workers.first:
+        encode_scenes(vae_stage.model, world, recipe.seed, recipe.unet.latents, work / "latents")
+    workers.wait()
     latents = encode_scenes(vae_stage.model, world, recipe.seed, recipe.unet.latents, work / "latents")
     unet_stage = UNetStage(recipe.unet, world, recipe.seed, latents, text_encoder, clip_stage.tokenizer)
-    complete = _train(unet_stage, recipe.unet.schedule, recipe.unet, work, until)
-    assemble(out, clip_stage, text_encoder, vae_stage.model, unet_stage)
+    complete = _train(unet_stage, recipe.unet.schedule, recipe.unet, work, until, workers)
+    if workers.first:
+        assemble(out, clip_stage, text_encoder, vae_stage.model, unet_stage)
     return complete
 
 
@@ -57,10 +60,22 @@ def text_tower(clip: CLIPModel) -> CLIPTextModel:
     return tower.eval().requires_grad_(False)
 
 
-def _train(stage: Stage, schedule: Schedule, part: Any, work: Path, until: float | None) -> bool:
+def _train_alone(
+    stage: Stage, schedule: Schedule, part: Any, work: Path, until: float | None, workers: Workers
+) -> bool:
+    """By the first worker; the others wait and then read what it made."""
+    if not workers.first:
+        workers.wait()
+    complete = _train(stage, schedule, part, work, until, Workers())
+    if workers.first:
+        workers.wait()
+    return complete
+
+
+def _train(stage: Stage, schedule: Schedule, part: Any, work: Path, until: float | None, workers: Workers) -> bool:
     folder = work / stage.name
     _claim(folder, to_plain(part))
-    return run(stage, schedule, folder, until)
+    return run(stage, schedule, folder, until, workers)
 
 
 def _claim(folder: Path, part: dict[str, Any]) -> None:
@@ -75,10 +90,3 @@ def _claim(folder: Path, part: dict[str, Any]) -> None:
             record.write_text(json.dumps(part, indent=1))
     except OSError as error:
         raise UserError(f"cannot write the work folder {folder}: {error.strerror}") from error
-
-
-def limit_threads(threads: int | None) -> None:
-    if threads:
-        torch.set_num_threads(threads)
-
-

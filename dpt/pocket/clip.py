@@ -65,9 +65,9 @@ class ClipStage:
         self.tokenizer = build_tokenizer(vocabulary(), recipe.length)
         self.model = build_clip(recipe, self.tokenizer)
 
-    def losses(self, step: int) -> dict[str, Tensor]:
-        n = self.recipe.schedule.batch
-        scenes = [scene(self.seed, step * n + i, self.world) for i in range(n)]
+    def losses(self, step: int, rows: range) -> dict[str, Tensor]:
+        n = len(rows)
+        scenes = [scene(self.seed, step * n + i, self.world) for i in rows]
         captions, hard = self._captions(scenes, step)
         texts = captions + hard
         truth = torch.tensor([[all_hold(text.facts, s.objects) for text in texts] for s in scenes])

@@ -16,22 +16,26 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dpt.pocket.recipe import Schedule
+from dpt.pocket.workers import Workers
 from dpt.training import checkpoint
 from dpt.training.optimise import MasterWeights, rate
 
 SAVE_SECONDS = 240
 LOG_EVERY = 50
+ALONE = Workers()
 
 
 class Stage(Protocol):
     name: str
     model: nn.Module
 
-    def losses(self, step: int) -> dict[str, Tensor]:
-        """Named scalars of one step; the one called "loss" is minimised."""
+    def losses(self, step: int, rows: range) -> dict[str, Tensor]:
+        """Named scalars over those rows of the step's batch; the one called "loss" is minimised."""
 
 
-def run(stage: Stage, schedule: Schedule, folder: Path, until: float | None = None) -> bool:
+def run(
+    stage: Stage, schedule: Schedule, folder: Path, until: float | None = None, workers: Workers = ALONE
+) -> bool:
     """Train a stage to its last step, or to the clock time `until`; True when it is complete.
 
     Afterwards the stage's model holds the averaged weights.
@@ -40,27 +44,38 @@ def run(stage: Stage, schedule: Schedule, folder: Path, until: float | None = No
     optimiser = MasterWeights(stage.model, dtype, (0.9, schedule.beta2), schedule.weight_decay)
     step = _resume(optimiser, schedule, folder, stage.name)
     saved = time.monotonic()
+    rows = workers.rows(schedule.batch)
+    late = False
     stage.model.train()
-    with tqdm(total=schedule.steps, initial=step, desc=stage.name, mininterval=5, unit="step") as bar:
-        while step < schedule.steps and (until is None or time.time() < until):
-            losses = stage.losses(step)
+    with tqdm(total=schedule.steps, initial=step, desc=stage.name, unit="step", disable=not workers.first) as bar:
+        while step < schedule.steps and not late:
+            losses = stage.losses(step, rows)
             losses["loss"].backward()  # type: ignore[no-untyped-call]
+            late = workers.average(optimiser.take_gradients(), until is not None and time.time() > until)
             lr = rate(step, schedule.steps, schedule.learning_rate, schedule.warmup, schedule.decay)
             norm = optimiser.step(lr, schedule.clip, min(schedule.averaging, (1 + step) / (10 + step)))
             step += 1
             bar.update()
+            if not workers.first:
+                continue
             if step % LOG_EVERY == 0:
-                _log(folder, bar, {"step": step, "lr": lr, "norm": float(norm)} | {k: float(v) for k, v in losses.items()})
+                values = {"norm": norm, **losses}
+                _log(folder, bar, {"step": step, "lr": lr} | {k: float(v) for k, v in values.items()})
             if time.monotonic() - saved > SAVE_SECONDS:
                 _save(optimiser, schedule, folder, step)
                 saved = time.monotonic()
-    _save(optimiser, schedule, folder, step)
-    optimiser.use_average()
+    if workers.first:
+        _save(optimiser, schedule, folder, step)
+    workers.wait()
+    _finish(stage, optimiser)
+    return step >= schedule.steps
+
+
+def _finish(stage: Stage, optimiser: MasterWeights) -> None:
     stage.model.float().eval()
     with torch.no_grad():
         for p, average in zip(optimiser.working, optimiser.average, strict=True):
             p.copy_(average)
-    return step >= schedule.steps
 
 
 def _resume(optimiser: MasterWeights, schedule: Schedule, folder: Path, name: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 from transformers import CLIPTokenizer
@@ -14,7 +15,7 @@ def learn_merges(words: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
     spelled = [[*word[:-1], word[-1] + "</w>"] for word in words]
     symbols = sorted({symbol for word in spelled for symbol in word})
     merges: list[tuple[str, str]] = []
-    while pairs := Counter(pair for word in spelled for pair in zip(word, word[1:], strict=False)):
+    while pairs := Counter(pair for word in spelled for pair in itertools.pairwise(word)):
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
         symbols.append("".join(best))

@@ -20,12 +20,12 @@ from dpt.data.scenes.layout import scene
 from dpt.data.scenes.world import World
 from dpt.pocket.clip import tokens
 from dpt.pocket.recipe import Phase, UNetRecipe
-from dpt.pocket.vae import pictures
+from dpt.pocket.vae import pictures, row_noise
 
 CHUNK = 1000
 
 
-def build_unet(recipe: UNetRecipe, latent_channels: int, text_width: int, latent_size: int = 16) -> UNet2DConditionModel:
+def build_unet(recipe: UNetRecipe, latent_channels: int, text_width: int, latent_size: int) -> UNet2DConditionModel:
     down = ["CrossAttnDownBlock2D" if yes else "DownBlock2D" for yes in recipe.attention]
     up = ["CrossAttnUpBlock2D" if yes else "UpBlock2D" for yes in reversed(recipe.attention)]
     return UNet2DConditionModel(
@@ -100,20 +100,18 @@ class UNetStage:
         for index in range(len(latents)):
             self.by_sort[Draws("scene", seed, index).pick_weighted(world.sorts)].append(index)
 
-    def losses(self, step: int) -> dict[str, Tensor]:
-        n = self.recipe.schedule.batch
+    def losses(self, step: int, rows: range) -> dict[str, Tensor]:
         phase = self._phase(step)
         texts, indices = [], []
-        for i in range(n):
+        for i in rows:
             draws = Draws("unet", self.seed, step, i)
             index = draws.pick(self.by_sort[draws.pick_weighted(phase.sorts or self.world.sorts)])
             said = caption(scene(self.seed, index, self.world), self.world, draws, phase.noise)
             texts.append("" if draws.chance(self.recipe.caption_dropout) else said.text)
             indices.append(index)
         clean = self.latents[indices].float()
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        noise = torch.randn(clean.shape, generator=generator)
-        t = torch.randint(0, self.scheduler.config.num_train_timesteps, (n,), generator=generator)
+        noise = row_noise(clean.shape, self.seed, step, rows)
+        t = torch.tensor([Draws("timestep", self.seed, step, i).below(1000) for i in rows])
         with torch.no_grad():
             states = self.text_encoder(tokens(self.tokenizer, texts)).last_hidden_state
         dtype = self.model.dtype

@@ -36,6 +36,12 @@ def pictures(world: World, seed: int, first: int, n: int) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
+def row_noise(shape: torch.Size, seed: int, step: int, rows: range) -> Tensor:
+    """Gaussian noise, row by row a function of (seed, step, row)."""
+    streams = [torch.Generator().manual_seed((seed * 1_000_003 + step) * 1009 + row) for row in rows]
+    return torch.stack([torch.randn(shape[1:], generator=stream) for stream in streams])
+
+
 class VaeStage:
     name = "vae"
 
@@ -45,13 +51,13 @@ class VaeStage:
         self.world = replace(world, held_out_kinds=())  # a picture may show what no caption of training says
         self.model = build_vae(recipe)
 
-    def losses(self, step: int) -> dict[str, Tensor]:
-        n = self.recipe.schedule.batch
-        real = pictures(self.world, self.seed, step * n, n)
+    def losses(self, step: int, rows: range) -> dict[str, Tensor]:
+        first = step * self.recipe.schedule.batch
+        real = pictures(self.world, self.seed, first + rows.start, len(rows))
         dtype = self.model.dtype
         posterior = self.model.encode(real.to(dtype)).latent_dist
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
-        noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + step))
+        noise = row_noise(mean.shape, self.seed, step, rows)
         latents = mean + noise * torch.exp(0.5 * logvar)
         made = self.model.decode(latents.to(dtype)).sample.float()
         pixels = F.l1_loss(made, real) + 2 * F.mse_loss(made, real)
@@ -70,5 +76,5 @@ def whiten(vae: AutoencoderKL, images: Tensor) -> None:
     vae.quant_conv.bias[:c].sub_(mean).div_(spread)
     vae.quant_conv.bias[c:].sub_(2 * spread.log())
     after = vae.post_quant_conv
-    after.bias.add_((after.weight[:, :, 0, 0] @ mean))
+    after.bias.add_(after.weight[:, :, 0, 0] @ mean)
     after.weight.mul_(spread[None, :, None, None])

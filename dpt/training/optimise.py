@@ -33,11 +33,15 @@ class MasterWeights:
         ]
         self.adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, foreach=True)
 
-    def step(self, learning_rate: float, clip: float, averaging: float) -> Tensor:
-        """One update from the working weights' gradients; returns the gradient norm before clipping."""
+    def take_gradients(self) -> list[Tensor]:
+        """Move the working weights' gradients to the masters, in fp32."""
         for master, p in zip(self.masters, self.working, strict=True):
-            master.grad = None if p.grad is None else p.grad.float()
+            master.grad = torch.zeros_like(master) if p.grad is None else p.grad.float()
             p.grad = None
+        return [master.grad for master in self.masters if master.grad is not None]
+
+    def step(self, learning_rate: float, clip: float, averaging: float) -> Tensor:
+        """One update; returns the gradient norm before clipping. A gradient that is not finite is not applied."""
         norm = torch.nn.utils.clip_grad_norm_(self.masters, clip, foreach=True)
         for group in self.adam.param_groups:
             group["lr"] = learning_rate

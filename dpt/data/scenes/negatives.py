@@ -51,7 +51,7 @@ def _falsify(right: Description, kind: str, world: World, draws: Draws) -> Descr
         return replace(right, relation=OPPOSITE[right.relation]) if right.relation else None
     if kind == "count":
         n = groups[at].n + (1 if draws.chance(0.5) else -1)
-        if right.relation and at < 2 or not 1 <= n <= 5:
+        if (right.relation and at < 2) or not 1 <= n <= 5:
             return None
         groups[at] = Group(noun, n)
         return replace(right, groups=tuple(groups))
