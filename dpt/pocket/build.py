@@ -42,10 +42,7 @@ def build(
         return complete
     whiten(vae_stage.model, pictures(vae_stage.world, recipe.seed + 1, 0, WHITENING_SCENES))
     text_encoder = text_tower(clip_stage.model)
-    if workers.first:
-        encode_scenes(vae_stage.model, world, recipe.seed, recipe.unet.latents, work / "latents")
-    workers.wait()
-    latents = encode_scenes(vae_stage.model, world, recipe.seed, recipe.unet.latents, work / "latents")
+    latents = encode_scenes(vae_stage.model, world, recipe.seed, recipe.unet.latents, work / "latents", workers)
     unet_stage = UNetStage(recipe.unet, world, recipe.seed, latents, text_encoder, clip_stage.tokenizer)
     complete = _train(unet_stage, recipe.unet.schedule, recipe.unet, work, until, workers)
     if workers.first:
@@ -79,12 +76,14 @@ def _train(stage: Stage, schedule: Schedule, part: Any, work: Path, until: float
 
 
 def _claim(folder: Path, part: dict[str, Any]) -> None:
-    """A stage's folder belongs to the recipe it was begun with."""
+    """A stage's folder belongs to the recipe it was begun with; only its length may change."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         record = folder / "recipe.json"
         if record.exists():
-            if json.loads(record.read_text()) != part:
+            begun = json.loads(record.read_text())
+            begun["schedule"]["steps"] = part["schedule"]["steps"]
+            if begun != part:
                 raise UserError(f"{folder} was begun with another recipe; give another --work folder or its own recipe")
         else:
             record.write_text(json.dumps(part, indent=1))

@@ -18,8 +18,8 @@ class Schedule:
     batch: int
     learning_rate: float
     warmup: int = 200
-    decay: float = 0.3
-    """Last share of the steps over which the rate falls to zero."""
+    decay: int = 500
+    """The rate falls to zero over so many last steps."""
     averaging: float = 0.998
     clip: float = 1.0
     weight_decay: float = 0.01
@@ -35,7 +35,7 @@ class TextRecipe:
     length: int = 32
     patch: int = 8
     image_layers: int = 4
-    schedule: Schedule = field(default_factory=lambda: Schedule(steps=1600, batch=64, learning_rate=1e-3))
+    schedule: Schedule = field(default_factory=lambda: Schedule(steps=1600, batch=64, learning_rate=1e-3, decay=480))
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ class VaeRecipe:
     channels: tuple[int, ...] = (24, 48, 64)
     latent_channels: int = 4
     kl: float = 1e-4
-    schedule: Schedule = field(default_factory=lambda: Schedule(steps=2000, batch=12, learning_rate=2e-3, decay=0.4))
+    schedule: Schedule = field(default_factory=lambda: Schedule(steps=2000, batch=12, learning_rate=2e-3, decay=800))
 
 
 @dataclass(frozen=True)
 class Phase:
     """A stretch of the denoiser's training."""
 
-    until: float
-    """Share of the steps at which it ends."""
+    until: int
+    """The step at which it ends; the last phase lasts as long as the training does."""
     noise: float
     """How much of the truth the captions lose."""
     sorts: tuple[tuple[str, float], ...] = ()
@@ -70,12 +70,12 @@ class UNetRecipe:
     latents: int = 40_000
     """Scenes encoded once and drawn from again, each time with a fresh caption."""
     phases: tuple[Phase, ...] = (
-        Phase(until=0.15, noise=0.0, sorts=(("single", 0.7), ("pair", 0.3))),
-        Phase(until=1.0, noise=0.6),
+        Phase(until=3000, noise=0.0, sorts=(("single", 0.7), ("pair", 0.3))),
+        Phase(until=0, noise=0.6),
     )
     caption_dropout: float = 0.1
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(steps=24_000, batch=20, learning_rate=1.2e-3, averaging=0.9993)
+        default_factory=lambda: Schedule(steps=26_000, batch=24, learning_rate=1.2e-3, decay=6000, averaging=0.999)
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from dpt.data.scenes.world import World
 from dpt.pocket.clip import tokens
 from dpt.pocket.recipe import Phase, UNetRecipe
 from dpt.pocket.vae import pictures, row_noise
+from dpt.pocket.workers import Workers
 
 CHUNK = 1000
 
@@ -59,22 +59,21 @@ def build_scheduler(recipe: UNetRecipe) -> DDIMScheduler:
 
 
 @torch.no_grad()
-def encode_scenes(vae: AutoencoderKL, world: World, seed: int, n: int, folder: Path) -> Tensor:
+def encode_scenes(vae: AutoencoderKL, world: World, seed: int, n: int, folder: Path, workers: Workers) -> Tensor:
     """Latents (posterior means) of scenes 0 … n-1, kept in `folder` by chunks so that a cut run continues."""
     folder.mkdir(parents=True, exist_ok=True)
-    chunks = []
-    for first in tqdm(range(0, n, CHUNK), desc="latents", unit="chunk"):
-        file = folder / f"{first:07d}.safetensors"
-        if not file.exists():
-            parts = [
-                vae.encode(pictures(world, seed, first + i, 50).to(vae.dtype)).latent_dist.mean.half()
-                for i in range(0, CHUNK, 50)
-            ]
-            temporary = file.with_suffix(".tmp")
-            save_file({"latents": torch.cat(parts).contiguous()}, temporary)
-            temporary.rename(file)
-        chunks.append(load_file(file)["latents"])
-    return torch.cat(chunks)[:n]
+    files = {first: folder / f"{first:07d}.safetensors" for first in range(0, n, CHUNK)}
+    mine = [first for i, first in enumerate(files) if i % workers.count == workers.rank and not files[first].exists()]
+    for first in tqdm(mine, desc="latents", unit="chunk", disable=not workers.first):
+        parts = [
+            vae.encode(pictures(world, seed, first + i, 50).to(vae.dtype)).latent_dist.mean.half()
+            for i in range(0, CHUNK, 50)
+        ]
+        temporary = files[first].with_suffix(".tmp")
+        save_file({"latents": torch.cat(parts).contiguous()}, temporary)
+        temporary.rename(files[first])
+    workers.wait()
+    return torch.cat([load_file(file)["latents"] for file in files.values()])[:n]
 
 
 class UNetStage:
@@ -120,8 +119,7 @@ class UNetStage:
         return {"loss": (predicted - self.scheduler.get_velocity(clean, noise, t)).square().mean()}
 
     def _phase(self, step: int) -> Phase:
-        done = step / self.recipe.schedule.steps
-        for phase in self.recipe.phases:
-            if done < phase.until:
+        for phase in self.recipe.phases[:-1]:
+            if step < phase.until:
                 return phase
-        return replace(self.recipe.phases[-1])
+        return self.recipe.phases[-1]

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 
-def rate(step: int, total: int, peak: float, warmup: int, decay: float) -> float:
-    """Learning rate of `step`: linear warm-up, flat, then linear to zero over the last `decay` of the run."""
+def rate(step: int, total: int, peak: float, warmup: int, decay: int) -> float:
+    """Learning rate of `step`: linear warm-up, flat, then linear to zero over the last `decay` steps."""
     up = min(1.0, (step + 1) / max(1, warmup))
-    down = min(1.0, (total - step) / max(1.0, decay * total))
+    down = min(1.0, (total - step) / max(1, decay))
     return peak * min(up, down)
 
 
