@@ -10,6 +10,7 @@ from dpt.errors import UserError, run_command
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "pocket build": ("dpt.cli.pocket:build", "make the embedded model from nothing, resumably"),
+    "pocket measure": ("dpt.cli.pocket:measure", "draw the pocket suite and let the oracle count what is right"),
 }
 
 

@@ -60,3 +60,32 @@ def _build(options: BuildOptions, until: float | None, workers: Workers) -> None
     done = build_pocket(recipe, options.work, options.out, until, options.stages, workers)
     if workers.first:
         print("every stage is complete" if done else "not complete yet: run the same command again to go on")
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """Draw the pocket suite with a model and let the oracle count what is right; write a table and contact sheets."""
+
+    model: Path = Path("ckpt/pocket")
+    out: Path = Path("docs/pocket")
+    prompts: int = 200
+    """Prompts per category."""
+    per_prompt: int = 1
+    """Pictures per prompt."""
+    seed: int = 0
+    num_timesteps: int = 25
+    guidance_scale: float = 5.0
+    scheduler: str = "ddim"
+
+
+def measure(options: MeasureOptions) -> None:
+    for name in ("prompts", "per_prompt", "num_timesteps"):
+        if getattr(options, name) < 1:
+            fail(f"--{name} must be at least 1, not {getattr(options, name)}")
+    from dpt.backbone import Backbone
+    from dpt.pocket.measure import measure as measure_pocket
+    from dpt.sampling.draw import Settings
+
+    settings = Settings(options.num_timesteps, options.guidance_scale, options.scheduler)
+    backbone = Backbone.open(options.model)
+    print(measure_pocket(backbone, options.out, options.prompts, options.seed, settings, options.per_prompt))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dpt.data.scenes.facts import Count, Fact, Noun, Related, Thing
+from dpt.data.scenes.facts import Count, Fact, Noun, Related
+from dpt.data.scenes.world import Box
+from dpt.evaluation.detectors.base import Detection, Detections
 from dpt.evaluation.suites.base import Prompt
+
+READABLE = "everything readable"
 
 
 @dataclass(frozen=True)
@@ -21,23 +24,37 @@ class Verdict:
         return next((atom for atom, met in self.atoms if not met), "")
 
 
-def judge(prompt: Prompt, things: Sequence[Thing], unreadable: int = 0) -> Verdict:
-    atoms = [("everything readable", unreadable == 0)]
-    atoms += [(describe_fact(fact), fact.holds(things)) for fact in prompt.facts]
+@dataclass(frozen=True)
+class _Seen:
+    """A detection as a thing that facts can be about."""
+
+    shape: str
+    colour: str
+    size: str
+    box: Box
+
+
+def judge(prompt: Prompt, seen: Detections) -> Verdict:
+    things = [_thing(detection) for detection in seen.objects]
+    atoms = [(READABLE, not seen.unreadable)]
+    atoms += [(in_words(fact), fact.holds(things)) for fact in prompt.facts]
     if prompt.closed:
         asked = sum(fact.n for fact in prompt.facts if isinstance(fact, Count))
         atoms.append((f"{asked} objects in all", len(things) == asked))
     return Verdict(all(met for _, met in atoms), tuple(atoms))
 
 
-def describe_fact(fact: Fact) -> str:
+def in_words(fact: Fact) -> str:
     if isinstance(fact, Count):
-        return f"{'' if fact.exact else 'at least '}{fact.n} x {_noun_words(fact.noun)}"
+        return f"{'' if fact.exact else 'at least '}{fact.n} x {_noun_in_words(fact.noun)}"
     if isinstance(fact, Related):
-        return f"{_noun_words(fact.first)} {fact.relation} {_noun_words(fact.second)}"
-    return f"no {_noun_words(fact.noun)}"
+        return f"{_noun_in_words(fact.first)} {fact.relation} {_noun_in_words(fact.second)}"
+    return f"no {_noun_in_words(fact.noun)}"
 
 
-def _noun_words(noun: Noun) -> str:
-    words = (noun.size, noun.colour, noun.shape)
-    return " ".join(word for word in words if word) or "object"
+def _thing(detection: Detection) -> _Seen:
+    return _Seen(detection.label, detection.colour or "", detection.size or "", detection.box)
+
+
+def _noun_in_words(noun: Noun) -> str:
+    return " ".join(word for word in (noun.size, noun.colour, noun.shape) if word) or "object"

@@ -1,0 +1,155 @@
+"""What the pocket draws, read by the oracle: the table of its model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from dpt.backbone import Backbone
+from dpt.data.scenes.world import POCKET_WORLD
+from dpt.evaluation.contact_sheet import contact_sheet
+from dpt.evaluation.detectors.base import Detections
+from dpt.evaluation.detectors.oracle import Oracle
+from dpt.evaluation.intervals import wilson
+from dpt.evaluation.judge import READABLE, Verdict, judge
+from dpt.evaluation.suites.base import Prompt
+from dpt.evaluation.suites.pocket import CATEGORIES, pocket_prompts
+from dpt.sampling.draw import Request, Settings, draw
+from dpt.sampling.pictures import to_pixels
+
+BATCH = 20
+SHOWN = 24
+
+
+@dataclass(frozen=True)
+class Drawn:
+    prompt: Prompt
+    pixels: np.ndarray  # type: ignore[type-arg]
+    seen: Detections
+    verdict: Verdict
+
+
+def draw_category(
+    backbone: Backbone, category: str, prompts: int, seed: int, settings: Settings, per_prompt: int = 1
+) -> list[Drawn]:
+    asked = [prompt for prompt in pocket_prompts(category, prompts, seed) for _ in range(per_prompt)]
+    requests = [Request(prompt.text, _picture_seed(prompt, seed), i % per_prompt) for i, prompt in enumerate(asked)]
+    pictures = draw(backbone, requests, settings, batch_size=BATCH, exact=False)
+    oracle = Oracle(POCKET_WORLD)
+    return list(_judged(asked, pictures, oracle, category))
+
+
+def _judged(asked: Sequence[Prompt], pictures: Iterator[object], oracle: Oracle, category: str) -> Iterator[Drawn]:
+    for prompt, picture in zip(tqdm(asked, desc=category, unit="picture"), pictures, strict=True):
+        pixels = to_pixels(picture)
+        (seen,) = oracle.detect([pixels])
+        yield Drawn(prompt, pixels, seen, judge(prompt, seen))
+
+
+def _picture_seed(prompt: Prompt, seed: int) -> int:
+    return seed * 100_000 + int(prompt.id.rsplit("-", 1)[1])
+
+
+@dataclass(frozen=True)
+class Share:
+    hits: int
+    total: int
+
+    def __str__(self) -> str:
+        if self.total == 0:
+            return "-"
+        low, high = wilson(self.hits, self.total)
+        return f"{100 * self.hits / self.total:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+
+
+@dataclass(frozen=True)
+class CategoryResult:
+    category: str
+    passed: Share
+    passed_seen: Share
+    """Prompts whose combinations occurred in training."""
+    passed_unseen: Share
+    objects_readable: Share
+    pictures_readable: Share
+    first_faults: dict[str, int]
+
+
+def summarise(category: str, drawn: Sequence[Drawn]) -> CategoryResult:
+    readable = sum(len(one.seen.objects) for one in drawn)
+    faults: dict[str, int] = {}
+    for one in drawn:
+        if not one.verdict.passed:
+            faults[_sort_of_fault(one)] = faults.get(_sort_of_fault(one), 0) + 1
+    return CategoryResult(
+        category,
+        _passed(drawn),
+        _passed([one for one in drawn if not one.prompt.unseen]),
+        _passed([one for one in drawn if one.prompt.unseen]),
+        Share(readable, readable + sum(len(one.seen.unreadable) for one in drawn)),
+        Share(sum(not one.seen.unreadable for one in drawn), len(drawn)),
+        faults,
+    )
+
+
+def _passed(drawn: Sequence[Drawn]) -> Share:
+    return Share(sum(one.verdict.passed for one in drawn), len(drawn))
+
+
+def _sort_of_fault(one: Drawn) -> str:
+    reason = one.verdict.reason
+    if reason == READABLE:
+        return "unreadable"
+    if reason.startswith("no ") or any(f" {relation} " in reason for relation in ("left", "right", "above", "below")):
+        return "relation" if not reason.startswith("no ") else "drew what was excluded"
+    asked = sum(getattr(fact, "n", 0) for fact in one.prompt.facts)
+    return "number of objects" if len(one.seen.objects) != asked else "kind of object"
+
+
+def table(results: Sequence[CategoryResult]) -> str:
+    head = "| category | right, % | of combinations seen in training | never seen | objects readable | pictures readable |"
+    lines = [head, "|---|---|---|---|---|---|"]
+    for r in results:
+        cells = (r.category, r.passed, r.passed_seen, r.passed_unseen, r.objects_readable, r.pictures_readable)
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def sheet(category: str, drawn: Sequence[Drawn]) -> Image.Image:
+    shown = drawn[:SHOWN]
+    captions = [f"{'✓' if one.verdict.passed else '✗'} {one.prompt.text}" for one in shown]
+    return contact_sheet([Image.fromarray(one.pixels) for one in shown], captions, columns=8, title=category)
+
+
+def measure(backbone: Backbone, out: Path, prompts: int, seed: int, settings: Settings, per_prompt: int = 1) -> str:
+    """Draw every category, write `pocket.json` and a sheet per category under `out`, and return the table."""
+    out.mkdir(parents=True, exist_ok=True)
+    results = []
+    for category in CATEGORIES:
+        drawn = draw_category(backbone, category, prompts, seed, settings, per_prompt)
+        results.append(summarise(category, drawn))
+        sheet(category, drawn).save(out / f"{category}.png", optimize=True)
+    record = {
+        "model": backbone.model_hash,
+        "detector": Oracle(POCKET_WORLD).identity,
+        "prompts": prompts,
+        "pictures_per_prompt": per_prompt,
+        "seed": seed,
+        "steps": settings.steps,
+        "guidance_scale": settings.guidance_scale,
+        "scheduler": settings.scheduler,
+        "categories": {r.category: _plain(r) for r in results},
+    }
+    (out / "pocket.json").write_text(json.dumps(record, indent=1) + "\n")
+    return table(results)
+
+
+def _plain(result: CategoryResult) -> dict[str, object]:
+    shares = ("passed", "passed_seen", "passed_unseen", "objects_readable", "pictures_readable")
+    counted = {name: [getattr(result, name).hits, getattr(result, name).total] for name in shares}
+    return {**counted, "first_faults": result.first_faults}
