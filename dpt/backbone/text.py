@@ -59,8 +59,8 @@ def unknown_words(tokenizer: Any, prompt: str) -> list[str]:
     for word_pieces, (start, stop) in zip(pieces, spans, strict=True):
         word = prompt[start:stop]
         not_in_vocabulary = tokenizer.unk_token in word_pieces and word != tokenizer.unk_token
-        falls_apart = closed and len(word_pieces) > 1 and any(letter.isalpha() for letter in word)
-        if not_in_vocabulary or falls_apart:
+        falls_apart = closed and len(word_pieces) > 1 and any(map(str.isalpha, word))
+        if (not_in_vocabulary or falls_apart) and any(map(str.isalnum, word)):
             lost.setdefault(word.lower(), word)
     return list(lost.values())
 
