@@ -14,7 +14,7 @@ import tyro
 from dpt.cli.console import plain_warnings, warn
 from dpt.cli.run_folder import new_run_folder
 from dpt.errors import UserError, run_command
-from dpt.sampling.schedulers import check_name
+from dpt.sampling.schedulers import SCHEDULER_NAMES, check_name
 
 if TYPE_CHECKING:
     from PIL import Image
