@@ -31,7 +31,6 @@ def _fetch(hub_id: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -51,16 +50,9 @@ def _fetch(hub_id: str, revision: str | None) -> Path:
         raise UserError(f"the hub has {hub_id!r} but not its revision {revision!r}") from None
     except RepositoryNotFoundError:
         raise UserError(f"{hub_id!r} is neither a folder here nor a model on the hub") from None
-    # What a missing network raises depends on where it is noticed: the HTTP client, the cache, the socket.
-    except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
-        if not _is_connection_trouble(error):
-            raise
+    # What a missing network raises depends on where it is noticed and on the HTTP client of the day.
+    except Exception as error:
         raise UserError(
-            f"{hub_id!r} is not a folder here, not in the local cache, and the hub cannot be reached"
+            f"{hub_id!r} is not a folder here, not in the local cache, "
+            f"and cannot be fetched from the hub ({type(error).__name__})"
         ) from None
-
-
-def _is_connection_trouble(error: Exception) -> bool:
-    import httpx
-
-    return isinstance(error, (OSError, httpx.HTTPError))

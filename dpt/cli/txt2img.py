@@ -90,10 +90,11 @@ def run(options: Options) -> Path:
         height=options.height,
         width=options.width,
     )
+    device = choose_device(options.gpu)
     backbone = Backbone.open(
         model_location(options.pretrained_model_name_or_path),
         revision=options.revision,
-        device=choose_device(options.gpu),
+        device=device,
         dtype=options.dtype,
     )
     prompts = dict.fromkeys([options.prompt, options.negative_prompt])
@@ -108,13 +109,13 @@ def run(options: Options) -> Path:
         Request(options.prompt, options.seed, index, options.negative_prompt)
         for index in range(options.n_samples)
     ]
-    with tqdm(
-        total=calls_per_picture(backbone, settings) * len(requests), desc="drawing", unit="step"
-    ) as bar:
-        images = draw(backbone, requests, settings, batch_size=batch_size, on_step=bar.update)
-        with new_run_folder(options.outdir, options.prompt) as folder:
+    calls = calls_per_picture(backbone, settings) * len(requests)
+    record = manifest(options, settings, backbone, batch_size, losses)
+    with new_run_folder(options.outdir, options.prompt) as folder:
+        with tqdm(total=calls, desc="drawing", unit="step") as bar:
+            images = draw(backbone, requests, settings, batch_size=batch_size, on_step=bar.update)
             pictures = [to_picture(image) for image in images]
-            write(folder.work, pictures, manifest(options, settings, backbone, batch_size, losses))
+        write(folder.work, pictures, record)
     assert folder.final is not None
     print(f"{_count(len(pictures), 'picture')}, contact sheet and manifest in {folder.final}")
     return folder.final
