@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
@@ -65,7 +66,8 @@ def wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: i
                 line = ""
             else:
                 # A word wider than the cell is broken where it must be.
-                fits = max(1, sum(font.getlength(word[:end]) <= width for end in range(1, len(word) + 1)))
+                ends = range(1, len(word) + 1)
+                fits = max(1, bisect_right(ends, width, key=lambda end: font.getlength(word[:end])))
                 wrapped.append(word[:fits])
                 word = word[fits:]
     if line:
