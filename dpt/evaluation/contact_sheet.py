@@ -67,7 +67,9 @@ def wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: i
             else:
                 # A word wider than the cell is broken where it must be.
                 ends = range(1, len(word) + 1)
-                fits = max(1, bisect_right(ends, width, key=lambda end: font.getlength(word[:end])))
+                fits = max(
+                    1, bisect_right(ends, width, key=lambda end: math.ceil(font.getlength(word[:end])))
+                )
                 wrapped.append(word[:fits])
                 word = word[fits:]
     if line:
