@@ -1,0 +1,62 @@
+"""Which device and which number format a frozen model runs in."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+
+from dpt.errors import UserError
+
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+
+
+def resolve_device(asked: str | torch.device | None = None) -> torch.device:
+    """The device asked for, or the first GPU if there is one, or the CPU."""
+    if asked is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise UserError(f"{str(asked)!r} is not a device; say cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"{device} was asked for but this machine has {_count_gpus()}")
+    return device
+
+
+def resolve_dtype(device: torch.device, asked: str | torch.dtype | None = None) -> torch.dtype:
+    """The text encoder's and UNet's format: float32 on a CPU; on a GPU what was asked, or a half format.
+
+    The VAE always runs in float32: it is called once per picture, several published VAEs overflow in float16,
+    and bfloat16 has too few digits for 256 levels of a colour.
+    """
+    dtype = _named_dtype(asked) if isinstance(asked, str) else asked
+    if device.type == "cpu":
+        if dtype not in (None, torch.float32):
+            warnings.warn(f"{_name(dtype)} is slow and coarse on a CPU: using float32", stacklevel=2)
+        return torch.float32
+    if dtype is not None:
+        return dtype
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _named_dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise UserError(f"{name!r} is not a number format; say one of {', '.join(list(DTYPES)[:3])}")
+    return DTYPES[name]
+
+
+def _name(dtype: torch.dtype | None) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _count_gpus() -> str:
+    count = torch.cuda.device_count()
+    return "no GPU" if count == 0 else f"{count} GPU{'s' if count > 1 else ''} (counted from 0)"

@@ -1,0 +1,177 @@
+"""A Stable Diffusion folder in the diffusers layout: what must be in it, said plainly when it is not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from dpt.errors import UserError
+
+
+@dataclass(frozen=True)
+class Component:
+    """One sub-folder of a model: the class it must hold, its config file, keys without a safe default."""
+
+    name: str
+    classes: tuple[str, ...]
+    config_file: str = "config.json"
+    weights_stem: str | None = None
+    required_keys: tuple[str, ...] = ()
+
+
+TOKENIZER = Component(
+    "tokenizer", ("CLIPTokenizer", "CLIPTokenizerFast"), config_file="tokenizer_config.json"
+)
+TEXT_ENCODER = Component(
+    "text_encoder",
+    ("CLIPTextModel",),
+    weights_stem="model",
+    required_keys=("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
+)
+VAE = Component(
+    "vae",
+    ("AutoencoderKL",),
+    weights_stem="diffusion_pytorch_model",
+    required_keys=("block_out_channels", "down_block_types", "up_block_types", "latent_channels"),
+)
+UNET = Component(
+    "unet",
+    ("UNet2DConditionModel",),
+    weights_stem="diffusion_pytorch_model",
+    required_keys=(
+        "block_out_channels",
+        "down_block_types",
+        "up_block_types",
+        "cross_attention_dim",
+        "in_channels",
+        "sample_size",
+    ),
+)
+# Any scheduler of diffusers will do, so no class is named.
+SCHEDULER = Component(
+    "scheduler",
+    (),
+    config_file="scheduler_config.json",
+    required_keys=("num_train_timesteps", "beta_start", "beta_end", "beta_schedule"),
+)
+COMPONENTS = (TOKENIZER, TEXT_ENCODER, VAE, UNET, SCHEDULER)
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder whose five components have been found to be present and readable."""
+
+    path: Path
+
+    @classmethod
+    def check(cls, path: Path) -> ModelFolder:
+        """Look at every file that will be needed before anything slow is done with one."""
+        missing = f"{path} is not a diffusers model: it has no model_index.json"
+        index = _read_json(path / "model_index.json", missing)
+        folder = cls(path)
+        for component in COMPONENTS:
+            folder._check_class(component, index)
+            folder._check_config(component)
+            for weights in folder.weights(component):
+                _check_weights(weights)
+        folder._check_tokenizer()
+        return folder
+
+    def component(self, component: Component) -> Path:
+        return self.path / component.name
+
+    def config(self, component: Component) -> dict[str, Any]:
+        file = self.component(component) / component.config_file
+        return _read_json(file, f"{self.path} has no {component.name}/{component.config_file}")
+
+    def weights(self, component: Component) -> list[Path]:
+        """The safetensors files of a component: one, or the shards its index names."""
+        if component.weights_stem is None:
+            return []
+        single = self.component(component) / f"{component.weights_stem}.safetensors"
+        index_file = single.with_name(f"{single.name}.index.json")
+        if single.is_file() or not index_file.is_file():
+            return [single]
+        index = _read_json(index_file, f"{index_file} is missing")
+        return [single.with_name(shard) for shard in sorted(set(index.get("weight_map", {}).values()))]
+
+    def content_hash(self) -> str:
+        """SHA-256 over the names and bytes of every file that is loaded, wherever the folder lies."""
+        digest = hashlib.sha256()
+        for file in self._loaded_files():
+            name = file.relative_to(self.path).as_posix()
+            digest.update(f"{name}\0{file.stat().st_size}\0".encode())
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 22):
+                    digest.update(block)
+        return digest.hexdigest()
+
+    def _loaded_files(self) -> Iterator[Path]:
+        for component in sorted(COMPONENTS, key=lambda one: one.name):
+            yield self.component(component) / component.config_file
+            yield from self.weights(component)
+        yield from (file for name in TOKENIZER_FILES if (file := self.component(TOKENIZER) / name).is_file())
+
+    def _check_class(self, component: Component, index: dict[str, Any]) -> None:
+        entry = index.get(component.name)
+        if not isinstance(entry, list) or len(entry) != 2 or entry[1] is None:
+            raise UserError(f"{self.path} has no {component.name}: model_index.json does not name one")
+        if component.classes and entry[1] not in component.classes:
+            raise UserError(
+                f"the {component.name} of {self.path} is a {entry[1]}, not a {component.classes[0]}"
+            )
+        if not self.component(component).is_dir():
+            raise UserError(f"{self.path} has no {component.name}: the sub-folder is missing")
+
+    def _check_config(self, component: Component) -> None:
+        config = self.config(component)
+        missing = [key for key in component.required_keys if key not in config]
+        if missing:
+            file = self.component(component) / component.config_file
+            raise UserError(f"{file} does not say {', '.join(missing)}")
+
+    def _check_tokenizer(self) -> None:
+        folder = self.component(TOKENIZER)
+        if (folder / "tokenizer.json").is_file():
+            return
+        for name in ("vocab.json", "merges.txt"):
+            if not (folder / name).is_file():
+                raise UserError(f"the tokenizer of {self.path} is incomplete: {name} is missing")
+
+
+def _read_json(file: Path, when_missing: str) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(when_missing) from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"{file} is not valid JSON") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is not a JSON object")
+    return content
+
+
+def _check_weights(file: Path) -> None:
+    """Reading the header is enough to notice a truncated file: it records how many bytes must follow."""
+    if not file.is_file():
+        raise UserError(f"the weights file {file} is missing")
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            tensors.keys()
+    except (SafetensorError, OSError):
+        raise UserError(f"{file} is truncated or not a safetensors file") from None

@@ -1,0 +1,58 @@
+"""From what the user typed to a folder on disk: a folder as it is, a hub id from the cache or the hub."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+from dpt.backbone.folder import COMPONENTS
+from dpt.errors import UserError
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_UNUSED_WEIGHTS = ["*.fp16.*", "*.bf16.*", "*.non_ema.*", "*non_ema*"]
+
+
+def find_model(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
+    """The folder that holds the model. A folder never touches the network."""
+    path = Path(path_or_hub_id).expanduser()
+    if path.is_dir():
+        if revision is not None:
+            warnings.warn(f"revision {revision!r} is ignored: {path} is a folder", stacklevel=2)
+        return path
+    if path.exists():
+        raise UserError(f"{path} is a file, not a model folder")
+    if isinstance(path_or_hub_id, Path) or not _HUB_ID.fullmatch(path_or_hub_id):
+        raise UserError(f"there is no model folder {str(path_or_hub_id)!r}")
+    return _fetch(path_or_hub_id, revision)
+
+
+def _fetch(hub_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    wanted = ["model_index.json"]
+    for component in COMPONENTS:
+        wanted += [f"{component.name}/*.{ending}" for ending in ("json", "txt", "safetensors")]
+    try:
+        return Path(
+            snapshot_download(
+                hub_id, revision=revision, allow_patterns=wanted, ignore_patterns=_UNUSED_WEIGHTS
+            )
+        )
+    except GatedRepoError:
+        raise UserError(f"the hub asks for a login and consent before it hands out {hub_id!r}") from None
+    except RevisionNotFoundError:
+        raise UserError(f"the hub has {hub_id!r} but not its revision {revision!r}") from None
+    except RepositoryNotFoundError:
+        raise UserError(f"{hub_id!r} is neither a folder here nor a model on the hub") from None
+    # What a missing network raises depends on where it is noticed and on the HTTP client of the day.
+    except Exception as error:
+        raise UserError(
+            f"{hub_id!r} is not a folder here, not in the local cache, "
+            f"and cannot be fetched from the hub ({type(error).__name__})"
+        ) from None

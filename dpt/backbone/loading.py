@@ -1,0 +1,116 @@
+"""The parts of a model, read strictly: every tensor of the file used, every tensor of the model filled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from dpt.backbone.folder import SCHEDULER, TEXT_ENCODER, TOKENIZER, UNET, VAE, Component, ModelFolder
+from dpt.errors import UserError
+
+# Buffers that older versions of transformers wrote to the file and newer ones compute.
+_COMPUTED = ("position_ids",)
+
+
+def load_tokenizer(folder: ModelFolder) -> Any:
+    from transformers import CLIPTokenizer
+
+    path = folder.component(TOKENIZER)
+    with _quiet_libraries():
+        try:
+            return CLIPTokenizer.from_pretrained(str(path), local_files_only=True)
+        except Exception as error:  # the tokenizers library raises bare Exception
+            raise UserError(f"the tokenizer in {path} cannot be read: {_first_line(error)}") from None
+
+
+def load_text_encoder(folder: ModelFolder, dtype: torch.dtype) -> Any:
+    from transformers import CLIPTextModel
+
+    return _load(CLIPTextModel, folder, TEXT_ENCODER, dtype)
+
+
+def load_vae(folder: ModelFolder, dtype: torch.dtype) -> Any:
+    from diffusers import AutoencoderKL
+
+    return _load(AutoencoderKL, folder, VAE, dtype)
+
+
+def load_unet(folder: ModelFolder, dtype: torch.dtype) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    return _load(UNet2DConditionModel, folder, UNET, dtype)
+
+
+def check_parts_fit(folder: ModelFolder, tokenizer: Any) -> None:
+    """Each part may be sound and still not belong to the others."""
+    text, vae, unet = (folder.config(part) for part in (TEXT_ENCODER, VAE, UNET))
+    if unet["cross_attention_dim"] != text["hidden_size"]:
+        raise UserError(
+            f"the parts of {folder.path} do not fit: the UNet reads text {unet['cross_attention_dim']} wide, "
+            f"the text encoder writes {text['hidden_size']}"
+        )
+    if unet["in_channels"] != vae["latent_channels"]:
+        raise UserError(
+            f"the parts of {folder.path} do not fit: the UNet reads {unet['in_channels']} channels, "
+            f"the VAE writes {vae['latent_channels']} (inpainting and upscaling models are not supported)"
+        )
+    if len(tokenizer) > text["vocab_size"]:
+        raise UserError(
+            f"the parts of {folder.path} do not fit: the tokenizer has {len(tokenizer)} entries, "
+            f"the text encoder {text['vocab_size']}"
+        )
+
+
+def scheduler_config(folder: ModelFolder) -> dict[str, Any]:
+    return folder.config(SCHEDULER)
+
+
+def _load(kind: type[Any], folder: ModelFolder, component: Component, dtype: torch.dtype) -> nn.Module:
+    path = folder.component(component)
+    with _quiet_libraries():
+        try:
+            model, report = kind.from_pretrained(
+                str(path), dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+        except Exception as error:  # whatever the libraries raise, it is the file that is at fault
+            raise UserError(f"the model in {path} cannot be loaded: {_first_line(error)}") from None
+    for fault in ("missing", "mismatched", "unexpected"):
+        names = sorted(_tensor_name(key) for key in report.get(f"{fault}_keys", ()))
+        names = [name for name in names if not name.endswith(_COMPUTED)]
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise UserError(f"the weights in {path} do not fit its config: {fault} tensor {names[0]}{more}")
+    return model.eval().requires_grad_(False)
+
+
+def _tensor_name(key: str | tuple[Any, ...]) -> str:
+    return key if isinstance(key, str) else str(key[0])
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0].strip() if text else type(error).__name__
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Loading is silent: what the libraries warn about is an error here, and their bars say nothing."""
+    import diffusers.utils.logging as of_diffusers
+    import transformers.utils.logging as of_transformers
+
+    levels = [(library, library.get_verbosity()) for library in (of_diffusers, of_transformers)]
+    bars = [library for library, _ in levels if library.is_progress_bar_enabled()]
+    for library, _ in levels:
+        library.set_verbosity(library.CRITICAL)
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, level in levels:
+            library.set_verbosity(level)
+        for library in bars:
+            library.enable_progress_bar()

@@ -1,0 +1,63 @@
+"""The schedulers that have a name here. Importing this file is cheap: diffusers comes when one is built."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from dpt.errors import UserError
+
+MODELS_OWN = "own"
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "dpm++_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "lms": ("LMSDiscreteScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+}
+SCHEDULER_NAMES = (MODELS_OWN, *SCHEDULERS)
+
+
+def check_name(name: str) -> None:
+    if name not in SCHEDULER_NAMES:
+        raise UserError(f"there is no scheduler {name!r}; the names are {', '.join(SCHEDULER_NAMES)}")
+
+
+def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
+    """The named scheduler on the noise schedule and prediction type of a model's scheduler configuration."""
+    check_name(name)
+    class_name, changes = (config.get("_class_name", ""), {}) if name == MODELS_OWN else SCHEDULERS[name]
+    kind = _scheduler_class(class_name)
+    known = inspect.signature(kind.__init__).parameters
+    settings = {key: value for key, value in config.items() if key in known and not key.startswith("_")}
+    # DDIM and DDPM clip their estimate of z_0 to [-1,1] unless told not to; latents are not so bounded.
+    if "clip_sample" in known:
+        settings.setdefault("clip_sample", False)
+    try:
+        return kind(**{**settings, **changes})
+    except (TypeError, ValueError, NotImplementedError, ImportError) as error:
+        raise UserError(f"the scheduler {name!r} cannot work with this model: {error}") from None
+
+
+def set_steps(scheduler: Any, steps: int, device: Any = "cpu") -> int:
+    """Lay out the steps; returns how often the denoiser will be called (twice a step for some)."""
+    try:
+        scheduler.set_timesteps(steps, device=device)
+    except (ValueError, IndexError) as error:
+        raise UserError(f"{type(scheduler).__name__} cannot take {steps} steps: {error}") from None
+    return len(scheduler.timesteps)
+
+
+def _scheduler_class(class_name: str) -> Any:
+    import diffusers
+
+    kind = getattr(diffusers, class_name, None)
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+        raise UserError(f"the model asks for the scheduler {class_name!r}, which diffusers does not have")
+    return kind

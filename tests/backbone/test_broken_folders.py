@@ -1,0 +1,189 @@
+"""A model folder with something wrong is refused in one sentence that names what is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dpt.backbone import Backbone
+from dpt.errors import UserError
+from tests import tiny_models
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+TEXT = "text_encoder/model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.save(tiny_models.POCKET, tmp_path_factory.mktemp("sound") / "model")
+
+
+@pytest.fixture
+def folder(sound: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(sound, tmp_path / "model"))
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        target = folder / name
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+
+    return change
+
+
+def truncate(name: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+
+    return change
+
+
+def edit_config(name: str, **changes: object) -> Callable[[Path], None]:
+    """Set keys of a JSON file, or drop them where the new value is None."""
+
+    def change(folder: Path) -> None:
+        config = json.loads((folder / name).read_text())
+        config.update(changes)
+        kept = {key: value for key, value in config.items() if value is not None}
+        (folder / name).write_text(json.dumps(kept))
+
+    return change
+
+
+def edit_weights(name: str, edit: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        weights = load_file(folder / name)
+        edit(weights)
+        save_file(weights, folder / name, metadata={"format": "pt"})
+
+    return change
+
+
+def not_json(folder: Path) -> None:
+    (folder / "unet/config.json").write_text("{")
+
+
+BROKEN = {
+    "no index": (remove("model_index.json"), "it has no model_index.json"),
+    "no unet": (remove("unet"), "has no unet: the sub-folder is missing"),
+    "no vae in the index": (edit_config("model_index.json", vae=None), "has no vae"),
+    "wrong class": (
+        edit_config("model_index.json", vae=["diffusers", "VQModel"]),
+        "the vae of .* is a VQModel, not a AutoencoderKL",
+    ),
+    "no config": (remove("vae/config.json"), "has no vae/config.json"),
+    "config not json": (not_json, "unet/config.json is not valid JSON"),
+    "missing config key": (
+        edit_config("unet/config.json", cross_attention_dim=None),
+        "unet/config.json does not say cross_attention_dim",
+    ),
+    "missing beta": (
+        edit_config("scheduler/scheduler_config.json", beta_start=None),
+        "scheduler_config.json does not say beta_start",
+    ),
+    "unknown beta schedule": (
+        edit_config("scheduler/scheduler_config.json", beta_schedule="steep"),
+        "noise schedule cannot be built",
+    ),
+    "no weights": (remove(UNET), "the weights file .* is missing"),
+    "truncated weights": (truncate(UNET), "unet.* is truncated or not a safetensors file"),
+    "truncated text weights": (truncate(TEXT), "text_encoder.* is truncated or not a safetensors file"),
+    "no tokenizer files": (remove("tokenizer/tokenizer.json"), "tokenizer .* is incomplete: vocab.json"),
+    "truncated tokenizer": (truncate("tokenizer/tokenizer.json"), "the tokenizer in .* cannot be read"),
+    "missing unet tensor": (
+        edit_weights(UNET, lambda weights: weights.pop("conv_in.weight")),
+        "missing tensor conv_in.weight",
+    ),
+    "missing text tensors": (
+        edit_weights(TEXT, lambda weights: [weights.pop(key) for key in list(weights) if "final" in key]),
+        "missing tensor .*final_layer_norm.bias and 1 more",
+    ),
+    "unexpected unet tensor": (
+        edit_weights(UNET, lambda weights: weights.update(extra=torch.zeros(1))),
+        "unexpected tensor extra",
+    ),
+    "unexpected text tensor": (
+        edit_weights(TEXT, lambda weights: weights.update(extra=torch.zeros(1))),
+        "unexpected tensor extra",
+    ),
+    "mismatched unet tensor": (
+        edit_weights(UNET, lambda weights: weights.update({"conv_in.bias": torch.zeros(3)})),
+        "conv_in.bias",
+    ),
+    "mismatched text tensor": (
+        edit_weights(
+            TEXT,
+            lambda weights: weights.update({next(k for k in weights if "final" in k): torch.zeros(3)}),
+        ),
+        "text_encoder",
+    ),
+    "text does not fit unet": (
+        edit_config("unet/config.json", cross_attention_dim=20),
+        "the UNet reads text 20 wide, the text encoder writes 16",
+    ),
+    "inpainting model": (edit_config("unet/config.json", in_channels=9), "the UNet reads 9 channels"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_folder_is_refused_in_one_sentence(case: str, folder: Path) -> None:
+    break_it, sentence = BROKEN[case]
+    break_it(folder)
+    with pytest.raises(UserError, match=sentence) as caught:
+        Backbone.open(folder, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_loading_prints_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Backbone.open(folder, device="cpu")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_path_that_is_not_there() -> None:
+    with pytest.raises(UserError, match="there is no model folder '/no/such/folder'"):
+        Backbone.open("/no/such/folder")
+
+
+def test_a_file_is_not_a_model(tmp_path: Path) -> None:
+    (tmp_path / "model.ckpt").touch()
+    with pytest.raises(UserError, match=r"model.ckpt is a file, not a model folder"):
+        Backbone.open(tmp_path / "model.ckpt")
+
+
+def test_a_hub_id_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="'someone/some-model' is not a folder here, not in the local cache"):
+        Backbone.open("someone/some-model")
+
+
+def test_a_revision_of_a_folder_is_ignored_aloud(folder: Path) -> None:
+    with pytest.warns(UserWarning, match="revision 'main' is ignored"):
+        Backbone.open(folder, revision="main", device="cpu")
+
+
+def test_the_older_layout_of_text_encoder_and_tokenizer_opens_the_same(folder: Path) -> None:
+    """Published files name the tensors text_model.* and keep the vocabulary in vocab.json and merges.txt."""
+    new = Backbone.open(folder, device="cpu")
+    model = json.loads((folder / "tokenizer/tokenizer.json").read_text())["model"]
+    (folder / "tokenizer/tokenizer.json").unlink()
+    (folder / "tokenizer/vocab.json").write_text(json.dumps(model["vocab"]))
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
+    (folder / "tokenizer/merges.txt").write_text("\n".join(lines))
+    weights = {
+        f"text_model.{key.removeprefix('text_model.')}": value
+        for key, value in load_file(folder / TEXT).items()
+    }
+    length = new.prompt_length
+    weights["text_model.embeddings.position_ids"] = torch.arange(length)[None]
+    save_file(weights, folder / TEXT, metadata={"format": "pt"})
+    old = Backbone.open(folder, device="cpu")
+    assert torch.equal(
+        old.encode_text([tiny_models.PROMPT]).states, new.encode_text([tiny_models.PROMPT]).states
+    )

@@ -1,0 +1,181 @@
+"""Backbone on the four configurations, against diffusers' own pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from dpt.backbone import Backbone
+from dpt.errors import UserError
+from tests import tiny_models
+from tests.tiny_models import POCKET, PROMPT, SD1, SD2_BASE, SD2_V, TinyModel
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    parent = tmp_path_factory.mktemp("models")
+    for model in tiny_models.ALL:
+        tiny_models.save(model, parent / model.name)
+    return parent
+
+
+@pytest.fixture(scope="module", params=tiny_models.ALL, ids=lambda model: model.name)
+def opened(request: pytest.FixtureRequest, folders: Path) -> tuple[TinyModel, Backbone]:
+    return request.param, Backbone.open(folders / request.param.name, device="cpu")
+
+
+def test_it_says_what_the_configuration_says(opened: tuple[TinyModel, Backbone]) -> None:
+    model, backbone = opened
+    factor = 2 ** (len(model.vae_widths) - 1)
+    assert backbone.prediction_type == model.prediction_type
+    assert backbone.text_width == model.text_width
+    assert backbone.latent_channels == 4
+    assert backbone.downscale_factor == factor
+    assert backbone.default_image_size == (model.latent_size * factor,) * 2
+    assert backbone.prompt_length == model.prompt_length
+
+
+def test_everything_is_frozen(opened: tuple[TinyModel, Backbone]) -> None:
+    _, backbone = opened
+    for part in (backbone.text_encoder, backbone.vae, backbone.unet):
+        assert not part.training
+        assert not any(weight.requires_grad for weight in part.parameters())
+
+
+def test_text_states_are_those_of_diffusers(opened: tuple[TinyModel, Backbone]) -> None:
+    model, backbone = opened
+    prompts = [PROMPT, "", "a red dragon 7"]
+    expected, _ = tiny_models.pipeline(model).encode_prompt(prompts, "cpu", 1, False)
+    text = backbone.encode_text(prompts)
+    torch.testing.assert_close(text.states, expected, rtol=0, atol=1e-6)
+    assert text.pooled.shape == (3, model.text_width)
+
+
+def test_pooled_is_the_state_at_the_end_token_even_after_an_unknown_word(
+    opened: tuple[TinyModel, Backbone],
+) -> None:
+    _, backbone = opened
+    # "7" becomes the unknown token, which for CLIP tokenizers is the end token: it must not end the prompt.
+    text = backbone.encode_text(["a red 7 circle", "a red circle"])
+    for row, end in ((0, 5), (1, 4)):
+        assert torch.equal(text.pooled[row], text.states[row, end])
+
+
+def test_pooled_agrees_with_transformers(folders: Path) -> None:
+    backbone = Backbone.open(folders / "sd2-base", device="cpu")
+    tokens = backbone.tokenizer(PROMPT, padding="max_length", max_length=24, return_tensors="pt")
+    expected = backbone.text_encoder(tokens.input_ids).pooler_output
+    torch.testing.assert_close(backbone.encode_text([PROMPT]).pooled, expected, rtol=0, atol=0)
+
+
+def test_latents_use_the_configured_scaling(opened: tuple[TinyModel, Backbone]) -> None:
+    model, backbone = opened
+    images = torch.rand(2, 3, *backbone.default_image_size) * 2 - 1
+    posterior = backbone.vae.encode(images).latent_dist
+    latents = backbone.encode_images(images)
+    torch.testing.assert_close(latents, posterior.mean * model.scaling_factor)
+    torch.testing.assert_close(
+        backbone.decode_latents(latents), backbone.vae.decode(posterior.mean).sample, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_shift_factor_is_used_both_ways(folders: Path) -> None:
+    backbone = Backbone.open(folders / "pocket", device="cpu")
+    images = torch.rand(1, 3, 64, 64) * 2 - 1
+    plain = backbone.encode_images(images)
+    backbone.vae.register_to_config(shift_factor=0.5)
+    shifted = backbone.encode_images(images)
+    torch.testing.assert_close(shifted, plain - 0.5 * POCKET.scaling_factor)
+    torch.testing.assert_close(
+        backbone.decode_latents(shifted),
+        backbone.vae.decode(plain / POCKET.scaling_factor).sample,
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_a_sampled_latent_depends_on_its_own_generator_only(folders: Path) -> None:
+    backbone = Backbone.open(folders / "pocket", device="cpu")
+    images = torch.rand(2, 3, 64, 64) * 2 - 1
+
+    def generator(seed: int) -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    both = backbone.encode_images(images, [generator(1), generator(2)])
+    second = backbone.encode_images(images[1:], [generator(2)])
+    torch.testing.assert_close(both[1:], second, rtol=0, atol=1e-4)
+    assert not torch.allclose(both, backbone.encode_images(images), atol=1e-2)
+
+
+def test_noise_and_target_are_those_of_diffusers(opened: tuple[TinyModel, Backbone]) -> None:
+    _, backbone = opened
+    known = {
+        key: backbone.scheduler_config[key]
+        for key in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
+    }
+    reference = DDPMScheduler(**known)
+    latents, noise = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8)
+    t = torch.tensor([0, 400, 999])
+    torch.testing.assert_close(
+        backbone.add_noise(latents, noise, t), reference.add_noise(latents, noise, t), rtol=1e-5, atol=1e-6
+    )
+    velocity = reference.get_velocity(latents, noise, t)
+    expected = velocity if backbone.prediction_type == "v_prediction" else noise
+    torch.testing.assert_close(backbone.target(latents, noise, t), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", [SD1, SD2_V], ids=lambda model: model.name)
+def test_the_prediction_type_can_be_overridden(model: TinyModel, folders: Path) -> None:
+    backbone = Backbone.open(folders / model.name, device="cpu", prediction_type="sample")
+    latents, noise = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
+    assert backbone.target(latents, noise, torch.tensor([5])) is latents
+    assert backbone.scheduler_config["prediction_type"] == "sample"
+    with pytest.raises(UserError, match="'nonsense' is not one of epsilon"):
+        Backbone.open(folders / model.name, device="cpu", prediction_type="nonsense")
+
+
+def test_prediction_is_the_unets_and_carries_gradients_to_its_input(
+    opened: tuple[TinyModel, Backbone],
+) -> None:
+    _, backbone = opened
+    latents = torch.randn(2, 4, *backbone.default_latent_size, requires_grad=True)
+    states = backbone.encode_text([PROMPT, ""]).states
+    predicted = backbone.predict(latents, torch.tensor([10, 700]), states)
+    expected = backbone.unet(latents, torch.tensor([10, 700]), states).sample
+    assert torch.equal(predicted, expected)
+    predicted.sum().backward()
+    assert latents.grad is not None and latents.grad.abs().sum() > 0
+
+
+def test_the_hash_follows_the_content_and_not_the_place(folders: Path, tmp_path: Path) -> None:
+    tiny_models.save(SD2_BASE, tmp_path / "same")
+    tiny_models.save(SD2_BASE, tmp_path / "other", seed=1)
+    original = Backbone.open(folders / "sd2-base", device="cpu").model_hash
+    assert Backbone.open(tmp_path / "same", device="cpu").model_hash == original
+    assert Backbone.open(tmp_path / "other", device="cpu").model_hash != original
+
+
+def test_half_precision_on_a_cpu_is_declined_aloud(folders: Path) -> None:
+    with pytest.warns(UserWarning, match="float16 is slow and coarse on a CPU"):
+        backbone = Backbone.open(folders / "pocket", device="cpu", dtype="float16")
+    assert backbone.dtype == torch.float32
+
+
+def test_half_precision_files_open_as_float32(tmp_path: Path) -> None:
+    tiny_models.pipeline(POCKET).to(dtype=torch.float16).save_pretrained(tmp_path / "half")
+    backbone = Backbone.open(tmp_path / "half", device="cpu")
+    assert {weight.dtype for weight in backbone.unet.parameters()} == {torch.float32}
+    assert backbone.vae.dtype == backbone.text_encoder.dtype == torch.float32
+
+
+def test_sizes(folders: Path) -> None:
+    backbone = Backbone.open(folders / "pocket", device="cpu")
+    assert backbone.latent_size() == (16, 16)
+    assert backbone.latent_size(32, None) == (8, 16)
+    with pytest.raises(UserError, match="the width must be divisible by 4, not 30"):
+        backbone.latent_size(32, 30)
+    with pytest.raises(UserError, match="the height must be positive, not 0"):
+        backbone.latent_size(0, 32)

@@ -1,0 +1,226 @@
+"""The txt2img command, run in this process on a tiny model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from dpt.cli import txt2img
+from tests import tiny_models
+from tests.tiny_models import POCKET, PROMPT
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.save(POCKET, tmp_path_factory.mktemp("pocket") / "model")
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def call(model: Path, *arguments: str) -> int:
+    """Two steps on the CPU unless the arguments say otherwise: the last mention of a flag counts."""
+    ordinary = {"--prompt": PROMPT, "--num_timesteps": "2", "--n_samples": "2", "--gpu": "cpu"}
+    ordinary["--pretrained_model_name_or_path"] = str(model)
+    ordinary.update(zip(arguments[::2], arguments[1::2], strict=True))
+    return txt2img.main([word for pair in ordinary.items() for word in pair])
+
+
+def run_folders(outdir: str = "outputs") -> list[Path]:
+    return sorted(Path(outdir).iterdir()) if Path(outdir).exists() else []
+
+
+def digests(folder: Path) -> list[str]:
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.glob("0*.png"))]
+
+
+def test_what_a_run_leaves_behind(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(model, "--seed", "7", "--negative_prompt", "a star") == 0
+    (folder,) = run_folders()
+    assert folder.name == "a-red-circle-to-the-left-of-a-blue-square-001"
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "000.png",
+        "001.png",
+        "contact_sheet.png",
+        "manifest.json",
+    ]
+    with Image.open(folder / "000.png") as picture:
+        assert (picture.size, picture.mode) == ((64, 64), "RGB")
+    record = json.loads((folder / "manifest.json").read_text())
+    assert (record["prompt"], record["negative_prompt"], record["seed"]) == (PROMPT, "a star", 7)
+    assert [image["file"] for image in record["images"]] == ["000.png", "001.png"]
+    assert len({image["noise_seed"] for image in record["images"]}) == 2
+    assert record["settings"] == {
+        "steps": 2,
+        "guidance_scale": 7.5,
+        "scheduler": "ddim",
+        "height": 64,
+        "width": 64,
+    }
+    assert len(record["model"]["sha256"]) == 64
+    assert record["versions"]["torch"] == torch.__version__
+    printed = capsys.readouterr()
+    assert str(folder) in printed.out
+    assert "4/4" in printed.err  # the progress bar: two pictures, two steps each
+
+
+def test_picture_k_depends_on_neither_the_batch_nor_how_many_are_drawn(model: Path) -> None:
+    runs = [("1", "3"), ("2", "3"), ("4", "3"), ("4", "1")]
+    for batch_size, n_samples in runs:
+        assert (
+            call(model, "--batch_size", batch_size, "--n_samples", n_samples, "--scheduler", "euler_a") == 0
+        )
+    first, *others = [digests(folder) for folder in run_folders()]
+    assert len(set(first)) == 3
+    assert others == [first, first, first[:1]]
+
+
+def test_the_seed_matters(model: Path) -> None:
+    for seed in ("1", "2"):
+        assert call(model, "--seed", seed, "--n_samples", "1") == 0
+    first, second = [digests(folder) for folder in run_folders()]
+    assert first != second
+
+
+def test_nothing_is_ever_overwritten(model: Path) -> None:
+    taken = Path("outputs/a-red-circle-to-the-left-of-a-blue-square-001")
+    taken.mkdir(parents=True)
+    for _ in range(2):
+        assert call(model, "--n_samples", "1", "--num_timesteps", "1") == 0
+    assert [folder.name[-3:] for folder in run_folders()] == ["001", "002", "003"]
+    assert list(taken.iterdir()) == []
+
+
+def test_the_embedded_model_is_the_default_wherever_one_stands(
+    model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "checkout/ckpt").mkdir(parents=True)
+    (tmp_path / "checkout/ckpt/pocket").symlink_to(model)
+    monkeypatch.setattr(txt2img, "CHECKOUT", tmp_path / "checkout")
+    assert txt2img.main(["--num_timesteps", "1", "--n_samples", "1", "-g", "cpu"]) == 0
+    (folder,) = run_folders()
+    assert json.loads((folder / "manifest.json").read_text())["model"]["name"] == "ckpt/pocket"
+
+
+def test_unknown_words_and_a_long_prompt_are_warned_about(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = "a red squid " + "and a blue circle " * 6
+    assert call(model, "--prompt", prompt, "--n_samples", "1", "--num_timesteps", "1") == 0
+    (folder,) = run_folders()
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(lines) == 2
+    assert "does not know the word 'squid'" in lines[0]
+    lost = lines[1].split("does not see ")[1].strip("'")
+    assert lost and prompt.endswith(lost)
+    recorded = json.loads((folder / "manifest.json").read_text())["warnings"]
+    assert [f"warning: {sentence}" for sentence in recorded] == lines
+
+
+def test_a_batch_size_that_does_nothing_is_said_to(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(model, "--batch_size", "2", "--num_timesteps", "1") == 0
+    assert "warning: --batch_size has no effect on a CPU" in capsys.readouterr().err
+
+
+BAD_INPUT = [
+    (("--prompt", "  "), "the prompt is empty"),
+    (("--n_samples", "0"), "--n_samples must be at least 1, not 0"),
+    (("--n_samples", "-3"), "--n_samples must be at least 1, not -3"),
+    (("--batch_size", "0"), "--batch_size must be at least 1, not 0"),
+    (("--height", "0"), "the height must be positive, not 0"),
+    (("--width", "-64"), "the width must be positive, not -64"),
+    (("--width", "63"), "the width must be divisible by 4, not 63"),
+    (("--num_timesteps", "0"), "the number of steps must be at least 1, not 0"),
+    (("--num_timesteps", "5000"), "the model has 1000 noise levels, too few for 5000 steps"),
+    (("--guidance_scale", "-1"), "the guidance scale must be a number from 0 up, not -1.0"),
+    (("--scheduler", "plms"), "there is no scheduler 'plms'; the names are own, ddim,"),
+    (("--gpu", "first"), "--gpu takes the number of one GPU or cpu, not 'first'"),
+    (("--gpuid", "99"), "cuda:99 was asked for but this machine has"),
+    (("--pretrained_model_name_or_path", "/no/such/model"), "there is no model folder '/no/such/model'"),
+    (("--pretrained_model_name_or_path", "someone/some-model"), "'someone/some-model' is not a folder here"),
+    (("--outdir", "a-file/outputs"), "the output folder a-file/outputs cannot be written to"),
+    (("--outdir", "a-file"), "the output folder a-file cannot be written to"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), BAD_INPUT, ids=[" ".join(case[0]) for case in BAD_INPUT])
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    arguments: tuple[str, str], sentence: str, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("a-file").touch()
+    if arguments[0] == "--gpuid":
+        arguments = ("--gpu", arguments[1])
+    assert call(model, *arguments) == 2
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    assert line.startswith(f"error: {sentence}")
+    assert printed.out == ""
+    assert [file.name for file in Path.cwd().iterdir()] == ["a-file"]
+
+
+def test_a_broken_model_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken").mkdir()
+    assert call(tmp_path / "broken") == 2
+    assert "it has no model_index.json" in capsys.readouterr().err
+    assert not Path("outputs").exists()
+
+
+def test_a_missing_embedded_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(txt2img, "CHECKOUT", tmp_path)
+    assert txt2img.main(["--gpu", "cpu"]) == 2
+    assert "error: the embedded model is missing" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_the_default_goes_on_and_a_choice_does_not(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--num_timesteps", "1", "--n_samples", "1", "--pretrained_model_name_or_path", str(model)]
+    assert txt2img.main(common) == 0
+    assert "warning: no GPU found, drawing on the CPU" in capsys.readouterr().err
+    for flag in ("-g", "--gpu", "--gpuid"):
+        assert txt2img.main([*common, flag, "0"]) == 2
+        assert "cuda:0 was asked for but this machine has no GPU" in capsys.readouterr().err
+
+
+def test_a_run_that_fails_half_way_leaves_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    Path("outputs").mkdir()
+    monkeypatch.setattr(Image.Image, "save", no_space)
+    assert call(model, "--num_timesteps", "1") == 2
+    assert run_folders() == []
+
+
+def test_an_unknown_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        txt2img.main(["--n_sample_count", "3"])
+    assert stop.value.code == 2
+
+
+def test_help_comes_without_loading_torch() -> None:
+    check = (
+        "import sys, contextlib, dpt.cli.txt2img as command\n"
+        "with contextlib.suppress(SystemExit): command.main(['--help'])\n"
+        "assert not {'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules)"
+    )
+    start = time.perf_counter()
+    shown = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert "--guidance_scale" in shown.stdout
+    assert time.perf_counter() - start < 10  # about 0.2 s on an idle machine

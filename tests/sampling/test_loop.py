@@ -1,0 +1,146 @@
+"""The loop and classifier-free guidance, against diffusers' own pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    UniPCMultistepScheduler,
+)
+
+from dpt.backbone import Backbone
+from dpt.sampling.guidance import classifier_free, conditional
+from dpt.sampling.loop import denoise
+from dpt.sampling.schedulers import make_scheduler
+from tests import tiny_models
+from tests.tiny_models import POCKET, PROMPT, SD1, TinyModel
+
+REFERENCE = {
+    "ddim": DDIMScheduler,
+    "dpm++": DPMSolverMultistepScheduler,
+    "euler": EulerDiscreteScheduler,
+    "unipc": UniPCMultistepScheduler,
+}
+PROMPTS = [PROMPT, "two green stars"]
+STEPS = 4
+
+
+@pytest.fixture(scope="module", params=[SD1, POCKET], ids=lambda model: model.name)
+def models(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[StableDiffusionPipeline, Backbone]:
+    model: TinyModel = request.param
+    folder = tiny_models.save(model, tmp_path_factory.mktemp(model.name) / "model")
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline, Backbone.open(folder, device="cpu")
+
+
+@pytest.mark.parametrize("scheduler", REFERENCE)
+def test_guided_sampling_equals_the_pipeline(
+    scheduler: str, models: tuple[StableDiffusionPipeline, Backbone]
+) -> None:
+    pipeline, backbone = models
+    noise = torch.randn(2, 4, *backbone.default_latent_size, generator=torch.Generator().manual_seed(3))
+    # PNDM does not say whether to clip; for latents the answer is no, whatever DDIM assumes.
+    unclipped = {"clip_sample": False} if scheduler == "ddim" else {}
+    pipeline.scheduler = REFERENCE[scheduler].from_config(backbone.scheduler_config, **unclipped)
+    last: dict[str, torch.Tensor] = {}
+    expected = pipeline(
+        PROMPTS,
+        negative_prompt=["a red star"] * 2,
+        latents=noise,
+        num_inference_steps=STEPS,
+        guidance_scale=5.0,
+        output_type="pt",
+        callback_on_step_end=lambda pipe, step, t, tensors: last.update(tensors) or {},
+    ).images
+    states = backbone.encode_text(PROMPTS).states
+    negative = backbone.encode_text(["a red star"] * 2).states
+    latents = denoise(
+        classifier_free(backbone.predict, states, negative, 5.0),
+        make_scheduler(scheduler, backbone.scheduler_config),
+        noise,
+        STEPS,
+    )
+    assert latents.std() > 0.1
+    torch.testing.assert_close(latents, last["latents"], rtol=0, atol=1e-5)
+    ours = (backbone.decode_latents(latents) / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+
+
+def test_guidance_is_the_line_through_both_predictions() -> None:
+    def predict(x: torch.Tensor, t: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        return x * states.mean(dim=(1, 2)).reshape(-1, 1, 1, 1) + t
+
+    x, t = torch.randn(2, 4, 3, 3), torch.tensor(7)
+    states, negative = torch.full((2, 5, 6), 2.0), torch.full((2, 5, 6), 3.0)
+    at = {scale: classifier_free(predict, states, negative, scale)(x, t) for scale in (0.0, 1.0, 4.0)}
+    torch.testing.assert_close(at[0.0], conditional(predict, negative)(x, t))
+    torch.testing.assert_close(at[1.0], conditional(predict, states)(x, t))
+    torch.testing.assert_close(at[4.0], 3 * x + 7 + 4 * (2 * x - 3 * x))
+
+
+def test_no_guidance_costs_one_prediction_per_image() -> None:
+    seen = []
+
+    def predict(x: torch.Tensor, t: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        return x
+
+    states = torch.zeros(3, 2, 2)
+    for scale in (1.0, 2.0):
+        classifier_free(predict, states, states, scale)(torch.zeros(3, 4, 2, 2), torch.tensor(0))
+    assert seen == [3, 6]
+
+
+def test_the_last_step_reaches_the_clean_latents() -> None:
+    """With the true noise as prediction, DDIM must return z_0 itself, not a latent one step short of it."""
+    config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    scheduler = make_scheduler("ddim", config)
+    clean = torch.randn(1, 4, 8, 8) * 3
+    abar = scheduler.alphas_cumprod
+
+    def oracle(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return (x - abar[t].sqrt() * clean) / (1 - abar[t]).sqrt()
+
+    torch.testing.assert_close(
+        denoise(oracle, scheduler, torch.randn(1, 4, 8, 8), 10), clean, atol=1e-3, rtol=0
+    )
+
+
+def test_the_loop_switches_gradients_off_but_a_denoiser_may_switch_them_on() -> None:
+    scheduler = make_scheduler("ddim", {})
+    gradients = []
+
+    def denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            free = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad((free**2).sum(), free)
+        gradients.append(slope)
+        return x
+
+    weight = torch.randn(1, 4, 2, 2, requires_grad=True)
+    latents = denoise(denoiser, scheduler, weight, 2)
+    assert not latents.requires_grad
+    assert len(gradients) == 2 and gradients[0].abs().sum() > 0
+
+
+def test_on_step_is_called_once_per_call_of_the_denoiser(tmp_path: Path) -> None:
+    for name in ("ddim", "heun", "pndm"):
+        calls, steps = [], []
+        scheduler = make_scheduler(name, {})
+        denoise(
+            lambda x, t, calls=calls: calls.append(t) or x,
+            scheduler,
+            torch.randn(1, 4, 2, 2),
+            4,
+            on_step=lambda steps=steps: steps.append(1),
+        )
+        assert len(steps) == len(calls) == len(scheduler.timesteps)
