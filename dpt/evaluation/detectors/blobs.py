@@ -30,6 +30,10 @@ REACH = 4.0
 """How far beyond its outline a blob's own pixels extend."""
 
 
+class TooBusy(Exception):
+    """More in the picture than a scene can hold."""
+
+
 @dataclass(frozen=True)
 class Ground:
     """The plain background: its colour, the noise on it per channel, the share of the image it fills."""
@@ -55,27 +59,47 @@ def find_ground(smooth: Floats, limits: Thresholds) -> Ground:
     """`smooth`: (height, width, 3)."""
     border = np.concatenate([smooth[0], smooth[-1], smooth[:, 0], smooth[:, -1]])
     colour = np.median(border, axis=0)
+    noise = np.inf
     for _ in range(2):
-        near = ((smooth - colour) ** 2).sum(-1) < limits.background_spread**2
-        if near.any():
-            colour = smooth[near].mean(0)
-    noise = float(smooth[near].std(0).mean()) if near.any() else np.inf
-    return Ground(colour.astype(np.float32), noise, float(near.mean()))
+        near = squared_lengths(smooth - colour) < limits.background_spread**2
+        pixels = smooth[near]
+        if not len(pixels):
+            break
+        colour = pixels.mean(0)
+        noise = float(np.sqrt(squared_lengths(pixels - colour).mean() / 3))
+    return Ground(colour.astype(np.float32), noise, len(pixels) / near.size)
+
+
+def squared_lengths(vectors: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Over the last axis; einsum because numpy's sums over a short last axis are slow."""
+    return np.einsum("...i,...i->...", vectors, vectors)
 
 
 def find_blobs(smooth: Floats, ground: Ground, limits: Thresholds) -> list[Blob]:
-    """Smudges and flecks left out."""
+    """Smudges and flecks left out. Raises `TooBusy` instead of taking long over a texture."""
     difference = smooth - ground.colour
-    contrast = np.sqrt((difference**2).sum(-1))
-    visible = contrast > limits.visible
-    regions, n_regions = ndimage.label(visible)
+    contrast = np.sqrt(squared_lengths(difference))
+    regions, n_regions = _regions(contrast, limits)
     if not n_regions:
         return []
     peaks = ndimage.maximum_filter(contrast, NEIGHBOURHOOD)
-    peaks = np.maximum(peaks, 1e-6)
+    visible = regions > 0
     names = _colour_map(smooth, visible & (contrast >= CORE * peaks), regions, n_regions, limits)
     seeds = _seeds(visible & (contrast >= HALF * peaks), names)
     return _blobs(difference, contrast, seeds, limits)
+
+
+def _regions(contrast: Floats, limits: Thresholds) -> tuple[Labels, int]:
+    """Connected areas that stand out, numbered from 1; what is faint or tiny as a whole is background."""
+    regions, n = ndimage.label(contrast > limits.visible)
+    areas = np.bincount(regions.ravel(), minlength=n + 1)
+    strong = np.bincount(regions[contrast > limits.faint], minlength=n + 1)
+    kept = (areas >= limits.smudge_area) & (strong > 0)
+    kept[0] = False
+    if kept.sum() > limits.blobs:
+        raise TooBusy(f"{kept.sum()} separate regions")
+    numbers = np.where(kept, np.cumsum(kept), 0)
+    return numbers[regions], int(kept.sum())
 
 
 def _colour_map(smooth: Floats, core: Mask, regions: Labels, n_regions: int, limits: Thresholds) -> Labels:
@@ -125,12 +149,14 @@ def _blobs(difference: Floats, contrast: Floats, seeds: Labels, limits: Threshol
     areas = np.bincount(seeds.ravel())
     areas[0] = 0
     large = np.flatnonzero(areas >= limits.smudge_area / 2)
+    if large.size > 2 * limits.blobs:
+        raise TooBusy(f"{large.size} separate patches")
     kept = np.where(np.isin(seeds, large), seeds, 0)
     if not large.size:
         return []
     distance, where = ndimage.distance_transform_edt(kept == 0, return_indices=True)
     territory = np.where(distance <= REACH, kept[where[0], where[1]], 0)
-    blobs = []
+    blobs: list[Blob] = []
     for number, window in enumerate(ndimage.find_objects(kept), start=1):
         if window is None:
             continue
@@ -140,6 +166,8 @@ def _blobs(difference: Floats, contrast: Floats, seeds: Labels, limits: Threshol
         area = float(np.minimum(strong / peak, 1).sum())
         if peak < limits.faint or area < limits.smudge_area:
             continue
+        if len(blobs) == limits.blobs:
+            raise TooBusy(f"more than {limits.blobs} blobs")
         core = inside & (contrast[window] >= CORE * peak)
         rows, columns = window
         box = Box(float(columns.start), float(rows.start), float(columns.stop), float(rows.stop))

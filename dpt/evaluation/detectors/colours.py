@@ -15,11 +15,16 @@ PALETTE = np.array(list(COLOURS.values()), np.float32)
 
 
 def distances(colours: Floats, limits: Thresholds) -> Floats:
-    """(n, palette): from each of (n, 3) colours to each of the palette, the grey axis counting less."""
-    difference = colours[:, None] - PALETTE
-    along_grey = difference.sum(-1) ** 2 / 3
-    squared = (difference**2).sum(-1) - (1 - limits.lightness_weight**2) * along_grey
-    return np.sqrt(np.maximum(squared, 0))
+    """(n, palette): from each of (n, 3) colours to each of the palette, brightened or darkened to meet it.
+
+    A picture that is darker or lighter as a whole keeps its hues, so brightness counts, but less.
+    """
+    power = np.einsum("pi,pi->p", PALETTE, PALETTE)
+    product = colours @ PALETTE.T
+    gain = np.clip(product / power, 1 / limits.brightness, limits.brightness)
+    squared = np.einsum("ni,ni->n", colours, colours)[:, None] - 2 * gain * product + gain**2 * power
+    change = limits.brightness_weight**2 * (gain - 1) ** 2 * power
+    return np.sqrt(np.maximum(squared + change, 0))
 
 
 def nearest_colours(colours: Floats, limits: Thresholds) -> NDArray[np.intp]:

@@ -17,7 +17,7 @@ Floats = NDArray[np.float32]
 
 STEPS = 6
 LARGEST_STEP = 0.2
-"""Most a frame moves or grows in a step, as a share of its half width: keeps wrong shapes from running away."""
+"""Most a frame moves or grows in a step, as a share of its half width: wrong shapes may not run away."""
 SOFTEST = 1.5
 SMALLEST_HALF = 3.0
 
@@ -62,8 +62,8 @@ def fit_shapes(covers: Floats, bank: Bank) -> list[Fit]:
         softness = np.clip(softness + delta[..., 5], -0.5, SOFTEST)
 
     boxes = np.concatenate([centre - half, centre + half], axis=-1)
-    residuals = (difference**2).mean(-1)
-    powers = (model**2).mean(-1)
+    residuals = np.einsum("...i,...i->...", difference, difference) / GRID.size**2
+    powers = np.einsum("...i,...i->...", model, model) / GRID.size**2
     return [Fit(*parts) for parts in zip(boxes, strength, residuals, powers, strict=True)]
 
 
@@ -78,6 +78,8 @@ def sample(covers: Floats, centre: Floats, half: Floats) -> Floats:
 
 def _interpolation(centre: Floats, half: Floats, length: int) -> Floats:
     """(blobs, shapes, grid, length): the weight of each pixel in the sample at each grid point."""
-    at = centre[..., None] + half[..., None] * GRID - 0.5
-    pixel = np.arange(length, dtype=np.float32)
-    return np.maximum(0, 1 - np.abs(at[..., None] - pixel)).astype(np.float32)
+    at = centre[..., None] + half[..., None] * GRID - np.float32(0.5)
+    weights: Floats = at[..., None] - np.arange(length, dtype=np.float32)
+    np.abs(weights, out=weights)
+    np.subtract(1, weights, out=weights)
+    return np.maximum(weights, 0, out=weights)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,15 @@ from scipy.ndimage import gaussian_filter1d
 
 from dpt.data.scenes.world import FULL_WORLD, SIZES, Box, World
 from dpt.evaluation.detectors.base import Detection, Detections, Image, Unreadable
-from dpt.evaluation.detectors.blobs import Blob, Ground, find_blobs, find_ground
+from dpt.evaluation.detectors.blobs import (
+    HALF,
+    Blob,
+    Ground,
+    TooBusy,
+    find_blobs,
+    find_ground,
+    squared_lengths,
+)
 from dpt.evaluation.detectors.colours import name_colour
 from dpt.evaluation.detectors.fitting import Fit, fit_shapes
 from dpt.evaluation.detectors.templates import bank
@@ -33,7 +42,7 @@ STRONGEST_COVER = 1.3
 
 @dataclass(frozen=True)
 class Oracle:
-    """A `Detector` for the scenes of one world. What another world has and this one not is unreadable here."""
+    """A `Detector` for the scenes of one world; what only other worlds have is unreadable here."""
 
     world: World = FULL_WORLD
     limits: Thresholds = DEFAULT
@@ -61,32 +70,34 @@ class Oracle:
             return Detections(unreadable=(Unreadable(everything, "no plain background"),))
         if ground.noise > self.limits.noise:
             return Detections(unreadable=(Unreadable(everything, "too much noise"),))
-        blobs = find_blobs(smooth, ground, self.limits)
-        if len(blobs) > self.limits.blobs:
-            return Detections(unreadable=(Unreadable(everything, f"{len(blobs)} separate blobs"),))
+        try:
+            blobs = find_blobs(smooth, ground, self.limits)
+        except TooBusy as reason:
+            return Detections(unreadable=(Unreadable(everything, str(reason)),))
         return self._name_all(blobs, smooth, ground)
 
     def _name_all(self, blobs: list[Blob], smooth: Floats, ground: Ground) -> Detections:
-        largest = max(high for _, high in (SIZES[size] for size in self.world.sizes)) * self.limits.size_slack
-        fitting = [max(blob.box.width, blob.box.height) <= largest + 2 for blob in blobs]
-        chosen = [blob for blob, fits in zip(blobs, fitting, strict=True) if fits]
-        objects: list[Detection] = []
-        unreadable = [
-            Unreadable(blob.box, "larger than any object")
-            for blob, fits in zip(blobs, fitting, strict=True)
-            if not fits
-        ]
-        if chosen:
-            side = int(largest + 2) + 2 * WINDOW_MARGIN
-            cut = [_cover(blob, smooth, ground, side) for blob in chosen]
-            fits_ = fit_shapes(np.stack([cover for cover, _ in cut]), bank(self.limits.smoothing))
-            for blob, fit, (_, corner) in zip(chosen, fits_, cut, strict=True):
-                seen = self._name(blob, fit, corner, smooth, ground)
-                if isinstance(seen, Detection):
-                    objects.append(seen)
-                else:
-                    unreadable.append(seen)
-        return Detections(tuple(objects), tuple(unreadable))
+        largest = max(SIZES[size][1] for size in self.world.sizes) * self.limits.size_slack + 2
+        seen: list[Detection | Unreadable] = []
+        fitted, covers, corners = [], [], []
+        for blob in blobs:
+            cover, corner = _cover(blob, smooth, ground, int(largest) + 2 * WINDOW_MARGIN)
+            if max(blob.box.width, blob.box.height) > largest:
+                seen.append(Unreadable(blob.box, "larger than any object"))
+            elif cover.max() <= HALF:
+                seen.append(Unreadable(blob.box, "of more than one colour"))
+            else:
+                fitted.append(blob)
+                covers.append(cover)
+                corners.append(corner)
+        if fitted:
+            fits = fit_shapes(np.stack(covers), bank(self.limits.smoothing))
+            for blob, fit, corner in zip(fitted, fits, corners, strict=True):
+                seen.append(self._name(blob, fit, corner, smooth, ground))
+        return Detections(
+            tuple(thing for thing in seen if isinstance(thing, Detection)),
+            tuple(thing for thing in seen if isinstance(thing, Unreadable)),
+        )
 
     def _name(
         self, blob: Blob, fit: Fit, corner: tuple[int, int], smooth: Floats, ground: Ground
@@ -127,7 +138,7 @@ class Oracle:
         lowest, highest = sizes[0][0][0] / self.limits.size_slack, sizes[-1][0][1] * self.limits.size_slack
         if not lowest <= width <= highest:
             return None
-        for ((_, under), size), ((over, _), _) in zip(sizes, sizes[1:], strict=False):
+        for ((_, under), size), ((over, _), _) in pairwise(sizes):
             doubt = (over - under) * self.limits.size_gap / 2
             middle = (under + over) / 2
             if width < middle - doubt:
@@ -165,5 +176,5 @@ def _impurity(blob: Blob, smooth: Floats, ground: Ground) -> float:
     inner = along > 0.7
     if not inner.any():
         return 1.0
-    scatter = float((aside[inner] ** 2).sum(-1).mean()) - 2 * ground.noise**2
+    scatter = float(squared_lengths(aside[inner]).mean()) - 2 * ground.noise**2
     return float(np.sqrt(max(scatter, 0.0) / power))

@@ -1,4 +1,4 @@
-"""The renderer's shapes in a canonical frame, with what fitting needs: derivatives and their pseudo-inverse."""
+"""The renderer's shapes in a canonical frame, with what fitting needs of them."""
 
 from __future__ import annotations
 

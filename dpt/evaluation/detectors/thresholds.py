@@ -8,7 +8,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Thresholds:
     smoothing: float = 1.0
-    """Sigma of the blur laid over image and templates alike, so that pixel noise and small blurs matter little."""
+    """Sigma of the blur laid over image and templates alike: pixel noise and small blurs then matter little."""
 
     # What is background
     background_spread: float = 36.0
@@ -29,9 +29,10 @@ class Thresholds:
     """More blobs than this make the picture unreadable as a whole, which bounds the time spent on it."""
 
     # What is a shape
-    misfit: float = 0.17
-    """Most residual of the best shape, as a share of the shape's own strength."""
-    margin: float = 1.35
+    misfit: float = 0.18
+    """Most residual of the best shape, as a share of the shape's own strength. Outlines that wobble by 0.7 pixels
+    (rms) stay below it; a shape half way to another often does too, and is told by the margin."""
+    margin: float = 1.65
     """The second best shape must leave this many times the best one's residual..."""
     margin_floor: float = 0.045
     """...where residuals below this count as this: they are noise, not evidence."""
@@ -43,10 +44,12 @@ class Thresholds:
     """...but not lie in the middle share of the gap between two sizes."""
 
     # What is a colour
-    lightness_weight: float = 0.5
-    """Differences along the grey axis count this much: brightness drifts more than hue does."""
-    colour_distance: float = 50.0
-    """Most distance to a palette colour; the closest two (orange, yellow) are 63 apart."""
+    brightness: float = 1.35
+    """A colour may be this factor darker or brighter..."""
+    brightness_weight: float = 0.35
+    """...and the change counts this much beside a change of hue: pictures drift in brightness more easily."""
+    colour_distance: float = 42.0
+    """Most distance to a palette colour; JPEG at quality 50 and 20 % more brightness lead to 34."""
     colour_ratio: float = 0.72
     """Most distance to the nearest colour, as a share of that to the second: 42 % of the way between two."""
     impurity: float = 0.2
