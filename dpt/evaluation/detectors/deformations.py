@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -30,13 +31,9 @@ NAMEABLE = 60.0
 def between_shapes(seed: int, index: int, world: World) -> Image:
     """One object whose outline lies half way between two shapes, and is near no shape of its own."""
     draws = Draws("between shapes", seed, index)
+    first, second = draws.pick(_distant_pairs(world))
     box = _box(draws, world)
-    while True:
-        first, second = draws.some(world.shapes, 2)
-        middle = (_distance(first, box, world) + _distance(second, box, world)) / 2 < 0
-        if all(_shared(middle, _distance(shape, box, world) < 0) < SAME_SHAPE for shape in SHAPES):
-            break
-    return _paint(_cover(middle), _colour(draws, world), draws, world)
+    return _paint(_cover(_middle(first, second, box), box, world), _colour(draws, world), draws, world)
 
 
 def between_colours(seed: int, index: int, world: World) -> Image:
@@ -73,19 +70,15 @@ DEFORMATIONS: dict[str, Deformation] = {
 }
 
 
+@lru_cache(maxsize=8)
 def _mixtures(world: World) -> list[Field]:
     """Red and yellow make an orange: such mixtures have a name and are left out."""
-    colours = [np.array(COLOURS[name], float) for name in world.colours]
-    halves = [(first + second) / 2 for first, second in combinations(colours, 2)]
-    sources = [{a, b} for a, b in combinations(world.colours, 2)]
+    palette = {name: np.array(rgb, float) for name, rgb in COLOURS.items()}
+    halves = {pair: (palette[pair[0]] + palette[pair[1]]) / 2 for pair in combinations(world.colours, 2)}
     return [
         half
-        for half, pair in zip(halves, sources, strict=True)
-        if all(
-            np.linalg.norm(half - np.array(rgb)) > NAMEABLE
-            for name, rgb in COLOURS.items()
-            if name not in pair
-        )
+        for pair, half in halves.items()
+        if all(np.linalg.norm(half - palette[name]) > NAMEABLE for name in palette if name not in pair)
     ]
 
 
@@ -115,21 +108,46 @@ def _halved(draws: Draws, world: World) -> tuple[Field, Mask]:
     return cover, draws.pick((columns < x, columns > x, rows < y, rows > y))
 
 
-def _distance(shape: str, box: Box, world: World) -> Field:
-    """Signed distance to the outline in pixels, negative inside, on the fine raster."""
-    everywhere = slice(0, world.image_size * FINE)
+@lru_cache(maxsize=8)
+def _distant_pairs(world: World) -> list[tuple[str, str]]:
+    """Half way between a square and a cross lies very nearly a circle: such pairs are left out."""
+    box = Box(10.0, 10.0, 30.0, 30.0)
+    return [
+        pair
+        for pair in combinations(world.shapes, 2)
+        if all(_shared(_middle(*pair, box), _distance(shape, box) < 0) < SAME_SHAPE for shape in SHAPES)
+    ]
+
+
+def _middle(first: str, second: str, box: Box) -> Mask:
+    """What is inside the outline half way between two, on the fine raster of the box's window."""
+    return _distance(first, box) + _distance(second, box) < 0
+
+
+@lru_cache(maxsize=64)
+def _distance(shape: str, box: Box) -> Field:
+    """Signed distance to the outline, negative inside, on the fine raster of the box's window."""
+    rows, columns = _window(box)
     fine = Box(box.x0 * FINE, box.y0 * FINE, box.x1 * FINE, box.y1 * FINE)
-    inside = coverage(shape, fine, everywhere, everywhere) > 0.5
-    return (distance_transform_edt(~inside) - distance_transform_edt(inside)) / FINE
+    fine_rows = slice(rows.start * FINE, rows.stop * FINE)
+    fine_columns = slice(columns.start * FINE, columns.stop * FINE)
+    inside = coverage(shape, fine, fine_rows, fine_columns) > 0.5
+    return distance_transform_edt(~inside) - distance_transform_edt(inside)
+
+
+def _window(box: Box) -> tuple[slice, slice]:
+    return slice(int(box.y0) - 1, int(box.y1) + 2), slice(int(box.x0) - 1, int(box.x1) + 2)
 
 
 def _shared(one: Mask, other: Mask) -> float:
     return float((one & other).sum() / (one | other).sum())
 
 
-def _cover(inside: Mask) -> Field:
-    size = inside.shape[0] // FINE
-    return inside.reshape(size, FINE, size, FINE).mean((1, 3))
+def _cover(inside: Mask, box: Box, world: World) -> Field:
+    height, width = inside.shape[0] // FINE, inside.shape[1] // FINE
+    cover = np.zeros((world.image_size, world.image_size))
+    cover[_window(box)] = inside.reshape(height, FINE, width, FINE).mean((1, 3))
+    return cover
 
 
 def _paint(cover: Field, colour: Field, draws: Draws, world: World) -> Image:

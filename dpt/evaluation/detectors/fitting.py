@@ -73,13 +73,13 @@ def sample(covers: Floats, centre: Floats, half: Floats) -> Floats:
     rows = _interpolation(centre[..., 1], half[..., 1], height)
     columns = _interpolation(centre[..., 0], half[..., 0], width)
     sampled = rows @ covers[:, None] @ columns.swapaxes(-1, -2)
-    return sampled.reshape(*sampled.shape[:2], -1)
+    return np.asarray(sampled.reshape(*sampled.shape[:2], -1), np.float32)
 
 
 def _interpolation(centre: Floats, half: Floats, length: int) -> Floats:
     """(blobs, shapes, grid, length): the weight of each pixel in the sample at each grid point."""
     at = centre[..., None] + half[..., None] * GRID - np.float32(0.5)
-    weights: Floats = at[..., None] - np.arange(length, dtype=np.float32)
+    weights = np.asarray(at[..., None] - np.arange(length, dtype=np.float32), np.float32)
     np.abs(weights, out=weights)
     np.subtract(1, weights, out=weights)
     return np.maximum(weights, 0, out=weights)

@@ -20,7 +20,7 @@ def open_round_trip(folder: Path, batch: int = 32) -> RoundTrip:
         fail(f"{folder} holds no VAE: there is no {home / 'config.json'}")
 
     import torch
-    from diffusers import AutoencoderKL  # type: ignore[attr-defined]
+    from diffusers import AutoencoderKL
 
     try:
         vae = AutoencoderKL.from_pretrained(home, local_files_only=True).float().eval()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Thresholds:
     smoothing: float = 1.0
-    """Sigma of the blur laid over image and templates alike: pixel noise and small blurs then matter little."""
+    """Sigma of the blur laid over image and templates alike: pixel noise and small blurs matter little."""
 
     # What is background
     background_spread: float = 36.0
@@ -30,8 +30,8 @@ class Thresholds:
 
     # What is a shape
     misfit: float = 0.18
-    """Most residual of the best shape, as a share of the shape's own strength. Outlines that wobble by 0.7 pixels
-    (rms) stay below it; a shape half way to another often does too, and is told by the margin."""
+    """Most residual of the best shape, as a share of the shape's own strength. Outlines that wobble by 0.7
+    pixels (rms) stay below it; a shape half way to another often does too, and is told by the margin."""
     margin: float = 1.65
     """The second best shape must leave this many times the best one's residual..."""
     margin_floor: float = 0.045
