@@ -14,7 +14,6 @@ from dpt.data.scenes.layout import scene
 from dpt.data.scenes.render import render
 from dpt.data.scenes.world import WORLDS, World
 from dpt.errors import fail
-from dpt.evaluation.detectors.base import Image
 from dpt.evaluation.detectors.check import Row, UnnamedRow, refusals, tally
 from dpt.evaluation.detectors.deformations import DEFORMATIONS
 from dpt.evaluation.detectors.disturbances import DISTURBANCES
@@ -39,6 +38,7 @@ class CheckOptions:
 
 def check(options: CheckOptions) -> None:
     world = _valid(options)
+    round_trip = None if options.vae is None else open_round_trip(options.vae)
     oracle = Oracle(world)
     scenes = [scene(options.seed, index, world) for index in range(options.num)]
     images = [render(each) for each in scenes]
@@ -47,8 +47,8 @@ def check(options: CheckOptions) -> None:
     for name, disturb in tqdm(DISTURBANCES.items(), desc="reading", leave=False):
         disturbed = [disturb(image, options.seed + index) for index, image in enumerate(images)]
         rows.append(Row(name, tally(scenes, oracle.detect(disturbed))))
-    if options.vae is not None:
-        rows.append(Row("VAE round trip", tally(scenes, oracle.detect(_after_vae(options.vae, images)))))
+    if round_trip is not None:
+        rows.append(Row("VAE round trip", tally(scenes, oracle.detect(round_trip(images)))))
     unnamed = [
         UnnamedRow(name, *refusals(oracle.detect([d(options.seed, i, world) for i in range(options.num)])))
         for name, d in tqdm(DEFORMATIONS.items(), desc="reading what has no name", leave=False)
@@ -71,10 +71,6 @@ def _valid(options: CheckOptions) -> World:
     if options.vae is not None and not options.vae.is_dir():
         fail(f"--vae {options.vae} is not a folder")
     return WORLDS[options.world]
-
-
-def _after_vae(folder: Path, images: list[Image]) -> list[Image]:
-    return open_round_trip(folder)(images)
 
 
 def _write_json(options: CheckOptions, identity: str, rows: list[Row], unnamed: list[UnnamedRow]) -> None:
