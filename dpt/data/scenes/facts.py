@@ -40,6 +40,14 @@ class Noun:
             and self.size in (None, thing.size)
         )
 
+    def covers(self, other: Noun) -> bool:
+        """Whether whatever the other noun describes is described by this one too."""
+        return (
+            self.colour in (None, other.colour)
+            and self.shape in (None, other.shape)
+            and self.size in (None, other.size)
+        )
+
     def among(self, things: Sequence[Thing]) -> list[Thing]:
         return [thing for thing in things if self.matches(thing)]
 
