@@ -17,6 +17,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
 
     `final` may be there already only if it is an empty folder.
     """
+    final = Path(os.path.abspath(final))  # noqa: PTH100 - "." and ".." have no siblings; links stay as they are
     refuse_if_taken(final)
     made = _first_missing(final.parent)
     work = final.with_name(f".{final.name}.{os.getpid()}.tmp")

@@ -10,6 +10,7 @@ from dpt.errors import UserError, run_command
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "pocket build": ("dpt.cli.pocket:build", "make the embedded model from nothing, resumably"),
+    "scenes export": ("dpt.cli.scenes_export:export", "write rendered scenes in the published data formats"),
 }
 
 

@@ -1,9 +1,11 @@
 """Hard negatives: a caption that is false for the picture, or a picture that differs in just one fact.
 
-What one fact is, by type. In a caption: the colour of one group, or the colours of two exchanged; one relation turned
-round; one number up or down by one; the shape of one group. In a picture: the colour of one object, or the colours of
-two of different shape exchanged; the places of the two related objects exchanged; one object more or less; the shape
-of one object. All else stays as it is.
+What one fact is, by type:
+- in a caption, the colour of one group, or the colours of two exchanged; the relation turned round; one
+  number up or down by one; the shape of one group;
+- in a picture, the colour of one object, or the colours of two of different shape exchanged; the places of
+  the two related objects exchanged; one object more or less; the shape of one object.
+All else stays as it is.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class HardCaption:
 
 @dataclass(frozen=True)
 class HardImage:
-    """`right` is true of the scene it was drawn for and false of `scene`, which differs from it in one fact."""
+    """`right` is true of the scene it was drawn for and false of `scene`, which differs in one fact."""
 
     kind: str
     right: Caption
@@ -127,10 +129,8 @@ def _is_sensible(description: Description, world: World) -> bool:
 def _swap_related(right: Description, scene: Scene) -> Scene | None:
     if not right.relation:
         return None
-    a, b = (
-        next(i for i, thing in enumerate(scene.objects) if group.noun.matches(thing)) for group in right.groups[:2]
-    )
     objects = list(scene.objects)
+    a, b = (objects.index(group.noun.among(objects)[0]) for group in right.groups[:2])
     objects[a], objects[b] = (
         replace(objects[a], box=_centred(objects[b].box.centre, objects[a].box.width)),
         replace(objects[b], box=_centred(objects[a].box.centre, objects[b].box.width)),
@@ -164,7 +164,7 @@ def _reshape(scene: Scene, at: int, world: World, draws: Draws) -> Scene | None:
 
 
 def _recolour(scene: Scene, at: int, world: World, draws: Draws) -> Scene | None:
-    """Exchange colours with an object of another shape (of the same shape it would be an exchange of places)."""
+    """Exchange colours with an object of another shape (with one of the same it would be one of places)."""
     thing = scene.objects[at]
     swaps = [
         {at: replace(thing, colour=other.colour), i: replace(other, colour=thing.colour)}

@@ -1,7 +1,7 @@
 """Referring expressions: "the red circle left of the square" means just one object of its scene.
 
-A reference (its structure) is drawn first, then put into words. `resolve` says which objects a reference means; it
-knows nothing of how the reference was found, so it can judge any of them, on rendered and on detected objects alike.
+A reference (its structure) is drawn first, then put into words. `resolve` says which objects a reference
+means; it knows nothing of how the reference was found, so it can judge any, on detected objects too.
 """
 
 from __future__ import annotations
@@ -74,8 +74,7 @@ def resolve(reference: Reference, things: Sequence[Thing], margin: float = RELAT
         return [
             i
             for i in candidates
-            if len(candidates) > 1
-            and all(related(things[i].box, things[j].box, reference.side, margin) for j in candidates if j != i)
+            if len(candidates) > 1 and _leads(i, candidates, things, reference.side, margin)
         ]
     landmarks = [i for i, thing in enumerate(things) if reference.landmark.matches(thing)]
     if len(landmarks) != 1:
@@ -86,6 +85,10 @@ def resolve(reference: Reference, things: Sequence[Thing], margin: float = RELAT
         for i in candidates
         if i != landmark and related(things[i].box, things[landmark].box, reference.relation, margin)
     ]
+
+
+def _leads(i: int, candidates: list[int], things: Sequence[Thing], side: str, margin: float) -> bool:
+    return all(related(things[i].box, things[j].box, side, margin) for j in candidates if j != i)
 
 
 def referring_expressions(scene: Scene, world: World, draws: Draws) -> list[Expression]:
@@ -103,7 +106,7 @@ def referring_expression(
     draws: Draws,
     kinds: Sequence[str] = tuple(KINDS),
 ) -> Expression | None:
-    """One drawn expression of the given kinds; None if no object can be told from the others in those ways."""
+        # Without a margin too: a little to the left should not compete with far to the left.
     for target in draws.some(range(len(scene.objects)), len(scene.objects)):
         known = references(scene, target, world)
         possible = {kind: [r for r in known if isinstance(r, KINDS[kind])] for kind in kinds}
@@ -118,15 +121,16 @@ def references(scene: Scene, target: int, world: World) -> list[Reference]:
     return [
         reference
         for reference in _conceivable(scene, target, world)
-        # Without a margin too: what is only a little to the left should not compete with what is far to the left.
+        # Without a margin too: what is a little to the left should not compete with what is far to the left.
         if resolve(reference, scene.objects) == [target] == resolve(reference, scene.objects, margin=0)
     ]
 
 
 def say_reference(reference: Reference, scene: Scene, target: int, draws: Draws | None = None) -> Expression:
     """In words; without draws always in the same, plainest ones."""
-    before = [EXTREMES[reference.side]] if isinstance(reference, Extreme) else []
-    text = " ".join(["the", *before, *(words := noun_words(reference.noun, draws))])
+    extreme = [EXTREMES[reference.side]] if isinstance(reference, Extreme) else []
+    words = ["the", *extreme, *noun_words(reference.noun, draws)]
+    text = " ".join(words)
     span = (len(text) - len(words[-1]), len(text))
     if isinstance(reference, Beside):
         relation = choose_word(RELATION_WORDS[reference.relation], draws)
@@ -144,7 +148,10 @@ def _conceivable(scene: Scene, target: int, world: World) -> Iterator[Reference]
         for other in scene.objects:
             if (thing.shape, relation, other.shape) not in world.held_out_relations:
                 yield from (
-                    Beside(noun, relation, landmark) for noun in nouns for landmark in _nouns(other) if other != thing
+                    Beside(noun, relation, landmark)
+                    for noun in nouns
+                    for landmark in _nouns(other)
+                    if other != thing
                 )
 
 

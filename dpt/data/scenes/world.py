@@ -72,7 +72,7 @@ class World:
         if not 1 <= self.max_objects <= 4:
             raise ValueError(f"a scene holds 1 to 4 objects, not {self.max_objects}")
         if self.image_size < SMALLEST_IMAGE:
-            raise ValueError(f"an image of a scene is at least {SMALLEST_IMAGE} pixels wide, not {self.image_size}")
+            raise ValueError(f"a scene is at least {SMALLEST_IMAGE} pixels wide, not {self.image_size}")
         if any(weight < 0 for _, weight in self.sorts) or not any(weight for _, weight in self.sorts):
             raise ValueError(f"the weights of the sorts of scene are positive numbers; got {self.sorts}")
         if len(self.kinds) < 2:
