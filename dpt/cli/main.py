@@ -11,6 +11,8 @@ from dpt.errors import UserError, run_command
 COMMANDS: dict[str, tuple[str, str]] = {
     "pocket build": ("dpt.cli.pocket:build", "make the embedded model from nothing, resumably"),
     "pocket measure": ("dpt.cli.pocket:measure", "draw the pocket suite and let the oracle count what is right"),
+    "scenes check": ("dpt.cli.scenes:check", "measure how well the oracle reads rendered scenes"),
+    "scenes export": ("dpt.cli.scenes_export:export", "write rendered scenes in the published data formats"),
 }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from dpt.backbone import Backbone
@@ -21,7 +22,7 @@ from dpt.evaluation.judge import READABLE, Verdict, judge
 from dpt.evaluation.suites.base import Prompt
 from dpt.evaluation.suites.pocket import CATEGORIES, pocket_prompts
 from dpt.sampling.draw import Request, Settings, draw
-from dpt.sampling.pictures import to_pixels
+from dpt.sampling.pictures import to_picture
 
 BATCH = 20
 SHOWN = 24
@@ -45,9 +46,9 @@ def draw_category(
     return list(_judged(asked, pictures, oracle, category))
 
 
-def _judged(asked: Sequence[Prompt], pictures: Iterator[object], oracle: Oracle, category: str) -> Iterator[Drawn]:
+def _judged(asked: Sequence[Prompt], pictures: Iterator[Tensor], oracle: Oracle, category: str) -> Iterator[Drawn]:
     for prompt, picture in zip(tqdm(asked, desc=category, unit="picture"), pictures, strict=True):
-        pixels = to_pixels(picture)
+        pixels = np.asarray(to_picture(picture))
         (seen,) = oracle.detect([pixels])
         yield Drawn(prompt, pixels, seen, judge(prompt, seen))
 

@@ -1,7 +1,7 @@
 """Whole-image captions: a description (what is said) is drawn first, then put into words.
 
-`describe` tells the truth in full; `blur` makes of it what web alt-text would: true still, but with attributes,
-relations, counts or whole objects left out or made vague.
+`describe` tells the truth in full; `blur` makes of it what web alt-text would: true still, but with
+attributes, relations, counts or whole objects left out or made vague.
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ def blur(description: Description, draws: Draws, noise: float) -> Description:
             noun = replace(noun, shape=None)
         vague = group.n > 1 and draws.chance(0.5 * noise)
         before = merged.get(noun)
-        merged[noun] = Group(noun, group.n + (before.n if before else 0), vague or bool(before and before.vague))
+        if before:
+            group, vague = replace(group, n=group.n + before.n), vague or before.vague
+        merged[noun] = Group(noun, group.n, vague)
     if relation and len(merged) < len(groups):
         relation = None
     return Description(tuple(merged.values()), relation, absent, exact=False)

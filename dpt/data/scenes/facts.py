@@ -1,14 +1,14 @@
 """What a text claims about a picture, and whether it is so.
 
-Captions, hard negatives and the judge of generated pictures all use these few kinds of claim, so that "true" means the
-same everywhere. A thing is anything with a shape, a colour, a size and a box: a rendered object or a detected one.
+Captions, hard negatives and the judge of generated pictures all use these few kinds of claim, so that "true"
+means the same everywhere. A thing is anything with a shape, a colour, a size and a box, rendered or detected.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from dpt.data.scenes.layout import related
 from dpt.data.scenes.world import RELATION_MARGIN, Box
@@ -23,6 +23,9 @@ class Thing(Protocol):
     def size(self) -> str: ...
     @property
     def box(self) -> Box: ...
+
+
+AnyThing = TypeVar("AnyThing", bound=Thing)
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,15 @@ class Noun:
             and self.size in (None, thing.size)
         )
 
-    def among(self, things: Sequence[Thing]) -> list[Thing]:
+    def covers(self, other: Noun) -> bool:
+        """Whether whatever the other noun describes is described by this one too."""
+        return (
+            self.colour in (None, other.colour)
+            and self.shape in (None, other.shape)
+            and self.size in (None, other.size)
+        )
+
+    def among(self, things: Sequence[AnyThing]) -> list[AnyThing]:
         return [thing for thing in things if self.matches(thing)]
 
 

@@ -1,17 +1,26 @@
-"""Hard negatives: a caption that is false for the picture, or a picture that differs in just one fact."""
+"""Hard negatives: a caption that is false for the picture, or a picture that differs in just one fact.
+
+What one fact is, by type:
+- in a caption, the colour of one group, or the colours of two exchanged; the relation turned round; one
+  number up or down by one; the shape of one group;
+- in a picture, the colour of one object, or the colours of two of different shape exchanged; the places of
+  the two related objects exchanged; one object more or less; the shape of one object.
+All else stays as it is.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dpt.data.scenes.captions import Caption, Description, Group, describe, say
+from dpt.data.scenes.captions import Caption, Description, describe, say
 from dpt.data.scenes.draws import Draws
-from dpt.data.scenes.facts import Related, all_hold
+from dpt.data.scenes.facts import all_hold
 from dpt.data.scenes.layout import TRIES_PER_OBJECT, fits
-from dpt.data.scenes.words import OPPOSITE
+from dpt.data.scenes.words import NUMBERS, OPPOSITE
 from dpt.data.scenes.world import SIZES, Box, Scene, SceneObject, World
 
 NEGATIVE_TYPES = ("colour", "relation", "count", "shape")
+TRIES = 8
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,7 @@ class HardCaption:
 
 @dataclass(frozen=True)
 class HardImage:
-    """`right` is true of the scene it was drawn for and false of `scene`, which differs from it in one fact."""
+    """`right` is true of the scene it was drawn for and false of `scene`, which differs in one fact."""
 
     kind: str
     right: Caption
@@ -34,16 +43,50 @@ class HardImage:
 
 def hard_caption(scene: Scene, world: World, draws: Draws, kind: str | None = None) -> HardCaption | None:
     """A true caption and its falsification; None if nothing in the scene can be falsified that way."""
-    for _ in range(8):
+    for _ in range(TRIES):
         chosen = kind or draws.pick(NEGATIVE_TYPES)
         right = describe(scene, world, draws)
-        wrong = _falsify(right, chosen, world, draws)
-        if wrong is not None and not all_hold(wrong.facts, scene.objects):
-            return HardCaption(chosen, Caption(say(right, draws), right.facts), Caption(say(wrong, draws), wrong.facts))
+        wrong = falsify(right, scene, chosen, world, draws)
+        if wrong is not None:
+            said = Caption(say(right, draws), right.facts)
+            return HardCaption(chosen, said, Caption(say(wrong, draws), wrong.facts))
     return None
 
 
-def _falsify(right: Description, kind: str, world: World, draws: Draws) -> Description | None:
+def hard_image(scene: Scene, world: World, draws: Draws, kind: str | None = None) -> HardImage | None:
+    """A caption of the scene and a changed scene for which just that caption is false."""
+    for _ in range(TRIES):
+        chosen = kind or draws.pick(NEGATIVE_TYPES)
+        right = describe(scene, world, draws)
+        changed = contradict(right, scene, chosen, world, draws)
+        if changed is not None:
+            return HardImage(chosen, Caption(say(right, draws), right.facts), changed)
+    return None
+
+
+def falsify(right: Description, scene: Scene, kind: str, world: World, draws: Draws) -> Description | None:
+    """The description with one fact changed, so that it is false for the scene it was true of."""
+    wrong = _alter(right, kind, world, draws)
+    if wrong is None or not _is_sensible(wrong, world) or all_hold(wrong.facts, scene.objects):
+        return None
+    return wrong
+
+
+def contradict(right: Description, scene: Scene, kind: str, world: World, draws: Draws) -> Scene | None:
+    """The scene with one fact changed, so that the description that was true of it is false."""
+    at = draws.below(len(scene.objects))
+    if kind == "relation":
+        changed = _swap_related(right, scene)
+    elif kind == "count":
+        changed = _more_or_less(scene, at, world, draws)
+    elif kind == "shape":
+        changed = _reshape(scene, at, world, draws)
+    else:
+        changed = _recolour(scene, at, world, draws)
+    return None if changed is None or all_hold(right.facts, changed.objects) else changed
+
+
+def _alter(right: Description, kind: str, world: World, draws: Draws) -> Description | None:
     groups = list(right.groups)
     at = draws.below(len(groups))
     noun = groups[at].noun
@@ -51,69 +94,43 @@ def _falsify(right: Description, kind: str, world: World, draws: Draws) -> Descr
         return replace(right, relation=OPPOSITE[right.relation]) if right.relation else None
     if kind == "count":
         n = groups[at].n + (1 if draws.chance(0.5) else -1)
-        if (right.relation and at < 2) or not 1 <= n <= 5:
+        if (right.relation and at < 2) or not 1 <= n < len(NUMBERS):
             return None
-        groups[at] = Group(noun, n)
+        groups[at] = replace(groups[at], n=n)
         return replace(right, groups=tuple(groups))
     other = 1 - at if len(groups) == 2 else draws.below(len(groups))
     partner = groups[other].noun
-    if kind == "colour":
-        if partner.colour != noun.colour and partner.shape != noun.shape:
-            groups[at] = replace(groups[at], noun=replace(noun, colour=partner.colour))
-            groups[other] = replace(groups[other], noun=replace(partner, colour=noun.colour))
-        elif noun.colour:
-            changed = draws.pick([colour for colour in world.colours if colour != noun.colour])
-            groups[at] = replace(groups[at], noun=replace(noun, colour=changed))
+    if kind == "colour" and partner.colour != noun.colour and partner.shape != noun.shape:
+        groups[at] = replace(groups[at], noun=replace(noun, colour=partner.colour))
+        groups[other] = replace(groups[other], noun=replace(partner, colour=noun.colour))
         return replace(right, groups=tuple(groups))
-    changed = draws.pick([shape for shape in world.shapes if shape != noun.shape])
-    groups[at] = replace(groups[at], noun=replace(noun, shape=changed))
+    said = noun.colour if kind == "colour" else noun.shape
+    rest = [name for name in (world.colours if kind == "colour" else world.shapes) if name != said]
+    if said is None or not rest:
+        return None
+    changed = draws.pick(rest)
+    groups[at] = replace(
+        groups[at], noun=replace(noun, colour=changed) if kind == "colour" else replace(noun, shape=changed)
+    )
     return replace(right, groups=tuple(groups))
 
 
-def hard_image(scene: Scene, world: World, draws: Draws, kind: str | None = None) -> HardImage | None:
-    """A caption of the scene and a changed scene for which just that caption is false."""
-    for _ in range(8):
-        chosen = kind or draws.pick(NEGATIVE_TYPES)
-        right = describe(scene, world, draws)
-        changed = change(scene, chosen, world, draws)
-        if changed is None or all_hold(right.facts, changed.objects):
-            continue
-        if chosen == "relation" and not any(isinstance(fact, Related) for fact in right.facts):
-            continue
-        return HardImage(chosen, Caption(say(right, draws), right.facts), changed)
-    return None
+def _is_sensible(description: Description, world: World) -> bool:
+    """Whether someone might say it: nothing named twice, none of it denied at its end, nothing held out."""
+    nouns = [group.noun for group in description.groups]
+    if len(set(nouns)) < len(nouns) or any((n.colour, n.shape) in world.held_out_kinds for n in nouns):
+        return False
+    if description.absent and any(description.absent.covers(noun) for noun in nouns):
+        return False
+    relation = description.relation
+    return not relation or (nouns[0].shape, relation, nouns[1].shape) not in world.held_out_relations
 
 
-def change(scene: Scene, kind: str, world: World, draws: Draws) -> Scene | None:
-    """The scene with one fact changed: two colours swapped, two places swapped, one object more or less, one shape."""
-    objects = list(scene.objects)
-    at = draws.below(len(objects))
-    thing = objects[at]
-    others = [i for i in range(len(objects)) if i != at]
-    if kind == "relation":
-        partners = [i for i in others if objects[i].kind != thing.kind]
-        return _swap_places(scene, at, draws.pick(partners)) if partners else None
-    if kind == "count":
-        return _more_or_less(scene, at, world, draws)
-    if kind == "shape":
-        objects[at] = replace(thing, shape=draws.pick([s for s in world.shapes if s != thing.shape]))
-    else:
-        partners = [i for i in others if objects[i].colour != thing.colour]
-        if partners:
-            other = draws.pick(partners)
-            objects[at], objects[other] = (
-                replace(thing, colour=objects[other].colour),
-                replace(objects[other], colour=thing.colour),
-            )
-        else:
-            objects[at] = replace(thing, colour=draws.pick([c for c in world.colours if c != thing.colour]))
-    if any(o.kind in world.held_out_kinds for o in objects):
+def _swap_related(right: Description, scene: Scene) -> Scene | None:
+    if not right.relation:
         return None
-    return replace(scene, objects=tuple(objects))
-
-
-def _swap_places(scene: Scene, a: int, b: int) -> Scene | None:
     objects = list(scene.objects)
+    a, b = (objects.index(group.noun.among(objects)[0]) for group in right.groups[:2])
     objects[a], objects[b] = (
         replace(objects[a], box=_centred(objects[b].box.centre, objects[a].box.width)),
         replace(objects[b], box=_centred(objects[a].box.centre, objects[b].box.width)),
@@ -140,8 +157,31 @@ def _more_or_less(scene: Scene, at: int, world: World, draws: Draws) -> Scene | 
     return None
 
 
+def _reshape(scene: Scene, at: int, world: World, draws: Draws) -> Scene | None:
+    thing = scene.objects[at]
+    shapes = [s for s in world.shapes if s != thing.shape and (thing.colour, s) not in world.held_out_kinds]
+    return _with(scene, {at: replace(thing, shape=draws.pick(shapes))}) if shapes else None
+
+
+def _recolour(scene: Scene, at: int, world: World, draws: Draws) -> Scene | None:
+    """Exchange colours with an object of another shape (with one of the same it would be one of places)."""
+    thing = scene.objects[at]
+    swaps = [
+        {at: replace(thing, colour=other.colour), i: replace(other, colour=thing.colour)}
+        for i, other in enumerate(scene.objects)
+        if other.colour != thing.colour and other.shape != thing.shape
+    ]
+    possible = [swap for swap in swaps if all(o.kind not in world.held_out_kinds for o in swap.values())]
+    if possible:
+        return _with(scene, draws.pick(possible))
+    colours = [c for c in world.colours if c != thing.colour and (c, thing.shape) not in world.held_out_kinds]
+    return _with(scene, {at: replace(thing, colour=draws.pick(colours))}) if colours else None
+
+
+def _with(scene: Scene, changed: dict[int, SceneObject]) -> Scene:
+    return replace(scene, objects=tuple(changed.get(i, thing) for i, thing in enumerate(scene.objects)))
+
+
 def _centred(centre: tuple[float, float], extent: float) -> Box:
     x, y = centre
     return Box(x - extent / 2, y - extent / 2, x + extent / 2, y + extent / 2)
-
-

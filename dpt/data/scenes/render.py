@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from dpt.data.scenes.world import BACKGROUNDS, COLOURS, Box, Scene
 
 Image = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.floating[Any]]
 
 ARM = 0.36  # width of a cross's arm, of its box
 RIM = 0.24  # thickness of a ring, of its box

@@ -34,6 +34,9 @@ RELATIONS: tuple[str, ...] = ("left", "right", "above", "below")
 RELATION_MARGIN = 6.0
 """Pixels by which one centre must lie beyond the other before a relation is said or accepted."""
 
+SMALLEST_IMAGE = 60
+"""Pixels; below this four large objects may not find room however often it is tried."""
+
 Kind = tuple[str, str]
 """(colour, shape)"""
 
@@ -68,6 +71,12 @@ class World:
                 raise ValueError(f"a world needs at least one {what} out of {', '.join(known)}; got {chosen}")
         if not 1 <= self.max_objects <= 4:
             raise ValueError(f"a scene holds 1 to 4 objects, not {self.max_objects}")
+        if self.image_size < SMALLEST_IMAGE:
+            raise ValueError(f"a scene is at least {SMALLEST_IMAGE} pixels wide, not {self.image_size}")
+        if any(weight < 0 for _, weight in self.sorts) or not any(weight for _, weight in self.sorts):
+            raise ValueError(f"the weights of the sorts of scene are positive numbers; got {self.sorts}")
+        if len(self.kinds) < 2:
+            raise ValueError("a world needs at least two kinds of object that are not held out")
 
     @property
     def kinds(self) -> tuple[Kind, ...]:

@@ -1,0 +1,251 @@
+"""Scenes as a data folder in the published formats, so that the loaders of COCO and RefCOCO read them.
+
+Published referring expressions for validation and test are of train2014 images, and so they are here; those
+images are in no training expression and no training hard negative. Three files are our own: `scenes.jsonl`
+(what is in each image), `negatives.jsonl` (the type of each hard negative) and `manifest.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from PIL import Image
+from tqdm import tqdm
+
+from dpt.data.scenes import published
+from dpt.data.scenes.captions import Caption, Description, describe, say
+from dpt.data.scenes.draws import Draws
+from dpt.data.scenes.layout import scene
+from dpt.data.scenes.negatives import NEGATIVE_TYPES, contradict, falsify
+from dpt.data.scenes.prompts import alignment_prompts
+from dpt.data.scenes.published import HardNegatives, Record, Referred
+from dpt.data.scenes.referring import KINDS, referring_expression
+from dpt.data.scenes.render import render
+from dpt.data.scenes.world import WORLDS, Scene
+from dpt.folders import whole_folder
+
+RANGE = 10_000_000
+FIRST_INDEX = {"train": 0, "val": RANGE, "rec_val": 2 * RANGE, "rec_test": 3 * RANGE, "prompts": 4 * RANGE}
+"""Where each part's scenes begin, so that no scene is in two parts, whatever their sizes."""
+
+KINDS_OF_DATASET = {
+    "refcoco": tuple(KINDS),
+    "refcoco+": ("attributes",),  # its annotators were forbidden words of place
+    "refcocog": ("attributes", "relation"),
+}
+TITLES = 2
+NEGATIVE_CAPTIONS = 3
+NEGATIVE_IMAGES = 2
+TRIES = 64
+
+
+@dataclass(frozen=True)
+class Plan:
+    num: int
+    val: int
+    seed: int
+    world: str
+    format: str = "jpg"
+
+
+def export_scenes(plan: Plan, out: Path) -> None:
+    with whole_folder(out) as folder:
+        Export(plan, folder).write()
+
+
+class Export:
+    """One export in the making: gives images their ids and collects what the annotation files will say."""
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        self.plan, self.folder, self.world = plan, folder, WORLDS[plan.world]
+        self.images: dict[str, list[Record]] = {"train2014": [], "val2014": []}
+        self.captions: dict[str, list[tuple[int, str]]] = {"train2014": [], "val2014": []}
+        self.hard: dict[str, list[HardNegatives]] = {"train": [], "val": []}
+        self.referred: dict[tuple[str, str], list[Referred]] = {}
+        self.negatives_by_type = {
+            "captions": dict.fromkeys(NEGATIVE_TYPES, 0),
+            "images": dict.fromkeys(NEGATIVE_TYPES, 0),
+        }
+        self.next_image_id = 0
+
+    def write(self) -> None:
+        plan = self.plan
+        with self._open("scenes.jsonl") as self.scenes, self._open("negatives.jsonl") as self.negatives:
+            for index, one in self._scenes("train", plan.num):
+                image = self._add_image("train2014", one, part="train", index=index)
+                self._refer(one, image, index, "train", tuple(published.REC_SPLITS))
+                self._contrast(one, image, index, "train")
+            for index, one in self._scenes("val", plan.val):
+                self._contrast(one, self._add_image("val2014", one, part="val", index=index), index, "val")
+            for part, splits_of in (("rec_val", _val_split), ("rec_test", _test_split)):
+                for index, one in self._scenes(part, plan.val):
+                    image = self._add_image("train2014", one, part=part, index=index)
+                    self._caption(one, image, index, "train2014")
+                    for dataset in published.REC_SPLITS:
+                        self._refer(one, image, index, splits_of(dataset, index), (dataset,))
+        self._write_annotations()
+
+    def _scenes(self, part: str, n: int) -> Iterator[tuple[int, Scene]]:
+        first = FIRST_INDEX[part]
+        for index in tqdm(range(first, first + n), desc=part, unit="scene"):
+            yield index, scene(self.plan.seed, index, self.world)
+
+    def _draws(self, index: int, purpose: str) -> Draws:
+        return Draws("export", self.plan.seed, index, purpose)
+
+    def _add_image(self, split: str, one: Scene, **origin: object) -> Record:
+        file_name = published.image_name(split, self.next_image_id, self.plan.format)
+        image = published.image_record(self.next_image_id, file_name, one)
+        self.next_image_id += 1
+        _save(one, _in(self.folder, published.IMAGES / split / file_name))
+        line = {"id": image["id"], "file_name": file_name, "split": split, **origin, "scene": asdict(one)}
+        print(json.dumps(line), file=self.scenes)
+        if "negative_type" not in origin:
+            self.images[split].append(image)
+        return image
+
+    def _caption(self, one: Scene, image: Record, index: int, split: str) -> None:
+        draws = self._draws(index, "caption")
+        self.captions[split].append((image["id"], say(describe(one, self.world, draws), draws)))
+
+    def _refer(self, one: Scene, image: Record, index: int, split: str, datasets: tuple[str, ...]) -> None:
+        said = set()
+        for dataset in datasets:
+            draws = self._draws(index, f"refer {dataset}")
+            expression = referring_expression(one, self.world, draws, KINDS_OF_DATASET[dataset])
+            if expression is not None and expression.text not in said:
+                said.add(expression.text)
+                name = "refall" if split == "train" else dataset
+                shape = one.objects[expression.target].shape
+                self.referred.setdefault((name, split), []).append(
+                    Referred(image, expression, shape, dataset)
+                )
+
+    def _contrast(self, one: Scene, image: Record, index: int, part: str) -> None:
+        """Captions of the image, each with captions and images that look like it but are wrong."""
+        split = f"{part}2014"
+        for nth in range(TITLES):
+            title, wrong, changed = self._hard_negatives(one, self._draws(index, f"contrast {nth}"))
+            files = [
+                self._add_image(split, other, part=part, changed_from=image["file_name"], negative_type=kind)[
+                    "file_name"
+                ]
+                for kind, other in changed
+            ]
+            row = HardNegatives(image["file_name"], title.text, tuple(c.text for _, c in wrong), tuple(files))
+            types = {"neg_caption": [kind for kind, _ in wrong], "neg_image": [kind for kind, _ in changed]}
+            line = {"part": part, "id": len(self.hard[part]), "filepath": row.file_name, "types": types}
+            print(json.dumps(line), file=self.negatives)
+            for what, kinds in zip(("captions", "images"), types.values(), strict=True):
+                for kind in kinds:
+                    self.negatives_by_type[what][kind] += 1
+            self.hard[part].append(row)
+            self.captions[split].append((image["id"], title.text))
+
+    def _hard_negatives(
+        self, one: Scene, draws: Draws
+    ) -> tuple[Caption, list[tuple[str, Caption]], list[tuple[str, Scene]]]:
+        for _ in range(TRIES):
+            right = describe(one, self.world, draws)
+            wrong = self._wrong_captions(right, one, draws)
+            changed = self._changed_scenes(right, one, draws)
+            if wrong and changed:
+                return Caption(say(right, draws), right.facts), wrong, changed
+        raise AssertionError(f"no hard negative can be made of {one} in the {self.plan.world} world")
+
+    def _wrong_captions(self, right: Description, one: Scene, draws: Draws) -> list[tuple[str, Caption]]:
+        wrong = []
+        for kind in draws.some(NEGATIVE_TYPES, len(NEGATIVE_TYPES)):
+            description = falsify(right, one, kind, self.world, draws)
+            if description is not None:
+                wrong.append((kind, Caption(say(description, draws), description.facts)))
+        return wrong[:NEGATIVE_CAPTIONS]
+
+    def _changed_scenes(self, right: Description, one: Scene, draws: Draws) -> list[tuple[str, Scene]]:
+        changed = []
+        for kind in draws.some(NEGATIVE_TYPES, len(NEGATIVE_TYPES)):
+            other = contradict(right, one, kind, self.world, draws)
+            if other is not None:
+                changed.append((kind, other))
+        return changed[:NEGATIVE_IMAGES]
+
+    def _write_annotations(self) -> None:
+        for split, images in self.images.items():
+            captions = published.captions_file(images, self.captions[split])
+            self._json(published.CAPTIONS / f"captions_{split}.json", captions)
+        expressions = self._write_expressions()
+        for part, rows in self.hard.items():
+            table = published.ITM / (published.HARD_NEGATIVES.format(split=part) + ".tsv")
+            _in(self.folder, table).write_text(
+                published.hard_negatives_table(rows), encoding="utf-8", newline="\n"
+            )
+        self._write_hard_negatives_by_caption()
+        prompts = alignment_prompts(self.plan.seed, FIRST_INDEX["prompts"], self.plan.val, self.world)
+        self._json(published.PROMPTS, prompts)
+        counts = {
+            "image_files": self.next_image_id,
+            "images": {split: len(images) for split, images in self.images.items()},
+            "captions": {split: len(captions) for split, captions in self.captions.items()},
+            "expressions": expressions,
+            "hard_negatives": {part: len(rows) for part, rows in self.hard.items()},
+            "hard_negatives_by_type": self.negatives_by_type,
+            "prompts": len(prompts),
+        }
+        self._json(Path("manifest.json"), {**asdict(self.plan), "first_scene": FIRST_INDEX, "counts": counts})
+
+    def _write_expressions(self) -> dict[str, int]:
+        counts, first = {}, 0
+        names = [("refall", "train")]
+        names += [(name, split) for name, splits in published.REC_SPLITS.items() for split in splits]
+        for name, split in names:
+            referred = self.referred.get((name, split), [])
+            self._json(
+                published.REC / f"finetune_{name}_{split}.json", published.referring_file(referred, first)
+            )
+            first += len(referred)
+            counts[f"{name}_{split}"] = len(referred)
+        return counts
+
+    def _write_hard_negatives_by_caption(self) -> None:
+        """Training reads one small file for each caption."""
+        rows = self.hard["train"]
+        folder = published.ITM / published.HARD_NEGATIVES.format(split="train")
+        self._json(folder / published.CAPTIONS_OF_IMAGES, published.captions_of_images(rows))
+        for id_, row in enumerate(rows):
+            self._json(folder / f"{id_:05d}.json", row.record)
+
+    def _json(self, path: Path, content: Any) -> None:
+        indent = 1 if path.name == "manifest.json" else None
+        text = json.dumps(content, indent=indent) + "\n"
+        _in(self.folder, path).write_text(text, encoding="utf-8", newline="\n")
+
+    def _open(self, name: str) -> TextIO:
+        return (self.folder / name).open("w", encoding="utf-8", newline="\n")
+
+
+def _val_split(dataset: str, index: int) -> str:
+    return "val"
+
+
+def _test_split(dataset: str, index: int) -> str:
+    if dataset == "refcocog":
+        return "test"
+    return "testA" if index % 2 == 0 else "testB"
+
+
+def _save(one: Scene, file: Path) -> None:
+    picture = Image.fromarray(render(one))
+    if file.suffix == ".png":
+        picture.save(file)
+    else:
+        picture.save(file, quality=95, subsampling="4:4:4")
+
+
+def _in(folder: Path, path: Path) -> Path:
+    file = folder / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file

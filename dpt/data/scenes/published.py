@@ -1,0 +1,136 @@
+"""The published file formats: names and places under the data folder, and what a record looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpt.data.scenes.referring import Expression
+from dpt.data.scenes.world import SHAPES, Box, Scene
+
+Record = dict[str, Any]
+
+IMAGES = Path("coco/images")
+CAPTIONS = Path("coco/annotations")
+PROMPTS = Path("coco/annotations_processed_v1/five_category.json")
+REC = Path("ReC/mdetr/OpenSource")
+ITM = Path("ITM/coco")
+HARD_NEGATIVES = "{split}_hard_neg_t20_i4OpenClip_ViT-H-14"
+"""The published name; here the negatives are not mined but made."""
+CAPTIONS_OF_IMAGES = "imgname2txtid.json"
+
+REC_SPLITS = {
+    "refcoco": ("val", "testA", "testB"),
+    "refcoco+": ("val", "testA", "testB"),
+    "refcocog": ("val", "test"),
+}
+CATEGORIES = [{"id": i + 1, "name": shape, "supercategory": "shape"} for i, shape in enumerate(SHAPES)]
+
+
+def image_name(split: str, id_: int, suffix: str) -> str:
+    return f"COCO_{split}_{id_:012d}.{suffix}"
+
+
+def image_record(id_: int, file_name: str, scene: Scene) -> Record:
+    return {"id": id_, "file_name": file_name, "height": scene.image_size, "width": scene.image_size}
+
+
+def coco_box(box: Box) -> list[float]:
+    return [round(number, 3) for number in (box.x0, box.y0, box.width, box.height)]
+
+
+def captions_file(images: Sequence[Record], captions: Sequence[tuple[int, str]]) -> Record:
+    """COCO captions, out of image records and (image id, caption)."""
+    return {
+        "info": {"description": "rendered scenes of coloured shapes"},
+        "licenses": [],
+        "images": list(images),
+        "annotations": [
+            {"id": id_, "image_id": image_id, "caption": text}
+            for id_, (image_id, text) in enumerate(captions)
+        ],
+    }
+
+
+@dataclass(frozen=True)
+class Referred:
+    """An expression of an image."""
+
+    image: Record
+    expression: Expression
+    shape: str
+    dataset: str
+
+
+def referring_file(referred: Sequence[Referred], first_id: int) -> Record:
+    """MDETR's form: an image entry for each expression, and just one annotation for each image entry."""
+    images, annotations = [], []
+    for id_, one in enumerate(referred, first_id):
+        images.append(
+            {
+                **one.image,
+                "id": id_,
+                "original_id": one.image["id"],
+                "caption": one.expression.text,
+                "dataset_name": one.dataset,
+            }
+        )
+        annotations.append(
+            {
+                "id": id_,
+                "image_id": id_,
+                "original_id": one.image["id"],
+                "category_id": SHAPES.index(one.shape) + 1,
+                "bbox": coco_box(one.expression.box),
+                "area": round(one.expression.box.width * one.expression.box.height, 3),
+                "iscrowd": 0,
+                "tokens_positive": [list(one.expression.span)],
+            }
+        )
+    return {"info": {}, "images": images, "annotations": annotations, "categories": CATEGORIES}
+
+
+@dataclass(frozen=True)
+class HardNegatives:
+    """A caption of an image, captions that are false for the image, and images that it is false for."""
+
+    file_name: str
+    title: str
+    captions: tuple[str, ...]
+    images: tuple[str, ...]
+
+    @property
+    def record(self) -> dict[str, str]:
+        """The lists are Python literals in strings: so it was published."""
+        return {
+            "filepath": self.file_name,
+            "title": self.title,
+            "neg_caption": repr(list(self.captions)),
+            "neg_image": repr(list(self.images)),
+        }
+
+
+def hard_negatives_table(rows: Sequence[HardNegatives]) -> str:
+    header = "filepath", "title", "neg_caption", "neg_image"
+    return "".join("\t".join(line) + "\n" for line in (header, *(tuple(row.record.values()) for row in rows)))
+
+
+def captions_of_images(rows: Sequence[HardNegatives]) -> Mapping[str, list[int]]:
+    ids: dict[str, list[int]] = {}
+    for id_, row in enumerate(rows):
+        ids.setdefault(row.file_name, []).append(id_)
+    return ids
+
+
+def prompt_record(id_: int, category: str, text: str, scene: Scene) -> Record:
+    return {
+        "img_id": id_,
+        "name": category,
+        "captions": text,
+        "width": scene.image_size,
+        "height": scene.image_size,
+        "bbox": [coco_box(thing.box) for thing in scene.objects],
+        "label": [thing.shape for thing in scene.objects],
+    }

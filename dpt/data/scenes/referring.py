@@ -1,0 +1,168 @@
+"""Referring expressions: "the red circle left of the square" means just one object of its scene.
+
+A reference (its structure) is drawn first, then put into words. `resolve` says which objects a reference
+means; it knows nothing of how the reference was found, so it can judge any, on detected objects too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from dpt.data.scenes.draws import Draws
+from dpt.data.scenes.facts import Noun, Thing
+from dpt.data.scenes.layout import related
+from dpt.data.scenes.words import EXTREMES, RELATION_WORDS, choose_word, noun_words
+from dpt.data.scenes.world import RELATION_MARGIN, RELATIONS, Box, Scene, SceneObject, World
+
+
+@dataclass(frozen=True)
+class Named:
+    """The only thing of this description: "the red circle"."""
+
+    noun: Noun
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The only such thing that lies so to the landmark: "the red circle left of the square"."""
+
+    noun: Noun
+    relation: str
+    landmark: Noun
+
+
+@dataclass(frozen=True)
+class Extreme:
+    """The one of several such things that lies farthest to a side: "the leftmost circle"."""
+
+    noun: Noun
+    side: str
+
+
+Reference = Named | Beside | Extreme
+
+KINDS: dict[str, type[Named] | type[Beside] | type[Extreme]] = {
+    "attributes": Named,
+    "relation": Beside,
+    "extreme": Extreme,
+}
+KIND_WEIGHTS = {"attributes": 0.45, "relation": 0.35, "extreme": 0.2}
+
+
+@dataclass(frozen=True)
+class Expression:
+    text: str
+    reference: Reference
+    target: int
+    """Which object of the scene it means."""
+    box: Box
+    span: tuple[int, int]
+    """Where the head noun is in the text: first character, one past the last."""
+
+    @property
+    def kind(self) -> str:
+        return next(name for name, type_ in KINDS.items() if isinstance(self.reference, type_))
+
+
+def resolve(reference: Reference, things: Sequence[Thing], margin: float = RELATION_MARGIN) -> list[int]:
+    """Which of the things the reference may mean; just one if it is a good reference."""
+    candidates = [i for i, thing in enumerate(things) if reference.noun.matches(thing)]
+    if isinstance(reference, Named):
+        return candidates
+    if isinstance(reference, Extreme):
+        return [
+            i
+            for i in candidates
+            if len(candidates) > 1 and _leads(i, candidates, things, reference.side, margin)
+        ]
+    landmarks = [i for i, thing in enumerate(things) if reference.landmark.matches(thing)]
+    if len(landmarks) != 1:
+        return []
+    (landmark,) = landmarks
+    return [
+        i
+        for i in candidates
+        if i != landmark and related(things[i].box, things[landmark].box, reference.relation, margin)
+    ]
+
+
+def _leads(i: int, candidates: list[int], things: Sequence[Thing], side: str, margin: float) -> bool:
+    return all(related(things[i].box, things[j].box, side, margin) for j in candidates if j != i)
+
+
+def referring_expressions(scene: Scene, world: World, draws: Draws) -> list[Expression]:
+    """Everything by which some one object of the scene can be called, each put into words once."""
+    return [
+        say_reference(reference, scene, target, draws)
+        for target in range(len(scene.objects))
+        for reference in references(scene, target, world)
+    ]
+
+
+def referring_expression(
+    scene: Scene,
+    world: World,
+    draws: Draws,
+    kinds: Sequence[str] = tuple(KINDS),
+) -> Expression | None:
+        # Without a margin too: a little to the left should not compete with far to the left.
+    for target in draws.some(range(len(scene.objects)), len(scene.objects)):
+        known = references(scene, target, world)
+        possible = {kind: [r for r in known if isinstance(r, KINDS[kind])] for kind in kinds}
+        weighted = [(found, KIND_WEIGHTS[kind]) for kind, found in possible.items() if found]
+        if weighted:
+            return say_reference(draws.pick(draws.pick_weighted(weighted)), scene, target, draws)
+    return None
+
+
+def references(scene: Scene, target: int, world: World) -> list[Reference]:
+    """Every reference of the grammar that means the target, and that nobody could take for another object."""
+    return [
+        reference
+        for reference in _conceivable(scene, target, world)
+        # Without a margin too: what is a little to the left should not compete with what is far to the left.
+        if resolve(reference, scene.objects) == [target] == resolve(reference, scene.objects, margin=0)
+    ]
+
+
+def say_reference(reference: Reference, scene: Scene, target: int, draws: Draws | None = None) -> Expression:
+    """In words; without draws always in the same, plainest ones."""
+    extreme = [EXTREMES[reference.side]] if isinstance(reference, Extreme) else []
+    words = ["the", *extreme, *noun_words(reference.noun, draws)]
+    text = " ".join(words)
+    span = (len(text) - len(words[-1]), len(text))
+    if isinstance(reference, Beside):
+        relation = choose_word(RELATION_WORDS[reference.relation], draws)
+        text += f" {relation} the {' '.join(noun_words(reference.landmark, draws))}"
+    return Expression(text, reference, target, scene.objects[target].box, span)
+
+
+def _conceivable(scene: Scene, target: int, world: World) -> Iterator[Reference]:
+    thing = scene.objects[target]
+    nouns = _nouns(thing)
+    yield from (Named(noun) for noun in nouns)
+    yield from (Named(noun) for noun in _nouns_with_size(thing, scene))
+    for relation in RELATIONS:
+        yield from (Extreme(noun, relation) for noun in (*nouns, Noun()))
+        for other in scene.objects:
+            if (thing.shape, relation, other.shape) not in world.held_out_relations:
+                yield from (
+                    Beside(noun, relation, landmark)
+                    for noun in nouns
+                    for landmark in _nouns(other)
+                    if other != thing
+                )
+
+
+def _nouns(thing: SceneObject) -> list[Noun]:
+    return [Noun(shape=thing.shape), Noun(thing.colour, thing.shape), Noun(thing.colour)]
+
+
+def _nouns_with_size(thing: SceneObject, scene: Scene) -> list[Noun]:
+    """Those in which the size word tells the thing from another that would else be called the same."""
+    return [
+        Noun(noun.colour, noun.shape, thing.size)
+        for noun in _nouns(thing)
+        if any(noun.matches(other) and other.size != thing.size for other in scene.objects)
+    ]

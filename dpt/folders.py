@@ -1,0 +1,61 @@
+"""A folder that is complete under its name or not there at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dpt.errors import UserError
+
+
+@contextmanager
+def whole_folder(final: Path) -> Iterator[Path]:
+    """A temporary sibling to write into; when the block ends without an error it becomes `final`.
+
+    `final` may be there already only if it is an empty folder.
+    """
+    final = Path(os.path.abspath(final))  # noqa: PTH100 - "." and ".." have no siblings; links stay as they are
+    refuse_if_taken(final)
+    made = _first_missing(final.parent)
+    work = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    try:
+        work.mkdir(parents=True)
+        yield work
+        refuse_if_taken(final)
+        if final.exists():
+            final.rmdir()
+        work.rename(final)
+    except OSError as error:
+        raise UserError(f"the folder {final} cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        if made is not None and not final.exists():
+            _remove_if_empty(final.parent, made)
+
+
+def refuse_if_taken(final: Path) -> None:
+    try:
+        taken = final.is_symlink() or (final.exists() and (not final.is_dir() or any(final.iterdir())))
+    except OSError as error:
+        raise UserError(f"the folder {final} cannot be looked into: {error.strerror or error}") from None
+    if taken:
+        raise UserError(f"{final} is there already and is not an empty folder; nothing was written")
+
+
+def _first_missing(folder: Path) -> Path | None:
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    return missing[-1] if missing else None
+
+
+def _remove_if_empty(folder: Path, topmost: Path) -> None:
+    """Take back the parents that were made for nothing."""
+    for path in (folder, *folder.parents):
+        try:
+            path.rmdir()
+        except OSError:
+            return
+        if path == topmost:
+            return
