@@ -18,4 +18,4 @@ def parse(entry: Callable[[T], object], words: Sequence[str], prog: str) -> T:
 
 def parse_options(options: type[T], words: Sequence[str], prog: str) -> T:
     parsed: Any = tyro.cli(options, prog=prog, args=list(words), use_underscores=True)
-    return parsed  # type: ignore[no-any-return]
+    return parsed

@@ -51,7 +51,7 @@ def tokens(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     ).input_ids
 
 
-def clip_pixels(images: list[np.ndarray]) -> Tensor:  # type: ignore[type-arg]
+def clip_pixels(images: list[np.ndarray]) -> Tensor:
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
     return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(DEVIATION)[:, None, None]
 

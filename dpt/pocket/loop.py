@@ -50,7 +50,7 @@ def run(
     with tqdm(total=schedule.steps, initial=step, desc=stage.name, unit="step", disable=not workers.first) as bar:
         while step < schedule.steps and not late:
             losses = stage.losses(step, rows)
-            losses["loss"].backward()  # type: ignore[no-untyped-call]
+            losses["loss"].backward()
             late = workers.average(optimiser.take_gradients(), until is not None and time.time() > until)
             lr = rate(step, schedule.steps, schedule.learning_rate, schedule.warmup, schedule.decay)
             norm = optimiser.step(lr, schedule.clip, min(schedule.averaging, (1 + step) / (10 + step)))
@@ -93,7 +93,7 @@ def _save(optimiser: MasterWeights, schedule: Schedule, folder: Path, step: int)
     checkpoint.keep_newest(folder, 2)
 
 
-def _log(folder: Path, bar: tqdm, values: dict[str, float]) -> None:  # type: ignore[type-arg]
+def _log(folder: Path, bar: tqdm, values: dict[str, float]) -> None:
     bar.set_postfix({k: f"{v:.4f}" for k, v in values.items() if k not in ("step", "lr")}, refresh=False)
     with (folder / "log.jsonl").open("a") as stream:
         stream.write(json.dumps(values) + "\n")

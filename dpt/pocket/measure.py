@@ -31,7 +31,7 @@ SHOWN = 24
 @dataclass(frozen=True)
 class Drawn:
     prompt: Prompt
-    pixels: np.ndarray  # type: ignore[type-arg]
+    pixels: np.ndarray
     seen: Detections
     verdict: Verdict
 
@@ -113,8 +113,8 @@ def _sort_of_fault(one: Drawn) -> str:
 
 
 def table(results: Sequence[CategoryResult]) -> str:
-    head = "| category | right, % | of combinations seen in training | never seen | objects readable | pictures readable |"
-    lines = [head, "|---|---|---|---|---|---|"]
+    columns = ("category", "right, %", "seen in training", "never seen", "objects readable", "pictures readable")
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for r in results:
         cells = (r.category, r.passed, r.passed_seen, r.passed_unseen, r.objects_readable, r.pictures_readable)
         lines.append("| " + " | ".join(map(str, cells)) + " |")
