@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from dpt.evaluation.contact_sheet import contact_sheet
 from dpt.evaluation.detectors.base import Detections
 from dpt.evaluation.detectors.oracle import Oracle
 from dpt.evaluation.intervals import wilson
-from dpt.evaluation.judge import READABLE, Verdict, judge
+from dpt.evaluation.judge import Verdict, judge
 from dpt.evaluation.suites.base import Prompt
 from dpt.evaluation.suites.pocket import CATEGORIES, pocket_prompts
 from dpt.sampling.draw import Request, Settings, draw
@@ -83,10 +84,7 @@ class CategoryResult:
 
 def summarise(category: str, drawn: Sequence[Drawn]) -> CategoryResult:
     readable = sum(len(one.seen.objects) for one in drawn)
-    faults: dict[str, int] = {}
-    for one in drawn:
-        if not one.verdict.passed:
-            faults[_sort_of_fault(one)] = faults.get(_sort_of_fault(one), 0) + 1
+    faults = Counter(one.verdict.first_fault.sort for one in drawn if one.verdict.first_fault)
     return CategoryResult(
         category,
         _passed(drawn),
@@ -94,22 +92,12 @@ def summarise(category: str, drawn: Sequence[Drawn]) -> CategoryResult:
         _passed([one for one in drawn if one.prompt.unseen]),
         Share(readable, readable + sum(len(one.seen.unreadable) for one in drawn)),
         Share(sum(not one.seen.unreadable for one in drawn), len(drawn)),
-        faults,
+        dict(faults),
     )
 
 
 def _passed(drawn: Sequence[Drawn]) -> Share:
     return Share(sum(one.verdict.passed for one in drawn), len(drawn))
-
-
-def _sort_of_fault(one: Drawn) -> str:
-    reason = one.verdict.reason
-    if reason == READABLE:
-        return "unreadable"
-    if reason.startswith("no ") or any(f" {relation} " in reason for relation in ("left", "right", "above", "below")):
-        return "relation" if not reason.startswith("no ") else "drew what was excluded"
-    asked = sum(getattr(fact, "n", 0) for fact in one.prompt.facts)
-    return "number of objects" if len(one.seen.objects) != asked else "kind of object"
 
 
 def table(results: Sequence[CategoryResult]) -> str:
