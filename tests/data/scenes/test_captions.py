@@ -77,5 +77,7 @@ def test_without_draws_the_words_are_the_plainest() -> None:
     assert say(Description((Group(red, 1), Group(blue, 1)), "left")) == (
         "a red circle to the left of an orange square"
     )
-    assert say(Description((Group(red, 3),), absent=Noun(shape="cross"))) == "three red circles without crosses"
+    assert (
+        say(Description((Group(red, 3),), absent=Noun(shape="cross"))) == "three red circles without crosses"
+    )
     assert say(Description((Group(red, 2, vague=True),))) == "some red circles"

@@ -12,7 +12,13 @@ THINGS = (RED_CIRCLE, BLUE_SQUARE, SceneObject("circle", "blue", "large", Box(38
 
 @pytest.mark.parametrize(
     ("noun", "n"),
-    [(Noun(), 3), (Noun("blue"), 2), (Noun(shape="circle"), 2), (Noun("blue", "circle"), 1), (Noun(size="small"), 1)],
+    [
+        (Noun(), 3),
+        (Noun("blue"), 2),
+        (Noun(shape="circle"), 2),
+        (Noun("blue", "circle"), 1),
+        (Noun(size="small"), 1),
+    ],
 )
 def test_counts_are_exact_or_at_least(noun: Noun, n: int) -> None:
     assert Count(noun, n).holds(THINGS)

@@ -36,9 +36,7 @@ def changes(right: Description, wrong: Description) -> list[str]:
 
 
 @given(worlds_with_scenes(), types)
-def test_a_hard_caption_is_false_and_differs_in_one_fact(
-    drawn: tuple[World, Scene, int], kind: str
-) -> None:
+def test_a_hard_caption_is_false_and_differs_in_one_fact(drawn: tuple[World, Scene, int], kind: str) -> None:
     world, one, index = drawn
     draws = Draws("test", index)
     right = describe(one, world, draws)
@@ -155,7 +153,9 @@ def thing(shape: str, colour: str, x: float) -> SceneObject:
 def test_a_shape_change_never_names_a_thing_twice() -> None:
     """Of "a red circle and two red squares" it must not make "a red square and two red squares"."""
     right = Description((Group(Noun("red", "circle"), 1), Group(Noun("red", "square"), 2)))
-    one = Scene((thing("circle", "red", 2), thing("square", "red", 24), thing("square", "red", 43)), "white", 66)
+    one = Scene(
+        (thing("circle", "red", 2), thing("square", "red", 24), thing("square", "red", 43)), "white", 66
+    )
     two_shapes = World(shapes=("circle", "square"))
     assert all(falsify(right, one, "shape", two_shapes, Draws(i)) is None for i in range(20))
 

@@ -149,7 +149,10 @@ def test_a_near_miss_is_not_passed_over() -> None:
     near = thing("circle", "green", 18, 2, "small")
     one = Scene((thing("circle", "red", 2, 42), near, thing("square", "blue", 18, 20)), "white")
     assert len(resolve(Beside(CIRCLE, "left", SQUARE), one.objects)) == 1
-    texts = [say_reference(e.reference, one, e.target).text for e in referring_expressions(one, FULL_WORLD, Draws(1))]
+    texts = [
+        say_reference(e.reference, one, e.target).text
+        for e in referring_expressions(one, FULL_WORLD, Draws(1))
+    ]
     assert "the circle to the left of the square" not in texts
     assert "the red circle to the left of the square" in texts
 

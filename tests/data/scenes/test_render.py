@@ -44,7 +44,9 @@ def test_the_box_is_tight_within_a_pixel(shape: str, x: float, y: float, extent:
 
 
 @given(st.sampled_from(SHAPES), corners, corners, extents)
-def test_nothing_is_drawn_beyond_the_window_of_an_object(shape: str, x: float, y: float, extent: float) -> None:
+def test_nothing_is_drawn_beyond_the_window_of_an_object(
+    shape: str, x: float, y: float, extent: float
+) -> None:
     """Rendering looks only at the pixels around each box; that must lose nothing."""
     thing = SceneObject(shape, "red", "large", box_at(x, y, extent))
     cover = coverage(shape, thing.box, WHOLE, WHOLE)[..., None]
