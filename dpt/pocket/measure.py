@@ -111,7 +111,7 @@ def table(results: Sequence[CategoryResult]) -> str:
 
 def sheet(category: str, drawn: Sequence[Drawn]) -> Image.Image:
     shown = drawn[:SHOWN]
-    captions = [f"{'✓' if one.verdict.passed else '✗'} {one.prompt.text}" for one in shown]
+    captions = [f"{'right' if one.verdict.passed else 'wrong'}: {one.prompt.text}" for one in shown]
     return contact_sheet([Image.fromarray(one.pixels) for one in shown], captions, columns=8, title=category)
 
 

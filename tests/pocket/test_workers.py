@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dpt.data.scenes.words import vocabulary
+from dpt.data.scenes.world import POCKET_WORLD
+from dpt.pocket.build import text_tower
+from dpt.pocket.clip import build_clip
+from dpt.pocket.recipe import TextRecipe, UNetRecipe
+from dpt.pocket.tokenizer import build_tokenizer
+from dpt.pocket.unet import UNetStage
+from dpt.pocket.workers import Workers, launch
+
+BATCH = 6
+
+
+def tiny_stage() -> UNetStage:
+    torch.manual_seed(0)
+    text = TextRecipe(width=16, layers=1, heads=2, image_layers=1, patch=16)
+    tokenizer = build_tokenizer(vocabulary(), text.length)
+    recipe = UNetRecipe(channels=(16, 16, 32), head_width=16)
+    latents = torch.randn(64, 4, 16, 16)
+    return UNetStage(recipe, POCKET_WORLD, 3, latents, text_tower(build_clip(text, tokenizer)), tokenizer)
+
+
+def write_gradients(folder: Path, workers: Workers) -> None:
+    torch.set_num_threads(1)
+    stage = tiny_stage()
+    stage.losses(5, workers.rows(BATCH))["loss"].backward()  # type: ignore[no-untyped-call]
+    named = {name: p.grad for name, p in stage.model.named_parameters() if p.grad is not None}
+    left = workers.average(list(named.values()), leave=workers.rank == 1)
+    assert left == (workers.count > 1), "one who leaves takes all along"
+    if workers.first:
+        save_file(named, folder / f"{workers.count}.safetensors")
+
+
+def test_shared_rows_give_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
+    for count in (1, 2, 3):
+        launch(count, partial(write_gradients, tmp_path))
+    whole = load_file(tmp_path / "1.safetensors")
+    for count in (2, 3):
+        shared = load_file(tmp_path / f"{count}.safetensors")
+        for name, gradient in whole.items():
+            torch.testing.assert_close(shared[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_rows_cover_the_batch_once() -> None:
+    assert [row for rank in range(3) for row in Workers(rank, 3).rows(6)] == list(range(6))
+    with pytest.raises(ValueError, match="cannot be shared evenly"):
+        Workers(0, 4).rows(6)
