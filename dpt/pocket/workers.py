@@ -13,6 +13,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from dpt.errors import UserError
+
 PATIENCE = datetime.timedelta(hours=12)  # one worker may train a whole stage while the others wait
 
 
@@ -27,7 +29,7 @@ class Workers:
 
     def rows(self, batch: int) -> range:
         if batch % self.count:
-            raise ValueError(f"a batch of {batch} cannot be shared evenly by {self.count} processes")
+            raise UserError(f"a batch of {batch} cannot be shared evenly by {self.count} processes")
         share = batch // self.count
         return range(self.rank * share, (self.rank + 1) * share)
 

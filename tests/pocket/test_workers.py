@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from dpt.data.scenes.words import vocabulary
 from dpt.data.scenes.world import POCKET_WORLD
+from dpt.errors import UserError
 from dpt.pocket.build import text_tower
 from dpt.pocket.clip import build_clip
 from dpt.pocket.recipe import TextRecipe, UNetRecipe
@@ -51,5 +52,5 @@ def test_shared_rows_give_the_gradient_of_the_whole_batch(tmp_path: Path) -> Non
 
 def test_rows_cover_the_batch_once() -> None:
     assert [row for rank in range(3) for row in Workers(rank, 3).rows(6)] == list(range(6))
-    with pytest.raises(ValueError, match="cannot be shared evenly"):
+    with pytest.raises(UserError, match="cannot be shared evenly"):
         Workers(0, 4).rows(6)
