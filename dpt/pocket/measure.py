@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from dpt.backbone import Backbone
 from dpt.data.scenes.world import POCKET_WORLD
+from dpt.errors import UserError
 from dpt.evaluation.contact_sheet import contact_sheet
 from dpt.evaluation.detectors.base import Detections
 from dpt.evaluation.detectors.oracle import Oracle
@@ -27,6 +28,7 @@ from dpt.sampling.pictures import to_picture
 
 BATCH = 20
 SHOWN = 24
+OVERVIEW_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -109,20 +111,25 @@ def table(results: Sequence[CategoryResult]) -> str:
     return "\n".join(lines)
 
 
-def sheet(category: str, drawn: Sequence[Drawn]) -> Image.Image:
-    shown = drawn[:SHOWN]
+def sheet(shown: Sequence[Drawn], title: str) -> Image.Image:
+    """The first pictures as they came, none chosen, each with its prompt and the oracle's verdict."""
     captions = [f"{'right' if one.verdict.passed else 'wrong'}: {one.prompt.text}" for one in shown]
-    return contact_sheet([Image.fromarray(one.pixels) for one in shown], captions, columns=8, title=category)
+    return contact_sheet([Image.fromarray(one.pixels) for one in shown], captions, columns=8, title=title)
 
 
 def measure(backbone: Backbone, out: Path, prompts: int, seed: int, settings: Settings, per_prompt: int = 1) -> str:
-    """Draw every category, write `pocket.json` and a sheet per category under `out`, and return the table."""
-    out.mkdir(parents=True, exist_ok=True)
-    results = []
+    """Draw every category, write `pocket.json` and contact sheets under `out`, and return the table."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write into {out}: {error.strerror}") from error
+    results, overview = [], []
     for category in CATEGORIES:
         drawn = draw_category(backbone, category, prompts, seed, settings, per_prompt)
         results.append(summarise(category, drawn))
-        sheet(category, drawn).save(out / f"{category}.png", optimize=True)
+        overview += drawn[:OVERVIEW_SHOWN]
+        sheet(drawn[:SHOWN], category).save(out / f"{category}.png", optimize=True)
+    sheet(overview, "").save(out / "overview.png", optimize=True)
     record = {
         "model": backbone.model_hash,
         "detector": Oracle(POCKET_WORLD).identity,

@@ -41,13 +41,12 @@ def write_gradients(folder: Path, workers: Workers) -> None:
 
 
 def test_shared_rows_give_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
-    for count in (1, 2, 3):
+    for count in (1, 2):
         launch(count, partial(write_gradients, tmp_path))
     whole = load_file(tmp_path / "1.safetensors")
-    for count in (2, 3):
-        shared = load_file(tmp_path / f"{count}.safetensors")
-        for name, gradient in whole.items():
-            torch.testing.assert_close(shared[name], gradient, rtol=1e-4, atol=1e-6)
+    shared = load_file(tmp_path / "2.safetensors")
+    for name, gradient in whole.items():
+        torch.testing.assert_close(shared[name], gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_rows_cover_the_batch_once() -> None:
