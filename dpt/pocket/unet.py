@@ -106,7 +106,7 @@ class UNetStage:
         for i in rows:
             draws = Draws("unet", self.seed, step, i)
             index = draws.pick(self.by_sort[draws.pick_weighted(phase.sorts or self.world.sorts)])
-            said = caption(scene(self.seed, index, self.world), self.world, draws, phase.noise)
+            said = caption(scene(self.seed, index, self.world), self.world, draws, phase.noise, phase.omission)
             texts.append("" if draws.chance(self.recipe.caption_dropout) else said.text)
             indices.append(index)
         clean = self.latents[indices].float()
