@@ -73,7 +73,7 @@ class UNetRecipe:
     """Scenes encoded once and drawn from again, each time with a fresh caption."""
     phases: tuple[Phase, ...] = (
         Phase(until=3000, noise=0.0, sorts=(("single", 0.7), ("pair", 0.3))),
-        Phase(until=5000, noise=0.6),
+        Phase(until=5107, noise=0.6),
         Phase(
             until=0,
             noise=0.6,
