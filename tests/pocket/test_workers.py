@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +22,7 @@ from dpt.pocket.unet import UNetStage
 from dpt.pocket.workers import Workers, launch
 
 BATCH = 6
+ROOT = Path(__file__).parent.parent.parent
 
 
 def tiny_stage() -> UNetStage:
@@ -53,3 +58,39 @@ def test_rows_cover_the_batch_once() -> None:
     assert [row for rank in range(3) for row in Workers(rank, 3).rows(6)] == list(range(6))
     with pytest.raises(UserError, match="cannot be shared evenly"):
         Workers(0, 4).rows(6)
+
+
+def sleep_for_ever(folder: Path, workers: Workers) -> None:
+    (folder / f"{os.getpid()}.pid").touch()
+    workers.wait()
+    time.sleep(600)
+
+
+LAUNCH = """
+import sys
+import os
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from dpt.pocket.workers import launch
+from tests.pocket.test_workers import sleep_for_ever
+if __name__ == "__main__":
+    launch(2, partial(sleep_for_ever, Path(sys.argv[1])))
+"""
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "launch.py"
+    script.write_text(LAUNCH)
+    parent = subprocess.Popen([sys.executable, str(script), str(tmp_path)], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    deadline = time.monotonic() + 120
+    while len(pids := [int(file.stem) for file in tmp_path.glob("*.pid")]) < 2:
+        assert time.monotonic() < deadline and parent.poll() is None
+        time.sleep(0.1)
+    parent.kill()
+    parent.wait()
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, "a worker lives on"
+        time.sleep(0.1)
