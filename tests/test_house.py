@@ -65,6 +65,11 @@ def test_the_judge_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, check=False).returncode == 0
 
 
+def test_every_room_is_a_package() -> None:
+    rooms = {file.parent for file in SOURCES}
+    assert not [room for room in rooms if not (room / "__init__.py").exists()]
+
+
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_files_are_small(file: Path) -> None:
     limit = 250 if file.name == "loop.py" else 400
