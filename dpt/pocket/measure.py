@@ -118,7 +118,7 @@ def sheet(shown: Sequence[Drawn], title: str) -> Image.Image:
 
 
 def measure(backbone: Backbone, out: Path, prompts: int, seed: int, settings: Settings, per_prompt: int = 1) -> str:
-    """Draw every category, write `pocket.json` and contact sheets under `out`, and return the table."""
+    """Draw every category, write `pocket.json`, `table.md` and contact sheets under `out`; the table again."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -142,6 +142,7 @@ def measure(backbone: Backbone, out: Path, prompts: int, seed: int, settings: Se
         "categories": {r.category: _plain(r) for r in results},
     }
     (out / "pocket.json").write_text(json.dumps(record, indent=1) + "\n")
+    (out / "table.md").write_text(table(results) + "\n")
     return table(results)
 
 

@@ -1,0 +1,56 @@
+"""The numbers in the documents are those of the files beside them, and the links lead somewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from dpt.evaluation.detectors.check import Row, Tally
+from dpt.pocket.recipe import read_recipe
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("ckpt/*/*.md"), *ROOT.glob("*/*.md")])
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_links_lead_somewhere(document: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+        if not link.startswith("http"):
+            assert (document.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("document", ["README.md", "ckpt/pocket/README.md"])
+def test_the_pockets_table_is_the_measured_one(document: str) -> None:
+    assert (ROOT / "docs/pocket/table.md").read_text().strip() in (ROOT / document).read_text()
+
+
+def test_the_measured_table_is_of_the_shipped_model() -> None:
+    from dpt.backbone.folder import ModelFolder
+
+    measured = json.loads((ROOT / "docs/pocket/pocket.json").read_text())
+    assert measured["model"] == ModelFolder.check(ROOT / "ckpt/pocket").content_hash()
+
+
+@pytest.mark.parametrize("world", ["pocket", "full"])
+def test_the_oracles_tables_are_the_measured_ones(world: str) -> None:
+    measured = json.loads((ROOT / f"docs/oracle/{world}.json").read_text())
+    document = (ROOT / "docs/oracle.md").read_text()
+    for name, counts in measured["scenes"].items():
+        assert str(Row(name, Tally(**counts))) in document
+    assert measured["detector"] in document
+
+
+def test_the_card_tells_the_recipe() -> None:
+    card = (ROOT / "ckpt/pocket/README.md").read_text()
+    recipe = read_recipe()
+    for part in (recipe.text, recipe.vae, recipe.unet):
+        assert f"{part.schedule.steps:,}" in card
+
+
+def test_the_pocket_is_small() -> None:
+    files = [file for file in (ROOT / "ckpt/pocket").rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 30e6
+    assert max(file.stat().st_size for file in files) < 20e6
