@@ -67,14 +67,13 @@ class TimestepEmbedding(nn.Module):
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()
         self.width = config.hidden_dim
-        self.time_embedding = nn.Module()
-        self.time_embedding.linear_1 = nn.Linear(self.width, 4 * self.width)
-        self.time_embedding.linear_2 = nn.Linear(4 * self.width, self.width)
+        first, second = nn.Linear(self.width, 4 * self.width), nn.Linear(4 * self.width, self.width)
+        self.time_embedding = nn.ModuleDict({"linear_1": first, "linear_2": second})
 
     def forward(self, t: Tensor) -> Tensor:
         """t (B,) to (B,d)."""
-        hidden = silu(self.time_embedding.linear_1(sinusoid(t, self.width)))
-        embedded: Tensor = self.time_embedding.linear_2(hidden)
+        hidden = silu(self.time_embedding["linear_1"](sinusoid(t, self.width)))
+        embedded: Tensor = self.time_embedding["linear_2"](hidden)
         return embedded
 
 

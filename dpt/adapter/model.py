@@ -78,12 +78,14 @@ class Adapter(nn.Module):
     @full_precision
     def match(self, features: Tensor, t: Tensor) -> Tensor:
         """Only the matching vectors (B,M,D). Leaves the grounding queries out where that changes nothing."""
-        return self.matching_head(self.decode(features, t, self._queries(slice(0, self.config.num_queries_matching))))
+        matching = slice(0, self.config.num_queries_matching)
+        return self.matching_head(self.decode(features, t, self._queries(matching)))
 
     @full_precision
     def ground(self, features: Tensor, t: Tensor) -> Grounding:
         """Only the grounding. Leaves the matching queries out where that changes nothing."""
-        return self.grounding_head(self.decode(features, t, self._queries(slice(self.config.num_queries_matching, None))))
+        grounding = slice(self.config.num_queries_matching, None)
+        return self.grounding_head(self.decode(features, t, self._queries(grounding)))
 
     @full_precision
     def decode(self, features: Tensor, t: Tensor, queries: Tensor | None = None) -> Tensor:
