@@ -28,9 +28,12 @@ def token_loss(
     for all others, with w = eos_coef.
     """
     log_p = logits.log_softmax(dim=-1)
-    named = -(targets.tokens.to(log_p) * assignment.pick(log_p)).sum(dim=-1)  # (B,T)
-    idle = ~assignment.one_hot(logits.shape[1]).any(dim=1)  # (B,Q)
-    return (_sum_where(assignment.matched, named) + eos_coef * _sum_where(idle, -log_p[..., -1])) / num_boxes
+    answers = assignment.one_hot(logits.shape[1]).to(log_p)  # (B,T,Q)
+    idle = answers.sum(dim=1) == 0  # (B,Q)
+    target = answers.mT @ targets.tokens.to(log_p)
+    target[..., -1] += idle
+    weight = idle * eos_coef + ~idle
+    return (weight * -(target * log_p).sum(dim=-1)).sum() / num_boxes
 
 
 @full_precision
