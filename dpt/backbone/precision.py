@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -19,10 +20,14 @@ def full_precision(function: F) -> F:
     @wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         device = next((value.device.type for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), "cpu")
-        with torch.autocast(device, enabled=False):
+        with _without_autocast(device):
             return function(*map(_widen, args), **{key: _widen(value) for key, value in kwargs.items()})
 
     return wrapped  # type: ignore[return-value]
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _widen(value: Any) -> Any:
