@@ -117,7 +117,8 @@ def run(options: Options) -> Path:
             pictures = [to_picture(image) for image in images]
         write(folder.work, pictures, record)
     assert folder.final is not None
-    print(f"{_count(len(pictures), 'picture')}, contact sheet and manifest in {folder.final}")
+    where = "the CPU" if on_cpu else f"GPU {backbone.device.index}"
+    print(f"{_count(len(pictures), 'picture')} drawn on {where}: see contact_sheet.png in {folder.final}")
     return folder.final
 
 
@@ -139,10 +140,7 @@ def choose_device(gpu: str | None) -> str:
     if gpu == "cpu":
         return "cpu"
     if gpu is None:
-        if torch.cuda.is_available():
-            return "cuda:0"
-        warn("no GPU found, drawing on the CPU")
-        return "cpu"
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
     if not gpu.isdecimal():
         raise UserError(f"--gpu takes the number of one GPU or cpu, not {gpu!r}")
     return f"cuda:{gpu}"

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dpt.data.scenes.facts import Count, Fact, Noun, Related
+from dpt.data.scenes.facts import Absent, Count, Fact, Noun, Related
 from dpt.data.scenes.world import Box
 from dpt.evaluation.detectors.base import Detection, Detections
 from dpt.evaluation.suites.base import Prompt
 
-READABLE = "everything readable"
+_SORTS: dict[type, str] = {Count: "count", Related: "relation", Absent: "absence"}
+
+
+@dataclass(frozen=True)
+class Atom:
+    """One requirement and whether it was met."""
+
+    sort: str
+    """readable, total, count, relation or absence"""
+    text: str
+    met: bool
 
 
 @dataclass(frozen=True)
 class Verdict:
-    passed: bool
-    atoms: tuple[tuple[str, bool], ...]
-    """Each requirement in words, and whether it was met."""
+    atoms: tuple[Atom, ...]
 
     @property
-    def reason(self) -> str:
-        """The first requirement that was not met."""
-        return next((atom for atom, met in self.atoms if not met), "")
+    def passed(self) -> bool:
+        return all(atom.met for atom in self.atoms)
+
+    @property
+    def first_fault(self) -> Atom | None:
+        return next((atom for atom in self.atoms if not atom.met), None)
 
 
 @dataclass(frozen=True)
@@ -36,12 +47,12 @@ class _Seen:
 
 def judge(prompt: Prompt, seen: Detections) -> Verdict:
     things = [_thing(detection) for detection in seen.objects]
-    atoms = [(READABLE, not seen.unreadable)]
-    atoms += [(in_words(fact), fact.holds(things)) for fact in prompt.facts]
+    atoms = [Atom("readable", "everything readable", not seen.unreadable)]
     if prompt.closed:
         asked = sum(fact.n for fact in prompt.facts if isinstance(fact, Count))
-        atoms.append((f"{asked} objects in all", len(things) == asked))
-    return Verdict(all(met for _, met in atoms), tuple(atoms))
+        atoms.append(Atom("total", f"{asked} objects in all", len(things) == asked))
+    atoms += [Atom(_SORTS[type(fact)], in_words(fact), fact.holds(things)) for fact in prompt.facts]
+    return Verdict(tuple(atoms))
 
 
 def in_words(fact: Fact) -> str:

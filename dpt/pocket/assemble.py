@@ -6,11 +6,13 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL
+from diffusers import __version__ as diffusers_version
 from torch import nn
-from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from dpt.data.scenes.words import vocabulary
 from dpt.pocket.clip import DEVIATION, MEAN, ClipStage
@@ -18,28 +20,41 @@ from dpt.pocket.tokenizer import END, START
 from dpt.pocket.unet import UNetStage
 
 KEPT = ("README.md",)
+IMAGE_PROCESSOR = {
+    "image_processor_type": "CLIPImageProcessor",
+    "do_resize": True,
+    "size": {"shortest_edge": 64},
+    "resample": 3,
+    "do_center_crop": True,
+    "crop_size": {"height": 64, "width": 64},
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": MEAN,
+    "image_std": DEVIATION,
+    "do_convert_rgb": True,
+}
 
 
 def assemble(out: Path, clip: ClipStage, text_encoder: CLIPTextModel, vae: AutoencoderKL, unet: UNetStage) -> None:
     forget_untrained_tokens(text_encoder, clip.tokenizer)
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=clip.tokenizer,
-        unet=unet.model,
-        scheduler=unet.scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    parts = {
+        "tokenizer": clip.tokenizer,
+        "text_encoder": text_encoder,
+        "vae": vae,
+        "unet": unet.model,
+        "scheduler": unet.scheduler,
+    }
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
         fresh = Path(temporary) / out.name
         with _rounded(vae, text_encoder, unet.model, clip.model):
-            pipeline.save_pretrained(fresh)
+            for name, part in parts.items():
+                part.save_pretrained(fresh / name)
             clip.model.save_pretrained(fresh / "clip")
         clip.tokenizer.save_pretrained(fresh / "clip")
-        _image_processor().save_pretrained(fresh / "clip")
+        _write(fresh / "clip" / "preprocessor_config.json", IMAGE_PROCESSOR)
+        _write(fresh / "model_index.json", _index(parts))
         for config in ("text_encoder/config.json", "clip/config.json"):
             _say_float32(fresh / config)
         for name in KEPT:
@@ -75,13 +90,16 @@ class _rounded:
             module.float()
 
 
-def _image_processor() -> CLIPImageProcessor:
-    return CLIPImageProcessor(
-        size={"shortest_edge": 64},
-        crop_size={"height": 64, "width": 64},
-        image_mean=list(MEAN),
-        image_std=list(DEVIATION),
-    )
+def _index(parts: dict[str, Any]) -> dict[str, Any]:
+    """What StableDiffusionPipeline.from_pretrained reads first."""
+    absent = {"safety_checker": [None, None], "feature_extractor": [None, None], "image_encoder": [None, None]}
+    classes = {name: [type(part).__module__.split(".")[0], type(part).__name__] for name, part in parts.items()}
+    head = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers_version}
+    return {**head, **classes, **absent, "requires_safety_checker": False}
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _say_float32(config: Path) -> None:
@@ -90,6 +108,6 @@ def _say_float32(config: Path) -> None:
     for part in (content, content.get("text_config", {}), content.get("vision_config", {})):
         if "dtype" in part:
             part["dtype"] = "float32"
-    config.write_text(json.dumps(content, indent=2) + "\n")
+    _write(config, content)
 
 

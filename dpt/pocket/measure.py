@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,12 @@ from tqdm import tqdm
 
 from dpt.backbone import Backbone
 from dpt.data.scenes.world import POCKET_WORLD
+from dpt.errors import UserError
 from dpt.evaluation.contact_sheet import contact_sheet
 from dpt.evaluation.detectors.base import Detections
 from dpt.evaluation.detectors.oracle import Oracle
 from dpt.evaluation.intervals import wilson
-from dpt.evaluation.judge import READABLE, Verdict, judge
+from dpt.evaluation.judge import Verdict, judge
 from dpt.evaluation.suites.base import Prompt
 from dpt.evaluation.suites.pocket import CATEGORIES, pocket_prompts
 from dpt.sampling.draw import Request, Settings, draw
@@ -26,6 +28,7 @@ from dpt.sampling.pictures import to_picture
 
 BATCH = 20
 SHOWN = 24
+OVERVIEW_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,7 @@ class CategoryResult:
 
 def summarise(category: str, drawn: Sequence[Drawn]) -> CategoryResult:
     readable = sum(len(one.seen.objects) for one in drawn)
-    faults: dict[str, int] = {}
-    for one in drawn:
-        if not one.verdict.passed:
-            faults[_sort_of_fault(one)] = faults.get(_sort_of_fault(one), 0) + 1
+    faults = Counter(one.verdict.first_fault.sort for one in drawn if one.verdict.first_fault)
     return CategoryResult(
         category,
         _passed(drawn),
@@ -94,22 +94,12 @@ def summarise(category: str, drawn: Sequence[Drawn]) -> CategoryResult:
         _passed([one for one in drawn if one.prompt.unseen]),
         Share(readable, readable + sum(len(one.seen.unreadable) for one in drawn)),
         Share(sum(not one.seen.unreadable for one in drawn), len(drawn)),
-        faults,
+        dict(faults),
     )
 
 
 def _passed(drawn: Sequence[Drawn]) -> Share:
     return Share(sum(one.verdict.passed for one in drawn), len(drawn))
-
-
-def _sort_of_fault(one: Drawn) -> str:
-    reason = one.verdict.reason
-    if reason == READABLE:
-        return "unreadable"
-    if reason.startswith("no ") or any(f" {relation} " in reason for relation in ("left", "right", "above", "below")):
-        return "relation" if not reason.startswith("no ") else "drew what was excluded"
-    asked = sum(getattr(fact, "n", 0) for fact in one.prompt.facts)
-    return "number of objects" if len(one.seen.objects) != asked else "kind of object"
 
 
 def table(results: Sequence[CategoryResult]) -> str:
@@ -121,20 +111,25 @@ def table(results: Sequence[CategoryResult]) -> str:
     return "\n".join(lines)
 
 
-def sheet(category: str, drawn: Sequence[Drawn]) -> Image.Image:
-    shown = drawn[:SHOWN]
-    captions = [f"{'✓' if one.verdict.passed else '✗'} {one.prompt.text}" for one in shown]
-    return contact_sheet([Image.fromarray(one.pixels) for one in shown], captions, columns=8, title=category)
+def sheet(shown: Sequence[Drawn], title: str) -> Image.Image:
+    """The first pictures as they came, none chosen, each with its prompt and the oracle's verdict."""
+    captions = [f"{'right' if one.verdict.passed else 'wrong'}: {one.prompt.text}" for one in shown]
+    return contact_sheet([Image.fromarray(one.pixels) for one in shown], captions, columns=8, title=title)
 
 
 def measure(backbone: Backbone, out: Path, prompts: int, seed: int, settings: Settings, per_prompt: int = 1) -> str:
-    """Draw every category, write `pocket.json` and a sheet per category under `out`, and return the table."""
-    out.mkdir(parents=True, exist_ok=True)
-    results = []
+    """Draw every category, write `pocket.json` and contact sheets under `out`, and return the table."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write into {out}: {error.strerror}") from error
+    results, overview = [], []
     for category in CATEGORIES:
         drawn = draw_category(backbone, category, prompts, seed, settings, per_prompt)
         results.append(summarise(category, drawn))
-        sheet(category, drawn).save(out / f"{category}.png", optimize=True)
+        overview += drawn[:OVERVIEW_SHOWN]
+        sheet(drawn[:SHOWN], category).save(out / f"{category}.png", optimize=True)
+    sheet(overview, "").save(out / "overview.png", optimize=True)
     record = {
         "model": backbone.model_hash,
         "detector": Oracle(POCKET_WORLD).identity,

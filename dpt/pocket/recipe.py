@@ -54,6 +54,8 @@ class Phase:
     """The step at which it ends; the last phase lasts as long as the training does."""
     noise: float
     """How much of the truth the captions lose."""
+    omission: float = 0.3
+    """The chance, at full noise, that one kind of object goes unmentioned."""
     sorts: tuple[tuple[str, float], ...] = ()
     """Weights of the sorts of scene; empty: the world's own."""
 
@@ -71,11 +73,17 @@ class UNetRecipe:
     """Scenes encoded once and drawn from again, each time with a fresh caption."""
     phases: tuple[Phase, ...] = (
         Phase(until=3000, noise=0.0, sorts=(("single", 0.7), ("pair", 0.3))),
-        Phase(until=0, noise=0.6),
+        Phase(until=5107, noise=0.6),
+        Phase(
+            until=0,
+            noise=0.6,
+            omission=0.08,
+            sorts=(("single", 0.3), ("pair", 0.35), ("group", 0.25), ("mixed", 0.1)),
+        ),
     )
     caption_dropout: float = 0.1
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(steps=26_000, batch=24, learning_rate=1.2e-3, decay=6000, averaging=0.999)
+        default_factory=lambda: Schedule(steps=20_000, batch=24, learning_rate=1.2e-3, decay=7000, averaging=0.999)
     )
 
 

@@ -65,15 +65,16 @@ def encode_scenes(vae: AutoencoderKL, world: World, seed: int, n: int, folder: P
     files = {first: folder / f"{first:07d}.safetensors" for first in range(0, n, CHUNK)}
     mine = [first for i, first in enumerate(files) if i % workers.count == workers.rank and not files[first].exists()]
     for first in tqdm(mine, desc="latents", unit="chunk", disable=not workers.first):
+        last = min(first + CHUNK, n)
         parts = [
-            vae.encode(pictures(world, seed, first + i, 50).to(vae.dtype)).latent_dist.mean.half()
-            for i in range(0, CHUNK, 50)
+            vae.encode(pictures(world, seed, start, min(50, last - start))).latent_dist.mean.half()
+            for start in range(first, last, 50)
         ]
         temporary = files[first].with_suffix(".tmp")
         save_file({"latents": torch.cat(parts).contiguous()}, temporary)
         temporary.rename(files[first])
     workers.wait()
-    return torch.cat([load_file(file)["latents"] for file in files.values()])[:n]
+    return torch.cat([load_file(file)["latents"] for file in files.values()])
 
 
 class UNetStage:
@@ -105,7 +106,7 @@ class UNetStage:
         for i in rows:
             draws = Draws("unet", self.seed, step, i)
             index = draws.pick(self.by_sort[draws.pick_weighted(phase.sorts or self.world.sorts)])
-            said = caption(scene(self.seed, index, self.world), self.world, draws, phase.noise)
+            said = caption(scene(self.seed, index, self.world), self.world, draws, phase.noise, phase.omission)
             texts.append("" if draws.chance(self.recipe.caption_dropout) else said.text)
             indices.append(index)
         clean = self.latents[indices].float()

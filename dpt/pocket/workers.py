@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import multiprocessing
 import os
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +14,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
+
+from dpt.errors import UserError
 
 PATIENCE = datetime.timedelta(hours=12)  # one worker may train a whole stage while the others wait
 
@@ -27,7 +31,7 @@ class Workers:
 
     def rows(self, batch: int) -> range:
         if batch % self.count:
-            raise ValueError(f"a batch of {batch} cannot be shared evenly by {self.count} processes")
+            raise UserError(f"a batch of {batch} cannot be shared evenly by {self.count} processes")
         share = batch // self.count
         return range(self.rank * share, (self.rank + 1) * share)
 
@@ -60,9 +64,18 @@ def launch(count: int, work: Callable[[Workers], None]) -> None:
 
 
 def _enter(rank: int, count: int, port: int, work: Callable[[Workers], None]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = "127.0.0.1", str(port)
     dist.init_process_group("gloo", rank=rank, world_size=count, timeout=PATIENCE)
     try:
         work(Workers(rank, count))
     finally:
         dist.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """However the parent ends, by a signal too, its workers do not go on without it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -191,7 +191,7 @@ def test_without_a_gpu_the_default_goes_on_and_a_choice_does_not(
 ) -> None:
     common = ["--num_timesteps", "1", "--n_samples", "1", "--pretrained_model_name_or_path", str(model)]
     assert txt2img.main(common) == 0
-    assert "warning: no GPU found, drawing on the CPU" in capsys.readouterr().err
+    assert "1 picture drawn on the CPU" in capsys.readouterr().out
     for flag in ("-g", "--gpu", "--gpuid"):
         assert txt2img.main([*common, flag, "0"]) == 2
         assert "cuda:0 was asked for but this machine has no GPU" in capsys.readouterr().err

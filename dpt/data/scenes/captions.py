@@ -25,6 +25,8 @@ from dpt.data.scenes.words import (
 )
 from dpt.data.scenes.world import RELATIONS, Scene, SceneObject, World
 
+OMISSION = 0.3
+
 
 @dataclass(frozen=True)
 class Group:
@@ -61,13 +63,18 @@ class Caption:
     facts: tuple[Fact, ...]
 
 
-def caption(scene: Scene, world: World, draws: Draws, noise: float = 0.0) -> Caption:
-    """A true caption of the scene; `noise` in [0, 1] is how much of the truth alt-text would lose."""
+def caption(
+    scene: Scene, world: World, draws: Draws, noise: float = 0.0, omission: float = OMISSION
+) -> Caption:
+    """A true caption of the scene; `noise` in [0, 1] is how much of the truth alt-text would lose.
+
+    `omission` is the chance, at full noise, that one kind of object goes unmentioned.
+    """
     description = describe(scene, world, draws)
     if noise and draws.chance(noise * 0.08):
         return Caption(draws.pick(SCENE_WORDS), ())
     if noise:
-        description = blur(description, draws, noise)
+        description = blur(description, draws, noise, omission)
     return Caption(say(description, draws), description.facts)
 
 
@@ -90,11 +97,11 @@ def describe(scene: Scene, world: World, draws: Draws) -> Description:
     return Description(groups)
 
 
-def blur(description: Description, draws: Draws, noise: float) -> Description:
+def blur(description: Description, draws: Draws, noise: float, omission: float = OMISSION) -> Description:
     groups = list(description.groups)
     relation = None if draws.chance(0.5 * noise) else description.relation
     absent = None if draws.chance(0.5 * noise) else description.absent
-    if len(groups) > 1 and draws.chance(0.3 * noise):
+    if len(groups) > 1 and draws.chance(omission * noise):
         groups.pop(draws.below(len(groups)))
         relation = None
     merged: dict[Noun, Group] = {}

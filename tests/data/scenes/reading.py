@@ -1,0 +1,50 @@
+"""Captions read back into facts, from their words alone: a check on how they were put into words."""
+
+from __future__ import annotations
+
+import re
+
+from dpt.data.scenes.facts import Absent, Count, Fact, Noun, Related
+from dpt.data.scenes.words import (
+    ANYTHING,
+    BACKGROUND_ENDING,
+    COLOUR_WORDS,
+    NUMBERS,
+    OPENINGS,
+    RELATION_WORDS,
+    SHAPE_WORDS,
+    plural,
+)
+
+COLOURS = {word: colour for colour, words in COLOUR_WORDS.items() for word in words}
+SHAPES = {
+    form: shape for shape, words in SHAPE_WORDS.items() for word in words for form in (word, plural(word))
+}
+RELATIONS = {words: relation for relation, ways in RELATION_WORDS.items() for words in ways}
+LONGEST_FIRST = sorted(RELATIONS, key=len, reverse=True)
+
+
+def facts_of(text: str) -> list[Fact]:
+    """The claims of a clean caption."""
+    for opening in sorted(filter(None, OPENINGS), key=len, reverse=True):
+        text = text.removeprefix(f"{opening} ")
+    text, _, absent = text.removesuffix(f" {BACKGROUND_ENDING}").partition(" without ")
+    facts: list[Fact] = [Absent(_noun(absent.removeprefix("any ")))] if absent else []
+    parts = re.split(rf" (and|{'|'.join(LONGEST_FIRST)}) ", text)
+    counts = [_count(part) for part in parts[::2]]
+    for before, link, after in zip(counts, parts[1::2], counts[1:], strict=False):
+        if link != "and":
+            facts.append(Related(before.noun, RELATIONS[link], after.noun))
+    return [*facts, *counts]
+
+
+def _count(words: str) -> Count:
+    number, rest = words.split(" ", 1)
+    return Count(_noun(rest), 1 if number in ("a", "an") else NUMBERS.index(number))
+
+
+def _noun(words: str) -> Noun:
+    *before, head = words.split()
+    (colour,) = before or [""]
+    assert head in SHAPES or head in ANYTHING
+    return Noun(COLOURS[colour] if colour else None, SHAPES.get(head))

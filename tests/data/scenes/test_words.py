@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from dpt.data.scenes.draws import Draws
+from dpt.data.scenes.facts import Noun
+from dpt.data.scenes.words import article, noun_words, plural, vocabulary
+
+FROZEN = """
+a above an and any background below big blue box boxes circle circles colourful cross crosses cyan
+disc discs drawing five four green hoop hoops image large left leftmost little lowest no object
+objects of on one orange over picture pink plain plus pluses purple red right rightmost ring rings
+several shape shapes simple small some square squares star stars the three to topmost triangle
+triangles turquoise two under violet with without yellow
+"""
+
+
+def test_plurals_and_articles() -> None:
+    assert [plural(word) for word in ("circle", "box", "cross", "plus", "ring")] == [
+        "circles", "boxes", "crosses", "pluses", "rings",
+    ]  # fmt: skip
+    assert [article(word) for word in ("orange", "red", "object", "square")] == ["an", "a", "an", "a"]
+
+
+def test_the_head_comes_last() -> None:
+    assert noun_words(Noun("red", "circle", "small")) == ["small", "red", "circle"]
+    assert noun_words(Noun("red"), many=True) == ["red", "shapes"]
+    assert noun_words(Noun("red", "circle"), Draws(3)) in (["red", "circle"], ["red", "disc"])
+
+
+def test_the_vocabulary_is_frozen() -> None:
+    """The embedded model's tokenizer is made of it: a new word would be unknown to the shipped weights."""
+    assert vocabulary() == FROZEN.split()

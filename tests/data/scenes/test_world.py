@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dpt.data.scenes.world import POCKET_WORLD, SHAPES, WORLDS, World
+
+
+@pytest.mark.parametrize(
+    ("wrong", "names"),
+    [
+        ({"shapes": ("circle", "hexagon")}, "shape"),
+        ({"shapes": ()}, "shape"),
+        ({"colours": ("mauve",)}, "colour"),
+        ({"sizes": ("huge",)}, "size"),
+        ({"backgrounds": ()}, "background"),
+        ({"sorts": (("crowd", 1.0),)}, "sort"),
+        ({"sorts": (("single", 0.0),)}, "weights"),
+        ({"sorts": (("single", 1.0), ("pair", -1.0))}, "weights"),
+        ({"max_objects": 0}, "1 to 4"),
+        ({"max_objects": 5}, "1 to 4"),
+        ({"image_size": 32}, "pixels"),
+        ({"shapes": ("circle",), "colours": ("red",)}, "two kinds"),
+    ],
+)
+def test_a_world_that_cannot_be_is_refused(wrong: dict[str, Any], names: str) -> None:
+    with pytest.raises(ValueError, match=names):
+        World(**wrong)
+
+
+def test_held_out_kinds_are_not_kinds_of_the_world() -> None:
+    assert not set(POCKET_WORLD.held_out_kinds) & set(POCKET_WORLD.kinds)
+    assert len(POCKET_WORLD.kinds) == 4 * 6 - len(POCKET_WORLD.held_out_kinds)
+
+
+def test_the_worlds_are_as_large_as_promised() -> None:
+    full = WORLDS["full"]
+    assert (len(full.shapes), len(full.colours), len(full.sizes)) >= (6, 8, 2)
+    assert full.shapes == SHAPES
+    assert len(POCKET_WORLD.shapes) >= 4
+    assert len(POCKET_WORLD.colours) >= 6

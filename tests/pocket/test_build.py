@@ -1,0 +1,148 @@
+"""The whole making of a pocket, with models a thousandth of the size."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dpt.cli.main import run
+from dpt.data.scenes.world import WORLDS
+from dpt.errors import UserError
+from dpt.pocket import loop
+from dpt.pocket.recipe import Recipe, Schedule, TextRecipe, UNetRecipe, VaeRecipe
+from dpt.pocket.vae import VaeStage, pictures, whiten
+from dpt.records import to_plain
+
+
+def schedule(steps: int, batch: int) -> Schedule:
+    return Schedule(steps=steps, batch=batch, learning_rate=1e-3, warmup=2, decay=4)
+
+
+TINY = Recipe(
+    text=TextRecipe(width=16, layers=1, heads=2, image_layers=1, patch=16, schedule=schedule(4, 8)),
+    vae=VaeRecipe(channels=(8, 8, 8), schedule=schedule(4, 2)),
+    unet=UNetRecipe(channels=(16, 16, 32), head_width=16, latents=64, schedule=schedule(6, 4)),
+)
+TINY_WORLD = WORLDS[TINY.world]
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Callable[..., Path]:
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(to_plain(TINY)))
+
+    def command(name: str, *words: str) -> Path:
+        folders = ["--work", str(tmp_path / f"{name}-work"), "--out", str(tmp_path / name)]
+        run(["pocket", "build", "--recipe", str(recipe), *folders, *words])
+        return tmp_path / name
+
+    return command
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    files = sorted(folder.rglob("*.safetensors"))
+    assert len(files) == 4
+    return {f"{file.parent.name}/{k}": v for file in files for k, v in load_file(file).items()}
+
+
+STOCK = """
+import sys, torch
+from diffusers import StableDiffusionPipeline
+from transformers import CLIPModel
+pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1], local_files_only=True)
+assert pipe("a red circle", num_inference_steps=2).images[0].size == (64, 64)
+clip = CLIPModel.from_pretrained(sys.argv[1] + "/clip", local_files_only=True)
+ids = pipe.tokenizer("a red circle", return_tensors="pt").input_ids
+ours, theirs = pipe.text_encoder(ids)[0], clip.text_model(ids)[0]
+assert torch.equal(ours, theirs), "the UNet is conditioned on the very tower that scores"
+assert not any(name.split(".")[0] == "dpt" for name in sys.modules)
+"""
+
+
+def test_a_built_pocket_opens_with_nothing_of_ours(build: Callable[..., Path], tmp_path: Path) -> None:
+    out = build("pocket", "--threads", "1")
+    assert all(tensor.dtype == torch.float16 for tensor in weights(out).values())
+    subprocess.run([sys.executable, "-c", STOCK, str(out)], check=True, cwd=tmp_path)
+    assert not list(tmp_path.glob(".pocket-*")), "nothing temporary is left"
+
+
+def test_cut_and_continued_is_the_same_to_the_bit(
+    build: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = weights(build("whole", "--threads", "1"))
+    for steps in (2, 3, 2):
+        with monkeypatch.context() as patch:
+            patch.setattr(loop.time, "time", _clock_that_runs_out(after=1 + steps))
+            build("cut", "--minutes", "1", "--threads", "1")
+        assert "not complete yet" in capsys.readouterr().out
+    cut = weights(build("cut", "--threads", "1"))
+    assert "continuing after step" in capsys.readouterr().out
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
+def _clock_that_runs_out(after: int) -> Callable[[], float]:
+    calls = iter(range(10_000))
+    return lambda: 0.0 if next(calls) < after else 1e9
+
+
+def test_two_processes_build_too(build: Callable[..., Path]) -> None:
+    one, two = weights(build("one", "--threads", "1")), weights(build("two", "--processes", "2"))
+    for key in one:
+        if key.split("/")[0] == "unet":  # its batches are shared; see test_workers for equality of gradients
+            assert torch.isfinite(two[key]).all()
+        else:
+            assert torch.equal(one[key], two[key]), key
+
+
+def test_a_work_folder_keeps_to_its_recipe(build: Callable[..., Path], tmp_path: Path) -> None:
+    build("pocket", "--stages", "clip", "--threads", "1")
+    other = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, layers=2))
+    (tmp_path / "recipe.json").write_text(json.dumps(to_plain(other)))
+    with pytest.raises(UserError, match="begun with another recipe"):
+        build("pocket", "--threads", "1")
+    longer = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, schedule=schedule(5, 8)))
+    (tmp_path / "recipe.json").write_text(json.dumps(to_plain(longer)))
+    build("pocket", "--stages", "clip", "--threads", "1")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--stages", "clap"], "unknown stage 'clap'"),
+        (["--processes", "0"], "--processes must be at least 1"),
+    ],
+)
+def test_bad_input(build: Callable[..., Path], words: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        build("pocket", *words)
+
+
+def test_a_recipe_with_a_slip_is_named(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text('{"unet": {"chanels": [1]}}')
+    with pytest.raises(UserError, match="unknown key 'chanels'"):
+        run(["pocket", "build", "--recipe", str(tmp_path / "r.json"), "--work", str(tmp_path / "w")])
+
+
+def test_whitening_changes_the_latents_and_not_the_pictures() -> None:
+    stage = VaeStage(TINY.vae, TINY_WORLD, 0)
+    images = pictures(TINY_WORLD, 0, 0, 16)
+    with torch.no_grad():
+        before = stage.model.encode(images).latent_dist
+        shown = stage.model.decode(before.mean).sample
+        spread = before.mean.std((0, 2, 3))
+        whiten(stage.model, images)
+        after = stage.model.encode(images).latent_dist
+        shown_after = stage.model.decode(after.mean).sample
+    torch.testing.assert_close(after.mean.std((0, 2, 3)), torch.ones(4), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(after.mean.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-3)
+    torch.testing.assert_close(after.std, before.std / spread[:, None, None], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(shown_after, shown, rtol=1e-3, atol=1e-3)

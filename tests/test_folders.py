@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dpt.errors import UserError
+from dpt.folders import whole_folder
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_the_folder_appears_only_when_it_is_complete(tmp_path: Path) -> None:
+    final = tmp_path / "a" / "b"
+    with whole_folder(final) as work:
+        (work / "file").write_text("content")
+        assert not final.exists()
+    assert listing(tmp_path) == ["a", "a/b", "a/b/file"]
+
+
+def test_an_empty_folder_may_be_there(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with whole_folder(tmp_path / "out") as work:
+        (work / "file").touch()
+    assert listing(tmp_path) == ["out", "out/file"]
+
+
+def test_nothing_is_left_of_a_failure(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "a" / "b") as work:
+        (work / "file").touch()
+        raise KeyboardInterrupt
+    assert listing(tmp_path) == []
+
+
+def test_a_full_folder_and_a_file_are_refused_untouched(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for taken in (tmp_path, tmp_path / "file"):
+        with pytest.raises(UserError, match="already"), whole_folder(taken):
+            pytest.fail("never gets here")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_what_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be"), whole_folder(tmp_path / "file" / "out"):
+        pytest.fail("never gets here")
+    assert listing(tmp_path) == ["file"]
+
+
+def test_an_error_while_writing_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No space left"), whole_folder(tmp_path / "out"):
+        raise OSError(28, "No space left on device")
+    assert listing(tmp_path) == []

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from dpt.errors import UserError
+from dpt.pocket.recipe import RECIPE_FILE, Recipe, read_recipe
+from dpt.records import from_plain, read_record, to_plain
+
+
+@dataclass(frozen=True)
+class Inner:
+    rates: tuple[float, ...] = (0.5,)
+
+
+@dataclass(frozen=True)
+class Outer:
+    name: str
+    inner: Inner = Inner()
+    count: int = 1
+    where: Path | None = None
+    pairs: tuple[tuple[str, float], ...] = ()
+
+
+def test_there_and_back() -> None:
+    record = Outer("x", Inner((1.0, 2.0)), 3, Path("a/b"), (("p", 0.5),))
+    assert from_plain(Outer, to_plain(record), "here") == record
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"name": "x", "nmae": 1}, "unknown key 'nmae'"),
+        ({}, "name"),
+        ({"name": 3}, "expected str, got 3"),
+        ({"name": "x", "count": True}, "expected int, got True"),
+        ({"name": "x", "count": 1.5}, "expected int, got 1.5"),
+        ({"name": "x", "inner": {"rates": ["a"]}}, "here: inner: rates[0]: expected float"),
+        ({"name": "x", "inner": {"rates": 1}}, "expected a list"),
+        ({"name": "x", "pairs": [["p"]]}, "expected 2 values, got 1"),
+        ([], "expected an object"),
+    ],
+)
+def test_faults_are_named(content: object, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        from_plain(Outer, content, "here")
+    assert said in str(error.value)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read"):
+        read_record(Outer, tmp_path / "none.json")
+    (tmp_path / "cut.json").write_text('{"name": ')
+    with pytest.raises(UserError, match="not valid JSON"):
+        read_record(Outer, tmp_path / "cut.json")
+
+
+def test_the_shipped_recipe_is_whole() -> None:
+    recipe = read_recipe()
+    assert to_plain(recipe) == json.loads(RECIPE_FILE.read_text()), "every setting stands in the file"
+    assert isinstance(recipe, Recipe)

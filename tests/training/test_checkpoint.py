@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dpt.errors import UserError
+from dpt.training import checkpoint
+
+
+def saved(root: Path, step: int) -> Path:
+    tensors = {"weights": {"a": torch.full((64,), float(step)), "b": torch.ones(2, 2)}}
+    return checkpoint.save(root, step, tensors, {"note": "x"})
+
+
+def test_there_and_back(tmp_path: Path) -> None:
+    folder = saved(tmp_path, 7)
+    tensors, state = checkpoint.load(folder)
+    assert torch.equal(tensors["weights"]["a"], torch.full((64,), 7.0))
+    assert state == {"step": 7, "note": "x"}
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-7"], "nothing temporary is left"
+
+
+def test_the_newest_by_number_not_by_name(tmp_path: Path) -> None:
+    for step in (9, 10, 100):
+        saved(tmp_path, step)
+    newest = checkpoint.newest_good(tmp_path)
+    assert newest is not None and newest.name == "checkpoint-100"
+
+
+def _truncate(folder: Path) -> None:
+    file = folder / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+
+
+def _flip_a_bit(folder: Path) -> None:
+    file = folder / "weights.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+
+
+def _lose(name: str):  # type: ignore[no-untyped-def]
+    return lambda folder: (folder / name).unlink()
+
+
+def _garble_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_text('{"weights.safetensors": {"bytes"')
+
+
+DAMAGES = {
+    "truncated": (_truncate, "not what was saved"),
+    "flipped bit": (_flip_a_bit, "not what was saved"),
+    "no manifest": (_lose("manifest.json"), "never finished"),
+    "no weights": (_lose("weights.safetensors"), "is missing"),
+    "garbled manifest": (_garble_manifest, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_one_is_passed_over_aloud_and_refused_by_name(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(tmp_path, 1)
+    bad = saved(tmp_path, 2)
+    break_it, said = DAMAGES[damage]
+    break_it(bad)
+    newest = checkpoint.newest_good(tmp_path)
+    assert newest is not None and newest.name == "checkpoint-1"
+    assert "passing over" in capsys.readouterr().out
+    with pytest.raises(UserError, match=said):
+        checkpoint.load(bad)
+
+
+def test_old_ones_go_and_the_newest_stay(tmp_path: Path) -> None:
+    for step in (1, 2, 10):
+        saved(tmp_path, step)
+    checkpoint.keep_newest(tmp_path, 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-2"]
+
+
+SAVE_FOR_EVER = """
+import sys, torch
+from pathlib import Path
+from dpt.training import checkpoint
+step = 0
+while True:
+    step += 1
+    checkpoint.save(Path(sys.argv[1]), step, {"w": {"a": torch.full((200_000,), float(step))}}, {})
+    checkpoint.keep_newest(Path(sys.argv[1]), 2)
+    print(step, flush=True)
+"""
+
+
+def test_killed_while_saving(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SAVE_FOR_EVER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for _ in range(3):
+        process.stdout.readline()
+    time.sleep(0.0137)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    newest = checkpoint.newest_good(tmp_path)
+    assert newest is not None
+    tensors, state = checkpoint.load(newest)
+    assert torch.equal(tensors["w"]["a"], torch.full((200_000,), float(state["step"])))
