@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +33,8 @@ def read_published(file: Path) -> Published:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"there is no published checkpoint {file}") from None
-    except pickle.UnpicklingError:
-        raise UserError(f"{file} holds more than tensors, or is no checkpoint; it was not read") from None
-    except (OSError, RuntimeError, EOFError, ValueError):
-        raise UserError(f"{file} is truncated or not a checkpoint of torch") from None
+    except Exception:  # whatever torch raises, it is the file that is at fault
+        raise UserError(f"{file} was not read: it is truncated, no checkpoint, or holds more than tensors") from None
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{file} is not a flat list of named tensors")
     return split_published(content)

@@ -12,6 +12,7 @@ from dpt.adapter import Adapter, AdapterConfig
 from dpt.adapter.codes import SinePositions
 from dpt.adapter.phrases import EncoderPhrases
 from dpt.adapter.strict import load_strictly
+from dpt.adapter.token_map import token_map
 from dpt.adapter.transformer import Attention
 from dpt.objectives.matching import match_cosines, match_score
 from tests.golden.recipe import recipe_input, recipe_weights
@@ -100,6 +101,10 @@ def test_the_tiny_roberta() -> None:
     phrases = encoder.encode(values.texts["rec_text"]["adapter_captions"])
     values.agrees("roberta_last_hidden_state", phrases.states)
     values.agrees("roberta_attention_mask", phrases.mask)
+    spans = values.texts["rec_adapter_text"]["tokens_positive"]
+    rows = [token_map(phrases.offsets[i], targets, normalised=False) for i, targets in enumerate(spans)]
+    values.agrees("rec_adapter.positive_map_binary", torch.cat(rows))
+    values.agrees("rec.offset_mapping", encoder.encode(values.texts["rec_text"]["captions"]).offsets)
 
 
 def no_positions(monkeypatch: pytest.MonkeyPatch) -> Adapter:

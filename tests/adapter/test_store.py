@@ -158,7 +158,7 @@ def test_a_file_that_is_no_list_of_tensors(tmp_path: Path, capsys: pytest.Captur
         load_published(write(tmp_path, [1, 2]))
     file = write(tmp_path, recipe_weights(key_shapes()))
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"truncated or not a checkpoint|is no checkpoint"):
+    with pytest.raises(UserError, match="was not read: it is truncated"):
         load_published(file)
     file.unlink()
     with pytest.raises(UserError, match="there is no published checkpoint"):
