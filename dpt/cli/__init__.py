@@ -1,0 +1,1 @@
+"""Options and entry points: nothing else parses arguments."""

@@ -26,8 +26,10 @@ class BuildOptions:
     """A recipe file; default: the one the shipped model was made with."""
     minutes: float | None = None
     """Stop this sitting after so many minutes."""
-    stages: tuple[str, ...] = ("clip", "vae", "unet")
-    """Which stages to train now."""
+    last: str = "unet"
+    """Go no further than this stage: clip, vae or unet."""
+    device: str | None = None
+    """cpu, or cuda where minutes do what takes hours on a CPU; default: cuda if there is one."""
     processes: int = 1
     """Processes that share each batch of the denoiser. One per core is faster than one with many threads."""
     threads: int | None = None
@@ -38,9 +40,8 @@ def build(options: BuildOptions) -> None:
     from dpt.pocket.build import STAGES
     from dpt.pocket.workers import launch
 
-    unknown = [stage for stage in options.stages if stage not in STAGES]
-    if unknown:
-        fail(f"unknown stage {unknown[0]!r}; the stages are {', '.join(STAGES)}")
+    if options.last not in STAGES:
+        fail(f"there is no stage {options.last!r}; the stages are {', '.join(STAGES)}")
     if options.processes < 1:
         fail(f"--processes must be at least 1, not {options.processes}")
     until = None if options.minutes is None else time.time() + 60 * options.minutes
@@ -50,6 +51,7 @@ def build(options: BuildOptions) -> None:
 def _build(options: BuildOptions, until: float | None, workers: Workers) -> None:
     import torch
 
+    from dpt.backbone.devices import resolve_device
     from dpt.pocket.build import build as build_pocket
     from dpt.pocket.recipe import RECIPE_FILE, read_recipe
 
@@ -57,7 +59,10 @@ def _build(options: BuildOptions, until: float | None, workers: Workers) -> None
     if threads:
         torch.set_num_threads(threads)
     recipe = read_recipe(options.recipe or RECIPE_FILE)
-    done = build_pocket(recipe, options.work, options.out, until, options.stages, workers)
+    device = resolve_device(options.device)
+    if device.type != "cpu" and workers.count > 1:
+        fail("--processes shares the work of a CPU; a GPU takes one")
+    done = build_pocket(recipe, options.work, options.out, until, options.last, str(device), workers)
     if workers.first:
         print("every stage is complete" if done else "not complete yet: run the same command again to go on")
 

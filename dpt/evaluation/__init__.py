@@ -1,0 +1,1 @@
+"""Prompt suites, detectors and the judge."""

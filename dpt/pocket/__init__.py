@@ -1,0 +1,1 @@
+"""How the embedded model in ckpt/pocket is made and measured."""

@@ -24,21 +24,20 @@ WHITENING_SCENES = 512
 
 
 def build(
-    recipe: Recipe, work: Path, out: Path, until: float | None, stages: tuple[str, ...], workers: Workers
+    recipe: Recipe, work: Path, out: Path, until: float | None, last: str, device: str, workers: Workers
 ) -> bool:
-    """Train what is not trained yet, up to the clock time `until`, and write `out` once there is a denoiser.
+    """Train what is not trained yet, up to the stage `last` and the clock time `until`.
 
-    True when every asked stage has come to its end.
+    Writes `out` once there is a denoiser. True when all that was asked has come to its end.
     """
     world = WORLDS[recipe.world]
-    complete = True
-    clip_stage = ClipStage(recipe.text, world, recipe.seed)
-    vae_stage = VaeStage(recipe.vae, world, recipe.seed)
-    if "clip" in stages:
-        complete &= _train_alone(clip_stage, recipe.text.schedule, recipe.text, work, until, workers)
-    if "vae" in stages:
-        complete &= _train_alone(vae_stage, recipe.vae.schedule, recipe.vae, work, until, workers)
-    if "unet" not in stages or not complete:
+    clip_stage = ClipStage(recipe.text, world, recipe.seed, device)
+    complete = _train_alone(clip_stage, recipe.text.schedule, recipe.text, work, until, workers)
+    if not complete or last == "clip":
+        return complete
+    vae_stage = VaeStage(recipe.vae, world, recipe.seed, device)
+    complete = _train_alone(vae_stage, recipe.vae.schedule, recipe.vae, work, until, workers)
+    if not complete or last == "vae":
         return complete
     whiten(vae_stage.model, pictures(vae_stage.world, recipe.seed + 1, 0, WHITENING_SCENES))
     text_encoder = text_tower(clip_stage.model)
@@ -54,7 +53,7 @@ def text_tower(clip: CLIPModel) -> CLIPTextModel:
     tower = CLIPTextModel(clip.config.text_config)
     inner = getattr(tower, "text_model", tower)
     inner.load_state_dict(clip.text_model.state_dict())
-    return tower.eval().requires_grad_(False)
+    return tower.to(clip.device).eval().requires_grad_(False)
 
 
 def _train_alone(

@@ -59,29 +59,30 @@ def clip_pixels(images: list[np.ndarray]) -> Tensor:
 class ClipStage:
     name = "clip"
 
-    def __init__(self, recipe: TextRecipe, world: World, seed: int) -> None:
+    def __init__(self, recipe: TextRecipe, world: World, seed: int, device: str = "cpu") -> None:
         torch.manual_seed(seed)
         self.recipe, self.world, self.seed = recipe, world, seed
         self.tokenizer = build_tokenizer(vocabulary(), recipe.length)
-        self.model = build_clip(recipe, self.tokenizer)
+        self.model = build_clip(recipe, self.tokenizer).to(device)
 
     def losses(self, step: int, rows: range) -> dict[str, Tensor]:
         n = len(rows)
         scenes = [scene(self.seed, step * n + i, self.world) for i in rows]
         captions, hard = self._captions(scenes, step)
         texts = captions + hard
-        truth = torch.tensor([[all_hold(text.facts, s.objects) for text in texts] for s in scenes])
-        dtype = self.model.dtype
-        pixels = clip_pixels([render(s) for s in scenes]).to(dtype)
+        device, dtype = self.model.device, self.model.dtype
+        truth = torch.tensor([[all_hold(text.facts, s.objects) for text in texts] for s in scenes], device=device)
+        pixels = clip_pixels([render(s) for s in scenes]).to(device, dtype)
+        ids = tokens(self.tokenizer, [text.text for text in texts]).to(device)
         image = self.model.get_image_features(pixel_values=pixels).pooler_output
-        words = self.model.get_text_features(input_ids=tokens(self.tokenizer, [t.text for t in texts])).pooler_output
+        words = self.model.get_text_features(input_ids=ids).pooler_output
         scale = self.model.logit_scale.float().exp().clamp(max=100)
         logits = scale * F.normalize(image.float(), dim=-1) @ F.normalize(words.float(), dim=-1).T
         # A caption that happens to be true of another picture of the batch is not a negative for it.
         own = torch.zeros_like(truth)
         own[torch.arange(n), torch.arange(n)] = True
         logits = logits.masked_fill(truth & ~own, float("-inf"))
-        target = torch.arange(n)
+        target = torch.arange(n, device=device)
         to_text = F.cross_entropy(logits, target)
         to_image = F.cross_entropy(logits[:, :n].T, target)
         hit = (logits.argmax(1) == target).float().mean()

@@ -83,7 +83,7 @@ class UNetRecipe:
     )
     caption_dropout: float = 0.1
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(steps=20_000, batch=24, learning_rate=1.2e-3, decay=7000, averaging=0.999)
+        default_factory=lambda: Schedule(steps=17_000, batch=24, learning_rate=1.2e-3, decay=6000, averaging=0.999)
     )
 
 

@@ -67,7 +67,7 @@ def encode_scenes(vae: AutoencoderKL, world: World, seed: int, n: int, folder: P
     for first in tqdm(mine, desc="latents", unit="chunk", disable=not workers.first):
         last = min(first + CHUNK, n)
         parts = [
-            vae.encode(pictures(world, seed, start, min(50, last - start))).latent_dist.mean.half()
+            vae.encode(pictures(world, seed, start, min(50, last - start)).to(vae.device)).latent_dist.mean.half().cpu()
             for start in range(first, last, 50)
         ]
         temporary = files[first].with_suffix(".tmp")
@@ -93,8 +93,10 @@ class UNetStage:
         self.recipe, self.world, self.seed = recipe, world, seed
         self.latents, self.text_encoder, self.tokenizer = latents, text_encoder, tokenizer
         self.model = build_unet(recipe, latents.shape[1], text_encoder.config.hidden_size, latents.shape[-1])
-        # On a CPU, attention written out is faster to differentiate than the fused one at these head widths.
-        self.model.set_attn_processor(AttnProcessor())
+        self.model.to(text_encoder.device)
+        if text_encoder.device.type == "cpu":
+            # Here attention written out is faster to differentiate than the fused one at these head widths.
+            self.model.set_attn_processor(AttnProcessor())
         self.scheduler = build_scheduler(recipe)
         self.by_sort = defaultdict(list)
         for index in range(len(latents)):
@@ -109,12 +111,12 @@ class UNetStage:
             said = caption(scene(self.seed, index, self.world), self.world, draws, phase.noise, phase.omission)
             texts.append("" if draws.chance(self.recipe.caption_dropout) else said.text)
             indices.append(index)
-        clean = self.latents[indices].float()
-        noise = row_noise(clean.shape, self.seed, step, rows)
-        t = torch.tensor([Draws("timestep", self.seed, step, i).below(1000) for i in rows])
+        device, dtype = self.model.device, self.model.dtype
+        clean = self.latents[indices].float().to(device)
+        noise = row_noise(clean.shape, self.seed, step, rows).to(device)
+        t = torch.tensor([Draws("timestep", self.seed, step, i).below(1000) for i in rows], device=device)
         with torch.no_grad():
-            states = self.text_encoder(tokens(self.tokenizer, texts)).last_hidden_state
-        dtype = self.model.dtype
+            states = self.text_encoder(tokens(self.tokenizer, texts).to(device)).last_hidden_state
         noisy = self.scheduler.add_noise(clean, noise, t)
         predicted = self.model(noisy.to(dtype), t, states.to(dtype)).sample.float()
         return {"loss": (predicted - self.scheduler.get_velocity(clean, noise, t)).square().mean()}

@@ -45,19 +45,19 @@ def row_noise(shape: torch.Size, seed: int, step: int, rows: range) -> Tensor:
 class VaeStage:
     name = "vae"
 
-    def __init__(self, recipe: VaeRecipe, world: World, seed: int) -> None:
+    def __init__(self, recipe: VaeRecipe, world: World, seed: int, device: str = "cpu") -> None:
         torch.manual_seed(seed)
         self.recipe, self.seed = recipe, seed
         self.world = replace(world, held_out_kinds=())  # a picture may show what no caption of training says
-        self.model = build_vae(recipe)
+        self.model = build_vae(recipe).to(device)
 
     def losses(self, step: int, rows: range) -> dict[str, Tensor]:
         first = step * self.recipe.schedule.batch
-        real = pictures(self.world, self.seed, first + rows.start, len(rows))
-        dtype = self.model.dtype
+        device, dtype = self.model.device, self.model.dtype
+        real = pictures(self.world, self.seed, first + rows.start, len(rows)).to(device)
         posterior = self.model.encode(real.to(dtype)).latent_dist
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
-        noise = row_noise(mean.shape, self.seed, step, rows)
+        noise = row_noise(mean.shape, self.seed, step, rows).to(device)
         latents = mean + noise * torch.exp(0.5 * logvar)
         made = self.model.decode(latents.to(dtype)).sample.float()
         pixels = F.l1_loss(made, real) + 2 * F.mse_loss(made, real)
@@ -68,7 +68,7 @@ class VaeStage:
 @torch.no_grad()
 def whiten(vae: AutoencoderKL, images: Tensor) -> None:
     """Fold a shift and scale per channel into the 1x1 convolutions so that latents have mean 0 and deviation 1."""
-    latents = vae.encode(images).latent_dist.mean
+    latents = vae.encode(images.to(vae.device)).latent_dist.mean
     mean = latents.mean((0, 2, 3))
     spread = latents.std((0, 2, 3))
     c = latents.shape[1]

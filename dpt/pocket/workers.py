@@ -43,7 +43,7 @@ class Workers:
         """Average gradients over the workers, in place; whether any worker wants to leave the loop."""
         if self.count == 1:
             return leave
-        flat = torch.cat([g.flatten() for g in gradients] + [torch.tensor([float(leave)])])
+        flat = torch.cat([*(g.flatten() for g in gradients), gradients[0].new_tensor([float(leave)])])
         dist.all_reduce(flat)
         flat /= self.count
         start = 0

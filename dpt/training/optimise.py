@@ -85,7 +85,8 @@ class MasterWeights:
                 master.copy_(tensors["weights"][name])
                 average.copy_(tensors["average"][name])
         for name, master in zip(self.names, self.masters, strict=True):
-            mine = {k.split("|")[1]: v for k, v in tensors["moments"].items() if k.split("|")[0] == name}
+            moments = {k.split("|")[1]: v for k, v in tensors["moments"].items() if k.split("|")[0] == name}
+            mine = {k: v.to(master.device) if v.ndim else v for k, v in moments.items()}  # Adam's step count stays put
             if mine:
                 self.adam.state[master] = mine
         self.use_current()

@@ -104,20 +104,20 @@ def test_two_processes_build_too(build: Callable[..., Path]) -> None:
 
 
 def test_a_work_folder_keeps_to_its_recipe(build: Callable[..., Path], tmp_path: Path) -> None:
-    build("pocket", "--stages", "clip", "--threads", "1")
+    build("pocket", "--last", "clip", "--threads", "1")
     other = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, layers=2))
     (tmp_path / "recipe.json").write_text(json.dumps(to_plain(other)))
     with pytest.raises(UserError, match="begun with another recipe"):
         build("pocket", "--threads", "1")
     longer = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, schedule=schedule(5, 8)))
     (tmp_path / "recipe.json").write_text(json.dumps(to_plain(longer)))
-    build("pocket", "--stages", "clip", "--threads", "1")
+    build("pocket", "--last", "clip", "--threads", "1")
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--stages", "clap"], "unknown stage 'clap'"),
+        (["--last", "clap"], "there is no stage 'clap'"),
         (["--processes", "0"], "--processes must be at least 1"),
     ],
 )

@@ -1,0 +1,1 @@
+"""Prompt suites: texts with what must be so in a picture of them."""
