@@ -80,3 +80,18 @@ def config_for(
         "position_rows": max(PUBLISHED_POSITION_ROWS, *grid),
     }
     return AdapterConfig(unet_feature, text_width=text_width, phrase_width=phrase_width, **{**derived, **others})
+
+
+def check_fits(config: AdapterConfig, unet_config: Mapping[str, Any], text_width: int) -> None:
+    """An adapter may be sound and yet not belong to the model at hand."""
+    channels = sum(feature(unet_config, config.unet_feature).channels)
+    if channels != sum(config.feature_channels):
+        raise UserError(
+            f"the adapter does not fit the model: it reads {config.unet_feature} with "
+            f"{sum(config.feature_channels)} channels, and the UNet's has {channels}"
+        )
+    if text_width != config.text_width:
+        raise UserError(
+            f"the adapter does not fit the model: it matches text {config.text_width} wide, "
+            f"and the text encoder writes {text_width}"
+        )

@@ -75,6 +75,8 @@ def config_of(
         projection, queries = tensors["input_proj.weight"], tensors["query_embed.weight"]
         learned = tensors.get("position_embedding.row_embed.weight")
         align = tensors.get("contrastive_align_projection_text.weight")
+        if fusion and not unet_feature.startswith("all-"):
+            raise UserError(f"{where} reads all maps, resized; say to which size, as all-{projection.shape[1]}-SIDE")
         return AdapterConfig(
             unet_feature,
             fused_channels=projection.shape[1] if fusion else None,

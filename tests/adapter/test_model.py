@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpt.adapter import Adapter, AdapterConfig, config_for
+from dpt.adapter import Adapter, AdapterConfig, check_fits, config_for
 from dpt.errors import UserError
 from dpt.records import from_plain, to_plain
 from tests.golden.reference import key_shapes
@@ -240,6 +240,16 @@ def test_learned_positions_are_sized_for_the_feature_and_say_where_they_end() ->
 def test_a_shape_that_cannot_be_is_refused(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         small(**changes)
+
+
+def test_whether_it_fits_a_model() -> None:
+    check_fits(AdapterConfig(), STABLE_DIFFUSION, 1024)
+    check_fits(AdapterConfig("bottom1_up0", (1920,)), STABLE_DIFFUSION, 1024)
+    check_fits(on_meta("all-1280-8").config, STABLE_DIFFUSION, 1024)
+    with pytest.raises(UserError, match="it reads up1 with 96 channels, and the UNet's has 1280"):
+        check_fits(AdapterConfig("up1", (96,)), STABLE_DIFFUSION, 1024)
+    with pytest.raises(UserError, match="it matches text 1024 wide, and the text encoder writes 768"):
+        check_fits(AdapterConfig(), STABLE_DIFFUSION, 768)
 
 
 def test_the_config_survives_json() -> None:

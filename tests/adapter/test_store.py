@@ -125,6 +125,12 @@ def test_the_shape_is_read_off_the_tensors(changes: dict[str, Any]) -> None:
     assert type(found)(**{**vars(found), **unseen}) == adapter.config
 
 
+def test_fused_maps_need_their_size_said() -> None:
+    fused = small(unet_feature="all-10-4", feature_channels=[6, 4, 8], fused_channels=10)
+    with pytest.raises(UserError, match="say to which size, as all-10-SIDE"):
+        config_of(fused.state_dict(), "test")
+
+
 def without(tensors: dict[str, Tensor], key: str) -> dict[str, Tensor]:
     return {name: value for name, value in tensors.items() if name != key}
 
