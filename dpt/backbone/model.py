@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dpt.backbone import loading
 from dpt.backbone.devices import resolve_device, resolve_dtype
+from dpt.backbone.features import read_feature
 from dpt.backbone.folder import ModelFolder
 from dpt.backbone.hub import find_model
 from dpt.backbone.noise import NoiseSchedule
@@ -121,6 +122,11 @@ class Backbone:
         """The UNet's output for z_t (B,C,h,w), t (B,) or a number, and text states (B,L,D)."""
         z, c = latents.to(self.device, self.dtype), states.to(self.device, self.dtype)
         return self.unet(z, t, encoder_hidden_states=c).sample.to(latents.dtype)
+
+    def features(self, latents: Tensor, t: Tensor | int, states: Tensor, name: str) -> Tensor:
+        """The named feature (B,C,h,w) of z_t; nothing after it is computed."""
+        z, c = latents.to(self.device, self.dtype), states.to(self.device, self.dtype)
+        return read_feature(self.unet, z, t, c, name)[0].to(latents.dtype)
 
     # What it is
 

@@ -1,0 +1,97 @@
+"""The shape of an adapter: enough to build it again from its checkpoint, without the model it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dpt.backbone.feature_names import feature, feature_grid
+from dpt.errors import UserError
+
+POSITIONS = ("sine", "learned")
+PUBLISHED_POSITION_ROWS = 50
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Defaults are the published ones, for Stable Diffusion 2.1. Fields with a published flag carry its name."""
+
+    unet_feature: str = "up1"
+    feature_channels: tuple[int, ...] = (1280,)
+    """Width of each map the feature is made of."""
+    fused_channels: int | None = None
+    """The C of `all-C-S`; None where the maps are only joined."""
+    text_width: int = 1024
+    """Width of the pooled text that images are matched with."""
+    text_encoder_type: str = "roberta-base"
+    """Reads referring expressions: a folder, a hub id, or `backbone` for the frozen model's own."""
+    phrase_width: int = 768
+    """Width of that encoder's token states."""
+    hidden_dim: int = 256
+    nheads: int = 8
+    enc_layers: int = 1
+    dec_layers: int = 1
+    dim_feedforward: int = 2048
+    dropout: float = 0.1
+    pre_norm: bool = False
+    position_embedding: str = "sine"
+    position_rows: int = PUBLISHED_POSITION_ROWS
+    """Rows (and columns) that learned positions can tell apart."""
+    num_queries_matching: int = 10
+    num_queries_rec: int = 100
+    token_slots: int = 255
+    """Tokens of an expression that a query can point at; one more class says that it points at nothing."""
+    contrastive_align_loss: bool = True
+    contrastive_loss_hdim: int = 64
+
+    def __post_init__(self) -> None:
+        if self.position_embedding not in POSITIONS:
+            raise UserError(f"position_embedding is one of {', '.join(POSITIONS)}, not {self.position_embedding!r}")
+        if self.hidden_dim % 4 or self.hidden_dim % self.nheads:
+            raise UserError(f"hidden_dim must be divisible by 4 and by nheads ({self.nheads}), not {self.hidden_dim}")
+        for name in ("hidden_dim", "dec_layers", "num_queries_matching", "token_slots", "text_width", "phrase_width"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("enc_layers", "num_queries_rec"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} cannot be negative")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout is at least 0 and below 1, not {self.dropout}")
+
+    @property
+    def num_queries(self) -> int:
+        return self.num_queries_matching + self.num_queries_rec
+
+
+def config_for(
+    unet_config: Mapping[str, Any], unet_feature: str, text_width: int, phrase_width: int, **others: Any
+) -> AdapterConfig:
+    """The adapter that reads `unet_feature` of that UNet.
+
+    Learned positions get the published 50 rows, or as many as the feature has at the UNet's own latent size.
+    """
+    asked = feature(unet_config, unet_feature)
+    size = unet_config["sample_size"]
+    grid = feature_grid(unet_config, unet_feature, (size, size) if isinstance(size, int) else tuple(size))
+    derived = {
+        "feature_channels": asked.channels,
+        "fused_channels": asked.fused_channels,
+        "position_rows": max(PUBLISHED_POSITION_ROWS, *grid),
+    }
+    return AdapterConfig(unet_feature, text_width=text_width, phrase_width=phrase_width, **{**derived, **others})
+
+
+def check_fits(config: AdapterConfig, unet_config: Mapping[str, Any], text_width: int) -> None:
+    """An adapter may be sound and yet not belong to the model at hand."""
+    channels = sum(feature(unet_config, config.unet_feature).channels)
+    if channels != sum(config.feature_channels):
+        raise UserError(
+            f"the adapter does not fit the model: it reads {config.unet_feature} with "
+            f"{sum(config.feature_channels)} channels, and the UNet's has {channels}"
+        )
+    if text_width != config.text_width:
+        raise UserError(
+            f"the adapter does not fit the model: it matches text {config.text_width} wide, "
+            f"and the text encoder writes {text_width}"
+        )

@@ -1,0 +1,146 @@
+"""The adapter: reads a feature of the frozen UNet, matches it with a text and grounds phrases in it (section 1)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from dpt.adapter.codes import LearnedPositions, SinePositions, TimestepEmbedding
+from dpt.adapter.config import AdapterConfig
+from dpt.adapter.transformer import Transformer
+from dpt.backbone.precision import full_precision
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """What the grounding queries say."""
+
+    logits: Tensor  # (B,Q,slots+1): which token of the expression; the last class is none
+    boxes: Tensor  # (B,Q,4): cx, cy, w, h as shares of the picture
+    queries: Tensor | None  # (B,Q,K), of unit length, comparable with `Adapter.align_text`
+
+
+@dataclass(frozen=True)
+class Reading:
+    matching: Tensor  # (B,M,D): one vector per matching query, in the space of the pooled text
+    grounding: Grounding
+
+
+class BoxHead(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, 4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = torch.relu(layer(x))
+        return torch.sigmoid(last(x))
+
+
+class Adapter(nn.Module):
+    """Module names are those of the published checkpoint, so that its keys are this state dict's keys.
+
+    Weights and arithmetic are float32, whatever the format of the feature and the autocast around it.
+    """
+
+    def __init__(self, config: AdapterConfig) -> None:
+        super().__init__()
+        self.config = config
+        d = config.hidden_dim
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.transformer = Transformer(config)
+        self.query_embed = nn.Embedding(config.num_queries, d)
+        if config.fused_channels is not None:
+            maps = (nn.Conv2d(channels, config.fused_channels, 1) for channels in config.feature_channels)
+            self.fusion_proj = nn.ModuleList(maps)
+        self.input_proj = nn.Conv2d(config.fused_channels or sum(config.feature_channels), d, 1)
+        sine = config.position_embedding == "sine"
+        self.position_embedding = SinePositions(config) if sine else LearnedPositions(config)
+        self.timestep_embedding = TimestepEmbedding(config)
+        self.map_to_clip = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, config.text_width))
+        self.class_embed = nn.Linear(d, config.token_slots + 1)
+        self.bbox_embed = BoxHead(d)
+        if config.contrastive_align_loss:
+            self.contrastive_align_projection_image = nn.Linear(d, config.contrastive_loss_hdim)
+            self.contrastive_align_projection_text = nn.Linear(config.phrase_width, config.contrastive_loss_hdim)
+
+    @full_precision
+    def forward(self, features: Tensor, t: Tensor) -> Reading:
+        """Everything, for features (B,C,h,w) and t (B,)."""
+        decoded = self.decode(features, t)
+        return Reading(self.matching_head(decoded), self.grounding_head(decoded))
+
+    @full_precision
+    def match(self, features: Tensor, t: Tensor) -> Tensor:
+        """Only the matching vectors (B,M,D). Leaves the grounding queries out where that changes nothing."""
+        matching = slice(0, self.config.num_queries_matching)
+        return self.matching_head(self.decode(features, t, self._queries(matching)))
+
+    @full_precision
+    def ground(self, features: Tensor, t: Tensor) -> Grounding:
+        """Only the grounding. Leaves the matching queries out where that changes nothing."""
+        grounding = slice(self.config.num_queries_matching, None)
+        return self.grounding_head(self.decode(features, t, self._queries(grounding)))
+
+    @full_precision
+    def decode(self, features: Tensor, t: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Features (B,C,h,w) to the last decoder layer's output (B,Q,d), for all queries unless told which."""
+        tokens, codes = self.project(features), self.codes(t, *features.shape[-2:])
+        memory = self.transformer.encoder(tokens, codes)
+        positions = self.query_embed.weight if queries is None else queries
+        decoded: Tensor = self.transformer.decoder(positions.expand(len(tokens), -1, -1), memory, codes)
+        return decoded
+
+    @full_precision
+    def matching_head(self, decoded: Tensor) -> Tensor:
+        """h_i for the matching queries, which are the first of (B,Q,d)."""
+        vectors: Tensor = self.map_to_clip(decoded[:, : self.config.num_queries_matching])
+        return vectors
+
+    @full_precision
+    def grounding_head(self, decoded: Tensor) -> Grounding:
+        """For the grounding queries, which are the last of (B,Q,d)."""
+        queries = decoded[:, decoded.shape[1] - self.config.num_queries_rec :]
+        align = None
+        if self.config.contrastive_align_loss:
+            align = normalize(self.contrastive_align_projection_image(queries), dim=-1)
+        return Grounding(self.class_embed(queries), self.bbox_embed(queries), align)
+
+    @full_precision
+    def align_text(self, states: Tensor) -> Tensor:
+        """Token states (B,L,D) of the expressions to unit vectors (B,L,K)."""
+        return normalize(self.contrastive_align_projection_text(states), dim=-1)
+
+    @full_precision
+    def project(self, features: Tensor) -> Tensor:
+        """X = Conv1x1(F) as tokens (B,h*w,d)."""
+        if self.config.fused_channels is not None:
+            maps = features.split(self.config.feature_channels, dim=1)
+            features = torch.stack([conv(one) for conv, one in zip(self.fusion_proj, maps, strict=True)]).sum(dim=0)
+        tokens: Tensor = self.input_proj(features).flatten(2).transpose(1, 2)
+        return tokens
+
+    def codes(self, t: Tensor, height: int, width: int) -> Tensor:
+        """E = P(h,w) + tau(t), (B,h*w,d)."""
+        positions = self.position_embedding(height, width, t.device)
+        codes: Tensor = positions[None] + self.timestep_embedding(t)[:, None]
+        return codes
+
+    @property
+    def scale(self) -> Tensor:
+        """kappa = exp(logit_scale), learned and not clamped."""
+        return self.logit_scale.exp()
+
+    def _queries(self, wanted: slice) -> Tensor | None:
+        """Query positions to decode: with one decoder layer and no dropout, queries do not see one another.
+
+        What is decoded starts from zero, so in the first layer all queries have the same value to share. Dropout
+        of attention weights breaks that, and so does a second layer.
+        """
+        independent = self.config.dec_layers == 1 and not self.training
+        return self.query_embed.weight[wanted] if independent else None

@@ -1,0 +1,106 @@
+"""The published checkpoint: one `pytorch_model.bin` holding the adapter and, after stage 2, the UNet's LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dpt.adapter.config import PUBLISHED_POSITION_ROWS, AdapterConfig
+from dpt.adapter.model import Adapter
+from dpt.adapter.strict import load_strictly
+from dpt.errors import UserError
+
+LORA_PREFIX = "unet."
+FILE_NAME = "pytorch_model.bin"
+
+
+@dataclass(frozen=True)
+class Published:
+    """The file's two parts. The LoRA keys have lost their `unet.` prefix and are otherwise as published."""
+
+    adapter: dict[str, Tensor]
+    lora: dict[str, Tensor]
+
+
+def read_published(file: Path) -> Published:
+    """Read the file, or the checkpoint folder that holds it, without running anything that is in it."""
+    file = file / FILE_NAME if file.is_dir() else file
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"there is no published checkpoint {file}") from None
+    except Exception:  # whatever torch raises, it is the file that is at fault
+        raise UserError(f"{file} was not read: it is truncated, no checkpoint, or holds more than tensors") from None
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{file} is not a flat list of named tensors")
+    return split_published(content)
+
+
+def split_published(tensors: Mapping[str, Tensor]) -> Published:
+    lora = {key.removeprefix(LORA_PREFIX): tensor for key, tensor in tensors.items() if key.startswith(LORA_PREFIX)}
+    adapter = {key: tensor for key, tensor in tensors.items() if not key.startswith(LORA_PREFIX)}
+    return Published(adapter, lora)
+
+
+def load_published(file: Path, config: AdapterConfig | None = None) -> tuple[Adapter, dict[str, Tensor]]:
+    """The adapter, every tensor of it filled and none left over, and the LoRA tensors (none after stage 1).
+
+    Without a config, what the file does not show is as published: see `config_of`.
+    """
+    published = read_published(file)
+    trained = [key for key in published.adapter if key.startswith("text_encoder.")]
+    if trained:
+        raise UserError(f"{file} was trained with its own text encoder ({trained[0]}); only frozen ones are supported")
+    if not published.adapter:
+        raise UserError(f"{file} holds no adapter: it was saved while only the LoRA was trained")
+    adapter = Adapter(config or config_of(published.adapter, str(file)))
+    load_strictly(adapter, published.adapter, str(file))
+    return adapter, published.lora
+
+
+def config_of(
+    tensors: Mapping[str, Tensor],
+    where: str,
+    unet_feature: str = AdapterConfig.unet_feature,
+    num_queries_matching: int = AdapterConfig.num_queries_matching,
+    nheads: int = AdapterConfig.nheads,
+) -> AdapterConfig:
+    """The shape of a published adapter, as far as its tensors show it; what they do not show are arguments."""
+    try:
+        fusion = [tensors[f"fusion_proj.{i}.weight"] for i in range(_count(tensors, "fusion_proj."))]
+        projection, queries = tensors["input_proj.weight"], tensors["query_embed.weight"]
+        learned = tensors.get("position_embedding.row_embed.weight")
+        align = tensors.get("contrastive_align_projection_text.weight")
+        if fusion and not unet_feature.startswith("all-"):
+            raise UserError(f"{where} reads all maps, resized; say to which size, as all-{projection.shape[1]}-SIDE")
+        return AdapterConfig(
+            unet_feature,
+            fused_channels=projection.shape[1] if fusion else None,
+            nheads=nheads,
+            feature_channels=tuple(one.shape[1] for one in fusion) or (projection.shape[1],),
+            text_width=len(tensors["map_to_clip.2.weight"]),
+            phrase_width=AdapterConfig.phrase_width if align is None else align.shape[1],
+            hidden_dim=len(projection),
+            enc_layers=_count(tensors, "transformer.encoder.layers."),
+            dec_layers=_count(tensors, "transformer.decoder.layers."),
+            dim_feedforward=len(tensors["transformer.decoder.layers.0.linear1.weight"]),
+            pre_norm="transformer.encoder.norm.weight" in tensors,
+            position_embedding="sine" if learned is None else "learned",
+            position_rows=PUBLISHED_POSITION_ROWS if learned is None else len(learned),
+            num_queries_matching=num_queries_matching,
+            num_queries_rec=len(queries) - num_queries_matching,
+            token_slots=len(tensors["class_embed.weight"]) - 1,
+            contrastive_align_loss=align is not None,
+            contrastive_loss_hdim=AdapterConfig.contrastive_loss_hdim if align is None else len(align),
+        )
+    except KeyError as error:
+        raise UserError(f"{where} is not a published adapter: it has no tensor {error.args[0]}") from None
+
+
+def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """How many modules are listed under a prefix like `layers.`."""
+    return len({key.removeprefix(prefix).split(".")[0] for key in tensors if key.startswith(prefix)})

@@ -1,0 +1,118 @@
+"""Encoder and decoder (section 1.1, steps 4 and 5): codes go to queries and keys, never to values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dpt.adapter.config import AdapterConfig
+
+
+class Attention(nn.MultiheadAttention):
+    """Multi-head attention whose first two arguments carry the codes and whose third does not."""
+
+    def __init__(self, config: AdapterConfig) -> None:
+        super().__init__(config.hidden_dim, config.nheads, dropout=config.dropout, batch_first=True)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # type: ignore[override]
+        mixed: Tensor = super().forward(query, key, value, need_weights=False)[0]
+        return mixed
+
+
+class Layer(nn.Module):
+    """What both kinds of layer share: residuals, normalised after each addition or before each reading."""
+
+    def __init__(self, config: AdapterConfig, norms: int) -> None:
+        super().__init__()
+        self.pre_norm = config.pre_norm
+        self.self_attn = Attention(config)
+        self.linear1 = nn.Linear(config.hidden_dim, config.dim_feedforward)
+        self.linear2 = nn.Linear(config.dim_feedforward, config.hidden_dim)
+        self.dropout = nn.Dropout(config.dropout)
+        for number in range(1, norms + 1):
+            self.add_module(f"norm{number}", nn.LayerNorm(config.hidden_dim))
+
+    def read(self, x: Tensor, norm: nn.Module) -> Tensor:
+        normed: Tensor = norm(x) if self.pre_norm else x
+        return normed
+
+    def add(self, x: Tensor, change: Tensor, norm: nn.Module) -> Tensor:
+        added = x + self.dropout(change)
+        normed: Tensor = added if self.pre_norm else norm(added)
+        return normed
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        hidden = self.dropout(torch.relu(self.linear1(x)))
+        changed: Tensor = self.linear2(hidden)
+        return changed
+
+
+class EncoderLayer(Layer):
+    norm1: nn.LayerNorm
+    norm2: nn.LayerNorm
+
+    def __init__(self, config: AdapterConfig) -> None:
+        super().__init__(config, norms=2)
+
+    def forward(self, x: Tensor, codes: Tensor) -> Tensor:
+        """x, codes (B,N,d): q = k = X + E, v = X."""
+        y = self.read(x, self.norm1)
+        x = self.add(x, self.self_attn(y + codes, y + codes, y), self.norm1)
+        y = self.read(x, self.norm2)
+        return self.add(x, self.feed_forward(y), self.norm2)
+
+
+class DecoderLayer(Layer):
+    norm1: nn.LayerNorm
+    norm2: nn.LayerNorm
+    norm3: nn.LayerNorm
+
+    def __init__(self, config: AdapterConfig) -> None:
+        super().__init__(config, norms=3)
+        self.multihead_attn = Attention(config)
+
+    def forward(self, x: Tensor, queries: Tensor, memory: Tensor, codes: Tensor) -> Tensor:
+        """x, queries (B,Q,d); memory, codes (B,N,d)."""
+        y = self.read(x, self.norm1)
+        x = self.add(x, self.self_attn(y + queries, y + queries, y), self.norm1)
+        y = self.read(x, self.norm2)
+        x = self.add(x, self.multihead_attn(y + queries, memory + codes, memory), self.norm2)
+        y = self.read(x, self.norm3)
+        return self.add(x, self.feed_forward(y), self.norm3)
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: AdapterConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.enc_layers))
+        self.norm = nn.LayerNorm(config.hidden_dim) if config.pre_norm else None
+
+    def forward(self, x: Tensor, codes: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, codes)
+        return x if self.norm is None else self.norm(x)
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: AdapterConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.dec_layers))
+        self.norm = nn.LayerNorm(config.hidden_dim)
+
+    def forward(self, queries: Tensor, memory: Tensor, codes: Tensor) -> Tensor:
+        """The last layer's output (B,Q,d) for query positions (B,Q,d); what is decoded starts from zero."""
+        x = torch.zeros_like(queries)
+        for layer in self.layers:
+            x = layer(x, queries, memory, codes)
+        decoded: Tensor = self.norm(x)
+        return decoded
+
+
+class Transformer(nn.Module):
+    def __init__(self, config: AdapterConfig) -> None:
+        super().__init__()
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        for weight in self.parameters():
+            if weight.dim() > 1:
+                nn.init.xavier_uniform_(weight)

@@ -1,0 +1,98 @@
+"""Referring expressions (section 2.2): given the assignment, how far each query is from what it should have said.
+
+Every loss is a sum over targets divided by `num_boxes`, the number of boxes in the global batch per process (at
+least one), which the training loop knows. None of them asks the device for a value.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from dpt.backbone.precision import full_precision
+from dpt.objectives.assignment import Assignment, Targets
+from dpt.objectives.boxes import cxcywh_to_xyxy, giou
+
+EOS_COEF = 0.1
+ALIGN_TEMPERATURE = 0.07
+
+
+@full_precision
+def token_loss(
+    logits: Tensor, targets: Targets, assignment: Assignment, num_boxes: Tensor | float, eos_coef: float = EOS_COEF
+) -> Tensor:
+    """L_ce = 1/N sum_q w_q (-sum target log p), for logits (B,Q,S).
+
+    The target is the token map for a query that answers for something, with w = 1; no object, the last class,
+    for all others, with w = eos_coef.
+    """
+    log_p = logits.log_softmax(dim=-1)
+    answers = assignment.one_hot(logits.shape[1]).to(log_p)  # (B,T,Q)
+    idle = answers.sum(dim=1) == 0  # (B,Q)
+    target = answers.mT @ targets.tokens.to(log_p)
+    target[..., -1] += idle
+    weight = idle * eos_coef + ~idle
+    return (weight * -(target * log_p).sum(dim=-1)).sum() / num_boxes
+
+
+@full_precision
+def box_loss(boxes: Tensor, targets: Targets, assignment: Assignment, num_boxes: Tensor | float) -> Tensor:
+    """L_box = 1/N sum L1, for boxes (B,Q,4) as cx, cy, w, h."""
+    distance = (assignment.pick(boxes) - targets.boxes.to(boxes)).abs().sum(dim=-1)
+    return _sum_where(assignment.matched, distance) / num_boxes
+
+
+@full_precision
+def giou_loss(boxes: Tensor, targets: Targets, assignment: Assignment, num_boxes: Tensor | float) -> Tensor:
+    """L_giou = 1/N sum (1 - GIoU), for boxes (B,Q,4) as cx, cy, w, h."""
+    overlap = giou(cxcywh_to_xyxy(assignment.pick(boxes)), cxcywh_to_xyxy(targets.boxes.to(boxes)))
+    return _sum_where(assignment.matched, 1 - overlap) / num_boxes
+
+
+@full_precision
+def contrastive_align_loss(
+    queries: Tensor,
+    tokens: Tensor,
+    targets: Targets,
+    assignment: Assignment,
+    num_boxes: Tensor | float,
+    temperature: float = ALIGN_TEMPERATURE,
+    token_mask: Tensor | None = None,
+) -> Tensor:
+    """L_align = 1/2N (A + B), for queries (B,Q,K) and tokens (B,L,K) of unit length.
+
+    A sums over the queries that have positive tokens: -mean sim over those + logsumexp sim over all tokens.
+    B is the same with queries and tokens exchanged. The published loss counts padding among all tokens; given
+    `token_mask` (B,L), false at padding, an example's loss no longer depends on the longest of its batch.
+    """
+    sim = queries @ tokens.mT / temperature  # (B,Q,L)
+    positive = _positive_pairs(targets.tokens, assignment, *sim.shape[1:])
+    rivals = sim if token_mask is None else sim.masked_fill(~token_mask[:, None], float("-inf"))
+    by_query = _contrast(sim, rivals, positive, over=2)
+    by_token = _contrast(sim, sim, positive, over=1)
+    return (by_query + by_token) / 2 / num_boxes
+
+
+@full_precision
+@torch.no_grad()
+def cardinality_error(logits: Tensor, targets: Targets) -> Tensor:
+    """How far the number of queries that claim to see something is from the number of targets. Not a loss."""
+    claimed = (logits.argmax(dim=-1) != logits.shape[-1] - 1).sum(dim=1)
+    return (claimed - targets.present.sum(dim=1)).abs().float().mean()
+
+
+def _positive_pairs(tokens: Tensor, assignment: Assignment, num_queries: int, length: int) -> Tensor:
+    """(B,Q,L), true where the query answers for a phrase that has the token."""
+    slots = tokens.shape[-1]
+    named = pad(tokens > 0, (0, max(0, length - slots)))[..., :length]  # (B,T,L)
+    return (assignment.one_hot(num_queries)[..., None] & named[:, :, None]).any(dim=1)
+
+
+def _contrast(sim: Tensor, rivals: Tensor, positive: Tensor, over: int) -> Tensor:
+    mean = sim.masked_fill(~positive, 0).sum(dim=over) / positive.sum(dim=over).clamp(min=1)
+    return _sum_where(positive.any(dim=over), rivals.logsumexp(dim=over) - mean)
+
+
+def _sum_where(kept: Tensor, values: Tensor) -> Tensor:
+    return values.masked_fill(~kept, 0).sum()

@@ -1,0 +1,135 @@
+"""Encoders of referring expressions, and from characters to tokens."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import RobertaConfig, RobertaModel, RobertaTokenizer
+
+from dpt.adapter.phrases import BackbonePhrases, EncoderPhrases, Phrases, open_phrase_encoder
+from dpt.adapter.token_map import token_map
+from dpt.backbone import Backbone
+from dpt.errors import UserError
+from tests import tiny_models
+from tests.tiny_models import POCKET, SD2_BASE
+
+CAPTIONS = ["the red circle on the left", "a star"]
+ROOM = 30
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A RoBERTa whose tokens are single characters."""
+    folder = tmp_path_factory.mktemp("roberta")
+    entries = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *sorted(ByteLevel.alphabet())]
+    tokenizer = RobertaTokenizer(vocab={entry: i for i, entry in enumerate(entries)}, merges=[])
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=len(entries),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=ROOM + 2,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+    )
+    RobertaModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=[POCKET, SD2_BASE], ids=lambda model: model.name)
+def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    return Backbone.open(tiny_models.save(request.param, tmp_path_factory.mktemp("model") / "m"), device="cpu")
+
+
+def spelled(phrases: Phrases, row: int, caption: str) -> list[str]:
+    return [caption[begin:end] for begin, end in phrases.offsets[row].tolist() if begin < end]
+
+
+def test_the_backbones_own_encoder_token_by_token(backbone: Backbone) -> None:
+    encoder = open_phrase_encoder("backbone", backbone)
+    phrases = encoder.encode(CAPTIONS)
+    assert encoder.width == phrases.states.shape[2] == backbone.text_width
+    assert phrases.mask.sum(dim=1).tolist() == [8, 4]  # words, start and end
+    assert phrases.states.shape[:2] == phrases.mask.shape == phrases.offsets.shape[:2] == (2, 8)
+    assert [spelled(phrases, i, caption) for i, caption in enumerate(CAPTIONS)] == [text.split() for text in CAPTIONS]
+    assert torch.equal(phrases.states, backbone.encode_text(CAPTIONS).states[:, :8])
+    assert not phrases.states.requires_grad
+
+
+def test_states_that_are_known_are_not_computed_again(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = backbone.encode_text(CAPTIONS)
+    monkeypatch.setattr(Backbone, "encode_text", None)
+    assert torch.equal(BackbonePhrases(backbone).encode(CAPTIONS, text).states, text.states[:, :8])
+
+
+def test_a_caption_longer_than_the_encoder_is_cut(backbone: Backbone, roberta: Path) -> None:
+    long = "red " * 100
+    assert BackbonePhrases(backbone).encode([long]).states.shape[1] == backbone.prompt_length
+    assert EncoderPhrases.open(roberta).encode([long]).states.shape[1] == ROOM
+
+
+def test_an_encoder_from_a_folder(roberta: Path, backbone: Backbone) -> None:
+    encoder = open_phrase_encoder(str(roberta), backbone)
+    phrases = encoder.encode(CAPTIONS)
+    assert phrases.states.shape == (2, 28, 16)
+    assert phrases.mask.sum(dim=1).tolist() == [28, 8]
+    assert "".join(spelled(phrases, 1, CAPTIONS[1])).replace(" ", "") == "astar"
+    alone = encoder.encode(CAPTIONS[1:])
+    torch.testing.assert_close(alone.states, phrases.states[1:, :8], rtol=0, atol=1e-6)
+    assert not phrases.states.requires_grad
+
+
+def test_an_encoder_without_all_its_tensors_is_refused(roberta: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(roberta, tmp_path / "broken"))
+    weights = load_file(folder / "model.safetensors")
+    del weights["encoder.layer.0.output.dense.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"tensor encoder.layer.0.output.dense.weight is missing"):
+        EncoderPhrases.open(folder)
+
+
+@pytest.mark.parametrize("name", ["no-such-encoder", "/no/such/folder"])
+def test_an_encoder_that_is_not_there(name: str) -> None:
+    with pytest.raises(UserError, match=f"the text encoder '{name}' cannot be loaded"):
+        EncoderPhrases.open(name)
+
+
+OFFSETS = torch.tensor([[0, 0], [0, 3], [4, 7], [8, 12], [12, 14], [0, 0], [0, 0]])  # <s> the red circ le </s> <pad>
+
+
+def test_characters_to_tokens() -> None:
+    found = token_map(OFFSETS, [[(0, 3)], [(4, 14)], [(0, 3), (8, 14)]], slots=6, normalised=False)
+    assert found.tolist() == [[0, 1, 0, 0, 0, 0, 0], [0, 0, 1, 1, 1, 0, 0], [0, 1, 0, 1, 1, 0, 0]]
+
+
+def test_spans_that_begin_or_end_beside_a_token_still_find_it() -> None:
+    found = token_map(OFFSETS, [[(3, 8)], [(5, 6)], [(7, 8)], [(4, 4)], []], slots=6, normalised=False)
+    assert [row.nonzero().flatten().tolist() for row in found] == [[2], [2], [], [], []]
+
+
+def test_rows_sum_to_one_or_are_empty() -> None:
+    found = token_map(OFFSETS, [[(0, 14)], [(0, 3)], [(20, 25)]])
+    assert found.shape == (3, 256)
+    torch.testing.assert_close(found.sum(dim=1), torch.tensor([1.0, 1.0, 0.0]))
+    assert token_map(OFFSETS, []).shape == (0, 256)
+
+
+def test_tokens_beyond_the_slots_are_left_out() -> None:
+    found = token_map(OFFSETS, [[(0, 14)]], slots=3)
+    assert found.tolist() == [[0.0, 0.5, 0.5, 0.0]]
+
+
+def test_phrases_of_the_backbone_meet_their_tokens(backbone: Backbone) -> None:
+    phrases = BackbonePhrases(backbone).encode(CAPTIONS)
+    begin = CAPTIONS[0].index("red circle")
+    (row,) = token_map(phrases.offsets[0], [[(begin, begin + len("red circle"))]])
+    assert row.nonzero().flatten().tolist() == [2, 3]

@@ -1,0 +1,241 @@
+"""Named features against hooks on the full forward pass, and going on from where a pass stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from dpt.backbone import Backbone
+from dpt.backbone.feature_names import block_names, feature, feature_channels, feature_grid
+from dpt.backbone.features import read_feature
+from dpt.backbone.walk import begin, finish
+from dpt.errors import UserError
+from tests import tiny_models
+from tests.tiny_models import POCKET, PROMPT, SD1, SD2_BASE, TinyModel
+
+STABLE_DIFFUSION = {"block_out_channels": [320, 640, 1280, 1280], "mid_block_type": "UNetMidBlock2DCrossAttn"}
+MODELS = (SD1, SD2_BASE, POCKET)
+# The UNets halve two or three times: the second and third size leave a rest on the way.
+SIZES = ((8, 8), (9, 7), (12, 10))
+
+
+def unet_of(model: TinyModel) -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    return tiny_models.unet(model).eval().requires_grad_(False)
+
+
+def other_unet() -> UNet2DConditionModel:
+    """Two layers per block, attention only in the middle levels, no mid block, inputs centred."""
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        mid_block_type=None,
+        block_out_channels=(8, 16, 24),
+        layers_per_block=2,
+        norm_num_groups=4,
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        center_input_sample=True,
+        time_embedding_act_fn="silu",
+    ).eval()
+
+
+@pytest.fixture(scope="module", params=[*MODELS, None], ids=lambda model: model.name if model else "other")
+def unet(request: pytest.FixtureRequest) -> UNet2DConditionModel:
+    return other_unet() if request.param is None else unet_of(request.param)
+
+
+def inputs(unet: UNet2DConditionModel, size: tuple[int, int] = (8, 8), rows: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(1)
+    states = torch.randn(rows, 5, unet.config.cross_attention_dim)
+    return torch.randn(rows, 4, *size), torch.tensor([3, 700, 41, 999][:rows]), states
+
+
+def hooked(unet: UNet2DConditionModel, z: Tensor, t: Tensor, c: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Every block's output, and the UNet's own."""
+    seen: dict[str, Tensor] = {}
+
+    def remember(name: str) -> Any:
+        def hook(module: Any, arguments: Any, output: Any) -> None:
+            seen[name] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    names = block_names(unet.config)
+    blocks = {f"bottom{i}": block for i, block in enumerate(unet.down_blocks)}
+    blocks |= {f"up{i}": block for i, block in enumerate(unet.up_blocks)}
+    blocks |= {"mid": unet.mid_block} if unet.mid_block is not None else {}
+    assert set(blocks) == set(names)
+    handles = [block.register_forward_hook(remember(name)) for name, block in blocks.items()]
+    output = unet(z, t, encoder_hidden_states=c).sample
+    for handle in handles:
+        handle.remove()
+    return seen, output
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_every_feature_is_bit_for_bit_that_of_the_full_pass(unet: UNet2DConditionModel, size: tuple[int, int]) -> None:
+    z, t, c = inputs(unet, size)
+    seen, output = hooked(unet, z, t, c)
+    for name, expected in seen.items():
+        found, at = read_feature(unet, z, t, c, name)
+        assert torch.equal(found, expected), name
+        assert found.shape[1] == feature_channels(unet.config, name)
+        assert tuple(found.shape[2:]) == feature_grid(unet.config, name, size)
+        assert torch.equal(finish(unet, at), output), name
+    assert torch.equal(finish(unet, begin(unet, z, t, c)), output)
+
+
+def test_a_number_as_timestep(unet: UNet2DConditionModel) -> None:
+    z, _, c = inputs(unet)
+    assert torch.equal(
+        read_feature(unet, z, 7, c, "up0")[0], read_feature(unet, z, torch.tensor([7, 7]), c, "up0")[0]
+    )
+
+
+@pytest.mark.parametrize("name", ["bottom1", "up1"])
+def test_the_gradient_to_the_latents_is_that_of_the_full_pass(unet: UNet2DConditionModel, name: str) -> None:
+    z, t, c = inputs(unet, (9, 7))
+    z.requires_grad_()
+    (found,) = torch.autograd.grad(read_feature(unet, z, t, c, name)[0].square().sum(), z)
+    (expected,) = torch.autograd.grad(hooked(unet, z, t, c)[0][name].square().sum(), z)
+    assert found.abs().max() > 0
+    assert torch.equal(found, expected)
+
+
+def test_nothing_after_the_feature_is_computed() -> None:
+    unet = unet_of(POCKET)
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("this block is not needed")
+
+    for module in (unet.up_blocks[1], unet.up_blocks[2], unet.conv_norm_out, unet.conv_out):
+        module.register_forward_pre_hook(refuse)
+    read_feature(unet, *inputs(unet), "bottom0_up0")
+    with pytest.raises(AssertionError):
+        read_feature(unet, *inputs(unet), "up1")
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+def test_some_rows_go_on_to_the_output(model: TinyModel) -> None:
+    unet = unet_of(model)
+    z, t, c = inputs(unet, (9, 7), rows=4)
+    _, at = read_feature(unet, z, t, c, "up0")
+    expected = unet(z, t, encoder_hidden_states=c).sample
+    for rows in (slice(1, 3), [0, 3], torch.tensor([True, False, False, True])):
+        torch.testing.assert_close(finish(unet, at[rows]), expected[rows], rtol=0, atol=1e-6)
+
+
+def test_the_gradient_of_the_rows_that_go_on() -> None:
+    unet = unet_of(SD1).requires_grad_(True)
+    z, t, c = inputs(unet, rows=4)
+    weight = unet.down_blocks[0].resnets[0].conv1.weight
+    _, at = read_feature(unet, z, t, c, "up1")
+    (found,) = torch.autograd.grad(finish(unet, at[:2]).square().mean(), weight)
+    (expected,) = torch.autograd.grad(unet(z[:2], t[:2], encoder_hidden_states=c[:2]).sample.square().mean(), weight)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_lora_inside_the_unet_is_seen() -> None:
+    unet = unet_of(SD2_BASE)
+    z, t, c = inputs(unet)
+    before, _ = read_feature(unet, z, t, c, "up1")
+    targets = ["to_q", "to_k", "to_v", "to_out.0"]
+    unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=targets, init_lora_weights=False))
+    found, _ = read_feature(unet, z, t, c, "up1")
+    assert torch.equal(found, hooked(unet, z, t, c)[0]["up1"])
+    assert not torch.equal(found, before)
+
+
+def test_maps_are_joined_in_the_order_named(unet: UNet2DConditionModel) -> None:
+    z, t, c = inputs(unet, (9, 7))
+    seen, _ = hooked(unet, z, t, c)
+    last = len(unet.down_blocks) - 1
+    for parts in ((f"bottom{last}", f"bottom{last - 1}"), (f"up{last}", f"up{last - 1}"), ("up0", f"bottom{last - 2}")):
+        name = "_".join(parts)
+        found, _ = read_feature(unet, z, t, c, name)
+        assert torch.equal(found, torch.cat([seen[part] for part in parts], dim=1)), name
+        assert found.shape[1] == feature_channels(unet.config, name)
+
+
+def test_all_maps_resized_and_joined(unet: UNet2DConditionModel) -> None:
+    z, t, c = inputs(unet, (9, 7))
+    seen, _ = hooked(unet, z, t, c)
+    found, _ = read_feature(unet, z, t, c, "all-12-6")
+    expected = [interpolate(seen[name], size=(6, 6), mode="nearest") for name in block_names(unet.config)]
+    assert torch.equal(found, torch.cat(expected, dim=1))
+    assert feature_grid(unet.config, "all-12-6", (9, 7)) == (6, 6)
+    assert feature(unet.config, "all-12-6").fused_channels == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "side"),
+    [
+        ("bottom0", 320, 32),
+        ("bottom1", 640, 16),
+        ("bottom2", 1280, 8),
+        ("bottom3", 1280, 8),
+        ("mid", 1280, 8),
+        ("up0", 1280, 16),
+        ("up1", 1280, 32),
+        ("up2", 640, 64),
+        ("up3", 320, 64),
+        ("bottom2_bottom3_mid", 3840, 8),
+        ("bottom1_up0", 1920, 16),
+        ("bottom0_up1", 1600, 32),
+        ("up3_up2", 960, 64),
+    ],
+)
+def test_the_published_table_of_stable_diffusion(name: str, channels: int, side: int) -> None:
+    assert feature_channels(STABLE_DIFFUSION, name) == channels
+    assert feature_grid(STABLE_DIFFUSION, name, (64, 64)) == (side, side)
+
+
+@pytest.mark.parametrize("name", ["up4", "Mid", "", "mid_", "all", "all-8", "all-0-8", "all-8-8-8", "up1-up2"])
+def test_an_unknown_name_is_told_the_valid_ones(name: str) -> None:
+    with pytest.raises(UserError, match=r"valid are bottom0, .*, mid, up0, up1, up2, up3, .*bottom2, bottom3, mid; "):
+        feature(STABLE_DIFFUSION, name)
+
+
+def test_unequal_grids_are_told_the_equal_ones() -> None:
+    with pytest.raises(UserError, match="'bottom0_up0' differ in grid; equal are bottom0, up1; bottom1, up0; "):
+        feature(STABLE_DIFFUSION, "bottom0_up0")
+    with pytest.raises(UserError, match="'mid_mid' names the same block twice"):
+        feature(STABLE_DIFFUSION, "mid_mid")
+
+
+def test_a_unet_without_a_mid_block_has_no_such_feature() -> None:
+    with pytest.raises(UserError, match="no UNet feature 'mid'"):
+        feature(other_unet().config, "mid")
+
+
+def test_a_unet_that_asks_for_more_is_refused() -> None:
+    unet = UNet2DConditionModel(
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        num_class_embeds=3,
+    )
+    with pytest.raises(UserError, match="more than latents, timestep and text"):
+        read_feature(unet, *inputs(unet), "mid")
+
+
+def test_backbone_gives_features(tmp_path: Path) -> None:
+    backbone = Backbone.open(tiny_models.save(POCKET, tmp_path / "model"), device="cpu")
+    states = backbone.encode_text([PROMPT]).states
+    z = torch.randn(1, 4, 16, 16)
+    found = backbone.features(z, 10, states, "up0")
+    assert torch.equal(found, hooked(backbone.unet, z, torch.tensor([10]), states)[0]["up0"])
+    assert found.dtype == torch.float32

@@ -1,0 +1,309 @@
+"""What the losses do where there is nothing to match, too much, half precision, or no box at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers.training_utils import compute_snr
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from dpt.backbone.noise import NoiseSchedule
+from dpt.errors import UserError
+from dpt.objectives import assignment
+from dpt.objectives.assignment import Assignment, Targets, assign
+from dpt.objectives.boxes import (
+    cxcywh_to_xyxy,
+    giou,
+    iou,
+    pairwise_giou,
+    pairwise_iou,
+    xyxy_to_cxcywh,
+)
+from dpt.objectives.denoising import denoising_loss, min_snr_weight, min_snr_weight_at
+from dpt.objectives.grounding import box_loss, cardinality_error, contrastive_align_loss, giou_loss, token_loss
+from dpt.objectives.matching import image_to_text_loss, match_score, text_to_image_loss
+
+QUERIES, SLOTS, TOKENS = 6, 9, 5
+
+
+def predictions(rows: int = 3, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    made = {
+        "logits": torch.randn(rows, QUERIES, SLOTS),
+        "boxes": torch.rand(rows, QUERIES, 4),
+        "queries": normalize(torch.randn(rows, QUERIES, 8), dim=-1),
+        "tokens": normalize(torch.randn(rows, TOKENS, 8), dim=-1),
+    }
+    return {name: tensor.to(dtype).requires_grad_() for name, tensor in made.items()}
+
+
+def targets(counts: tuple[int, ...]) -> Targets:
+    torch.manual_seed(1)
+    boxes = [torch.rand(count, 4) * 0.5 + 0.25 for count in counts]
+    tokens = [torch.zeros(count, SLOTS) for count in counts]
+    for own in tokens:
+        for i, row in enumerate(own):
+            row[i % TOKENS] = row[(i + 1) % TOKENS] = 0.5
+    return Targets.pad(boxes, tokens)
+
+
+def losses(given: dict[str, Tensor], wanted: Targets, found: Assignment | None = None) -> dict[str, Tensor]:
+    found = found or assign(given["logits"], given["boxes"], wanted)
+    number = wanted.present.sum().clamp(min=1)
+    return {
+        "token": token_loss(given["logits"], wanted, found, number),
+        "box": box_loss(given["boxes"], wanted, found, number),
+        "giou": giou_loss(given["boxes"], wanted, found, number),
+        "align": contrastive_align_loss(given["queries"], given["tokens"], wanted, found, number),
+        "cardinality": cardinality_error(given["logits"], wanted),
+    }
+
+
+@pytest.mark.parametrize("counts", [(0, 0, 0), (0, 2, 0), (1, 4, 2)], ids=str)
+def test_a_batch_is_the_sum_of_its_images(counts: tuple[int, ...]) -> None:
+    given, wanted = predictions(), targets(counts)
+    together = losses(given, wanted)
+    total = max(sum(counts), 1)
+    for name in ("token", "box", "giou", "align"):
+        alone = 0.0
+        for i, count in enumerate(counts):
+            rows = slice(i, i + 1)
+            own = Targets(wanted.boxes[rows, :count], wanted.tokens[rows, :count], wanted.present[rows, :count])
+            alone += losses({key: tensor[rows] for key, tensor in given.items()}, own)[name].item() * max(count, 1)
+        assert together[name].item() == pytest.approx(alone / total, rel=1e-5), name
+
+
+def test_nothing_to_find_only_teaches_to_say_so() -> None:
+    given, wanted = predictions(), targets((0, 0, 0))
+    found = losses(given, wanted)
+    expected = -0.1 * given["logits"].log_softmax(-1)[..., -1].sum()
+    torch.testing.assert_close(found["token"], expected)
+    assert [found[name].item() for name in ("box", "giou", "align")] == [0, 0, 0]
+    sum(found.values()).backward()
+    assert all(tensor.grad is None or tensor.grad.isfinite().all() for tensor in given.values())
+
+
+def test_more_targets_than_queries_leaves_some_unanswered() -> None:
+    given, wanted = predictions(), targets((QUERIES + 3, 1, 0))
+    found = assign(given["logits"], given["boxes"], wanted)
+    assert found.matched.sum(dim=1).tolist() == [QUERIES, 1, 0]
+    assert sorted(found.query[0][found.matched[0]].tolist()) == list(range(QUERIES))
+    assert all(loss.isfinite() for loss in losses(given, wanted, found).values())
+
+
+def test_several_boxes_of_one_phrase_go_to_several_queries() -> None:
+    given = predictions(1)
+    wanted = targets((3,))
+    wanted.tokens[:] = wanted.tokens[:, :1]
+    found = assign(given["logits"], given["boxes"], wanted)
+    assert len(set(found.query[0].tolist())) == 3
+    sum(losses(given, wanted, found).values()).backward()
+    assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in given.values())
+
+
+def test_a_phrase_without_tokens_still_has_its_box() -> None:
+    given, wanted = predictions(), targets((1, 0, 0))
+    wanted.tokens.zero_()
+    found = losses(given, wanted)
+    assert found["align"] == 0
+    assert found["box"] > 0
+    sum(found.values()).backward()
+    assert all(tensor.grad is None or tensor.grad.isfinite().all() for tensor in given.values())
+
+
+def test_the_cheapest_assignment_is_taken() -> None:
+    wanted = targets((2, 3, 1))
+    given = predictions()
+    with torch.no_grad():
+        for i, count in enumerate((2, 3, 1)):
+            for j in range(count):
+                given["boxes"][i, 2 * j] = wanted.boxes[i, j]
+                given["logits"][i, 2 * j] = 20 * wanted.tokens[i, j]
+    found = assign(given["logits"], given["boxes"], wanted)
+    assert torch.equal(found.query[wanted.present], torch.tensor([0, 2, 0, 2, 4, 0]))
+    assert losses(given, wanted, found)["box"] == 0
+    assert losses(given, wanted, found)["giou"].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_assignment_takes_one_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
+    transfers = []
+    cpu = Tensor.cpu
+    monkeypatch.setattr(Tensor, "cpu", lambda self: transfers.append(self.shape) or cpu(self))
+    given = predictions()
+    assign(given["logits"], given["boxes"], targets((2, 3, 1)))
+    assert transfers == [(3, QUERIES + 1, 3)]
+
+
+def test_no_loss_looks_at_a_value() -> None:
+    """On the meta device any look at a value is an error: what runs there never waits for a device."""
+    given = {name: tensor.detach().to("meta").requires_grad_() for name, tensor in predictions().items()}
+    wanted = targets((2, 3, 0)).to("meta")
+    found = Assignment(torch.zeros(3, 3, dtype=torch.long, device="meta"), wanted.present)
+    vectors = torch.randn(2, 3, 4, 8, device="meta", requires_grad=True)
+    texts = torch.randn(2, 3, 8, device="meta")
+    total = sum(losses(given, wanted, found).values()) + image_to_text_loss(vectors, texts, texts.sum())
+    (total + text_to_image_loss(vectors, texts[:, 0], 1.0) + denoising_loss(vectors, vectors * 2)).backward()
+    assert vectors.grad is not None
+
+
+def test_a_diverged_prediction_is_seen_in_the_loss_and_stops_nothing() -> None:
+    given, wanted = predictions(), targets((2, 1, 0))
+    with torch.no_grad():
+        given["boxes"][0] = float("nan")
+    found = losses(given, wanted)
+    assert found["box"].isnan()
+    assert found["giou"].isnan()
+    assert found["token"].isfinite()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_in_full_precision_inside(autocast: bool) -> None:
+    given, wanted = predictions(dtype=torch.bfloat16), targets((1, 3, 0))
+    widened = {name: tensor.detach().float() for name, tensor in given.items()}
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        found = losses(given, wanted)
+    for name, loss in losses(widened, wanted).items():
+        assert found[name].dtype == torch.float32
+        assert torch.equal(found[name], loss), name
+
+
+def test_matching_in_half_precision_is_full_inside() -> None:
+    torch.manual_seed(0)
+    vectors, texts = torch.randn(2, 3, 4, 8).bfloat16(), torch.randn(2, 3, 8).bfloat16()
+    for call in (
+        lambda v, c: image_to_text_loss(v, c, 14.0),
+        lambda v, c: text_to_image_loss(v, c[:, 0], torch.tensor(14.0)),
+        lambda v, c: match_score(v, c).sum(),
+    ):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = call(vectors, texts)
+        assert found.dtype == torch.float32
+        assert torch.equal(found, call(vectors.float(), texts.float()))
+
+
+def test_each_caption_is_compared_with_its_own_reading() -> None:
+    texts = torch.eye(3)[None]
+    vectors = texts[:, :, None].clone()  # the reading under caption k says caption k
+    assert torch.equal(match_score(vectors, texts), torch.ones(1, 3))
+    assert torch.equal(match_score(vectors, texts[:, :1]), torch.tensor([[1.0, 0, 0]]))
+    assert image_to_text_loss(vectors, texts, 100.0).item() == pytest.approx(torch.tensor(3.0).log().item())
+    assert text_to_image_loss(vectors, texts[:, 0], 100.0).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_padding_counts_among_the_tokens_only_where_it_is_asked_to() -> None:
+    given, wanted = predictions(), targets((1, 2, 1))
+    found = assign(given["logits"], given["boxes"], wanted)
+    padded = torch.cat([given["tokens"], normalize(torch.randn(3, 4, 8), dim=-1)], dim=1)
+    mask = torch.arange(TOKENS + 4).expand(3, -1) < TOKENS
+
+    def loss(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        return contrastive_align_loss(given["queries"], tokens, wanted, found, 4, token_mask=mask)
+
+    torch.testing.assert_close(loss(padded, mask), loss(given["tokens"]))
+    assert (loss(padded) - loss(given["tokens"])).abs() > 1e-2
+
+
+def test_an_expression_longer_than_the_slots() -> None:
+    given, wanted = predictions(), targets((1, 2, 1))
+    long = normalize(torch.randn(3, SLOTS + 6, 8), dim=-1)
+    assert losses(given | {"tokens": long}, wanted)["align"].isfinite()
+
+
+BOXES = torch.tensor([[0.1, 0.2, 0.5, 0.6], [0.3, 0.4, 0.9, 0.8], [0.6, 0.7, 0.7, 0.9]])
+
+
+def test_overlap_by_hand() -> None:
+    a, b = torch.tensor([0.0, 0.0, 2.0, 2.0]), torch.tensor([1.0, 1.0, 3.0, 3.0])
+    assert iou(a, b).item() == pytest.approx(1 / 7)
+    assert giou(a, b).item() == pytest.approx(1 / 7 - 2 / 9)
+    assert giou(a, a).item() == 1
+    assert giou(a, a + 10).item() == pytest.approx(8 / 144 - 1)
+
+
+def test_pairs_are_all_pairs() -> None:
+    for pairwise, alone in ((pairwise_iou, iou), (pairwise_giou, giou)):
+        found = pairwise(BOXES, BOXES[:2])
+        assert found.shape == (3, 2)
+        assert found[2, 1] == alone(BOXES[2], BOXES[1])
+        assert torch.equal(pairwise(BOXES[None], BOXES[None, :2]), found[None])
+
+
+def test_boxes_to_corners_and_back() -> None:
+    torch.testing.assert_close(xyxy_to_cxcywh(cxcywh_to_xyxy(BOXES)), BOXES)
+    assert torch.equal(cxcywh_to_xyxy(torch.tensor([0.5, 0.5, 0.5, 0.25])), torch.tensor([0.25, 0.375, 0.75, 0.625]))
+
+
+@pytest.mark.parametrize("size", [(0.0, 0.0), (0.0, 0.4), (1e-20, 1e-20)], ids=str)
+def test_boxes_without_area_have_finite_overlap_and_gradient(size: tuple[float, float]) -> None:
+    flat = torch.tensor([0.5, 0.5, *size])
+    for other in (flat.clone(), torch.tensor([0.5, 0.5, 0.4, 0.4])):
+        box = flat.clone().requires_grad_()
+        overlap = giou(cxcywh_to_xyxy(box), cxcywh_to_xyxy(other))
+        assert -1 <= overlap <= 0
+        overlap.backward()
+        assert box.grad is not None
+        assert box.grad.abs().max() < 1e3
+
+
+def test_a_nan_box_harms_no_other() -> None:
+    broken = BOXES.clone()
+    broken[1] = float("nan")
+    found = pairwise_giou(broken, BOXES)
+    assert found[1].isnan().all()
+    assert torch.equal(found[[0, 2]], pairwise_giou(BOXES, BOXES)[[0, 2]])
+
+
+def schedule(**config: Any) -> NoiseSchedule:
+    return NoiseSchedule({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", **config})
+
+
+def test_min_snr_weighs_the_error_in_the_picture_whatever_is_predicted() -> None:
+    """min(snr, gamma) |z_0 - z_0'|^2 is the same number for a guess of epsilon, of v and of z_0."""
+    noise, t = schedule(), torch.tensor([5, 300, 900])
+    torch.manual_seed(0)
+    clean, eps, guessed = (torch.randn(3, 4, 8, 8) for _ in range(3))
+    abar = noise.alphas_cumprod[t].reshape(-1, 1, 1, 1)
+    z = noise.add_noise(clean, eps, t)
+    velocity = abar.sqrt() * eps - (1 - abar).sqrt() * clean
+    guesses = {
+        "sample": (guessed, clean),
+        "epsilon": ((z - abar.sqrt() * guessed) / (1 - abar).sqrt(), eps),
+        "v_prediction": ((abar.sqrt() * z - guessed) / (1 - abar).sqrt(), velocity),
+    }
+    found = {
+        kind: denoising_loss(*pair, min_snr_weight_at(noise.alphas_cumprod, t, 5.0, kind)).item()
+        for kind, pair in guesses.items()
+    }
+    assert found["epsilon"] == pytest.approx(found["sample"], rel=1e-3)
+    assert found["v_prediction"] == pytest.approx(found["sample"], rel=1e-3)
+
+
+def test_the_weights_are_those_of_diffusers_training_scripts() -> None:
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    t = torch.tensor([0, 3, 500, 999])
+    snr = compute_snr(scheduler, t)
+    torch.testing.assert_close(
+        min_snr_weight_at(scheduler.alphas_cumprod, t, 5.0, "v_prediction"), snr.clamp(max=5) / (snr + 1)
+    )
+    torch.testing.assert_close(min_snr_weight_at(scheduler.alphas_cumprod, t, 5.0, "epsilon"), snr.clamp(max=5) / snr)
+
+
+def test_weights_where_there_is_no_signal() -> None:
+    abar = schedule(rescale_betas_zero_snr=True).alphas_cumprod
+    last = torch.tensor([len(abar) - 1])
+    assert min_snr_weight_at(abar, last, 5.0, "epsilon").item() == pytest.approx(1)
+    assert min_snr_weight_at(abar, last, 5.0, "v_prediction").isfinite().all()
+    with pytest.raises(UserError, match="not known for the prediction type 'flow'"):
+        min_snr_weight(torch.ones(1), 5.0, "flow")
+
+
+def test_the_costs_can_be_weighed() -> None:
+    given, wanted = predictions(), targets((2, 1, 0))
+    only_tokens = assign(given["logits"], given["boxes"], wanted, assignment.AssignmentCosts(1, 0, 0))
+    probability = given["logits"].softmax(-1)[1] @ wanted.tokens[1, 0]
+    assert only_tokens.query[1, 0] == probability.argmax()

@@ -1,0 +1,70 @@
+"""Feature, adapter and all losses together: what is trained on a handful of examples comes to know them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from dpt.adapter import Adapter, config_for
+from dpt.adapter.phrases import BackbonePhrases
+from dpt.adapter.token_map import token_map
+from dpt.backbone import Backbone
+from dpt.objectives.assignment import Targets, assign
+from dpt.objectives.boxes import cxcywh_to_xyxy, iou
+from dpt.objectives.grounding import box_loss, contrastive_align_loss, giou_loss, token_loss
+from dpt.objectives.matching import image_to_text_loss, match_score, text_to_image_loss
+from tests import tiny_models
+
+CAPTIONS = ["a red circle", "a blue square", "two green stars"]
+
+
+def test_a_few_pairs_are_learnt_by_heart(tmp_path: Path) -> None:
+    """Three pictures, three captions: every picture read under every caption, in one batch of nine."""
+    backbone = Backbone.open(tiny_models.save(tiny_models.POCKET, tmp_path / "model"), device="cpu")
+    text = backbone.encode_text(CAPTIONS)
+    torch.manual_seed(0)
+    pictures, t = torch.randn(3, 4, 16, 16), torch.full((9,), 100)
+    image, caption = torch.arange(9) // 3, torch.arange(9) % 3
+    features = backbone.features(pictures[image], t, text.states[caption], "up0")
+    assert not features.requires_grad
+
+    phrases = BackbonePhrases(backbone).encode(CAPTIONS, text)
+    own = [token_map(spelled, [[(2, len(said))]]) for spelled, said in zip(phrases.offsets, CAPTIONS, strict=True)]
+    boxes = torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.7, 0.6, 0.3, 0.4], [0.5, 0.5, 0.8, 0.6]])
+    targets = Targets.pad(list(boxes[:, None]), own)
+
+    small = {"hidden_dim": 32, "nheads": 4, "dim_feedforward": 64, "num_queries_rec": 6, "dropout": 0.0}
+    width = backbone.text_width
+    adapter = Adapter(config_for(backbone.unet.config, "up0", width, width, text_encoder_type="backbone", **small))
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=3e-3)
+    diagonal = torch.arange(3) * 4
+    true_first = torch.stack([torch.arange(3).roll(-i) for i in range(3)])  # row i begins with i
+    for _ in range(80):
+        reading = adapter(features, t)
+        vectors = reading.matching.unflatten(0, (3, 3))  # (image,caption,M,D)
+        rows = torch.arange(3)[:, None]
+        i2t = image_to_text_loss(vectors[rows, true_first], text.pooled[true_first], adapter.scale)
+        t2i = text_to_image_loss(vectors[true_first, rows], text.pooled, adapter.scale)
+        found = reading.grounding
+        logits, predicted = found.logits[diagonal], found.boxes[diagonal]
+        assert found.queries is not None
+        assignment = assign(logits, predicted, targets)
+        align = contrastive_align_loss(
+            found.queries[diagonal], adapter.align_text(phrases.states), targets, assignment, 3, token_mask=phrases.mask
+        )
+        grounding = token_loss(logits, targets, assignment, 3) + 5 * box_loss(predicted, targets, assignment, 3)
+        loss = i2t + t2i + grounding + 2 * giou_loss(predicted, targets, assignment, 3) + align
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    adapter.eval()
+    with torch.no_grad():
+        scores = match_score(adapter.match(features, t), text.pooled[caption]).unflatten(0, (3, 3))
+        found = adapter.ground(features[diagonal], t[:3])
+    assert torch.equal(scores.argmax(dim=0), torch.arange(3))
+    assert torch.equal(scores.argmax(dim=1), torch.arange(3))
+    surest = found.logits.softmax(dim=-1)[..., -1].argmin(dim=1)
+    best = found.boxes[torch.arange(3), surest]
+    assert (iou(cxcywh_to_xyxy(best), cxcywh_to_xyxy(boxes)) > 0.5).all()
