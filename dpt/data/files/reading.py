@@ -116,6 +116,6 @@ def shown(value: Any) -> str:
 def checked_file_name(name: str, where: str) -> str:
     """A path that stays inside the folder it is looked for in."""
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.name or set(name) & set("\\:\0"):
+    if path.is_absolute() or ".." in path.parts or not path.name or set(name) & set("\\:") or not name.isprintable():
         raise DataFault(f"{where}: {shown(name)} is no file name under the data folder")
     return name
