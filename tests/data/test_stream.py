@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -22,8 +24,6 @@ class SomeBroken(Source):
 
     def example(self, index: int, epoch: int = 0) -> Example:
         if index in self.broken:
-            from pathlib import Path
-
             raise BrokenPicture.of(Path(f"{index}.jpg"), "it is cut")
         return Example(f"{index} in {epoch}", Picture("", torch.zeros(3, 2, 2)))
 
