@@ -9,6 +9,8 @@ from dpt.cli.flags import parse
 from dpt.errors import UserError, run_command
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "data check": ("dpt.cli.data:check", "say what of a data folder is missing or broken, by file"),
+    "data prepare": ("dpt.cli.data:prepare", "make the hard negatives by caption of their table"),
     "pocket build": ("dpt.cli.pocket:build", "make the embedded model from nothing, resumably"),
     "pocket measure": ("dpt.cli.pocket:measure", "draw the pocket suite and let the oracle count what is right"),
     "scenes check": ("dpt.cli.scenes:check", "measure how well the oracle reads rendered scenes"),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from dpt.data.scenes.facts import Absent, Count, Fact, Noun, Related
+from dpt.data.scenes.referring import Beside, Extreme, Named, Reference
 from dpt.data.scenes.words import (
     ANYTHING,
     BACKGROUND_ENDING,
     COLOUR_WORDS,
+    EXTREMES,
     NUMBERS,
     OPENINGS,
     RELATION_WORDS,
     SHAPE_WORDS,
+    SIZE_WORDS,
     plural,
 )
 
@@ -21,6 +25,8 @@ SHAPES = {
     form: shape for shape, words in SHAPE_WORDS.items() for word in words for form in (word, plural(word))
 }
 RELATIONS = {words: relation for relation, ways in RELATION_WORDS.items() for words in ways}
+SIDES = {word: side for side, word in EXTREMES.items()}
+SIZES = {word: size for size, words in SIZE_WORDS.items() for word in words}
 LONGEST_FIRST = sorted(RELATIONS, key=len, reverse=True)
 
 
@@ -48,3 +54,19 @@ def _noun(words: str) -> Noun:
     (colour,) = before or [""]
     assert head in SHAPES or head in ANYTHING
     return Noun(COLOURS[colour] if colour else None, SHAPES.get(head))
+
+
+def reference_of(text: str) -> Reference:
+    """What a referring expression means, from its words alone."""
+    parts = re.split(rf" ({'|'.join(LONGEST_FIRST)}) the ", text.removeprefix("the "))
+    if len(parts) == 3:
+        return Beside(_noun_of_any_size(parts[0]), RELATIONS[parts[1]], _noun_of_any_size(parts[2]))
+    first, _, rest = parts[0].partition(" ")
+    if first in SIDES:
+        return Extreme(_noun_of_any_size(rest), SIDES[first])
+    return Named(_noun_of_any_size(parts[0]))
+
+
+def _noun_of_any_size(words: str) -> Noun:
+    first, _, rest = words.partition(" ")
+    return replace(_noun(rest), size=SIZES[first]) if first in SIZES else _noun(words)

@@ -1,0 +1,154 @@
+"""Referring expressions in MDETR's form: an image entry for each expression, annotations with boxes and spans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpt.data.example import BoxCorners, Span
+from dpt.data.faults import DataFault, OnFault, stop
+from dpt.data.files.reading import Row, is_whole, read_json, shown
+from dpt.data.pictures import Size
+
+EDGE_TOLERANCE = 1.0
+"""Pixels that a box may reach beyond its picture, by rounding; it is cut there."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoxOfSpans:
+    corners: BoxCorners
+    """In pixels of the picture as its annotation knows it."""
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Referred:
+    where: str
+    id: int
+    file_name: str
+    text: str
+    size: Size | None
+    boxes: tuple[BoxOfSpans, ...]
+    """None where the only box is that of a crowd, as MDETR has it."""
+    original_id: int | None
+    dataset: str | None
+
+
+def read_expressions(file: Path, on_fault: OnFault = stop) -> list[Referred]:
+    whole = Row(read_json(file), str(file))
+    annotations = _annotations_by_image(whole, on_fault)
+    found: list[Referred] = []
+    seen: set[int] = set()
+    for row in _rows(whole, "images", on_fault):
+        try:
+            referred = _referred(row, annotations)
+            if referred.id in seen:
+                row.fail(f"the id {referred.id} was there before")
+            seen.add(referred.id)
+            found.append(referred)
+        except DataFault as fault:
+            on_fault(fault)
+    _refuse_strangers(whole, annotations, on_fault)
+    if not found:
+        on_fault(DataFault(f"{file} holds no expression that can be used"))
+    return found
+
+
+def _rows(whole: Row, key: str, on_fault: OnFault) -> Iterator[Row]:
+    for nth, content in enumerate(whole.get(key, list)):
+        try:
+            row = Row(content, f"{whole.where}, {key}[{nth}]")
+        except DataFault as fault:
+            on_fault(fault)
+        else:
+            yield row
+
+
+def _annotations_by_image(whole: Row, on_fault: OnFault) -> dict[int, list[Row]]:
+    by_image: dict[int, list[Row]] = {}
+    seen: set[int] = set()
+    for row in _rows(whole, "annotations", on_fault):
+        try:
+            id_ = row.get("id", int)
+            if id_ in seen:
+                row.fail(f"the id {id_} was there before")
+            seen.add(id_)
+            by_image.setdefault(row.get("image_id", int), []).append(row)
+        except DataFault as fault:
+            on_fault(fault)
+    return by_image
+
+
+def _refuse_strangers(whole: Row, annotations: dict[int, list[Row]], on_fault: OnFault) -> None:
+    ids = {content.get("id") for content in whole.get("images", list) if isinstance(content, dict)
+           and is_whole(content.get("id"))}
+    for image_id, rows in annotations.items():
+        if image_id not in ids:
+            on_fault(DataFault(f"{rows[0].where}: there is no image with the id {image_id}"))
+
+
+def _referred(row: Row, annotations: dict[int, list[Row]]) -> Referred:
+    id_, text, size = row.get("id", int), row.text("caption"), _size(row)
+    own = annotations.get(id_, [])
+    if not own:
+        row.fail("there is no annotation, and so no box, for this image")
+    return Referred(
+        where=row.where,
+        id=id_,
+        file_name=row.file_name("file_name"),
+        text=text,
+        size=size,
+        boxes=tuple(
+            BoxOfSpans(_corners(annotation, size), _spans(annotation, text))
+            for annotation in own
+            if annotation.content.get("iscrowd", 0) != 1
+        ),
+        original_id=row.get("original_id", int) if "original_id" in row else None,
+        dataset=row.text("dataset_name") if "dataset_name" in row else None,
+    )
+
+
+def _size(row: Row) -> Size | None:
+    if "width" not in row and "height" not in row:
+        return None
+    width, height = row.get("width", int), row.get("height", int)
+    if width < 1 or height < 1:
+        row.fail(f"a picture is not {shown(width)} by {shown(height)} pixels large")
+    return width, height
+
+
+def _corners(row: Row, size: Size | None) -> BoxCorners:
+    x, y, width, height = row.numbers("bbox", 4)
+    box = (x, y, x + width, y + height)
+    if width <= 0 or height <= 0:
+        row.fail(f"the box {[x, y, width, height]} has no area")
+    return box if size is None else cut_to_picture(box, size, row.where)
+
+
+def cut_to_picture(box: BoxCorners, size: Size, where: str) -> BoxCorners:
+    """The box, less what rounding let stand out."""
+    (x0, y0, x1, y1), (width, height) = box, size
+    cut = max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
+    too_far = max(-x0, -y0, x1 - width, y1 - height) > EDGE_TOLERANCE
+    if too_far or cut[2] <= cut[0] or cut[3] <= cut[1]:
+        raise DataFault(f"{where}: the box from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}) is not inside its picture"
+                        f" of {width}x{height} pixels")
+    return cut
+
+
+def _spans(row: Row, text: str) -> tuple[Span, ...]:
+    spans = row.get("tokens_positive" if "tokens_positive" in row else "tokens", list)
+    if not spans:
+        row.fail("no span says which words name the box")
+    return tuple(_span(span, text, row) for span in spans)
+
+
+def _span(span: Any, text: str, row: Row) -> Span:
+    if not (isinstance(span, list) and len(span) == 2 and all(is_whole(edge) for edge in span)):
+        row.fail(f"a span should be two whole numbers, not {shown(span)}")
+    first, last = span
+    if not 0 <= first < last <= len(text):
+        row.fail(f"the span {shown(span)} is not inside the {len(text)} characters of {shown(text)}")
+    return first, last

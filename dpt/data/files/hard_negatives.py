@@ -1,0 +1,226 @@
+"""Captions with captions and pictures that do not match them, in either published form, read one row at a time.
+
+Both forms give the same: the rows of the table are the captions by id, the folder has a file for each id.
+"""
+
+from __future__ import annotations
+
+import csv
+from abc import ABC, abstractmethod
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from io import BufferedReader
+from pathlib import Path
+
+from dpt.data.faults import DataFault, OnFault, stop
+from dpt.data.files.reading import Row, checked_file_name, is_whole, read_json, shown
+from dpt.data.files.root import DataRoot
+from dpt.data.scenes.published import CAPTIONS_OF_IMAGES, HardNegatives
+
+COLUMNS = ("filepath", "title", "neg_caption", "neg_image")
+LONGEST_FIELD = 2**24
+
+
+class HardNegativeFiles(ABC):
+    """Rows by caption id, and the caption ids of each picture."""
+
+    ids_of: dict[str, list[int]]
+    """By file name."""
+
+    @abstractmethod
+    def row(self, id_: int) -> HardNegatives: ...
+
+    @abstractmethod
+    def where(self, id_: int) -> str: ...
+
+    @property
+    @abstractmethod
+    def ids(self) -> Sequence[int]:
+        """All of them, in ascending order."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def file_names(self) -> list[str]:
+        return list(self.ids_of)
+
+    def another_id(self, name: str, below: Callable[[int], int]) -> int | None:
+        """Of a caption of any other picture, each as likely as the next; `below(n)` draws from 0 … n - 1."""
+        own = sorted(self.ids_of[name])
+        left = len(self.ids) - len(own)
+        if left < 1:
+            return None
+        at = below(left)
+        for id_ in own:
+            at += self.position(id_) <= at
+        return self.ids[at]
+
+    def another_image(self, name: str, below: Callable[[int], int]) -> str | None:
+        left = len(self.file_names) - 1
+        if left < 1:
+            return None
+        at = below(left)
+        return self.file_names[at + (at >= self._order[name])]
+
+    def position(self, id_: int) -> int:
+        return bisect_right(self.ids, id_) - 1
+
+    @cached_property
+    def _order(self) -> dict[str, int]:
+        return {name: nth for nth, name in enumerate(self.file_names)}
+
+
+class HardNegativeFolder(HardNegativeFiles):
+    def __init__(self, folder: Path, on_fault: OnFault = stop) -> None:
+        self.folder = folder
+        index = folder / CAPTIONS_OF_IMAGES
+        self.ids_of = _read_index(index, on_fault)
+        self._ids = array("q", sorted(id_ for own in self.ids_of.values() for id_ in own))
+        self._name_of = {id_: name for name, own in self.ids_of.items() for id_ in own}
+        if not self._ids:
+            raise DataFault(f"{index} names no caption that can be used")
+
+    @property
+    def ids(self) -> Sequence[int]:
+        return self._ids
+
+    def where(self, id_: int) -> str:
+        return str(self.folder / f"{id_:05d}.json")
+
+    def row(self, id_: int) -> HardNegatives:
+        record = Row(read_json(Path(self.where(id_))), self.where(id_))
+        name = self._name_of[id_]
+        if "filepath" in record and record.file_name("filepath") != name:
+            record.fail(f"'filepath' is {shown(record.content['filepath'])}, but {CAPTIONS_OF_IMAGES} says {name!r}")
+        return _hard_negatives(record, name)
+
+
+class HardNegativeTable(HardNegativeFiles):
+    """Remembers where each row begins. Rows are quoted as CSV files are, or not at all, as published."""
+
+    def __init__(self, file: Path, on_fault: OnFault = stop) -> None:
+        self.file = file
+        self.ids_of = {}
+        self._starts, self._lines, self._rows = array("q"), array("q"), array("q")
+        self._columns: list[str] = []
+        try:
+            with file.open("rb") as table:
+                self._scan(_Lines(table, file), on_fault)
+        except FileNotFoundError:
+            raise DataFault(f"there is no file {file}") from None
+        except OSError as error:
+            raise DataFault(f"{file} cannot be read: {error.strerror or error}") from error
+        if not self._starts:
+            raise DataFault(f"{file} holds no row that can be used")
+
+    @property
+    def ids(self) -> Sequence[int]:
+        return self._rows
+
+    def where(self, id_: int) -> str:
+        return f"{self.file}, row {id_} (line {self._lines[self.position(id_)]})"
+
+    def row(self, id_: int) -> HardNegatives:
+        nth = self.position(id_)
+        try:
+            with self.file.open("rb") as table:
+                table.seek(self._starts[nth])
+                fields = next(_Lines(table, self.file, self._lines[nth]).rows(), [])
+        except OSError as error:
+            raise DataFault(f"{self.file} cannot be read: {error.strerror or error}") from error
+        record = Row(self._record(fields, self.where(id_)), self.where(id_))
+        return _hard_negatives(record, record.file_name("filepath"))
+
+    def _scan(self, lines: _Lines, on_fault: OnFault) -> None:
+        rows = lines.rows()
+        self._columns = next(rows, [])
+        if sorted(self._columns) != sorted(COLUMNS):
+            raise DataFault(f"{self.file}, line 1: expected the columns {', '.join(COLUMNS)}, separated by tabs;"
+                            f" got {shown(self._columns)}")
+        id_ = 0
+        while True:
+            start, line = lines.position, lines.line + 1
+            try:
+                fields = next(rows, None)
+                if fields is None:
+                    return
+                where = f"{self.file}, row {id_} (line {line})"
+                name = Row(self._record(fields, where), where).file_name("filepath")
+                self.ids_of.setdefault(name, []).append(id_)
+                for column, value in ((self._starts, start), (self._lines, line), (self._rows, id_)):
+                    column.append(value)
+            except DataFault as fault:
+                on_fault(fault)
+                rows = lines.rows()
+            id_ += 1
+
+    def _record(self, fields: list[str], where: str) -> dict[str, str]:
+        if len(fields) != len(self._columns):
+            raise DataFault(f"{where}: expected {len(self._columns)} fields separated by tabs, got {len(fields)}")
+        return dict(zip(self._columns, fields, strict=True))
+
+
+class _Lines:
+    """The lines of an open table as text, counted."""
+
+    def __init__(self, table: BufferedReader, file: Path, line: int = 1) -> None:
+        self.table, self.file, self.line = table, file, line - 1
+        self.position = table.tell()
+
+    def __iter__(self) -> Iterator[str]:
+        for raw in iter(self.table.readline, b""):
+            self.line += 1
+            self.position += len(raw)
+            try:
+                yield raw.decode("utf-8-sig" if self.position == len(raw) else "utf-8")
+            except UnicodeDecodeError:
+                raise DataFault(f"{self.file}, line {self.line}, is not UTF-8 text") from None
+
+    def rows(self) -> Iterator[list[str]]:
+        csv.field_size_limit(LONGEST_FIELD)
+        reader = csv.reader(iter(self), delimiter="\t", strict=True)
+        try:
+            yield from reader
+        except csv.Error as error:
+            raise DataFault(f"{self.file}, line {self.line}, is no row of a table: {error}") from None
+
+
+def open_hard_negatives(root: DataRoot, part: str) -> HardNegativeFiles:
+    """The folder if it is there, or else the table."""
+    folder, table = root.hard_negatives(part), root.hard_negatives_table(part)
+    if folder.is_dir():
+        return HardNegativeFolder(folder)
+    if table.is_file():
+        return HardNegativeTable(table)
+    raise DataFault(f"there are no hard negatives for {part}: neither the folder {folder} nor the table {table.name}")
+
+
+def _hard_negatives(record: Row, file_name: str) -> HardNegatives:
+    images = record.texts("neg_image")
+    for image in images:
+        checked_file_name(image, record.where)
+    return HardNegatives(file_name, record.text("title"), record.texts("neg_caption"), images)
+
+
+def _read_index(file: Path, on_fault: OnFault) -> dict[str, list[int]]:
+    content = read_json(file)
+    if not isinstance(content, Mapping):
+        raise DataFault(f"{file} should hold an object from file names to caption ids, not {shown(content)}")
+    index: dict[str, list[int]] = {}
+    seen: set[int] = set()
+    for name, own in content.items():
+        where = f"{file}, {shown(name)}"
+        try:
+            checked_file_name(name, where)
+            if not isinstance(own, list) or not own or not all(is_whole(id_) and 0 <= id_ < 2**62 for id_ in own):
+                raise DataFault(f"{where}: expected a list of caption ids, got {shown(own)}")
+            if len(set(own)) < len(own) or not seen.isdisjoint(own):
+                raise DataFault(f"{where}: one of the caption ids {shown(own)} was there before")
+            seen.update(own)
+            index[name] = own
+        except DataFault as fault:
+            on_fault(fault)
+    return index

@@ -1,0 +1,121 @@
+"""Data files as typed values. Whatever is not as it should be is a fault that names the file and the row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from math import isfinite
+from pathlib import Path, PurePosixPath
+from typing import Any, NoReturn, TypeVar
+
+from dpt.data.faults import DataFault
+from dpt.data.literals import string_list
+
+T = TypeVar("T")
+
+
+def read_bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise DataFault(f"there is no file {file}") from None
+    except OSError as error:
+        raise DataFault(f"{file} cannot be read: {error.strerror or error}") from error
+
+
+def read_json(file: Path) -> Any:
+    content = read_bytes(file)
+    try:
+        return json.loads(content.decode("utf-8-sig"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise DataFault(f"{file} is not UTF-8 text, at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise DataFault(f"{file}, line {error.lineno}, is not valid JSON: {error.msg} (column {error.colno})") from None
+    except (ValueError, RecursionError) as error:
+        raise DataFault(f"{file} is not valid JSON: {error}") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
+
+
+class Row:
+    """One record of a file, and how to call it in a message."""
+
+    def __init__(self, content: Any, where: str) -> None:
+        self.where = where
+        if not isinstance(content, dict):
+            self.fail(f"expected an object, got {shown(content)}")
+        self.content: Mapping[str, Any] = content
+
+    def fail(self, what: str) -> NoReturn:
+        raise DataFault(f"{self.where}: {what}")
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.content
+
+    def get(self, key: str, kind: type[T]) -> T:
+        if key not in self.content:
+            self.fail(f"there is no {key!r}")
+        value = self.content[key]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            names = {str: "a text", int: "a whole number", list: "a list", dict: "an object"}
+            self.fail(f"{key!r} should be {names.get(kind, kind.__name__)}, not {shown(value)}")
+        return value
+
+    def text(self, key: str) -> str:
+        text = self.get(key, str)
+        if not text.strip():
+            self.fail(f"{key!r} is empty")
+        if not is_text(text):
+            self.fail(f"{key!r} holds half a character: {shown(text)}")
+        return text
+
+    def file_name(self, key: str) -> str:
+        return checked_file_name(self.text(key), self.where)
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """A list of texts; as published it is a string that holds a Python list."""
+        value = self.content.get(key)
+        if not isinstance(value, list):
+            try:
+                value = string_list(self.get(key, str))
+            except ValueError as error:
+                self.fail(f"{key!r} is not a list of quoted strings: {error}")
+        if not value or any(not isinstance(text, str) or not text.strip() or not is_text(text) for text in value):
+            self.fail(f"{key!r} should hold one text at least, and none that is empty; it is {shown(value)}")
+        return tuple(value)
+
+    def numbers(self, key: str, n: int) -> tuple[float, ...]:
+        value = self.get(key, list)
+        if len(value) != n or not all(is_number(number) for number in value):
+            self.fail(f"{key!r} should be {n} numbers, not {shown(value)}")
+        return tuple(float(number) for number in value)
+
+
+def is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8: JSON can hold halves of characters."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 1e15 if isinstance(value, int) else isfinite(value)
+
+
+def is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def checked_file_name(name: str, where: str) -> str:
+    """A path that stays inside the folder it is looked for in."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.name or set(name) & set("\\:") or not name.isprintable():
+        raise DataFault(f"{where}: {shown(name)} is no file name under the data folder")
+    return name

@@ -1,0 +1,131 @@
+"""Examples mirrored, left for right, in the picture, in the boxes and in every text.
+
+An example is left as it is if one of its texts cannot be mirrored for sure: "right behind the car", "the one that
+is left", "far R", "at three o'clock", or a word that has left or right in it and is not known here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from dpt.data.example import Example, Expression, Matching, Picture, Region
+
+PAIRS = {
+    f"left{ending}": f"right{ending}"
+    for ending in ("", "most", "hand", "side", "ward", "wards", "er", "ish", "y", "handed")
+}
+SWAPPED = {**PAIRS, **{right: left for left, right in PAIRS.items()}}
+
+BOTH = "(?:left|right)"
+NO_SIDE_AT_ALL = re.compile(r"(?:bright|fright|cleft).*|(?:up|out|down|forth|copy)right|(?:play)?wright")
+"""Words that have left or right in them and mean no side: bright, brighter, frightened, upright."""
+
+NO_SIDE_MEANT = re.compile(
+    rf"\b{BOTH}\W+(?:now|away|next|behind|in\W+front|above|below|under\w*|beneath|over|beside|by|near|after|before|at|"
+    r"up|down|through|across|outside|inside|against|angles?|there|here|where|out|off|into|onto|alone|open|un\w+)\b"
+    rf"|\b(?:all|is|are|was|were|be|been|being|has|have|had|just|nothing|not|any|one|what)\W+{BOTH}\b"
+    r"(?!\W+(?:of|side|hand|most)\b)",
+    re.I,
+)
+"""Where left and right may be the other words of that spelling. The same for both: what is mirrored can be again."""
+
+SIDES_IN_OTHER_WORDS = re.compile(
+    r"\b(?:[lr]|lt|rt|lft|rgt|rite|east\w*|west\w*|\w*clockwise|o\W?clock)\b", re.I
+)
+WRITING = re.compile(r"\b(?:says|saying|spells|spelling|letters?|written|initials)\b", re.I)
+"""Letters of a mirrored picture cannot be read."""
+
+WORD = re.compile(r"[^\W_]+")
+Swap = tuple[int, int, str]
+"""Where in the text a word begins and ends, and the word that comes instead."""
+
+
+def mirrored(example: Example) -> Example | None:
+    """None if it cannot be done for sure."""
+    if any(picture.latent for picture in example.pictures):
+        raise ValueError("latents cannot be mirrored: the VAE's latents of a mirrored picture are others")
+    said, match = example.expression, example.matching
+    mirrored_said = None if said is None else mirrored_expression(said)
+    mirrored_match = None if match is None else _mirrored_matching(match)
+    if (said is not None and mirrored_said is None) or (match is not None and mirrored_match is None):
+        return None
+    return replace(
+        example, image=_mirrored_picture(example.image), expression=mirrored_said, matching=mirrored_match
+    )
+
+
+def mirrored_text(text: str) -> str | None:
+    swaps = _swaps(text)
+    return None if swaps is None else _swapped(text, swaps)
+
+
+def mirrored_expression(expression: Expression) -> Expression | None:
+    swaps = _swaps(expression.text)
+    spans = {span for region in expression.regions for span in region.spans}
+    if swaps is None or any(start < edge < end for start, end, _ in swaps for span in spans for edge in span):
+        return None
+    regions = []
+    for region in expression.regions:
+        cx, cy, width, height = region.box
+        moved = tuple((_moved(first, swaps), _moved(last, swaps)) for first, last in region.spans)
+        regions.append(Region((1 - cx, cy, width, height), moved))
+    return Expression(_swapped(expression.text, swaps), tuple(regions))
+
+
+def _swaps(text: str) -> list[Swap] | None:
+    """Which words change; None if it is not known for sure."""
+    if any(pattern.search(text) for pattern in (SIDES_IN_OTHER_WORDS, NO_SIDE_MEANT, WRITING)):
+        return None
+    swaps = []
+    for word in WORD.finditer(text):
+        other = _other_side(word.group())
+        if other is None:
+            return None
+        if other != word.group():
+            swaps.append((word.start(), word.end(), other))
+    return swaps
+
+
+def _swapped(text: str, swaps: Sequence[Swap]) -> str:
+    parts, copied = [], 0
+    for start, end, other in swaps:
+        parts += [text[copied:start], other]
+        copied = end
+    return "".join([*parts, text[copied:]])
+
+
+def _moved(edge: int, swaps: Sequence[Swap]) -> int:
+    return edge + sum(len(other) - (end - start) for start, end, other in swaps if end <= edge)
+
+
+def _other_side(word: str) -> str | None:
+    """The word for the other side; the word itself if it means none; None if that is not known."""
+    lower = word.lower()
+    if "left" not in lower and "right" not in lower:
+        return word
+    if lower in SWAPPED:
+        other = SWAPPED[lower]
+        forms = {lower: other, lower.capitalize(): other.capitalize(), lower.upper(): other.upper()}
+        return forms.get(word)
+    return word if NO_SIDE_AT_ALL.fullmatch(lower) else None
+
+
+def _mirrored_matching(match: Matching) -> Matching | None:
+    captions = [mirrored_text(text) for text in (match.caption, match.hard_caption, match.random_caption)]
+    known = [text for text in captions if text is not None]
+    if len(known) < len(captions):
+        return None
+    return replace(
+        match,
+        caption=known[0],
+        hard_caption=known[1],
+        random_caption=known[2],
+        hard_image=_mirrored_picture(match.hard_image),
+        random_image=_mirrored_picture(match.random_image),
+    )
+
+
+def _mirrored_picture(picture: Picture) -> Picture:
+    return replace(picture, values=picture.values.flip(-1))

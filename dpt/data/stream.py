@@ -1,0 +1,117 @@
+"""The endless sequence of examples that training goes through, and the one pass of validation."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from dpt.data.batch import Batch, collate
+from dpt.data.example import Example, Source
+from dpt.data.faults import BrokenPicture, DataFault
+from dpt.data.order import epoch_of, shuffled_index
+from dpt.data.scenes.draws import Draws
+from dpt.errors import UserError
+
+MOST_STAND_INS = 16
+
+
+class Stream(Dataset[Example]):
+    """Examples by position, a pure function of (source, seed, position): shuffled anew in each epoch, or in order.
+
+    An example with a broken picture is an error, unless the budget allows some: then another example stands in for
+    it, drawn for that position, and says in `skipped` what it stands in for. So a batch keeps its size, and the same
+    files give the same data whichever way positions are split into batches, processes or runs.
+    """
+
+    def __init__(self, source: Source, seed: int, shuffle: bool = True, corrupt_budget: int = 0) -> None:
+        self.source, self.seed, self.shuffle, self.corrupt_budget = source, seed, shuffle, corrupt_budget
+
+    def __len__(self) -> int:
+        """Of one epoch."""
+        return len(self.source)
+
+    def __getitem__(self, position: int) -> Example:
+        n = len(self.source)
+        index, epoch = position % n, 0
+        if self.shuffle:
+            index, epoch = shuffled_index(self.seed, position, n), epoch_of(position, n)
+        skipped: list[str] = []
+        for attempt in range(MOST_STAND_INS):
+            try:
+                return replace(self.source.example(index, epoch), skipped=tuple(skipped))
+            except BrokenPicture as broken:
+                if self.corrupt_budget < 1:
+                    raise
+                skipped.append(str(broken))
+                index = Draws("stand-in", self.seed, position, attempt).below(n)
+        raise DataFault(f"{MOST_STAND_INS} examples in a row have broken pictures; {skipped[-1]}")
+
+
+class CorruptBudget:
+    """Counts the broken pictures, each once; warns of every one, and stops when there are more than allowed.
+
+    What is counted is what this process has met.
+    """
+
+    def __init__(self, allowed: int = 0) -> None:
+        self.allowed = allowed
+        self.broken: set[str] = set()
+
+    def note(self, skipped: Iterable[str]) -> None:
+        for sentence in skipped:
+            if sentence not in self.broken:
+                self.broken.add(sentence)
+                warnings.warn(f"{sentence} ({len(self.broken)} of {self.allowed} allowed)", stacklevel=2)
+                if len(self.broken) > self.allowed:
+                    raise DataFault(f"more than {self.allowed} pictures are broken; {sentence}")
+
+
+def load(
+    stream: Stream,
+    positions: Iterable[Sequence[int]],
+    workers: int = 0,
+    budget: CorruptBudget | None = None,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """A batch for each sequence of positions, in order, made ahead by worker processes."""
+    budget = budget or CorruptBudget(stream.corrupt_budget)
+    loader = DataLoader(
+        _Fetch(stream),
+        batch_sampler=positions,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # or it would draw from the global one
+    )
+    for batch in loader:
+        if isinstance(batch, _Failed):
+            raise DataFault(batch.sentence)
+        budget.note(batch.skipped)
+        yield batch
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """A user's error on its way out of a worker, where as an exception it would become a traceback."""
+
+    sentence: str
+
+
+class _Fetch(Dataset["Example | _Failed"]):
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+
+    def __getitem__(self, position: int) -> Example | _Failed:
+        try:
+            return self.stream[position]
+        except UserError as error:
+            return _Failed(str(error))
+
+
+def _collate(fetched: list[Example | _Failed]) -> Batch | _Failed:
+    failed = next((one for one in fetched if isinstance(one, _Failed)), None)
+    return failed or collate([one for one in fetched if isinstance(one, Example)])

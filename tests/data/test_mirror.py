@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpt.data.example import Example, Expression, Matching, Picture, Region
+from dpt.data.framing import Framing
+from dpt.data.mirror import mirrored, mirrored_expression, mirrored_text
+from dpt.data.scene_source import SceneSource
+from dpt.data.scenes.facts import all_hold
+from dpt.data.scenes.referring import resolve
+from dpt.data.scenes.words import ANYTHING, SHAPE_WORDS
+from dpt.data.scenes.world import WORLDS, Box, Scene
+from tests.data.scenes.reading import facts_of, reference_of
+
+HEADS = {*ANYTHING, *(word for words in SHAPE_WORDS.values() for word in words)}
+words = st.sampled_from(
+    "left right Left RIGHT leftmost rightmost left-hand bright upright the dog of on side man's and, (blue) is one "
+    "behind 2 L o'clock leftover lEft topleft naïve".split()
+)
+texts = st.lists(words, min_size=1, max_size=8).map(" ".join)
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("dog left of the bench", "dog right of the bench"),
+        ("the leftmost bright cup on the right", "the rightmost bright cup on the left"),
+        ("Left-hand side, far RIGHT", "Right-hand side, far LEFT"),
+        ("upright man's left arm", "upright man's right arm"),
+        ("the woman who is left of the tree", "the woman who is right of the tree"),
+        ("two cups", "two cups"),
+        ("a brightly lit copyright sign", "a brightly lit copyright sign"),
+    ],
+)
+def test_sides_are_swapped_as_whole_words(text: str, other: str) -> None:
+    assert mirrored_text(text) == other
+    assert mirrored_text(other) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the car right behind the bus", "the only slice that is left", "man far R", "l guy", "plate at 3 o'clock",
+        "sign that says stop", "leftover pizza", "topleft cup", "the west tower", "right now", "all right", "lEft dog",
+    ],
+)  # fmt: skip
+def test_what_is_not_sure_is_not_mirrored(text: str) -> None:
+    assert mirrored_text(text) is None
+
+
+@given(texts)
+def test_texts_mirrored_twice_are_the_same(text: str) -> None:
+    other = mirrored_text(text)
+    if other is not None:
+        assert mirrored_text(other) == text
+
+
+@st.composite
+def expressions(draw: st.DrawFn) -> Expression:
+    text = draw(texts)
+    edges = st.integers(0, len(text))
+    spans = draw(st.lists(st.tuples(edges, edges).map(sorted).filter(lambda s: s[0] < s[1]), min_size=1, max_size=3))
+    cx, cy = draw(st.floats(0.2, 0.8)), draw(st.floats(0.2, 0.8))
+    return Expression(text, (Region((cx, cy, 0.3, 0.2), tuple((a, b) for a, b in spans)), Region((0.5, 0.5, 1, 1), ())))
+
+
+@given(expressions())
+def test_spans_go_with_their_words(said: Expression) -> None:
+    other = mirrored_expression(said)
+    if other is None:
+        return
+    for before, after in zip(said.regions, other.regions, strict=True):
+        for (a, b), (c, d) in zip(before.spans, after.spans, strict=True):
+            assert mirrored_text(said.text[a:b]) in (other.text[c:d], None)
+        assert after.box[0] == pytest.approx(1 - before.box[0]) and after.box[1:] == before.box[1:]
+    again = mirrored_expression(other)
+    assert again is not None and again.text == said.text
+    assert [region.spans for region in again.regions] == [region.spans for region in said.regions]
+    assert [region.box for region in again.regions] == [pytest.approx(region.box) for region in said.regions]
+
+
+def test_a_span_that_cuts_a_word_in_two_is_not_mirrored() -> None:
+    assert mirrored_expression(Expression("left dog", (Region((0.5, 0.5, 1, 1), ((2, 8),)),))) is None
+    moved = mirrored_expression(Expression("left dog", (Region((0.5, 0.5, 1, 1), ((5, 8), (0, 8))),)))
+    assert moved is not None and moved.text == "right dog" and moved.regions[0].spans == ((6, 9), (0, 9))
+
+
+def flipped(scene: Scene) -> Scene:
+    size = scene.image_size
+    return Scene(
+        tuple(
+            type(thing)(thing.shape, thing.colour, thing.size,
+                        Box(size - thing.box.x1, thing.box.y0, size - thing.box.x0, thing.box.y1))
+            for thing in scene.objects
+        ),
+        scene.background,
+        size,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("world", ["pocket", "full"])
+def test_what_is_said_of_a_mirrored_scene_is_true_of_it(world: str) -> None:
+    source = SceneSource(WORLDS[world], 5, "train", Framing(64), size=120)
+    sides = 0
+    for index in range(len(source)):
+        example, scene = source[index], flipped(source.scene(index))
+        other = mirrored(example)
+        assert other is not None and other.expression is not None and other.matching is not None
+        assert all_hold(facts_of(other.matching.caption), scene.objects), other.matching.caption
+        assert not all_hold(facts_of(other.matching.hard_caption), scene.objects)
+        assert not all_hold(facts_of(other.matching.random_caption), scene.objects)
+        (region,) = other.expression.regions
+        (span,) = region.spans
+        assert other.expression.text[slice(*span)] in HEADS
+        (target,) = resolve(reference_of(other.expression.text), scene.objects)
+        assert region.box == pytest.approx(shares(scene.objects[target].box))
+        assert torch.equal(other.image.values, example.image.values.flip(-1))
+        sides += other.texts != example.texts
+        again = mirrored(other)
+        assert again is not None and again.texts == example.texts
+        assert all(torch.equal(a.values, b.values) for a, b in zip(again.pictures, example.pictures, strict=True))
+    assert sides > 30
+
+
+def shares(box: Box) -> tuple[float, ...]:
+    return box.centre[0] / 64, box.centre[1] / 64, box.width / 64, box.height / 64
+
+
+def test_one_text_that_is_not_sure_keeps_the_whole_example_as_it_is() -> None:
+    picture = Picture("a", torch.zeros(3, 2, 2))
+    for place in range(3):
+        captions = ["left dog"] * 3
+        captions[place] = "right behind the dog"
+        assert mirrored(Example("1", picture, None, Matching(*captions, picture, picture))) is None
+
+
+def test_latents_are_not_mirrored() -> None:
+    with pytest.raises(ValueError, match="latents cannot be mirrored"):
+        mirrored(Example("1", Picture("a", torch.zeros(4, 2, 2), latent=True)))

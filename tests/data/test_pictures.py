@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dpt.data.faults import BrokenPicture
+from dpt.data.pictures import ORIENTATION, read_header, read_picture
+
+SIZE = (40, 24)
+BOX = (2, 3, 14, 9)
+
+
+def marked(mode: str = "RGB") -> Image.Image:
+    """Black with a white box near its upper left corner."""
+    image = Image.new("RGB", SIZE, "black")
+    image.paste((255, 255, 255), BOX)
+    return image.convert(mode)
+
+
+def white_box(image: Image.Image) -> tuple[int, int, int, int]:
+    box = image.convert("L").point(lambda value: 255 * (value > 127)).getbbox()
+    assert box is not None
+    return box
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA", "LA", "CMYK"])
+def test_every_mode_comes_out_as_it_looks(tmp_path: Path, mode: str) -> None:
+    file = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    marked(mode).save(file, quality=95)
+    image, header = read_picture(file)
+    assert (image.mode, image.size, header.size) == ("RGB", SIZE, SIZE)
+    difference = np.asarray(image).astype(int) - np.asarray(marked())
+    assert np.abs(difference).mean() < 4
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+    values = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    image, _ = read_picture(tmp_path / "a.png")
+    assert np.asarray(image)[0, :, 0].tolist() == [0, 0, 1, 128, 255]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_white(tmp_path: Path, mode: str) -> None:
+    layer = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    layer.paste((0, 0, 0, 255), (0, 0, 2, 4))
+    layer.convert(mode).save(tmp_path / "a.png")
+    image, _ = read_picture(tmp_path / "a.png")
+    assert np.asarray(image)[0, :, 0].tolist() == [0, 0, 255, 255]
+
+
+def save_turned(file: Path, orientation: int, size: tuple[int, int] = SIZE) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    image = marked() if size == SIZE else marked().crop((0, 0, *size))
+    image.save(file, exif=exif, quality=95)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turned_pictures_are_set_upright(tmp_path: Path, orientation: int) -> None:
+    save_turned(tmp_path / "a.jpg", orientation)
+    image, header = read_picture(tmp_path / "a.jpg")
+    assert image.size == header.size == read_header(tmp_path / "a.jpg").size
+    assert image.size == (SIZE if orientation < 5 else SIZE[::-1])
+
+
+@pytest.mark.parametrize("orientation", range(5, 9))
+def test_boxes_follow_a_turn_if_they_were_drawn_before_it(tmp_path: Path, orientation: int) -> None:
+    save_turned(tmp_path / "a.jpg", orientation)
+    image, header = read_picture(tmp_path / "a.jpg")
+    drawn_before = header.upright(BOX, recorded_size=SIZE)
+    assert drawn_before == pytest.approx(white_box(image), abs=1.01)
+    assert header.upright(drawn_before, recorded_size=SIZE[::-1]) == drawn_before, "drawn after it"
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "recorded"),
+    [(2, SIZE, SIZE), (3, SIZE, SIZE), (4, SIZE, SIZE), (6, SIZE, None), (6, (20, 20), (20, 20))],
+)
+def test_a_turn_that_boxes_may_or_may_not_know_of_is_refused(
+    tmp_path: Path, orientation: int, size: tuple[int, int], recorded: tuple[int, int] | None
+) -> None:
+    save_turned(tmp_path / "a.jpg", orientation, size)
+    with pytest.raises(BrokenPicture, match=r"a\.jpg cannot be used: it is stored turned"):
+        read_header(tmp_path / "a.jpg").upright(BOX, recorded)
+
+
+def test_another_size_than_recorded_is_refused(tmp_path: Path) -> None:
+    marked().save(tmp_path / "a.png")
+    header = read_header(tmp_path / "a.png")
+    assert header.upright(BOX, None) == header.upright(BOX, SIZE) == BOX
+    with pytest.raises(BrokenPicture, match="it is 40x24 pixels large, but its annotation says 400x240"):
+        header.upright(BOX, (400, 240))
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(64))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(8193, 8193), (10_000, 10_000), (100_000, 100_000)])
+def test_bombs_are_refused_unopened(tmp_path: Path, size: tuple[int, int]) -> None:
+    (tmp_path / "a.png").write_bytes(png_that_claims(*size))
+    with pytest.raises(BrokenPicture, match="pixels"):
+        read_picture(tmp_path / "a.png")
+
+
+def test_what_is_no_picture(tmp_path: Path) -> None:
+    with pytest.raises(BrokenPicture, match="no such file"):
+        read_picture(tmp_path / "a.jpg")
+    for content in (b"", b"not a picture", b"%!PS-Adobe-3.0 EPSF-3.0\n"):
+        (tmp_path / "a.jpg").write_bytes(content)
+        with pytest.raises(BrokenPicture, match="cannot be used") as caught:
+            read_picture(tmp_path / "a.jpg")
+        assert caught.value.path == str(tmp_path / "a.jpg")
+    with pytest.raises(BrokenPicture):
+        read_picture(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png"])
+def test_cut_or_changed_bytes_are_a_picture_or_a_broken_one(tmp_path: Path, kind: str) -> None:
+    buffer = io.BytesIO()
+    marked().save(buffer, kind)
+    whole = buffer.getvalue()
+    rng = np.random.default_rng(0)
+    file = tmp_path / "a"
+    broken = 0
+    for nth in range(150):
+        content = bytearray(whole)
+        if nth % 2:
+            content = content[: int(rng.integers(len(content)))]
+        for at in rng.integers(len(content), size=3) if content else []:
+            content[at] = int(rng.integers(256))
+        file.write_bytes(content)
+        try:
+            assert read_picture(file)[0].mode == "RGB"
+        except BrokenPicture as fault:
+            broken += 1
+            assert "\n" not in str(fault)
+    assert broken > 50

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from dpt.data.framing import Framing
+from dpt.data.scene_source import FIRST_SCENE, SceneSource
+from dpt.data.scenes.export import FIRST_INDEX, RANGE
+from dpt.data.scenes.facts import Related, all_hold
+from dpt.data.scenes.layout import scene
+from dpt.data.scenes.negatives import NEGATIVE_TYPES
+from dpt.data.scenes.referring import Beside, resolve
+from dpt.data.scenes.render import render
+from dpt.data.scenes.words import ANYTHING, SHAPE_WORDS
+from dpt.data.scenes.world import POCKET_WORLD, WORLDS
+from tests.data.scenes.reading import facts_of, reference_of
+
+
+def source(world: str = "pocket", split: str = "train", **more: object) -> SceneSource:
+    return SceneSource(WORLDS[world], 3, split, Framing(64), size=80, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("world", ["pocket", "full"])
+def test_an_example_says_what_its_scene_shows(world: str) -> None:
+    examples = source(world)
+    for index in range(len(examples)):
+        example, one = examples[index], examples.scene(index)
+        match, said = example.matching, example.expression
+        assert match is not None and said is not None
+        assert all_hold(facts_of(match.caption), one.objects)
+        assert not all_hold(facts_of(match.hard_caption), one.objects)
+        assert not all_hold(facts_of(match.random_caption), one.objects)
+        pixels = (example.image.values.permute(1, 2, 0) + 1) * 127.5
+        np.testing.assert_allclose(pixels.numpy(), render(one), atol=1e-3)
+        (target,) = resolve(reference_of(said.text), one.objects)
+        (region,) = said.regions
+        thing = one.objects[target]
+        assert region.box == pytest.approx(
+            tuple(n / 64 for n in (*thing.box.centre, thing.box.width, thing.box.height))
+        )
+        ((first, last),) = region.spans
+        assert said.text[first:last] in (*SHAPE_WORDS[thing.shape], *ANYTHING)
+        for other in (match.hard_image, match.random_image):
+            assert other.values.shape == (3, 64, 64)
+            assert not torch.equal(other.values, example.image.values)
+
+
+def test_an_example_is_a_function_of_its_index() -> None:
+    once, again = source(), source()
+    backwards = [again[index].texts for index in reversed(range(20))]
+    assert [once[index].texts for index in range(20)] == backwards[::-1]
+    assert [once[index].texts for index in range(20)] != [once.example(index, 1).texts for index in range(20)]
+    assert all(once.scene(index) == once.scene(index, epoch=7) for index in range(20))
+
+
+def test_splits_are_of_scenes_of_their_own() -> None:
+    assert {FIRST_SCENE["train"], FIRST_SCENE["val"], FIRST_SCENE["test"]} <= set(FIRST_INDEX.values())
+    for split, first in FIRST_SCENE.items():
+        kept = [source(split=split).scene(i) == scene(3, first + i, POCKET_WORLD) for i in range(40)]
+        assert sum(kept) > 30, "few scenes are such that nothing can be referred to"
+    assert source(split="train")[0].id != source(split="val")[0].id
+    assert all(b - a >= RANGE for a, b in zip(*(sorted(FIRST_SCENE.values())[i:] for i in (0, 1)), strict=False))
+
+
+def test_negatives_are_of_every_type_and_of_the_one_asked_for() -> None:
+    for types in (NEGATIVE_TYPES, ("colour",)):
+        matches = [source(negative_types=types)[index].matching for index in range(80)]
+        for found in (
+            Counter(match.hard_caption_type for match in matches if match),
+            Counter(match.hard_image_type for match in matches if match),
+        ):
+            assert set(found) <= set(NEGATIVE_TYPES)
+            assert all(found[kind] >= (5 if types == NEGATIVE_TYPES else 70) for kind in types)
+
+
+def test_flips_happen_and_never_say_what_is_held_out() -> None:
+    plain = SceneSource(POCKET_WORLD, 0, "train", Framing(64), size=400)
+    flipping = SceneSource(POCKET_WORLD, 0, "train", Framing(64, random_flip=True), size=400)
+    flips = 0
+    for index in range(400):
+        example = flipping[index]
+        flips += not torch.equal(example.image.values, plain[index].image.values)
+        assert example.matching is not None and example.expression is not None
+        for text in example.texts[1:]:
+            for fact in facts_of(text):
+                if isinstance(fact, Related):
+                    said = (fact.first.shape, fact.relation, fact.second.shape)
+                    assert said not in POCKET_WORLD.held_out_relations, text
+        reference = reference_of(example.expression.text)
+        if isinstance(reference, Beside):
+            said = (reference.noun.shape, reference.relation, reference.landmark.shape)
+            assert said not in POCKET_WORLD.held_out_relations, example.expression.text
+    assert 140 < flips < 230
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(ValueError, match="no split 'dev'; the splits are train, val, test"):
+        source(split="dev")
+    with pytest.raises(ValueError, match="1 to 10000000 scenes"):
+        SceneSource(POCKET_WORLD, 0, "val", Framing(64), size=RANGE + 1)
+    with pytest.raises(ValueError, match="colour, relation, count, shape"):
+        source(negative_types=("size",))
+    with pytest.raises(IndexError, match="no example 80"):
+        source()[80]
