@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -16,11 +15,13 @@ Tally = Mapping[str, tuple[float, float]]
 
 
 class Task(Protocol):
-    trained: nn.Module
-    """Its parameters that ask for gradients are trained, in float32; the loop sets it to train or eval."""
+    @property
+    def trained(self) -> nn.Module:
+        """Its parameters that ask for gradients are trained, in float32; the loop sets it to train or eval."""
 
-    weights: Mapping[str, float]
-    """How much each loss weighs in the total. A value without a weight is only logged."""
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """How much each loss weighs in the total. A value without a weight is only logged."""
 
     def count(self, batch: Batch) -> int:
         """How many things the losses that are sums are summed over; known on the host."""
@@ -36,6 +37,3 @@ class Task(Protocol):
 
     def memory(self, examples: int) -> Mapping[str, int]:
         """Estimated bytes on the device by what they hold, for a micro-batch of so many examples."""
-
-    def export(self, folder: Path) -> None:
-        """Write what was trained in the form in which it is used."""

@@ -7,6 +7,7 @@ candidates of a comparison have the same noise. A tie is not an answer.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -45,28 +46,34 @@ class Probe:
         self,
         backbone: Backbone,
         adapter: Adapter,
-        stream: Stream,
+        streams: Mapping[str, Stream],
         timestep: int,
         batch_size: int = 16,
         score_grounding: bool = True,
     ) -> None:
-        self.backbone, self.adapter, self.stream = backbone, adapter, stream
+        self.backbone, self.adapter, self.streams = backbone, adapter, streams
         self.timestep, self.batch_size, self.score_grounding = timestep, batch_size, score_grounding
 
     def tally(self, part: int = 0, parts: int = 1) -> Tally:
-        """Right answers and questions, over every `parts`-th example beginning with `part`."""
-        own = range(part, len(self.stream), parts)
-        chunks = [list(own[i : i + self.batch_size]) for i in range(0, len(own), self.batch_size)]
-        names = (TEXT, IMAGE, OVERALL, *((REC,) if self.score_grounding else ()))
+        """Right answers and questions, over every `parts`-th example of each stream beginning with `part`."""
         right, asked = Counter[str](), Counter[str]()
-        for positions, batch in zip(chunks, load(self.stream, chunks), strict=True):
-            for name, answers in self.answers(batch.to(self.backbone.device), positions).items():
-                right[name] += int(answers.sum())
-                asked[name] += len(answers)
-        for side in (TEXT, IMAGE):
-            right[OVERALL] += right[side]
-            asked[OVERALL] += asked[side]
-        return {name: (right[name], asked[name]) for name in names}
+        for label, stream in self.streams.items():
+            for name, answers in self._answers_of(stream, range(part, len(stream), parts)):
+                names = [name, OVERALL] if name in (TEXT, IMAGE) else [REC, f"{REC}_{label}"]
+                for one in names:
+                    right[one] += int(answers.sum())
+                    asked[one] += len(answers)
+        return {name: (right[name], asked[name]) for name in self._names()}
+
+    def _answers_of(self, stream: Stream, own: range) -> Iterator[tuple[str, Tensor]]:
+        chunks = [list(own[i : i + self.batch_size]) for i in range(0, len(own), self.batch_size)]
+        for positions, batch in zip(chunks, load(stream, chunks), strict=True):
+            yield from self.answers(batch.to(self.backbone.device), positions).items()
+
+    def _names(self) -> list[str]:
+        """The same on every process, whichever examples it has."""
+        several = [f"{REC}_{label}" for label in self.streams] if len(self.streams) > 1 else []
+        return [TEXT, IMAGE, OVERALL, *([REC, *several] if self.score_grounding else [])]
 
     @torch.no_grad()
     def answers(self, batch: Batch, positions: list[int]) -> dict[str, Tensor]:

@@ -76,7 +76,7 @@ class Stage1:
         backbone: Backbone,
         adapter: Adapter,
         phrases: PhraseEncoder,
-        validation: Stream | None = None,
+        validation: Mapping[str, Stream] | None = None,
         objective: Objective | None = None,
         noise: Noise | None = None,
         val_batch_size: int = 16,
@@ -95,7 +95,7 @@ class Stage1:
             raise UserError(f"--fix_timestep is between 0 and {last}, not {fixed}")
         middle = backbone.noise.num_timesteps // 2 if fixed is None else fixed
         self.probe = None
-        if validation is not None:
+        if validation:
             self.probe = Probe(backbone, adapter, validation, middle, val_batch_size, score_grounding)
 
     def count(self, batch: Batch) -> int:
@@ -185,9 +185,9 @@ class Stage1:
     def memory(self, examples: int) -> Mapping[str, int]:
         return memory(self.backbone, self.phrases, self.adapter.config, examples, self.gradient_checkpointing)
 
-    def export(self, folder: Path) -> None:
-        base = self.backbone
-        name = str(base.folder.path)
+    def export(self, folder: Path, base: str = "") -> None:
+        """`base` is what the frozen model is called."""
+        model = self.backbone
         save_adapter(
-            self.adapter, folder, base=name, base_hash=base.model_hash, prediction_type=base.prediction_type
+            self.adapter, folder, base=base, base_hash=model.model_hash, prediction_type=model.prediction_type
         )
