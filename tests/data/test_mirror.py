@@ -17,9 +17,10 @@ from tests.data.scenes.reading import facts_of, reference_of
 
 HEADS = {*ANYTHING, *(word for words in SHAPE_WORDS.values() for word in words)}
 words = st.sampled_from(
-    "left right Left RIGHT leftmost rightmost left-hand bright upright the dog of on side man's and, (blue) is one "
-    "behind 2 L o'clock leftover lEft topleft naïve".split()
-)
+    ["left", "right", "Left", "RIGHT", "leftmost", "rightmost", "left-hand", "bright", "upright", "the", "dog", "of",
+     "on", "side", "man's", "and,", "(blue)", "is", "one", "behind", "2", "L", "o'clock", "leftover", "lEft", "topleft",
+     "naïve"]
+)  # fmt: skip
 texts = st.lists(words, min_size=1, max_size=8).map(" ".join)
 
 

@@ -43,11 +43,8 @@ def read_expressions(file: Path, on_fault: OnFault = stop) -> list[Referred]:
     seen: set[int] = set()
     for row in _rows(whole, "images", on_fault):
         try:
-            referred = _referred(row, annotations)
-            if referred.id in seen:
-                row.fail(f"the id {referred.id} was there before")
-            seen.add(referred.id)
-            found.append(referred)
+            _refuse_again(row, seen)
+            found.append(_referred(row, annotations))
         except DataFault as fault:
             on_fault(fault)
     _refuse_strangers(whole, annotations, on_fault)
@@ -71,19 +68,23 @@ def _annotations_by_image(whole: Row, on_fault: OnFault) -> dict[int, list[Row]]
     seen: set[int] = set()
     for row in _rows(whole, "annotations", on_fault):
         try:
-            id_ = row.get("id", int)
-            if id_ in seen:
-                row.fail(f"the id {id_} was there before")
-            seen.add(id_)
+            _refuse_again(row, seen)
             by_image.setdefault(row.get("image_id", int), []).append(row)
         except DataFault as fault:
             on_fault(fault)
     return by_image
 
 
+def _refuse_again(row: Row, seen: set[int]) -> None:
+    id_ = row.get("id", int)
+    if id_ in seen:
+        row.fail(f"the id {id_} was there before")
+    seen.add(id_)
+
+
 def _refuse_strangers(whole: Row, annotations: dict[int, list[Row]], on_fault: OnFault) -> None:
-    ids = {content.get("id") for content in whole.get("images", list) if isinstance(content, dict)
-           and is_whole(content.get("id"))}
+    images = [content for content in whole.get("images", list) if isinstance(content, dict)]
+    ids = {content["id"] for content in images if is_whole(content.get("id"))}
     for image_id, rows in annotations.items():
         if image_id not in ids:
             on_fault(DataFault(f"{rows[0].where}: there is no image with the id {image_id}"))

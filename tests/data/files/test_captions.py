@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpt.data.faults import DataFault
+from dpt.data.files.captions import read_captions, read_prompts
+from dpt.data.files.root import DataRoot
+
+
+def write(file: Path, content: Any) -> Path:
+    file.write_text(json.dumps(content))
+    return file
+
+
+def test_captions_of_an_export(exported: DataRoot) -> None:
+    captions = read_captions(exported.captions("val2014"))
+    assert len(captions.file_names) == 6
+    assert {len(texts) for texts in captions.texts.values()} == {2}
+
+
+@pytest.mark.parametrize(
+    ("images", "annotations", "says"),
+    [
+        ([{"id": 1, "file_name": "a"}] * 2, [], r"images\[1\]: the id 1 was there before"),
+        ([{"id": 1, "file_name": "../a"}], [], r"images\[0\]: '../a' is no file name"),
+        ([], [{"id": 1, "image_id": 5, "caption": "a"}], r"annotations\[0\]: there is no image with the id 5"),
+        ([{"id": 1, "file_name": "a"}], [{"id": 1, "image_id": 1, "caption": " "}], "'caption' is empty"),
+        ([{"id": 1, "file_name": "a"}], [{"id": 1, "image_id": 1, "caption": "b"}] * 2, r"annotations\[1\]: the id 1"),
+    ],
+)
+def test_bad_captions(tmp_path: Path, images: list[Any], annotations: list[Any], says: str) -> None:
+    with pytest.raises(DataFault, match=says):
+        read_captions(write(tmp_path / "c.json", {"images": images, "annotations": annotations}))
+
+
+def test_prompts_under_either_key(tmp_path: Path) -> None:
+    prompts = write(tmp_path / "p.json", [{"captions": " two cups "}, {"caption": "a dog"}])
+    assert read_prompts(prompts) == ["two cups", "a dog"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({}, "should hold a list of prompts"),
+        ([], "no prompt that can be used"),
+        ([{"captions": "a"}, {"text": "b"}], "row 1: there is no 'caption'"),
+        ([{"captions": ["a"]}], "row 0: 'captions' should be a text"),
+        (["a"], "row 0: expected an object"),
+    ],
+)
+def test_bad_prompts(tmp_path: Path, content: Any, says: str) -> None:
+    with pytest.raises(DataFault, match=says):
+        read_prompts(write(tmp_path / "p.json", content))

@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dpt.data.batch import collate
+from dpt.data.example import BoxCentre, Example, Expression
+from dpt.data.faults import BrokenPicture, DataFault
+from dpt.data.files.hard_negatives import HardNegativeFolder, HardNegativeTable
+from dpt.data.files.negative_types import read_negative_types
+from dpt.data.files.root import DataRoot
+from dpt.data.files.source import FileSource, expression_files, matching_files, training_files
+from dpt.data.framing import Framing
+from dpt.data.mirror import mirrored
+from dpt.data.scenes.facts import all_hold
+from dpt.data.scenes.referring import resolve
+from dpt.data.scenes.render import render
+from dpt.data.scenes.words import ANYTHING, SHAPE_WORDS
+from dpt.data.scenes.world import Scene
+from dpt.records import from_plain
+from tests.data.files.conftest import SAMPLE
+from tests.data.scenes.reading import facts_of, reference_of
+
+FRAMING = Framing(64)
+
+
+def scenes_of(root: DataRoot) -> dict[str, Scene]:
+    lines = [json.loads(line) for line in (root.path / "scenes.jsonl").read_text().splitlines()]
+    return {line["file_name"]: from_plain(Scene, line["scene"], "scene") for line in lines}
+
+
+def agrees_with_its_scenes(example: Example, scenes: dict[str, Scene]) -> None:
+    for picture in example.pictures:
+        pixels = (picture.values.permute(1, 2, 0).numpy() + 1) * 127.5
+        assert np.abs(pixels - render(scenes[picture.name])).mean() < 3
+    objects = scenes[example.image.name].objects
+    if example.expression is not None:
+        (target,) = resolve(reference_of(example.expression.text), objects)
+        (region,) = example.expression.regions
+        box = objects[target].box
+        assert region.box == pytest.approx([n / 64 for n in (*box.centre, box.width, box.height)], abs=1e-4)
+        ((first, last),) = region.spans
+        assert example.expression.text[first:last] in (*SHAPE_WORDS[objects[target].shape], *ANYTHING)
+    match = example.matching
+    if match is not None:
+        assert all_hold(facts_of(match.caption), objects)
+        assert not all_hold(facts_of(match.hard_caption), objects)
+        assert not all_hold(facts_of(match.caption), scenes[match.hard_image.name].objects)
+        assert match.random_caption != match.caption and match.random_image.name != example.image.name
+        assert match.hard_caption_type and match.hard_image_type
+
+
+@pytest.mark.parametrize("name", ["sample", "export"])
+def test_examples_are_what_the_scenes_say(name: str, exported: DataRoot) -> None:
+    root = DataRoot(SAMPLE) if name == "sample" else exported
+    scenes = scenes_of(root)
+    sources = [
+        training_files(root, "refall", FRAMING, 0),
+        matching_files(root, "val", FRAMING, 0),
+        expression_files(root, "refcocog", "val", FRAMING, 0),
+        expression_files(root, "refcoco+", "testA", FRAMING, 0),
+    ]
+    for source in sources:
+        assert len(source) > 0
+        for index in range(len(source)):
+            agrees_with_its_scenes(source[index], scenes)
+        batch = collate([source[index] for index in range(len(source))])
+        assert batch.images.shape == (len(source), 3, 64, 64)
+    assert sources[1][0].expression is None and sources[2][0].matching is None
+
+
+def test_the_types_of_negatives_are_those_of_the_files(exported: DataRoot) -> None:
+    lines = [json.loads(line) for line in (exported.path / "scenes.jsonl").read_text().splitlines()]
+    type_of = {line["file_name"]: line.get("negative_type") for line in lines}
+    source = matching_files(exported, "val", FRAMING, 0)
+    for index in range(len(source)):
+        match = source[index].matching
+        assert match is not None and match.hard_image_type == type_of[match.hard_image.name]
+
+
+def test_both_forms_give_the_same_examples(sample: DataRoot) -> None:
+    by_caption = training_files(sample, "refall", FRAMING, 3)
+    shutil.rmtree(sample.hard_negatives("train"))
+    table = training_files(sample, "refall", FRAMING, 3)
+    assert isinstance(by_caption.negatives, HardNegativeFolder) and isinstance(table.negatives, HardNegativeTable)
+    shutil.copytree(SAMPLE / "ITM", sample.path / "ITM", dirs_exist_ok=True)
+    for index in range(len(table)):
+        same(by_caption[index], table[index])
+
+
+def same(one: Example, other: Example) -> None:
+    assert (one.id, one.texts, one.expression) == (other.id, other.texts, other.expression)
+    assert [picture.name for picture in one.pictures] == [picture.name for picture in other.pictures]
+    assert all(torch.equal(a.values, b.values) for a, b in zip(one.pictures, other.pictures, strict=True))
+
+
+def test_an_example_is_a_function_of_seed_index_and_epoch(exported: DataRoot) -> None:
+    once, again = (training_files(exported, "refall", Framing(64, random_flip=True), 1) for _ in range(2))
+    backwards = [again[index] for index in reversed(range(12))]
+    for index in range(12):
+        same(once[index], backwards[11 - index])
+    other_seed = training_files(exported, "refall", FRAMING, 2)
+    for others in ([once.example(i, 1) for i in range(12)], [other_seed[i] for i in range(12)]):
+        assert [one.texts[1:] for one in others] != [once[i].texts[1:] for i in range(12)]
+
+
+def test_over_the_epochs_every_other_caption_and_picture_is_drawn(exported: DataRoot) -> None:
+    """Also the last; and never the picture's own."""
+    source = training_files(exported, "refall", FRAMING, 0)
+    assert source.negatives is not None
+    name = source[0].image.name
+    drawn = [source.example(0, epoch).matching for epoch in range(250)]
+    own_ids = source.negatives.ids_of[name]
+    own = {source.negatives.row(id_).title for id_ in own_ids}
+    titles = {source.negatives.row(id_).title for id_ in source.negatives.ids if id_ not in own_ids}
+    assert {match.caption for match in drawn if match} == own
+    assert {match.random_caption for match in drawn if match} >= titles - own
+    assert {match.random_image.name for match in drawn if match} == set(source.negatives.ids_of) - {name}
+
+
+def test_a_flipped_example_is_the_mirrored_one(exported: DataRoot) -> None:
+    plain = training_files(exported, "refall", FRAMING, 0)
+    flipping = training_files(exported, "refall", Framing(64, random_flip=True), 0)
+    flips = 0
+    for index in range(len(plain)):
+        if not torch.equal(flipping[index].image.values, plain[index].image.values):
+            flips += 1
+            other = mirrored(plain[index])
+            assert other is not None
+            same(flipping[index], other)
+    assert 0 < flips < len(plain)
+
+
+def test_pictures_are_opened_only_when_asked_for(sample: DataRoot) -> None:
+    shutil.rmtree(sample.images("train2014"))
+    source = training_files(sample, "refall", FRAMING, 0)
+    with pytest.raises(BrokenPicture, match="no such file"):
+        source[0]
+
+
+class Latents:
+    def latents(self, picture: Path) -> torch.Tensor:
+        return torch.full((4, 8, 8), float(picture.stem[-2:]))
+
+
+def test_cached_latents_come_instead_of_pixels(sample: DataRoot) -> None:
+    source = training_files(sample, "refall", FRAMING, 0, Latents())
+    example = source[0]
+    assert all(picture.latent and picture.values.shape == (4, 8, 8) for picture in example.pictures)
+    assert example.expression == training_files(sample, "refall", FRAMING, 0)[0].expression
+    assert collate([example]).latent
+    with pytest.raises(DataFault, match="cannot be mirrored"):
+        training_files(sample, "refall", Framing(64, random_flip=True), 0, Latents())
+
+
+def edit(file: Path, change: Any) -> None:
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def wide(root: DataRoot, **saving: Any) -> FileSource:
+    """The sample's first expression, of a picture of 200x100 pixels and two boxes."""
+    file = root.expressions("refall", "train")
+
+    def change(content: Any) -> None:
+        image, annotation = content["images"][0], content["annotations"][0]
+        image.update(width=200, height=100, caption="the left dog")
+        boxes = [[0, 0, 40, 40], [100, 20, 20, 40]]
+        content["images"] = [image]
+        content["annotations"] = [{**annotation, "id": i, "bbox": box, "tokens_positive": [[9, 12]]}
+                                  for i, box in enumerate(boxes)]
+
+    edit(file, change)
+    name = json.loads(file.read_text())["images"][0]["file_name"]
+    Image.new("RGB", (200, 100), "red").save(root.images("train2014") / name, **saving)
+    return training_files(root, "refall", FRAMING, 0)
+
+
+def boxes(said: Expression) -> list[BoxCentre]:
+    return [region.box for region in said.regions]
+
+
+def test_a_region_that_the_crop_loses_is_dropped(sample: DataRoot) -> None:
+    squashed = wide(sample)[0].expression
+    cropped = training_files(sample, "refall", Framing(64, center_crop=True), 0)[0].expression
+    assert squashed is not None and cropped is not None
+    np.testing.assert_allclose(boxes(squashed), [(0.1, 0.2, 0.2, 0.4), (0.55, 0.4, 0.1, 0.4)])
+    np.testing.assert_allclose(boxes(cropped), [(0.6, 0.4, 0.2, 0.4)])
+    assert cropped.regions[0].spans == ((9, 12),) and cropped.text == "the left dog"
+
+
+def test_boxes_of_a_picture_that_is_stored_turned(sample: DataRoot) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = wide(sample, exif=exif)[0].expression
+    assert turned is not None
+    np.testing.assert_allclose(boxes(turned), [(0.8, 0.1, 0.4, 0.2), (0.6, 0.55, 0.4, 0.1)])
+
+
+def test_boxes_are_held_against_the_picture_if_no_size_is_recorded(sample: DataRoot) -> None:
+    file = sample.expressions("refall", "train")
+    edit(file, lambda c: [image.pop(key) for image in c["images"] for key in ("width", "height")])
+    edit(file, lambda c: c["annotations"][0].update(bbox=[60, 0, 30, 30]))
+    with pytest.raises(DataFault, match=r"images\[0\]: the box from .* to \(90, 30\) is not inside its picture of 64"):
+        training_files(sample, "refall", FRAMING, 0)[0]
+
+
+def test_expressions_of_pictures_without_captions(sample: DataRoot) -> None:
+    edit(sample.expressions("refall", "train"), lambda c: c["images"][2].update(file_name="other.jpg"))
+    with pytest.raises(DataFault, match=r"images\[2\]: no caption of other.jpg has hard negatives \(1 of 9"):
+        training_files(sample, "refall", FRAMING, 0)
+
+
+def test_negatives_that_are_none(tmp_path: Path, sample: DataRoot) -> None:
+    table = sample.hard_negatives_table("val")
+    head, *_ = table.read_text().splitlines()
+    name = "COCO_val2014_000000000020.jpg"
+    table.write_text(f"{head}\n{name}\ta cup\t['a cup']\t['COCO_val2014_000000000021.jpg']\n")
+    with pytest.raises(DataFault, match=r"row 0 \(line 2\): every negative is the picture's own caption"):
+        matching_files(sample, "val", FRAMING, 0)[0]
+    sample.negative_types.unlink()
+    table.write_text(f"{head}\n{name}\ta cup\t['a mug']\t['COCO_val2014_000000000021.jpg']\n")
+    with pytest.raises(DataFault, match="no other caption than 'a cup' was found"):
+        matching_files(sample, "val", FRAMING, 0)[0]
+
+
+def test_types_that_do_not_belong_to_the_negatives(sample: DataRoot) -> None:
+    lines = sample.negative_types.read_text().splitlines()
+    first = json.loads(lines[0])
+    first["types"]["neg_image"].append("colour")
+    sample.negative_types.write_text("\n".join([json.dumps(first), *lines[1:]]))
+    source = training_files(sample, "refall", FRAMING, 0)
+    with pytest.raises(DataFault, match="not as many as their types"):
+        for epoch in range(20):
+            source.example(0, epoch)
+    sample.negative_types.write_text("\n".join([*lines[:2], lines[2][:30]]))
+    with pytest.raises(DataFault, match=r"negatives\.jsonl, line 3, is not valid JSON"):
+        read_negative_types(sample.negative_types, "train")
+    sample.negative_types.unlink()
+    match = training_files(sample, "refall", FRAMING, 0)[0].matching
+    assert match is not None and match.hard_caption_type is None
