@@ -49,7 +49,8 @@ def test_every_split_sees_the_same_samples() -> None:
             for step in range(2)
         ]
 
-    assert seen(8, 1, 1) == seen(2, 4, 1) == seen(2, 2, 2) == seen(1, 2, 4) == [list(range(24, 32)), list(range(32, 40))]
+    expected = [list(range(24, 32)), list(range(32, 40))]
+    assert seen(8, 1, 1) == seen(2, 4, 1) == seen(2, 2, 2) == seen(1, 2, 4) == expected
 
 
 def test_the_chance_of_a_sample_is_its_own() -> None:
@@ -160,7 +161,8 @@ def _train_records(root: Path) -> list[dict[str, Any]]:
 
 def test_several_in_a_row_end_the_run_and_name_their_examples(tmp_path: Path) -> None:
     task = Line(bad=range(16, 28))
-    with pytest.raises(UserError, match=r"not finite in 3 steps in a row, up to step 7.*\"5\": \[\"example \d\"") as said:
+    sentence = r"not finite in 3 steps in a row, up to step 7.*\"5\": \[\"example \d\""
+    with pytest.raises(UserError, match=sentence) as said:
         loop(tmp_path, task).run()
     ids = [one for positions, batch in task.seen if positions[0] in range(16, 28) for one in batch]
     assert all(one in str(said.value) for one in ids)

@@ -145,7 +145,7 @@ def test_a_path_that_was_given_never_falls_back(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-8" / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"checkpoint-8 cannot be used.*never finished"):
         loop(tmp_path).run(resume=str(tmp_path / "checkpoint-8"))
-    with pytest.raises(UserError, match="there is no checkpoint folder .*checkpoint-5"):
+    with pytest.raises(UserError, match=r"there is no checkpoint folder .*checkpoint-5"):
         loop(tmp_path).run(resume="checkpoint-5")
 
 

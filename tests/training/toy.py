@@ -38,7 +38,7 @@ class Numbers(Source):
 class Line:
     """`mean` is a mean over samples, `sum` a sum over boxes: the two sorts of loss there are."""
 
-    weights: Mapping[str, float] = {"mean": 1.0, "sum": 0.5}  # noqa: RUF012
+    weights: Mapping[str, float] = {"mean": 1.0, "sum": 0.5}
 
     def __init__(self, dropout: float = 0.0, bad: range = range(0)) -> None:
         torch.manual_seed(1)
