@@ -1,0 +1,1 @@
+"""Data folders in the published formats: read, checked, prepared."""

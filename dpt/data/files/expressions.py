@@ -31,7 +31,7 @@ class Referred:
     text: str
     size: Size | None
     boxes: tuple[BoxOfSpans, ...]
-    """None where the only box is that of a crowd, as MDETR has it."""
+    """Empty where the only box is that of a crowd: MDETR leaves those out."""
     original_id: int | None
     dataset: str | None
 

@@ -106,7 +106,7 @@ def referring_expression(
     draws: Draws,
     kinds: Sequence[str] = tuple(KINDS),
 ) -> Expression | None:
-        # Without a margin too: a little to the left should not compete with far to the left.
+    """One of them: the object at random, then the kind of reference; None if nothing tells the objects apart."""
     for target in draws.some(range(len(scene.objects)), len(scene.objects)):
         known = references(scene, target, world)
         possible = {kind: [r for r in known if isinstance(r, KINDS[kind])] for kind in kinds}
