@@ -198,14 +198,14 @@ class Loop:
         self._note({"step": self.step, "validation": shares}, prefix="validation")
 
     def validate(self) -> dict[str, float]:
-        """Share of right answers to each question."""
+        """Share of right answers to each question that was asked."""
         self.task.trained.eval()
         with torch.no_grad():
             tally = self.task.validate(self.accelerator.process_index, self.accelerator.num_processes)
         self.task.trained.train()
         counts = torch.tensor(list(tally.values()), dtype=torch.float32, device=self.accelerator.device)
         right, asked = sum_over(self.accelerator, counts.reshape(-1, 2)).T.tolist()
-        return {name: r / max(1.0, a) for name, r, a in zip(tally, right, asked, strict=True)}
+        return {name: r / a for name, r, a in zip(tally, right, asked, strict=True) if a}
 
     def _note(self, record: dict[str, Any], prefix: str) -> None:
         if self._main:
