@@ -134,7 +134,9 @@ class Loop:
 
     def _restore(self, start: Path, reset_optimizer: bool) -> None:
         groups, state = checkpoint.load(start)
-        run_folder.check_same(state.get("config", {}), self.config, f"{start} is a checkpoint of a run")
+        if "config" not in state:
+            raise UserError(f"{start} is not a checkpoint of this kind of run: it does not say how it was configured")
+        run_folder.check_same(state["config"], self.config, f"{start} is a checkpoint of a run")
         if state["step"] > self.settings.max_train_steps:
             raise UserError(f"{start} is past --max_train_steps {self.settings.max_train_steps}")
         self.update.restore(groups, str(start), reset_optimizer)

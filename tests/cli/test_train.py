@@ -29,23 +29,22 @@ SMALL = shlex.split(
 OURS = {
     "data_root", "scenes", "validation_scenes", "corrupt_budget", "validation_steps", "logging_steps", "max_bad_steps",
 }  # fmt: skip
-PUBLISHED = set(
-    """
+PUBLISHED_TEXT = """
     pretrained_model_name_or_path revision dataset_name dataset_config_name dataset_script image_column caption_column
     validation_prompts num_validation_images validation_epochs max_train_samples output_dir cache_dir seed resolution
-    center_crop random_flip train_batch_size val_batch_size num_train_epochs max_train_steps gradient_accumulation_steps
-    gradient_checkpointing learning_rate scale_lr lr_scheduler lr_warmup_steps snr_gamma use_8bit_adam allow_tf32
-    dataloader_num_workers adam_beta1 adam_beta2 adam_weight_decay adam_epsilon max_grad_norm push_to_hub hub_token
-    hub_model_id prediction_type logging_dir mixed_precision report_to local_rank checkpointing_steps
-    checkpoints_total_limit resume_from_checkpoint enable_xformers_memory_efficient_attention noise_offset run_name
-    neg_prob img_root hard_neg relativistic unhinged neg_img mixed_neg position_embedding enc_layers dec_layers
-    dim_feedforward hidden_dim nheads dropout num_queries_matching num_queries_rec pre_norm fix_timestep
-    transformer_decoder_only reset_optimizer combine_datasets_val no_freeze_text_encoder text_encoder_type
-    no_contrastive_align_loss contrastive_loss_hdim masks no_detection val_fullset dataset_name_val
+    center_crop random_flip train_batch_size val_batch_size num_train_epochs max_train_steps
+    gradient_accumulation_steps gradient_checkpointing learning_rate scale_lr lr_scheduler lr_warmup_steps snr_gamma
+    use_8bit_adam allow_tf32 dataloader_num_workers adam_beta1 adam_beta2 adam_weight_decay adam_epsilon max_grad_norm
+    push_to_hub hub_token hub_model_id prediction_type logging_dir mixed_precision report_to local_rank
+    checkpointing_steps checkpoints_total_limit resume_from_checkpoint enable_xformers_memory_efficient_attention
+    noise_offset run_name neg_prob img_root hard_neg relativistic unhinged neg_img mixed_neg position_embedding
+    enc_layers dec_layers dim_feedforward hidden_dim nheads dropout num_queries_matching num_queries_rec pre_norm
+    fix_timestep transformer_decoder_only reset_optimizer combine_datasets_val no_freeze_text_encoder
+    text_encoder_type no_contrastive_align_loss contrastive_loss_hdim masks no_detection val_fullset dataset_name_val
     dataset_name_matching set_loss temperature_NCE set_cost_class set_cost_bbox set_cost_giou ce_loss_coef
     bbox_loss_coef giou_loss_coef contrastive_align_loss_coef i2t_loss_coef t2i_loss_coef eos_coef unet_feature
-    """.split()
-)
+"""
+PUBLISHED = set(PUBLISHED_TEXT.split())
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dpt.errors import UserError
 from dpt.training import checkpoint, run_folder
@@ -168,6 +169,38 @@ def test_another_configuration_is_refused_by_its_options_names(tmp_path: Path) -
         loop(tmp_path, config={"seed": 1, "world": "pocket"}, gradient_accumulation_steps=2).run()
     with pytest.raises(UserError, match=r"is a checkpoint of a run with another configuration \(seed"):
         loop(tmp_path / "other", config={"seed": 3}).run(resume=str(tmp_path / "checkpoint-4"))
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
+    other = checkpoint.save(tmp_path / "other", 3, {"weights": {}}, {"schedule": {}})
+    with pytest.raises(UserError, match="is not a checkpoint of this kind of run"):
+        loop(tmp_path / "run").run(resume=str(other))
+
+
+def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
+    loop(tmp_path / "a").run()
+    wider = Line()
+    wider.trained = torch.nn.Sequential(torch.nn.Linear(4, 1))
+    with pytest.raises(UserError, match=r"checkpoint-12 is of another model: 0\.bias is not the same in both"):
+        loop(tmp_path / "b", wider).run(resume=str(tmp_path / "a" / "checkpoint-12"))
+
+
+def test_a_signal_to_the_whole_group_does_not_cost_the_save(tmp_path: Path) -> None:
+    """A scheduler ends a job by signalling all of its processes, those that load data too."""
+
+    def work() -> None:
+        os.setpgrp()
+        one = loop(tmp_path, max_train_steps=100_000, dataloader_num_workers=2, validation_steps=0)
+        outcome = one.run()
+        os._exit(75 if not outcome.finished else 1)
+
+    child = in_a_child(work)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "checkpoint-4").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
+    assert checkpoint.newest_good(tmp_path) is not None
 
 
 def test_nothing_is_resumed_by_accident(tmp_path: Path) -> None:
