@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from dpt.errors import UserError
 from dpt.training import checkpoint, run_folder
@@ -31,6 +33,7 @@ def in_a_child(work: Callable[[], object]) -> int:
     child = os.fork()
     if child:
         return child
+    tqdm.set_lock(threading.RLock())  # its own lock is shared by forks: killed with it, a child would block its parent
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(1, 2)
     code = 1
