@@ -75,15 +75,21 @@ class UNetRecipe:
         Phase(until=3000, noise=0.0, sorts=(("single", 0.7), ("pair", 0.3))),
         Phase(until=5107, noise=0.6),
         Phase(
-            until=0,
+            until=17_000,
             noise=0.6,
             omission=0.08,
             sorts=(("single", 0.3), ("pair", 0.35), ("group", 0.25), ("mixed", 0.1)),
         ),
+        Phase(
+            until=0,
+            noise=0.5,
+            omission=0.08,
+            sorts=(("single", 0.2), ("pair", 0.35), ("group", 0.3), ("mixed", 0.15)),
+        ),
     )
     caption_dropout: float = 0.1
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(steps=17_000, batch=24, learning_rate=1.2e-3, decay=6000, averaging=0.999)
+        default_factory=lambda: Schedule(steps=20_500, batch=24, learning_rate=1.2e-3, decay=6000, averaging=0.999)
     )
 
 
