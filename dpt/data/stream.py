@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -85,6 +86,7 @@ def load(
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=pin_memory,
+        worker_init_fn=_leave_stopping_to_the_parent,
         generator=torch.Generator(),  # or it would draw from the global one
     )
     for batch in loader:
@@ -92,6 +94,14 @@ def load(
             raise DataFault(batch.sentence)
         budget.note(batch.skipped)
         yield batch
+
+
+def _leave_stopping_to_the_parent(worker: int) -> None:
+    """A scheduler signals all processes of a job; a worker that obeys takes its parent down before it has saved.
+
+    Workers end when they are told to by their queue, or when their parent is gone.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)

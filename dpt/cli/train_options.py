@@ -1,0 +1,208 @@
+"""The training flags under their published names, grouped; which of them stage 1 has is in `train.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from dpt.cli.txt2img import EMBEDDED
+
+Flag = tyro.conf.FlagCreatePairsOff[bool]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
+    """The frozen Stable Diffusion model, in the diffusers layout. A folder is used without touching the network."""
+    revision: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Version of a hub model."""
+    unet_feature: str = "up1"
+    """What of the UNet is read: bottom0 …, mid, up0 …, several of equal grid joined by _, or all-CHANNELS-SIDE."""
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
+    """Overrides what the model's scheduler says."""
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    """Number format of the frozen model on a GPU; by default what the launcher was told, or a half format.
+    What is trained is float32 always."""
+    gradient_checkpointing: Flag = False
+    """Compute the adapter's activations twice instead of keeping them: less memory, the same numbers."""
+    enable_xformers_memory_efficient_attention: Flag = False
+    """Use xformers on a GPU where it is installed, instead of PyTorch's own attention."""
+    allow_tf32: Flag = False
+    """Let Ampere and later GPUs round float32 products: faster, and not the same numbers."""
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    data_root: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """The folder that holds coco/, ReC/ and ITM/. Without it, scenes are rendered on the spot."""
+    dataset_name: str = "refall"
+    """Referring expressions to train on."""
+    dataset_name_matching: Literal["mscoco_hard_negative"] = "mscoco_hard_negative"
+    """Captions and hard negatives to train on."""
+    combine_datasets_val: tuple[str, ...] = ("refcoco", "refcoco+", "refcocog")
+    """Referring expressions to validate on."""
+    dataset_name_val: str | None = None
+    """One set of expressions to validate on, instead of those combined."""
+    val_fullset: Flag = False
+    """Validate on everything, instead of every 8th, 16th, 8th expression and every 20th caption."""
+    scenes: Literal["pocket", "full"] = "pocket"
+    """Which world scenes are rendered of, where there is no --data_root."""
+    validation_scenes: int = 256
+    """How many held-out scenes to validate on, where there is no --data_root."""
+    resolution: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
+    """Side of the square that pictures are brought to; by default what the model was trained at."""
+    center_crop: Flag = False
+    """Show the middle square instead of squashing the picture; boxes follow, and what is cut off is not asked for."""
+    random_flip: Flag = False
+    """Mirror half of the examples, left and right in every text exchanged; those where that is not safe stay."""
+    corrupt_budget: int = 0
+    """How many broken pictures to do without before stopping."""
+    train_batch_size: int = 16
+    """Examples per device and forward."""
+    val_batch_size: int = 16
+    dataloader_num_workers: int = 0
+    """Processes that prepare batches ahead."""
+
+
+@dataclass(frozen=True)
+class AdapterOptions:
+    text_encoder_type: str = "backbone"
+    """Reads referring expressions: backbone for the frozen model's own text encoder, or a folder or hub id.
+    The published recipe has roberta-base."""
+    position_embedding: Literal["sine", "learned"] = "sine"
+    enc_layers: int = 1
+    dec_layers: int = 1
+    dim_feedforward: int = 2048
+    hidden_dim: int = 256
+    nheads: int = 8
+    dropout: float = 0.1
+    """Its masks survive a resume, but another split of the global batch into processes draws others."""
+    num_queries_matching: int = 10
+    num_queries_rec: int = 100
+    pre_norm: Flag = False
+    no_contrastive_align_loss: Flag = False
+    contrastive_loss_hdim: int = 64
+
+
+@dataclass(frozen=True)
+class ObjectiveOptions:
+    fix_timestep: int | None = None
+    """Always this timestep, in training and validation; validation has the middle one by default."""
+    noise_offset: float = 0.0
+    i2t_loss_coef: float = 1.0
+    t2i_loss_coef: float = 1.0
+    ce_loss_coef: float = 1.0
+    bbox_loss_coef: float = 5.0
+    giou_loss_coef: float = 2.0
+    contrastive_align_loss_coef: float = 1.0
+    eos_coef: float = 0.1
+    """Weight of queries that point at nothing."""
+    temperature_NCE: float = 0.07
+    """Of the contrastive align loss."""
+    set_loss: Literal["hungarian"] = "hungarian"
+    """How queries are assigned. The other two published choices were never written."""
+    set_cost_class: float = 1.0
+    set_cost_bbox: float = 5.0
+    set_cost_giou: float = 2.0
+    no_detection: Flag = False
+    """Do not score grounding in validation."""
+
+
+@dataclass(frozen=True)
+class OptimisationOptions:
+    seed: int = 1337
+    num_train_epochs: int | None = None
+    """Length in passes over the data: 100 with --data_root, unless told."""
+    max_train_steps: int | None = None
+    """Length in optimizer steps, instead: 3000 on rendered scenes, unless told."""
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 1e-4
+    scale_lr: Flag = False
+    """Multiply the learning rate by the effective batch."""
+    lr_scheduler: str = "constant"
+    """constant, constant_with_warmup, linear, cosine, cosine_with_restarts or polynomial."""
+    lr_warmup_steps: int = 0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_weight_decay: float = 1e-2
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    """0 leaves gradients as they are."""
+    max_bad_steps: int = 3
+    """Stop after so many steps in a row that were not finite. None of them is applied."""
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    output_dir: Path = Path("logs")
+    run_name: str = ""
+    """A folder in --output_dir for this run."""
+    checkpointing_steps: int = 500
+    checkpoints_total_limit: int | None = None
+    """Keep only so many, the newest."""
+    resume_from_checkpoint: Annotated[str, tyro.conf.arg(metavar="latest|none|FOLDER")] = "latest"
+    """latest goes on where the folder's run was left, or begins; a folder is used or refused, never replaced."""
+    reset_optimizer: Flag = False
+    """Resume the weights but not AdamW's moments."""
+    validation_steps: int | None = None
+    """Steps between validations, 0 for none; by default those between checkpoints."""
+    logging_steps: int = 10
+    """Steps between two readings of the losses."""
+    report_to: Annotated[str | None, tyro.conf.arg(metavar="tensorboard|wandb|all|none")] = None
+    """Trackers besides log.jsonl; by default tensorboard where it is installed."""
+    logging_dir: Path = Path("logs")
+    """Where tensorboard's files go, in the run's folder."""
+
+
+@dataclass(frozen=True)
+class RefusedOptions:
+    """Published flags that nothing can come of here: given, they end the run with the reason."""
+
+    use_8bit_adam: Flag = False
+    no_freeze_text_encoder: Flag = False
+    masks: Flag = False
+    push_to_hub: Flag = False
+    hub_token: str | None = None
+    hub_model_id: str | None = None
+    local_rank: int | None = None
+    validation_prompts: tuple[str, ...] | None = None
+    num_validation_images: int | None = None
+    validation_epochs: int | None = None
+    dataset_config_name: str | None = None
+    dataset_script: str | None = None
+    image_column: str | None = None
+    caption_column: str | None = None
+    img_root: str | None = None
+    max_train_samples: int | None = None
+    cache_dir: str | None = None
+    snr_gamma: float | None = None
+    neg_prob: float | None = None
+    hard_neg: Flag = False
+    relativistic: Flag = False
+    unhinged: Flag = False
+    neg_img: Flag = False
+    mixed_neg: Flag = False
+    transformer_decoder_only: Flag = False
+
+
+NOT_BUILT = "is not built yet"
+NEVER_READ = "was never read by the published code, so there is nothing that it could do"
+REASONS: dict[str, str] = {
+    "use_8bit_adam": f"{NOT_BUILT}; the moments of an adapter take some 40 MB",
+    "no_freeze_text_encoder": f"{NOT_BUILT}: the encoder of expressions stays frozen",
+    "masks": "asks for segmentation, which the published code has no working path for",
+    "push_to_hub": "only made an empty repository; nothing is uploaded here",
+    "hub_token": "belongs to --push_to_hub, which uploads nothing",
+    "hub_model_id": "belongs to --push_to_hub, which uploads nothing",
+    "img_root": "was overwritten before it was read; say --data_root",
+    "snr_gamma": "weighs the denoising loss, which stage 1 has not",
+    "max_train_samples": f"{NEVER_READ}; --max_train_steps ends a run early",
+}
+WARNED: dict[str, str] = {
+    "local_rank": "is not read: the launcher tells each process which it is",
+    "validation_prompts": "draws nothing in stage 1, which leaves the UNet as it is: see txt2img.py",
+    "num_validation_images": "draws nothing in stage 1, which leaves the UNet as it is: see txt2img.py",
+}

@@ -1,0 +1,72 @@
+"""From the flags to the task of stage 1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from dpt.adapter import Adapter, config_for
+from dpt.adapter.phrases import open_phrase_encoder
+from dpt.backbone import Backbone
+from dpt.backbone.randomness import derived_seed
+from dpt.cli.train_options import AdapterOptions, ModelOptions, ObjectiveOptions
+from dpt.data.stream import Stream
+from dpt.objectives.assignment import AssignmentCosts
+from dpt.training.tasks.stage1 import Noise, Objective, Stage1
+
+
+def build_stage1(
+    model: ModelOptions,
+    adapter: AdapterOptions,
+    objective: ObjectiveOptions,
+    backbone: Backbone,
+    validation: Mapping[str, Stream],
+    val_batch_size: int,
+    seed: int,
+) -> Stage1:
+    phrases = open_phrase_encoder(adapter.text_encoder_type, backbone)
+    config = config_for(
+        backbone.unet.config,
+        model.unet_feature,
+        backbone.text_width,
+        phrases.width,
+        text_encoder_type=adapter.text_encoder_type,
+        position_embedding=adapter.position_embedding,
+        enc_layers=adapter.enc_layers,
+        dec_layers=adapter.dec_layers,
+        dim_feedforward=adapter.dim_feedforward,
+        hidden_dim=adapter.hidden_dim,
+        nheads=adapter.nheads,
+        dropout=adapter.dropout,
+        num_queries_matching=adapter.num_queries_matching,
+        num_queries_rec=adapter.num_queries_rec,
+        pre_norm=adapter.pre_norm,
+        contrastive_align_loss=not adapter.no_contrastive_align_loss,
+        contrastive_loss_hdim=adapter.contrastive_loss_hdim,
+    )
+    torch.manual_seed(derived_seed(seed, 0, "adapter"))
+    return Stage1(
+        backbone,
+        Adapter(config).to(backbone.device),
+        phrases,
+        validation,
+        objective_of(objective),
+        Noise(objective.fix_timestep, objective.noise_offset),
+        val_batch_size,
+        score_grounding=not objective.no_detection,
+        gradient_checkpointing=model.gradient_checkpointing,
+    )
+
+
+def objective_of(options: ObjectiveOptions) -> Objective:
+    weights = {
+        "i2t": options.i2t_loss_coef,
+        "t2i": options.t2i_loss_coef,
+        "ce": options.ce_loss_coef,
+        "bbox": options.bbox_loss_coef,
+        "giou": options.giou_loss_coef,
+        "align": options.contrastive_align_loss_coef,
+    }
+    costs = AssignmentCosts(options.set_cost_class, options.set_cost_bbox, options.set_cost_giou)
+    return Objective(weights, costs, options.eos_coef, options.temperature_NCE)

@@ -1,0 +1,61 @@
+"""What the loop needs to know, whatever it trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dpt.errors import UserError
+from dpt.training.rates import check_schedule
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Fields with a published flag carry its name."""
+
+    max_train_steps: int
+    train_batch_size: int = 16
+    """Examples per process and micro-batch."""
+    gradient_accumulation_steps: int = 1
+    seed: int = 1337
+    learning_rate: float = 1e-4
+    lr_scheduler: str = "constant"
+    lr_warmup_steps: int = 0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_weight_decay: float = 1e-2
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    """Gradients of a larger norm are scaled down to it; 0 leaves them as they are."""
+    checkpointing_steps: int = 500
+    checkpoints_total_limit: int | None = None
+    validation_steps: int | None = None
+    """Steps between validations; as often as checkpoints unless told, and 0 for never."""
+    logging_steps: int = 10
+    """Steps between two readings of the losses: in between, the host never waits for the device."""
+    max_bad_steps: int = 3
+    """Stop after so many steps in a row whose loss or gradient was not finite. None of them is applied."""
+    dataloader_num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        check_schedule(self.lr_scheduler)
+        for name in ("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps",
+                     "logging_steps", "max_bad_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("learning_rate", "adam_epsilon"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"--{name} must be positive, not {getattr(self, name)}")
+        for name in ("lr_warmup_steps", "adam_weight_decay", "max_grad_norm", "dataloader_num_workers"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"--{name} cannot be negative, as {getattr(self, name)} is")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"--{name} is at least 0 and below 1, not {getattr(self, name)}")
+        if self.checkpoints_total_limit is not None and self.checkpoints_total_limit < 1:
+            raise UserError(f"--checkpoints_total_limit must be at least 1, not {self.checkpoints_total_limit}")
+        if self.validation_steps is not None and self.validation_steps < 0:
+            raise UserError(f"--validation_steps cannot be negative, as {self.validation_steps} is")
+
+    @property
+    def validate_every(self) -> int:
+        return self.checkpointing_steps if self.validation_steps is None else self.validation_steps

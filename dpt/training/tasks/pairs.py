@@ -1,0 +1,79 @@
+"""Pictures read under texts: which with which, and the frozen model's features of all of them in one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpt.backbone import Backbone, Text
+from dpt.data.batch import Batch
+
+# The VAE's first layers hold whole pictures; more of them at once only costs memory.
+PICTURES_AT_ONCE = 16
+# Places of the pictures z, z-, z? among a batch's pictures.
+TRUE, HARD, RANDOM = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One of the kinds of picture of a batch, read under one of its kinds of text."""
+
+    picture: int
+    text: str
+
+
+EXPRESSION, CAPTION, HARD_CAPTION, RANDOM_CAPTION = "r", "y", "y-", "y?"
+
+GROUNDING = (Pair(TRUE, EXPRESSION),)
+MATCHING = (
+    Pair(TRUE, CAPTION),
+    Pair(TRUE, HARD_CAPTION),
+    Pair(TRUE, RANDOM_CAPTION),
+    Pair(HARD, CAPTION),
+    Pair(RANDOM, CAPTION),
+)
+"""Calls 2 to 6 of section 2.1; call 1 is that for grounding."""
+
+
+def said_in(batch: Batch) -> dict[str, list[str]]:
+    """The texts of a batch by kind."""
+    said = {} if batch.expressions is None else {EXPRESSION: batch.expressions.texts}
+    match = batch.matching
+    if match is None:
+        return said
+    return {
+        **said,
+        CAPTION: match.captions,
+        HARD_CAPTION: match.hard_captions,
+        RANDOM_CAPTION: match.random_captions,
+    }
+
+
+def encode_texts(backbone: Backbone, said: dict[str, list[str]]) -> dict[str, Text]:
+    """All texts of a batch in one call of the text encoder."""
+    encoded = backbone.encode_text([text for texts in said.values() for text in texts])
+    sizes = [len(texts) for texts in said.values()]
+    parts = zip(encoded.states.split(sizes), encoded.pooled.split(sizes), strict=True)
+    return {kind: Text(*part) for kind, part in zip(said, parts, strict=True)}
+
+
+def encode_pictures(backbone: Backbone, batch: Batch, kinds: Sequence[int]) -> Tensor:
+    """Latents of those kinds of picture, (kinds,B,C,h,w): the posterior's mean, so that a cache holds the same."""
+    match = batch.matching
+    pictures = [batch.images] if match is None else [batch.images, match.hard_images, match.random_images]
+    wanted = torch.cat([pictures[kind] for kind in kinds])
+    if not batch.latent:
+        wanted = torch.cat([backbone.encode_images(part) for part in wanted.split(PICTURES_AT_ONCE)])
+    return wanted.unflatten(0, (len(kinds), len(batch)))
+
+
+def read_pairs(
+    backbone: Backbone, name: str, noisy: Tensor, t: Tensor, texts: dict[str, Text], pairs: Sequence[Pair]
+) -> Tensor:
+    """The feature of each pair, (pairs*B,C,h,w), for z_t (kinds,B,...) and t (B,): one truncated forward."""
+    z = torch.cat([noisy[pair.picture] for pair in pairs])
+    states = torch.cat([texts[pair.text].states for pair in pairs])
+    return backbone.features(z, t.repeat(len(pairs)), states, name)

@@ -1,0 +1,81 @@
+"""One update of what is trained: gradients averaged over processes, clipped, applied if they are finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from dpt.errors import UserError
+from dpt.training.processes import mean_over
+from dpt.training.settings import Settings
+
+Groups = Mapping[str, Mapping[str, Tensor]]
+
+
+class Update:
+    """AdamW that asks the device for nothing: a step whose gradient is not finite is skipped there."""
+
+    def __init__(self, module: nn.Module, settings: Settings) -> None:
+        self.named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.parameters = list(self.named.values())
+        if not self.parameters:
+            raise UserError("nothing is trained: every parameter is frozen")
+        half = sorted({str(p.dtype) for p in self.parameters if p.dtype != torch.float32})
+        if half:
+            raise UserError(f"what is trained must be float32, not {', '.join(half)}")
+        self.clip = settings.max_grad_norm or float("inf")
+        self.adam = torch.optim.AdamW(
+            self.parameters,
+            lr=settings.learning_rate,
+            betas=(settings.adam_beta1, settings.adam_beta2),
+            eps=settings.adam_epsilon,
+            weight_decay=settings.adam_weight_decay,
+            fused=True,  # the only one that takes `found_inf`
+        )
+
+    def average_gradients(self, accelerator: Accelerator) -> None:
+        """One exchange per step, however many micro-batches it had. A parameter without gradient counts as zero."""
+        for p in self.parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        if accelerator.num_processes == 1:
+            return
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        averaged = mean_over(accelerator, flat)
+        for gradient, part in zip(gradients, averaged.split([one.numel() for one in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def apply(self, rate: float, bad: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient's norm before clipping, and whether the step was `bad` and so not applied."""
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip, foreach=True)
+        bad = bad | ~torch.isfinite(norm)
+        self.adam.found_inf = bad.float()  # type: ignore[attr-defined]
+        for group in self.adam.param_groups:
+            group["lr"] = rate
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        return norm, bad
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        moments = {
+            f"{name}|{key}": value for name, p in self.named.items() for key, value in self.adam.state[p].items()
+        }
+        return {"weights": dict(self.named), "moments": moments}
+
+    def restore(self, groups: Groups, where: str, reset_moments: bool = False) -> None:
+        weights = groups.get("weights", {})
+        shapes = {name: tuple(p.shape) for name, p in self.named.items()}
+        if odd := sorted(shapes.items() ^ {name: tuple(value.shape) for name, value in weights.items()}.items()):
+            raise UserError(f"the checkpoint {where} is of another model: {odd[0][0]} is not the same in both")
+        with torch.no_grad():
+            for name, p in self.named.items():
+                p.copy_(weights[name])
+        if reset_moments:
+            return
+        for entry, value in groups.get("moments", {}).items():
+            name, key = entry.split("|")
+            self.adam.state[self.named[name]][key] = value.to(self.named[name].device)

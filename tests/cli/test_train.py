@@ -1,0 +1,183 @@
+"""`train_stage1.py`: the published flags, what is refused, and whole runs on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from dpt.cli.train import MAY_CHANGE, Stage1Options, main
+from dpt.cli.train_options import REASONS, WARNED, RefusedOptions
+from dpt.training.signals import STOPPED
+from tests.training import tiny_stage1
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "train_stage1.py"
+SMALL = shlex.split(
+    "--unet_feature up0 --hidden_dim 16 --nheads 2 --dim_feedforward 32 --num_queries_matching 3 --num_queries_rec 5 "
+    "--train_batch_size 2 --val_batch_size 4 --validation_scenes 4 --logging_steps 1 --max_train_steps 2"
+)
+OURS = {
+    "data_root", "scenes", "validation_scenes", "corrupt_budget", "validation_steps", "logging_steps", "max_bad_steps",
+}  # fmt: skip
+PUBLISHED_TEXT = """
+    pretrained_model_name_or_path revision dataset_name dataset_config_name dataset_script image_column caption_column
+    validation_prompts num_validation_images validation_epochs max_train_samples output_dir cache_dir seed resolution
+    center_crop random_flip train_batch_size val_batch_size num_train_epochs max_train_steps
+    gradient_accumulation_steps gradient_checkpointing learning_rate scale_lr lr_scheduler lr_warmup_steps snr_gamma
+    use_8bit_adam allow_tf32 dataloader_num_workers adam_beta1 adam_beta2 adam_weight_decay adam_epsilon max_grad_norm
+    push_to_hub hub_token hub_model_id prediction_type logging_dir mixed_precision report_to local_rank
+    checkpointing_steps checkpoints_total_limit resume_from_checkpoint enable_xformers_memory_efficient_attention
+    noise_offset run_name neg_prob img_root hard_neg relativistic unhinged neg_img mixed_neg position_embedding
+    enc_layers dec_layers dim_feedforward hidden_dim nheads dropout num_queries_matching num_queries_rec pre_norm
+    fix_timestep transformer_decoder_only reset_optimizer combine_datasets_val no_freeze_text_encoder
+    text_encoder_type no_contrastive_align_loss contrastive_loss_hdim masks no_detection val_fullset dataset_name_val
+    dataset_name_matching set_loss temperature_NCE set_cost_class set_cost_bbox set_cost_giou ce_loss_coef
+    bbox_loss_coef giou_loss_coef contrastive_align_loss_coef i2t_loss_coef t2i_loss_coef eos_coef unet_feature
+"""
+PUBLISHED = set(PUBLISHED_TEXT.split())
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_stage1.model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def command(model: Path, tmp_path: Path) -> list[str]:
+    return ["--pretrained_model_name_or_path", str(model), *SMALL, "--output_dir", str(tmp_path / "logs")]
+
+
+def in_a_process(words: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, **options)  # type: ignore
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one sentence that a command ends with."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def test_the_flags_are_the_published_ones_and_few_more(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    plain = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    flags = set(re.findall(r"^[│|\s]*(?:-\w, )?--(\w+)", plain, re.M))
+    assert flags - {"help"} == PUBLISHED | OURS
+    assert len(PUBLISHED) == 93
+
+
+def test_help_is_quick() -> None:
+    code = "import sys; from dpt.cli.train import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    done = in_a_process([sys.executable, "-c", f"{code}sys.exit('torch' in sys.modules)"])
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_refused_flag_has_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    samples = {"validation_prompts": ["x"], "snr_gamma": ["5"], "neg_prob": ["1"], "max_train_samples": ["1"],
+               "validation_epochs": ["1"], "num_validation_images": ["1"], "local_rank": ["0"]}  # fmt: skip
+    names = {one.name: one.type for one in fields(RefusedOptions)}
+    assert set(REASONS) | set(WARNED) <= set(names)
+    for name, kind in names.items():
+        words = [f"--{name}", *([] if kind == "Flag" else samples.get(name, ["x"]))]
+        if name not in WARNED:
+            assert f"--{name} " in refused(words, capsys)
+
+
+def test_what_may_change_is_a_flag() -> None:
+    groups = [one.default_factory() for one in fields(Stage1Options)]  # type: ignore[misc]
+    assert {one.name for group in groups for one in fields(group)} >= MAY_CHANGE
+
+
+def test_the_published_command_runs(model: Path, tmp_path: Path) -> None:
+    """With dead flags that its authors use, through the launcher; then the same command finds it done."""
+    flags = f"""
+        --pretrained_model_name_or_path={model} --unet_feature=up0 --run_name=probe --output_dir={tmp_path}
+        --train_batch_size=1 --gradient_accumulation_steps=2 --gradient_checkpointing --max_train_steps=2
+        --learning_rate=1e-04 --max_grad_norm=1 --lr_scheduler=constant --lr_warmup_steps=0 --mixed_precision=fp16
+        --center_crop --random_flip --enable_xformers_memory_efficient_attention --dataloader_num_workers=1
+        --checkpointing_steps=2 --validation_scenes=4 --report_to=tensorboard
+    """.split()
+    words = [sys.executable, "-m", "accelerate.commands.launch", "--mixed_precision=fp16", "--num_processes=1", "--cpu"]
+    done = in_a_process([*words, str(SCRIPT), *flags])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "effective batch: 2 = 1 examples x 2 accumulated x 1 process" in done.stdout
+    assert "warning: xformers runs on GPUs only: using PyTorch's own attention" in done.stderr
+    assert (tmp_path / "probe" / "adapter" / "adapter.safetensors").exists()
+    assert (tmp_path / "probe" / "checkpoint-2" / "manifest.json").exists()
+
+
+def test_a_run_that_is_asked_to_stop_says_so_and_goes_on(command: list[str], tmp_path: Path) -> None:
+    log, words = tmp_path / "logs" / "log.jsonl", [sys.executable, str(SCRIPT), *command, "--validation_steps", "0"]
+    process = subprocess.Popen([*words, "--max_train_steps", "100000"], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    deadline = time.monotonic() + 200
+    while not (log.exists() and log.read_text().count("\n") > 2) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == STOPPED == 75
+    assert process.stdout is not None
+    reached = int(re.search(r"stopped after step (\d+): run the same", process.stdout.read())[1])  # type: ignore[index]
+    assert (tmp_path / "logs" / f"checkpoint-{reached}" / "manifest.json").exists()
+    assert main([*command, "--validation_steps", "0", "--max_train_steps", str(reached + 2)]) == 0
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == list(range(1, reached + 3))
+
+
+def test_files_are_trained_on(command: list[str], tmp_path: Path) -> None:
+    assert main([*command, "--data_root", str(ROOT / "data" / "sample"), "--val_fullset"]) == 0
+    records = [json.loads(line) for line in (tmp_path / "logs" / "log.jsonl").read_text().splitlines()]
+    (validation,) = [record["validation"] for record in records if "validation" in record]
+    assert validation.keys() == {"itm_txt", "itm_img", "itm_overall", "rec_p1", "rec_p1_refcoco", "rec_p1_refcoco+",
+                                 "rec_p1_refcocog"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--unet_feature up7", "there is no UNet feature 'up7'; valid are bottom0"),
+        ("--resume_from_checkpoint nowhere/checkpoint-3", "there is no checkpoint folder nowhere/checkpoint-3"),
+        ("--data_root nowhere", "there is no data folder nowhere"),
+        ("--lr_scheduler sawtooth", "--lr_scheduler is one of constant"),
+        ("--train_batch_size 0", "--train_batch_size must be at least 1, not 0"),
+        ("--fix_timestep 1000", "--fix_timestep is between 0 and 999, not 1000"),
+        ("--hidden_dim 30", "hidden_dim must be divisible by 4"),
+        ("--resolution 63", "the height must be divisible by 4, not 63"),
+        ("--report_to comet", "--report_to is one of tensorboard"),
+        ("--pretrained_model_name_or_path /nowhere", "/nowhere"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    command: list[str], words: str, sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert sentence in refused([*command, *words.split()], capsys)
+    assert not list(tmp_path.rglob("checkpoint-*")), "nothing half-written"
+
+
+def test_another_configuration_in_the_same_folder_is_refused(
+    command: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(command) == 0
+    assert "(seed was 1337 and is 2)" in refused([*command, "--seed", "2"], capsys)
+    assert "(global_batch was 2 and is 4)" in refused([*command, "--gradient_accumulation_steps", "2"], capsys)
+    same_batch = ["--train_batch_size", "1", "--gradient_accumulation_steps", "2", "--max_train_steps", "3"]
+    assert main([*command, *same_batch]) == 0
+    assert (tmp_path / "logs" / "checkpoint-3").is_dir()
+
+
+def test_the_launchers_accumulation_is_not_passed_over(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(os.environ, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert "--gradient_accumulation_steps 4 is not read" in refused(command, capsys)

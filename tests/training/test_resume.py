@@ -1,0 +1,225 @@
+"""A run that was cut anywhere and resumed is the uninterrupted one, bit for bit: weights, moments, log."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tqdm import tqdm
+
+from dpt.errors import UserError
+from dpt.training import checkpoint, run_folder
+from tests.training.toy import Line, loop, same, tensors
+
+CLOCK = ("seconds", "data_share")
+
+
+def log(root: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (root / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in one.items() if key not in CLOCK} for one in records]
+
+
+def in_a_child(work: Callable[[], object]) -> int:
+    """Its process id. A fork shares what is imported already: a child starts in no time."""
+    child = os.fork()
+    if child:
+        return child
+    tqdm.set_lock(threading.RLock())  # its own lock is shared by forks: killed with it, a child would block its parent
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(1, 2)
+    code = 1
+    try:
+        work()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("uninterrupted")
+    assert loop(root, Line(dropout=0.3)).run().finished
+    return root
+
+
+def assert_same_run(root: Path, uninterrupted: Path) -> None:
+    assert same(tensors(root), tensors(uninterrupted))
+    assert log(root) == log(uninterrupted)
+
+
+@pytest.mark.parametrize("stops", [(1,), (4,), (7,), (2, 3), (5, 6, 11)], ids=str)
+def test_stopped_and_resumed(tmp_path: Path, uninterrupted: Path, stops: tuple[int, ...]) -> None:
+    """Also in the middle between two readings of the losses, and twice within one epoch of ten examples."""
+    for stop in stops:
+        one = loop(tmp_path, Line(dropout=0.3))
+        _stop_after(one, stop)
+        outcome = one.run()
+        assert (outcome.step, outcome.finished) == (stop, False)
+    assert loop(tmp_path, Line(dropout=0.3)).run().finished
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def _stop_after(one: Any, step: int) -> None:
+    ordinary = one.take_step
+
+    def take_step(micro_batches: Any) -> None:
+        ordinary(micro_batches)
+        if one.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    one.take_step = take_step
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_killed_at_any_moment_and_resumed(tmp_path: Path, uninterrupted: Path, seed: int) -> None:
+    """Saving after every step, most of the time goes into saving: most kills come in the middle of it."""
+    rng = random.Random(seed)
+    for _ in range(3):
+        child = in_a_child(lambda: loop(tmp_path, Line(dropout=0.3), checkpointing_steps=1, validation_steps=4).run())
+        time.sleep(rng.uniform(0.02, 0.25))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert loop(tmp_path, Line(dropout=0.3), validation_steps=4).run().finished
+    assert_same_run(tmp_path, uninterrupted)
+    assert not list(tmp_path.glob(".*")), "nothing half-written is left"
+
+
+@pytest.mark.parametrize("moment", ["_flush", "sha256", "save_file"])
+def test_killed_in_the_middle_of_saving(
+    tmp_path: Path, uninterrupted: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ordinary, calls = getattr(checkpoint, moment), []
+
+    def deadly(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return ordinary(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, moment, deadly)
+        child = in_a_child(lambda: loop(tmp_path, Line(dropout=0.3)).run())
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert loop(tmp_path, Line(dropout=0.3)).run().finished
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    def work() -> None:
+        one = loop(tmp_path)
+        one.take_step = lambda micro_batches: [os.kill(os.getpid(), signal.SIGTERM) for _ in range(2)]  # type: ignore
+        one.run()
+
+    status = os.waitpid(in_a_child(work), 0)[1]
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_finished_run_stays_as_it_is(tmp_path: Path) -> None:
+    loop(tmp_path).run()
+    before = log(tmp_path)
+    task = Line()
+    assert loop(tmp_path, task).run().finished
+    assert task.seen == [] and log(tmp_path) == before
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(
+    tmp_path: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = loop(tmp_path, Line(dropout=0.3))
+    _stop_after(one, 9)
+    one.run()
+    (tmp_path / "checkpoint-9" / "weights.safetensors").write_bytes(b"short")
+    loop(tmp_path, Line(dropout=0.3)).run()
+    assert "passing over" in capsys.readouterr().out
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_a_path_that_was_given_never_falls_back(tmp_path: Path) -> None:
+    loop(tmp_path).run()
+    (tmp_path / "checkpoint-8" / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"checkpoint-8 cannot be used.*never finished"):
+        loop(tmp_path).run(resume=str(tmp_path / "checkpoint-8"))
+    with pytest.raises(UserError, match=r"there is no checkpoint folder .*checkpoint-5"):
+        loop(tmp_path).run(resume="checkpoint-5")
+
+
+def test_a_checkpoint_of_another_folder_can_be_gone_on_from(tmp_path: Path, uninterrupted: Path) -> None:
+    loop(tmp_path, Line(dropout=0.3)).run(resume=str(uninterrupted / "checkpoint-8"))
+    assert same(tensors(tmp_path), tensors(uninterrupted))
+
+
+def test_moments_can_be_reset(tmp_path: Path, uninterrupted: Path) -> None:
+    loop(tmp_path, Line(dropout=0.3)).run(resume=str(uninterrupted / "checkpoint-8"), reset_optimizer=True)
+    assert not same(tensors(tmp_path), tensors(uninterrupted))
+    assert all(value == 4 for name, value in tensors(tmp_path).items() if name.endswith("|step"))
+
+
+def test_another_configuration_is_refused_by_its_options_names(tmp_path: Path) -> None:
+    loop(tmp_path, config={"seed": 1, "world": "pocket"}).run()
+    with pytest.raises(UserError, match="seed was 1 and is 2"):
+        loop(tmp_path, config={"seed": 2, "world": "pocket"}).run()
+    with pytest.raises(UserError, match="global_batch was 4 and is 8"):
+        loop(tmp_path, config={"seed": 1, "world": "pocket"}, gradient_accumulation_steps=2).run()
+    with pytest.raises(UserError, match=r"is a checkpoint of a run with another configuration \(seed"):
+        loop(tmp_path / "other", config={"seed": 3}).run(resume=str(tmp_path / "checkpoint-4"))
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
+    other = checkpoint.save(tmp_path / "other", 3, {"weights": {}}, {"schedule": {}})
+    with pytest.raises(UserError, match="is not a checkpoint of this kind of run"):
+        loop(tmp_path / "run").run(resume=str(other))
+
+
+def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
+    loop(tmp_path / "a").run()
+    wider = Line()
+    wider.trained = torch.nn.Sequential(torch.nn.Linear(4, 1))
+    with pytest.raises(UserError, match=r"checkpoint-12 is of another model: 0\.bias is not the same in both"):
+        loop(tmp_path / "b", wider).run(resume=str(tmp_path / "a" / "checkpoint-12"))
+
+
+def test_a_signal_to_the_whole_group_does_not_cost_the_save(tmp_path: Path) -> None:
+    """A scheduler ends a job by signalling all of its processes, those that load data too."""
+
+    def work() -> None:
+        os.setpgrp()
+        one = loop(tmp_path, max_train_steps=100_000, dataloader_num_workers=2, validation_steps=0)
+        outcome = one.run()
+        os._exit(75 if not outcome.finished else 1)
+
+    child = in_a_child(work)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "checkpoint-4").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
+    assert checkpoint.newest_good(tmp_path) is not None
+
+
+def test_nothing_is_resumed_by_accident(tmp_path: Path) -> None:
+    loop(tmp_path).run()
+    with pytest.raises(UserError, match="has checkpoints already"):
+        loop(tmp_path).run(resume="none")
+    (tmp_path / run_folder.CONFIG).unlink()
+    with pytest.raises(UserError, match=r"has checkpoints but no config\.json"):
+        loop(tmp_path).run()
+
+
+def test_only_so_many_checkpoints_are_kept(tmp_path: Path) -> None:
+    loop(tmp_path, checkpointing_steps=2, checkpoints_total_limit=2).run()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-12"]
+
+
+def test_no_pickle_in_a_checkpoint(tmp_path: Path) -> None:
+    loop(tmp_path).run()
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".json", ".jsonl", ".safetensors"}

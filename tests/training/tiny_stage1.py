@@ -1,0 +1,64 @@
+"""Stage 1 on a tiny model and rendered scenes: also what the golden trace and the two-process test run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from dpt.adapter import Adapter, config_for
+from dpt.adapter.phrases import BackbonePhrases
+from dpt.backbone import Backbone
+from dpt.data.framing import Framing
+from dpt.data.scene_source import SceneSource
+from dpt.data.scenes.world import POCKET_WORLD
+from dpt.data.stream import Stream
+from dpt.training.loop import Loop
+from dpt.training.settings import Settings
+from dpt.training.tasks.stage1 import Stage1
+from tests import tiny_models
+
+FEATURE = "up0"
+SMALL = {"hidden_dim": 16, "nheads": 2, "dim_feedforward": 32, "num_queries_matching": 3, "num_queries_rec": 5}
+FRAMING = Framing(64)
+
+
+def model(folder: Path) -> Path:
+    return tiny_models.save(tiny_models.POCKET, folder)
+
+
+def task(backbone: Backbone, validation: int = 6, adapter: Mapping[str, Any] | None = None, **changes: Any) -> Stage1:
+    width = backbone.text_width
+    shape = {**SMALL, "text_encoder_type": "backbone", **(adapter or {})}
+    torch.manual_seed(0)
+    built = Adapter(config_for(backbone.unet.config, FEATURE, width, width, **shape))
+    held_out = Stream(SceneSource(POCKET_WORLD, 0, "val", FRAMING, validation), 0, shuffle=False)
+    return Stage1(backbone, built, BackbonePhrases(backbone), {"scenes": held_out}, val_batch_size=4, **changes)
+
+
+def stream(seed: int = 1337) -> Stream:
+    return Stream(SceneSource(POCKET_WORLD, seed, "train", FRAMING), seed)
+
+
+def loop(root: Path, built: Stage1, **changes: Any) -> Loop:
+    ordinary = {"max_train_steps": 10, "train_batch_size": 2, "logging_steps": 1, "validation_steps": 0}
+    settings = Settings(**{**ordinary, **changes})
+    accelerator = Accelerator(cpu=True, mixed_precision="no")
+    return Loop(built, stream(settings.seed), settings, root, {}, accelerator)
+
+
+def losses(root: Path) -> list[dict[str, float]]:
+    """Of each step, without what the clock says."""
+    lines = [json.loads(line) for line in (root / "log.jsonl").read_text().splitlines()]
+    kept = ("i2t", "t2i", "ce", "bbox", "giou", "align", "loss")
+    return [{name: line[name] for name in kept} for line in lines if "loss" in line]
+
+
+if __name__ == "__main__":  # python -m tests.training.tiny_stage1 MODEL ROOT BATCH: one process of several
+    opened = Backbone.open(sys.argv[1], device="cpu")
+    loop(Path(sys.argv[2]), task(opened, adapter={"dropout": 0.0}), train_batch_size=int(sys.argv[3])).run()

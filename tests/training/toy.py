@@ -1,0 +1,97 @@
+"""The smallest task for the loop: a line through pictures of four numbers. A step takes a millisecond."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from dpt.backbone.randomness import generator_for
+from dpt.data.batch import Batch
+from dpt.data.example import Example, Expression, Picture, Region, Source
+from dpt.data.stream import Stream
+from dpt.training import checkpoint
+from dpt.training.chance import Chance
+from dpt.training.loop import Loop
+from dpt.training.settings import Settings
+from dpt.training.task import Tally
+
+EXAMPLES = 10
+
+
+class Numbers(Source):
+    """Example i has i % 3 boxes."""
+
+    def __len__(self) -> int:
+        return EXAMPLES
+
+    def example(self, index: int, epoch: int = 0) -> Example:
+        values = torch.randn(1, 2, 2, generator=generator_for(0, index, f"epoch {epoch}"))
+        regions = (Region((0.5, 0.5, 0.1, 0.1), ((0, 1),)),) * (index % 3)
+        return Example(f"example {index}", Picture(str(index), values), Expression("x", regions))
+
+
+class Line:
+    """`mean` is a mean over samples, `sum` a sum over boxes: the two sorts of loss there are."""
+
+    weights: Mapping[str, float] = {"mean": 1.0, "sum": 0.5}
+
+    def __init__(self, dropout: float = 0.0, bad: range = range(0)) -> None:
+        torch.manual_seed(1)
+        self.trained = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Dropout(dropout), nn.Linear(3, 1))
+        self.bad = bad
+        """Positions whose loss is not a number."""
+        self.seen: list[tuple[list[int], list[str]]] = []
+
+    def count(self, batch: Batch) -> int:
+        assert batch.expressions is not None
+        return sum(batch.expressions.counts)
+
+    def losses(self, batch: Batch, chance: Chance, share: Tensor) -> dict[str, Tensor]:
+        self.seen.append((list(chance.positions), batch.ids))
+        assert batch.expressions is not None
+        x = batch.images.flatten(1) + 0.1 * chance.normal((4,), "noise")
+        y = self.trained(x)[:, 0]
+        error = (y - x.sum(dim=1)) ** 2
+        if any(position in self.bad for position in chance.positions):
+            error = error * float("nan")
+        boxes = torch.tensor(batch.expressions.counts, dtype=torch.float32)
+        return {"mean": error.mean(), "sum": (boxes * y.abs()).sum() / share, "watched": y.detach().mean()}
+
+    def validate(self, part: int, parts: int) -> Tally:
+        assert not self.trained.training
+        with torch.no_grad():
+            y = self.trained(torch.ones(1, 4))
+        return {"positive": (float(y > 0), 1.0)}
+
+    def memory(self, examples: int) -> Mapping[str, int]:
+        return {"pictures": 16 * examples}
+
+
+def settings(**changes: Any) -> Settings:
+    ordinary = {"max_train_steps": 12, "train_batch_size": 4, "learning_rate": 1e-2, "checkpointing_steps": 4,
+                "logging_steps": 3}
+    return Settings(**{**ordinary, **changes})
+
+
+def loop(root: Path, task: Line | None = None, config: Mapping[str, Any] | None = None, **changes: Any) -> Loop:
+    chosen = settings(**changes)
+    accelerator = Accelerator(cpu=True, mixed_precision="no")
+    return Loop(task or Line(), Stream(Numbers(), chosen.seed), chosen, root, config or {"what": "toy"}, accelerator)
+
+
+def tensors(root: Path, step: int = 12) -> dict[str, Tensor]:
+    groups, _ = checkpoint.load(root / f"checkpoint-{step}")
+    return {f"{group}/{name}": value for group, content in groups.items() for name, value in content.items()}
+
+
+def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor], group: str = "weights") -> float:
+    return max(float((a[name] - b[name]).abs().max()) for name in a if name.startswith(group))
