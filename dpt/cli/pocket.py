@@ -79,7 +79,7 @@ class MeasureOptions:
     """Pictures per prompt."""
     seed: int = 0
     num_timesteps: int = 25
-    guidance_scale: float = 5.0
+    guidance_scale: float = 3.0
     scheduler: str = "ddim"
 
 
