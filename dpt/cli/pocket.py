@@ -23,7 +23,9 @@ class BuildOptions:
     work: Path = Path("runs/pocket")
     """Where the stages keep their checkpoints and latents."""
     recipe: Path | None = None
-    """A recipe file; default: the one the shipped model was made with."""
+    """A recipe file; default: the one for making the model from nothing."""
+    start: Path | None = None
+    """A finished model whose denoiser to train further; its CLIP and VAE stay as they are."""
     minutes: float | None = None
     """Stop this sitting after so many minutes."""
     last: str = "unet"
@@ -42,6 +44,8 @@ def build(options: BuildOptions) -> None:
 
     if options.last not in STAGES:
         fail(f"there is no stage {options.last!r}; the stages are {', '.join(STAGES)}")
+    if options.start is not None and options.last != "unet":
+        fail("--start keeps CLIP and VAE as they are: only the unet is trained, so --last has nothing to say")
     if options.processes < 1:
         fail(f"--processes must be at least 1, not {options.processes}")
     until = None if options.minutes is None else time.time() + 60 * options.minutes
@@ -62,7 +66,7 @@ def _build(options: BuildOptions, until: float | None, workers: Workers) -> None
     device = resolve_device(options.device)
     if device.type != "cpu" and workers.count > 1:
         fail("--processes shares the work of a CPU; a GPU takes one")
-    done = build_pocket(recipe, options.work, options.out, until, options.last, str(device), workers)
+    done = build_pocket(recipe, options.work, options.out, until, options.last, str(device), workers, options.start)
     if workers.first:
         print("every stage is complete" if done else "not complete yet: run the same command again to go on")
 

@@ -58,6 +58,8 @@ class Phase:
     """The chance, at full noise, that one kind of object goes unmentioned."""
     sorts: tuple[tuple[str, float], ...] = ()
     """Weights of the sorts of scene; empty: the world's own."""
+    gap: float = 0.0
+    """Pixels that must be free between any two objects; scenes that are tighter are passed over."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from dpt.data.scenes.captions import caption
 from dpt.data.scenes.draws import Draws
 from dpt.data.scenes.layout import scene
-from dpt.data.scenes.world import World
+from dpt.data.scenes.world import Scene, World
 from dpt.pocket.clip import tokens
 from dpt.pocket.recipe import Phase, UNetRecipe
 from dpt.pocket.vae import pictures, row_noise
@@ -77,6 +78,12 @@ def encode_scenes(vae: AutoencoderKL, world: World, seed: int, n: int, folder: P
     return torch.cat([load_file(file)["latents"] for file in files.values()])
 
 
+def narrowest_gap(one: Scene) -> float:
+    """Free pixels between the two objects that are closest; infinite if there is but one."""
+    pairs = itertools.combinations(one.objects, 2)
+    return min((a.box.gap_to(b.box) for a, b in pairs), default=float("inf"))
+
+
 class UNetStage:
     name = "unet"
 
@@ -98,16 +105,21 @@ class UNetStage:
             # Here attention written out is faster to differentiate than the fused one at these head widths.
             self.model.set_attn_processor(AttnProcessor())
         self.scheduler = build_scheduler(recipe)
-        self.by_sort = defaultdict(list)
+        # by the gap that a phase asks for, and the sort of scene
+        self.scenes: dict[float, dict[str, list[int]]] = {p.gap: defaultdict(list) for p in recipe.phases}
         for index in range(len(latents)):
-            self.by_sort[Draws("scene", seed, index).pick_weighted(world.sorts)].append(index)
+            sort = Draws("scene", seed, index).pick_weighted(world.sorts)
+            free = narrowest_gap(scene(seed, index, world))
+            for gap, by_sort in self.scenes.items():
+                if free >= gap:
+                    by_sort[sort].append(index)
 
     def losses(self, step: int, rows: range) -> dict[str, Tensor]:
         phase = self._phase(step)
         texts, indices = [], []
         for i in rows:
             draws = Draws("unet", self.seed, step, i)
-            index = draws.pick(self.by_sort[draws.pick_weighted(phase.sorts or self.world.sorts)])
+            index = draws.pick(self.scenes[phase.gap][draws.pick_weighted(phase.sorts or self.world.sorts)])
             said = caption(scene(self.seed, index, self.world), self.world, draws, phase.noise, phase.omission)
             texts.append("" if draws.chance(self.recipe.caption_dropout) else said.text)
             indices.append(index)
