@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from dpt.adapter.codes import LearnedPositions, SinePositions, TimestepEmbedding
 from dpt.adapter.config import AdapterConfig
 from dpt.adapter.transformer import Transformer
-from dpt.backbone.precision import full_precision
+from dpt.backbone.precision import full_precision, products_in
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,14 @@ class BoxHead(nn.Module):
 class Adapter(nn.Module):
     """Module names are those of the published checkpoint, so that its keys are this state dict's keys.
 
-    Weights and arithmetic are float32, whatever the format of the feature and the autocast around it.
+    Weights and arithmetic are float32, whatever the format of the feature and the autocast around it; but for the
+    matrix products of encoder and decoder, which may be asked for in another format.
     """
 
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()
         self.config = config
+        self.product_dtype = torch.float32
         d = config.hidden_dim
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.transformer = Transformer(config)
@@ -91,10 +93,10 @@ class Adapter(nn.Module):
     def decode(self, features: Tensor, t: Tensor, queries: Tensor | None = None) -> Tensor:
         """Features (B,C,h,w) to the last decoder layer's output (B,Q,d), for all queries unless told which."""
         tokens, codes = self.project(features), self.codes(t, *features.shape[-2:])
-        memory = self.transformer.encoder(tokens, codes)
-        positions = self.query_embed.weight if queries is None else queries
-        decoded: Tensor = self.transformer.decoder(positions.expand(len(tokens), -1, -1), memory, codes)
-        return decoded
+        positions = (self.query_embed.weight if queries is None else queries).expand(len(tokens), -1, -1)
+        with products_in(self.product_dtype, features.device.type):
+            decoded: Tensor = self.transformer.decoder(positions, self.transformer.encoder(tokens, codes), codes)
+        return decoded.float()
 
     @full_precision
     def matching_head(self, decoded: Tensor) -> Tensor:

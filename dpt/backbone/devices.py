@@ -32,19 +32,34 @@ def resolve_device(asked: str | torch.device | None = None) -> torch.device:
 
 
 def resolve_dtype(device: torch.device, asked: str | torch.dtype | None = None) -> torch.dtype:
-    """The text encoder's and UNet's format: float32 on a CPU; on a GPU what was asked, or a half format.
+    """The text encoder's and UNet's format: on a GPU what was asked, or a half format; on a CPU float32, or
+    bfloat16 if that was asked and the CPU multiplies it.
 
     The VAE always runs in float32: it is called once per picture, several published VAEs overflow in float16,
     and bfloat16 has too few digits for 256 levels of a colour.
     """
     dtype = _named_dtype(asked) if isinstance(asked, str) else asked
     if device.type == "cpu":
+        if dtype == torch.bfloat16 and cpu_multiplies_bfloat16():
+            return dtype
         if dtype not in (None, torch.float32):
             warnings.warn(f"{_name(dtype)} is slow and coarse on a CPU: using float32", stacklevel=2)
         return torch.float32
     if dtype is not None:
         return dtype
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def resolve_product_dtype(device: torch.device, asked: str) -> torch.dtype:
+    """The format of matrix products of what is trained: as asked, but on a CPU that would only be slower by it."""
+    dtype = _named_dtype(asked)
+    return resolve_dtype(device, dtype) if device.type == "cpu" else dtype
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16 (AVX512-BF16 or AMX)."""
+    tests = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(test() for test in tests if test is not None)
 
 
 def _named_dtype(name: str) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Full precision for what must not be computed in half, whatever the autocast around it."""
+"""Full precision for what must not be computed in half, whatever the autocast around it; and the exception."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ def full_precision(function: F) -> F:
             return function(*map(_widen, args), **{key: _widen(value) for key, value in kwargs.items()})
 
     return wrapped  # type: ignore[return-value]
+
+
+def products_in(dtype: torch.dtype, device: str) -> AbstractContextManager[Any]:
+    """Inside, matrix products are computed in `dtype`; in float32 nothing changes."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype)
 
 
 def _without_autocast(device: str) -> AbstractContextManager[Any]:

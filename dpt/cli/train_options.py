@@ -24,8 +24,10 @@ class ModelOptions:
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
     """Overrides what the model's scheduler says."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
-    """Number format of the frozen model on a GPU; by default what the launcher was told, or a half format.
-    What is trained is float32 always."""
+    """Number format of the frozen model; by default, on a GPU, what the launcher was told, or a half format. A CPU
+    takes bf16 if it multiplies it, and nothing else but float32. Trained weights are float32 always."""
+    adapter_precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format of the matrix products in the adapter's encoder and decoder."""
     gradient_checkpointing: Flag = False
     """Compute the adapter's activations twice instead of keeping them: less memory, the same numbers."""
     enable_xformers_memory_efficient_attention: Flag = False

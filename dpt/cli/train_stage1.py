@@ -9,6 +9,7 @@ import torch
 from dpt.adapter import Adapter, config_for
 from dpt.adapter.phrases import open_phrase_encoder
 from dpt.backbone import Backbone
+from dpt.backbone.devices import resolve_product_dtype
 from dpt.backbone.randomness import derived_seed
 from dpt.cli.train_options import AdapterOptions, ModelOptions, ObjectiveOptions
 from dpt.data.stream import Stream
@@ -46,9 +47,11 @@ def build_stage1(
         contrastive_loss_hdim=adapter.contrastive_loss_hdim,
     )
     torch.manual_seed(derived_seed(seed, 0, "adapter"))
+    built = Adapter(config).to(backbone.device)
+    built.product_dtype = resolve_product_dtype(backbone.device, model.adapter_precision)
     return Stage1(
         backbone,
-        Adapter(config).to(backbone.device),
+        built,
         phrases,
         validation,
         objective_of(objective),

@@ -1,7 +1,8 @@
-"""Intervals for counted shares."""
+"""Counted shares and their intervals."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import sqrt
 
 Z_95 = 1.959963984540054
@@ -20,3 +21,21 @@ def wilson(hits: int, total: int, z: float = Z_95) -> tuple[float, float]:
     low = 0.0 if hits == 0 else max(0.0, centre - half)
     high = 1.0 if hits == total else min(1.0, centre + half)
     return low, high
+
+
+@dataclass(frozen=True)
+class Share:
+    """In percent when shown, with its 95 % interval."""
+
+    hits: int
+    total: int
+
+    def __str__(self) -> str:
+        if self.total == 0:
+            return "-"
+        low, high = wilson(self.hits, self.total)
+        return f"{self.percent:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+
+    @property
+    def percent(self) -> float:
+        return 100 * self.hits / self.total

@@ -19,7 +19,7 @@ from dpt.errors import UserError
 from dpt.evaluation.contact_sheet import contact_sheet
 from dpt.evaluation.detectors.base import Detections
 from dpt.evaluation.detectors.oracle import Oracle
-from dpt.evaluation.intervals import wilson
+from dpt.evaluation.intervals import Share
 from dpt.evaluation.judge import Verdict, judge
 from dpt.evaluation.suites.base import Prompt
 from dpt.evaluation.suites.pocket import CATEGORIES, pocket_prompts
@@ -58,18 +58,6 @@ def _judged(asked: Sequence[Prompt], pictures: Iterator[Tensor], oracle: Oracle,
 
 def _picture_seed(prompt: Prompt, seed: int) -> int:
     return seed * 100_000 + int(prompt.id.rsplit("-", 1)[1])
-
-
-@dataclass(frozen=True)
-class Share:
-    hits: int
-    total: int
-
-    def __str__(self) -> str:
-        if self.total == 0:
-            return "-"
-        low, high = wilson(self.hits, self.total)
-        return f"{100 * self.hits / self.total:.1f} ({100 * low:.1f}-{100 * high:.1f})"
 
 
 @dataclass(frozen=True)

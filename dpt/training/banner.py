@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from dpt.training.chance import Split
+from dpt.training.split import Split
 
 BYTES_PER_TRAINED = 16
 """Weight, gradient and two moments, each a float32."""

@@ -13,18 +13,19 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
+from dpt.backbone.randomness import Chance
 from dpt.data.batch import Batch
 from dpt.data.stream import Stream, load
 from dpt.errors import UserError
 from dpt.training import checkpoint, run_folder
 from dpt.training.bad_steps import BadSteps
 from dpt.training.banner import banner
-from dpt.training.chance import Chance, Split, Steps
 from dpt.training.meters import Meters
 from dpt.training.processes import agreed, anywhere, sum_over
 from dpt.training.rates import rate
 from dpt.training.settings import Settings
 from dpt.training.signals import StopRequest
+from dpt.training.split import Split, Steps
 from dpt.training.task import Task
 from dpt.training.update import Update
 

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from dpt.backbone.randomness import Chance
 from dpt.data.batch import Batch
-from dpt.training.chance import Chance
 
 Tally = Mapping[str, tuple[float, float]]
 """For each question of a validation, how often it was answered rightly and how often it was asked."""

@@ -11,8 +11,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from dpt.backbone.randomness import Chance
 from dpt.errors import UserError
-from dpt.training.chance import Chance, Split, Steps
+from dpt.training.split import Split, Steps
 from dpt.training.update import Update
 from tests.training.toy import Line, difference, loop, same, settings, tensors
 

@@ -17,11 +17,11 @@ import torch
 
 from dpt.adapter.store import load_adapter
 from dpt.backbone import Backbone
+from dpt.backbone.randomness import Chance
 from dpt.data.batch import Batch, collate
 from dpt.errors import UserError
 from dpt.objectives.matching import match_score
 from dpt.training import checkpoint
-from dpt.training.chance import Chance
 from dpt.training.tasks.stage1 import Noise, Stage1
 from tests.training import tiny_stage1
 from tests.training.tiny_stage1 import FEATURE, loop, losses, stream, task

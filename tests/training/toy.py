@@ -10,12 +10,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dpt.backbone.randomness import generator_for
+from dpt.backbone.randomness import Chance, generator_for
 from dpt.data.batch import Batch
 from dpt.data.example import Example, Expression, Picture, Region, Source
 from dpt.data.stream import Stream
 from dpt.training import checkpoint
-from dpt.training.chance import Chance
 from dpt.training.loop import Loop
 from dpt.training.settings import Settings
 from dpt.training.task import Tally

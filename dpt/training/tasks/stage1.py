@@ -15,23 +15,9 @@ from dpt.adapter.phrases import BackbonePhrases, PhraseEncoder, Phrases
 from dpt.adapter.store import save_adapter
 from dpt.adapter.token_map import token_map
 from dpt.backbone import Backbone, Text
+from dpt.backbone.randomness import Chance
 from dpt.data.batch import Batch, ExpressionBatch
-from dpt.data.stream import Stream
-from dpt.errors import UserError
-from dpt.objectives.assignment import AssignmentCosts, Targets, assign
-from dpt.objectives.grounding import (
-    ALIGN_TEMPERATURE,
-    EOS_COEF,
-    box_loss,
-    cardinality_error,
-    contrastive_align_loss,
-    giou_loss,
-    token_loss,
-)
-from dpt.objectives.matching import image_to_text_loss, text_to_image_loss
-from dpt.training.chance import Chance
-from dpt.training.task import Tally
-from dpt.training.tasks.pairs import (
+from dpt.data.pairs import (
     CAPTION,
     EXPRESSION,
     GROUNDING,
@@ -46,7 +32,21 @@ from dpt.training.tasks.pairs import (
     read_pairs,
     said_in,
 )
-from dpt.training.tasks.probe import Probe
+from dpt.data.stream import Stream
+from dpt.errors import UserError
+from dpt.evaluation.probes.probe import Probe
+from dpt.objectives.assignment import AssignmentCosts, Targets, assign
+from dpt.objectives.grounding import (
+    ALIGN_TEMPERATURE,
+    EOS_COEF,
+    box_loss,
+    cardinality_error,
+    contrastive_align_loss,
+    giou_loss,
+    token_loss,
+)
+from dpt.objectives.matching import image_to_text_loss, text_to_image_loss
+from dpt.training.task import Tally
 from dpt.training.tasks.stage1_memory import memory
 
 
@@ -96,7 +96,7 @@ class Stage1:
         middle = backbone.noise.num_timesteps // 2 if fixed is None else fixed
         self.probe = None
         if validation:
-            self.probe = Probe(backbone, adapter, validation, middle, val_batch_size, score_grounding)
+            self.probe = Probe(backbone, adapter, validation, (middle,), val_batch_size, score_grounding)
 
     def count(self, batch: Batch) -> int:
         """Boxes."""

@@ -10,7 +10,7 @@ from dpt.adapter import AdapterConfig
 from dpt.adapter.phrases import PhraseEncoder
 from dpt.backbone import Backbone
 from dpt.backbone.feature_names import feature_grid
-from dpt.training.tasks.pairs import GROUNDING, MATCHING
+from dpt.data.pairs import GROUNDING, MATCHING
 
 PAIRS = len(GROUNDING) + len(MATCHING)
 MAPS_AT_ONCE = 12

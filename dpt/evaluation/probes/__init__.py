@@ -1,0 +1,1 @@
+"""What an adapter knows: matching and grounding, asked over fixed examples."""

@@ -1,0 +1,144 @@
+"""What an adapter knows (section 6): image-text matching against one hard negative, and grounding.
+
+Examples, negatives and noise are always the same, so two probes differ only by what was learnt. Both candidates of a
+comparison have the same noise. A tie is not an answer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpt.adapter import Adapter, Grounding
+from dpt.backbone import Backbone, Text
+from dpt.backbone.randomness import Chance
+from dpt.data.batch import Batch, ExpressionBatch
+from dpt.data.pairs import (
+    CAPTION,
+    EXPRESSION,
+    GROUNDING,
+    HARD,
+    HARD_CAPTION,
+    TRUE,
+    Pair,
+    encode_pictures,
+    encode_texts,
+    read_pairs,
+    said_in,
+)
+from dpt.data.stream import Stream, load
+from dpt.objectives.boxes import cxcywh_to_xyxy, pairwise_iou
+from dpt.objectives.matching import match_score
+
+NOISE_SEED = 0
+HIT = 0.5
+"""IoU from which a box is right."""
+COMPARED = (Pair(TRUE, CAPTION), Pair(TRUE, HARD_CAPTION), Pair(HARD, CAPTION))
+TEXT, IMAGE, OVERALL, REC = "itm_txt", "itm_img", "itm_overall", "rec"
+FOREMOST = (1, 5, 10)
+"""The k of P@k: whether one of the k surest boxes is right."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    question: str
+    """TEXT: this picture, which caption? IMAGE: this caption, which picture? REC: where is it?"""
+    sort: str
+    """The type of the negative, as far as it is known; of REC the data it was asked of."""
+    timestep: int
+    rank: int | None
+    """How many answers were surer than the first right one; None if none was right. Of two, 0 is right."""
+
+    def within(self, k: int) -> bool:
+        return self.rank is not None and self.rank < k
+
+
+class Probe:
+    def __init__(
+        self,
+        backbone: Backbone,
+        adapter: Adapter,
+        streams: Mapping[str, Stream],
+        timesteps: Sequence[int],
+        batch_size: int = 16,
+        score_grounding: bool = True,
+    ) -> None:
+        self.backbone, self.adapter, self.streams = backbone, adapter, streams
+        self.timesteps, self.batch_size, self.score_grounding = tuple(timesteps), batch_size, score_grounding
+
+    def answers(self, part: int = 0, parts: int = 1) -> Iterator[Answer]:
+        """Of every `parts`-th example of each stream, beginning with `part`."""
+        for label, stream in self.streams.items():
+            own = range(part, len(stream), parts)
+            chunks = [list(own[i : i + self.batch_size]) for i in range(0, len(own), self.batch_size)]
+            for positions, batch in zip(chunks, load(stream, chunks), strict=True):
+                yield from self.answers_about(batch.to(self.backbone.device), positions, label)
+
+    def tally(self, part: int = 0, parts: int = 1) -> dict[str, tuple[int, int]]:
+        """Right answers and questions by name; the names are the same on every process, whatever examples it has."""
+        several = [f"{REC}_p1_{label}" for label in self.streams] if len(self.streams) > 1 else []
+        names = [TEXT, IMAGE, OVERALL, *([f"{REC}_p1", *several] if self.score_grounding else [])]
+        right, asked = Counter[str](), Counter[str]()
+        for answer in self.answers(part, parts):
+            matching = answer.question in (TEXT, IMAGE)
+            for name in (answer.question, OVERALL) if matching else (f"{REC}_p1", f"{REC}_p1_{answer.sort}"):
+                right[name] += answer.within(1)
+                asked[name] += 1
+        return {name: (right[name], asked[name]) for name in names}
+
+    @torch.no_grad()
+    def answers_about(self, batch: Batch, positions: Sequence[int], label: str) -> Iterator[Answer]:
+        """To all questions about these examples, with one truncated forward for each timestep."""
+        grounding = GROUNDING if batch.expressions is not None and self.score_grounding else ()
+        pairs = (*grounding, *(COMPARED if batch.matching is not None else ()))
+        said = said_in(batch)
+        texts = encode_texts(self.backbone, {kind: said[kind] for kind in _texts_of(pairs)})
+        z = encode_pictures(self.backbone, batch, (TRUE, HARD) if batch.matching is not None else (TRUE,))
+        noise = Chance(NOISE_SEED, positions).normal(z.shape[2:], "validation noise").to(z.device)
+        for timestep in self.timesteps:
+            t = torch.full((len(batch),), timestep, device=z.device)
+            noisy = torch.stack([self.backbone.add_noise(one, noise, t) for one in z])
+            features = read_pairs(self.backbone, self.adapter.config.unet_feature, noisy, t, texts, pairs)
+            decoded = self.adapter.decode(features, t.repeat(len(pairs)))
+            read = dict(zip(pairs, decoded.split(len(batch)), strict=True))
+            if batch.matching is not None:
+                yield from self._compare(read, texts, batch, timestep)
+            if grounding and batch.expressions is not None:
+                found = self.adapter.grounding_head(read[GROUNDING[0]])
+                yield from (Answer(REC, label, timestep, rank) for rank in ranks(found, batch.expressions))
+
+    def _compare(
+        self, read: Mapping[Pair, Tensor], texts: Mapping[str, Text], batch: Batch, timestep: int
+    ) -> Iterator[Answer]:
+        match = batch.matching
+        assert match is not None
+        true, false_text, false_image = (
+            match_score(self.adapter.matching_head(read[pair]), texts[pair.text].pooled) for pair in COMPARED
+        )
+        for question, false, sorts in (
+            (TEXT, false_text, match.hard_caption_types),
+            (IMAGE, false_image, match.hard_image_types),
+        ):
+            for right, sort in zip((true > false).tolist(), sorts, strict=True):
+                yield Answer(question, sort or "", timestep, 0 if right else 1)
+
+
+def ranks(found: Grounding, said: ExpressionBatch) -> list[int | None]:
+    """For each expression that names something: how many queries are surer than the first whose box is right."""
+    surest_first = found.logits.softmax(dim=-1)[..., -1].argsort(dim=1, stable=True)
+    boxes = cxcywh_to_xyxy(found.boxes)
+    ranked: list[int | None] = []
+    for order, own, meant in zip(surest_first, boxes, said.boxes_by_example(), strict=True):
+        if len(meant):
+            right = (pairwise_iou(own[order], cxcywh_to_xyxy(meant)).amax(dim=1) >= HIT).nonzero()
+            ranked.append(int(right[0]) if len(right) else None)
+    return ranked
+
+
+def _texts_of(pairs: Iterable[Pair]) -> list[str]:
+    asked = {pair.text for pair in pairs}
+    return [kind for kind in (EXPRESSION, CAPTION, HARD_CAPTION) if kind in asked]
