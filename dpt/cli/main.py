@@ -13,6 +13,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data prepare": ("dpt.cli.data:prepare", "make the hard negatives by caption of their table"),
     "pocket build": ("dpt.cli.pocket:build", "make the embedded model from nothing, resumably"),
     "pocket measure": ("dpt.cli.pocket:measure", "draw the pocket suite and let the oracle count what is right"),
+    "probe": ("dpt.cli.probe:probe", "ask adapters what they know, by feature, timestep and type of negative"),
     "scenes check": ("dpt.cli.scenes:check", "measure how well the oracle reads rendered scenes"),
     "scenes export": ("dpt.cli.scenes_export:export", "write rendered scenes in the published data formats"),
 }

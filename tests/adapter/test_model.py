@@ -204,6 +204,27 @@ def test_half_precision_around_it_changes_nothing_inside() -> None:
     torch.testing.assert_close(alone, expected.matching, rtol=0, atol=1e-6)
 
 
+def test_products_in_half_are_asked_for_and_little_is_lost() -> None:
+    adapter, inputs_ = small(), inputs()
+    exact = adapter(*inputs_)
+    adapter.product_dtype = torch.bfloat16
+    coarse = adapter(*inputs_)
+    assert coarse.matching.dtype == coarse.grounding.logits.dtype == torch.float32
+    assert not torch.equal(coarse.matching, exact.matching)
+    torch.testing.assert_close(coarse.matching, exact.matching, rtol=0.05, atol=0.05)
+    coarse.matching.sum().backward()
+    assert {p.grad.dtype for p in adapter.parameters() if p.grad is not None} == {torch.float32}
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_attention_is_the_same_with_and_without_gradients(training: bool) -> None:
+    """On a CPU the two are computed in different ways."""
+    adapter, inputs_ = small(dropout=0.0).train(training), inputs()
+    with_gradients = adapter(*inputs_).grounding.logits.detach()
+    with torch.no_grad():
+        torch.testing.assert_close(adapter(*inputs_).grounding.logits, with_gradients, rtol=0, atol=1e-5)
+
+
 def test_all_maps_fused_is_a_sum_of_projections() -> None:
     adapter = small(unet_feature="all-10-4", feature_channels=[6, 4, 8], fused_channels=10)
     features, t = inputs(channels=18)

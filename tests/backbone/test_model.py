@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, devices
 from dpt.errors import UserError
 from tests import tiny_models
 from tests.tiny_models import POCKET, PROMPT, SD1, SD2_BASE, SD2_V, TinyModel
@@ -162,6 +162,17 @@ def test_half_precision_on_a_cpu_is_declined_aloud(folders: Path) -> None:
     with pytest.warns(UserWarning, match="float16 is slow and coarse on a CPU"):
         backbone = Backbone.open(folders / "pocket", device="cpu", dtype="float16")
     assert backbone.dtype == torch.float32
+
+
+def test_bfloat16_on_a_cpu_is_taken_where_it_is_multiplied(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "cpu_multiplies_bfloat16", lambda: True)
+    backbone = Backbone.open(folders / "pocket", device="cpu", dtype="bf16")
+    assert backbone.dtype == torch.bfloat16 and backbone.vae.dtype == torch.float32
+    text = backbone.encode_text([PROMPT])
+    assert backbone.features(torch.randn(1, 4, 16, 16), 3, text.states, "up0").dtype == torch.float32
+    monkeypatch.setattr(devices, "cpu_multiplies_bfloat16", lambda: False)
+    with pytest.warns(UserWarning, match="bfloat16 is slow and coarse on a CPU"):
+        assert Backbone.open(folders / "pocket", device="cpu", dtype="bf16").dtype == torch.float32
 
 
 def test_half_precision_files_open_as_float32(tmp_path: Path) -> None:

@@ -1,0 +1,155 @@
+"""`dpt probe`: what trained adapters know, by feature, timestep and type of negative."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from dpt.cli.txt2img import EMBEDDED
+from dpt.errors import fail
+
+if TYPE_CHECKING:
+    from dpt.backbone import Backbone
+    from dpt.backbone.noise import NoiseSchedule
+    from dpt.data.stream import Stream
+    from dpt.evaluation.probes.study import Probed
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """Ask adapters which of two captions is true of a picture, which of two pictures a caption is true of, and where
+    a thing is. The same questions with the same noise for each adapter. Writes probe.json, table.md and probe.png.
+    """
+
+    adapters: tyro.conf.Positional[tuple[Path, ...]]
+    """Adapter folders, as training leaves them."""
+    pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
+    """The frozen model that they read."""
+    revision: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Version of a hub model."""
+    out: Path = Path("outputs/probe")
+    """Where the results go."""
+    timesteps: tuple[int, ...] = (20, 100, 200, 300, 400, 500, 600, 700, 800, 900)
+    """At which noise to ask."""
+    headline: int = 500
+    """The timestep of the tables that show one only."""
+    scenes: Literal["pocket", "full"] = "pocket"
+    """Which world scenes are rendered of, where there is no --data_root."""
+    num: int = 512
+    """How many scenes, none of which training or validation sees."""
+    data_root: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """The folder that holds coco/, ReC/ and ITM/: ask about its pictures instead."""
+    datasets: tuple[str, ...] = ("refcoco:val", "refcoco+:val", "refcocog:val")
+    """Referring expressions of the data folder, as DATASET:SPLIT."""
+    resolution: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
+    """Side of the square that pictures are brought to; by default what the model was trained at."""
+    center_crop: bool = False
+    val_batch_size: int = 32
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    """Number format of the frozen model."""
+
+
+def probe(options: ProbeOptions) -> None:
+    check(options)
+    from dpt.backbone import Backbone
+    from dpt.cli.txt2img import model_location
+
+    dtype = "float32" if options.mixed_precision == "no" else options.mixed_precision
+    backbone = Backbone.open(
+        model_location(options.pretrained_model_name_or_path), revision=options.revision, dtype=dtype
+    )
+    check_timesteps(options, backbone.noise)
+    streams = open_streams(options, backbone)
+    studied = [ask(folder, options, backbone, streams) for folder in options.adapters]
+    print(write(studied, options, backbone))
+
+
+def check(options: ProbeOptions) -> None:
+    if not options.adapters:
+        fail("say which adapter folders to probe")
+    if not options.timesteps or options.headline not in options.timesteps:
+        fail(f"--headline {options.headline} is not among the --timesteps")
+    for name in ("num", "val_batch_size"):
+        if getattr(options, name) < 1:
+            fail(f"--{name} must be at least 1, not {getattr(options, name)}")
+
+
+def check_timesteps(options: ProbeOptions, noise: NoiseSchedule) -> None:
+    last = noise.num_timesteps - 1
+    for t in options.timesteps:
+        if not 0 <= t <= last:
+            fail(f"--timesteps are between 0 and {last}, not {t}")
+
+
+def open_streams(options: ProbeOptions, backbone: Backbone) -> Mapping[str, Stream]:
+    """Held-out examples by name, always the same."""
+    from dpt.cli.train_data import side
+    from dpt.data.files.root import DataRoot
+    from dpt.data.files.source import expression_files, matching_files
+    from dpt.data.framing import Framing
+    from dpt.data.scene_source import SceneSource
+    from dpt.data.scenes.world import WORLDS
+    from dpt.data.stream import Stream
+
+    framing = Framing(side(options.resolution, backbone), options.center_crop)
+    if options.data_root is None:
+        source = SceneSource(WORLDS[options.scenes], SEED, "test", framing, options.num)
+        return {"scenes": Stream(source, SEED, shuffle=False)}
+    root = DataRoot(options.data_root)
+    if not root.path.is_dir():
+        fail(f"there is no data folder {root.path}")
+    streams = {"captions": Stream(matching_files(root, "val", framing, SEED), SEED, shuffle=False)}
+    for named in options.datasets:
+        dataset, _, split = named.partition(":")
+        files = expression_files(root, dataset, split or "val", framing, SEED)
+        streams[named] = Stream(files, SEED, shuffle=False)
+    return streams
+
+
+def ask(folder: Path, options: ProbeOptions, backbone: Backbone, streams: Mapping[str, Stream]) -> Probed:
+    from tqdm import tqdm
+
+    from dpt.adapter.store import load_adapter
+    from dpt.evaluation.probes.counts import count
+    from dpt.evaluation.probes.probe import Probe
+    from dpt.evaluation.probes.study import Probed
+
+    adapter, record = load_adapter(folder)
+    if record.base_hash and record.base_hash != backbone.model_hash:
+        fail(f"{folder} was trained to read another model ({record.base or 'unnamed'}): its answers would mean nothing")
+    feature = record.config.unet_feature
+    probe = Probe(backbone, adapter.to(backbone.device), streams, options.timesteps, options.val_batch_size)
+    answers = tqdm(probe.answers(), desc=f"{folder} ({feature})", unit="answer", leave=False)
+    return Probed(feature, str(folder), tuple(count(answers)))
+
+
+def write(studied: list[Probed], options: ProbeOptions, backbone: Backbone) -> str:
+    """The results into the folder; the tables again."""
+    import json
+
+    from dpt.cli.versions import versions
+    from dpt.evaluation.probes.study import plot, report
+    from dpt.records import to_plain
+
+    tables = report(studied, options.headline)
+    asked = to_plain(options)
+    record = {
+        "model": backbone.model_hash,
+        "asked": {key: asked[key] for key in asked if key not in ("adapters", "out")},
+        "versions": versions(),
+        "adapters": [one.plain() for one in studied],
+    }
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "probe.json").write_text(json.dumps(record, indent=1) + "\n")
+        (options.out / "table.md").write_text(tables)
+        plot(studied, options.headline, options.out / "probe.png")
+    except OSError as error:
+        fail(f"cannot write into {options.out}: {error.strerror or error}")
+    return tables

@@ -1,0 +1,90 @@
+"""`dpt probe` on an untrained adapter: what it writes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from dpt.adapter import Adapter, config_for
+from dpt.adapter.store import save_adapter
+from dpt.backbone import Backbone
+from dpt.cli.main import run
+from dpt.errors import UserError
+from tests import tiny_models
+
+ROOT = Path(__file__).parents[2]
+SMALL = {"hidden_dim": 16, "nheads": 2, "dim_feedforward": 32, "num_queries_matching": 3, "num_queries_rec": 5}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.save(tiny_models.POCKET, tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def adapters(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    backbone, folder = Backbone.open(model, device="cpu"), tmp_path_factory.mktemp("adapters")
+    for feature in ("bottom0", "up0"):
+        torch.manual_seed(0)
+        width = backbone.text_width
+        built = Adapter(config_for(backbone.unet.config, feature, width, width, text_encoder_type="backbone", **SMALL))
+        save_adapter(built, folder / feature, base="tiny", base_hash=backbone.model_hash)
+    return [str(folder / feature) for feature in ("bottom0", "up0")]
+
+
+def command(model: Path, adapters: list[str], out: Path, *words: str) -> list[str]:
+    fixed = ["--pretrained_model_name_or_path", str(model), "--timesteps", "20", "500", "--num", "6"]
+    return ["probe", *adapters, *fixed, "--out", str(out), *words]
+
+
+def test_it_writes_counts_tables_and_a_plot(
+    model: Path, adapters: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(command(model, adapters, tmp_path / "out"))
+    record = json.loads((tmp_path / "out" / "probe.json").read_text())
+    assert [one["name"] for one in record["adapters"]] == ["bottom0", "up0"]
+    for one in record["adapters"]:
+        asked = {"itm_txt": 0, "itm_img": 0, "rec": 0}
+        for cell in one["cells"]:
+            asked[cell["question"]] += cell["asked"]
+        assert asked == {"itm_txt": 12, "itm_img": 12, "rec": 12}
+    tables = (tmp_path / "out" / "table.md").read_text()
+    assert tables in capsys.readouterr().out and "| bottom0 |" in tables
+    assert Image.open(tmp_path / "out" / "probe.png").width > 500
+    first = (tmp_path / "out" / "probe.json").read_bytes()
+    run(command(model, adapters, tmp_path / "again"))
+    assert (tmp_path / "again" / "probe.json").read_bytes() == first
+
+
+def test_it_asks_about_published_files(model: Path, adapters: list[str], tmp_path: Path) -> None:
+    run(command(model, adapters[:1], tmp_path, "--data_root", str(ROOT / "data" / "sample")))
+    cells = json.loads((tmp_path / "probe.json").read_text())["adapters"][0]["cells"]
+    assert {cell["sort"] for cell in cells if cell["question"] == "rec"} == {
+        "refcoco:val", "refcoco+:val", "refcocog:val",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--timesteps", "20"], "--headline 500 is not among the --timesteps"),
+        (["--timesteps", "500", "1000"], "--timesteps are between 0 and 999, not 1000"),
+        (["--num", "0"], "--num must be at least 1, not 0"),
+        (["--data_root", "nowhere"], "there is no data folder nowhere"),
+        (["--data_root", str(ROOT / "data" / "sample"), "--datasets", "refcoco:tset"], "finetune_refcoco_tset.json"),
+    ],
+)
+def test_bad_input(model: Path, adapters: list[str], tmp_path: Path, words: list[str], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        run(command(model, adapters, tmp_path / "out", *words))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_of_another_model_is_refused(adapters: list[str], tmp_path: Path) -> None:
+    other = tiny_models.save(tiny_models.POCKET, tmp_path / "other", seed=1)
+    with pytest.raises(UserError, match=r"was trained to read another model \(tiny\)"):
+        run(command(other, adapters, tmp_path / "out"))
