@@ -80,22 +80,43 @@ class Adapter(nn.Module):
     @full_precision
     def match(self, features: Tensor, t: Tensor) -> Tensor:
         """Only the matching vectors (B,M,D). Leaves the grounding queries out where that changes nothing."""
-        matching = slice(0, self.config.num_queries_matching)
-        return self.matching_head(self.decode(features, t, self._queries(matching)))
+        return self.matching_head(self.decode(features, t, self._queries(self._matching)))
 
     @full_precision
     def ground(self, features: Tensor, t: Tensor) -> Grounding:
         """Only the grounding. Leaves the matching queries out where that changes nothing."""
-        grounding = slice(self.config.num_queries_matching, None)
-        return self.grounding_head(self.decode(features, t, self._queries(grounding)))
+        return self.grounding_head(self.decode(features, t, self._queries(self._grounding)))
 
     @full_precision
     def decode(self, features: Tensor, t: Tensor, queries: Tensor | None = None) -> Tensor:
         """Features (B,C,h,w) to the last decoder layer's output (B,Q,d), for all queries unless told which."""
+        return self._recall(*self._remember(features, t), queries)
+
+    @full_precision
+    def decode_apart(self, features: Tensor, t: Tensor, grounded: int) -> tuple[Tensor, Tensor]:
+        """As `decode`: the first `grounded` rows for `grounding_head` (G,Q,d), the others for `matching_head`.
+
+        Queries that the head does not read are left out where that changes nothing.
+        """
+        memory, codes = self._remember(features, t)
+        if not self._queries_are_independent:
+            decoded = self._recall(memory, codes, None)
+            return decoded[:grounded], decoded[grounded:]
+        return (
+            self._recall(memory[:grounded], codes[:grounded], self._queries(self._grounding)),
+            self._recall(memory[grounded:], codes[grounded:], self._queries(self._matching)),
+        )
+
+    def _remember(self, features: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The encoder's output and the codes that go with it, each (B,h*w,d)."""
         tokens, codes = self.project(features), self.codes(t, *features.shape[-2:])
-        positions = (self.query_embed.weight if queries is None else queries).expand(len(tokens), -1, -1)
         with products_in(self.product_dtype, features.device.type):
-            decoded: Tensor = self.transformer.decoder(positions, self.transformer.encoder(tokens, codes), codes)
+            return self.transformer.encoder(tokens, codes), codes
+
+    def _recall(self, memory: Tensor, codes: Tensor, queries: Tensor | None) -> Tensor:
+        positions = (self.query_embed.weight if queries is None else queries).expand(len(memory), -1, -1)
+        with products_in(self.product_dtype, memory.device.type):
+            decoded: Tensor = self.transformer.decoder(positions, memory, codes)
         return decoded.float()
 
     @full_precision
@@ -138,11 +159,24 @@ class Adapter(nn.Module):
         """kappa = exp(logit_scale), learned and not clamped."""
         return self.logit_scale.exp()
 
+    @property
+    def _matching(self) -> slice:
+        return slice(0, self.config.num_queries_matching)
+
+    @property
+    def _grounding(self) -> slice:
+        return slice(self.config.num_queries_matching, None)
+
     def _queries(self, wanted: slice) -> Tensor | None:
-        """Query positions to decode: with one decoder layer and no dropout, queries do not see one another.
+        """Query positions to decode, the others left out where that changes nothing."""
+        return self.query_embed.weight[wanted] if self._queries_are_independent else None
+
+    @property
+    def _queries_are_independent(self) -> bool:
+        """With one decoder layer and no dropout, queries do not see one another.
 
         What is decoded starts from zero, so in the first layer all queries have the same value to share. Dropout
         of attention weights breaks that, and so does a second layer.
         """
-        independent = self.config.dec_layers == 1 and not self.training
-        return self.query_embed.weight[wanted] if independent else None
+        drops = self.training and self.config.dropout > 0
+        return self.config.dec_layers == 1 and not drops

@@ -204,6 +204,25 @@ def test_half_precision_around_it_changes_nothing_inside() -> None:
     torch.testing.assert_close(alone, expected.matching, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("changes", [{"dropout": 0.0}, {"dropout": 0.0, "dec_layers": 2}], ids=["1 layer", "2 layers"])
+def test_rows_decoded_apart_are_those_decoded_together(changes: dict[str, object]) -> None:
+    adapter, (features, t) = small(**changes).train(), inputs()
+    together = adapter.decode(features, t)
+    for_grounding, for_matching = adapter.decode_apart(features, t, 1)
+    found, expected = adapter.grounding_head(for_grounding), adapter.grounding_head(together[:1])
+    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-5)
+    vectors, whole = adapter.matching_head(for_matching), adapter.matching_head(together[1:])
+    torch.testing.assert_close(vectors, whole, rtol=0, atol=1e-5)
+    fewer = for_matching.shape[1] < together.shape[1]
+    assert fewer == (adapter.config.dec_layers == 1), "the queries of the other head are left out where they can be"
+
+
+def test_dropout_keeps_the_queries_together() -> None:
+    adapter, (features, t) = small(dropout=0.1).train(), inputs()
+    assert adapter.decode_apart(features, t, 1)[1].shape[1] == adapter.config.num_queries
+
+
 def test_products_in_half_are_asked_for_and_little_is_lost() -> None:
     adapter, inputs_ = small(), inputs()
     exact = adapter(*inputs_)

@@ -16,7 +16,7 @@ from torch import Tensor
 from dpt.adapter import Adapter, Grounding
 from dpt.backbone import Backbone, Text
 from dpt.backbone.randomness import Chance
-from dpt.data.batch import Batch, ExpressionBatch
+from dpt.data.batch import Batch, ExpressionBatch, MatchingBatch
 from dpt.data.pairs import (
     CAPTION,
     EXPRESSION,
@@ -103,21 +103,20 @@ class Probe:
             t = torch.full((len(batch),), timestep, device=z.device)
             noisy = torch.stack([self.backbone.add_noise(one, noise, t) for one in z])
             features = read_pairs(self.backbone, self.adapter.config.unet_feature, noisy, t, texts, pairs)
-            decoded = self.adapter.decode(features, t.repeat(len(pairs)))
-            read = dict(zip(pairs, decoded.split(len(batch)), strict=True))
+            grounded = len(batch) * len(grounding)
+            for_grounding, for_matching = self.adapter.decode_apart(features, t.repeat(len(pairs)), grounded)
             if batch.matching is not None:
-                yield from self._compare(read, texts, batch, timestep)
+                vectors = self.adapter.matching_head(for_matching).split(len(batch))
+                yield from self._compare(vectors, texts, batch.matching, timestep)
             if grounding and batch.expressions is not None:
-                found = self.adapter.grounding_head(read[GROUNDING[0]])
+                found = self.adapter.grounding_head(for_grounding)
                 yield from (Answer(REC, label, timestep, rank) for rank in ranks(found, batch.expressions))
 
     def _compare(
-        self, read: Mapping[Pair, Tensor], texts: Mapping[str, Text], batch: Batch, timestep: int
+        self, vectors: Sequence[Tensor], texts: Mapping[str, Text], match: MatchingBatch, timestep: int
     ) -> Iterator[Answer]:
-        match = batch.matching
-        assert match is not None
         true, false_text, false_image = (
-            match_score(self.adapter.matching_head(read[pair]), texts[pair.text].pooled) for pair in COMPARED
+            match_score(own, texts[pair.text].pooled) for own, pair in zip(vectors, COMPARED, strict=True)
         )
         for question, false, sorts in (
             (TEXT, false_text, match.hard_caption_types),

@@ -113,13 +113,13 @@ class Stage1:
             z = encode_pictures(self.backbone, batch, (TRUE, HARD, RANDOM) if matching else (TRUE,))
             t, noisy = self._noised(z, chance)
             features = read_pairs(self.backbone, self.adapter.config.unet_feature, noisy, t, texts, pairs)
-        decoded = self._decode(features, t.repeat(len(pairs)))
-        read = dict(zip(pairs, decoded.split(len(batch)), strict=True))
+        grounded = 0 if batch.expressions is None else len(batch)
+        for_grounding, for_matching = self._decode(features, t.repeat(len(pairs)), grounded)
         losses: dict[str, Tensor] = {}
         if batch.matching is not None:
-            losses |= self._match(torch.stack([read[pair] for pair in MATCHING]), texts)
+            losses |= self._match(for_matching.unflatten(0, (len(MATCHING), len(batch))), texts)
         if batch.expressions is not None:
-            losses |= self._ground(read[GROUNDING[0]], batch.expressions, texts[EXPRESSION], share)
+            losses |= self._ground(for_grounding, batch.expressions, texts[EXPRESSION], share)
         return losses
 
     def _noised(self, z: Tensor, chance: Chance) -> tuple[Tensor, Tensor]:
@@ -134,11 +134,13 @@ class Stage1:
         noise, t = noise.to(z.device, non_blocking=True), t.to(z.device, non_blocking=True)
         return t, torch.stack([self.backbone.add_noise(one, noise, t) for one in z])
 
-    def _decode(self, features: Tensor, t: Tensor) -> Tensor:
+    def _decode(self, features: Tensor, t: Tensor, grounded: int) -> tuple[Tensor, Tensor]:
         if self.gradient_checkpointing:
-            decoded: Tensor = checkpoint(self.adapter.decode, features, t, use_reentrant=False)
+            decoded: tuple[Tensor, Tensor] = checkpoint(
+                self.adapter.decode_apart, features, t, grounded, use_reentrant=False
+            )
             return decoded
-        return self.adapter.decode(features, t)
+        return self.adapter.decode_apart(features, t, grounded)
 
     def _match(self, decoded: Tensor, texts: Mapping[str, Text]) -> dict[str, Tensor]:
         """L_i2t and L_t2i, from what was decoded for the pairs of MATCHING, (5,B,Q,d)."""
