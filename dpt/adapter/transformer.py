@@ -28,7 +28,7 @@ class Attention(nn.MultiheadAttention):
         projected = (linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True))
         # (B,N,d) to (B*heads,N,width of a head)
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2).flatten(0, 1) for x in projected)
-        shares = softmax(q @ k.mT / self.head_dim**0.5, dim=-1)
+        shares = softmax((q / self.head_dim**0.5) @ k.mT, dim=-1)
         mixed = (shares @ v).unflatten(0, (-1, self.num_heads)).transpose(1, 2).flatten(2)
         read: Tensor = self.out_proj(mixed)
         return read
