@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 STEPS_ON_SCENES = 3000
 EPOCHS_ON_FILES = 100
 ADAPTER_FOLDER = "adapter"
+CURVE = "curve.png"
 
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
@@ -129,13 +130,16 @@ OUT_OF_MEMORY = (
 def finish(options: Stage1Options, task: Stage1, outcome: Outcome) -> None:
     import shutil
 
+    from dpt.training.curve import plot_curve
+
     if not outcome.finished:
         print(f"stopped after step {outcome.step}: run the same command again to go on")
         return
-    folder = options.root / ADAPTER_FOLDER
+    folder, curve = options.root / ADAPTER_FOLDER, options.root / CURVE
     shutil.rmtree(folder, ignore_errors=True)
     task.export(folder, options.model.pretrained_model_name_or_path)
-    print(f"trained to step {outcome.step}: the adapter is in {folder}")
+    plot_curve(options.root, curve)
+    print(f"trained to step {outcome.step}: the adapter is in {folder}, the course of its training in {curve}")
 
 
 def check(options: Stage1Options) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,10 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 from dpt.cli.main import run
-from dpt.data.scenes.world import WORLDS
+from dpt.data.scenes.layout import scene
+from dpt.data.scenes.world import WORLDS, Scene
 from dpt.errors import UserError
 from dpt.pocket import loop
-from dpt.pocket.recipe import Recipe, Schedule, TextRecipe, UNetRecipe, VaeRecipe
+from dpt.pocket.build import text_tower
+from dpt.pocket.clip import ClipStage
+from dpt.pocket.recipe import Phase, Recipe, Schedule, TextRecipe, UNetRecipe, VaeRecipe
+from dpt.pocket.unet import UNetStage, narrowest_gap
 from dpt.pocket.vae import VaeStage, pictures, whiten
 from dpt.records import to_plain
 
@@ -130,6 +135,38 @@ def test_a_recipe_with_a_slip_is_named(tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text('{"unet": {"chanels": [1]}}')
     with pytest.raises(UserError, match="unknown key 'chanels'"):
         run(["pocket", "build", "--recipe", str(tmp_path / "r.json"), "--work", str(tmp_path / "w")])
+
+
+def test_a_finished_denoiser_is_trained_further(build: Callable[..., Path]) -> None:
+    first = build("first", "--threads", "1")
+    again = build("again", "--threads", "1", "--start", str(first))
+    before, after = weights(first), weights(again)
+    for key in before:
+        assert key.startswith("unet/") or torch.equal(before[key], after[key]), key
+    moved = [key for key in before if key.startswith("unet/") and not torch.equal(before[key], after[key])]
+    assert len(moved) > 100
+    assert max(float((before[key] - after[key]).float().abs().max()) for key in moved) < 0.1, "it began where it was"
+
+
+def test_what_cannot_be_gone_on_from_is_named(build: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot go on from .*clip, which is not what the recipe describes"):
+        build("pocket", "--start", str(tmp_path / "nothing"))
+    with pytest.raises(UserError, match="--last has nothing to say"):
+        build("pocket", "--start", str(tmp_path / "nothing"), "--last", "vae")
+
+
+def test_scenes_that_are_too_tight_are_passed_over() -> None:
+    stage = tiny_unet_stage(Phase(until=0, noise=0.0, gap=6.0))
+    allowed = [index for indices in stage.scenes[6.0].values() for index in indices]
+    assert 0 < len(allowed) < 64
+    assert all(narrowest_gap(scene(1, index, TINY_WORLD)) >= 6 for index in allowed)
+    assert math.isinf(narrowest_gap(Scene(scene(1, 0, TINY_WORLD).objects[:1], "white")))
+
+
+def tiny_unet_stage(*phases: Phase) -> UNetStage:
+    clip = ClipStage(TINY.text, TINY_WORLD, 1)
+    recipe = dataclasses.replace(TINY.unet, phases=phases)
+    return UNetStage(recipe, TINY_WORLD, 1, torch.zeros(64, 4, 16, 16), text_tower(clip.model), clip.tokenizer)
 
 
 def test_whitening_changes_the_latents_and_not_the_pictures() -> None:
