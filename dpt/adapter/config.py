@@ -10,6 +10,7 @@ from dpt.backbone.feature_names import feature, feature_grid
 from dpt.errors import UserError
 
 POSITIONS = ("sine", "learned")
+PLACEMENTS = ("keys", "sequence")
 PUBLISHED_POSITION_ROWS = 50
 
 
@@ -38,6 +39,9 @@ class AdapterConfig:
     position_embedding: str = "sine"
     position_rows: int = PUBLISHED_POSITION_ROWS
     """Rows (and columns) that learned positions can tell apart."""
+    code_placement: str = "keys"
+    """Where position and timestep go: to queries and keys (the published code), or into the sequence of features
+    too, and with it into the values (the paper's figure)."""
     num_queries_matching: int = 10
     num_queries_rec: int = 100
     token_slots: int = 255
@@ -48,6 +52,8 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         if self.position_embedding not in POSITIONS:
             raise UserError(f"position_embedding is one of {', '.join(POSITIONS)}, not {self.position_embedding!r}")
+        if self.code_placement not in PLACEMENTS:
+            raise UserError(f"code_placement is one of {', '.join(PLACEMENTS)}, not {self.code_placement!r}")
         if self.hidden_dim % 4 or self.hidden_dim % self.nheads:
             raise UserError(f"hidden_dim must be divisible by 4 and by nheads ({self.nheads}), not {self.hidden_dim}")
         for name in ("hidden_dim", "dec_layers", "num_queries_matching", "token_slots", "text_width", "phrase_width"):

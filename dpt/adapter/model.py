@@ -110,6 +110,8 @@ class Adapter(nn.Module):
     def _remember(self, features: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The encoder's output and the codes that go with it, each (B,h*w,d)."""
         tokens, codes = self.project(features), self.codes(t, *features.shape[-2:])
+        if self.config.code_placement == "sequence":
+            tokens = tokens + codes
         with products_in(self.product_dtype, features.device.type):
             return self.transformer.encoder(tokens, codes), codes
 

@@ -75,6 +75,9 @@ class AdapterOptions:
     """Reads referring expressions: backbone for the frozen model's own text encoder, or a folder or hub id.
     The published recipe has roberta-base."""
     position_embedding: Literal["sine", "learned"] = "sine"
+    code_placement: Literal["keys", "sequence"] = "keys"
+    """Where position and timestep codes go: keys as in the published code, or into the sequence of features too, as
+    the paper's figure draws it."""
     enc_layers: int = 1
     dec_layers: int = 1
     dim_feedforward: int = 2048

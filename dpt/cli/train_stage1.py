@@ -34,6 +34,7 @@ def build_stage1(
         phrases.width,
         text_encoder_type=adapter.text_encoder_type,
         position_embedding=adapter.position_embedding,
+        code_placement=adapter.code_placement,
         enc_layers=adapter.enc_layers,
         dec_layers=adapter.dec_layers,
         dim_feedforward=adapter.dim_feedforward,

@@ -218,6 +218,19 @@ def test_rows_decoded_apart_are_those_decoded_together(changes: dict[str, object
     assert fewer == (adapter.config.dec_layers == 1), "the queries of the other head are left out where they can be"
 
 
+def test_codes_in_the_sequence_are_codes_in_the_values() -> None:
+    """Shifting the projected feature by the codes is all that the other placement does."""
+    features, t = inputs()
+    keys, sequence = small(), small(code_placement="sequence")
+    plain = keys.project
+    keys.project = lambda maps: plain(maps) + keys.codes(t, *maps.shape[-2:])  # type: ignore[method-assign]
+    torch.testing.assert_close(sequence(features, t).matching, keys(features, t).matching)
+    keys.project = plain  # type: ignore[method-assign]
+    assert not torch.allclose(sequence(features, t).matching, keys(features, t).matching, atol=1e-3)
+    with pytest.raises(UserError, match="code_placement is one of keys, sequence, not 'values'"):
+        small(code_placement="values")
+
+
 def test_dropout_keeps_the_queries_together() -> None:
     adapter, (features, t) = small(dropout=0.1).train(), inputs()
     assert adapter.decode_apart(features, t, 1)[1].shape[1] == adapter.config.num_queries

@@ -28,7 +28,7 @@ SMALL = shlex.split(
 )
 OURS = {
     "data_root", "scenes", "validation_scenes", "corrupt_budget", "validation_steps", "logging_steps", "max_bad_steps",
-    "adapter_precision",
+    "adapter_precision", "code_placement",
 }  # fmt: skip
 PUBLISHED_TEXT = """
     pretrained_model_name_or_path revision dataset_name dataset_config_name dataset_script image_column caption_column
