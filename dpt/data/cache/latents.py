@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dpt.backbone import Backbone
 from dpt.data.cache.key import latents_key
-from dpt.data.cache.make import SHARD_BYTES, Encoded, Maker
+from dpt.data.cache.make import SHARD_BYTES, Encoded, Maker, Say
 from dpt.data.cache.part import Part
 from dpt.data.cache.shards import Facts
 from dpt.data.faults import BrokenPicture, DataFault
@@ -60,10 +60,15 @@ class LatentsMaker(Maker):
         was_broken = isinstance(facts[1], str)
         return size == facts[0] or (size == ABSENT and not was_broken)
 
-    @torch.no_grad()
-    def encode(self, batches: list[list[str]]) -> Iterator[Encoded]:
+    def missing(self, say: Say) -> list[str]:
+        """Pictures that an earlier run left out count against the budget too."""
+        missing = super().missing(say)
         for name, facts in self.builder.broken.items():
             self._count(name, facts)
+        return missing
+
+    @torch.no_grad()
+    def encode(self, batches: list[list[str]]) -> Iterator[Encoded]:
         loader = DataLoader(
             _Pictures(self.images, self.framing),
             batch_sampler=batches,

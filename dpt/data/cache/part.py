@@ -211,8 +211,10 @@ def _locked(folder: Path) -> Iterator[None]:
     with (folder / LOCK).open("w") as lock:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except (BlockingIOError, PermissionError):
             raise UserError(f"another process is writing the cache {folder}") from None
+        except OSError:
+            pass  # file systems that know no locks are trusted to have one writer
         yield
 
 
