@@ -10,7 +10,7 @@ import tyro
 
 from dpt.cli.train_options import Flag
 from dpt.cli.txt2img import EMBEDDED
-from dpt.errors import fail
+from dpt.errors import UserError, fail
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,12 @@ def _cache(options: CacheOptions) -> None:
     makers: list[Maker] = [latents]
     if options.texts:
         makers.append(TextsMaker(backbone, found.texts, out, options.batch_size))
-    latents_part, *texts_part = make(makers, print)
+    try:
+        latents_part, *texts_part = make(makers, print)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "out of memory" not in str(error):
+            raise
+        raise UserError("the memory is not enough: lower --batch_size") from error
     print(f"{latents_part.folder} has {CachedLatents(latents_part, images)}")
     for part in texts_part:
         print(f"{part.folder} has {CachedTexts(part)}")

@@ -106,7 +106,8 @@ def run(options: Stage1Options) -> Outcome:
     backbone.known_texts = cache.texts
     task, source = build(options, backbone, framing, cache)
     if accelerator.is_main_process:
-        print(*cache.said, sep="\n", end="\n" if cache.said else "")
+        for sentence in cache.said:
+            print(sentence)
     settings = settings_for(options, len(source), accelerator.num_processes)
     record = {**recorded(options, settings), "model_sha256": backbone.model_hash, "cache": cache.identity}
     from dpt.data.stream import Stream

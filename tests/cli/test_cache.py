@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 
 from dpt.cli.main import main as dpt
 from dpt.cli.train import main as train
-from tests import tiny_models
 from tests.cli.test_train import SMALL
 from tests.data.cache.conftest import contents
 from tests.data.files.conftest import SAMPLE
@@ -301,7 +300,7 @@ def test_caches_that_are_none(run: Commands, root: Path, tmp_path: Path) -> None
     assert code == 0 and "the cache" not in out
 
 
-def test_the_pocket_model_is_the_default() -> None:
+def test_both_commands_have_the_same_defaults() -> None:
     from dpt.cli.cache import CacheOptions
     from dpt.cli.train_options import DataOptions, ModelOptions
 
@@ -309,4 +308,3 @@ def test_the_pocket_model_is_the_default() -> None:
     for name, value in vars(CacheOptions(SAMPLE)).items():
         if name in shared:
             assert value == shared[name], name
-    assert tiny_models.POCKET.latent_size == 16

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +73,6 @@ class LatentsMaker(Maker):
             batch_sampler=batches,
             num_workers=self.workers,
             collate_fn=list,
-            worker_init_fn=_leave_stopping_to_the_parent,
             generator=torch.Generator(),
         )
         for batch in loader:
@@ -126,10 +124,6 @@ class _Pictures(Dataset[_Read]):
         except BrokenPicture as broken:
             return _Read(name, [size, broken.reason])
         return _Read(name, [size, *header.stored_size, header.orientation], self.framing.pixels(image))
-
-
-def _leave_stopping_to_the_parent(worker: int) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _bytes(path: Path) -> int:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +63,3 @@ def said_nowhere(sentence: str) -> None:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
-def listening() -> tuple[list[str], Callable[[str], None]]:
-    said: list[str] = []
-    return said, said.append
