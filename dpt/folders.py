@@ -36,6 +36,27 @@ def whole_folder(final: Path) -> Iterator[Path]:
             _remove_if_empty(final.parent, made)
 
 
+@contextmanager
+def whole_file(final: Path) -> Iterator[Path]:
+    """A temporary sibling to write to; when the block ends without an error it is on the disk, and becomes `final`."""
+    work = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    try:
+        yield work
+        _flush(work)
+        work.replace(final)
+        _flush(final.parent)
+    finally:
+        work.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def refuse_if_taken(final: Path) -> None:
     try:
         taken = final.is_symlink() or (final.exists() and (not final.is_dir() or any(final.iterdir())))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dpt.errors import UserError
-from dpt.folders import whole_folder
+from dpt.folders import whole_file, whole_folder
 
 
 def listing(folder: Path) -> list[str]:
@@ -53,3 +53,16 @@ def test_an_error_while_writing_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No space left"), whole_folder(tmp_path / "out"):
         raise OSError(28, "No space left on device")
     assert listing(tmp_path) == []
+
+
+def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
+    final = tmp_path / "file"
+    for content in ("one", "two"):
+        with whole_file(final) as work:
+            work.write_text(content)
+            assert not final.exists() or final.read_text() != content
+        assert final.read_text() == content
+    with pytest.raises(KeyboardInterrupt), whole_file(final) as work:
+        work.write_text("half")
+        raise KeyboardInterrupt
+    assert listing(tmp_path) == ["file"] and final.read_text() == "two"

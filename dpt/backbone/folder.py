@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,10 +108,13 @@ class ModelFolder:
         index = _read_json(index_file, f"{index_file} is missing")
         return [single.with_name(shard) for shard in sorted(set(index.get("weight_map", {}).values()))]
 
-    def content_hash(self) -> str:
-        """SHA-256 over the names and bytes of every file that is loaded, wherever the folder lies."""
+    def content_hash(self, *components: Component) -> str:
+        """SHA-256 over the names and bytes of every file that is loaded, wherever the folder lies.
+
+        Of these components, or of all.
+        """
         digest = hashlib.sha256()
-        for file in self._loaded_files():
+        for file in self._loaded_files(components or COMPONENTS):
             name = file.relative_to(self.path).as_posix()
             digest.update(f"{name}\0{file.stat().st_size}\0".encode())
             with file.open("rb") as stream:
@@ -119,11 +122,12 @@ class ModelFolder:
                     digest.update(block)
         return digest.hexdigest()
 
-    def _loaded_files(self) -> Iterator[Path]:
-        for component in sorted(COMPONENTS, key=lambda one: one.name):
+    def _loaded_files(self, components: Sequence[Component]) -> Iterator[Path]:
+        for component in sorted(components, key=lambda one: one.name):
             yield self.component(component) / component.config_file
             yield from self.weights(component)
-        yield from (file for name in TOKENIZER_FILES if (file := self.component(TOKENIZER) / name).is_file())
+        if TOKENIZER in components:
+            yield from (file for name in TOKENIZER_FILES if (file := self.component(TOKENIZER) / name).is_file())
 
     def _check_class(self, component: Component, index: dict[str, Any]) -> None:
         entry = index.get(component.name)

@@ -16,7 +16,7 @@ from dpt.backbone.features import read_feature
 from dpt.backbone.folder import ModelFolder
 from dpt.backbone.hub import find_model
 from dpt.backbone.noise import NoiseSchedule
-from dpt.backbone.text import Text, cut_off, encode_prompts, unknown_words
+from dpt.backbone.text import KnownTexts, Text, cut_off, encode_prompts, encode_unknown, unknown_words
 from dpt.errors import UserError
 
 
@@ -45,6 +45,7 @@ class Backbone:
         self.noise = NoiseSchedule(scheduler_config, prediction_type)
         self.scheduler_config = {**scheduler_config, "prediction_type": self.noise.prediction_type}
         self.folder = folder
+        self.known_texts: KnownTexts | None = None
 
     @classmethod
     def open(
@@ -79,6 +80,11 @@ class Backbone:
 
     def encode_text(self, prompts: Sequence[str]) -> Text:
         """states (B,L,D) and pooled (B,D), the state at the end token, without projection."""
+        if self.known_texts is not None:
+            return encode_unknown(self.known_texts, prompts, self._encode_text, self.device)
+        return self._encode_text(prompts)
+
+    def _encode_text(self, prompts: Sequence[str]) -> Text:
         return encode_prompts(self.tokenizer, self.text_encoder, prompts, self.prompt_length)
 
     def prompt_warnings(self, prompt: str) -> list[str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch import Tensor
 # CLIP's vocabulary has 49,408 entries and spells rare words in pieces by design. A vocabulary below this
 # size was cut for a closed world: there, a word that is not one piece was never seen in training.
 _CLOSED_VOCABULARY = 8192
+
+ENCODING = 1
+"""Of `encode_prompts`: to be raised when it comes to give other states, since caches hold what it gave."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,28 @@ class Text:
     @staticmethod
     def stack(texts: Sequence[Text]) -> Text:
         return Text(torch.cat([one.states for one in texts]), torch.cat([one.pooled for one in texts]))
+
+
+class KnownTexts(Protocol):
+    """Prompts that the same encoder has encoded before."""
+
+    def find(self, prompt: str) -> Text | None:
+        """states (1,L,D) and pooled (1,D) on the CPU, in the encoder's own number format."""
+
+
+def encode_unknown(
+    known: KnownTexts, prompts: Sequence[str], encode: Callable[[Sequence[str]], Text], device: torch.device
+) -> Text:
+    """Only what is not known is encoded."""
+    found = {prompt: known.find(prompt) for prompt in prompts}
+    rows = [text for text in found.values() if text is not None]
+    missing = [prompt for prompt, text in found.items() if text is None]
+    parts = [encode(missing)] if missing else []
+    if rows:
+        stored = Text.stack(rows)
+        parts.insert(0, Text(stored.states.to(device), stored.pooled.to(device)))
+    order = {prompt: at for at, prompt in enumerate([*(p for p in found if found[p] is not None), *missing])}
+    return Text.stack(parts)[[order[prompt] for prompt in prompts]]
 
 
 def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str], length: int) -> Text:

@@ -9,6 +9,7 @@ from dpt.cli.flags import parse
 from dpt.errors import UserError, run_command
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "cache": ("dpt.cli.cache:cache", "encode all pictures of a data folder once, and its texts if asked to"),
     "data check": ("dpt.cli.data:check", "say what of a data folder is missing or broken, by file"),
     "data prepare": ("dpt.cli.data:prepare", "make the hard negatives by caption of their table"),
     "pocket build": ("dpt.cli.pocket:build", "make the embedded model from nothing, resumably"),

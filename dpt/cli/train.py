@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from dpt.backbone import Backbone
+    from dpt.cli.train_cache import Cache
     from dpt.data.example import Source
+    from dpt.data.framing import Framing
     from dpt.training.loop import Outcome
     from dpt.training.tasks.stage1 import Stage1
 
@@ -68,8 +70,8 @@ class Stage1Options:
 
 
 MAY_CHANGE = {
-    # where things are; the model itself is recorded by its hash
-    "pretrained_model_name_or_path", "revision", "output_dir", "run_name", "logging_dir", "report_to",
+    # where things are; the model itself and what is read of a cache are recorded by their hashes
+    "pretrained_model_name_or_path", "cache", "revision", "output_dir", "run_name", "logging_dir", "report_to",
     # how the work is dealt out; the effective batch is recorded
     "train_batch_size", "gradient_accumulation_steps", "val_batch_size", "dataloader_num_workers",
     "gradient_checkpointing",
@@ -93,14 +95,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: Stage1Options) -> Outcome:
     check(options)
+    from dpt.cli.train_cache import open_cache
+    from dpt.cli.train_data import framing_of
     from dpt.training.loop import Loop
     from dpt.training.trackers import start_trackers
 
     accelerator = start_processes(options)
     backbone = open_backbone(options, accelerator)
-    task, source = build(options, backbone)
+    framing = framing_of(options.data, backbone)
+    cache = open_cache(options.data, framing, backbone)
+    backbone.known_texts = cache.texts
+    task, source = build(options, backbone, framing, cache)
+    if accelerator.is_main_process:
+        for sentence in cache.said:
+            print(sentence)
     settings = settings_for(options, len(source), accelerator.num_processes)
-    record = {**recorded(options, settings), "model_sha256": backbone.model_hash}
+    record = {**recorded(options, settings), "model_sha256": backbone.model_hash, "cache": cache.identity}
     from dpt.data.stream import Stream
 
     stream = Stream(source, settings.seed, corrupt_budget=options.data.corrupt_budget)
@@ -252,11 +262,11 @@ def use_xformers(backbone: Backbone) -> None:
     backbone.unet.enable_xformers_memory_efficient_attention()
 
 
-def build(options: Stage1Options, backbone: Backbone) -> tuple[Stage1, Source]:
+def build(options: Stage1Options, backbone: Backbone, framing: Framing, cache: Cache) -> tuple[Stage1, Source]:
     """The task, and what it is trained on."""
     from dpt.cli.train_data import open_data
     from dpt.cli.train_stage1 import build_stage1
 
-    training, validation = open_data(options.data, backbone, options.optimisation.seed)
+    training, validation = open_data(options.data, framing, options.optimisation.seed, cache.latents)
     parts = options.model, options.adapter, options.objective
     return build_stage1(*parts, backbone, validation, options.data.val_batch_size, options.optimisation.seed), training

@@ -60,6 +60,8 @@ class DataOptions:
     """Show the middle square instead of squashing the picture; boxes follow, and what is cut off is not asked for."""
     random_flip: Flag = False
     """Mirror half of the examples, left and right in every text exchanged; those where that is not safe stay."""
+    cache: Annotated[str, tyro.conf.arg(metavar="auto|none|FOLDER")] = "auto"
+    """Latents and text states to read: auto takes what `dpt cache` has put beside the data, if anything."""
     corrupt_budget: int = 0
     """How many broken pictures to do without before stopping."""
     train_batch_size: int = 16

@@ -23,6 +23,8 @@ class Picture:
     values: Tensor
     """(3, resolution, resolution) in [-1, 1], or the latents (C, h, w) that a cache has of it."""
     latent: bool = False
+    mirrored: Tensor | None = None
+    """Of latents, those of the mirrored picture, where the cache has them."""
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ class BrokenPicture(DataFault):
     """A picture file that is missing, cut, or cannot be decoded."""
 
     path: str = ""
+    reason: str = ""
 
     @classmethod
     def of(cls, path: Path, reason: str) -> BrokenPicture:
         broken = cls(f"the picture {path} cannot be used: {reason}")
-        broken.path = str(path)
+        broken.path, broken.reason = str(path), reason
         return broken
 
 

@@ -12,6 +12,9 @@ from torch import Tensor
 from dpt.data.example import BoxCentre, BoxCorners
 from dpt.data.pictures import Size
 
+PREPROCESSING = 1
+"""To be raised when the same picture file comes to give other pixels, since caches hold what was made of them."""
+
 LEAST_IN_VIEW = 0.5
 """A box of which a smaller share of the area is left in the crop is lost, and its region is dropped."""
 

@@ -44,7 +44,7 @@ Swap = tuple[int, int, str]
 
 def mirrored(example: Example) -> Example | None:
     """None if it cannot be done for sure."""
-    if any(picture.latent for picture in example.pictures):
+    if any(picture.latent and picture.mirrored is None for picture in example.pictures):
         raise ValueError("latents cannot be mirrored: the VAE's latents of a mirrored picture are others")
     said, match = example.expression, example.matching
     mirrored_said = None if said is None else mirrored_expression(said)
@@ -128,4 +128,6 @@ def _mirrored_matching(match: Matching) -> Matching | None:
 
 
 def _mirrored_picture(picture: Picture) -> Picture:
+    if picture.mirrored is not None:
+        return replace(picture, values=picture.mirrored, mirrored=picture.values)
     return replace(picture, values=picture.values.flip(-1))

@@ -27,8 +27,8 @@ SMALL = shlex.split(
     "--train_batch_size 2 --val_batch_size 4 --validation_scenes 4 --logging_steps 1 --max_train_steps 2"
 )
 OURS = {
-    "data_root", "scenes", "validation_scenes", "corrupt_budget", "validation_steps", "logging_steps", "max_bad_steps",
-    "adapter_precision", "code_placement",
+    "cache", "data_root", "scenes", "validation_scenes", "corrupt_budget", "validation_steps", "logging_steps",
+    "max_bad_steps", "adapter_precision", "code_placement",
 }  # fmt: skip
 PUBLISHED_TEXT = """
     pretrained_model_name_or_path revision dataset_name dataset_config_name dataset_script image_column caption_column

@@ -141,3 +141,11 @@ def test_one_text_that_is_not_sure_keeps_the_whole_example_as_it_is() -> None:
 def test_latents_are_not_mirrored() -> None:
     with pytest.raises(ValueError, match="latents cannot be mirrored"):
         mirrored(Example("1", Picture("a", torch.zeros(4, 2, 2), latent=True)))
+
+
+def test_latents_of_the_mirrored_picture_take_their_place() -> None:
+    plain, turned = torch.zeros(4, 2, 2), torch.ones(4, 2, 2)
+    once = mirrored(Example("1", Picture("a", plain, latent=True, mirrored=turned)))
+    assert once is not None and once.image.values is turned
+    again = mirrored(once)
+    assert again is not None and again.image.values is plain

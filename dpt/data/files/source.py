@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +17,7 @@ from dpt.data.files.negative_types import NegativeTypes, read_negative_types
 from dpt.data.files.root import DataRoot
 from dpt.data.framing import Framing
 from dpt.data.mirror import mirrored
-from dpt.data.pictures import read_header, read_picture
+from dpt.data.pictures import Header, read_header, read_picture
 from dpt.data.scenes.draws import Draws
 
 TRIES = 64
@@ -25,7 +26,16 @@ TRIES = 64
 class LatentStore(Protocol):
     """Latents of pictures, made with the same framing; with one of these no picture is decoded."""
 
-    def latents(self, picture: Path) -> Tensor: ...
+    @property
+    def has_mirrored(self) -> bool:
+        """Whether it has the latents of the mirrored pictures too."""
+
+    def covers(self, file_names: Iterable[str]) -> bool:
+        """Whether it was made of these pictures."""
+
+    def latents(self, picture: Path, mirrored: bool = False) -> Tensor: ...
+
+    def header(self, picture: Path) -> Header: ...
 
 
 class FileSource(Source):
@@ -43,8 +53,8 @@ class FileSource(Source):
     ) -> None:
         if expressions is None and negatives is None:
             raise ValueError("a source of examples needs expressions, or captions, or both")
-        if latents is not None and framing.random_flip:
-            raise DataFault("cached latents cannot be mirrored: use either the cache or --random_flip")
+        if latents is not None and framing.random_flip and not latents.has_mirrored:
+            raise DataFault("the cache has no latents of mirrored pictures: make one with --random_flip")
         self.images, self.framing, self.seed, self.latents = images, framing, seed, latents
         self.expressions, self.negatives, self.types = expressions, negatives, types or {}
         if expressions is not None and negatives is not None:
@@ -90,7 +100,8 @@ class FileSource(Source):
 
     def _regions(self, referred: Referred) -> tuple[Region, ...]:
         """Of the boxes that are in view."""
-        header = read_header(self.images / referred.file_name)
+        path = self.images / referred.file_name
+        header = read_header(path) if self.latents is None else self.latents.header(path)
         regions = []
         for box in referred.boxes:
             corners = header.upright(box.corners, referred.size)
@@ -140,7 +151,8 @@ class FileSource(Source):
     def _picture(self, name: str) -> Picture:
         path = self.images / name
         if self.latents is not None:
-            return Picture(name, self.latents.latents(path), latent=True)
+            mirrored = self.latents.latents(path, mirrored=True) if self.framing.random_flip else None
+            return Picture(name, self.latents.latents(path), latent=True, mirrored=mirrored)
         image, _ = read_picture(path)
         return Picture(name, self.framing.pixels(image))
 
@@ -160,15 +172,23 @@ def training_files(
     )
 
 
-def expression_files(root: DataRoot, dataset: str, split: str, framing: Framing, seed: int) -> FileSource:
+def expression_files(
+    root: DataRoot, dataset: str, split: str, framing: Framing, seed: int, latents: LatentStore | None = None
+) -> FileSource:
     """Published validation and test expressions are of train2014 pictures."""
-    return FileSource(root.images("train2014"), framing, seed, read_expressions(root.expressions(dataset, split)))
+    expressions = read_expressions(root.expressions(dataset, split))
+    return FileSource(root.images("train2014"), framing, seed, expressions, latents=latents)
 
 
-def matching_files(root: DataRoot, part: str, framing: Framing, seed: int) -> FileSource:
+def matching_files(
+    root: DataRoot, part: str, framing: Framing, seed: int, latents: LatentStore | None = None
+) -> FileSource:
+    """Pictures are decoded if the latents are of another part, as the published ones are of train2014 only."""
     negatives = open_hard_negatives(root, part)
     types = read_negative_types(root.negative_types, part)
-    return FileSource(root.images(f"{part}2014"), framing, seed, negatives=negatives, types=types)
+    if latents is not None and not latents.covers(negatives.ids_of):
+        latents = None
+    return FileSource(root.images(f"{part}2014"), framing, seed, negatives=negatives, types=types, latents=latents)
 
 
 def _refuse_uncaptioned(expressions: list[Referred], negatives: HardNegativeFiles) -> None:

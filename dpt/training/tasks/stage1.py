@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -48,6 +48,9 @@ from dpt.objectives.grounding import (
 from dpt.objectives.matching import image_to_text_loss, text_to_image_loss
 from dpt.training.task import Tally
 from dpt.training.tasks.stage1_memory import memory
+
+OF_MATCHING = ("i2t", "t2i")
+OF_GROUNDING = ("ce", "bbox", "giou", "align")
 
 
 @dataclass(frozen=True)
@@ -104,10 +107,9 @@ class Stage1:
 
     def losses(self, batch: Batch, chance: Chance, share: Tensor) -> dict[str, Tensor]:
         """L_stage1, in parts: one call of each frozen part and one pass of the adapter for all six pairs."""
+        batch = self._wanted(batch)
         matching = MATCHING if batch.matching is not None else ()
         pairs = (*(GROUNDING if batch.expressions is not None else ()), *matching)
-        if not pairs:
-            raise UserError("the data have neither expressions nor captions: there is nothing to learn from")
         with torch.no_grad():
             texts = encode_texts(self.backbone, said_in(batch))
             z = encode_pictures(self.backbone, batch, (TRUE, HARD, RANDOM) if matching else (TRUE,))
@@ -121,6 +123,21 @@ class Stage1:
         if batch.expressions is not None:
             losses |= self._ground(for_grounding, batch.expressions, texts[EXPRESSION], share)
         return losses
+
+    def _wanted(self, batch: Batch) -> Batch:
+        """Without what no loss weighs anything for: it would cost as much as the rest, and change nothing."""
+        if batch.expressions is None and batch.matching is None:
+            raise UserError("the data have neither expressions nor captions: there is nothing to learn from")
+        matched = any(self.weights[name] for name in OF_MATCHING)
+        grounded = any(self.weights[name] for name in OF_GROUNDING)
+        batch = replace(
+            batch,
+            matching=batch.matching if matched else None,
+            expressions=batch.expressions if grounded else None,
+        )
+        if batch.expressions is None and batch.matching is None:
+            raise UserError("the losses that the data allow all weigh 0: there is nothing to learn")
+        return batch
 
     def _noised(self, z: Tensor, chance: Chance) -> tuple[Tensor, Tensor]:
         """t (B,) and z_t (kinds,B,C,h,w): one t and one noise for each sample, shared by its pictures."""

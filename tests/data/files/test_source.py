@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from dpt.data.files.root import DataRoot
 from dpt.data.files.source import FileSource, expression_files, matching_files, training_files
 from dpt.data.framing import Framing
 from dpt.data.mirror import mirrored
+from dpt.data.pictures import Header, read_header
 from dpt.data.scenes.facts import all_hold
 from dpt.data.scenes.referring import resolve
 from dpt.data.scenes.render import render
@@ -146,8 +148,16 @@ def test_pictures_are_opened_only_when_asked_for(sample: DataRoot) -> None:
 
 
 class Latents:
-    def latents(self, picture: Path) -> torch.Tensor:
+    has_mirrored = False
+
+    def covers(self, file_names: Iterable[str]) -> bool:
+        return True
+
+    def latents(self, picture: Path, mirrored: bool = False) -> torch.Tensor:
         return torch.full((4, 8, 8), float(picture.stem[-2:]))
+
+    def header(self, picture: Path) -> Header:
+        return read_header(picture)
 
 
 def test_cached_latents_come_instead_of_pixels(sample: DataRoot) -> None:
@@ -156,7 +166,7 @@ def test_cached_latents_come_instead_of_pixels(sample: DataRoot) -> None:
     assert all(picture.latent and picture.values.shape == (4, 8, 8) for picture in example.pictures)
     assert example.expression == training_files(sample, "refall", FRAMING, 0)[0].expression
     assert collate([example]).latent
-    with pytest.raises(DataFault, match="cannot be mirrored"):
+    with pytest.raises(DataFault, match="no latents of mirrored pictures"):
         training_files(sample, "refall", Framing(64, random_flip=True), 0, Latents())
 
 

@@ -1,0 +1,129 @@
+"""The making of a part: what is still missing, how much room it takes, and shard after shard of it."""
+
+from __future__ import annotations
+
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dpt.data.cache.key import Key
+from dpt.data.cache.part import Builder, Part
+from dpt.data.cache.shards import Facts
+from dpt.data.faults import DataFault
+from dpt.errors import UserError
+
+SHARD_BYTES = 2**28
+INDEX_BYTES = 250
+"""Of an item, roughly."""
+
+Say = Callable[[str], None]
+Encoded = tuple[list[tuple[str, Facts]], dict[str, Tensor], dict[str, Facts]]
+"""Items, their rows in each tensor, and what could not be encoded."""
+
+
+class Maker(ABC):
+    """Latents of pictures, or states of texts."""
+
+    unit: str
+
+    def __init__(
+        self,
+        folder: Path,
+        key: Key,
+        names: Sequence[str],
+        shapes: Mapping[str, tuple[int, ...]],
+        dtype: torch.dtype,
+        batch_size: int,
+        shard_bytes: int = SHARD_BYTES,
+    ) -> None:
+        self.builder = Builder(folder, key, list(shapes))
+        self.names, self.shapes, self.dtype, self.batch_size = names, shapes, dtype, batch_size
+        self.item_bytes = dtype.itemsize * sum(map(prod, shapes.values()))
+        self.shard_items = max(1, shard_bytes // self.item_bytes)
+
+    @abstractmethod
+    def is_current(self, name: str, facts: Facts) -> bool: ...
+
+    @abstractmethod
+    def encode(self, batches: list[list[str]]) -> Iterator[Encoded]:
+        """One result for each batch, in order."""
+
+    def missing(self, say: Say) -> list[str]:
+        """After a look at what is there already, all of which is read."""
+        for sentence in self.builder.resume(self.is_current):
+            say(sentence)
+        done = self.builder.done
+        return [name for name in self.names if name not in done]
+
+    def write(self, missing: list[str]) -> Part:
+        with tqdm(
+            total=len(self.names), initial=len(self.names) - len(missing), unit=self.unit,
+            desc=self.builder.folder.name, disable=None,
+        ) as bar:  # fmt: skip
+            self._write(missing, bar)
+        return self.builder.finish()
+
+    def _write(self, missing: list[str], bar: tqdm[None]) -> None:
+        """Batches end where shards do, so that a shard is the same whichever run makes it."""
+        shards = [
+            [part[i : i + self.batch_size] for i in range(0, len(part), self.batch_size)]
+            for part in (missing[i : i + self.shard_items] for i in range(0, len(missing), self.shard_items))
+        ]
+        encoded = self.encode([batch for batches in shards for batch in batches])
+        for batches in shards:
+            self._write_shard(encoded, batches, bar)
+
+    def _write_shard(self, encoded: Iterator[Encoded], batches: list[list[str]], bar: tqdm[None]) -> None:
+        most = sum(map(len, batches))
+        whole = {name: torch.empty(most, *shape, dtype=self.dtype) for name, shape in self.shapes.items()}
+        items: list[tuple[str, Facts]] = []
+        broken: dict[str, Facts] = {}
+        for batch in batches:
+            found, rows, lost = next(encoded)
+            for name, values in rows.items():
+                whole[name][len(items) : len(items) + len(found)] = self._checked(values, [one for one, _ in found])
+            items += found
+            broken |= lost
+            bar.update(len(batch))
+        self.builder.add(items, {name: values[: len(items)] for name, values in whole.items()}, broken)
+
+    def _checked(self, values: Tensor, names: list[str]) -> Tensor:
+        stored = values.to("cpu", self.dtype)
+        bad = (~torch.isfinite(stored).flatten(1).all(dim=1)).nonzero().flatten().tolist()
+        if bad:
+            raise DataFault(f"what the model makes of {names[bad[0]]!r} is not finite; nothing of its batch was kept")
+        return stored
+
+
+def make(makers: Sequence[Maker], say: Say) -> list[Part]:
+    """All parts, or none is begun: whether there is room for them is known before the first is written."""
+    with ExitStack() as claims:
+        for maker in makers:
+            claims.enter_context(maker.builder.claimed())
+        missing = [maker.missing(say) for maker in makers]
+        room = [len(names) * (maker.item_bytes + INDEX_BYTES) for maker, names in zip(makers, missing, strict=True)]
+        free = shutil.disk_usage(makers[0].builder.folder).free
+        for maker, names, needed in zip(makers, missing, room, strict=True):
+            folder, there = maker.builder.folder, len(maker.names)
+            say(f"{folder}: {len(names)} of {there} {maker.unit}s are to be encoded, {in_words(needed)}")
+        if sum(room) > free:
+            raise UserError(
+                f"the disk of {makers[0].builder.folder.parent} has not the room: the cache needs {in_words(sum(room))}"
+                f" and {in_words(free)} are free"
+            )
+        return [maker.write(names) for maker, names in zip(makers, missing, strict=True)]
+
+
+def in_words(size: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.4g} GB"

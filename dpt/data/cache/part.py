@@ -1,0 +1,223 @@
+"""One part of a cache, latents or texts: a folder of shards that belongs to one key, its manifest written last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dpt.data.cache.key import Key, differences
+from dpt.data.cache.shards import (
+    Facts,
+    Index,
+    index_file,
+    read_index,
+    read_row,
+    sha256,
+    shard_file,
+    write_shard,
+)
+from dpt.data.faults import DataFault
+from dpt.errors import UserError
+from dpt.folders import whole_file
+
+KEY, MANIFEST, LOCK = "key.json", "manifest.json", "lock"
+
+IsCurrent = Callable[[str, Facts], bool]
+"""Whether an item still is what was cached of it, by what was known then."""
+
+
+class UnfinishedPart(UserError):
+    """There are shards, but no manifest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    shard: int
+    at: int
+    checksums: Sequence[int]
+    facts: Facts
+
+
+class Part:
+    """A finished part, to read from."""
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any], digest: str) -> None:
+        self.folder, self.digest = folder, digest
+        self.key: Key = manifest["key"]
+        self.tensors: list[str] = manifest["tensors"]
+        self.rows: dict[str, Row] = {}
+        self.broken: dict[str, Facts] = {}
+        self.shards: list[Path] = []
+        for nth, (name, facts) in enumerate(manifest["shards"].items()):
+            self.shards.append(folder / name)
+            self._add(nth, _checked_index(folder / name, facts))
+
+    @classmethod
+    def open(cls, folder: Path) -> Part:
+        """Sizes are checked, and the hashes of the indices; of what the shards hold, each row when it is read."""
+        file = folder / MANIFEST
+        try:
+            content = file.read_bytes()
+            manifest = json.loads(content)
+            return cls(folder, manifest, hashlib.sha256(content).hexdigest())
+        except FileNotFoundError:
+            raise UnfinishedPart(f"the cache {folder} is not finished: `dpt cache` goes on with it") from None
+        except OSError as error:
+            raise DataFault(f"{file} cannot be read: {error.strerror or error}") from None
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataFault(f"{file} is not the manifest of a cache: {error}") from None
+
+    def _add(self, shard: int, index: Index) -> None:
+        for at, (name, checksums, facts) in enumerate(zip(index.names, index.checksums, index.facts, strict=True)):
+            self.rows[name] = Row(shard, at, tuple(checksums), facts)
+        self.broken.update(index.broken)
+
+    def read(self, name: str, tensor: str) -> Tensor:
+        row = self.rows[name]
+        expected = row.checksums[self.tensors.index(tensor)]
+        return read_row(self.shards[row.shard], tensor, row.at, expected, repr(name))
+
+
+def _checked_index(shard: Path, facts: Mapping[str, Any]) -> Index:
+    try:
+        size = shard.stat().st_size
+    except OSError as error:
+        raise DataFault(f"{shard} cannot be read: {error.strerror}; `dpt cache` makes it again") from None
+    if size != facts["bytes"]:
+        raise DataFault(f"{shard} is corrupted: it has {size} bytes, not {facts['bytes']}; `dpt cache` makes it again")
+    index = read_index(index_file(shard))
+    if sha256(index_file(shard)) != facts["index_sha256"]:
+        raise DataFault(f"{index_file(shard)} is corrupted: its SHA-256 differs; `dpt cache` makes it again")
+    return index
+
+
+class Builder:
+    """A part in the making. Whatever shards are finished stay; what is missing is added."""
+
+    def __init__(self, folder: Path, key: Key, tensors: Sequence[str]) -> None:
+        self.folder, self.key, self.tensors = folder, key, sorted(tensors)
+        self.indices: dict[int, Index] = {}
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """The folder is this key's, and nobody else writes to it."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with _locked(self.folder):
+                self._claim()
+                yield
+        except OSError as error:
+            raise UserError(f"the cache {self.folder} cannot be written: {error.strerror or error}") from None
+
+    def _claim(self) -> None:
+        file = self.folder / KEY
+        if file.exists():
+            try:
+                made = json.loads(file.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise UserError(f"{file} is not valid JSON: {error}") from None
+            if differing := differences(made, self.key):
+                raise UserError(
+                    f"the cache {self.folder} is another one ({'; '.join(differing)}): remove it, or say --out FOLDER"
+                )
+        elif strangers := sorted(path.name for path in self.folder.iterdir() if path.name != LOCK):
+            raise UserError(f"{self.folder} is no cache, and not empty either: it has {strangers[0]}")
+        else:
+            _write_json(file, self.key)
+        for leftover in self.folder.glob(".*.tmp"):
+            leftover.unlink()
+
+    def resume(self, is_current: IsCurrent) -> list[str]:
+        """Read each shard that is finished; those that are not as they were written go, and are made again.
+
+        Says what was thrown away.
+        """
+        told = []
+        for shard in sorted(self.folder.glob("shard-*.safetensors")):
+            problem = self._problem(shard, is_current)
+            if problem is not None:
+                (self.folder / MANIFEST).unlink(missing_ok=True)  # it promises what is not there
+                index_file(shard).unlink(missing_ok=True)
+                shard.unlink()
+                told.append(f"{shard.name} is made again: {problem}")
+        for orphan in self.folder.glob("shard-*.json"):
+            if not orphan.with_suffix(".safetensors").exists():
+                (self.folder / MANIFEST).unlink(missing_ok=True)
+                orphan.unlink()
+                told.append(f"{orphan.stem}.safetensors is made again: it was missing")
+        return told
+
+    def _problem(self, shard: Path, is_current: IsCurrent) -> str | None:
+        if not index_file(shard).exists():
+            return "it was never finished"
+        try:
+            index = read_index(index_file(shard))
+        except DataFault as fault:
+            return str(fault)
+        if shard.stat().st_size != index.bytes or sha256(shard) != index.sha256:
+            return "it is not what was written (size or SHA-256 differs)"
+        items = [*zip(index.names, index.facts, strict=True), *index.broken.items()]
+        changed = next((name for name, facts in items if not is_current(name, facts)), None)
+        if changed is not None:
+            return f"{changed} has changed since"
+        self.indices[int(shard.stem.removeprefix("shard-"))] = index
+        return None
+
+    @property
+    def done(self) -> set[str]:
+        return {name for index in self.indices.values() for name in (*index.names, *index.broken)}
+
+    @property
+    def broken(self) -> dict[str, Facts]:
+        return {name: facts for index in self.indices.values() for name, facts in index.broken.items()}
+
+    def add(
+        self, items: Sequence[tuple[str, Facts]], tensors: Mapping[str, Tensor], broken: Mapping[str, Facts]
+    ) -> None:
+        """A shard, under the first number that is free: one that is made again gets its own."""
+        number = next(n for n in range(len(self.indices) + 1) if n not in self.indices)
+        self.indices[number] = write_shard(shard_file(self.folder, number), items, tensors, broken)
+
+    def finish(self) -> Part:
+        shards = {}
+        for number in sorted(self.indices):
+            file, index = shard_file(self.folder, number), self.indices[number]
+            shards[file.name] = {
+                "bytes": index.bytes,
+                "sha256": index.sha256,
+                "items": len(index.names),
+                "broken": len(index.broken),
+                "index_sha256": sha256(index_file(file)),
+            }
+        broken = sorted(self.broken)
+        _write_json(
+            self.folder / MANIFEST, {"key": self.key, "tensors": self.tensors, "shards": shards, "broken": broken}
+        )
+        return Part.open(self.folder)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Until the process ends, however it does; its workers do not inherit this kind of lock."""
+    import fcntl
+
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise UserError(f"another process is writing the cache {folder}") from None
+        except OSError:
+            pass  # file systems that know no locks are trusted to have one writer
+        yield
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    with whole_file(file) as work:
+        work.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

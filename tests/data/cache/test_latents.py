@@ -1,0 +1,253 @@
+"""Cached latents are those that would be computed, and behave as the pictures would."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from dpt.backbone import Backbone
+from dpt.backbone.randomness import Chance
+from dpt.data.batch import Batch, collate
+from dpt.data.cache.latents import CachedLatents
+from dpt.data.cache.part import Part
+from dpt.data.example import Example
+from dpt.data.faults import BrokenPicture, DataFault
+from dpt.data.files.root import DataRoot
+from dpt.data.files.source import FileSource, expression_files, matching_files, training_files
+from dpt.data.framing import Framing
+from dpt.data.pictures import read_header, read_picture
+from dpt.data.stream import Stream, load
+from tests.data.cache.conftest import FRAMING, contents, make_latents
+from tests.training.tiny_stage1 import task
+
+WHICH = {"squash": FRAMING, "crop": Framing(64, center_crop=True), "flip": Framing(64, random_flip=True)}
+
+
+def sources(root: DataRoot, framing: Framing, latents: CachedLatents | None = None) -> list[FileSource]:
+    return [
+        training_files(root, "refall", framing, 1, latents),
+        expression_files(root, "refcocog", "val", framing, 0, latents),
+        matching_files(root, "val", framing, 0, latents),
+    ]
+
+
+@pytest.mark.parametrize("which", WHICH)
+def test_every_source_gives_the_same_with_it(backbone: Backbone, root: DataRoot, which: str) -> None:
+    """To the bit, if as many pictures are encoded together: convolutions round otherwise in another batch."""
+    framing = WHICH[which]
+    cached = make_latents(backbone, root, framing, batch_size=1)
+    for plain, read in zip(sources(root, framing), sources(root, framing, cached), strict=True):
+        for index in range(len(plain)):
+            expected, found = plain[index], read[index]
+            assert (found.id, found.texts, found.expression) == (expected.id, expected.texts, expected.expression)
+            for picture, latent in zip(expected.pictures, found.pictures, strict=True):
+                assert latent.latent and latent.name == picture.name
+                assert torch.equal(latent.values, backbone.encode_images(picture.values[None])[0])
+
+
+@pytest.mark.parametrize("which", WHICH)
+def test_the_losses_are_those_without_it(backbone: Backbone, root: DataRoot, which: str) -> None:
+    framing = WHICH[which]
+    plain = training_files(root, "refall", framing, 1)
+    read = training_files(root, "refall", framing, 1, make_latents(backbone, root, framing))
+    stage1 = task(backbone, adapter={"dropout": 0.0})
+
+    def losses(source: FileSource) -> torch.Tensor:
+        batch = collate([source[index] for index in range(6)])
+        found = stage1.losses(batch, Chance(1, range(6)), torch.tensor(float(stage1.count(batch))))
+        return torch.stack([found[name] for name in sorted(found)])
+
+    torch.testing.assert_close(losses(read), losses(plain), rtol=1e-6, atol=1e-6)
+
+
+def test_no_picture_is_opened(backbone: Backbone, root: DataRoot) -> None:
+    expected = [[source[i] for i in range(len(source))] for source in sources(root, FRAMING)]
+    make_latents(backbone, root)
+    shutil.rmtree(root.images(""))
+    cached = CachedLatents(Part.open(root.path / "cache/latents"), root.images(""))
+    for source, examples in zip(sources(root, FRAMING, cached), expected, strict=True):
+        assert [source[i].expression for i in range(len(source))] == [one.expression for one in examples]
+
+
+def test_boxes_of_a_turned_picture_follow_without_it(backbone: Backbone, root: DataRoot) -> None:
+    first = training_files(root, "refall", FRAMING, 1)
+    assert first.expressions is not None
+    path = first.images / first.expressions[0].file_name
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (200, 100), "red").save(path, exif=exif)
+    header = read_header(path)
+    cached = make_latents(backbone, root)
+    path.unlink()
+    assert cached.header(path) == header and header.size == (100, 200)
+
+
+def test_workers_read_the_same(backbone: Backbone, root: DataRoot) -> None:
+    framing = WHICH["flip"]
+    source = training_files(root, "refall", framing, 1, make_latents(backbone, root, framing))
+
+    def batches(workers: int) -> list[Batch]:
+        return list(load(Stream(source, 3), [[0, 1], [2, 3, 4], [5]], workers))
+
+    for alone, apart in zip(batches(0), batches(2), strict=True):
+        assert alone.ids == apart.ids and torch.equal(alone.images, apart.images)
+
+
+def test_workers_that_read_pictures_make_the_same(backbone: Backbone, root: DataRoot) -> None:
+    make_latents(backbone, root)
+    alone = contents(root.path / "cache")
+    shutil.rmtree(root.path / "cache")
+    make_latents(backbone, root, workers=2)
+    assert contents(root.path / "cache") == alone
+
+
+def test_half_the_room_costs_eleven_digits(backbone: Backbone, root: DataRoot) -> None:
+    whole = make_latents(backbone, root)
+    shutil.move(root.path / "cache", root.path / "whole")
+    half = make_latents(backbone, root, dtype=torch.float16)
+    whole = CachedLatents(Part.open(root.path / "whole/latents"), root.images(""))
+    for name in whole.part.rows:
+        path = root.images("") / name
+        torch.testing.assert_close(half.latents(path), whole.latents(path), rtol=2**-11, atol=2**-25)
+        assert half.latents(path).dtype == torch.float32
+    assert not torch.equal(half.latents(path), whole.latents(path))
+
+
+def test_a_picture_that_is_not_in_it(backbone: Backbone, root: DataRoot) -> None:
+    cached = make_latents(backbone, root)
+    with pytest.raises(DataFault, match=r"train2014/new\.jpg is not in the cache .*: `dpt cache` adds what is missing"):
+        cached.latents(root.images("train2014") / "new.jpg")
+
+
+def test_mirrored_latents_that_are_not_in_it(backbone: Backbone, root: DataRoot) -> None:
+    cached = make_latents(backbone, root)
+    with pytest.raises(DataFault, match="no latents of mirrored pictures: make one with --random_flip"):
+        training_files(root, "refall", WHICH["flip"], 0, cached)
+
+
+# Broken pictures
+
+
+def break_one(root: DataRoot) -> Path:
+    """The picture of the first expression, cut."""
+    source = training_files(root, "refall", FRAMING, 1)
+    assert source.expressions is not None
+    path = source.images / source.expressions[0].file_name
+    path.write_bytes(path.read_bytes()[:300])
+    return path
+
+
+def shown(source: FileSource, budget: int) -> list[Example]:
+    stream = Stream(source, 3, corrupt_budget=budget)
+    return [stream[position] for position in range(2 * len(source))]
+
+
+def test_a_broken_picture_stays_broken(backbone: Backbone, root: DataRoot) -> None:
+    """Within the budget others stand in for it: the very ones that would without a cache, for the reason it gave."""
+    path = break_one(root)
+    with pytest.warns(UserWarning, match=f"{path.name} cannot be used: .* allowed"):
+        cached = make_latents(backbone, root, corrupt_budget=1)
+    expected = shown(training_files(root, "refall", FRAMING, 1), 1)
+    shutil.rmtree(root.images(""))
+    found = shown(training_files(root, "refall", FRAMING, 1, cached), 1)
+    assert [(one.id, one.skipped) for one in found] == [(one.id, one.skipped) for one in expected]
+    assert any(one.skipped for one in found)
+    with pytest.raises(BrokenPicture, match=f"{path.name} cannot be used"):
+        shown(training_files(root, "refall", FRAMING, 1, cached), 0)
+
+
+def test_more_broken_pictures_than_allowed(backbone: Backbone, root: DataRoot) -> None:
+    path = break_one(root)
+    with pytest.raises(BrokenPicture, match=f"{path.name} cannot be used"):
+        make_latents(backbone, root)
+    missing = sorted(root.images("val2014").iterdir())[0]
+    missing.unlink()
+    with pytest.warns(UserWarning), pytest.raises(DataFault, match="more than 1 pictures are broken"):
+        make_latents(backbone, root, corrupt_budget=1)
+    assert not list((root.path / "cache/latents").glob("shard-*")), "no shard is half of one"
+    with pytest.warns(UserWarning):
+        cached = make_latents(backbone, root, corrupt_budget=2)
+    with pytest.raises(BrokenPicture, match="there is no such file"):
+        cached.latents(missing)
+    with pytest.raises(BrokenPicture):  # those of an earlier run count too
+        make_latents(backbone, root)
+
+
+def test_a_picture_that_was_mended_is_encoded(backbone: Backbone, root: DataRoot, exported: DataRoot) -> None:
+    path = break_one(root)
+    with pytest.warns(UserWarning):
+        make_latents(backbone, root, corrupt_budget=1)
+    shutil.copy(exported.path / path.relative_to(root.path), path)
+    cached = make_latents(backbone, root)
+    assert not cached.part.broken and cached.latents(path).isfinite().all()
+
+
+def test_a_picture_that_was_changed_is_encoded_again(backbone: Backbone, root: DataRoot) -> None:
+    cached = make_latents(backbone, root)
+    path = root.images("train2014") / sorted(root.images("train2014").iterdir())[0].name
+    before = cached.latents(path)
+    Image.new("RGB", (64, 64), "red").save(path)
+    with pytest.raises(DataFault, match=rf"{path.name} is not the picture that the cache .* was made of"):
+        CachedLatents(cached.part, root.images(""))
+    after = make_latents(backbone, root, batch_size=1).latents(path)
+    pixels = FRAMING.pixels(read_picture(path)[0])
+    assert torch.equal(after, backbone.encode_images(pixels[None])[0])
+    assert not torch.equal(before, after)
+
+
+def test_latents_that_are_not_finite(model: Path, root: DataRoot) -> None:
+    backbone = Backbone.open(model, device="cpu")
+    backbone.vae.quant_conv.bias[0] = torch.inf
+    with pytest.raises(DataFault, match=r"what the model makes of 'train2014/COCO_.*\.jpg' is not finite"):
+        make_latents(backbone, root)
+    assert not list((root.path / "cache/latents").glob("shard-*"))
+
+
+# Stopped and gone on with
+
+KILLED = """
+import sys
+from pathlib import Path
+from dpt.backbone import Backbone
+from dpt.data.files.root import DataRoot
+from tests.data.cache.conftest import make_latents
+make_latents(Backbone.open(sys.argv[1], device="cpu"), DataRoot(Path(sys.argv[2])), shard_bytes=1, workers=1)
+"""
+
+
+def test_a_killed_run_goes_on_where_it_was(model: Path, backbone: Backbone, root: DataRoot) -> None:
+    cache = root.path / "cache"
+    make_latents(backbone, root, shard_bytes=1)
+    expected = contents(cache)
+    shutil.rmtree(cache)
+    words = [sys.executable, "-c", KILLED, str(model), str(root.path)]
+    with subprocess.Popen(words, cwd=Path(__file__).parents[3], stderr=subprocess.DEVNULL) as run:
+        deadline = time.monotonic() + 120
+        while not (cache / "latents/shard-00003.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        run.send_signal(signal.SIGKILL)
+    left = contents(cache)
+    assert "latents/manifest.json" not in left and "latents/shard-00003.json" in left
+    kept = {name: (cache / name).stat().st_mtime_ns for name in left if name.startswith("latents/shard-0000")}
+    make_latents(backbone, root, shard_bytes=1)
+    assert contents(cache) == expected
+    assert all((cache / name).stat().st_mtime_ns == kept[name] for name in list(kept)[:4]), "what was done is kept"
+
+
+def test_what_is_new_in_the_data_is_added(backbone: Backbone, root: DataRoot) -> None:
+    shutil.move(root.hard_negatives_table("val"), root.path / "aside")
+    few = make_latents(backbone, root)
+    shutil.move(root.path / "aside", root.hard_negatives_table("val"))
+    first = root.path / "cache/latents/shard-00000.safetensors"
+    before = first.stat().st_mtime_ns
+    more = make_latents(backbone, root)
+    assert few.part.rows.keys() < more.part.rows.keys() and first.stat().st_mtime_ns == before
+    assert {Path(name).parts[0] for name in more.part.rows.keys() - few.part.rows.keys()} == {"val2014"}

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dpt.backbone import Backbone, Text
+from dpt.data.batch import collate
+from dpt.data.cache.wanted import wanted
+from dpt.data.faults import DataFault
+from dpt.data.files.root import DataRoot
+from dpt.data.files.source import matching_files, training_files
+from dpt.data.framing import Framing
+from tests.data.cache.conftest import FRAMING, make_texts
+from tests.training.tiny_stage1 import stream
+
+
+class Counting:
+    """A text encoder that tells how many prompts it has met."""
+
+    def __init__(self, encoder: Any) -> None:
+        self.encoder, self.prompts = encoder, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.encoder, name)
+
+    def __call__(self, ids: torch.Tensor, **options: Any) -> Any:
+        self.prompts += len(ids)
+        return self.encoder(ids, **options)
+
+
+@pytest.fixture
+def own(model: Path) -> Backbone:
+    """To be changed."""
+    return Backbone.open(model, device="cpu")
+
+
+def same(found: Text, expected: Text) -> None:
+    torch.testing.assert_close(found.states, expected.states, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.pooled, expected.pooled, rtol=0, atol=1e-6)
+
+
+def test_cached_texts_are_not_encoded_and_others_are(own: Backbone, root: DataRoot) -> None:
+    known = make_texts(own, root)
+    texts = [*wanted(root, texts=True, random_flip=False).texts[:3], "never said", "nor this"]
+    mixed = [texts[3], texts[0], texts[4], texts[1], texts[0], texts[3], texts[2]]
+    expected = own.encode_text(mixed), own.encode_text(texts[:3]), own.encode_text(texts[3:])
+    own.known_texts, own.text_encoder = known, Counting(own.text_encoder)
+    for prompts, encoded, text in zip((mixed, texts[:3], texts[3:]), (2, 0, 2), expected, strict=True):
+        own.text_encoder.prompts = 0
+        same(own.encode_text(prompts), text)
+        assert own.text_encoder.prompts == encoded
+
+
+def asked(source: Any) -> set[str]:
+    return {text for epoch in range(30) for i in range(len(source)) for text in source.example(i, epoch).texts}
+
+
+@pytest.mark.parametrize("random_flip", [False, True])
+def test_it_has_every_text_that_is_asked_for(root: DataRoot, random_flip: bool) -> None:
+    framing = Framing(64, random_flip=random_flip)
+    texts = set(wanted(root, texts=True, random_flip=random_flip).texts)
+    for source in (training_files(root, "refall", framing, 1), matching_files(root, "val", FRAMING, 0)):
+        assert asked(source) <= texts
+
+
+def test_the_task_reads_them(own: Backbone, root: DataRoot) -> None:
+    from dpt.backbone.randomness import Chance
+    from tests.training.tiny_stage1 import task
+
+    source = training_files(root, "refall", FRAMING, 1)
+    batch = collate([source[index] for index in range(4)])
+    stage1 = task(own, adapter={"dropout": 0.0})
+
+    def losses() -> list[float]:
+        found = stage1.losses(batch, Chance(1, range(4)), torch.tensor(4.0))
+        return [float(found[name].detach()) for name in sorted(found)]
+
+    plain = losses()
+    known = make_texts(own, root)
+    own.known_texts, own.text_encoder = known, Counting(own.text_encoder)
+    assert losses() == pytest.approx(plain, rel=1e-5, abs=1e-6)
+    assert stage1.probe is not None and own.text_encoder.prompts == 0
+    assert len(list(stage1.probe.answers_about(batch, [0, 1, 2, 3], "files"))) == 12
+    assert own.text_encoder.prompts == 0
+    assert list(stage1.probe.answers_about(collate([stream()[0]]), [0], "scenes"))
+    assert own.text_encoder.prompts > 0, "scenes are said in other words"
+
+
+def test_states_that_are_not_finite(own: Backbone, root: DataRoot) -> None:
+    own.text_encoder.final_layer_norm.bias[0] = torch.nan
+    with pytest.raises(DataFault, match=r"what the model makes of '.*' is not finite"):
+        make_texts(own, root)
+
+
+def test_a_corrupted_shard(own: Backbone, root: DataRoot) -> None:
+    known = make_texts(own, root)
+    (file,) = (root.path / "cache/texts").glob("*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 128
+    file.write_bytes(content)
+    prompts: Sequence[str] = list(known.part.rows)
+    own.known_texts = known
+    with pytest.raises(DataFault, match=r"shard-00000\.safetensors is corrupted"):
+        own.encode_text(prompts)
