@@ -73,6 +73,8 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class AdapterOptions:
+    qformer_ckpt: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER|FILE")] = None
+    """An adapter of the same shape to begin with: its folder, a finished run's, or the published file."""
     text_encoder_type: str = "backbone"
     """Reads referring expressions: backbone for the frozen model's own text encoder, or a folder or hub id.
     The published recipe has roberta-base."""

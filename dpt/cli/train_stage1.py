@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
 from dpt.adapter import Adapter, config_for
 from dpt.adapter.phrases import open_phrase_encoder
+from dpt.adapter.starting import start_from
 from dpt.backbone import Backbone
 from dpt.backbone.devices import resolve_product_dtype
 from dpt.backbone.randomness import derived_seed
@@ -49,6 +52,8 @@ def build_stage1(
     )
     torch.manual_seed(derived_seed(seed, 0, "adapter"))
     built = Adapter(config).to(backbone.device)
+    if adapter.qformer_ckpt is not None:
+        begin_with(built, adapter.qformer_ckpt, backbone)
     built.product_dtype = resolve_product_dtype(backbone.device, model.adapter_precision)
     return Stage1(
         backbone,
@@ -61,6 +66,13 @@ def build_stage1(
         score_grounding=not objective.no_detection,
         gradient_checkpointing=model.gradient_checkpointing,
     )
+
+
+def begin_with(built: Adapter, path: Path, backbone: Backbone) -> None:
+    record = start_from(built, path)
+    if record.base_hash not in ("", backbone.model_hash):
+        called = record.base or "which has no name"
+        warnings.warn(f"the adapter of {path} was trained to read another model, {called}", stacklevel=2)
 
 
 def objective_of(options: ObjectiveOptions) -> Objective:

@@ -14,7 +14,9 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 
+from dpt.adapter.store import load_adapter
 from dpt.cli.train import MAY_CHANGE, Stage1Options, main
 from dpt.cli.train_options import REASONS, WARNED, RefusedOptions
 from dpt.training.signals import STOPPED
@@ -28,7 +30,7 @@ SMALL = shlex.split(
 )
 OURS = {
     "cache", "data_root", "scenes", "validation_scenes", "corrupt_budget", "validation_steps", "logging_steps",
-    "max_bad_steps", "adapter_precision", "code_placement",
+    "max_bad_steps", "adapter_precision", "code_placement", "qformer_ckpt",
 }  # fmt: skip
 PUBLISHED_TEXT = """
     pretrained_model_name_or_path revision dataset_name dataset_config_name dataset_script image_column caption_column
@@ -134,6 +136,33 @@ def test_a_run_that_is_asked_to_stop_says_so_and_goes_on(command: list[str], tmp
     assert main([*command, "--validation_steps", "0", "--max_train_steps", str(reached + 2)]) == 0
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert steps == list(range(1, reached + 3))
+
+
+def test_a_run_begins_with_the_adapter_of_another(command: list[str], tmp_path: Path) -> None:
+    """Grounding alone first, then both: what the first run learnt is where the second begins."""
+    grounding = ["--i2t_loss_coef", "0", "--t2i_loss_coef", "0", "--run_name", "first"]
+    assert main([*command, *grounding]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "logs" / "first" / "log.jsonl").read_text().splitlines()]
+    assert "ce" in lines[0] and "i2t" not in lines[0], "what weighs nothing is not computed"
+    first = tmp_path / "logs" / "first"
+    second = ["--run_name", "second", "--qformer_ckpt", str(first), "--learning_rate", "1e-12"]
+    assert main([*command, *second]) == 0
+    before, _ = load_adapter(first / "adapter")
+    after, _ = load_adapter(tmp_path / "logs" / "second" / "adapter")
+    for name, value in before.state_dict().items():
+        torch.testing.assert_close(after.state_dict()[name], value, rtol=0, atol=1e-9)
+
+
+def test_an_adapter_of_another_shape_is_not_begun_with(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "--run_name", "first"]) == 0
+    other = [*command, "--run_name", "second", "--qformer_ckpt", str(tmp_path / "logs" / "first")]
+    assert "unet_feature is 'up0' there and 'bottom0' here" in refused([*other, "--unet_feature", "bottom0"], capsys)
+    assert "num_queries_matching is 3 there and 2 here" in refused([*other, "--num_queries_matching", "2"], capsys)
+    nowhere = [*command, "--qformer_ckpt"]
+    assert "there is no adapter nowhere" in refused([*nowhere, "nowhere"], capsys)
+    assert "holds no adapter" in refused([*nowhere, str(tmp_path)], capsys)
 
 
 def test_files_are_trained_on(command: list[str], tmp_path: Path) -> None:

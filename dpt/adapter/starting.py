@@ -1,0 +1,41 @@
+"""An adapter begun where another one ended: its folder, a run's folder, or the published file."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+from dpt.adapter.config import AdapterConfig
+from dpt.adapter.model import Adapter
+from dpt.adapter.published import FILE_NAME, load_published
+from dpt.adapter.store import RECORD, AdapterRecord, load_adapter
+from dpt.adapter.strict import load_strictly
+from dpt.errors import UserError
+
+MAY_DIFFER = ("dropout",)
+"""What of the configuration changes no weight's meaning."""
+
+
+def start_from(adapter: Adapter, path: Path) -> AdapterRecord:
+    """Give the adapter the weights found at `path`, logit_scale included; what is known of them besides."""
+    found, record = _open(path, adapter.config)
+    differing = [
+        f"{one.name} is {getattr(found.config, one.name)!r} there and {getattr(adapter.config, one.name)!r} here"
+        for one in fields(AdapterConfig)
+        if one.name not in MAY_DIFFER and getattr(found.config, one.name) != getattr(adapter.config, one.name)
+    ]
+    if differing:
+        raise UserError(f"the adapter of {path} cannot be gone on from: {'; '.join(differing[:3])}")
+    load_strictly(adapter, found.state_dict(), str(path))
+    return record
+
+
+def _open(path: Path, config: AdapterConfig) -> tuple[Adapter, AdapterRecord]:
+    for folder in (path, path / "adapter"):
+        if (folder / RECORD).is_file():
+            return load_adapter(folder)
+    if not path.exists():
+        raise UserError(f"there is no adapter {path}")
+    if path.is_dir() and not (path / FILE_NAME).is_file():
+        raise UserError(f"{path} holds no adapter: neither {RECORD} nor {FILE_NAME}")
+    return load_published(path, config)[0], AdapterRecord(config)
