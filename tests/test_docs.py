@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dpt.evaluation.detectors.check import Row, Tally
-from dpt.pocket.recipe import read_recipe
+from dpt.pocket.recipe import RECIPE_FILE, read_recipe
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "ckpt").rglob("*.md")])
@@ -48,6 +48,8 @@ def test_the_card_tells_the_recipe() -> None:
     recipe = read_recipe()
     for part in (recipe.text, recipe.vae, recipe.unet):
         assert f"{part.schedule.steps:,}" in card
+    further = read_recipe(RECIPE_FILE.with_name("recipe_further.json")).unet
+    assert f"{further.schedule.steps:,} steps of {further.schedule.batch} on {further.latents:,}" in card
 
 
 def test_the_pocket_is_small() -> None:
