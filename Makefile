@@ -1,11 +1,12 @@
 # make demo   pictures from the embedded model            make test   the whole test suite
 # make lint   ruff and mypy                               make tables the pictures and tables under docs/
+# make stage1 the adapter of ckpt/pocket-dpt (an hour)    make study  adapters of every feature, probed (hours)
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 export TORCH_INDEX TORCH_BUILD
 
-.PHONY: demo test lint tables environment dev-environment
+.PHONY: demo test lint tables stage1 study environment dev-environment
 
 demo: environment
 	$(RUN) txt2img.py --prompt "a red circle to the left of a blue square" --n_samples 4 --seed 1 --guidance_scale 3
@@ -21,6 +22,27 @@ tables: environment
 	$(RUN) -m dpt pocket measure --prompts 200 --guidance_scale 3
 	$(RUN) -m dpt scenes check --num 1000 --seed 7 --world pocket --vae ckpt/pocket --json docs/oracle/pocket.json
 	$(RUN) -m dpt scenes check --num 1000 --seed 7 --world full --json docs/oracle/full.json
+
+# Grounding is learnt first and alone: it takes many examples to begin, and one pair an example instead of six.
+ADAPTER = --mixed_precision bf16 --adapter_precision bf16 --code_placement sequence --dropout 0 --dim_feedforward 512 \
+	--num_queries_rec 30 --learning_rate 2e-4 --lr_warmup_steps 50 --logging_steps 50 --checkpoints_total_limit 1
+GROUNDING = $(ADAPTER) --train_batch_size 48 --i2t_loss_coef 0 --t2i_loss_coef 0
+BOTH = $(ADAPTER) --train_batch_size 16 --lr_scheduler linear
+
+stage1: environment
+	$(RUN) train_stage1.py $(GROUNDING) --max_train_steps 3000 --output_dir runs/stage1 --run_name grounding
+	$(RUN) train_stage1.py $(BOTH) --max_train_steps 2400 --output_dir runs/stage1 --run_name both \
+		--qformer_ckpt runs/stage1/grounding
+
+FEATURES = bottom0 bottom1 bottom2 mid up0 up1 up2 bottom0_up0 bottom1_bottom2_mid up1_up2 all-96-8
+study: environment
+	for feature in $(FEATURES); do \
+		$(RUN) train_stage1.py $(GROUNDING) --max_train_steps 2000 --unet_feature $$feature \
+			--output_dir runs/study --run_name $$feature-grounding || exit 1; \
+		$(RUN) train_stage1.py $(BOTH) --max_train_steps 500 --unet_feature $$feature \
+			--output_dir runs/study --run_name $$feature --qformer_ckpt runs/study/$$feature-grounding || exit 1; \
+	done
+	$(RUN) -m dpt probe $(FEATURES:%=runs/study/%/adapter) --out docs/probe
 
 environment:
 	@$(PYTHON) tools/make_venv.py $(VENV) --goal demo

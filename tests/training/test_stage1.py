@@ -22,7 +22,7 @@ from dpt.data.batch import Batch, collate
 from dpt.errors import UserError
 from dpt.objectives.matching import match_score
 from dpt.training import checkpoint
-from dpt.training.tasks.stage1 import Noise, Stage1
+from dpt.training.tasks.stage1 import OF_GROUNDING, OF_MATCHING, Noise, Objective, Stage1
 from tests.training import tiny_stage1
 from tests.training.tiny_stage1 import FEATURE, loop, losses, stream, task
 
@@ -137,6 +137,16 @@ def test_half_of_the_data_is_enough(backbone: Backbone, batch: Batch) -> None:
         assert value == pytest.approx(both[name], rel=1e-3, abs=1e-4)
     with pytest.raises(UserError, match="neither expressions nor captions"):
         losses_of(one, replace(batch, matching=None, expressions=None), share=1.0)
+
+
+def test_what_weighs_nothing_is_not_computed(backbone: Backbone, batch: Batch) -> None:
+    ordinary = Objective().weights
+    for nothing, left in ((OF_MATCHING, set(OF_GROUNDING)), (OF_GROUNDING, set(OF_MATCHING))):
+        weights = {name: 0.0 if name in nothing else weight for name, weight in ordinary.items()}
+        found = losses_of(task(backbone, objective=Objective(weights)), batch)
+        assert found.keys() & SIX == left
+    with pytest.raises(UserError, match="all weigh 0"):
+        losses_of(task(backbone, objective=Objective(dict.fromkeys(ordinary, 0.0))), batch)
 
 
 def test_an_expression_without_a_box_is_fine(backbone: Backbone, batch: Batch) -> None:
