@@ -30,7 +30,7 @@ GROUNDING = $(ADAPTER) --train_batch_size 48 --i2t_loss_coef 0 --t2i_loss_coef 0
 BOTH = $(ADAPTER) --train_batch_size 16 --lr_scheduler linear
 
 stage1: environment
-	$(RUN) train_stage1.py $(GROUNDING) --max_train_steps 3000 --output_dir runs/stage1 --run_name grounding
+	$(RUN) train_stage1.py $(GROUNDING) --max_train_steps 4500 --output_dir runs/stage1 --run_name grounding
 	$(RUN) train_stage1.py $(BOTH) --max_train_steps 2400 --output_dir runs/stage1 --run_name both \
 		--qformer_ckpt runs/stage1/grounding
 
