@@ -239,7 +239,13 @@ def test_two_processes_do_what_one_does(tmp_path: Path, folder: Path, backbone: 
     for one, two in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
         assert two == pytest.approx(one, rel=1e-5, abs=1e-5)
     weights = [checkpoint.load(tmp_path / name / "checkpoint-10")[0]["weights"] for name in ("one", "two")]
-    assert max(float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0]) < 1e-5
+    for name, one in weights[0].items():
+        apart = (one - weights[1][name]).abs()
+        if name.endswith("attn.in_proj_bias"):
+            # A bias of keys shifts all of a query's logits alike: its gradient is nothing but rounding, of which
+            # AdamW makes steps of the ordinary size.
+            apart = torch.cat(apart.chunk(3)[::2])
+        assert float(apart.max()) < 1e-5, name
 
 
 def test_the_adapter_can_be_opened_elsewhere(tmp_path: Path, backbone: Backbone) -> None:
