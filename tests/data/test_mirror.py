@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dpt.data.example import Example, Expression, Matching, Picture, Region
@@ -68,14 +68,20 @@ def expressions(draw: st.DrawFn) -> Expression:
     return Expression(text, (Region((cx, cy, 0.3, 0.2), tuple((a, b) for a, b in spans)), Region((0.5, 0.5, 1, 1), ())))
 
 
+def cuts_no_word(text: str, edge: int) -> bool:
+    return not (text[:edge][-1:].isalnum() and text[edge:][:1].isalnum())
+
+
 @given(expressions())
+@example(Expression("bright", (Region((0.5, 0.5, 0.3, 0.2), ((1, 6),)),)))
 def test_spans_go_with_their_words(said: Expression) -> None:
     other = mirrored_expression(said)
     if other is None:
         return
     for before, after in zip(said.regions, other.regions, strict=True):
         for (a, b), (c, d) in zip(before.spans, after.spans, strict=True):
-            assert mirrored_text(said.text[a:b]) in (other.text[c:d], None)
+            if cuts_no_word(said.text, a) and cuts_no_word(said.text, b):  # "right" in "bright" is no side
+                assert mirrored_text(said.text[a:b]) in (other.text[c:d], None)
         assert after.box[0] == pytest.approx(1 - before.box[0]) and after.box[1:] == before.box[1:]
     again = mirrored_expression(other)
     assert again is not None and again.text == said.text
