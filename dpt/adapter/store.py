@@ -6,15 +6,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-
 from dpt.adapter.config import AdapterConfig
 from dpt.adapter.model import Adapter
-from dpt.adapter.strict import load_strictly
 from dpt.errors import UserError
 from dpt.folders import whole_folder
 from dpt.records import read_record, to_plain
+from dpt.weights import load_strictly, read_weights, write_weights
 
 WEIGHTS, RECORD = "adapter.safetensors", "adapter.json"
 
@@ -29,6 +26,8 @@ class AdapterRecord:
     base_hash: str = ""
     """That model's content hash."""
     prediction_type: str = ""
+    weights_sha256: str = ""
+    """Of the file beside the record; none was kept at first."""
     format: int = 1
 
 
@@ -36,10 +35,9 @@ def save_adapter(
     adapter: Adapter, folder: Path, *, base: str = "", base_hash: str = "", prediction_type: str = ""
 ) -> None:
     """Write the folder, all or nothing; it must not hold anything yet."""
-    record = AdapterRecord(adapter.config, base, base_hash, prediction_type)
-    weights = {key: tensor.detach().cpu().contiguous() for key, tensor in adapter.state_dict().items()}
     with whole_folder(folder) as work:
-        save_file(weights, work / WEIGHTS, metadata={"format": "pt"})
+        digest = write_weights(adapter.state_dict(), work / WEIGHTS)
+        record = AdapterRecord(adapter.config, base, base_hash, prediction_type, digest)
         (work / RECORD).write_text(json.dumps(to_plain(record), indent=1) + "\n")
 
 
@@ -48,12 +46,7 @@ def load_adapter(folder: Path) -> tuple[Adapter, AdapterRecord]:
     record = read_record(AdapterRecord, folder / RECORD)
     if record.format != 1:
         raise UserError(f"{folder / RECORD} has format {record.format}; this version of dpt reads format 1")
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except FileNotFoundError:
-        raise UserError(f"{folder} has no {WEIGHTS}") from None
-    except (SafetensorError, OSError):
-        raise UserError(f"{folder / WEIGHTS} is truncated or not a safetensors file") from None
+    weights = read_weights(folder / WEIGHTS, record.weights_sha256)
     adapter = Adapter(record.config)
     load_strictly(adapter, weights, str(folder / WEIGHTS))
     return adapter.eval(), record
