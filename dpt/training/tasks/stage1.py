@@ -22,6 +22,8 @@ from dpt.training.tasks.discriminative import Discriminative, Objective, boxes_i
 from dpt.training.tasks.noised import Noise, noised
 from dpt.training.tasks.stage1_memory import memory
 
+ADAPTER_FOLDER = "adapter"
+
 
 class Stage1:
     def __init__(
