@@ -9,6 +9,8 @@ from dpt.cli.flags import parse
 from dpt.errors import UserError, run_command
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "bench report": ("dpt.cli.bench:report", "count what was drawn and judged, and compare methods in pairs"),
+    "bench run": ("dpt.cli.bench:run", "draw a suite by several methods and judge every picture"),
     "cache": ("dpt.cli.cache:cache", "encode all pictures of a data folder once, and its texts if asked to"),
     "data check": ("dpt.cli.data:check", "say what of a data folder is missing or broken, by file"),
     "data prepare": ("dpt.cli.data:prepare", "make the hard negatives by caption of their table"),

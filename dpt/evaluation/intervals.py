@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
+
+import numpy as np
+import numpy.typing as npt
 
 Z_95 = 1.959963984540054
 
@@ -39,3 +43,47 @@ class Share:
     @property
     def percent(self) -> float:
         return 100 * self.hits / self.total
+
+
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval, where there is one."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    @property
+    def percent(self) -> str:
+        return self._shown("{:.1f}")
+
+    @property
+    def signed(self) -> str:
+        return self._shown("{:+.1f}")
+
+    def _shown(self, form: str) -> str:
+        value = form.format(100 * self.value)
+        if self.low is None or self.high is None:
+            return value
+        return f"{value} ({form.format(100 * self.low)} to {form.format(100 * self.high)})"
+
+
+def bootstrap(strata: Sequence[npt.ArrayLike], resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """The mean of the strata's means, each stratum with the same weight and resampled by itself.
+
+    A value is what is drawn independently: a prompt, not one of its pictures, which are alike.
+    """
+    chance = np.random.default_rng(seed)
+    arrays = [np.asarray(values, dtype=float) for values in strata]
+    if not arrays or not all(len(values) for values in arrays):
+        raise ValueError("nothing can be estimated from no values")
+    means = np.zeros(resamples)
+    for values in arrays:
+        # How often each value is drawn: as good as drawing them, and no table of resamples x values of floats.
+        counts = chance.multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples)
+        means += counts @ values / len(values) / len(arrays)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Estimate(float(np.mean([values.mean() for values in arrays])), float(low), float(high))

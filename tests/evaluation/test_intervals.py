@@ -1,6 +1,7 @@
+import numpy as np
 import pytest
 
-from dpt.evaluation.intervals import wilson
+from dpt.evaluation.intervals import bootstrap, wilson
 
 
 @pytest.mark.parametrize(
@@ -25,3 +26,18 @@ def test_nothing_counted_says_nothing() -> None:
 def test_impossible_counts_are_refused(hits: int, total: int) -> None:
     with pytest.raises(ValueError, match="not a share"):
         wilson(hits, total)
+
+
+def test_a_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
+    chance = np.random.default_rng(1)
+    inside = 0
+    for _ in range(200):
+        found = bootstrap([chance.random(60) < 0.7, chance.random(60) < 0.3], resamples=500)
+        assert found.low is not None and found.high is not None
+        inside += found.low <= 0.5 <= found.high
+    assert 180 <= inside <= 198
+
+
+def test_a_bootstrap_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="no values"):
+        bootstrap([[], [1.0]])

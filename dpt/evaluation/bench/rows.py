@@ -1,0 +1,99 @@
+"""What is known of one picture, as a line of JSON. Every table is counted from these lines and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dpt.data.scenes.world import Box
+from dpt.errors import UserError
+from dpt.evaluation.detectors.base import Detections
+from dpt.evaluation.judge import Verdict
+from dpt.evaluation.suites.base import Prompt
+from dpt.records import from_plain
+
+
+@dataclass(frozen=True)
+class SeenObject:
+    label: str
+    colour: str | None
+    size: str | None
+    box: tuple[float, ...]
+    confidence: float
+
+
+@dataclass(frozen=True)
+class JudgedAtom:
+    sort: str
+    text: str
+    met: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    method: str
+    prompt_id: str
+    index: int
+    """Which of the prompt's pictures."""
+    category: str
+    prompt: str
+    unseen: bool
+    noise_seed: int
+    passed: bool
+    atoms: tuple[JudgedAtom, ...]
+    objects: tuple[SeenObject, ...]
+    unreadable: int
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.prompt_id, self.index
+
+
+def row_of(method: str, prompt: Prompt, index: int, noise_seed: int, seen: Detections, verdict: Verdict) -> Row:
+    objects = tuple(SeenObject(o.label, o.colour, o.size, _corners(o.box), o.confidence) for o in seen.objects)
+    atoms = tuple(JudgedAtom(atom.sort, atom.text, atom.met) for atom in verdict.atoms)
+    told = prompt.id, index, prompt.category, prompt.text, prompt.unseen, noise_seed
+    return Row(method, *told, verdict.passed, atoms, objects, len(seen.unreadable))
+
+
+def _corners(box: Box) -> tuple[float, ...]:
+    return tuple(float(side) for side in (box.x0, box.y0, box.x1, box.y1))
+
+
+def append(file: Path, rows: Iterable[Row]) -> None:
+    with file.open("a") as lines:
+        for row in rows:
+            lines.write(json.dumps(asdict(row)) + "\n")
+
+
+def mend(file: Path) -> int:
+    """Take off a last line that was being written when the run was killed; how many characters that were."""
+    if not file.exists():
+        return 0
+    text = file.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        file.write_text(whole)
+    return len(text) - len(whole)
+
+
+def read(file: Path) -> list[Row]:
+    """Every line or an error that says which is no picture's; a picture that is there twice is an error too."""
+    rows, known = [], set()
+    try:
+        text = file.read_text()
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from None
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            content = json.loads(line)
+        except ValueError:
+            raise UserError(f"{file}, line {number} is not JSON: it may have been cut when a run was killed") from None
+        row = from_plain(Row, content, f"{file}, line {number}")
+        if row.key in known:
+            raise UserError(f"{file}, line {number}: picture {row.index} of {row.prompt_id} is there twice")
+        known.add(row.key)
+        rows.append(row)
+    return rows

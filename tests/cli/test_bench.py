@@ -1,0 +1,98 @@
+"""`dpt bench` as it is used, on a tiny model: it draws noise, which the oracle must call wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dpt.backbone import Backbone
+from dpt.cli.bench import ReportOptions, RunOptions, report, run
+from dpt.errors import UserError
+from dpt.lora import LoraConfig
+from dpt.lora.store import save_lora
+from tests import tiny_models
+from tests.lora.test_attached import filled
+
+SMALL = {"categories": ("single", "count"), "prompts": 2, "per_prompt": 2, "num_timesteps": 2}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.save(tiny_models.POCKET, tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def tuned(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    backbone, root = Backbone.open(model, device="cpu"), tmp_path_factory.mktemp("tuned")
+    lora = filled(backbone.unet, LoraConfig(rank=2))
+    save_lora(lora.state(), lora.config, root / "lora", base="tiny", base_hash=backbone.model_hash)
+    return root
+
+
+def options(model: Path, out: Path, *methods: str, **changes: object) -> RunOptions:
+    return RunOptions(methods, out, str(model), **{**SMALL, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def drawn(model: Path, tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bench")
+    run(options(model, out, "base", f"tuned={tuned}"))
+    return out
+
+
+def test_each_method_has_a_line_and_a_picture_for_each_question(drawn: Path) -> None:
+    for method in ("base", "tuned"):
+        lines = [json.loads(line) for line in (drawn / f"{method}.jsonl").read_text().splitlines()]
+        assert len(lines) == 8
+        assert len({(one["prompt_id"], one["index"]) for one in lines}) == 8
+        assert sorted(file.name for file in (drawn / method).iterdir()) == sorted(
+            f"{one['prompt_id']}-{one['index']}.png" for one in lines
+        )
+    base, tuned = (sorted((drawn / method).iterdir()) for method in ("base", "tuned"))
+    assert [one.read_bytes() for one in base] != [one.read_bytes() for one in tuned]
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_lines(drawn: Path, model: Path, tmp_path: Path) -> None:
+    run(options(model, tmp_path, "base"))
+    whole = (tmp_path / "base.jsonl").read_text()
+    assert whole == (drawn / "base.jsonl").read_text()
+    (tmp_path / "base.jsonl").write_text(whole[: len(whole) // 2])
+    run(options(model, tmp_path, "base"))
+    assert (tmp_path / "base.jsonl").read_text() == whole
+
+
+def test_the_report_counts_the_lines(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report(ReportOptions(drawn, out=tmp_path))
+    printed = capsys.readouterr().out
+    assert (tmp_path / "table.md").read_text() == printed
+    assert "| tuned - base |" in printed
+    counted = json.loads((tmp_path / "results.json").read_text())
+    assert counted["methods"].keys() == {"base", "tuned"}
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
+
+
+def test_a_folder_of_another_benchmark_is_refused(drawn: Path, model: Path, tuned: Path) -> None:
+    with pytest.raises(UserError, match="run otherwise; choose another --out"):
+        run(options(model, drawn, "base", num_timesteps=3))
+    with pytest.raises(UserError, match="run otherwise"):
+        run(options(model, drawn, f"base={tuned}"))
+
+
+@pytest.mark.parametrize(
+    ("methods", "sentence"),
+    [((), "say which methods"), (("tuned",), "names no folder"), (("a/b=x",), "becomes a file's name"),
+     (("base", "base"), "there twice")],
+)  # fmt: skip
+def test_wrong_methods_are_one_sentence(model: Path, tmp_path: Path, methods: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        run(options(model, tmp_path / "out", *methods))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_of_nothing_is_one_sentence(drawn: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not the folder of a benchmark"):
+        report(ReportOptions(tmp_path))
+    with pytest.raises(UserError, match="no method 'control' in"):
+        report(ReportOptions(drawn, baseline="control"))
