@@ -52,6 +52,33 @@ def test_the_card_tells_the_recipe() -> None:
     assert f"{further.schedule.steps:,} steps of {further.schedule.batch} on {further.latents:,}" in card
 
 
+def test_the_adapters_tables_are_the_measured_ones() -> None:
+    tables = (ROOT / "docs/stage1/table.md").read_text()
+    assert tables.strip() in (ROOT / "ckpt/pocket-dpt/README.md").read_text()
+    row = next(line for line in tables.splitlines() if line.startswith("| up1 |")).split(" | ")
+    matching, grounding = row[1], row[4]
+    assert re.search(f"{_said(matching)} of 2,000 cases", _flat("README.md"))
+    assert re.search(f"{_said(grounding)} of 1,000 expressions", _flat("README.md"))
+    assert json.loads((ROOT / "docs/stage1/probe.json").read_text())["asked"]["num"] == 1000
+
+
+def test_the_measured_adapter_is_the_shipped_one_and_reads_the_shipped_model() -> None:
+    measured = json.loads((ROOT / "docs/stage1/probe.json").read_text())
+    record = json.loads((ROOT / "ckpt/pocket-dpt/adapter/adapter.json").read_text())
+    pocket = json.loads((ROOT / "docs/pocket/pocket.json").read_text())["model"]
+    assert measured["model"] == record["base_hash"] == pocket
+    assert [one["where"] for one in measured["adapters"]] == ["ckpt/pocket-dpt/adapter"]
+
+
+def _said(cell: str) -> str:
+    """A table's "88.0 (86.6-89.4)" as a sentence has it."""
+    return re.escape(cell.replace(" (", " % ("))
+
+
+def _flat(document: str) -> str:
+    return " ".join((ROOT / document).read_text().split())
+
+
 def test_the_pocket_is_small() -> None:
     files = [file for file in (ROOT / "ckpt/pocket").rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= 30e6
