@@ -84,6 +84,9 @@ MAY_CHANGE = {
 }  # fmt: skip
 """Options that a resumed run may have otherwise than the run that it resumes."""
 
+ONCE_REFUSED = {"use_8bit_adam"}
+"""Flags that no run could have at first: recorded where they are given, so that runs without them can go on."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_options(Stage1Options, sys.argv[1:] if arguments is None else arguments, "train_stage1.py")
@@ -97,10 +100,13 @@ def run(options: Stage1Options) -> Outcome:
     check(options)
     from dpt.cli.train_cache import open_cache
     from dpt.cli.train_data import framing_of
+    from dpt.training.eight_bit import require_eight_bit
     from dpt.training.loop import Loop
     from dpt.training.trackers import start_trackers
 
     accelerator = start_processes(options)
+    if options.optimisation.use_8bit_adam:
+        require_eight_bit(accelerator.device)
     backbone = open_backbone(options, accelerator)
     framing = framing_of(options.data, backbone)
     cache = open_cache(options.data, framing, backbone)
@@ -203,6 +209,7 @@ def recorded(options: Stage1Options, settings: Settings) -> dict[str, Any]:
 
     groups = {name: group for name, group in to_plain(options).items() if name != "refused"}
     flat = {name: value for group in groups.values() for name, value in group.items() if name not in MAY_CHANGE}
+    flat = {name: value for name, value in flat.items() if name not in ONCE_REFUSED or value}
     if settings.lr_scheduler in FLAT:  # then it does not matter to any step where the run ends
         return flat
     return {**flat, "max_train_steps": settings.max_train_steps}

@@ -138,6 +138,8 @@ class OptimisationOptions:
     adam_beta2: float = 0.999
     adam_weight_decay: float = 1e-2
     adam_epsilon: float = 1e-8
+    use_8bit_adam: Flag = False
+    """AdamW's moments in 8 bits, on a GPU with bitsandbytes; those of an adapter take some 35 MB in 32."""
     max_grad_norm: float = 1.0
     """0 leaves gradients as they are."""
     max_bad_steps: int = 3
@@ -170,7 +172,6 @@ class OutputOptions:
 class RefusedOptions:
     """Published flags that nothing can come of here: given, they end the run with the reason."""
 
-    use_8bit_adam: Flag = False
     no_freeze_text_encoder: Flag = False
     masks: Flag = False
     push_to_hub: Flag = False
@@ -200,7 +201,6 @@ class RefusedOptions:
 NOT_BUILT = "is not built yet"
 NEVER_READ = "was never read by the published code, so there is nothing that it could do"
 REASONS: dict[str, str] = {
-    "use_8bit_adam": f"{NOT_BUILT}; the moments of an adapter take some 40 MB",
     "no_freeze_text_encoder": f"{NOT_BUILT}: the encoder of expressions stays frozen",
     "masks": "asks for segmentation, which the published code has no working path for",
     "push_to_hub": "only made an empty repository; nothing is uploaded here",
