@@ -1,9 +1,13 @@
-"""An adapter as a folder of its own: `adapter.safetensors` beside `adapter.json`, which says how to build it."""
+"""An adapter as a folder of its own: `adapter.safetensors` beside `adapter.json`, which says how to build it.
+
+A text encoder that was trained along lies in `text_encoder/`, in the layout of transformers.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -11,12 +15,14 @@ from safetensors.torch import load_file, save_file
 
 from dpt.adapter.config import AdapterConfig
 from dpt.adapter.model import Adapter
+from dpt.adapter.phrases import EncoderPhrases
 from dpt.adapter.strict import load_strictly
 from dpt.errors import UserError
 from dpt.folders import whole_folder
 from dpt.records import read_record, to_plain
 
 WEIGHTS, RECORD = "adapter.safetensors", "adapter.json"
+TEXT_ENCODER, TEXT_WEIGHTS = "text_encoder", "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,8 @@ class AdapterRecord:
     base_hash: str = ""
     """That model's content hash."""
     prediction_type: str = ""
+    text_encoder_sha256: str = ""
+    """Of the weights of the text encoder that was trained along, if one was."""
     format: int = 1
 
 
@@ -37,14 +45,18 @@ def save_adapter(
 ) -> None:
     """Write the folder, all or nothing; it must not hold anything yet."""
     record = AdapterRecord(adapter.config, base, base_hash, prediction_type)
-    weights = {key: tensor.detach().cpu().contiguous() for key, tensor in adapter.state_dict().items()}
+    own = {key: tensor for key, tensor in adapter.state_dict().items() if not of_text(key)}
+    weights = {key: tensor.detach().cpu().contiguous() for key, tensor in own.items()}
     with whole_folder(folder) as work:
+        if adapter.text_encoder is not None:
+            adapter.text_encoder.save(work / TEXT_ENCODER)
+            record = replace(record, text_encoder_sha256=_sha256(work / TEXT_ENCODER / TEXT_WEIGHTS))
         save_file(weights, work / WEIGHTS, metadata={"format": "pt"})
         (work / RECORD).write_text(json.dumps(to_plain(record), indent=1) + "\n")
 
 
 def load_adapter(folder: Path) -> tuple[Adapter, AdapterRecord]:
-    """The adapter in evaluation mode, and its record."""
+    """The adapter in evaluation mode, with the text encoder that was trained along, if one was; and its record."""
     record = read_record(AdapterRecord, folder / RECORD)
     if record.format != 1:
         raise UserError(f"{folder / RECORD} has format {record.format}; this version of dpt reads format 1")
@@ -56,4 +68,25 @@ def load_adapter(folder: Path) -> tuple[Adapter, AdapterRecord]:
         raise UserError(f"{folder / WEIGHTS} is truncated or not a safetensors file") from None
     adapter = Adapter(record.config)
     load_strictly(adapter, weights, str(folder / WEIGHTS))
+    if record.text_encoder_sha256:
+        adapter.text_encoder = _open_text_encoder(folder / TEXT_ENCODER, record.text_encoder_sha256)
     return adapter.eval(), record
+
+
+def of_text(key: str) -> bool:
+    """Whether a tensor of the adapter's state is one of its text encoder's."""
+    return key.startswith(f"{TEXT_ENCODER}.")
+
+
+def _open_text_encoder(folder: Path, expected_sha256: str) -> EncoderPhrases:
+    file = folder / TEXT_WEIGHTS
+    if not file.is_file():
+        raise UserError(f"the text encoder that was trained with the adapter is not there: {file}")
+    if _sha256(file) != expected_sha256:
+        raise UserError(f"{file} is not the text encoder that was trained with the adapter (its SHA-256 differs)")
+    return EncoderPhrases.open(folder)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -84,7 +84,7 @@ MAY_CHANGE = {
 }  # fmt: skip
 """Options that a resumed run may have otherwise than the run that it resumes."""
 
-ONCE_REFUSED = {"use_8bit_adam"}
+ONCE_REFUSED = {"use_8bit_adam", "no_freeze_text_encoder"}
 """Flags that no run could have at first: recorded where they are given, so that runs without them can go on."""
 
 
@@ -175,7 +175,19 @@ def check(options: Stage1Options) -> None:
             fail(f"--{name} must be at least 1, not {getattr(options.data, name)}")
     if options.data.corrupt_budget < 0:
         fail("--corrupt_budget cannot be negative")
+    if options.adapter.no_freeze_text_encoder:
+        check_text_encoder(options.adapter, options.objective)
     settings_for(options, 1, 1)
+
+
+def check_text_encoder(adapter: AdapterOptions, objective: ObjectiveOptions) -> None:
+    if adapter.text_encoder_type == "backbone":
+        fail(
+            "--no_freeze_text_encoder needs an encoder of its own, as --text_encoder_type roberta-base: the frozen "
+            "model's also says to the UNet what to draw, in states that the UNet would no longer understand"
+        )
+    if adapter.no_contrastive_align_loss or not objective.contrastive_align_loss_coef:
+        fail("--no_freeze_text_encoder trains by the contrastive align loss alone, and this run is without it")
 
 
 def settings_for(options: Stage1Options, examples: int, processes: int) -> Settings:

@@ -78,6 +78,8 @@ class AdapterOptions:
     text_encoder_type: str = "backbone"
     """Reads referring expressions: backbone for the frozen model's own text encoder, or a folder or hub id.
     The published recipe has roberta-base."""
+    no_freeze_text_encoder: Flag = False
+    """Train that encoder too, if it is not the frozen model's own: it is saved with the adapter, and comes back so."""
     position_embedding: Literal["sine", "learned"] = "sine"
     code_placement: Literal["keys", "sequence"] = "keys"
     """Where position and timestep codes go: keys as in the published code, or into the sequence of features too, as
@@ -172,7 +174,6 @@ class OutputOptions:
 class RefusedOptions:
     """Published flags that nothing can come of here: given, they end the run with the reason."""
 
-    no_freeze_text_encoder: Flag = False
     masks: Flag = False
     push_to_hub: Flag = False
     hub_token: str | None = None
@@ -198,10 +199,8 @@ class RefusedOptions:
     transformer_decoder_only: Flag = False
 
 
-NOT_BUILT = "is not built yet"
 NEVER_READ = "was never read by the published code, so there is nothing that it could do"
 REASONS: dict[str, str] = {
-    "no_freeze_text_encoder": f"{NOT_BUILT}: the encoder of expressions stays frozen",
     "masks": "asks for segmentation, which the published code has no working path for",
     "push_to_hub": "only made an empty repository; nothing is uploaded here",
     "hub_token": "belongs to --push_to_hub, which uploads nothing",

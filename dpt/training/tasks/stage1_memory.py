@@ -32,7 +32,8 @@ def memory(
 
 
 def _held(modules: Iterable[nn.Module]) -> int:
-    return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+    frozen = (p for module in modules for p in module.parameters() if not p.requires_grad)
+    return sum(p.numel() * p.element_size() for p in frozen)
 
 
 def _activations(config: AdapterConfig, backbone: Backbone, checkpointing: bool) -> int:
