@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -171,13 +171,20 @@ class OutputOptions:
 
 
 @dataclass(frozen=True)
+class HubOptions:
+    push_to_hub: Flag = False
+    """When the run is finished, upload its adapter to the Hugging Face hub. Whether that may be is asked at once."""
+    hub_token: Annotated[str | None, tyro.conf.arg(metavar="TOKEN")] = field(default=None, repr=False)
+    """Who uploads, by default who has logged in (hf auth login, or HF_TOKEN). It is never written down."""
+    hub_model_id: Annotated[str | None, tyro.conf.arg(metavar="NAME|OWNER/NAME")] = None
+    """The repository, which is made if it is not there; by default it is called as the run's folder."""
+
+
+@dataclass(frozen=True)
 class RefusedOptions:
     """Published flags that nothing can come of here: given, they end the run with the reason."""
 
     masks: Flag = False
-    push_to_hub: Flag = False
-    hub_token: str | None = None
-    hub_model_id: str | None = None
     local_rank: int | None = None
     validation_prompts: tuple[str, ...] | None = None
     num_validation_images: int | None = None
@@ -202,9 +209,6 @@ class RefusedOptions:
 NEVER_READ = "was never read by the published code, so there is nothing that it could do"
 REASONS: dict[str, str] = {
     "masks": "asks for segmentation, which the published code has no working path for",
-    "push_to_hub": "only made an empty repository; nothing is uploaded here",
-    "hub_token": "belongs to --push_to_hub, which uploads nothing",
-    "hub_model_id": "belongs to --push_to_hub, which uploads nothing",
     "img_root": "was overwritten before it was read; say --data_root",
     "snr_gamma": "weighs the denoising loss, which stage 1 has not",
     "max_train_samples": f"{NEVER_READ}; --max_train_steps ends a run early",
