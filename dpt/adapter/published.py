@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dpt.adapter.config import PUBLISHED_POSITION_ROWS, AdapterConfig
 from dpt.adapter.model import Adapter
-from dpt.adapter.strict import load_strictly
 from dpt.errors import UserError
+from dpt.weights import load_strictly
 
 LORA_PREFIX = "unet."
 FILE_NAME = "pytorch_model.bin"

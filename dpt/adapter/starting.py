@@ -9,8 +9,8 @@ from dpt.adapter.config import AdapterConfig
 from dpt.adapter.model import Adapter
 from dpt.adapter.published import FILE_NAME, load_published
 from dpt.adapter.store import RECORD, AdapterRecord, load_adapter, of_text
-from dpt.adapter.strict import load_strictly
 from dpt.errors import UserError
+from dpt.weights import load_strictly
 
 MAY_DIFFER = ("dropout",)
 """What of the configuration changes no weight's meaning."""

@@ -5,21 +5,17 @@ A text encoder that was trained along lies in `text_encoder/`, in the layout of 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-
 from dpt.adapter.config import AdapterConfig
 from dpt.adapter.model import Adapter
 from dpt.adapter.phrases import EncoderPhrases
-from dpt.adapter.strict import load_strictly
 from dpt.errors import UserError
 from dpt.folders import whole_folder
 from dpt.records import read_record, to_plain
+from dpt.weights import load_strictly, read_weights, sha256, write_weights
 
 WEIGHTS, RECORD = "adapter.safetensors", "adapter.json"
 TEXT_ENCODER, TEXT_WEIGHTS = "text_encoder", "model.safetensors"
@@ -35,6 +31,8 @@ class AdapterRecord:
     base_hash: str = ""
     """That model's content hash."""
     prediction_type: str = ""
+    weights_sha256: str = ""
+    """Of the file beside the record; none was kept at first."""
     text_encoder_sha256: str = ""
     """Of the weights of the text encoder that was trained along, if one was."""
     format: int = 1
@@ -44,14 +42,12 @@ def save_adapter(
     adapter: Adapter, folder: Path, *, base: str = "", base_hash: str = "", prediction_type: str = ""
 ) -> None:
     """Write the folder, all or nothing; it must not hold anything yet."""
-    record = AdapterRecord(adapter.config, base, base_hash, prediction_type)
     own = {key: tensor for key, tensor in adapter.state_dict().items() if not of_text(key)}
-    weights = {key: tensor.detach().cpu().contiguous() for key, tensor in own.items()}
     with whole_folder(folder) as work:
+        record = AdapterRecord(adapter.config, base, base_hash, prediction_type, write_weights(own, work / WEIGHTS))
         if adapter.text_encoder is not None:
             adapter.text_encoder.save(work / TEXT_ENCODER)
-            record = replace(record, text_encoder_sha256=_sha256(work / TEXT_ENCODER / TEXT_WEIGHTS))
-        save_file(weights, work / WEIGHTS, metadata={"format": "pt"})
+            record = replace(record, text_encoder_sha256=sha256(work / TEXT_ENCODER / TEXT_WEIGHTS))
         (work / RECORD).write_text(json.dumps(to_plain(record), indent=1) + "\n")
 
 
@@ -60,12 +56,7 @@ def load_adapter(folder: Path) -> tuple[Adapter, AdapterRecord]:
     record = read_record(AdapterRecord, folder / RECORD)
     if record.format != 1:
         raise UserError(f"{folder / RECORD} has format {record.format}; this version of dpt reads format 1")
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except FileNotFoundError:
-        raise UserError(f"{folder} has no {WEIGHTS}") from None
-    except (SafetensorError, OSError):
-        raise UserError(f"{folder / WEIGHTS} is truncated or not a safetensors file") from None
+    weights = read_weights(folder / WEIGHTS, record.weights_sha256)
     adapter = Adapter(record.config)
     load_strictly(adapter, weights, str(folder / WEIGHTS))
     if record.text_encoder_sha256:
@@ -82,11 +73,6 @@ def _open_text_encoder(folder: Path, expected_sha256: str) -> EncoderPhrases:
     file = folder / TEXT_WEIGHTS
     if not file.is_file():
         raise UserError(f"the text encoder that was trained with the adapter is not there: {file}")
-    if _sha256(file) != expected_sha256:
+    if sha256(file) != expected_sha256:
         raise UserError(f"{file} is not the text encoder that was trained with the adapter (its SHA-256 differs)")
     return EncoderPhrases.open(folder)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

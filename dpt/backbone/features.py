@@ -12,8 +12,12 @@ from dpt.backbone.feature_names import Feature, feature
 from dpt.backbone.walk import Partway, begin, step
 
 
-def read_feature(unet: Any, latents: Tensor, t: Tensor | int, states: Tensor, name: str) -> tuple[Tensor, Partway]:
-    """F = UNet_l(z_t, c, t), (B,C,h,w), and where the pass stopped, from which `walk.finish` can go on.
+def read_feature(
+    unet: Any, latents: Tensor, t: Tensor | int, states: Tensor, name: str, pause_after: int | None = None
+) -> tuple[Tensor, Partway]:
+    """F = UNet_l(z_t, c, t), (B,C,h,w), and the pass from which `walk.finish` can go on.
+
+    The pass stands after the deepest block of the feature, or after an earlier one that `pause_after` names.
 
     The maps of a name with several are joined along the channels in the order named; those of `all-C-S` are
     first resized to (S,S), and their projection to C channels is left to the reader, because it is trained.
@@ -21,12 +25,15 @@ def read_feature(unet: Any, latents: Tensor, t: Tensor | int, states: Tensor, na
     asked = feature(unet.config, name)
     at = begin(unet, latents, t, states)
     maps: dict[int, Tensor] = {}
+    paused = None
     while at.done <= asked.deepest:
         block = at.done
         at = step(unet, at)
         if block in asked.blocks:
             maps[block] = _resized(at.hidden, asked)
-    return _joined([maps[block] for block in asked.blocks]), at
+        if block == pause_after:
+            paused = at
+    return _joined([maps[block] for block in asked.blocks]), paused or at
 
 
 def _resized(hidden: Tensor, asked: Feature) -> Tensor:

@@ -17,6 +17,7 @@ from dpt.backbone.folder import ModelFolder
 from dpt.backbone.hub import find_model
 from dpt.backbone.noise import NoiseSchedule
 from dpt.backbone.text import KnownTexts, Text, cut_off, encode_prompts, encode_unknown, unknown_words
+from dpt.backbone.walk import Partway, finish
 from dpt.errors import UserError
 
 
@@ -131,8 +132,19 @@ class Backbone:
 
     def features(self, latents: Tensor, t: Tensor | int, states: Tensor, name: str) -> Tensor:
         """The named feature (B,C,h,w) of z_t; nothing after it is computed."""
+        return self.begin(latents, t, states, name)[0]
+
+    def begin(
+        self, latents: Tensor, t: Tensor | int, states: Tensor, name: str, pause_after: int | None = None
+    ) -> tuple[Tensor, Partway]:
+        """The named feature, and the pass that `finish` goes on with: see `read_feature`."""
         z, c = latents.to(self.device, self.dtype), states.to(self.device, self.dtype)
-        return read_feature(self.unet, z, t, c, name)[0].to(latents.dtype)
+        feature, at = read_feature(self.unet, z, t, c, name, pause_after)
+        return feature.to(latents.dtype), at
+
+    def finish(self, at: Partway, detach_after: int | None = None) -> Tensor:
+        """What `predict` would return for the rows of a pass that was begun; float32."""
+        return finish(self.unet, at, detach_after).float()
 
     # What it is
 

@@ -32,6 +32,11 @@ class Partway:
             states=self.states[rows],
         )
 
+    def detached(self) -> Partway:
+        """The same pass, from which no gradient goes back: neither through the last block nor past it, by a skip."""
+        skips = tuple(skip.detach() for skip in self.skips)
+        return replace(self, hidden=self.hidden.detach(), skips=skips)
+
 
 def begin(unet: Any, latents: Tensor, t: Tensor | int, states: Tensor) -> Partway:
     """Before the first block: latents (B,C,h,w), t (B,) or a number, text states (B,L,D)."""
@@ -60,10 +65,17 @@ def step(unet: Any, at: Partway) -> Partway:
     return _up(unet.up_blocks[at.done - depth - 1], at, last=at.done == 2 * depth)
 
 
-def finish(unet: Any, at: Partway) -> Tensor:
-    """Through all blocks that are left, to the UNet's output (B,C,h,w)."""
+def finish(unet: Any, at: Partway, detach_after: int | None = None) -> Tensor:
+    """Through all blocks that are left, to the UNet's output (B,C,h,w).
+
+    `detach_after` is a block ahead, or the last one done, past which no gradient goes back.
+    """
     while at.done < len(unet.down_blocks) + 1 + len(unet.up_blocks):
+        if detach_after is not None and at.done == detach_after + 1:
+            at = at.detached()
         at = step(unet, at)
+    if detach_after is not None and at.done == detach_after + 1:
+        at = at.detached()
     hidden = at.hidden
     if unet.conv_norm_out is not None:
         hidden = unet.conv_act(unet.conv_norm_out(hidden))

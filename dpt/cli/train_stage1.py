@@ -17,7 +17,9 @@ from dpt.backbone.randomness import derived_seed
 from dpt.cli.train_options import AdapterOptions, ModelOptions, ObjectiveOptions
 from dpt.data.stream import Stream
 from dpt.objectives.assignment import AssignmentCosts
-from dpt.training.tasks.stage1 import Noise, Objective, Stage1
+from dpt.training.tasks.discriminative import Objective
+from dpt.training.tasks.noised import Noise
+from dpt.training.tasks.stage1 import Stage1
 
 
 def build_stage1(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dpt.errors import UserError
+from dpt.weights import sha256
 
 MANIFEST = "manifest.json"
 STEP_FOLDER = re.compile(r"checkpoint-(\d+)")
@@ -85,14 +85,6 @@ def fault(folder: Path) -> str | None:
 def keep_newest(root: Path, limit: int) -> None:
     for folder in sorted(_step_folders(root), key=_step_of)[:-limit]:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _step_folders(root: Path) -> Iterator[Path]:

@@ -79,6 +79,10 @@ def test_a_folder_in_use_is_not_written_to(stored: Path) -> None:
 def test_a_broken_folder_is_one_sentence(stored: Path) -> None:
     weights = load_file(stored / WEIGHTS)
     save_file({key: value for key, value in weights.items() if key != "logit_scale"}, stored / WEIGHTS)
+    with pytest.raises(UserError, match=r"adapter.safetensors is damaged: .*SHA-256 differs"):
+        load_adapter(stored)
+    record = json.loads((stored / RECORD).read_text())
+    (stored / RECORD).write_text(json.dumps({**record, "weights_sha256": ""}))
     with pytest.raises(UserError, match=r"adapter.safetensors do not fit the adapter: logit_scale is missing$"):
         load_adapter(stored)
     save_file(weights | {"more": torch.zeros(1)}, stored / WEIGHTS)

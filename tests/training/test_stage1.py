@@ -22,7 +22,9 @@ from dpt.data.batch import Batch, collate
 from dpt.errors import UserError
 from dpt.objectives.matching import match_score
 from dpt.training import checkpoint
-from dpt.training.tasks.stage1 import OF_GROUNDING, OF_MATCHING, Noise, Objective, Stage1
+from dpt.training.tasks.discriminative import OF_GROUNDING, OF_MATCHING, Objective
+from dpt.training.tasks.noised import Noise
+from dpt.training.tasks.stage1 import Stage1
 from tests.training import tiny_stage1
 from tests.training.tiny_stage1 import FEATURE, loop, losses, stream, task
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from torch import nn
-
 from dpt.adapter import AdapterConfig
 from dpt.adapter.phrases import PhraseEncoder
 from dpt.backbone import Backbone
@@ -21,18 +17,19 @@ def memory(
     backbone: Backbone, phrases: PhraseEncoder, config: AdapterConfig, examples: int, checkpointing: bool
 ) -> dict[str, int]:
     pairs = PAIRS * examples
-    modules = [backbone.unet, backbone.vae, backbone.text_encoder, getattr(phrases, "encoder", None)]
     height, width = backbone.default_latent_size
     map_bytes = int(backbone.unet.config.block_out_channels[0]) * height * width * backbone.unet.dtype.itemsize
     return {
-        "frozen model": _held(module for module in modules if module is not None),
+        "frozen model": held(backbone, phrases),
         "its activations": MAPS_AT_ONCE * map_bytes * pairs,
         "the adapter's activations": _activations(config, backbone, checkpointing) * pairs,
     }
 
 
-def _held(modules: Iterable[nn.Module]) -> int:
-    frozen = (p for module in modules for p in module.parameters() if not p.requires_grad)
+def held(backbone: Backbone, phrases: PhraseEncoder | None = None) -> int:
+    modules = [backbone.unet, backbone.vae, backbone.text_encoder, getattr(phrases, "encoder", None)]
+    parts = (module for module in modules if module is not None)
+    frozen = (p for module in parts for p in module.parameters() if not p.requires_grad)
     return sum(p.numel() * p.element_size() for p in frozen)
 
 

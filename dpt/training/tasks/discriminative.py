@@ -1,0 +1,141 @@
+"""What the adapter learns (section 2.2): to match and to ground, by features it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from dpt.adapter import Adapter
+from dpt.adapter.phrases import BackbonePhrases, PhraseEncoder, Phrases
+from dpt.adapter.token_map import token_map
+from dpt.backbone import Text
+from dpt.data.batch import Batch, ExpressionBatch
+from dpt.data.pairs import (
+    CAPTION,
+    EXPRESSION,
+    GROUNDING,
+    HARD_CAPTION,
+    MATCHING,
+    RANDOM_CAPTION,
+    Pair,
+)
+from dpt.errors import UserError
+from dpt.objectives.assignment import AssignmentCosts, Targets, assign
+from dpt.objectives.grounding import (
+    ALIGN_TEMPERATURE,
+    EOS_COEF,
+    box_loss,
+    cardinality_error,
+    contrastive_align_loss,
+    giou_loss,
+    token_loss,
+)
+from dpt.objectives.matching import image_to_text_loss, text_to_image_loss
+
+OF_MATCHING = ("i2t", "t2i")
+OF_GROUNDING = ("ce", "bbox", "giou", "align")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What weighs how much: section 2.2."""
+
+    weights: Mapping[str, float] = field(
+        default_factory=lambda: {"i2t": 1.0, "t2i": 1.0, "ce": 1.0, "bbox": 5.0, "giou": 2.0, "align": 1.0}
+    )
+    costs: AssignmentCosts = field(default_factory=AssignmentCosts)
+    eos_coef: float = EOS_COEF
+    align_temperature: float = ALIGN_TEMPERATURE
+
+
+class Discriminative:
+    def __init__(
+        self, adapter: Adapter, phrases: PhraseEncoder, objective: Objective, gradient_checkpointing: bool = False
+    ) -> None:
+        self.adapter, self.phrases, self.objective = adapter, phrases, objective
+        self.gradient_checkpointing = gradient_checkpointing
+
+    def wanted(self, batch: Batch) -> Batch:
+        """Without what no loss weighs anything for: it would cost as much as the rest, and change nothing."""
+        if batch.expressions is None and batch.matching is None:
+            raise UserError("the data have neither expressions nor captions: there is nothing to learn from")
+        weights = self.objective.weights
+        matched, grounded = (any(weights[name] for name in names) for names in (OF_MATCHING, OF_GROUNDING))
+        return replace(
+            batch,
+            matching=batch.matching if matched else None,
+            expressions=batch.expressions if grounded else None,
+        )
+
+    def losses(
+        self, features: Tensor, t: Tensor, texts: Mapping[str, Text], batch: Batch, share: Tensor
+    ) -> dict[str, Tensor]:
+        """L_stage1, in parts, from the features of `pairs_of(batch)` and their t: one pass of the adapter for all."""
+        for_grounding, for_matching = self._decode(features, t, 0 if batch.expressions is None else len(batch))
+        losses: dict[str, Tensor] = {}
+        if batch.matching is not None:
+            losses |= self._match(for_matching.unflatten(0, (len(MATCHING), len(batch))), texts)
+        if batch.expressions is not None:
+            losses |= self._ground(for_grounding, batch.expressions, texts[EXPRESSION], share)
+        return losses
+
+    def _decode(self, features: Tensor, t: Tensor, grounded: int) -> tuple[Tensor, Tensor]:
+        if self.gradient_checkpointing:
+            decoded: tuple[Tensor, Tensor] = checkpoint(
+                self.adapter.decode_apart, features, t, grounded, use_reentrant=False
+            )
+            return decoded
+        return self.adapter.decode_apart(features, t, grounded)
+
+    def _match(self, decoded: Tensor, texts: Mapping[str, Text]) -> dict[str, Tensor]:
+        """L_i2t and L_t2i, from what was decoded for the pairs of MATCHING, (5,B,Q,d)."""
+        vectors = self.adapter.matching_head(decoded.flatten(0, 1)).unflatten(0, decoded.shape[:2]).transpose(0, 1)
+        captions = torch.stack([texts[kind].pooled for kind in (CAPTION, HARD_CAPTION, RANDOM_CAPTION)], dim=1)
+        scale = self.adapter.scale
+        return {
+            "i2t": image_to_text_loss(vectors[:, [0, 1, 2]], captions, scale),
+            "t2i": text_to_image_loss(vectors[:, [0, 3, 4]], texts[CAPTION].pooled, scale),
+        }
+
+    def _ground(self, decoded: Tensor, said: ExpressionBatch, text: Text, share: Tensor) -> dict[str, Tensor]:
+        """The losses of section 2.2 that are sums over boxes."""
+        phrases = self._encode_phrases(said.texts, text)
+        targets = self.targets(said, phrases).to(decoded.device)
+        found = self.adapter.grounding_head(decoded)
+        assignment = assign(found.logits, found.boxes, targets, self.objective.costs)
+        losses = {
+            "ce": token_loss(found.logits, targets, assignment, share, self.objective.eos_coef),
+            "bbox": box_loss(found.boxes, targets, assignment, share),
+            "giou": giou_loss(found.boxes, targets, assignment, share),
+        }
+        if found.queries is not None:
+            tokens = self.adapter.align_text(phrases.states)
+            temperature, mask = self.objective.align_temperature, phrases.mask
+            losses["align"] = contrastive_align_loss(
+                found.queries, tokens, targets, assignment, share, temperature, token_mask=mask
+            )
+        return {**losses, "cardinality_error": cardinality_error(found.logits, targets)}
+
+    def _encode_phrases(self, texts: Sequence[str], text: Text) -> Phrases:
+        if isinstance(self.phrases, BackbonePhrases):  # they have been encoded already
+            return self.phrases.encode(texts, text)
+        return self.phrases.encode(texts)
+
+    def targets(self, said: ExpressionBatch, phrases: Phrases) -> Targets:
+        slots = self.adapter.config.token_slots
+        tokens = [token_map(o, spans, slots) for o, spans in zip(phrases.offsets, said.spans, strict=True)]
+        return Targets.pad(list(said.boxes_by_example()), tokens)
+
+
+def pairs_of(batch: Batch) -> tuple[Pair, ...]:
+    """What of a batch is read under what: call 1 of section 2.1, if there are expressions, then calls 2 to 6."""
+    grounding = GROUNDING if batch.expressions is not None else ()
+    return (*grounding, *(MATCHING if batch.matching is not None else ()))
+
+
+def boxes_in(batch: Batch) -> int:
+    return 0 if batch.expressions is None else sum(batch.expressions.counts)

@@ -1,0 +1,126 @@
+"""Stage 2, tuning (section 3): adapter and LoRA learn together to match, to ground and to denoise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from dpt.adapter import Adapter
+from dpt.adapter.phrases import PhraseEncoder
+from dpt.adapter.store import save_adapter
+from dpt.backbone import Backbone
+from dpt.backbone.randomness import Chance
+from dpt.data.batch import Batch
+from dpt.data.stream import Stream
+from dpt.errors import UserError
+from dpt.evaluation.probes.denoising import denoising_error
+from dpt.evaluation.probes.probe import Probe
+from dpt.lora import Lora
+from dpt.training.task import Tally
+from dpt.training.tasks.denoising import DENOISED, MSE, Denoising, need_captions
+from dpt.training.tasks.discriminative import Discriminative, Objective, boxes_in, pairs_of
+from dpt.training.tasks.noised import Noise, noised
+from dpt.training.tasks.plain_lora import export_lora
+from dpt.training.tasks.stage1 import ADAPTER_FOLDER
+from dpt.training.tasks.stage2_memory import memory
+
+
+@dataclass(frozen=True)
+class How:
+    """What of the task can be had otherwise."""
+
+    objective: Objective = field(default_factory=Objective)
+    denoising: Denoising = field(default_factory=Denoising)
+    noise: Noise = field(default_factory=Noise)
+    only_train_lora: bool = False
+    gradient_checkpointing: bool = False
+    val_batch_size: int = 16
+    score_grounding: bool = True
+
+
+class Tuned(nn.Module):
+    """What is trained, under one roof."""
+
+    def __init__(self, adapter: Adapter, lora: Lora, only_lora: bool) -> None:
+        super().__init__()
+        self.adapter, self.lora, self.only_lora = adapter, lora.weights, only_lora
+        adapter.requires_grad_(not only_lora)
+
+    def train(self, mode: bool = True) -> Tuned:
+        """An adapter that does not learn does not drop anything either."""
+        super().train(mode)
+        if self.only_lora:
+            self.adapter.eval()
+        return self
+
+
+class Stage2:
+    def __init__(
+        self,
+        backbone: Backbone,
+        adapter: Adapter,
+        lora: Lora,
+        phrases: PhraseEncoder,
+        validation: Mapping[str, Stream] | None = None,
+        how: How | None = None,
+    ) -> None:
+        self.backbone, self.adapter, self.lora, self.how = backbone, adapter, lora, how or How()
+        self.trained = Tuned(adapter, lora, self.how.only_train_lora)
+        self.learning = Discriminative(adapter, phrases, self.how.objective, self.how.gradient_checkpointing)
+        self.weights = {**self.how.objective.weights, MSE: self.how.denoising.weight}
+        self.how.noise.check(backbone)
+        self.detach_after = self.how.denoising.block(backbone)
+        if self.how.gradient_checkpointing:
+            backbone.unet.enable_gradient_checkpointing()
+        self.validation = validation or {}
+        self.probe = None
+        if validation:
+            timesteps, size = (self.how.noise.middle(backbone),), self.how.val_batch_size
+            self.probe = Probe(backbone, adapter, validation, timesteps, size, self.how.score_grounding)
+
+    def count(self, batch: Batch) -> int:
+        """Boxes."""
+        return boxes_in(batch)
+
+    def losses(self, batch: Batch, chance: Chance, share: Tensor) -> dict[str, Tensor]:
+        """L_stage2, in parts: one forward to the feature for all pairs, and to the output for those that denoise."""
+        denoises = self.how.denoising.weight != 0
+        if denoises:
+            need_captions(batch)
+        probed = self.learning.wanted(batch)
+        pairs = read = pairs_of(probed)
+        if denoises and DENOISED not in read:
+            pairs = (*read, DENOISED)
+        if not pairs:
+            raise UserError("the losses that the data allow all weigh 0: there is nothing to learn")
+        seen = noised(self.backbone, batch, pairs, chance, self.how.noise)
+        feature = self.adapter.config.unet_feature
+        features, at = self.backbone.begin(*seen.of(pairs), feature, self.detach_after)
+        losses: dict[str, Tensor] = {}
+        if read:
+            rows = len(read) * len(batch)
+            losses = self.learning.losses(features[:rows], seen.t.repeat(len(read)), seen.texts, probed, share)
+        if denoises:
+            first = pairs.index(DENOISED) * len(batch)
+            losses[MSE] = self.how.denoising.finish(self.backbone, at[first : first + len(batch)], seen)
+        return losses
+
+    def validate(self, part: int, parts: int) -> Tally:
+        if self.probe is None:
+            return {}
+        denoised = denoising_error(self.backbone, self.validation, self.how.val_batch_size, part, parts)
+        return {**self.probe.tally(part, parts), MSE: denoised}
+
+    def memory(self, examples: int) -> Mapping[str, int]:
+        config, phrases = self.adapter.config, self.learning.phrases
+        return memory(self.backbone, phrases, config, examples, self.how.gradient_checkpointing)
+
+    def export(self, root: Path, base: str = "") -> None:
+        """Both parts, trained or not: what is written can be sampled with. `base` is what the model is called."""
+        model = self.backbone
+        known = {"base": base, "base_hash": model.model_hash, "prediction_type": model.prediction_type}
+        save_adapter(self.adapter, root / ADAPTER_FOLDER, **known)
+        export_lora(model, self.lora, root, base)

@@ -1,0 +1,58 @@
+"""Stage 2 on a tiny model and rendered scenes: also what the golden trace and the two-process test run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from dpt.adapter import Adapter, config_for
+from dpt.adapter.phrases import BackbonePhrases
+from dpt.backbone import Backbone
+from dpt.data.scene_source import SceneSource
+from dpt.data.scenes.world import POCKET_WORLD
+from dpt.data.stream import Stream
+from dpt.lora import Lora, LoraConfig
+from dpt.training.loop import Loop
+from dpt.training.settings import Settings
+from dpt.training.task import Task
+from dpt.training.tasks.plain_lora import PlainLora
+from dpt.training.tasks.stage2 import How, Stage2
+from tests.training.tiny_stage1 import FRAMING, SMALL, stream
+
+FEATURE = "up1"
+
+
+def held_out(examples: int = 6) -> dict[str, Stream]:
+    return {"scenes": Stream(SceneSource(POCKET_WORLD, 0, "val", FRAMING, examples), 0, shuffle=False)}
+
+
+def task(
+    backbone: Backbone, lora: LoraConfig | None = None, adapter: Mapping[str, Any] | None = None, **how: Any
+) -> Stage2:
+    width = backbone.text_width
+    torch.manual_seed(0)
+    shape = {**SMALL, "text_encoder_type": "backbone", "dropout": 0.0, **(adapter or {})}
+    built = Adapter(config_for(backbone.unet.config, FEATURE, width, width, **shape))
+    added = Lora(backbone.unet, lora or LoraConfig(rank=2), seed=0)
+    return Stage2(backbone, built, added, BackbonePhrases(backbone), held_out(), How(**{"val_batch_size": 4, **how}))
+
+
+def control(backbone: Backbone, lora: LoraConfig | None = None, **changes: Any) -> PlainLora:
+    added = Lora(backbone.unet, lora or LoraConfig(rank=2), seed=0)
+    return PlainLora(backbone, added, held_out(), val_batch_size=4, **changes)
+
+
+def loop(root: Path, built: Task, **changes: Any) -> Loop:
+    ordinary = {"max_train_steps": 10, "train_batch_size": 2, "logging_steps": 1, "validation_steps": 0}
+    settings = Settings(**{**ordinary, **changes})
+    return Loop(built, stream(settings.seed), settings, root, {}, Accelerator(cpu=True, mixed_precision="no"))
+
+
+if __name__ == "__main__":  # python -m tests.training.tiny_stage2 MODEL ROOT BATCH: one process of several
+    opened = Backbone.open(sys.argv[1], device="cpu")
+    loop(Path(sys.argv[2]), task(opened), train_batch_size=int(sys.argv[3])).run()
