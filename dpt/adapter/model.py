@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 from dpt.adapter.codes import LearnedPositions, SinePositions, TimestepEmbedding
 from dpt.adapter.config import AdapterConfig
+from dpt.adapter.phrases import EncoderPhrases
 from dpt.adapter.transformer import Transformer
 from dpt.backbone.precision import full_precision, products_in
 
@@ -49,10 +50,14 @@ class Adapter(nn.Module):
     matrix products of encoder and decoder, which may be asked for in another format.
     """
 
+    text_encoder: EncoderPhrases | None
+    """What reads expressions, where it was trained along and so belongs to the adapter."""
+
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()
         self.config = config
         self.product_dtype = torch.float32
+        self.register_module("text_encoder", None)
         d = config.hidden_dim
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.transformer = Transformer(config)

@@ -1,4 +1,4 @@
-"""The frozen encoder that reads referring expressions: token states, and which characters each token spells."""
+"""The encoder that reads referring expressions: token states, and which characters each token spells."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dpt.backbone import Backbone, Text
 from dpt.errors import UserError
 
 OF_BACKBONE = "backbone"
+POOLER = "pooler."
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Phrases:
 
 
 class PhraseEncoder(Protocol):
-    """Frozen, and no part of the adapter: it is never saved with one."""
+    """Frozen and no part of the adapter, unless it is trained with one: see `EncoderPhrases.unfreeze`."""
 
     name: str
     width: int
@@ -61,10 +62,11 @@ class BackbonePhrases:
         return Phrases(states.float(), tokens.attention_mask.bool().to(states.device), tokens.offset_mapping)
 
 
-class EncoderPhrases:
+class EncoderPhrases(nn.Module):
     """Any encoder of transformers, as `roberta-base` in the published recipe."""
 
     def __init__(self, name: str, tokenizer: Any, encoder: Any) -> None:
+        super().__init__()
         self.name = name
         self.tokenizer = tokenizer
         self.encoder = encoder.eval().requires_grad_(False)
@@ -84,7 +86,7 @@ class EncoderPhrases:
         except Exception as error:  # whatever the libraries raise, it is the name or the folder that is at fault
             raise UserError(f"the text encoder {source!r} cannot be loaded: {_first_line(error)}") from None
         # Heads of other tasks may be missing or left over; the encoder's own tensors may not.
-        missing = [key for key in sorted(report["missing_keys"]) if not key.startswith("pooler.")]
+        missing = [key for key in sorted(report["missing_keys"]) if not key.startswith(POOLER)]
         if missing or report["mismatched_keys"]:
             lost = missing or sorted(str(key[0]) for key in report["mismatched_keys"])
             raise UserError(f"the text encoder {source!r} does not fit its config: tensor {lost[0]} is missing")
@@ -92,7 +94,17 @@ class EncoderPhrases:
             raise UserError(f"the tokenizer of {source!r} cannot say which characters a token spells")
         return cls(str(path_or_hub_id), tokenizer, encoder.to(device))
 
-    @torch.no_grad()
+    def unfreeze(self) -> EncoderPhrases:
+        """Let gradients into all of it but the pooler, which token states do not come through."""
+        for name, p in self.encoder.named_parameters():
+            p.requires_grad_(not name.startswith(POOLER))
+        return self
+
+    def save(self, folder: Path) -> None:
+        """As `open` reads it."""
+        self.encoder.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
     def encode(self, captions: Sequence[str]) -> Phrases:
         tokens = _tokenize(self.tokenizer, captions, self._room)
         device = self.encoder.device

@@ -54,7 +54,7 @@ def load_published(file: Path, config: AdapterConfig | None = None) -> tuple[Ada
     published = read_published(file)
     trained = [key for key in published.adapter if key.startswith("text_encoder.")]
     if trained:
-        raise UserError(f"{file} was trained with its own text encoder ({trained[0]}); only frozen ones are supported")
+        raise UserError(f"{file} was trained with its own text encoder ({trained[0]}), which is not read here")
     if not published.adapter:
         raise UserError(f"{file} holds no adapter: it was saved while only the LoRA was trained")
     adapter = Adapter(config or config_of(published.adapter, str(file)))

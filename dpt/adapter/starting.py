@@ -8,7 +8,7 @@ from pathlib import Path
 from dpt.adapter.config import AdapterConfig
 from dpt.adapter.model import Adapter
 from dpt.adapter.published import FILE_NAME, load_published
-from dpt.adapter.store import RECORD, AdapterRecord, load_adapter
+from dpt.adapter.store import RECORD, AdapterRecord, load_adapter, of_text
 from dpt.errors import UserError
 from dpt.weights import load_strictly
 
@@ -17,7 +17,10 @@ MAY_DIFFER = ("dropout",)
 
 
 def start_from(adapter: Adapter, path: Path) -> AdapterRecord:
-    """Give the adapter the weights found at `path`, logit_scale included; what is known of them besides."""
+    """Give the adapter the weights found at `path`, logit_scale included; what is known of them besides.
+
+    Where a text encoder was trained along there, it is gone on from too; where none was, the adapter's own stays.
+    """
     found, record = _open(path, adapter.config)
     differing = [
         f"{one.name} is {getattr(found.config, one.name)!r} there and {getattr(adapter.config, one.name)!r} here"
@@ -26,7 +29,10 @@ def start_from(adapter: Adapter, path: Path) -> AdapterRecord:
     ]
     if differing:
         raise UserError(f"the adapter of {path} cannot be gone on from: {'; '.join(differing[:3])}")
-    load_strictly(adapter, found.state_dict(), str(path))
+    if found.text_encoder is not None and adapter.text_encoder is None:
+        raise UserError(f"the adapter of {path} was trained with its text encoder: go on with --no_freeze_text_encoder")
+    kept = {key: value for key, value in adapter.state_dict().items() if found.text_encoder is None and of_text(key)}
+    load_strictly(adapter, {**found.state_dict(), **kept}, str(path))
     return record
 
 

@@ -1,19 +1,24 @@
-"""An adapter as a folder of its own: `adapter.safetensors` beside `adapter.json`, which says how to build it."""
+"""An adapter as a folder of its own: `adapter.safetensors` beside `adapter.json`, which says how to build it.
+
+A text encoder that was trained along lies in `text_encoder/`, in the layout of transformers.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dpt.adapter.config import AdapterConfig
 from dpt.adapter.model import Adapter
+from dpt.adapter.phrases import EncoderPhrases
 from dpt.errors import UserError
 from dpt.folders import whole_folder
 from dpt.records import read_record, to_plain
-from dpt.weights import load_strictly, read_weights, write_weights
+from dpt.weights import load_strictly, read_weights, sha256, write_weights
 
 WEIGHTS, RECORD = "adapter.safetensors", "adapter.json"
+TEXT_ENCODER, TEXT_WEIGHTS = "text_encoder", "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class AdapterRecord:
     prediction_type: str = ""
     weights_sha256: str = ""
     """Of the file beside the record; none was kept at first."""
+    text_encoder_sha256: str = ""
+    """Of the weights of the text encoder that was trained along, if one was."""
     format: int = 1
 
 
@@ -35,18 +42,37 @@ def save_adapter(
     adapter: Adapter, folder: Path, *, base: str = "", base_hash: str = "", prediction_type: str = ""
 ) -> None:
     """Write the folder, all or nothing; it must not hold anything yet."""
+    own = {key: tensor for key, tensor in adapter.state_dict().items() if not of_text(key)}
     with whole_folder(folder) as work:
-        digest = write_weights(adapter.state_dict(), work / WEIGHTS)
-        record = AdapterRecord(adapter.config, base, base_hash, prediction_type, digest)
+        record = AdapterRecord(adapter.config, base, base_hash, prediction_type, write_weights(own, work / WEIGHTS))
+        if adapter.text_encoder is not None:
+            adapter.text_encoder.save(work / TEXT_ENCODER)
+            record = replace(record, text_encoder_sha256=sha256(work / TEXT_ENCODER / TEXT_WEIGHTS))
         (work / RECORD).write_text(json.dumps(to_plain(record), indent=1) + "\n")
 
 
 def load_adapter(folder: Path) -> tuple[Adapter, AdapterRecord]:
-    """The adapter in evaluation mode, and its record."""
+    """The adapter in evaluation mode, with the text encoder that was trained along, if one was; and its record."""
     record = read_record(AdapterRecord, folder / RECORD)
     if record.format != 1:
         raise UserError(f"{folder / RECORD} has format {record.format}; this version of dpt reads format 1")
     weights = read_weights(folder / WEIGHTS, record.weights_sha256)
     adapter = Adapter(record.config)
     load_strictly(adapter, weights, str(folder / WEIGHTS))
+    if record.text_encoder_sha256:
+        adapter.text_encoder = _open_text_encoder(folder / TEXT_ENCODER, record.text_encoder_sha256)
     return adapter.eval(), record
+
+
+def of_text(key: str) -> bool:
+    """Whether a tensor of the adapter's state is one of its text encoder's."""
+    return key.startswith(f"{TEXT_ENCODER}.")
+
+
+def _open_text_encoder(folder: Path, expected_sha256: str) -> EncoderPhrases:
+    file = folder / TEXT_WEIGHTS
+    if not file.is_file():
+        raise UserError(f"the text encoder that was trained with the adapter is not there: {file}")
+    if sha256(file) != expected_sha256:
+        raise UserError(f"{file} is not the text encoder that was trained with the adapter (its SHA-256 differs)")
+    return EncoderPhrases.open(folder)

@@ -20,6 +20,7 @@ from dpt.cli.train_options import (
     WARNED,
     AdapterOptions,
     DataOptions,
+    HubOptions,
     ModelOptions,
     ObjectiveOptions,
     OptimisationOptions,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from dpt.backbone import Backbone
+    from dpt.cli.hub import Hub
     from dpt.cli.train_cache import Cache
     from dpt.data.example import Source
     from dpt.data.framing import Framing
@@ -62,6 +64,7 @@ class Stage1Options:
     objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
     optimisation: OptimisationOptions = field(default_factory=OptimisationOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
+    hub: HubOptions = field(default_factory=HubOptions)
     refused: RefusedOptions = field(default_factory=RefusedOptions)
 
     @property
@@ -84,6 +87,9 @@ MAY_CHANGE = {
 }  # fmt: skip
 """Options that a resumed run may have otherwise than the run that it resumes."""
 
+ONCE_REFUSED = {"use_8bit_adam", "no_freeze_text_encoder"}
+"""Flags that no run could have at first: recorded where they are given, so that runs without them can go on."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_options(Stage1Options, sys.argv[1:] if arguments is None else arguments, "train_stage1.py")
@@ -95,12 +101,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: Stage1Options) -> Outcome:
     check(options)
+    from dpt.cli.hub import open_hub
     from dpt.cli.train_cache import open_cache
     from dpt.cli.train_data import framing_of
+    from dpt.training.eight_bit import require_eight_bit
     from dpt.training.loop import Loop
     from dpt.training.trackers import start_trackers
 
     accelerator = start_processes(options)
+    if options.optimisation.use_8bit_adam:
+        require_eight_bit(accelerator.device)
+    hub = open_hub(options.hub, options.root) if accelerator.is_main_process else None
     backbone = open_backbone(options, accelerator)
     framing = framing_of(options.data, backbone)
     cache = open_cache(options.data, framing, backbone)
@@ -127,7 +138,7 @@ def run(options: Stage1Options) -> Outcome:
     finally:
         accelerator.end_training()
     if accelerator.is_main_process:
-        finish(options, task, outcome)
+        finish(options, task, outcome, hub)
     return outcome
 
 
@@ -137,7 +148,7 @@ OUT_OF_MEMORY = (
 )
 
 
-def finish(options: Stage1Options, task: Stage1, outcome: Outcome) -> None:
+def finish(options: Stage1Options, task: Stage1, outcome: Outcome, hub: Hub | None) -> None:
     import shutil
 
     from dpt.training.curve import plot_curve
@@ -150,6 +161,8 @@ def finish(options: Stage1Options, task: Stage1, outcome: Outcome) -> None:
     task.export(folder, options.model.pretrained_model_name_or_path)
     plot_curve(options.root, curve)
     print(f"trained to step {outcome.step}: the adapter is in {folder}, the course of its training in {curve}")
+    if hub is not None:
+        print(f"uploaded to {hub.push(options.root, folder, curve)}")
 
 
 def check(options: Stage1Options) -> None:
@@ -169,7 +182,22 @@ def check(options: Stage1Options) -> None:
             fail(f"--{name} must be at least 1, not {getattr(options.data, name)}")
     if options.data.corrupt_budget < 0:
         fail("--corrupt_budget cannot be negative")
+    for name in ("hub_token", "hub_model_id"):
+        if getattr(options.hub, name) is not None and not options.hub.push_to_hub:
+            fail(f"--{name} does nothing without --push_to_hub")
+    if options.adapter.no_freeze_text_encoder:
+        check_text_encoder(options.adapter, options.objective)
     settings_for(options, 1, 1)
+
+
+def check_text_encoder(adapter: AdapterOptions, objective: ObjectiveOptions) -> None:
+    if adapter.text_encoder_type == "backbone":
+        fail(
+            "--no_freeze_text_encoder needs an encoder of its own, as --text_encoder_type roberta-base: the frozen "
+            "model's also says to the UNet what to draw, in states that the UNet would no longer understand"
+        )
+    if adapter.no_contrastive_align_loss or not objective.contrastive_align_loss_coef:
+        fail("--no_freeze_text_encoder trains by the contrastive align loss alone, and this run is without it")
 
 
 def settings_for(options: Stage1Options, examples: int, processes: int) -> Settings:
@@ -201,8 +229,9 @@ def recorded(options: Stage1Options, settings: Settings) -> dict[str, Any]:
     from dpt.records import to_plain
     from dpt.training.rates import FLAT
 
-    groups = {name: group for name, group in to_plain(options).items() if name != "refused"}
+    groups = {name: group for name, group in to_plain(options).items() if name not in ("refused", "hub")}
     flat = {name: value for group in groups.values() for name, value in group.items() if name not in MAY_CHANGE}
+    flat = {name: value for name, value in flat.items() if name not in ONCE_REFUSED or value}
     if settings.lr_scheduler in FLAT:  # then it does not matter to any step where the run ends
         return flat
     return {**flat, "max_train_steps": settings.max_train_steps}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -78,6 +78,8 @@ class AdapterOptions:
     text_encoder_type: str = "backbone"
     """Reads referring expressions: backbone for the frozen model's own text encoder, or a folder or hub id.
     The published recipe has roberta-base."""
+    no_freeze_text_encoder: Flag = False
+    """Train that encoder too, if it is not the frozen model's own: it is saved with the adapter, and comes back so."""
     position_embedding: Literal["sine", "learned"] = "sine"
     code_placement: Literal["keys", "sequence"] = "keys"
     """Where position and timestep codes go: keys as in the published code, or into the sequence of features too, as
@@ -138,6 +140,8 @@ class OptimisationOptions:
     adam_beta2: float = 0.999
     adam_weight_decay: float = 1e-2
     adam_epsilon: float = 1e-8
+    use_8bit_adam: Flag = False
+    """AdamW's moments in 8 bits, on a GPU with bitsandbytes; those of an adapter take some 35 MB in 32."""
     max_grad_norm: float = 1.0
     """0 leaves gradients as they are."""
     max_bad_steps: int = 3
@@ -167,15 +171,20 @@ class OutputOptions:
 
 
 @dataclass(frozen=True)
+class HubOptions:
+    push_to_hub: Flag = False
+    """When the run is finished, upload its adapter to the Hugging Face hub. Whether that may be is asked at once."""
+    hub_token: Annotated[str | None, tyro.conf.arg(metavar="TOKEN")] = field(default=None, repr=False)
+    """Who uploads, by default who has logged in (hf auth login, or HF_TOKEN). It is never written down."""
+    hub_model_id: Annotated[str | None, tyro.conf.arg(metavar="NAME|OWNER/NAME")] = None
+    """The repository, which is made if it is not there; by default it is called as the run's folder."""
+
+
+@dataclass(frozen=True)
 class RefusedOptions:
     """Published flags that nothing can come of here: given, they end the run with the reason."""
 
-    use_8bit_adam: Flag = False
-    no_freeze_text_encoder: Flag = False
     masks: Flag = False
-    push_to_hub: Flag = False
-    hub_token: str | None = None
-    hub_model_id: str | None = None
     local_rank: int | None = None
     validation_prompts: tuple[str, ...] | None = None
     num_validation_images: int | None = None
@@ -197,15 +206,9 @@ class RefusedOptions:
     transformer_decoder_only: Flag = False
 
 
-NOT_BUILT = "is not built yet"
 NEVER_READ = "was never read by the published code, so there is nothing that it could do"
 REASONS: dict[str, str] = {
-    "use_8bit_adam": f"{NOT_BUILT}; the moments of an adapter take some 40 MB",
-    "no_freeze_text_encoder": f"{NOT_BUILT}: the encoder of expressions stays frozen",
     "masks": "asks for segmentation, which the published code has no working path for",
-    "push_to_hub": "only made an empty repository; nothing is uploaded here",
-    "hub_token": "belongs to --push_to_hub, which uploads nothing",
-    "hub_model_id": "belongs to --push_to_hub, which uploads nothing",
     "img_root": "was overwritten before it was read; say --data_root",
     "snr_gamma": "weighs the denoising loss, which stage 1 has not",
     "max_train_samples": f"{NEVER_READ}; --max_train_steps ends a run early",

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from dpt.adapter import Adapter, config_for
-from dpt.adapter.phrases import open_phrase_encoder
+from dpt.adapter.phrases import EncoderPhrases, open_phrase_encoder
 from dpt.adapter.starting import start_from
 from dpt.backbone import Backbone
 from dpt.backbone.devices import resolve_product_dtype
@@ -54,6 +54,9 @@ def build_stage1(
     )
     torch.manual_seed(derived_seed(seed, 0, "adapter"))
     built = Adapter(config).to(backbone.device)
+    if adapter.no_freeze_text_encoder:
+        assert isinstance(phrases, EncoderPhrases), "the frozen model's own is refused before it is opened"
+        built.text_encoder = phrases.unfreeze()
     if adapter.qformer_ckpt is not None:
         begin_with(built, adapter.qformer_ckpt, backbone)
     built.product_dtype = resolve_product_dtype(backbone.device, model.adapter_precision)

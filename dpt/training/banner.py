@@ -8,13 +8,10 @@ from torch import Tensor
 
 from dpt.training.split import Split
 
-BYTES_PER_TRAINED = 16
-"""Weight, gradient and two moments, each a float32."""
 
-
-def banner(parameters: Iterable[Tensor], split: Split, memory: Mapping[str, int]) -> str:
+def banner(parameters: Iterable[Tensor], bytes_each: int, split: Split, memory: Mapping[str, int]) -> str:
     trained = sum(p.numel() for p in parameters)
-    held = {"what is trained": BYTES_PER_TRAINED * trained, **memory}
+    held = {"what is trained": bytes_each * trained, **memory}
     parts = ", ".join(f"{name} {_size(count)}" for name, count in held.items())
     return "\n".join([
         f"effective batch: {split.global_batch} = {split.batch} examples x {split.accumulation} accumulated "

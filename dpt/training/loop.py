@@ -146,7 +146,8 @@ class Loop:
         self.step = self.saved_at = int(state["step"])
 
     def _announce(self, start: Path | None) -> None:
-        print(banner(self.update.parameters, self.split, self.task.memory(self.settings.train_batch_size)))
+        held = self.task.memory(self.settings.train_batch_size)
+        print(banner(self.update.parameters, self.update.bytes_each, self.split, held))
         if start is not None:
             print(f"continuing after step {self.step} from {start}")
 

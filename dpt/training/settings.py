@@ -24,6 +24,8 @@ class Settings:
     adam_beta2: float = 0.999
     adam_weight_decay: float = 1e-2
     adam_epsilon: float = 1e-8
+    use_8bit_adam: bool = False
+    """AdamW's moments in 8 bits, by bitsandbytes."""
     max_grad_norm: float = 1.0
     """Gradients of a larger norm are scaled down to it; 0 leaves them as they are."""
     checkpointing_steps: int = 500

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dpt.errors import UserError
+from dpt.training.eight_bit import eight_bit_adamw
 from dpt.training.processes import mean_over
 from dpt.training.settings import Settings
 
@@ -16,7 +18,7 @@ Groups = Mapping[str, Mapping[str, Tensor]]
 
 
 class Update:
-    """AdamW that asks the device for nothing: a step whose gradient is not finite is skipped there."""
+    """AdamW that asks the device for nothing, but for its 8 bits: a step that is not finite is skipped there."""
 
     def __init__(self, module: nn.Module, settings: Settings) -> None:
         self.named = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -27,14 +29,23 @@ class Update:
         if half:
             raise UserError(f"what is trained must be float32, not {', '.join(half)}")
         self.clip = settings.max_grad_norm or float("inf")
-        self.adam = torch.optim.AdamW(
-            self.parameters,
-            lr=settings.learning_rate,
-            betas=(settings.adam_beta1, settings.adam_beta2),
-            eps=settings.adam_epsilon,
-            weight_decay=settings.adam_weight_decay,
-            fused=True,  # the only one that takes `found_inf`
-        )
+        self.eight_bit = settings.use_8bit_adam
+        chosen: dict[str, Any] = {
+            "lr": settings.learning_rate,
+            "betas": (settings.adam_beta1, settings.adam_beta2),
+            "eps": settings.adam_epsilon,
+            "weight_decay": settings.adam_weight_decay,
+        }
+        self.adam: torch.optim.Optimizer
+        if self.eight_bit:
+            self.adam = eight_bit_adamw(self.parameters, **chosen)
+        else:
+            self.adam = torch.optim.AdamW(self.parameters, **chosen, fused=True)  # no other takes `found_inf`
+
+    @property
+    def bytes_each(self) -> int:
+        """Of a trained number: itself, its gradient and two moments."""
+        return 4 + 4 + (2 if self.eight_bit else 8)
 
     def average_gradients(self, accelerator: Accelerator) -> None:
         """One exchange per step, however many micro-batches it had. A parameter without gradient counts as zero."""
@@ -53,16 +64,22 @@ class Update:
         """The gradient's norm before clipping, and whether the step was `bad` and so not applied."""
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip, foreach=True)
         bad = bad | ~torch.isfinite(norm)
-        self.adam.found_inf = bad.float()  # type: ignore[attr-defined]
         for group in self.adam.param_groups:
             group["lr"] = rate
-        self.adam.step()
+        if not self.eight_bit:
+            self.adam.found_inf = bad.float()  # type: ignore[attr-defined]
+            self.adam.step()
+        # bitsandbytes has no `found_inf`, and a step by zeros would still decay weights and moments: so the host asks.
+        elif not bool(bad):
+            self.adam.step()
         self.adam.zero_grad(set_to_none=True)
         return norm, bad
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         moments = {
-            f"{name}|{key}": value for name, p in self.named.items() for key, value in self.adam.state[p].items()
+            f"{name}|{key}": self._kept(value)
+            for name, p in self.named.items()
+            for key, value in self.adam.state[p].items()
         }
         return {"weights": dict(self.named), "moments": moments}
 
@@ -78,4 +95,9 @@ class Update:
             return
         for entry, value in groups.get("moments", {}).items():
             name, key = entry.split("|")
-            self.adam.state[self.named[name]][key] = value.to(self.named[name].device)
+            counted = self.eight_bit and key == "step"
+            self.adam.state[self.named[name]][key] = int(value) if counted else value.to(self.named[name].device)
+
+    def _kept(self, value: Tensor | int) -> Tensor:
+        """As a file can hold it: bitsandbytes counts in an int, and lets all parameters share its tables of numbers."""
+        return torch.as_tensor(value).clone() if self.eight_bit else torch.as_tensor(value)

@@ -8,41 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import RobertaConfig, RobertaModel, RobertaTokenizer
 
 from dpt.adapter.phrases import BackbonePhrases, EncoderPhrases, Phrases, open_phrase_encoder
 from dpt.adapter.token_map import token_map
 from dpt.backbone import Backbone
 from dpt.errors import UserError
-from tests import tiny_models
+from tests import tiny_models, tiny_roberta
 from tests.tiny_models import POCKET, SD2_BASE
+from tests.tiny_roberta import ROOM
 
 CAPTIONS = ["the red circle on the left", "a star"]
-ROOM = 30
 
 
 @pytest.fixture(scope="module")
 def roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A RoBERTa whose tokens are single characters."""
-    folder = tmp_path_factory.mktemp("roberta")
-    entries = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *sorted(ByteLevel.alphabet())]
-    tokenizer = RobertaTokenizer(vocab={entry: i for i, entry in enumerate(entries)}, merges=[])
-    torch.manual_seed(0)
-    config = RobertaConfig(
-        vocab_size=len(entries),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=ROOM + 2,
-        pad_token_id=1,
-        bos_token_id=0,
-        eos_token_id=2,
-    )
-    RobertaModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return tiny_roberta.save(tmp_path_factory.mktemp("roberta"))
 
 
 @pytest.fixture(scope="module", params=[POCKET, SD2_BASE], ids=lambda model: model.name)
@@ -86,6 +66,19 @@ def test_an_encoder_from_a_folder(roberta: Path, backbone: Backbone) -> None:
     alone = encoder.encode(CAPTIONS[1:])
     torch.testing.assert_close(alone.states, phrases.states[1:, :8], rtol=0, atol=1e-6)
     assert not phrases.states.requires_grad
+
+
+def test_an_unfrozen_encoder_takes_gradients(roberta: Path, tmp_path: Path) -> None:
+    frozen, trained = EncoderPhrases.open(roberta), EncoderPhrases.open(roberta).unfreeze()
+    trained.encode(CAPTIONS).states.square().sum().backward()
+    without = {name for name, p in trained.encoder.named_parameters() if p.grad is None}
+    assert without == {"pooler.dense.weight", "pooler.dense.bias"}
+    assert all(p.grad is None for p in frozen.encoder.parameters())
+    with torch.no_grad():
+        trained.encoder.embeddings.word_embeddings.weight.add_(1.0)
+        expected = trained.encode(CAPTIONS).states
+    trained.save(tmp_path / "saved")
+    assert torch.equal(EncoderPhrases.open(tmp_path / "saved").encode(CAPTIONS).states, expected)
 
 
 def test_an_encoder_without_all_its_tensors_is_refused(roberta: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dpt.adapter import AdapterConfig
+from dpt.adapter.phrases import EncoderPhrases
 from dpt.adapter.published import config_of, load_published, read_published
 from dpt.adapter.store import RECORD, WEIGHTS, load_adapter, save_adapter
 from dpt.errors import UserError
+from tests import tiny_roberta
 from tests.adapter.test_model import inputs, small
 from tests.golden.recipe import recipe_weights
 from tests.golden.reference import FULL, key_shapes
@@ -46,6 +49,26 @@ def test_what_is_saved_comes_back(stored: Path) -> None:
     assert not adapter.training
     assert torch.equal(adapter(*inputs()).matching, small()(*inputs()).matching)
     assert torch.equal(adapter.logit_scale, small().logit_scale)
+
+
+def test_a_text_encoder_that_was_trained_along_comes_back(tmp_path: Path) -> None:
+    roberta, adapter = EncoderPhrases.open(tiny_roberta.save(tmp_path / "roberta")), small()
+    with torch.no_grad():
+        roberta.encoder.embeddings.word_embeddings.weight.add_(1.0)
+    adapter.text_encoder = roberta
+    save_adapter(adapter, tmp_path / "adapter")
+    assert load_file(tmp_path / "adapter" / WEIGHTS).keys() == small().state_dict().keys()
+    opened, record = load_adapter(tmp_path / "adapter")
+    assert opened.text_encoder is not None and len(record.text_encoder_sha256) == 64
+    assert torch.equal(opened.text_encoder.encode(["a star"]).states, roberta.encode(["a star"]).states)
+    assert not any(p.requires_grad for p in opened.text_encoder.parameters())
+    weights = tmp_path / "adapter" / "text_encoder" / "model.safetensors"
+    shutil.copy(tmp_path / "roberta" / weights.name, weights)
+    with pytest.raises(UserError, match="not the text encoder that was trained with the adapter"):
+        load_adapter(tmp_path / "adapter")
+    weights.unlink()
+    with pytest.raises(UserError, match="text encoder that was trained with the adapter is not there"):
+        load_adapter(tmp_path / "adapter")
 
 
 def test_a_folder_in_use_is_not_written_to(stored: Path) -> None:

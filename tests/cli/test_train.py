@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from dpt.adapter.store import load_adapter
-from dpt.cli.train import MAY_CHANGE, Stage1Options, main
-from dpt.cli.train_options import REASONS, WARNED, RefusedOptions
+from dpt.cli.train import MAY_CHANGE, ONCE_REFUSED, Stage1Options, main, recorded, settings_for
+from dpt.cli.train_options import REASONS, WARNED, OptimisationOptions, RefusedOptions
 from dpt.training.signals import STOPPED
 from tests.training import tiny_stage1
 
@@ -100,7 +100,15 @@ def test_every_refused_flag_has_a_reason(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_what_may_change_is_a_flag() -> None:
     groups = [one.default_factory() for one in fields(Stage1Options)]  # type: ignore[misc]
-    assert {one.name for group in groups for one in fields(group)} >= MAY_CHANGE
+    assert {one.name for group in groups for one in fields(group)} >= MAY_CHANGE | ONCE_REFUSED
+
+
+def test_runs_older_than_a_flag_can_go_on() -> None:
+    def names(options: Stage1Options) -> set[str]:
+        return set(recorded(options, settings_for(options, 1, 1)))
+
+    assert not names(Stage1Options()) & ONCE_REFUSED
+    assert "use_8bit_adam" in names(Stage1Options(optimisation=OptimisationOptions(use_8bit_adam=True)))
 
 
 def test_the_published_command_runs(model: Path, tmp_path: Path) -> None:
@@ -184,6 +192,7 @@ def test_files_are_trained_on(command: list[str], tmp_path: Path) -> None:
         ("--fix_timestep 1000", "--fix_timestep is between 0 and 999, not 1000"),
         ("--hidden_dim 30", "hidden_dim must be divisible by 4"),
         ("--resolution 63", "the height must be divisible by 4, not 63"),
+        ("--use_8bit_adam", "--use_8bit_adam runs on CUDA devices only"),
         ("--report_to comet", "--report_to is one of tensorboard"),
         ("--pretrained_model_name_or_path /nowhere", "/nowhere"),
     ],

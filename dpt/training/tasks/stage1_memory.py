@@ -29,7 +29,8 @@ def memory(
 def held(backbone: Backbone, phrases: PhraseEncoder | None = None) -> int:
     modules = [backbone.unet, backbone.vae, backbone.text_encoder, getattr(phrases, "encoder", None)]
     parts = (module for module in modules if module is not None)
-    return sum(p.numel() * p.element_size() for module in parts for p in module.parameters())
+    frozen = (p for module in parts for p in module.parameters() if not p.requires_grad)
+    return sum(p.numel() * p.element_size() for p in frozen)
 
 
 def _activations(config: AdapterConfig, backbone: Backbone, checkpointing: bool) -> int:

@@ -1,0 +1,124 @@
+"""`--push_to_hub`, with a hub of our own on the loopback."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from dpt.adapter.store import load_adapter
+from dpt.cli.train import Stage1Options, main
+from dpt.cli.train_options import HubOptions
+from tests.cli import fake_hub
+from tests.cli.fake_hub import TOKEN, FakeHub
+from tests.cli.test_train import SMALL, refused
+from tests.training import tiny_stage1
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_stage1.model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with fake_hub.running() as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)  # whoever runs the tests may have logged in
+        yield hub
+
+
+@pytest.fixture
+def command(model: Path, tmp_path: Path) -> list[str]:
+    fixed = ["--output_dir", str(tmp_path / "logs"), "--run_name", "probe"]
+    return ["--pretrained_model_name_or_path", str(model), *SMALL, *fixed, "--push_to_hub"]
+
+
+def test_what_a_run_leaves_is_uploaded(
+    command: list[str], hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["train_stage1.py", *command, "--hub_token", TOKEN])
+    assert main() == 0
+    said = capsys.readouterr()
+    assert f"uploaded to {hub.address}/someone/probe" in said.out
+    files = hub.repositories["someone/probe"]
+    assert files.keys() == {"adapter.json", "adapter.safetensors", "curve.png", "README.md"}
+    for name, content in files.items():
+        (tmp_path / "downloaded" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "downloaded" / name).write_bytes(content)
+    assert load_adapter(tmp_path / "downloaded")[0].config.unet_feature == "up0"
+
+    card = files["README.md"].decode()
+    assert "| `learning_rate` | `0.0001` |" in card and "| `steps` | `2` |" in card
+    assert "After step 2.\n" in card and "| `itm_txt` | 0." in card and "| `rec_p1` | " in card
+    assert str(tmp_path) not in card
+
+    assert TOKEN not in said.out + said.err and sys.argv[-1] == "***"
+    written = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert written and not any(TOKEN.encode() in file.read_bytes() for file in written)
+    assert not any("hub" in name for name in json.loads((tmp_path / "logs" / "probe" / "config.json").read_text()))
+
+
+def test_the_token_is_not_shown_with_the_options() -> None:
+    assert TOKEN not in repr(Stage1Options(hub=HubOptions(True, TOKEN)))
+
+
+def test_the_token_of_who_has_logged_in(
+    command: list[str], hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: TOKEN)
+    assert main([*command, "--hub_model_id", "team/adapter", "--validation_steps", "0"]) == 0
+    assert "The run was not validated." in hub.repositories["team/adapter"]["README.md"].decode()
+
+
+def test_a_hub_that_would_not_take_it_is_noticed_at_once(
+    command: list[str], hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    known = [*command, "--hub_token", TOKEN]
+    assert "--push_to_hub needs a token: log in with `hf auth login`" in refused(command, capsys)
+    assert "cannot upload probe" in (said := refused([*command, "--hub_token", "hf_other"], capsys))
+    assert "(Invalid user token.)" in said and "hf_other" not in said
+    assert "has characters that no token has" in refused([*command, "--hub_token", "hf_two\nlines"], capsys)
+    assert "Repo id must" in refused([*known, "--hub_model_id", "no/such/name"], capsys)
+    hub.role = "read"
+    assert "(this token may only read); nothing was trained" in refused(known, capsys)
+    hub.role, hub.refused = "write", ("repos/create", "models/")
+    assert "403" in refused(known, capsys)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    assert "cannot upload probe to http://127.0.0.1:9 (" in refused(known, capsys)
+    assert not list(tmp_path.iterdir()) and not hub.repositories
+
+
+def test_an_upload_that_fails_costs_nothing_else(
+    command: list[str], hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.refused = ("/commit/",)
+    words, folder = [*command, "--hub_token", TOKEN], tmp_path / "logs" / "probe" / "adapter"
+    assert main(words) == 69
+    said = capsys.readouterr().err
+    assert f"the run is finished and saved, but {folder} was not uploaded to someone/probe (" in said
+    assert f"repeat the command, or run `hf upload someone/probe {folder}`" in said and TOKEN not in said
+    load_adapter(folder)
+    hub.refused = ()
+    assert main(words) == 0
+    assert "adapter.safetensors" in hub.repositories["someone/probe"]
+
+
+def test_a_run_that_uploads_nothing_asks_nobody(command: list[str], hub: FakeHub) -> None:
+    assert main(command[:-1]) == 0
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize("words", [["--hub_token", TOKEN], ["--hub_model_id", "x"]], ids=["token", "name"])
+def test_what_belongs_to_an_upload_does_nothing_without(
+    words: list[str], command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused([*command[:-1], *words], capsys)
+    assert f"{words[0]} does nothing without --push_to_hub" in said and TOKEN not in said
