@@ -2,7 +2,7 @@
 
 import sys
 
-from dpt.cli.train import main
+from dpt.cli.train_stage1 import main
 
 if __name__ == "__main__":
     sys.exit(main())

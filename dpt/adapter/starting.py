@@ -8,8 +8,9 @@ from pathlib import Path
 from dpt.adapter.config import AdapterConfig
 from dpt.adapter.model import Adapter
 from dpt.adapter.published import FILE_NAME, load_published
-from dpt.adapter.store import RECORD, AdapterRecord, load_adapter, of_text
+from dpt.adapter.store import RECORD, WEIGHTS, AdapterRecord, load_adapter, of_text
 from dpt.errors import UserError
+from dpt.records import read_record
 from dpt.weights import load_strictly
 
 MAY_DIFFER = ("dropout",)
@@ -36,10 +37,27 @@ def start_from(adapter: Adapter, path: Path) -> AdapterRecord:
     return record
 
 
+def config_at(path: Path) -> AdapterConfig | None:
+    """The configuration of the adapter at `path`; None where it is not known, as of the published file."""
+    folder = _folder(path)
+    return None if folder is None else read_record(AdapterRecord, folder / RECORD).config
+
+
+def weights_at(path: Path) -> Path:
+    """The file of weights that `start_from` reads."""
+    folder = _folder(path)
+    if folder is not None:
+        return folder / WEIGHTS
+    return path / FILE_NAME if path.is_dir() else path
+
+
+def _folder(path: Path) -> Path | None:
+    return next((folder for folder in (path, path / "adapter") if (folder / RECORD).is_file()), None)
+
+
 def _open(path: Path, config: AdapterConfig) -> tuple[Adapter, AdapterRecord]:
-    for folder in (path, path / "adapter"):
-        if (folder / RECORD).is_file():
-            return load_adapter(folder)
+    if (folder := _folder(path)) is not None:
+        return load_adapter(folder)
     if not path.exists():
         raise UserError(f"there is no adapter {path}")
     if path.is_dir() and not (path / FILE_NAME).is_file():

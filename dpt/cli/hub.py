@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,13 +30,18 @@ class Hub:
     def __init__(self, api: HfApi, repository: str, token: str) -> None:
         self._api, self.repository, self._token = api, repository, token
 
-    def push(self, root: Path, folder: Path, curve: Path) -> str:
-        """The run's adapter with a card and the curve; the address of what was uploaded."""
+    def push(self, root: Path, folders: Sequence[Path], curve: Path) -> str:
+        """What the run trained, with a card and the curve; the address of what was uploaded."""
+        folder = folders[0] if len(folders) == 1 else root
         try:
-            shutil.copy(curve, folder / curve.name)
-            (folder / CARD).write_text(model_card(self.repository, root, folder))
-            message = "Upload the adapter of a finished run"
-            self._api.upload_folder(repo_id=self.repository, folder_path=folder, commit_message=message)
+            if folder != root:
+                shutil.copy(curve, folder / curve.name)
+            (folder / CARD).write_text(model_card(self.repository, root, folders))
+            parts = [CARD, curve.name, *(f"{one.name}/*" for one in folders)] if folder == root else None
+            message = "Upload what a finished run has trained"
+            self._api.upload_folder(
+                repo_id=self.repository, folder_path=folder, commit_message=message, allow_patterns=parts
+            )
         except Exception as error:  # whatever it was, the run is not lost by it
             raise NotUploadedError(
                 f"the run is finished and saved, but {folder} was not uploaded to {self.repository} "

@@ -17,8 +17,13 @@ tags:
 
 # {name}
 
-An adapter of Discriminative Probing and Tuning, stage 1. From the feature `{feature}` of the frozen text-to-image model
-`{base}` it tells whether a picture matches a text, and where in the picture is what an expression names.
+{what}
+
+![the course of its training](curve.png)
+"""
+ADAPTER = """An adapter of Discriminative Probing and Tuning, stage 1. From the feature `{feature}` of the frozen
+text-to-image model `{base}` it tells whether a picture matches a text, and where in the picture is what an expression
+names.
 
 ```python
 from pathlib import Path
@@ -26,24 +31,46 @@ from dpt.adapter.store import load_adapter
 from huggingface_hub import snapshot_download
 
 adapter, record = load_adapter(Path(snapshot_download("{name}")))
-```
+```"""
+TUNED = """What Discriminative Probing and Tuning, stage 2, has trained of the text-to-image model `{base}`: {parts}. It
+draws with
 
-![the course of its training](curve.png)
-"""
+```python
+from pathlib import Path
+from dpt.backbone import Backbone
+from dpt.lora.store import attach_lora, read_lora
+from huggingface_hub import snapshot_download
+
+folder = Path(snapshot_download("{name}")){lora}
+backbone = Backbone.open(BASE)
+attach_lora(backbone, read_lora(folder), str(folder)).merge()
+```"""
 
 
-def model_card(name: str, root: Path, adapter: Path) -> str:
-    """Of the adapter in that folder, which the run in `root` ended with."""
-    from dpt.adapter.store import RECORD, AdapterRecord
-    from dpt.records import read_record
+def model_card(name: str, root: Path, folders: Sequence[Path]) -> str:
+    """Of what is in those folders, which the run in `root` ended with."""
     from dpt.training.run_folder import CONFIG, LOG
 
-    record = read_record(AdapterRecord, adapter / RECORD)
-    head = HEAD.format(name=name, feature=record.config.unet_feature, base=_named(record.base))
     noted = [json.loads(line) for line in (root / LOG).read_text().splitlines()]
     settings = {"steps": noted[-1]["step"], **json.loads((root / CONFIG).read_text())}
     given = {f"`{key}`": f"`{_named(value)}`" for key, value in settings.items() if value is not None}
+    head = HEAD.format(name=name, what=_what(name, folders))
     return f"{head}\n## Last validation\n\n{_validation(noted)}\n## Settings\n\n{_table('setting', 'value', given)}"
+
+
+def _what(name: str, folders: Sequence[Path]) -> str:
+    from dpt.adapter import store as adapters
+    from dpt.lora import store as loras
+    from dpt.records import read_record
+
+    last = folders[-1]
+    if (last / adapters.RECORD).exists():
+        adapter = read_record(adapters.AdapterRecord, last / adapters.RECORD)
+        return ADAPTER.format(name=name, feature=adapter.config.unet_feature, base=_named(adapter.base))
+    lora = read_record(loras.LoraRecord, last / loras.RECORD)
+    parts = " and ".join(f"its {folder.name}" for folder in folders)
+    inside = "" if len(folders) == 1 else f' / "{last.name}"'
+    return TUNED.format(name=name, base=_named(lora.base), parts=parts, lora=inside)
 
 
 def _validation(noted: Sequence[Mapping[str, Any]]) -> str:

@@ -1,10 +1,11 @@
-"""The training flags under their published names, grouped; which of them stage 1 has is in `train.py`."""
+"""The training flags under their published names, grouped, and what the commands have in common."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -140,6 +141,8 @@ class OptimisationOptions:
     adam_beta2: float = 0.999
     adam_weight_decay: float = 1e-2
     adam_epsilon: float = 1e-8
+    ema_decay: float = 0.0
+    """Of an average of the weights that is validated and kept in their place, 0.999 for instance; 0 is none."""
     use_8bit_adam: Flag = False
     """AdamW's moments in 8 bits, on a GPU with bitsandbytes; those of an adapter take some 35 MB in 32."""
     max_grad_norm: float = 1.0
@@ -186,8 +189,6 @@ class RefusedOptions:
 
     masks: Flag = False
     local_rank: int | None = None
-    validation_prompts: tuple[str, ...] | None = None
-    num_validation_images: int | None = None
     validation_epochs: int | None = None
     dataset_config_name: str | None = None
     dataset_script: str | None = None
@@ -196,7 +197,6 @@ class RefusedOptions:
     img_root: str | None = None
     max_train_samples: int | None = None
     cache_dir: str | None = None
-    snr_gamma: float | None = None
     neg_prob: float | None = None
     hard_neg: Flag = False
     relativistic: Flag = False
@@ -210,11 +210,33 @@ NEVER_READ = "was never read by the published code, so there is nothing that it 
 REASONS: dict[str, str] = {
     "masks": "asks for segmentation, which the published code has no working path for",
     "img_root": "was overwritten before it was read; say --data_root",
-    "snr_gamma": "weighs the denoising loss, which stage 1 has not",
     "max_train_samples": f"{NEVER_READ}; --max_train_steps ends a run early",
 }
-WARNED: dict[str, str] = {
-    "local_rank": "is not read: the launcher tells each process which it is",
-    "validation_prompts": "draws nothing in stage 1, which leaves the UNet as it is: see txt2img.py",
-    "num_validation_images": "draws nothing in stage 1, which leaves the UNet as it is: see txt2img.py",
-}
+WARNED: dict[str, str] = {"local_rank": "is not read: the launcher tells each process which it is"}
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What the training commands have in common."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    adapter: AdapterOptions = field(default_factory=AdapterOptions)
+    objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
+    optimisation: OptimisationOptions = field(default_factory=OptimisationOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
+    hub: HubOptions = field(default_factory=HubOptions)
+    refused: RefusedOptions = field(default_factory=RefusedOptions)
+
+    reasons: ClassVar[Mapping[str, str]] = REASONS
+    warned: ClassVar[Mapping[str, str]] = WARNED
+
+    @property
+    def root(self) -> Path:
+        return self.output.output_dir / self.output.run_name
+
+    def check(self) -> None:
+        """What can be found wrong of what only this command has."""
+
+    def after(self, task: Any) -> None:
+        """What there is to do with what was trained, once it is saved."""

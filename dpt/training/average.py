@@ -20,8 +20,9 @@ class Average:
     def follow(self, bad: Tensor) -> None:
         """A step that was `bad` moves nothing; whether it was is not asked of the device."""
         share = (1 - self.decay) * (~bad).float()
-        averages, weights = list(self.tensors.values()), list(self.named.values())
-        apart = torch._foreach_sub(weights, averages)
+        averages = list(self.tensors.values())
+        weights: list[Tensor] = list(self.named.values())
+        apart: list[Tensor] = list(torch._foreach_sub(weights, averages))
         torch._foreach_mul_(apart, share)
         torch._foreach_add_(averages, apart)
 

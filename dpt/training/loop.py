@@ -204,7 +204,7 @@ class Loop:
     def validate(self) -> dict[str, float]:
         """Share of right answers to each question that was asked."""
         self.task.trained.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self.update.averaged():
             tally = self.task.validate(self.accelerator.process_index, self.accelerator.num_processes)
         self.task.trained.train()
         counts = torch.tensor(list(tally.values()), dtype=torch.float32, device=self.accelerator.device)

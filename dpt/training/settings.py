@@ -24,6 +24,8 @@ class Settings:
     adam_beta2: float = 0.999
     adam_weight_decay: float = 1e-2
     adam_epsilon: float = 1e-8
+    ema_decay: float = 0.0
+    """Of the average that is validated and kept; 0 is none."""
     use_8bit_adam: bool = False
     """AdamW's moments in 8 bits, by bitsandbytes."""
     max_grad_norm: float = 1.0
@@ -50,7 +52,7 @@ class Settings:
         for name in ("lr_warmup_steps", "adam_weight_decay", "max_grad_norm", "dataloader_num_workers"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"--{name} cannot be negative, as {getattr(self, name)} is")
-        for name in ("adam_beta1", "adam_beta2"):
+        for name in ("adam_beta1", "adam_beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--{name} is at least 0 and below 1, not {getattr(self, name)}")
         if self.checkpoints_total_limit is not None and self.checkpoints_total_limit < 1:

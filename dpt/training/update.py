@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dpt.errors import UserError
+from dpt.training.average import Average
 from dpt.training.eight_bit import eight_bit_adamw
 from dpt.training.processes import mean_over
 from dpt.training.settings import Settings
@@ -36,6 +38,7 @@ class Update:
             "eps": settings.adam_epsilon,
             "weight_decay": settings.adam_weight_decay,
         }
+        self.average = Average(self.named, settings.ema_decay) if settings.ema_decay else None
         self.adam: torch.optim.Optimizer
         if self.eight_bit:
             self.adam = eight_bit_adamw(self.parameters, **chosen)
@@ -44,8 +47,8 @@ class Update:
 
     @property
     def bytes_each(self) -> int:
-        """Of a trained number: itself, its gradient and two moments."""
-        return 4 + 4 + (2 if self.eight_bit else 8)
+        """Of a trained number: itself, its gradient, two moments, and its average."""
+        return 4 + 4 + (2 if self.eight_bit else 8) + (0 if self.average is None else 4)
 
     def average_gradients(self, accelerator: Accelerator) -> None:
         """One exchange per step, however many micro-batches it had. A parameter without gradient counts as zero."""
@@ -73,7 +76,13 @@ class Update:
         elif not bool(bad):
             self.adam.step()
         self.adam.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.follow(bad)
         return norm, bad
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the weights are their average, if one is kept."""
+        return nullcontext() if self.average is None else self.average.in_place()
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         moments = {
@@ -81,7 +90,8 @@ class Update:
             for name, p in self.named.items()
             for key, value in self.adam.state[p].items()
         }
-        return {"weights": dict(self.named), "moments": moments}
+        kept: dict[str, dict[str, Tensor]] = {"weights": dict(self.named), "moments": moments}
+        return kept if self.average is None else {**kept, "average": self.average.tensors}
 
     def restore(self, groups: Groups, where: str, reset_moments: bool = False) -> None:
         weights = groups.get("weights", {})
@@ -91,6 +101,8 @@ class Update:
         with torch.no_grad():
             for name, p in self.named.items():
                 p.copy_(weights[name])
+        if self.average is not None:
+            self.average.restore(groups["average"])
         if reset_moments:
             return
         for entry, value in groups.get("moments", {}).items():

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dpt.cli.main import main as dpt
-from dpt.cli.train import main as train
+from dpt.cli.train_stage1 import main as train
 from tests.cli.test_train import SMALL
 from tests.data.cache.conftest import contents
 from tests.data.files.conftest import SAMPLE

@@ -11,8 +11,8 @@ import huggingface_hub
 import pytest
 
 from dpt.adapter.store import load_adapter
-from dpt.cli.train import Stage1Options, main
 from dpt.cli.train_options import HubOptions
+from dpt.cli.train_stage1 import Stage1Options, main
 from tests.cli import fake_hub
 from tests.cli.fake_hub import TOKEN, FakeHub
 from tests.cli.test_train import SMALL, refused

@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from dpt.adapter.store import load_adapter
-from dpt.cli.train import MAY_CHANGE, ONCE_REFUSED, Stage1Options, main, recorded, settings_for
-from dpt.cli.train_options import REASONS, WARNED, OptimisationOptions, RefusedOptions
+from dpt.cli.train_options import OptimisationOptions
+from dpt.cli.train_setup import MAY_CHANGE, YOUNGER, recorded, settings_for
+from dpt.cli.train_stage1 import RefusedInStage1, Stage1Options, main
 from dpt.training.signals import STOPPED
 from tests.training import tiny_stage1
 
@@ -30,7 +31,7 @@ SMALL = shlex.split(
 )
 OURS = {
     "cache", "data_root", "scenes", "validation_scenes", "corrupt_budget", "validation_steps", "logging_steps",
-    "max_bad_steps", "adapter_precision", "code_placement", "qformer_ckpt",
+    "max_bad_steps", "adapter_precision", "code_placement", "qformer_ckpt", "ema_decay",
 }  # fmt: skip
 PUBLISHED_TEXT = """
     pretrained_model_name_or_path revision dataset_name dataset_config_name dataset_script image_column caption_column
@@ -82,7 +83,7 @@ def test_the_flags_are_the_published_ones_and_few_more(capsys: pytest.CaptureFix
 
 
 def test_help_is_quick() -> None:
-    code = "import sys; from dpt.cli.train import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code = "import sys; from dpt.cli.train_stage1 import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
     done = in_a_process([sys.executable, "-c", f"{code}sys.exit('torch' in sys.modules)"])
     assert done.returncode == 0, done.stderr
 
@@ -90,24 +91,24 @@ def test_help_is_quick() -> None:
 def test_every_refused_flag_has_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
     samples = {"validation_prompts": ["x"], "snr_gamma": ["5"], "neg_prob": ["1"], "max_train_samples": ["1"],
                "validation_epochs": ["1"], "num_validation_images": ["1"], "local_rank": ["0"]}  # fmt: skip
-    names = {one.name: one.type for one in fields(RefusedOptions)}
-    assert set(REASONS) | set(WARNED) <= set(names)
+    names = {one.name: one.type for one in fields(RefusedInStage1)}
+    assert set(Stage1Options.reasons) | set(Stage1Options.warned) <= set(names)
     for name, kind in names.items():
         words = [f"--{name}", *([] if kind == "Flag" else samples.get(name, ["x"]))]
-        if name not in WARNED:
+        if name not in Stage1Options.warned:
             assert f"--{name} " in refused(words, capsys)
 
 
 def test_what_may_change_is_a_flag() -> None:
     groups = [one.default_factory() for one in fields(Stage1Options)]  # type: ignore[misc]
-    assert {one.name for group in groups for one in fields(group)} >= MAY_CHANGE | ONCE_REFUSED
+    assert {one.name for group in groups for one in fields(group)} >= MAY_CHANGE | YOUNGER
 
 
 def test_runs_older_than_a_flag_can_go_on() -> None:
     def names(options: Stage1Options) -> set[str]:
         return set(recorded(options, settings_for(options, 1, 1)))
 
-    assert not names(Stage1Options()) & ONCE_REFUSED
+    assert not names(Stage1Options()) & YOUNGER
     assert "use_8bit_adam" in names(Stage1Options(optimisation=OptimisationOptions(use_8bit_adam=True)))
 
 
@@ -166,8 +167,8 @@ def test_an_adapter_of_another_shape_is_not_begun_with(
 ) -> None:
     assert main([*command, "--run_name", "first"]) == 0
     other = [*command, "--run_name", "second", "--qformer_ckpt", str(tmp_path / "logs" / "first")]
-    assert "unet_feature is 'up0' there and 'bottom0' here" in refused([*other, "--unet_feature", "bottom0"], capsys)
-    assert "num_queries_matching is 3 there and 2 here" in refused([*other, "--num_queries_matching", "2"], capsys)
+    assert "reads up0, not --unet_feature bottom0" in refused([*other, "--unet_feature", "bottom0"], capsys)
+    assert "has num_queries_matching 3, not 2: leave" in refused([*other, "--num_queries_matching", "2"], capsys)
     nowhere = [*command, "--qformer_ckpt"]
     assert "there is no adapter nowhere" in refused([*nowhere, "nowhere"], capsys)
     assert "holds no adapter" in refused([*nowhere, str(tmp_path)], capsys)

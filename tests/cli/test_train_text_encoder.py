@@ -11,7 +11,7 @@ from torch import Tensor
 from dpt.adapter.phrases import EncoderPhrases
 from dpt.adapter.store import load_adapter
 from dpt.cli.main import run as run_dpt
-from dpt.cli.train import main
+from dpt.cli.train_stage1 import main
 from dpt.training import checkpoint
 from tests import tiny_roberta
 from tests.cli.test_train import SMALL, refused

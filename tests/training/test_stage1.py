@@ -252,7 +252,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path, folder: Path, backbone: 
 
 def test_the_adapter_can_be_opened_elsewhere(tmp_path: Path, backbone: Backbone) -> None:
     one = task(backbone)
-    one.export(tmp_path / "adapter", "some/model")
+    one.export(tmp_path, "some/model")
     opened, record = load_adapter(tmp_path / "adapter")
     assert (record.base, record.base_hash) == ("some/model", backbone.model_hash)
     assert all(torch.equal(p, opened.state_dict()[name]) for name, p in one.adapter.state_dict().items())

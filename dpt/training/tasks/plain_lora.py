@@ -63,11 +63,14 @@ class PlainLora:
     def memory(self, examples: int) -> Mapping[str, int]:
         return memory(self.backbone, None, None, examples, self.gradient_checkpointing)
 
-    def export(self, root: Path, base: str = "") -> None:
+    folders = (LORA_FOLDER,)
+
+    def export(self, root: Path, base: str = "") -> list[Path]:
         """`base` is what the model is called."""
-        export_lora(self.backbone, self.lora, root, base)
+        return [export_lora(self.backbone, self.lora, root, base)]
 
 
-def export_lora(backbone: Backbone, lora: Lora, root: Path, base: str) -> None:
+def export_lora(backbone: Backbone, lora: Lora, root: Path, base: str) -> Path:
     known = {"base": base, "base_hash": backbone.model_hash, "prediction_type": backbone.prediction_type}
     save_lora(lora.state(), lora.config, root / LORA_FOLDER, **known)
+    return root / LORA_FOLDER

@@ -72,9 +72,11 @@ class Stage1:
         phrases, checkpointing = self.learning.phrases, self.learning.gradient_checkpointing
         return memory(self.backbone, phrases, self.adapter.config, examples, checkpointing)
 
-    def export(self, folder: Path, base: str = "") -> None:
+    folders = (ADAPTER_FOLDER,)
+
+    def export(self, root: Path, base: str = "") -> list[Path]:
         """`base` is what the frozen model is called."""
         model = self.backbone
-        save_adapter(
-            self.adapter, folder, base=base, base_hash=model.model_hash, prediction_type=model.prediction_type
-        )
+        known = {"base": base, "base_hash": model.model_hash, "prediction_type": model.prediction_type}
+        save_adapter(self.adapter, root / ADAPTER_FOLDER, **known)
+        return [root / ADAPTER_FOLDER]

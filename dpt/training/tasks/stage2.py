@@ -23,7 +23,7 @@ from dpt.training.task import Tally
 from dpt.training.tasks.denoising import DENOISED, MSE, Denoising, need_captions
 from dpt.training.tasks.discriminative import Discriminative, Objective, boxes_in, pairs_of
 from dpt.training.tasks.noised import Noise, noised
-from dpt.training.tasks.plain_lora import export_lora
+from dpt.training.tasks.plain_lora import LORA_FOLDER, export_lora
 from dpt.training.tasks.stage1 import ADAPTER_FOLDER
 from dpt.training.tasks.stage2_memory import memory
 
@@ -47,7 +47,8 @@ class Tuned(nn.Module):
     def __init__(self, adapter: Adapter, lora: Lora, only_lora: bool) -> None:
         super().__init__()
         self.adapter, self.lora, self.only_lora = adapter, lora.weights, only_lora
-        adapter.requires_grad_(not only_lora)
+        if only_lora:
+            adapter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Tuned:
         """An adapter that does not learn does not drop anything either."""
@@ -118,9 +119,11 @@ class Stage2:
         config, phrases = self.adapter.config, self.learning.phrases
         return memory(self.backbone, phrases, config, examples, self.how.gradient_checkpointing)
 
-    def export(self, root: Path, base: str = "") -> None:
+    folders = (ADAPTER_FOLDER, LORA_FOLDER)
+
+    def export(self, root: Path, base: str = "") -> list[Path]:
         """Both parts, trained or not: what is written can be sampled with. `base` is what the model is called."""
         model = self.backbone
         known = {"base": base, "base_hash": model.model_hash, "prediction_type": model.prediction_type}
         save_adapter(self.adapter, root / ADAPTER_FOLDER, **known)
-        export_lora(model, self.lora, root, base)
+        return [root / ADAPTER_FOLDER, export_lora(model, self.lora, root, base)]

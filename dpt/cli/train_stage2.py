@@ -1,0 +1,103 @@
+"""`train_stage2.py`: stage 2, and its control."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Annotated, Any, ClassVar
+
+import tyro
+
+from dpt.cli import train
+from dpt.cli.train_options import REASONS, Flag, RefusedOptions, TrainOptions
+from dpt.errors import fail
+
+STEPS = 1000
+SAMPLES = "samples.png"
+SAMPLE_SEED = 0
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    lora_rank: int = 4
+    lora_alpha: float | None = None
+    """Strength: W + alpha / rank B A. As much as the rank by default, as published."""
+    lora_blocks: tuple[str, ...] = ("all",)
+    """Whose attention has one: all as in the published code; down as the paper's figure has it; mid, up, or feature
+    names of blocks."""
+    only_train_lora: Flag = False
+    """The adapter stays as it begins, and is saved all the same."""
+    plain_lora: Flag = False
+    """The control: no adapter, and the denoising loss alone, on the same data with the same noise."""
+
+
+@dataclass(frozen=True)
+class DenoisingOptions:
+    mse_loss_coef: float = 1.0
+    snr_gamma: float | None = None
+    """Weigh the denoising loss by min-SNR, 5 for instance."""
+    detach_unet_feature: Annotated[str | None, tyro.conf.arg(metavar="BLOCK")] = None
+    """The denoising loss changes nothing up to this block: bottom0 ..., mid, up0 ..., skips included."""
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    validation_prompts: tuple[str, ...] = ()
+    """Draw these when the run is finished, into samples.png."""
+    num_validation_images: int = 4
+    """How many of each."""
+
+
+@dataclass(frozen=True)
+class RefusedInStage2(RefusedOptions):
+    prompts_path_val: str | None = None
+
+
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+@dataclass(frozen=True)
+class Stage2Options(TrainOptions):
+    """Stage 2: train an adapter and a LoRA of the UNet together, to match, to ground and to denoise.
+
+    Stop and repeat at will: the same command goes on where it was left. Exit code 75 says that a run was asked to stop
+    and has saved what it had.
+    """
+
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    denoising: DenoisingOptions = field(default_factory=DenoisingOptions)
+    samples: SampleOptions = field(default_factory=SampleOptions)
+    refused: RefusedInStage2 = field(default_factory=RefusedInStage2)
+
+    steps_on_scenes: ClassVar[int] = STEPS
+    reasons: ClassVar[Mapping[str, str]] = {
+        **REASONS,
+        "prompts_path_val": "is not built yet: draw a file of prompts with the finished LoRA instead",
+    }
+
+    def check(self) -> None:
+        if self.lora.plain_lora and self.adapter.qformer_ckpt is not None:
+            fail("--plain_lora has no adapter, so --qformer_ckpt has nothing to say")
+        if self.lora.plain_lora and self.lora.only_train_lora:
+            fail("--plain_lora trains nothing but a LoRA: --only_train_lora has nothing to say")
+        if not (isfinite(self.denoising.mse_loss_coef) and self.denoising.mse_loss_coef >= 0):
+            fail(f"--mse_loss_coef cannot be {self.denoising.mse_loss_coef}")
+        if self.samples.num_validation_images < 1:
+            fail(f"--num_validation_images must be at least 1, not {self.samples.num_validation_images}")
+
+    def after(self, task: Any) -> None:
+        if not self.samples.validation_prompts:
+            return
+        from dpt.evaluation.contact_sheet import contact_sheet
+        from dpt.sampling.draw import Request, Settings, draw
+        from dpt.sampling.pictures import to_picture
+
+        each = self.samples.num_validation_images
+        asked = [Request(text, SAMPLE_SEED, k) for text in self.samples.validation_prompts for k in range(each)]
+        pictures = [to_picture(image) for image in draw(task.backbone, asked, Settings())]
+        sheet = contact_sheet(pictures, [one.prompt for one in asked], columns=each)
+        sheet.save(self.root / SAMPLES)
+        print(f"the validation prompts are drawn in {self.root / SAMPLES}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return train.main(Stage2Options, "train_stage2.py", "dpt.cli.train_tasks:stage2", arguments)

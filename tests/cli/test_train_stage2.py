@@ -1,0 +1,182 @@
+"""`train_stage2.py`: its flags, whole runs on a tiny model, and what they begin with and leave."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dpt.adapter.store import load_adapter
+from dpt.cli import train_stage1
+from dpt.cli.train_stage2 import Stage2Options, main
+from dpt.lora.store import read_lora
+from dpt.training import checkpoint
+from tests import tiny_models
+from tests.cli.test_train import OURS, PUBLISHED, SMALL, in_a_process
+from tests.training import tiny_stage1
+
+ROOT = Path(__file__).parents[2]
+SHORT = shlex.split(
+    "--unet_feature up0 --train_batch_size 2 --val_batch_size 4 --validation_scenes 4 --logging_steps 1 --lora_rank 2 "
+    "--max_train_steps 2"
+)
+OF_STAGE_2 = {
+    "lora_rank", "qformer_ckpt", "only_train_lora", "mse_loss_coef", "detach_unet_feature", "prompts_path_val",
+}  # fmt: skip
+OURS_IN_STAGE_2 = {"lora_alpha", "lora_blocks", "plain_lora"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_stage1.model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def first(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of stage 1, smaller in every way than the flags' defaults."""
+    root = tmp_path_factory.mktemp("first")
+    words = ["--pretrained_model_name_or_path", str(model), *SMALL, "--output_dir", str(root), "--dropout", "0"]
+    assert train_stage1.main(words) == 0
+    return root
+
+
+@pytest.fixture
+def command(model: Path, first: Path, tmp_path: Path) -> list[str]:
+    where = ["--pretrained_model_name_or_path", str(model), "--output_dir", str(tmp_path / "logs")]
+    return [*where, *SHORT, "--qformer_ckpt", str(first)]
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    assert main(arguments) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def test_the_flags_are_the_published_ones_and_few_more(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    plain = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    flags = set(re.findall(r"^[│|\s]*(?:-\w, )?--(\w+)", plain, re.M))
+    assert flags - {"help"} == PUBLISHED | OURS | OF_STAGE_2 | OURS_IN_STAGE_2
+    assert len(PUBLISHED | OF_STAGE_2) == 99
+
+
+def test_help_is_quick() -> None:
+    code = "import sys; from dpt.cli.train_stage2 import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    done = in_a_process([sys.executable, "-c", f"{code}sys.exit('torch' in sys.modules)"])
+    assert done.returncode == 0, done.stderr
+
+
+def test_it_goes_on_with_the_adapter_of_stage_1_whatever_its_shape(
+    command: list[str], first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "--learning_rate", "1e-12", "--validation_prompts", "a red circle", "a star",
+                 "--num_validation_images", "2"]) == 0  # fmt: skip
+    said = capsys.readouterr().out
+    logs = tmp_path / "logs"
+    assert f"the adapter is in {logs / 'adapter'} and the lora is in {logs / 'lora'}" in said
+    before, after = load_adapter(first / "adapter")[0], load_adapter(logs / "adapter")[0]
+    assert before.config == after.config
+    for name, value in before.state_dict().items():
+        torch.testing.assert_close(after.state_dict()[name], value, rtol=0, atol=1e-9)
+    stored = read_lora(logs / "lora")
+    assert stored.record.config.rank == 2 and stored.record.base_hash
+    assert (logs / "samples.png").exists() and (logs / "curve.png").exists()
+    (validation,) = [v["validation"] for v in map(json.loads, (logs / "log.jsonl").read_text().splitlines())
+                     if "validation" in v]  # fmt: skip
+    assert validation.keys() == {"itm_txt", "itm_img", "itm_overall", "rec_p1", "mse"}
+
+
+def test_the_published_command_runs(model: Path, first: Path, tmp_path: Path) -> None:
+    flags = f"""
+        --pretrained_model_name_or_path={model} --unet_feature=up0 --run_name=tune --output_dir={tmp_path}
+        --train_batch_size=1 --gradient_accumulation_steps=2 --gradient_checkpointing --max_train_steps=2
+        --learning_rate=1e-04 --max_grad_norm=1 --lr_scheduler=cosine --lr_warmup_steps=0 --mixed_precision=fp16
+        --center_crop --random_flip --enable_xformers_memory_efficient_attention --checkpointing_steps=2
+        --validation_scenes=4 --qformer_ckpt={first} --lora_rank=4
+    """.split()
+    words = [sys.executable, "-m", "accelerate.commands.launch", "--mixed_precision=fp16", "--num_processes=1", "--cpu"]
+    done = in_a_process([*words, str(ROOT / "train_stage2.py"), *flags])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "tune" / "lora" / "lora.safetensors").exists()
+
+
+def test_the_control_needs_no_adapter(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--qformer_ckpt has nothing to say" in refused([*command, "--plain_lora"], capsys)
+    assert main([*command[:-2], "--plain_lora"]) == 0
+    assert sorted(p.name for p in (tmp_path / "logs").iterdir() if p.is_dir() and p.name != "logs") == [
+        "checkpoint-2", "lora"
+    ]  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "logs" / "log.jsonl").read_text().splitlines()]
+    assert {"mse", "loss"} <= lines[0].keys() and "i2t" not in lines[0]
+
+
+def test_the_average_is_what_is_kept(command: list[str], tmp_path: Path) -> None:
+    assert main([*command, "--ema_decay", "0.5", "--learning_rate", "1e-2", "--max_train_steps", "3"]) == 0
+    groups, _ = checkpoint.load(tmp_path / "logs" / "checkpoint-3")
+    kept = read_lora(tmp_path / "logs" / "lora").tensors
+    assert all(torch.equal(value, groups["average"][f"lora.{name}"]) for name, value in kept.items())
+    assert any(not torch.equal(value, groups["weights"][f"lora.{name}"]) for name, value in kept.items())
+
+
+def test_what_it_begins_with_is_part_of_the_run(
+    command: list[str], first: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command) == 0
+    words = ["--pretrained_model_name_or_path", str(model), *SMALL, "--output_dir", str(tmp_path / "other")]
+    assert train_stage1.main([*words, "--dropout", "0", "--seed", "5"]) == 0
+    said = refused([*command[:-1], str(tmp_path / "other")], capsys)
+    assert "qformer_sha256 was" in said
+
+
+def test_an_adapter_of_another_model_is_refused(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tiny_models.save(tiny_models.POCKET, tmp_path / "other", seed=9)
+    said = refused([*command, "--pretrained_model_name_or_path", str(other)], capsys)
+    assert "was trained to read another model" in said
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--unet_feature up1", "reads up0, not --unet_feature up1"),
+        ("--dec_layers 3", "has dec_layers 1, not 3: leave the flag out"),
+        ("--lora_rank 0", "rank of a LoRA must be at least 1, not 0"),
+        ("--lora_alpha -1", "alpha of a LoRA must be positive, not -1"),
+        ("--lora_blocks top", "no block 'top' for a LoRA; valid are all, down, mid, up, bottom0"),
+        ("--detach_unet_feature top", "--detach_unet_feature is one of bottom0"),
+        ("--snr_gamma 0", "--snr_gamma must be positive, not 0"),
+        ("--mse_loss_coef nan", "--mse_loss_coef cannot be nan"),
+        ("--ema_decay 1", "--ema_decay is at least 0 and below 1, not 1"),
+        ("--plain_lora --only_train_lora --qformer_ckpt None", "--only_train_lora has nothing to say"),
+        ("--qformer_ckpt nowhere", "there is no adapter nowhere"),
+        ("--prompts_path_val x", "--prompts_path_val is not built yet"),
+        ("--num_validation_images 0", "--num_validation_images must be at least 1, not 0"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    command: list[str], words: str, sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert sentence in refused([*command, *words.split()], capsys)
+    assert not list(tmp_path.rglob("checkpoint-*")), "nothing half-written"
+
+
+def test_an_untrained_adapter_is_warned_of(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    shape = "--hidden_dim 16 --nheads 2 --dim_feedforward 32 --num_queries_matching 3 --num_queries_rec 5"
+    small = shlex.split(shape)
+    assert main([*command[:-2], *small, "--validation_steps", "0"]) == 0
+    assert "warning: without --qformer_ckpt the adapter begins untrained" in capsys.readouterr().err
+
+
+def test_defaults_are_the_published_ones() -> None:
+    options = Stage2Options()
+    assert (options.lora.lora_rank, options.lora.lora_alpha, options.lora.lora_blocks) == (4, None, ("all",))
+    assert (options.denoising.mse_loss_coef, options.denoising.snr_gamma) == (1.0, None)

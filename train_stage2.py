@@ -1,0 +1,8 @@
+"""Stage 2, tuning: accelerate launch train_stage2.py --qformer_ckpt ckpt/pocket-dpt"""
+
+import sys
+
+from dpt.cli.train_stage2 import main
+
+if __name__ == "__main__":
+    sys.exit(main())
