@@ -11,10 +11,10 @@ from torch import Tensor
 from dpt.adapter import Adapter, AdapterConfig
 from dpt.adapter.codes import SinePositions
 from dpt.adapter.phrases import EncoderPhrases
-from dpt.adapter.strict import load_strictly
 from dpt.adapter.token_map import token_map
 from dpt.adapter.transformer import Attention
 from dpt.objectives.matching import match_cosines, match_score
+from dpt.weights import load_strictly
 from tests.golden.recipe import recipe_input, recipe_weights
 from tests.golden.reference import FULL, Reference, key_shapes, load
 
