@@ -12,6 +12,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "cache": ("dpt.cli.cache:cache", "encode all pictures of a data folder once, and its texts if asked to"),
     "data check": ("dpt.cli.data:check", "say what of a data folder is missing or broken, by file"),
     "data prepare": ("dpt.cli.data:prepare", "make the hard negatives by caption of their table"),
+    "export": ("dpt.cli.export:export", "write a trained result for other programs: diffusers, ComfyUI, A1111"),
     "pocket build": ("dpt.cli.pocket:build", "make the embedded model from nothing, resumably"),
     "pocket measure": ("dpt.cli.pocket:measure", "draw the pocket suite and let the oracle count what is right"),
     "probe": ("dpt.cli.probe:probe", "ask adapters what they know, by feature, timestep and type of negative"),

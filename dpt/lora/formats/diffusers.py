@@ -26,7 +26,7 @@ _OLD_KEY = re.compile(r"unet\.(.+)\.processor\.(to_[qkv]|to_out)_lora\.(?:(down)
 def write_diffusers(stored: StoredLora, file: Path, where: str) -> None:
     check_lora(stored, where)
     tensors = {f"{UNET}{_spelled(name)}": tensor.float() for name, tensor in stored.tensors.items()}
-    said = _said(stored.record.config, places_in(stored.tensors))
+    said = _said(stored.record.config, sorted(places_in(stored.tensors)))
     write_lora_file(tensors, stored.record, file, {CONFIG_KEY: json.dumps(said, indent=2, sort_keys=True)})
 
 
