@@ -48,6 +48,8 @@ def lora_from(
     tensors = {name: _numbers(tensor, name, where) for name, tensor in parts.items() if name not in alphas}
     rank = check_shape(tensors, where)
     strength = _one_alpha(alphas, tensors, where) if alphas else alpha
+    if strength is not None and not (isfinite(strength) and strength > 0):
+        raise UserError(f"{where} is not usable: the alpha of a LoRA must be positive, not {strength:g}")
     config = LoraConfig(rank, None if strength == rank else strength, blocks_of(places_in(tensors)))
     return StoredLora(_remembered(record, config, where) if record else LoraRecord(config), tensors)
 
@@ -161,6 +163,8 @@ def _remembered(record: str, config: LoraConfig, where: str) -> LoraRecord:
     except ValueError:
         raise UserError(f"what dpt wrote about the LoRA into {where} is not valid JSON") from None
     found = from_plain(LoraRecord, content, where)
+    if found.format != 1:
+        raise UserError(f"{where} was exported in format {found.format}; this version of dpt reads format 1")
     pairs = {"rank": (config.rank, found.config.rank), "alpha": (config.strength, found.config.strength)}
     for what, (now, then) in pairs.items():
         if not isclose(now, then, rel_tol=1e-6):  # alpha went through float32
