@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,15 @@ def test_alpha_survives_to_the_last_bit(kohya: Path, diffusers: Path) -> None:
         assert found and found.record.config == LoraConfig(2, 0.1)
         assert (found.record.base, found.record.base_hash) == ("some model", "abc")
         assert all(torch.equal(tensor, found.tensors[name]) for name, tensor in stored().tensors.items())
+
+
+def test_a_machines_folders_do_not_travel(tmp_path: Path) -> None:
+    known = stored()
+    for base, expected in (("/home/someone/models/sd", "sd"), ("ckpt/pocket", "ckpt/pocket"), ("", "")):
+        file = tmp_path / f"of {expected.replace('/', '-')}.safetensors"
+        write_kohya(replace(known, record=replace(known.record, base=base)), file, "here")
+        found = open_checkpoint(file).lora
+        assert found and found.record.base == expected
 
 
 def test_files_of_other_programs(kohya: Path, diffusers: Path) -> None:

@@ -26,8 +26,13 @@ def write_lora_file(
     """The record keeps a checksum of the tensors; a format that has a key of its own for it gets it there as well."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     digest = hashlib.sha256(_payload(save(tensors))).hexdigest()
-    own = json.dumps(to_plain(replace(record, weights_sha256=digest)))
+    own = json.dumps(to_plain(replace(record, base=_public(record.base), weights_sha256=digest)))
     write_weights(tensors, file, {**metadata, **({hash_key: digest} if hash_key else {}), RECORD_KEY: own})
+
+
+def _public(base: str) -> str:
+    """Where a model lay on the machine that trained with it is nobody else's business."""
+    return Path(base).name if Path(base).is_absolute() else base
 
 
 def read_lora_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
