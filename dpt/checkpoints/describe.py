@@ -20,7 +20,7 @@ from dpt.lora.store import LoraRecord, StoredLora
 
 Described = dict[str, Any]
 
-NOT_IN_PUBLISHED = ["unet_feature", "queries", "nheads", "text_encoder_type"]
+NOT_IN_PUBLISHED = ["unet_feature", "queries", "nheads", "text_encoder_type", "code_placement"]
 """The published file does not say these: they are taken to be the published ones."""
 
 
@@ -73,6 +73,7 @@ def _adapter(adapter: Adapter, record: AdapterRecord, assumed: list[str]) -> Des
         "layers": {"encoder": config.enc_layers, "decoder": config.dec_layers},
         "hidden_dim": config.hidden_dim,
         "text_encoder_type": config.text_encoder_type,
+        "code_placement": config.code_placement,
         "assumed": assumed,
         **_base(record),
         **_size(adapter.state_dict()),
