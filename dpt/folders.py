@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dpt.errors import UserError
@@ -47,6 +47,49 @@ def whole_file(final: Path) -> Iterator[Path]:
         _flush(final.parent)
     finally:
         work.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_new_file(final: Path) -> Iterator[Path]:
+    """As `whole_file`, but nothing may be there already; folders on the way to it are made."""
+    final = Path(os.path.abspath(final))  # noqa: PTH100 - links stay as they are
+    work = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    made = _first_missing(final.parent)
+    try:
+        refuse_if_there(final)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        yield work
+        _flush(work)
+        _give_name(work, final)
+        _flush(final.parent)
+    except OSError as error:
+        raise UserError(f"the file {final} cannot be written: {error.strerror or error}") from None
+    finally:
+        _remove_if_written(work)
+        if made is not None and not final.exists():
+            _remove_if_empty(final.parent, made)
+
+
+def _give_name(work: Path, final: Path) -> None:
+    """A link, unlike a renaming, never replaces what somebody else has put there meanwhile."""
+    try:
+        final.hardlink_to(work)
+    except FileExistsError:
+        refuse_if_there(final)
+        raise
+    except OSError:  # a file system without links
+        refuse_if_there(final)
+        work.rename(final)
+
+
+def _remove_if_written(work: Path) -> None:
+    with suppress(OSError):
+        work.unlink(missing_ok=True)
+
+
+def refuse_if_there(final: Path) -> None:
+    if os.path.lexists(final):
+        raise UserError(f"{final} is there already; nothing was written")
 
 
 def _flush(path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dpt.errors import UserError
-from dpt.folders import whole_file, whole_folder
+from dpt.folders import whole_file, whole_folder, whole_new_file
 
 
 def listing(folder: Path) -> list[str]:
@@ -66,3 +66,41 @@ def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
         work.write_text("half")
         raise KeyboardInterrupt
     assert listing(tmp_path) == ["file"] and final.read_text() == "two"
+
+
+def test_a_new_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
+    final = tmp_path / "a" / "file"
+    with pytest.raises(KeyboardInterrupt), whole_new_file(final) as work:
+        work.write_text("half")
+        raise KeyboardInterrupt
+    assert listing(tmp_path) == []
+    with whole_new_file(final) as work:
+        work.write_text("one")
+        assert not final.exists()
+    assert listing(tmp_path) == ["a", "a/file"] and final.read_text() == "one"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_new_file_replaces_nothing(tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", no_links)
+    final = tmp_path / "file"
+    with pytest.raises(UserError, match="file is there already; nothing was written"), whole_new_file(final) as work:
+        work.write_text("mine")
+        final.write_text("of somebody else, meanwhile")
+    assert final.read_text() == "of somebody else, meanwhile"
+    with pytest.raises(UserError, match="already"), whole_new_file(final):
+        pytest.fail("never gets here")
+    with whole_new_file(tmp_path / "other") as work:
+        work.write_text("mine")
+    assert listing(tmp_path) == ["file", "other"]
+
+
+def test_a_new_file_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"), whole_new_file(tmp_path / "file" / "out"):
+        pytest.fail("never gets here")
+    assert listing(tmp_path) == ["file"]

@@ -23,6 +23,7 @@ RANK = {
     "objectives": 2,
     "adapter": 2,
     "lora": 2,
+    "checkpoints": 2,
     "data": 2,
     "training": 3,
     "sampling": 3,

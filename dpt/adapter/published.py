@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,28 @@ def read_published(file: Path) -> Published:
         raise UserError(f"{file} was not read: it is truncated, no checkpoint, or holds more than tensors") from None
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{file} is not a flat list of named tensors")
+    if odd := [key for key, value in content.items() if value.is_sparse or not value.is_floating_point()]:
+        raise UserError(f"{file} holds more than plain floating-point numbers: {odd[0]}")
+    _check_sums(file)
     return split_published(content)
+
+
+def has_checksums(file: Path) -> bool:
+    """Files of torch before 1.6 have none."""
+    return zipfile.is_zipfile(file)
+
+
+def _check_sums(file: Path) -> None:
+    """torch itself does not look at the checksums that it writes."""
+    if not has_checksums(file):
+        return
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        damaged = "its list of contents"
+    if damaged:
+        raise UserError(f"{file} is damaged: {damaged} in it is not what was saved (its CRC-32 differs)")
 
 
 def split_published(tensors: Mapping[str, Tensor]) -> Published:
@@ -52,14 +74,18 @@ def load_published(file: Path, config: AdapterConfig | None = None) -> tuple[Ada
     Without a config, what the file does not show is as published: see `config_of`.
     """
     published = read_published(file)
+    if not published.adapter:
+        raise UserError(f"{file} holds no adapter: it was saved while only the LoRA was trained")
+    return adapter_of(published, file, config), published.lora
+
+
+def adapter_of(published: Published, file: Path, config: AdapterConfig | None = None) -> Adapter:
     trained = [key for key in published.adapter if key.startswith("text_encoder.")]
     if trained:
         raise UserError(f"{file} was trained with its own text encoder ({trained[0]}), which is not read here")
-    if not published.adapter:
-        raise UserError(f"{file} holds no adapter: it was saved while only the LoRA was trained")
     adapter = Adapter(config or config_of(published.adapter, str(file)))
     load_strictly(adapter, published.adapter, str(file))
-    return adapter, published.lora
+    return adapter
 
 
 def config_of(

@@ -1,0 +1,137 @@
+"""What a trained result, or a model, is: as plain values, and as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dpt.adapter import store as adapter_store
+from dpt.adapter.model import Adapter
+from dpt.adapter.published import has_checksums
+from dpt.adapter.store import AdapterRecord
+from dpt.backbone.feature_names import block_names
+from dpt.backbone.folder import SCHEDULER, TEXT_ENCODER, UNET, VAE, ModelFolder
+from dpt.checkpoints.opened import KINDS, Checkpoint
+from dpt.lora.formats.layout import places_in
+from dpt.lora.store import LoraRecord, StoredLora
+
+Described = dict[str, Any]
+
+NOT_IN_PUBLISHED = ["unet_feature", "queries", "nheads", "text_encoder_type", "code_placement"]
+"""The published file does not say these: they are taken to be the published ones."""
+
+
+def describe(checkpoint: Checkpoint) -> Described:
+    found: Described = {"path": str(checkpoint.path), "format": checkpoint.kind, "kind": KINDS[checkpoint.kind]}
+    if checkpoint.adapter and checkpoint.adapter_record:
+        assumed = NOT_IN_PUBLISHED if checkpoint.kind == "published" else []
+        found["adapter"] = _adapter(checkpoint.adapter, checkpoint.adapter_record, assumed)
+    if checkpoint.lora:
+        found["lora"] = _lora(checkpoint.lora)
+    found["files"] = [_file(file, _checksum(file, checkpoint)) for file in checkpoint.files]
+    return found
+
+
+def describe_model(path: Path) -> Described:
+    """A Stable Diffusion model in the diffusers layout, without loading it."""
+    folder = ModelFolder.check(path)
+    unet, scheduler = folder.config(UNET), folder.config(SCHEDULER)
+    weights = [file for part in (TEXT_ENCODER, VAE, UNET) for file in folder.weights(part)]
+    model = {
+        "hash": folder.content_hash(),
+        "prediction_type": scheduler.get("prediction_type", "epsilon"),
+        "latent_size": unet["sample_size"],
+        "unet_widths": list(unet["block_out_channels"]),
+        "text_width": folder.config(TEXT_ENCODER)["hidden_size"],
+        "unet_features": list(block_names(unet)),
+    }
+    what = {"path": str(path), "format": "model", "kind": "model in the diffusers layout"}
+    return {**what, "model": model, "files": [_file(file, "absent") for file in weights]}
+
+
+def as_text(found: Described) -> str:
+    lines = [f"{found['path']}: {found['kind']}"]
+    for part in ("adapter", "lora", "model"):
+        if part in found:
+            lines += ["", part, *_rows(found[part])]
+    lines += ["", "files"]
+    lines += [f"  {one['file']}  {one['bytes']:,} bytes, checksum {one['checksum']}" for one in found["files"]]
+    return "\n".join(lines)
+
+
+def _adapter(adapter: Adapter, record: AdapterRecord, assumed: list[str]) -> Described:
+    config = record.config
+    return {
+        "unet_feature": config.unet_feature,
+        "feature_channels": sum(config.feature_channels),
+        "text_width": config.text_width,
+        "queries": {"matching": config.num_queries_matching, "grounding": config.num_queries_rec},
+        "nheads": config.nheads,
+        "layers": {"encoder": config.enc_layers, "decoder": config.dec_layers},
+        "hidden_dim": config.hidden_dim,
+        "text_encoder_type": config.text_encoder_type,
+        "code_placement": config.code_placement,
+        "assumed": assumed,
+        **_base(record),
+        **_size(adapter.state_dict()),
+    }
+
+
+def _lora(stored: StoredLora) -> Described:
+    config = stored.record.config
+    return {
+        "rank": config.rank,
+        "alpha": config.strength,
+        "scale": config.scale,
+        "blocks": list(config.blocks),
+        "projections": len(places_in(stored.tensors)),
+        **_base(stored.record),
+        **_size(stored.tensors),
+    }
+
+
+def _base(record: AdapterRecord | LoraRecord) -> Described:
+    """None is what was not recorded."""
+    names = ("base", "base_hash", "prediction_type")
+    return {name: getattr(record, name) or None for name in names}
+
+
+def _size(tensors: Mapping[str, Tensor]) -> Described:
+    return {"tensors": len(tensors), "values": sum(tensor.numel() for tensor in tensors.values())}
+
+
+def _file(file: Path, checksum: str) -> Described:
+    return {"file": str(file), "bytes": file.stat().st_size, "checksum": checksum}
+
+
+def _checksum(file: Path, checkpoint: Checkpoint) -> str:
+    """A wrong one is found out while opening: here it was right, or there is none."""
+    if checkpoint.kind == "published":
+        return "verified (CRC-32)" if has_checksums(file) else "absent"
+    of_adapter = checkpoint.kind == "native" and file.name == adapter_store.WEIGHTS
+    record = checkpoint.adapter_record if of_adapter else checkpoint.lora and checkpoint.lora.record
+    return "verified (SHA-256)" if record and record.weights_sha256 else "absent"
+
+
+def _rows(values: Described) -> list[str]:
+    assumed = values.get("assumed", [])
+    shown = {
+        name.replace("_", " "): _shown(value) + (" (assumed: the file does not say)" if name in assumed else "")
+        for name, value in values.items()
+        if name != "assumed"
+    }
+    width = max(map(len, shown))
+    return [f"  {name:<{width}}  {value}" for name, value in shown.items()]
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not recorded"
+    if isinstance(value, dict):
+        return ", ".join(f"{count} {name}" for name, count in value.items())
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,1 @@
+"""A LoRA under the names that other programs give it."""

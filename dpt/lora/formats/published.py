@@ -1,0 +1,60 @@
+"""The published checkpoint's names for a LoRA, which are those of diffusers 0.20. There is no alpha in them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from dpt.errors import UserError
+from dpt.lora.formats.layout import A, B, check_lora, listed, lora_from, places_in
+from dpt.lora.store import StoredLora
+
+PREFIX = "unet."
+_KEY = re.compile(r"(.+\.attn[12])\.processor\.(to_[qkv]|to_out)_lora\.(down|up)\.weight")
+_ATTENTION = re.compile(r"((?:down|up)_blocks)\.(\d+)\.attentions\.(\d+)\..*")
+
+
+def from_published(named: Mapping[str, Tensor], where: str) -> StoredLora:
+    """Tensors named without or with their `unet.`; alpha is the rank, for nothing scales them."""
+    stored = lora_from(named, _recognise, where)
+    if missing := _shorter_than_its_kind(places_in(stored.tensors)):
+        raise UserError(f"the LoRA in {where} is not whole: it lacks {listed(missing)}")
+    return stored
+
+
+def to_published(stored: StoredLora, where: str) -> dict[str, Tensor]:
+    """With the scale made part of B, so that nothing needs to be scaled."""
+    check_lora(stored, where)
+    named = {}
+    for place in places_in(stored.tensors):
+        layer, _, projection = place.rpartition(".attn")
+        key = f"{PREFIX}{layer}.attn{projection[0]}.processor.{projection[2:].removesuffix('.0')}_lora"
+        named[f"{key}.down.weight"] = stored.tensors[f"{place}.{A}"].float()
+        named[f"{key}.up.weight"] = stored.record.config.scale * stored.tensors[f"{place}.{B}"].float()
+    return named
+
+
+def _recognise(key: str) -> tuple[str, str] | None:
+    if not (match := _KEY.fullmatch(key.removeprefix(PREFIX))):
+        return None
+    layer, projection, matrix = match.groups()
+    return f"{layer}.{projection}{'.0' if projection == 'to_out' else ''}", A if matrix == "down" else B
+
+
+def _shorter_than_its_kind(places: list[str]) -> list[str]:
+    """In the models of the published code, down blocks have as many attention layers as each other, and so have up
+    blocks: the layers that are missing at the end of one."""
+    counts: dict[str, Counter[int]] = {}
+    for place in places:
+        if match := _ATTENTION.fullmatch(place):
+            kind, block, attention = match[1], int(match[2]), int(match[3])
+            counts.setdefault(kind, Counter())[block] = max(counts.get(kind, Counter())[block], attention + 1)
+    return [
+        f"{kind}.{block}.attentions.{i}"
+        for kind, blocks in counts.items()
+        for block, count in sorted(blocks.items())
+        for i in range(count, max(blocks.values()))
+    ]

@@ -1,0 +1,176 @@
+"""`dpt download` against a hub on this machine: real requests, no network."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from dpt.cli.main import run
+from dpt.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+CONTENT = bytes(range(256)) * 1000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FILE = "/leigangqu/DPT-T2I/resolve/main/pytorch_model.bin"
+
+
+@dataclass
+class Hub:
+    """One file, as a hub hands it out."""
+
+    endpoint: str = ""
+    sends: int = len(CONTENT)
+    """Where the connection breaks off."""
+    fault: tuple[int, str] | None = None
+    asked: list[tuple[str, str]] = field(default_factory=list)
+    tokens: list[str | None] = field(default_factory=list)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    state = Hub()
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            state.asked.append((self.command, self.path))
+            state.tokens.append(self.headers.get("Authorization"))
+            status, fault = state.fault or ((200, "") if self.path == FILE else (404, "EntryNotFound"))
+            self.send_response(status)
+            if fault:
+                self.send_header("X-Error-Code", fault)
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("ETag", f'"{SHA256}"')
+            self.send_header("Content-Length", str(0 if fault else len(CONTENT)))
+            self.end_headers()
+            if self.command == "GET" and not fault:
+                self.wfile.write(CONTENT[: state.sends])
+
+        do_GET = do_HEAD = answer
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state.endpoint = f"http://127.0.0.1:{server.server_port}"
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS", True)
+    yield state
+    server.shutdown()
+    server.server_close()
+
+
+def fetch(hub: Hub, folder: Path, *words: str) -> None:
+    run(["download", "--out", str(folder), "--endpoint", hub.endpoint, *words])
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_it_comes_whole_and_once(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--size", str(len(CONTENT)), "--sha256", SHA256.upper()]
+    fetch(hub, tmp_path / "ckpt" / "dpt-v2.1", *words)
+    assert listing(tmp_path) == ["ckpt", "ckpt/dpt-v2.1", "ckpt/dpt-v2.1/pytorch_model.bin"]
+    assert (tmp_path / "ckpt/dpt-v2.1/pytorch_model.bin").read_bytes() == CONTENT
+    assert f"was fetched from leigangqu/DPT-T2I (256,000 bytes, SHA-256 {SHA256})" in capsys.readouterr().out
+    asked = list(hub.asked)
+    assert ("GET", FILE) in asked
+    fetch(hub, tmp_path / "ckpt" / "dpt-v2.1", *words)
+    assert "pytorch_model.bin is there already (256,000 bytes" in capsys.readouterr().out
+    assert hub.asked == asked
+
+
+def test_other_files_beside_it_are_left_alone(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    fetch(hub, tmp_path)
+    assert listing(tmp_path) == ["README.md", "pytorch_model.bin"]
+
+
+def test_a_stranger_is_not_sent_the_token(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    fetch(hub, tmp_path)
+    assert hub.tokens and set(hub.tokens) == {None}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--size", "7"], "pytorch_model.bin of leigangqu/DPT-T2I was not kept: it has 256000 bytes instead of 7$"),
+        (["--sha256", "0" * 64], f"was not kept: it has the SHA-256 {SHA256} instead of 0000"),
+    ],
+    ids=["size", "sha256"],
+)
+def test_what_was_not_expected_is_not_kept(hub: Hub, tmp_path: Path, words: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        fetch(hub, tmp_path / "new", *words)
+    assert listing(tmp_path) == []
+    fetch(hub, tmp_path)
+    with pytest.raises(UserError, match=r"pytorch_model.bin is there already, but it has "):
+        fetch(hub, tmp_path, *words)
+    assert (tmp_path / "pytorch_model.bin").read_bytes() == CONTENT
+
+
+def test_a_broken_connection_leaves_nothing(hub: Hub, tmp_path: Path) -> None:
+    hub.sends = 1000
+    with pytest.raises(UserError, match=r"cannot be fetched from the hub .* put it at .*new/pytorch_model.bin$"):
+        fetch(hub, tmp_path / "new")
+    assert ("GET", FILE) in hub.asked and listing(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ((404, "RepoNotFound"), "the hub has no repository 'leigangqu/DPT-T2I'"),
+        ((404, "RevisionNotFound"), "the hub has 'leigangqu/DPT-T2I' but not its revision 'main'"),
+        ((404, "EntryNotFound"), "the hub has 'leigangqu/DPT-T2I' but no file 'pytorch_model.bin' in it"),
+        ((403, "GatedRepo"), "the hub asks for a login and consent"),
+        ((418, "Teapot"), "cannot be fetched from the hub .* put it at"),
+    ],
+    ids=lambda value: value[1] if isinstance(value, tuple) else "",
+)
+def test_what_the_hub_refuses(hub: Hub, tmp_path: Path, fault: tuple[int, str], said: str) -> None:
+    hub.fault = fault
+    with pytest.raises(UserError, match=said) as caught:
+        fetch(hub, tmp_path / "new", "--revision", "main")
+    assert "\n" not in str(caught.value) and listing(tmp_path) == []
+
+
+def test_wrong_wishes_are_one_sentence(tmp_path: Path) -> None:
+    for words, said in (
+        (["--sha256", "abc"], "--sha256 takes 64 hexadecimal digits, not 'abc'"),
+        (["--repo", ""], "--repo is empty"),
+        (["--repo", "no/such/name"], "'no/such/name' is not the name of a repository"),
+    ):
+        with pytest.raises(UserError, match=said):
+            run(["download", "--out", str(tmp_path / "new"), *words])
+    assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize("reachable", [True, False], ids=["a hub named by the environment", "no network"])
+def test_as_a_command_of_its_own(hub: Hub, tmp_path: Path, reachable: bool) -> None:
+    settings = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home")}
+    if not reachable:
+        settings["HF_HUB_OFFLINE"] = "1"
+    command = [sys.executable, "-m", "dpt", "download", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **settings}, capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in done.stderr
+    if reachable:
+        assert done.returncode == 0 and (tmp_path / "out/pytorch_model.bin").read_bytes() == CONTENT
+    else:
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert "put it at" in done.stderr and not (tmp_path / "out").exists()

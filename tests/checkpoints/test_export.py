@@ -1,0 +1,226 @@
+"""What is exported: the same weights for every program that reads it, with the strength it was trained at."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from dpt.adapter.store import save_adapter
+from dpt.backbone import Backbone
+from dpt.checkpoints import Checkpoint, open_checkpoint
+from dpt.cli.main import run
+from dpt.errors import UserError
+from dpt.lora import LoraConfig
+from dpt.lora.config import places
+from dpt.lora.formats.files import read_lora_file
+from tests import tiny_models
+from tests.checkpoints.making import SCALED, published_adapter, published_lora, tiny_adapter, tiny_result, write
+
+MODELS = {"sd1": tiny_models.SD1, "sd2": tiny_models.SD2_BASE, "pocket": tiny_models.POCKET}
+OUT = {"diffusers": "exported", "kohya": "exported.safetensors", "published": "exported"}
+FORMATS = sorted(OUT)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    folder = tiny_models.save(MODELS[request.param], tmp_path_factory.mktemp("model"))
+    return Backbone.open(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def result(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_result(backbone, tmp_path_factory.mktemp("result") / "trained")
+
+
+def exported(result: Path, form: str, folder: Path) -> Path:
+    out = folder / OUT[form]
+    run(["export", str(result), "--format", form, "--out", str(out)])
+    return out
+
+
+def merged_by_hand(checkpoint: Checkpoint, unet: Any) -> dict[str, Tensor]:
+    """W + (alpha / rank) B A, in double precision."""
+    assert checkpoint.lora
+    config, tensors = checkpoint.lora.record.config, checkpoint.lora.tensors
+    weights = {}
+    for place in places(unet, ["all"]):
+        a, b = tensors[f"{place}.lora_A.weight"].double(), tensors[f"{place}.lora_B.weight"].double()
+        weights[place] = unet.get_submodule(place).weight.double() + config.scale * (b @ a)
+    return weights
+
+
+def largest_difference(expected: dict[str, Tensor], unet: Any) -> float:
+    return max(
+        float((unet.get_submodule(place).weight.detach().double() - weight.detach()).abs().max())
+        for place, weight in expected.items()
+    )
+
+
+@pytest.fixture
+def pipe(backbone: Backbone) -> Any:
+    """Stock diffusers, with nothing of ours."""
+    from diffusers import StableDiffusionPipeline
+
+    return StableDiffusionPipeline.from_pretrained(backbone.folder.path, safety_checker=None)
+
+
+@pytest.mark.parametrize("form", ["diffusers", "kohya"])
+def test_stock_diffusers_merges_the_same_weights(
+    backbone: Backbone, result: Path, pipe: Any, form: str, tmp_path: Path
+) -> None:
+    expected = merged_by_hand(open_checkpoint(result), backbone.unet)
+    assert largest_difference(expected, pipe.unet) > 1e-2
+    pipe.load_lora_weights(exported(result, form, tmp_path))
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    assert largest_difference(expected, pipe.unet) <= 1e-6
+
+
+def test_stock_diffusers_merges_the_published_layout(
+    backbone: Backbone, result: Path, pipe: Any, tmp_path: Path
+) -> None:
+    expected = merged_by_hand(open_checkpoint(result), backbone.unet)
+    content = torch.load(exported(result, "published", tmp_path) / "pytorch_model.bin", weights_only=True)
+    lora = {key: tensor for key, tensor in content.items() if key.startswith("unet.")}
+    pipe.load_lora_into_unet(lora, network_alphas=None, unet=pipe.unet)
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    assert largest_difference(expected, pipe.unet) <= 1e-6
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_we_merge_the_same_weights(backbone: Backbone, result: Path, form: str, tmp_path: Path) -> None:
+    expected = merged_by_hand(open_checkpoint(result), backbone.unet)
+    kept = {place: backbone.unet.get_submodule(place).weight.clone() for place in expected}
+    lora = open_checkpoint(exported(result, form, tmp_path)).attach(backbone)
+    assert lora
+    lora.merge()
+    found = largest_difference(expected, backbone.unet)
+    for place, weight in kept.items():
+        backbone.unet.get_submodule(place).weight.data.copy_(weight)
+    assert found <= 1e-6
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_is_exported_comes_back(result: Path, form: str, tmp_path: Path) -> None:
+    before, after = open_checkpoint(result).lora, open_checkpoint(exported(result, form, tmp_path)).lora
+    assert before and after and set(before.tensors) == set(after.tensors)
+    folded = SCALED.scale if form == "published" else 1
+    for name, tensor in before.tensors.items():
+        assert torch.equal(after.tensors[name], folded * tensor if "lora_B" in name else tensor)
+    if form == "published":
+        assert after.record.config.rank == after.record.config.strength == 3
+    else:
+        assert after.record.config == SCALED
+        assert (after.record.base, after.record.base_hash) == ("tiny", before.record.base_hash)
+        assert after.record.prediction_type == before.record.prediction_type
+
+
+@pytest.mark.parametrize("form", ["diffusers", "kohya"])
+def test_from_format_to_format_nothing_changes(result: Path, form: str, tmp_path: Path) -> None:
+    other = "kohya" if form == "diffusers" else "diffusers"
+    there = exported(result, form, tmp_path / "there")
+    back = exported(exported(there, other, tmp_path / "other"), form, tmp_path / "back")
+    files = [one / "pytorch_lora_weights.safetensors" if one.is_dir() else one for one in (there, back)]
+    for one, two in zip(*map(read_lora_file, files), strict=True):
+        assert one.keys() == two.keys()
+        assert all(torch.equal(v, two[k]) if isinstance(v, Tensor) else v == two[k] for k, v in one.items())
+
+
+def test_what_the_formats_say(result: Path, tmp_path: Path) -> None:
+    """Names and strength as the programs that read them look for them."""
+    with safe_open(exported(result, "kohya", tmp_path), framework="pt") as file:
+        names = set(file.keys())
+        module = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0"
+        assert {f"{module}.{part}" for part in ("lora_down.weight", "lora_up.weight", "alpha")} <= names
+        assert {float(file.get_tensor(name)) for name in names if name.endswith(".alpha")} == {2.0}
+        assert {"ss_network_dim": "3", "ss_network_alpha": "2", "ss_v2": "False"}.items() <= file.metadata().items()
+        assert len(file.metadata()["sshs_model_hash"]) == 64
+    written = exported(result, "diffusers", tmp_path) / "pytorch_lora_weights.safetensors"
+    with safe_open(written, framework="pt") as file:
+        module = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"
+        assert {f"{module}.lora.down.weight", f"{module}.lora.up.weight"} <= set(file.keys())
+        said = json.loads(file.metadata()["lora_adapter_metadata"])
+        assert (said["unet.r"], said["unet.lora_alpha"]) == (3, 2)
+
+
+def test_the_published_layout_is_that_of_the_published_code(tmp_path: Path) -> None:
+    content = published_adapter() | published_lora()
+    back = exported(write(tmp_path / "in", content), "published", tmp_path)
+    written = torch.load(back / "pytorch_model.bin", weights_only=True)
+    assert set(written) == set(content)
+    assert all(torch.equal(written[key], content[key]) and written[key].dtype == torch.float32 for key in content)
+
+
+@pytest.mark.parametrize(("text_width", "second"), [(1024, "True"), (768, "False")])
+def test_a1111_is_told_the_generation(tmp_path: Path, text_width: int, second: str) -> None:
+    file = exported(write(tmp_path / "in", published_lora(text_width)), "kohya", tmp_path)
+    with safe_open(file, framework="pt") as opened:
+        assert opened.metadata()["ss_v2"] == second
+        assert len(opened.keys()) == 3 * 128
+
+
+def test_what_cannot_be_carried_is_said(
+    backbone: Backbone, result: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported(result, "published", tmp_path / "a")
+    said = capsys.readouterr().out
+    assert "the scale alpha / rank = 2 / 3 was made part of the `up` matrices" in said
+    exported(result, "kohya", tmp_path / "b")
+    said = capsys.readouterr().out
+    assert "rank 3, alpha 2" in said and "the adapter stays behind" in said
+    odd = tiny_adapter(backbone, "up0", num_queries_matching=3, num_queries_rec=4, text_encoder_type="backbone")
+    save_adapter(odd, tmp_path / "odd")
+    exported(tmp_path / "odd", "published", tmp_path / "c")
+    said = capsys.readouterr().out
+    assert "has no room to say that unet_feature is 'up0', not 'up1', text_encoder_type is 'backbone'" in said
+    assert "num_queries_matching is 3, not 10" in said
+
+
+def test_only_some_blocks(backbone: Backbone, tmp_path: Path) -> None:
+    asked = LoraConfig(rank=2, alpha=6.0, blocks=("down", "mid"))
+    part = tiny_result(backbone, tmp_path / "part", asked)
+    for form in FORMATS:
+        lora = open_checkpoint(exported(part, form, tmp_path / form)).attach(backbone)
+        assert lora and set(lora.places) == set(places(backbone.unet, ["down", "mid"]))
+        lora.remove()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_nothing_is_overwritten(result: Path, form: str, tmp_path: Path) -> None:
+    out = exported(result, form, tmp_path)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    with pytest.raises(UserError, match=r"is there already.*nothing was written"):
+        exported(result, form, tmp_path)
+    assert out.exists() and {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_wrong_wishes_are_one_sentence(result: Path, tmp_path: Path) -> None:
+    for form, out, said in (
+        ("kohya", "folder", "let --out end in .safetensors"),
+        ("diffusers", "file.safetensors", "is a folder with pytorch_lora_weights.safetensors in it"),
+        ("published", "file.bin", "is a folder with pytorch_model.bin in it"),
+    ):
+        with pytest.raises(UserError, match=said):
+            run(["export", str(result), "--format", form, "--out", str(tmp_path / out)])
+    with pytest.raises(UserError, match=r"the format kohya is for LoRAs, and .* has none: only an adapter"):
+        exported(result / "adapter", "kohya", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_leaves_nothing(result: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dpt.lora.formats.files.write_weights", full)
+    monkeypatch.setattr("torch.save", full)
+    for form in FORMATS:
+        with pytest.raises(UserError, match="cannot be written: No space left"):
+            exported(result, form, tmp_path / "new")
+    assert not list(tmp_path.iterdir())

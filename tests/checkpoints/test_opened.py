@@ -1,0 +1,164 @@
+"""Opening what training leaves, and keeping it away from models that it does not belong to."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dpt.adapter.store import save_adapter
+from dpt.backbone import Backbone
+from dpt.checkpoints import open_checkpoint
+from dpt.cli.main import run
+from dpt.errors import UserError, run_command
+from dpt.lora import LoraConfig
+from dpt.lora.store import read_lora, save_lora
+from tests import tiny_models
+from tests.adapter.test_store import Payload
+from tests.checkpoints.making import SCALED, published_lora, tiny_adapter, tiny_result, write
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    return Backbone.open(tiny_models.save(tiny_models.SD2_BASE, tmp_path_factory.mktemp("model")), device="cpu")
+
+
+@pytest.fixture
+def result(backbone: Backbone, tmp_path: Path) -> Path:
+    return tiny_result(backbone, tmp_path / "trained")
+
+
+def untouched(backbone: Backbone) -> bool:
+    return not any("lora" in name for name, _ in backbone.unet.named_modules())
+
+
+def test_a_result_and_its_parts(backbone: Backbone, result: Path) -> None:
+    whole, adapter, lora = (open_checkpoint(result / part) for part in ("", "adapter", "lora"))
+    assert [one.kind for one in (whole, adapter, lora)] == ["native"] * 3
+    assert whole.adapter and whole.adapter_record and whole.lora
+    assert whole.adapter_record.base_hash == whole.lora.record.base_hash == backbone.model_hash
+    assert (adapter.adapter is None, adapter.lora is None) == (False, True)
+    assert (lora.adapter is None, lora.lora is None) == (True, False)
+    assert [file.name for file in whole.files] == ["adapter.safetensors", "lora.safetensors"]
+
+
+def test_it_is_put_into_its_model(backbone: Backbone, result: Path) -> None:
+    checkpoint = open_checkpoint(result)
+    lora = checkpoint.attach(backbone)
+    assert lora and lora.config == SCALED and checkpoint.lora
+    assert all(torch.equal(tensor, checkpoint.lora.tensors[name]) for name, tensor in lora.state().items())
+    lora.remove()
+    assert open_checkpoint(result / "adapter").attach(backbone) is None
+    assert untouched(backbone)
+
+
+def test_another_base_is_refused(backbone: Backbone, result: Path, tmp_path: Path) -> None:
+    other = Backbone.open(tiny_models.save(tiny_models.SD2_BASE, tmp_path / "other", seed=1), device="cpu")
+    with pytest.raises(UserError, match=r"the adapter .* was trained to read another model, tiny \(its content hash"):
+        open_checkpoint(result).attach(other)
+    with pytest.raises(UserError, match=r"the LoRA .*lora was trained in another model, tiny"):
+        open_checkpoint(result / "lora").attach(other)
+    assert untouched(other)
+
+
+def test_another_feature_or_width_is_refused(backbone: Backbone, tmp_path: Path) -> None:
+    """What no hash says, the shapes may."""
+    narrow = Backbone.open(tiny_models.save(tiny_models.SD1, tmp_path / "sd1"), device="cpu")
+    save_adapter(tiny_adapter(backbone), tmp_path / "a")
+    with pytest.raises(UserError, match=r"matches text 32 wide, and the text encoder writes 24"):
+        open_checkpoint(tmp_path / "a").check_belongs(narrow)
+    for folder, feature in (("b", "up3"), ("c", "up7")):
+        adapter = tiny_adapter(backbone)
+        adapter.config = replace(adapter.config, unet_feature=feature)
+        save_adapter(adapter, tmp_path / folder)
+    with pytest.raises(UserError, match=r"it reads up3 with 16 channels, and the UNet's has 8"):
+        open_checkpoint(tmp_path / "b").check_belongs(backbone)
+    with pytest.raises(UserError, match="there is no UNet feature 'up7'"):
+        open_checkpoint(tmp_path / "c").check_belongs(backbone)
+
+
+def test_a_lora_of_another_shape_leaves_the_unet_alone(backbone: Backbone, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"pytorch_model.bin do not fit this LoRA"):
+        open_checkpoint(write(tmp_path, published_lora())).attach(backbone)
+    assert untouched(backbone)
+
+
+def test_parts_of_two_results_are_refused(backbone: Backbone, result: Path) -> None:
+    stored = read_lora(result / "lora")
+    for file in (result / "lora").iterdir():
+        file.unlink()
+    save_lora(stored.tensors, stored.record.config, result / "lora", base_hash="another")
+    with pytest.raises(UserError, match="were trained in different models"):
+        open_checkpoint(result)
+
+
+def test_a_record_that_does_not_fit_its_tensors(backbone: Backbone, result: Path, tmp_path: Path) -> None:
+    stored = read_lora(result / "lora")
+
+    def saved(name: str, tensors: dict[str, Tensor], config: LoraConfig = SCALED) -> Path:
+        save_lora(tensors, config, tmp_path / name)
+        return tmp_path / name
+
+    with pytest.raises(UserError, match=r"has rank 3, and its record says 7$"):
+        open_checkpoint(saved("a", stored.tensors, LoraConfig(rank=7)))
+    with pytest.raises(UserError, match=r"holds what no LoRA of attention layers has: conv_in$"):
+        open_checkpoint(saved("b", stored.tensors | {"conv_in.lora_A.weight": torch.zeros(3, 4)}))
+    with pytest.raises(UserError, match=r"is not whole: it lacks"):
+        open_checkpoint(saved("c", dict(list(stored.tensors.items())[1:])))
+    with pytest.raises(UserError, match=r"holds no LoRA$"):
+        open_checkpoint(saved("d", {}))
+
+
+@pytest.mark.parametrize("part", ["adapter", "lora"])
+def test_damage_is_noticed(result: Path, part: str) -> None:
+    """Whatever else is whole, nothing is opened."""
+    file = result / part / f"{part}.safetensors"
+    whole = bytearray(file.read_bytes())
+    for damaged in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1])):
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"{part}.safetensors is damaged: .*SHA-256 differs"):
+            open_checkpoint(result)
+    file.unlink()
+    with pytest.raises(UserError, match=rf"has no {part}.safetensors"):
+        open_checkpoint(result)
+
+
+def test_the_command_line_answers_with_one_sentence_and_2(
+    result: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each bad input, through the commands that read it: nothing is written, nothing that is in it is run."""
+    (result / "lora" / "lora.safetensors").write_bytes(b"nothing")
+    (tmp_path / "text.safetensors").write_text("nothing")
+    half = {key: tensor for key, tensor in published_lora().items() if ".up." in key}
+    bad = {
+        result: "lora.safetensors is damaged",
+        write(tmp_path / "a", published_lora() | {"unet.run": Payload()}): "holds more than tensors",
+        write(tmp_path / "b", half): "it lacks",
+        tmp_path / "text.safetensors": "is truncated or not a safetensors file",
+        tmp_path / "nowhere": "there is no checkpoint",
+    }
+    before = sorted(tmp_path.rglob("*"))
+    for path, said in bad.items():
+        assert run_command(partial(run, ["export", str(path), "--out", str(tmp_path / "out")])) == 2
+        caught = capsys.readouterr()
+        assert caught.out == ""
+        assert said in caught.err and caught.err.startswith("error: ") and caught.err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_pickle_that_wants_to_run_code(tmp_path: Path) -> None:
+    """The whole way, as a command of its own."""
+    write(tmp_path / "in", published_lora() | {"unet.run": Payload()})
+    command = [sys.executable, "-m", "dpt", "export", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "holds more than tensors" in done.stderr and "this must never run" not in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()

@@ -1,0 +1,246 @@
+"""LoRA files of other programs: what is understood, and the sentence for what is not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dpt.checkpoints import open_checkpoint
+from dpt.errors import UserError
+from dpt.lora import LoraConfig
+from dpt.lora.formats.diffusers import write_diffusers
+from dpt.lora.formats.kohya import kohya_name, module_of, write_kohya
+from dpt.lora.formats.layout import stable_diffusion_places
+from dpt.lora.store import LoraRecord, StoredLora
+from tests import tiny_models
+
+PLACE = "mid_block.attentions.0.transformer_blocks.0.attn2.to_q"
+KOHYA = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_q"
+Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+def stored() -> StoredLora:
+    """As small as the names allow, and of uneven numbers."""
+    chance = torch.Generator().manual_seed(0)
+    tensors = {}
+    for place in stable_diffusion_places():
+        tensors[f"{place}.lora_A.weight"] = torch.randn(2, 5, generator=chance)
+        tensors[f"{place}.lora_B.weight"] = torch.randn(3, 2, generator=chance)
+    return StoredLora(LoraRecord(LoraConfig(2, 0.1), "some model", "abc", "epsilon"), tensors)
+
+
+@pytest.fixture
+def kohya(tmp_path: Path) -> Path:
+    write_kohya(stored(), tmp_path / "kohya.safetensors", "here")
+    return tmp_path / "kohya.safetensors"
+
+
+@pytest.fixture
+def diffusers(tmp_path: Path) -> Path:
+    write_diffusers(stored(), tmp_path / "pytorch_lora_weights.safetensors", "here")
+    return tmp_path / "pytorch_lora_weights.safetensors"
+
+
+def by_another(file: Path, change: Change = dict, **metadata: str) -> Path:
+    """The same as another program would have written it: without our record."""
+    save_file(change(load_file(file)), file, metadata=metadata or None)
+    return file
+
+
+def drop(part: str) -> Change:
+    return lambda named: {key: tensor for key, tensor in named.items() if part not in key}
+
+
+def put(key: str, tensor: Tensor) -> Change:
+    return lambda named: named | {key: tensor}
+
+
+def rename(old: str, new: str) -> Change:
+    return lambda named: {key.replace(old, new): tensor for key, tensor in named.items()}
+
+
+def metadata_of(file: Path) -> dict[str, str]:
+    with safe_open(file, framework="pt") as opened:
+        return dict(opened.metadata())
+
+
+@pytest.mark.parametrize(
+    "place",
+    [PLACE, PLACE.replace("to_q", "to_out.0"), "up_blocks.3.attentions.2.transformer_blocks.0.attn1.to_v"],
+)
+def test_names_of_the_unet_go_there_and_back(place: str) -> None:
+    name = kohya_name("unet", place)
+    assert name.startswith("lora_unet_") and "." not in name
+    assert module_of(name) == ("unet", place)
+
+
+@pytest.mark.parametrize("module", ["encoder.layers.11.self_attn.out_proj", "text_model.encoder.layers.0.mlp.fc1"])
+def test_names_of_the_text_encoder_have_the_prefix_of_stable_diffusion_1_and_2(module: str) -> None:
+    name = kohya_name("text_encoder", module)
+    assert name.startswith("lora_te_text_model_encoder_layers_")
+    assert module_of(name) == ("text_encoder", f"text_model.{module.removeprefix('text_model.')}")
+    assert module_of(name.replace("lora_te_", "lora_te1_")) is None
+
+
+def test_diffusers_knows_our_names_of_the_text_encoder(tmp_path: Path) -> None:
+    pipe: Any = tiny_models.pipeline(tiny_models.SD1)
+    modules = [f"encoder.layers.1.self_attn.{projection}_proj" for projection in ("q", "k", "v", "out")]
+
+    def weights() -> dict[str, Tensor]:
+        encoder = getattr(pipe.text_encoder, "text_model", pipe.text_encoder)
+        return {module: encoder.get_submodule(module).weight.detach().clone() for module in modules}
+
+    expected, named = weights(), {}
+    for module in modules:
+        a, b = torch.randn(2, 24), torch.randn(24, 2)
+        expected[module] += 0.5 * b @ a
+        parts = {"lora_down.weight": a, "lora_up.weight": b, "alpha": torch.tensor(1.0)}
+        named |= {f"{kohya_name('text_encoder', module)}.{part}": tensor for part, tensor in parts.items()}
+    save_file(named, tmp_path / "text.safetensors")
+    pipe.load_lora_weights(tmp_path / "text.safetensors")
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    for module, weight in weights().items():
+        torch.testing.assert_close(weight, expected[module], atol=1e-6, rtol=0)
+
+
+def test_alpha_survives_to_the_last_bit(kohya: Path, diffusers: Path) -> None:
+    for file in (kohya, diffusers):
+        found = open_checkpoint(file).lora
+        assert found and found.record.config == LoraConfig(2, 0.1)
+        assert (found.record.base, found.record.base_hash) == ("some model", "abc")
+        assert all(torch.equal(tensor, found.tensors[name]) for name, tensor in stored().tensors.items())
+
+
+def test_a_machines_folders_do_not_travel(tmp_path: Path) -> None:
+    known = stored()
+    for base, expected in (("/home/someone/models/sd", "sd"), ("ckpt/pocket", "ckpt/pocket"), ("", "")):
+        file = tmp_path / f"of {expected.replace('/', '-')}.safetensors"
+        write_kohya(replace(known, record=replace(known.record, base=base)), file, "here")
+        found = open_checkpoint(file).lora
+        assert found and found.record.base == expected
+
+
+def test_files_of_other_programs(kohya: Path, diffusers: Path) -> None:
+    found = open_checkpoint(by_another(kohya)).lora
+    assert found and found.record == LoraRecord(LoraConfig(2, float(torch.tensor(0.1)), ("all",)))
+    found = open_checkpoint(by_another(kohya, drop(".alpha"))).lora
+    assert found and found.record.config == LoraConfig(2, None, ("all",))
+    said = json.dumps({"unet.r": 2, "unet.lora_alpha": 8, "unet.init_lora_weights": True, "text_encoder.r": 9})
+    found = open_checkpoint(by_another(diffusers, lora_adapter_metadata=said)).lora
+    assert found and found.record.config == LoraConfig(2, 8.0, ("all",))
+    found = open_checkpoint(by_another(diffusers)).lora
+    assert found and found.record.config == LoraConfig(2, None, ("all",))
+
+
+def test_all_of_diffusers_spellings(diffusers: Path) -> None:
+    tensors = stored().tensors
+    for change in (
+        lambda named: rename(".lora.down.", ".lora_A.")(rename(".lora.up.", ".lora_B.")(named)),
+        lambda named: {
+            key.replace(".to_", ".processor.to_").replace("out.0", "out").replace(".lora.", "_lora."): tensor
+            for key, tensor in named.items()
+        },
+    ):
+        again = diffusers.with_name("again.safetensors")
+        save_file(change(load_file(diffusers)), again)
+        found = open_checkpoint(again).lora
+        assert found and all(torch.equal(tensor, found.tensors[name]) for name, tensor in tensors.items())
+
+
+LACKS = r"is not whole: it lacks mid_block.attentions.0.transformer_blocks.0.attn2.to_q.lora"
+KOHYA_FAULTS = {
+    "half a pair": (drop(f"{KOHYA}.lora_up"), rf"{LACKS}_B.weight$"),
+    "a projection": (drop(KOHYA), rf"{LACKS}_A.weight, .*lora_B.weight$"),
+    "a convolution": (put("lora_unet_mid_block_resnets_0_conv1.alpha", torch.zeros(1)), "no LoRA of attention lay"),
+    "other names": (rename("mid_block", "middle_block"), "no LoRA of attention layers has: lora_unet_middle_block"),
+    "an unknown part": (put(f"{KOHYA}.dora_scale", torch.zeros(1)), r"no LoRA of attention layers .*_q.dora_scale$"),
+    "no LoRA": (put("conv_in.weight", torch.zeros(1)), "no LoRA of attention layers has: conv_in.weight$"),
+    "two ranks": (put(f"{KOHYA}.lora_down.weight", torch.zeros(1, 5)), "more than one rank"),
+    "two alphas": (put(f"{KOHYA}.alpha", torch.tensor(8.0)), r"more than one alpha.*: .*8 in mid_block"),
+    "an alpha missing": (drop(f"{KOHYA}.alpha"), r"the alpha of some projections only; it lacks .*attn2.to_q.alpha$"),
+    "no number": (put(f"{KOHYA}.alpha", torch.tensor(float("nan"))), "alpha that is no positive number: mid_block"),
+    "several numbers": (put(f"{KOHYA}.alpha", torch.ones(2)), "alpha that is no positive number: mid_block"),
+    "integers": (put(f"{KOHYA}.lora_up.weight", torch.zeros(3, 2).int()), "not a LoRA of floating-point numbers"),
+    "a text encoder": (put("lora_te_text_model_x.alpha", torch.zeros(1)), "changes the text encoder too .1 tensors"),
+    "two text encoders": (put("lora_te2_text_model_x.alpha", torch.zeros(1)), "changes the text encoder too"),
+    "a fifth wheel": (drop("up_blocks_1_attentions_0"), r"it lacks up_blocks.1.attentions.0"),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), KOHYA_FAULTS.values(), ids=KOHYA_FAULTS.keys())
+def test_kohya_files_that_are_not_understood(kohya: Path, change: Change, said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        open_checkpoint(by_another(kohya, change))
+    assert "\n" not in str(caught.value) and str(kohya) in str(caught.value)
+
+
+DIFFUSERS = f"unet.{PLACE}"
+DIFFUSERS_FAULTS = {
+    "half a pair": (drop(f"{DIFFUSERS}.lora.up"), {}, rf"{LACKS}_B.weight$"),
+    "an unknown key": (put("unet.conv_in.lora.up.weight", torch.zeros(1)), {}, "no LoRA of attention .*: unet.conv"),
+    "the same twice": (put(f"{DIFFUSERS}.lora_A.weight", torch.zeros(2, 5)), {}, "holds .*to_q.lora_A.weight twice"),
+    "a text encoder": (put("text_encoder.x.lora.up.weight", torch.zeros(1)), {}, "changes the text encoder too"),
+    "another rank said": (dict, {"unet.r": 5}, "says that its rank is 5, and its tensors have 2"),
+    "alpha is a word": (dict, {"unet.lora_alpha": "big"}, "says that its lora_alpha is 'big', which is no number"),
+    "alpha is nought": (dict, {"unet.lora_alpha": 0}, "alpha of a LoRA must be positive, not 0"),
+    "ranks by place": (dict, {"unet.rank_pattern": {"x": 1}}, "of a kind that dpt does not know.*rank_pattern"),
+    "another scale": (dict, {"unet.use_rslora": True}, "of a kind that dpt does not know.*use_rslora"),
+    "not an object": (dict, [], "is not valid JSON"),
+}
+
+
+@pytest.mark.parametrize(("change", "said_inside", "said"), DIFFUSERS_FAULTS.values(), ids=DIFFUSERS_FAULTS.keys())
+def test_diffusers_files_that_are_not_understood(diffusers: Path, change: Change, said_inside: Any, said: str) -> None:
+    metadata = {} if said_inside == {} else {"lora_adapter_metadata": json.dumps(said_inside)}
+    with pytest.raises(UserError, match=said) as caught:
+        open_checkpoint(by_another(diffusers, change, **metadata))
+    assert "\n" not in str(caught.value) and str(diffusers) in str(caught.value)
+
+
+def test_damage_is_noticed(kohya: Path, diffusers: Path) -> None:
+    for file in (kohya, diffusers):
+        whole = bytearray(file.read_bytes())
+        file.write_bytes(whole[:-9])
+        with pytest.raises(UserError, match="is truncated or not a safetensors file"):
+            open_checkpoint(file)
+        whole[-9] ^= 16
+        file.write_bytes(whole)
+        with pytest.raises(UserError, match=r"is damaged: .* not those that were exported"):
+            open_checkpoint(file)
+
+
+def test_our_record_may_not_contradict_the_file(kohya: Path) -> None:
+    metadata, record = metadata_of(kohya), json.loads(metadata_of(kohya)["dpt_lora"])
+    for changes, said in (
+        ({"config": {"rank": 2, "alpha": 3.0, "blocks": ["all"]}}, "contradicts itself: its alpha is 0.1, and .* 3$"),
+        ({"config": {"rank": 4, "alpha": 0.1, "blocks": ["all"]}}, "contradicts itself: its rank is 2, and .* 4$"),
+        ({"color": 1}, "unknown key 'color'"),
+        ({"format": 2}, "format 2; this version of dpt reads format 1"),
+    ):
+        save_file(load_file(kohya), kohya, metadata={**metadata, "dpt_lora": json.dumps(record | changes)})
+        with pytest.raises(UserError, match=said):
+            open_checkpoint(kohya)
+    save_file(load_file(kohya), kohya, metadata={**metadata, "dpt_lora": "{"})
+    with pytest.raises(UserError, match="is not valid JSON"):
+        open_checkpoint(kohya)
+
+
+def test_other_safetensors_are_one_sentence(tmp_path: Path, diffusers: Path) -> None:
+    with pytest.raises(UserError, match=r"is no LoRA file that dpt knows: it holds weight$"):
+        open_checkpoint(by_another(diffusers, lambda _: {"weight": torch.zeros(1)}))
+    with pytest.raises(UserError, match=r"is no LoRA file that dpt knows: it is empty$"):
+        open_checkpoint(by_another(diffusers, lambda _: {}))
+    (tmp_path / "adapter.json").touch()
+    save_file({"logit_scale": torch.zeros(())}, tmp_path / "adapter.safetensors")
+    with pytest.raises(UserError, match="is part of a checkpoint: give its folder"):
+        open_checkpoint(tmp_path / "adapter.safetensors")
