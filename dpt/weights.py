@@ -56,5 +56,15 @@ def sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
+def content_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, shapes and values, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().float().contiguous()
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _shape(tensor: Tensor) -> str:
     return " x ".join(map(str, tensor.shape)) or "one number"
