@@ -146,6 +146,14 @@ class Backbone:
         """What `predict` would return for the rows of a pass that was begun; float32."""
         return finish(self.unet, at, detach_after).float()
 
+    def prepare_for_gradients(self) -> None:
+        """Attention as plain products where the fused one has a slow backward pass, which is on CPUs: the numbers
+        differ by rounding only."""
+        if self.device.type == "cpu":
+            from diffusers.models.attention_processor import AttnProcessor
+
+            self.unet.set_attn_processor(AttnProcessor())
+
     # What it is
 
     @property

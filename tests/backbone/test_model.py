@@ -204,3 +204,11 @@ def test_sizes(folders: Path) -> None:
         backbone.latent_size(32, 30)
     with pytest.raises(UserError, match="the height must be positive, not 0"):
         backbone.latent_size(0, 32)
+
+
+def test_attention_for_gradients_computes_the_same(tmp_path: Path) -> None:
+    backbone = Backbone.open(tiny_models.save(tiny_models.SD2_BASE, tmp_path), device="cpu")
+    z, states = torch.randn(2, 4, 8, 8), backbone.encode_text(["a red circle", "a star"]).states
+    before = backbone.predict(z, 500, states)
+    backbone.prepare_for_gradients()
+    torch.testing.assert_close(backbone.predict(z, 500, states), before, rtol=1e-4, atol=1e-5)
