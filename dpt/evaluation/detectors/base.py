@@ -49,6 +49,11 @@ class Detector(Protocol):
         """Name, version and thresholds in one line: stored with every result it produced."""
         ...
 
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """All nouns it can name; None if it can look for any."""
+        ...
+
     def detect(
         self, images: Sequence[Image], queries: Sequence[Sequence[str]] | None = None
     ) -> list[Detections]:
