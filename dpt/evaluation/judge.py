@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dpt.data.scenes.facts import Absent, Count, Noun, Related
 from dpt.data.scenes.world import Box
@@ -75,7 +75,7 @@ def counted(prompt: Prompt, seen: Detections, asking: Asking) -> Detections:
     """What the suite's rules let count: answers to what was asked, of enough score for the prompt's category."""
     asked = asking.phrases(prompt)
     enough = (one for one in seen.objects if one.label in asked and asking.counts(one.confidence, prompt.category))
-    return Detections(tuple(enough), seen.unreadable)
+    return replace(seen, objects=tuple(enough))
 
 
 def in_words(fact: Claim) -> str:

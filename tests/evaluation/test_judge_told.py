@@ -13,6 +13,7 @@ from dpt.evaluation.judge import judge
 from dpt.evaluation.suites import geneval, lmd, sr2d
 from dpt.evaluation.suites.base import Asking, Prompt, Suite
 
+
 def box(label: str, x: float, y: float = 50, score: float = 0.9, colour: str | None = None) -> Detection:
     return Detection(label, Box(x - 10, y - 10, x + 10, y + 10), score, colour)
 

@@ -41,6 +41,10 @@ class Detections:
 
     objects: tuple[Detection, ...] = ()
     unreadable: tuple[Unreadable, ...] = ()
+    clipped: int = 0
+    """Boxes that reached past the picture and were cut to it."""
+    outside: int = 0
+    """Boxes with nothing of the picture in them: taken off, since they show no object of it."""
 
 
 class Detector(Protocol):

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import isfinite
 
 from dpt.data.scenes.world import Box
 from dpt.errors import UserError
 from dpt.evaluation.detectors.base import Detection, Detections
 from dpt.evaluation.detectors.check import overlap
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """Boxes within the picture, and how many were cut to be so or lay outside of it."""
-
-    seen: Detections
-    clipped: int = 0
-    outside: int = 0
-    """Boxes with nothing of the picture in them, which show no object of it."""
 
 
 def refuse_nonsense(seen: Detections, who: str, picture: str) -> None:
@@ -32,7 +22,8 @@ def refuse_nonsense(seen: Detections, who: str, picture: str) -> None:
             raise UserError(f"{who} gave a {one.label} in {picture} a box whose corners are the wrong way round")
 
 
-def fit(seen: Detections, width: int, height: int) -> Fitted:
+def fit(seen: Detections, width: int, height: int) -> Detections:
+    """Every box within the picture; how many were cut, and how many were not in it, is counted."""
     kept: list[Detection] = []
     clipped = outside = 0
     for one in seen.objects:
@@ -42,7 +33,7 @@ def fit(seen: Detections, width: int, height: int) -> Fitted:
         else:
             clipped += box != one.box
             kept.append(replace(one, box=box))
-    return Fitted(Detections(tuple(kept), seen.unreadable), clipped, outside)
+    return replace(seen, objects=tuple(kept), clipped=seen.clipped + clipped, outside=seen.outside + outside)
 
 
 def suppress(found: Sequence[Detection], most: float | None) -> tuple[Detection, ...]:

@@ -55,8 +55,12 @@ class Asking:
     """Other thresholds, of single categories."""
     nms: float | None = None
     """Of two boxes of one noun that share more of their union than this, the better one counts."""
-    coloured: bool = True
-    """Whether a noun's colour is part of the query ("red car"); otherwise colours are read off the boxes."""
+    colours: tuple[str, ...] = ()
+    """Out of which the colour of a box is named. None: a noun's colour is part of the query ("red car")."""
+
+    @property
+    def coloured(self) -> bool:
+        return not self.colours
 
     @property
     def lowest(self) -> float:

@@ -5,7 +5,7 @@ It is not GenEval: that has a detector of its own. Pictures lie in its layout of
 A detector that must be told is asked for "image of a car"; a score counts from 0.20; boxes of one noun that share more
 than 0.15 of their union are one. What is to be included must be there in at least its number, and what is to be
 excluded in less than its. A colour must be that of each of the best-scoring boxes, as many as are asked for. In a
-position, the centres' offset counts beyond a tenth of the two boxes' extents and must be more than half of the distance.
+position, the centres' offset counts beyond a tenth of the boxes' extents and must be more than half of the distance.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from dpt.evaluation.suites.base import Asking, Prompt, Suite
 from dpt.evaluation.suites.claims import Claim, Coloured, Fewer, Placed
 
 JUDGE = "geneval-owl"
-ASKING = Asking("image of {a} {noun}", 0.20, nms=0.15, coloured=False)
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+ASKING = Asking("image of {a} {noun}", 0.20, nms=0.15, colours=COLOURS)
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 RELATIONS = {"left of": "left", "right of": "right", "above": "above", "below": "below"}
 
@@ -60,7 +61,10 @@ def _included(where: str, content: Mapping[str, Any], before: list[Wanted]) -> l
     n = reading.count_of(where, content, "count")
     facts: list[Claim] = [Count(noun, n, exact=False)]
     if "color" in content:
-        facts.append(Coloured(Noun(reading.text_of(where, content, "color"), noun.shape), n))
+        colour = reading.text_of(where, content, "color")
+        if colour not in COLOURS:
+            raise UserError(f"{where}: there is no colour {colour!r}; the colours are {', '.join(COLOURS)}")
+        facts.append(Coloured(Noun(colour, noun.shape), n))
     if "position" in content:
         relation, (second, n_second) = _position(where, content["position"], before)
         facts.append(Placed(noun, n, relation, second, n_second))

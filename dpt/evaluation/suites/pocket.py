@@ -20,7 +20,7 @@ from dpt.errors import UserError
 from dpt.evaluation.suites.base import Asking, Prompt, Suite
 
 SUITE_ID = "pocket-1"
-ASKING = Asking("image of {a} {noun}", 0.20, nms=0.15, coloured=False)
+ASKING = Asking("image of {a} {noun}", 0.20, nms=0.15, colours=POCKET_WORLD.colours)
 USUAL = ("single", "binding", "count", "spatial", "negation")
 """Categories, and prompts of each, when nothing else is said."""
 USUAL_PROMPTS = 300

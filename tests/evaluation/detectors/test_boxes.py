@@ -18,7 +18,7 @@ def found(x0: float, y0: float, x1: float, y1: float, score: float = 0.9, label:
 
 def test_boxes_are_cut_to_the_picture_and_counted() -> None:
     fitted = fit(Detections((found(5, 5, 9, 9), found(-4, 10, 30, 90), found(70, 10, 90, 20))), 64, 40)
-    assert [one.box for one in fitted.seen.objects] == [Box(5, 5, 9, 9), Box(0, 10, 30, 40)]
+    assert [one.box for one in fitted.objects] == [Box(5, 5, 9, 9), Box(0, 10, 30, 40)]
     assert (fitted.clipped, fitted.outside) == (1, 1)
 
 

@@ -53,6 +53,7 @@ def test_geneval(tmp_path: Path) -> None:
      (metadata(include=[{"class": "car", "count": 1, "size": 3}]), "line 2, 'include'|line 2: unknown key 'size'"),
      (metadata(include=[{"class": "car"}]), "line 2: 'count' must be a whole number from 1 up, not None"),
      (metadata(include=[{"class": "car", "count": True}]), "line 2: 'count' must be a whole number"),
+     (metadata(include=[{"class": "car", "count": 1, "color": "grue"}]), "line 2: there is no colour 'grue'"),
      (metadata(include=[]), "line 2: 'include' names nothing"),
      (metadata(include="car"), "line 2: 'include' must be a list"),
      (metadata(include=["car"]), "line 2, 'include': expected an object"),
@@ -85,7 +86,8 @@ def test_prompts_with_ids_and_categories(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a car", "id": "first", "category": "cars"}\n{"prompt": "a dog", "id": 7}\n')
     suite = registry.load(f"prompts={file}")
-    assert [(p.id, p.category, p.text) for p in suite.prompts] == [("first", "cars", "a car"), ("7", "prompts", "a dog")]
+    told = [(prompt.id, prompt.category, prompt.text) for prompt in suite.prompts]
+    assert told == [("first", "cars", "a car"), ("7", "prompts", "a dog")]
     assert registry.load(f"prompts={file}", ("cars",)).prompts == suite.prompts[:1]
 
 
