@@ -17,10 +17,11 @@ from typing import Any
 from dpt.data.scenes.facts import Count, Noun
 from dpt.errors import UserError
 from dpt.evaluation.suites import reading
-from dpt.evaluation.suites.base import Asking, Prompt, Suite
+from dpt.evaluation.suites.base import Asking, Layout, Prompt, Suite
 from dpt.evaluation.suites.claims import Claim, Coloured, Fewer, Placed
 
 JUDGE = "geneval-owl"
+LAYOUT: Layout = "folders"
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 ASKING = Asking("image of {a} {noun}", 0.20, nms=0.15, colours=COLOURS)
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -33,7 +34,7 @@ def suite(file: Path) -> Suite:
     prompts = [_prompt(number, *line) for number, line in enumerate(reading.lines(file))]
     if not prompts:
         raise UserError(f"{file} holds no prompt")
-    return Suite("geneval", "geneval-1", tuple(prompts), ASKING, JUDGE, "folders", "owlv2")
+    return Suite("geneval", "geneval-1", tuple(prompts), ASKING, JUDGE, LAYOUT, "owlv2")
 
 
 def _prompt(number: int, where: str, line: str) -> Prompt:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dpt.errors import UserError
 from dpt.evaluation.suites import geneval, lmd, pocket, sr2d, unjudged
-from dpt.evaluation.suites.base import Prompt, Suite
+from dpt.evaluation.suites.base import Layout, Prompt, Suite
 
 BY_RULE: dict[str, Callable[[], Suite]] = {"lmd": lmd.suite, "sr2d": sr2d.suite}
 FROM_FILE: dict[str, Callable[[Path], Suite]] = {
@@ -31,9 +31,12 @@ def parse(said: str) -> tuple[str, Path | None]:
     return name, Path(file) if file else None
 
 
-def load(
-    said: str, categories: Sequence[str] = (), per_category: int | None = None, seed: int = 0
-) -> Suite:
+def layout_of(said: str) -> Layout:
+    """Where its pictures lie; its file is not needed for that."""
+    return geneval.LAYOUT if said.partition("=")[0] == "geneval" else "flat"
+
+
+def load(said: str, categories: Sequence[str] = (), per_category: int | None = None, seed: int = 0) -> Suite:
     """The suite, or what is asked for of it: some categories, and of each so many prompts, evenly spread."""
     name, file = parse(said)
     if name == "pocket":
