@@ -18,6 +18,8 @@ from dpt.evaluation.detectors.base import Image
 from dpt.evaluation.opened import open_folder
 
 TOGETHER = 16
+LAST = "channels_last"
+"""Said outright: a picture three pixels high is otherwise taken for one of three channels."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ class Clip:
             return F.normalize(self._projected(images), dim=-1)
 
     def _projected(self, images: Sequence[Image]) -> Tensor:
-        pixels = self.processor(list(images), return_tensors="pt").pixel_values.to(self.model.device)
-        projected: Tensor = self.model.get_image_features(pixel_values=pixels).pooler_output
+        pixels = self.processor(list(images), return_tensors="pt", input_data_format=LAST).pixel_values
+        projected: Tensor = self.model.get_image_features(pixel_values=pixels.to(self.model.device)).pooler_output
         return projected.float()
 
     def _texts(self, texts: Sequence[str]) -> Tensor:

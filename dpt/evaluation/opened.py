@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging
+
 from dpt.backbone.hub import find_model
 from dpt.errors import UserError
 from dpt.weights import sha256
@@ -30,6 +32,7 @@ class Folder:
         return f"{self.name} {digest.hexdigest()[:12]}"
 
     def _load_model(self, kind: Any) -> Any:
+        logging.disable_progress_bar()  # a second long, and it would stand between the lines of ours
         model, found = kind.from_pretrained(
             self.path, local_files_only=True, use_safetensors=True, dtype="float32", output_loading_info=True
         )

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import BertTokenizer, GroundingDinoForObjectDetection, GroundingDinoImageProcessorPil
 
 from dpt.errors import UserError
+from dpt.evaluation.clip import LAST
 from dpt.evaluation.detectors.base import Image
 from dpt.evaluation.detectors.owl import corners
 from dpt.evaluation.opened import Folder
@@ -35,7 +36,7 @@ class GroundingDino:
     def answer(self, image: Image, phrases: Sequence[str], asking: Asking) -> tuple[Tensor, Tensor]:
         ids, spans = self.text(phrases)
         tokens = torch.tensor([ids], device=self.model.device)
-        pixels = self.processor(image, return_tensors="pt").to(self.model.device)
+        pixels = self.processor(image, return_tensors="pt", input_data_format=LAST).to(self.model.device)
         with torch.no_grad():
             out = self.model(
                 pixel_values=pixels.pixel_values,

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from dpt.errors import UserError
+from dpt.evaluation.clip import LAST
 from dpt.evaluation.detectors.base import Image
 from dpt.evaluation.opened import Folder
 from dpt.evaluation.suites.base import Asking
@@ -39,9 +40,9 @@ class Owl:
 
     def answer(self, image: Image, phrases: Sequence[str], asking: Asking) -> tuple[Tensor, Tensor]:
         tokens = self._tokens([asking.sentence(phrase) for phrase in phrases])
-        pixels = self.processor(image, return_tensors="pt").pixel_values.to(self.model.device)
+        pixels = self.processor(image, return_tensors="pt", input_data_format=LAST).pixel_values
         with torch.no_grad():
-            out = self.model(pixel_values=pixels, **tokens)
+            out = self.model(pixel_values=pixels.to(self.model.device), **tokens)
         height, width = image.shape[:2]
         sides = [max(height, width)] * 2 if self.padded else [width, height]
         return out.logits[0].float().sigmoid().cpu(), corners(out.pred_boxes[0].float().cpu(), sides)

@@ -31,7 +31,7 @@ Wanted = tuple[Noun, int]
 
 
 def suite(file: Path) -> Suite:
-    prompts = [_prompt(number, *line) for number, line in enumerate(reading.lines(file))]
+    prompts = [_prompt(number, line.where, line.text) for number, line in enumerate(reading.lines(file))]
     if not prompts:
         raise UserError(f"{file} holds no prompt")
     return Suite("geneval", "geneval-1", tuple(prompts), ASKING, JUDGE, LAYOUT, "owlv2")

@@ -6,21 +6,26 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dpt.errors import UserError, fail
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
-Line = tuple[str, str]
-"""Where it is ("prompts.txt, line 3"), and what it says."""
+
+class Line(NamedTuple):
+    number: int
+    """From 1, as editors count."""
+    where: str
+    """ "prompts.txt, line 3" """
+    text: str
 
 
 def lines(file: Path) -> Iterator[Line]:
     """Every line that says something."""
     for number, text in enumerate(read_text(file).splitlines(), start=1):
         if text.strip():
-            yield f"{file}, line {number}", text.strip()
+            yield Line(number, f"{file}, line {number}", text.strip())
 
 
 def read_text(file: Path) -> str:

@@ -16,10 +16,10 @@ def prompts_suite(file: Path) -> Suite:
     """Any text file, a prompt on each line; or, named .jsonl, an object with prompt and perhaps id and category."""
     ids = reading.Ids()
     prompts = []
-    for where, line in reading.lines(file):
-        id_, category, text = f"{int(where.rsplit(' ', 1)[1]):05d}", "prompts", line
+    for number, where, text in reading.lines(file):
+        id_, category = f"{number:05d}", "prompts"
         if file.suffix == ".jsonl":
-            content = reading.parse(where, line)
+            content = reading.parse(where, text)
             reading.only(where, content, ("prompt", "id", "category"))
             text = reading.text_of(where, content, "prompt")
             id_ = reading.name_of(where, content, "id", id_)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +15,8 @@ from dpt.evaluation.bench.pictures import open_picture
 from dpt.evaluation.bench.rows import Row, SeenObject
 from dpt.evaluation.suites.base import Layout, picture_file
 
+SMALL = 128
+"""Pixels; pictures up to this are enlarged with their pixels kept sharp."""
 WIDEST = 256
 """Pixels; larger pictures are embedded reduced to this, as JPEG."""
 
@@ -31,7 +33,6 @@ class Album:
     shown: int = 0
     left_out: int = 0
     reduced: bool = False
-    lines: list[str] = field(default_factory=list)
 
     def section(self, section: Section, most: int) -> str:
         figures = []
@@ -90,10 +91,12 @@ def _shot(name: str, row: Row, uri: str, extent: tuple[int, int]) -> str:
         f'<text x="{one.box[0] + 0.15 * mark:.1f}" y="{one.box[1] + mark:.1f}" font-size="{mark:.1f}">{number}</text>'
         for number, one in enumerate(row.objects, start=1)
     )
+    small = ' class="small"' if max(extent) <= SMALL else ""
     alt = escape(f"{name}: {row.prompt}")
     return (
         f'<figure class="{state}"><svg viewBox="0 0 {width} {height}" role="img" aria-label="{alt}">'
-        f'<image href="{uri}" width="{width}" height="{height}" preserveAspectRatio="none"/>{boxes}{numbers}</svg>'
+        f'<image{small} href="{uri}" width="{width}" height="{height}" preserveAspectRatio="none"/>'
+        f"{boxes}{numbers}</svg>"
         f"<figcaption><b>{escape(name)}</b> <span>{_verdict(row)}</span>{_details(row)}</figcaption></figure>"
     )
 

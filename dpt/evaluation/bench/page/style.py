@@ -14,7 +14,7 @@ body { margin: 0 auto; padding: 1rem; max-width: 70rem; background: var(--paper)
 h1 { font-size: 1.5rem; margin: 0 0 .5rem; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
 h3 { font-size: 1rem; margin: 1rem 0 .25rem; } small, .where, .seen, .note { color: var(--soft); }
 small { font-weight: normal; } .note { font-size: .875rem; }
-dl { display: grid; grid-template-columns: minmax(5rem, max-content) 1fr; gap: .15rem .75rem; font-size: .875rem; }
+dl { display: grid; grid-template-columns: fit-content(35%) 1fr; gap: .15rem .75rem; font-size: .875rem; }
 dt { color: var(--soft); } dd { margin: 0; min-width: 0; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 0 2rem; }
 .group { min-width: 0; }
@@ -38,7 +38,7 @@ article p { margin: 0; } .prompt { font-weight: 600; } .where { font-size: .8rem
   margin-top: .5rem; }
 figure { margin: 0; min-width: 0; border-top: 3px solid var(--soft); }
 figure.right { border-color: var(--right); } figure.wrong { border-color: var(--wrong); }
-figure svg { display: block; width: 100%; height: auto; max-height: 24rem; } image { image-rendering: pixelated; }
+figure svg { display: block; width: 100%; height: auto; max-height: 24rem; } .small { image-rendering: pixelated; }
 .box { fill: none; stroke: var(--box); stroke-width: 1.5; vector-effect: non-scaling-stroke; pointer-events: all; }
 figure text { fill: var(--box); font-weight: 700; paint-order: stroke; stroke: #fff; stroke-width: .12em; }
 figcaption { font-size: .8rem; } .right > figcaption > span, .met { color: var(--right); }
