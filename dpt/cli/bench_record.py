@@ -28,11 +28,21 @@ def claim(out: Path, asked: Mapping[str, Any], method: str, identity: Mapping[st
         same = _comparable({**ADDED, **record["asked"]}) == _comparable(asked)
         if not same or {"suite_hash": identity.get("suite_hash"), **known} != {"suite_hash": None, **identity}:
             fail(f"{out} holds a benchmark that was run otherwise; choose another --out")
+        check_one_judge(record["methods"], out)
         _write(file, record)
     except (ValueError, KeyError, AttributeError, TypeError):
         fail(f"{file} is not the record of a benchmark")
     except OSError as error:
         fail(f"cannot write into {out}: {error.strerror or error}")
+
+
+def check_one_judge(methods: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+    """Verdicts of two judges, or scores of two CLIPs, are not counted in one table."""
+    (first, one), *others = methods.items()
+    for name, other in others:
+        for key in ("detector", "judge", "suite", "clip"):
+            if one.get(key) != other.get(key):
+                fail(f"in {folder}, {first} and {name} differ in their {key}: they cannot share a table")
 
 
 def _comparable(asked: Mapping[str, Any]) -> dict[str, Any]:

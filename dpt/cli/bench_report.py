@@ -12,7 +12,7 @@ import tyro
 
 from dpt.cli.bench import BASE
 from dpt.cli.bench_looking import EMBEDDED_CLIP, clip_location
-from dpt.cli.bench_record import pictures_of, read_record
+from dpt.cli.bench_record import check_one_judge, pictures_of, read_record
 from dpt.errors import fail
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dpt.evaluation.bench.rows import Row
 
 SHOWN = 4
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def report(options: ReportOptions) -> None:
     if options.reference is None and options.encoder != EMBEDDED_CLIP:
         fail("--encoder is what --reference is compared by, and none is given")
     record = read_record(options.folder)
+    check_one_judge(record["methods"], options.folder)
     found = {name: rows.read(options.folder / f"{name}.jsonl") for name in record["methods"]}
     for name in (options.baseline, *options.also):
         if name not in found:
@@ -112,12 +114,13 @@ def write(options: ReportOptions, tables: str, counted: Counted) -> None:
         numbers["fidelity"] = asdict(counted.fidelity)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        (out / MANIFEST).unlink(missing_ok=True)
         (out / "results.json").write_text(json.dumps({**record, **numbers}, indent=1) + "\n")
         (out / "table.md").write_text(f"{tables}\n")
         sheet(options.folder, record, counted.rows).save(out / "sheet.png", optimize=True)
         (out / "report.html").write_text(html, encoding="utf-8")
         # Last, so that a report with a manifest is a whole one.
-        (out / "manifest.json").write_text(json.dumps(manifest(options, record), indent=1) + "\n")
+        (out / MANIFEST).write_text(json.dumps(manifest(options, record), indent=1) + "\n")
     except OSError as error:
         fail(f"cannot write into {out}: {error.strerror or error}")
 

@@ -82,6 +82,18 @@ def test_a_killed_run_goes_on_with_detector_and_clip(lmd: Path, models: dict[str
         draw(models, tmp_path, "sr2d", **told)
 
 
+def test_two_judges_never_share_a_table(lmd: Path, models: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    score(ScoreOptions(lmd, out, models["owl"]))
+    record = json.loads((out / "bench.json").read_text())
+    with pytest.raises(UserError, match="run otherwise"):
+        score(ScoreOptions(lmd, out, models["dino"]))
+    record["methods"]["tuned"] = {**record["methods"]["base"], "detector": "another"}
+    (out / "bench.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="base and tuned differ in their detector: they cannot share a table"):
+        report(ReportOptions(out))
+
+
 def test_stored_pictures_are_judged_by_another_detector(lmd: Path, models: dict[str, str], tmp_path: Path) -> None:
     drawn = sorted(file.stat().st_mtime_ns for file in (lmd / "base").iterdir())
     score(ScoreOptions(lmd, tmp_path / "owl", models["owl"], clip=models["clip"]))

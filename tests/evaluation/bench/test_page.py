@@ -79,6 +79,14 @@ def test_regressions_come_first_and_the_worst_prompt_before_all() -> None:
     assert gain(found[0].cases[0], "base") == -1
 
 
+def test_a_case_is_alike_only_if_it_is_so_for_all() -> None:
+    third = [row("third", one.prompt_id, one.index, passed=one.prompt_id in "bd") for one in ROWS["base"]]
+    found = {section.title.split(",")[0]: section for section in sections({**ROWS, "third": third}, "base")}
+    assert {title: len(section.cases) for title, section in found.items()} == {
+        "Worse than the baseline": 4, "Better than the baseline": 2,
+    }  # fmt: skip
+
+
 def test_what_was_not_judged_is_ranked_by_clip() -> None:
     rows = {
         name: [row(name, key, passed=None, clip=value) for key, value in zip("abc", values, strict=True)]

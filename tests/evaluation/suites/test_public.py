@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -96,6 +98,12 @@ def test_the_usual_pocket_suite_is_what_it_was() -> None:
 def test_what_is_not_there_is_one_sentence(said: str, more: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         registry.load(said, **more)
+
+
+def test_suites_rules_and_tables_need_no_torch() -> None:
+    rooms = "suites.registry, dpt.evaluation.detectors.boxes, dpt.evaluation.judge, dpt.evaluation.bench.report"
+    loaded = f"import sys, dpt.evaluation.{rooms}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", loaded], check=False).returncode == 0
 
 
 def test_what_the_detector_does_not_know_is_refused_before_drawing() -> None:

@@ -40,11 +40,11 @@ def sections(found: Mapping[str, Sequence[Row]], baseline: str) -> list[Section]
         by_prompt.setdefault(case.any.prompt_id, []).append(gain(case, baseline))
     ranked = sorted(cases, key=lambda case: (gain(case, baseline), _mean(by_prompt[case.any.prompt_id])))
     worse = tuple(case for case in ranked if gain(case, baseline) < 0)
-    better = tuple(case for case in reversed(ranked) if gain(case, baseline) > 0)
-    alike = [case for case in cases if gain(case, baseline) == 0]
+    better = tuple(case for case in reversed(ranked) if gain(case, baseline) >= 0 and not _alike(case))
+    alike = [case for case in cases if _alike(case)]
     return _kept([
         Section("Worse than the baseline, the worst first", worse),
-        Section("Better than the baseline", better),
+        Section("Better than the baseline, and none worse", better),
         Section("Wrong by all", _of(alike, False)),
         Section("Right by all", _of(alike, True)),
         Section("Alike", _of(alike, None)),
@@ -55,6 +55,10 @@ def gain(case: Case, baseline: str) -> float:
     """Of the method that did worst: right or wrong beside the baseline or, where nothing was judged, CLIP's cosine."""
     base = case.rows[baseline]
     return min(_value(row) - _value(base) for name, row in case.rows.items() if name != baseline or len(case.rows) == 1)
+
+
+def _alike(case: Case) -> bool:
+    return len({_value(row) for row in case.rows.values()}) == 1
 
 
 def _value(row: Row) -> float:
