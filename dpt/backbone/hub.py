@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from dpt.backbone.folder import COMPONENTS
@@ -13,8 +14,13 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _UNUSED_WEIGHTS = ["*.fp16.*", "*.bf16.*", "*.non_ema.*", "*non_ema*"]
 
 
-def find_model(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
-    """The folder that holds the model. A folder never touches the network."""
+def find_model(
+    path_or_hub_id: str | Path, revision: str | None = None, wanted: Sequence[str] | None = None
+) -> Path:
+    """The folder that holds the model. A folder never touches the network.
+
+    `wanted`: which files of it to fetch, where it is not in the diffusers layout.
+    """
     path = Path(path_or_hub_id).expanduser()
     if path.is_dir():
         if revision is not None:
@@ -24,10 +30,15 @@ def find_model(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
         raise UserError(f"{path} is a file, not a model folder")
     if isinstance(path_or_hub_id, Path) or not _HUB_ID.fullmatch(path_or_hub_id):
         raise UserError(f"there is no model folder {str(path_or_hub_id)!r}")
-    return _fetch(path_or_hub_id, revision)
+    return _fetch(path_or_hub_id, revision, _diffusers_files() if wanted is None else list(wanted))
 
 
-def _fetch(hub_id: str, revision: str | None) -> Path:
+def _diffusers_files() -> list[str]:
+    endings = ("json", "txt", "safetensors")
+    return ["model_index.json", *(f"{part.name}/*.{ending}" for part in COMPONENTS for ending in endings)]
+
+
+def _fetch(hub_id: str, revision: str | None, wanted: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -35,9 +46,6 @@ def _fetch(hub_id: str, revision: str | None) -> Path:
         RevisionNotFoundError,
     )
 
-    wanted = ["model_index.json"]
-    for component in COMPONENTS:
-        wanted += [f"{component.name}/*.{ending}" for ending in ("json", "txt", "safetensors")]
     try:
         return Path(
             snapshot_download(

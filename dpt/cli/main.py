@@ -9,8 +9,9 @@ from dpt.cli.flags import parse
 from dpt.errors import UserError, run_command
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "bench report": ("dpt.cli.bench:report", "count what was drawn and judged, and compare methods in pairs"),
+    "bench report": ("dpt.cli.bench_report:report", "count what was judged, compare methods in pairs, show it all"),
     "bench run": ("dpt.cli.bench:run", "draw a suite by several methods and judge every picture"),
+    "bench score": ("dpt.cli.bench_score:score", "judge drawn pictures once more, by another detector or CLIP"),
     "cache": ("dpt.cli.cache:cache", "encode all pictures of a data folder once, and its texts if asked to"),
     "data check": ("dpt.cli.data:check", "say what of a data folder is missing or broken, by file"),
     "data prepare": ("dpt.cli.data:prepare", "make the hard negatives by caption of their table"),

@@ -64,11 +64,20 @@ class Estimate:
     def signed(self) -> str:
         return self._shown("{:+.1f}")
 
-    def _shown(self, form: str) -> str:
-        value = form.format(100 * self.value)
+    @property
+    def plain(self) -> str:
+        """Not in percent."""
+        return self._shown("{:.3f}", 1)
+
+    @property
+    def plain_signed(self) -> str:
+        return self._shown("{:+.3f}", 1)
+
+    def _shown(self, form: str, times: float = 100) -> str:
+        value = form.format(times * self.value)
         if self.low is None or self.high is None:
             return value
-        return f"{value} ({form.format(100 * self.low)} to {form.format(100 * self.high)})"
+        return f"{value} ({form.format(times * self.low)} to {form.format(times * self.high)})"
 
 
 def bootstrap(strata: Sequence[npt.ArrayLike], resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
@@ -87,3 +96,18 @@ def bootstrap(strata: Sequence[npt.ArrayLike], resamples: int = RESAMPLES, seed:
         means += counts @ values / len(values) / len(arrays)
     low, high = np.quantile(means, [0.025, 0.975])
     return Estimate(float(np.mean([values.mean() for values in arrays])), float(low), float(high))
+
+
+def bootstrap_ratio(parts: npt.ArrayLike, wholes: npt.ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """The sum of the parts over that of the wholes, resampled together; 0 where there is no whole."""
+    part, whole = np.asarray(parts, dtype=float), np.asarray(wholes, dtype=float)
+    if not len(part):
+        raise ValueError("nothing can be estimated from no values")
+    chance = np.random.default_rng(seed)
+    counts = chance.multinomial(len(part), np.full(len(part), 1 / len(part)), size=resamples)
+    low, high = np.quantile(_ratio(counts @ part, counts @ whole), [0.025, 0.975])
+    return Estimate(float(_ratio(part.sum(), whole.sum())), float(low), float(high))
+
+
+def _ratio(part: npt.NDArray[np.float64], whole: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.divide(part, whole, out=np.zeros_like(part, dtype=float), where=whole > 0)

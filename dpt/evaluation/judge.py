@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from dpt.data.scenes.facts import Absent, Count, Fact, Noun, Related
+from dpt.data.scenes.facts import Absent, Count, Noun, Related
 from dpt.data.scenes.world import Box
 from dpt.evaluation.detectors.base import Detection, Detections
-from dpt.evaluation.suites.base import Prompt
+from dpt.evaluation.suites.base import Asking, Prompt
+from dpt.evaluation.suites.claims import Beside, Claim, Coloured, Fewer, Placed
 
-_SORTS: dict[type, str] = {Count: "count", Related: "relation", Absent: "absence"}
+_SORTS: dict[type, str] = {
+    Count: "count",
+    Related: "relation",
+    Beside: "relation",
+    Placed: "relation",
+    Absent: "absence",
+    Coloured: "colour",
+    Fewer: "surplus",
+}
 
 
 @dataclass(frozen=True)
@@ -17,7 +26,7 @@ class Atom:
     """One requirement and whether it was met."""
 
     sort: str
-    """readable, total, count, relation or absence"""
+    """readable, total, count, relation, absence, colour or surplus"""
     text: str
     met: bool
 
@@ -43,11 +52,18 @@ class _Seen:
     colour: str
     size: str
     box: Box
+    confidence: float
 
 
-def judge(prompt: Prompt, seen: Detections) -> Verdict:
-    things = [_thing(detection) for detection in seen.objects]
-    atoms = [Atom("readable", "everything readable", not seen.unreadable)]
+def judge(prompt: Prompt, seen: Detections, asking: Asking | None = None) -> Verdict:
+    """`asking`: how the detector was told what to look for; None for one that names all there is, or owns up."""
+    if asking is None:
+        things = [_thing(detection) for detection in seen.objects]
+        atoms = [Atom("readable", "everything readable", not seen.unreadable)]
+    else:
+        nouns = asking.phrases(prompt)
+        things = [_told(one, nouns[one.label]) for one in counted(prompt, seen, asking).objects]
+        atoms = []
     if prompt.closed:
         asked = sum(fact.n for fact in prompt.facts if isinstance(fact, Count))
         atoms.append(Atom("total", f"{asked} objects in all", len(things) == asked))
@@ -55,16 +71,36 @@ def judge(prompt: Prompt, seen: Detections) -> Verdict:
     return Verdict(tuple(atoms))
 
 
-def in_words(fact: Fact) -> str:
-    if isinstance(fact, Count):
-        return f"{'' if fact.exact else 'at least '}{fact.n} x {_noun_in_words(fact.noun)}"
-    if isinstance(fact, Related):
-        return f"{_noun_in_words(fact.first)} {fact.relation} {_noun_in_words(fact.second)}"
-    return f"no {_noun_in_words(fact.noun)}"
+def counted(prompt: Prompt, seen: Detections, asking: Asking) -> Detections:
+    """What the suite's rules let count: answers to what was asked, of enough score for the prompt's category."""
+    asked = asking.phrases(prompt)
+    enough = (one for one in seen.objects if one.label in asked and asking.counts(one.confidence, prompt.category))
+    return replace(seen, objects=tuple(enough))
+
+
+def in_words(fact: Claim) -> str:
+    match fact:
+        case Count(noun, n, exact):
+            return f"{'' if exact else 'at least '}{n} x {_noun_in_words(noun)}"
+        case Related(first, relation, second) | Beside(first, relation, second) | Placed(first, _, relation, second):
+            return f"{_noun_in_words(first)} {relation} {_noun_in_words(second)}"
+        case Coloured(noun, n):
+            return f"the best {n} x {noun.shape} {noun.colour}"
+        case Fewer(noun, n):
+            return f"fewer than {n} x {_noun_in_words(noun)}"
+        case Absent(noun):
+            return f"no {_noun_in_words(noun)}"
 
 
 def _thing(detection: Detection) -> _Seen:
-    return _Seen(detection.label, detection.colour or "", detection.size or "", detection.box)
+    colour, size = detection.colour or "", detection.size or ""
+    return _Seen(detection.label, colour, size, detection.box, detection.confidence)
+
+
+def _told(detection: Detection, noun: Noun) -> _Seen:
+    """The label is what was asked for. Its noun's colour was part of that, or else has been read off the box."""
+    colour = noun.colour or detection.colour or ""
+    return _Seen(noun.shape or "", colour, noun.size or "", detection.box, detection.confidence)
 
 
 def _noun_in_words(noun: Noun) -> str:

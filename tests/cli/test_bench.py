@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from dpt.backbone import Backbone
-from dpt.cli.bench import ReportOptions, RunOptions, report, run
+from dpt.cli.bench import RunOptions, run
+from dpt.cli.bench_report import ReportOptions, report
 from dpt.errors import UserError
 from dpt.lora import LoraConfig
 from dpt.lora.store import save_lora

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from dpt.errors import UserError
 from dpt.evaluation.bench.rows import Row
+from dpt.evaluation.bench.visor import SUITE as SR2D
+from dpt.evaluation.bench.visor import visor
 from dpt.evaluation.intervals import Estimate, bootstrap
 
 OVERALL = "all"
 By = Mapping[str, np.ndarray]
-"""For each category, the share of right pictures of each of its prompts, in a fixed order."""
+"""For each category, one value of each of its prompts, in a fixed order: the mean over the prompt's pictures."""
 
 
 @dataclass(frozen=True)
 class Result:
     method: str
     rates: dict[str, Estimate]
-    """By category, and over all of them with the same weight each."""
-    readable: Estimate
-    """Of all objects, those that the detector could name."""
+    """By category, and over all of them with the same weight each; nothing where nothing was judged."""
+    readable: Estimate | None
+    """Of all objects, those that the detector could name; None for one that is told what to look for."""
+    clip: dict[str, Estimate] = field(default_factory=dict)
+    """Mean cosine of picture and prompt, by category and over all."""
+    measures: dict[str, Estimate] = field(default_factory=dict)
+    """The suite's own."""
+    pictures: int = 0
+    clipped: int = 0
+    outside: int = 0
 
 
 @dataclass(frozen=True)
@@ -30,18 +39,33 @@ class Difference:
     method: str
     baseline: str
     points: dict[str, Estimate]
+    clip: dict[str, Estimate] = field(default_factory=dict)
 
 
-def results(rows: Mapping[str, Sequence[Row]]) -> list[Result]:
-    return [Result(method, _estimates(_by_prompt(own)), _readable(own)) for method, own in rows.items()]
+def results(rows: Mapping[str, Sequence[Row]], suite: str = "") -> list[Result]:
+    return [_result(method, own, suite) for method, own in rows.items()]
+
+
+def _result(method: str, rows: Sequence[Row], suite: str) -> Result:
+    rates, clip = (_estimates(_by_prompt(rows, value)) if value else {} for value in _values(rows))
+    measures = visor(rows) if suite == SR2D and rates else {}
+    cut = sum(row.clipped for row in rows), sum(row.outside for row in rows)
+    return Result(method, rates, _readable(rows) if rates else None, clip, measures, len(rows), *cut)
 
 
 def difference(method: Sequence[Row], baseline: Sequence[Row]) -> Difference:
     """Prompt by prompt, since both drew the same prompts from the same noise."""
     _check_paired(method, baseline)
-    one, other = _by_prompt(method), _by_prompt(baseline)
-    apart = {category: one[category] - other[category] for category in one}
-    return Difference(method[0].method, baseline[0].method, _estimates(apart))
+    pairs = zip(_values(method), _values(baseline), strict=True)
+    points, clip = (
+        _estimates(_apart(_by_prompt(method, one), _by_prompt(baseline, other))) if one and other else {}
+        for one, other in pairs
+    )
+    return Difference(method[0].method, baseline[0].method, points, clip)
+
+
+def _apart(one: By, other: By) -> By:
+    return {category: one[category] - other[category] for category in one}
 
 
 def _check_paired(method: Sequence[Row], baseline: Sequence[Row]) -> None:
@@ -52,12 +76,33 @@ def _check_paired(method: Sequence[Row], baseline: Sequence[Row]) -> None:
         raise UserError(f"{names} cannot be compared: picture {index} of {prompt} is not in both, from the same noise")
 
 
-def _by_prompt(rows: Sequence[Row]) -> dict[str, np.ndarray]:
-    passed: dict[str, dict[str, list[bool]]] = {row.category: {} for row in rows}
+Value = Callable[[Row], float]
+
+
+def _values(rows: Sequence[Row]) -> tuple[Value | None, Value | None]:
+    """How to read off a line whether it is right and how near it is to its text, where all lines say so."""
+    judged = _all_or_none(rows, lambda row: row.passed is not None, "a verdict")
+    scored = _all_or_none(rows, lambda row: row.clip is not None, "a CLIP score")
+    return (lambda row: float(bool(row.passed))) if judged else None, (lambda row: row.clip or 0.0) if scored else None
+
+
+def _all_or_none(rows: Sequence[Row], has: Callable[[Row], bool], what: str) -> bool:
+    """Some without it would drop out of the mean unseen."""
+    without = [row for row in rows if not has(row)]
+    if not rows:
+        raise UserError("a method without a single line cannot be counted")
+    if without and len(without) < len(rows):
+        row = without[0]
+        raise UserError(f"picture {row.index} of {row.prompt_id} by {row.method} has not {what}, and others have")
+    return not without
+
+
+def _by_prompt(rows: Sequence[Row], value: Value) -> dict[str, np.ndarray]:
+    found: dict[str, dict[str, list[float]]] = {row.category: {} for row in rows}
     for row in sorted(rows, key=lambda row: row.key):
-        passed[row.category].setdefault(row.prompt_id, []).append(row.passed)
+        found[row.category].setdefault(row.prompt_id, []).append(value(row))
     return {
-        category: np.array([np.mean(pictures) for pictures in prompts.values()]) for category, prompts in passed.items()
+        category: np.array([np.mean(pictures) for pictures in prompts.values()]) for category, prompts in found.items()
     }
 
 
@@ -66,27 +111,69 @@ def _estimates(values: By) -> dict[str, Estimate]:
     return {**single, OVERALL: bootstrap(list(values.values()))}
 
 
-def _readable(rows: Sequence[Row]) -> Estimate:
+def _readable(rows: Sequence[Row]) -> Estimate | None:
+    if any(row.atoms and row.atoms[0].sort != "readable" for row in rows):
+        return None
     pictures = [(len(row.objects), len(row.objects) + row.unreadable) for row in rows]
     named, there = (sum(column) for column in zip(*pictures, strict=True))
     return Estimate(named / there if there else 0.0, None, None)
 
 
+def tables(found: Sequence[Result], apart: Sequence[Difference]) -> str:
+    """All that there is to count, as Markdown."""
+    parts = [
+        table(found) if found[0].rates else "",
+        difference_table(apart) if apart and apart[0].points else "",
+        _measure_table(found) if found[0].measures else "",
+        _clip_table(found, apart) if found[0].clip else "",
+        "\n".join(_cut_boxes(one) for one in found if one.clipped or one.outside),
+    ]
+    return "\n\n".join(part for part in parts if part) or "Nothing was judged or scored: there is nothing to count."
+
+
 def table(found: Sequence[Result]) -> str:
     categories = list(found[0].rates)
-    lines = [_line("method", *categories, "objects readable"), "|---" * (len(categories) + 2) + "|"]
-    lines += [_line(one.method, *(one.rates[c].percent for c in categories), one.readable.percent) for one in found]
+    readable = ["objects readable"] if found[0].readable else []
+    lines = _heading("method", *categories, *readable)
+    for one in found:
+        last = [one.readable.percent] if one.readable else []
+        lines.append(_line(one.method, *(one.rates[c].percent for c in categories), *last))
     return "\n".join(lines)
 
 
 def difference_table(found: Sequence[Difference]) -> str:
     categories = list(found[0].points)
-    lines = [_line("difference, points", *categories), "|---" * (len(categories) + 1) + "|"]
+    lines = _heading("difference, points", *categories)
+    lines += [_line(_pair(one), *(one.points[category].signed for category in categories)) for one in found]
+    return "\n".join(lines)
+
+
+def _measure_table(found: Sequence[Result]) -> str:
+    lines = _heading("method", *found[0].measures)
+    lines += [_line(one.method, *(value.percent for value in one.measures.values())) for one in found]
+    return "\n".join(lines)
+
+
+def _clip_table(found: Sequence[Result], apart: Sequence[Difference]) -> str:
+    categories = list(found[0].clip)
+    lines = _heading("CLIP cosine", *categories)
+    lines += [_line(one.method, *(one.clip[category].plain for category in categories)) for one in found]
     lines += [
-        _line(f"{one.method} - {one.baseline}", *(one.points[category].signed for category in categories))
-        for one in found
+        _line(_pair(one), *(one.clip[category].plain_signed for category in categories)) for one in apart if one.clip
     ]
     return "\n".join(lines)
+
+
+def _cut_boxes(one: Result) -> str:
+    return f"{one.method}: {one.clipped} boxes were cut to the picture, {one.outside} lay outside and do not count."
+
+
+def _pair(one: Difference) -> str:
+    return f"{one.method} - {one.baseline}"
+
+
+def _heading(*cells: str) -> list[str]:
+    return [_line(*cells), "|---" * len(cells) + "|"]
 
 
 def _line(*cells: str) -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from dpt.data.scenes.world import Box
 from dpt.errors import UserError
@@ -41,21 +42,40 @@ class Row:
     prompt: str
     unseen: bool
     noise_seed: int
-    passed: bool
+    passed: bool | None
+    """None: not judged."""
     atoms: tuple[JudgedAtom, ...]
     objects: tuple[SeenObject, ...]
     unreadable: int
+    clip: float | None = None
+    """Cosine of picture and prompt."""
+    clipped: int = 0
+    """Boxes that were cut to the picture."""
+    outside: int = 0
+    """Boxes with nothing of the picture in them, which do not count."""
 
     @property
     def key(self) -> tuple[str, int]:
         return self.prompt_id, self.index
 
 
-def row_of(method: str, prompt: Prompt, index: int, noise_seed: int, seen: Detections, verdict: Verdict) -> Row:
+_OPTIONAL = {"clip": None, "clipped": 0, "outside": 0}
+
+
+def row_of(
+    method: str,
+    prompt: Prompt,
+    index: int,
+    noise_seed: int,
+    seen: Detections,
+    verdict: Verdict | None,
+    clip: float | None = None,
+) -> Row:
     objects = tuple(SeenObject(o.label, o.colour, o.size, _corners(o.box), o.confidence) for o in seen.objects)
-    atoms = tuple(JudgedAtom(atom.sort, atom.text, atom.met) for atom in verdict.atoms)
+    atoms = tuple(JudgedAtom(atom.sort, atom.text, atom.met) for atom in verdict.atoms) if verdict else ()
     told = prompt.id, index, prompt.category, prompt.text, prompt.unseen, noise_seed
-    return Row(method, *told, verdict.passed, atoms, objects, len(seen.unreadable))
+    found = atoms, objects, len(seen.unreadable), clip, seen.clipped, seen.outside
+    return Row(method, *told, verdict.passed if verdict else None, *found)
 
 
 def _corners(box: Box) -> tuple[float, ...]:
@@ -65,7 +85,12 @@ def _corners(box: Box) -> tuple[float, ...]:
 def append(file: Path, rows: Iterable[Row]) -> None:
     with file.open("a") as lines:
         for row in rows:
-            lines.write(json.dumps(asdict(row)) + "\n")
+            lines.write(json.dumps(_plain(row)) + "\n")
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    """Without what there is nothing to say of, so that a line with nothing new is the line it always was."""
+    return {name: value for name, value in asdict(row).items() if name not in _OPTIONAL or value != _OPTIONAL[name]}
 
 
 def mend(file: Path) -> int:

@@ -1,20 +1,20 @@
-"""Draw a suite by one method and judge every picture, going on where a killed run was left."""
+"""Draw a suite by one method, or open what was drawn, and judge every picture, going on where a kill left it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
 from dpt.backbone import Backbone
-from dpt.backbone.randomness import derived_seed
 from dpt.evaluation.bench import rows
-from dpt.evaluation.detectors.base import Detector
-from dpt.evaluation.judge import judge
-from dpt.evaluation.suites.base import Prompt
+from dpt.evaluation.bench.asked import Asked
+from dpt.evaluation.bench.looking import Look
+from dpt.evaluation.bench.pictures import keep, open_picture
+from dpt.evaluation.detectors.base import Image
 from dpt.sampling.draw import Request, Settings, draw
 from dpt.sampling.pictures import to_picture
 
@@ -23,68 +23,66 @@ TOGETHER = 16
 same lines come out however often a run is killed, and wherever its parts are drawn."""
 
 
+
+class Source(Protocol):
+    """Where the pictures of one method come from."""
+
+    def lacks(self, one: Asked) -> bool:
+        """Whether a picture that has its line must be made again nevertheless."""
+        ...
+
+    def pictures(self, part: Sequence[Asked]) -> list[Image]: ...
+
+
 @dataclass(frozen=True)
-class Asked:
-    """Picture `index` of a prompt. Its noise is a function of (suite, prompt, index): the same for every method."""
+class Drawn:
+    """From the model; each is kept in the folder."""
 
-    prompt: Prompt
-    index: int
-    suite: str
+    backbone: Backbone
+    settings: Settings
+    folder: Path
 
-    @property
-    def key(self) -> tuple[str, int]:
-        return self.prompt.id, self.index
+    def lacks(self, one: Asked) -> bool:
+        return not (self.folder / one.file).exists()
 
-    @property
-    def seed(self) -> int:
-        return derived_seed(0, 0, f"{self.suite}/{self.prompt.id}")
+    def pictures(self, part: Sequence[Asked]) -> list[Image]:
+        requests = [Request(one.prompt.text, one.seed, one.index) for one in part]
+        images = draw(self.backbone, requests, self.settings, batch_size=TOGETHER, exact=False)
+        pictures = [to_picture(image) for image in images]
+        for one, picture in zip(part, pictures, strict=True):
+            keep(picture, one, self.folder)
+        return [np.asarray(picture) for picture in pictures]
 
-    @property
-    def file(self) -> str:
-        return f"{self.prompt.id}-{self.index}.png"
 
+@dataclass(frozen=True)
+class Stored:
+    """From the folder, as they were drawn."""
 
-def everything(prompts: Sequence[Prompt], per_prompt: int, suite: str) -> list[Asked]:
-    return [Asked(prompt, index, suite) for prompt in prompts for index in range(per_prompt)]
+    folder: Path
+
+    def lacks(self, one: Asked) -> bool:
+        return False
+
+    def pictures(self, part: Sequence[Asked]) -> list[Image]:
+        return [np.asarray(open_picture(self.folder / one.file)) for one in part]
 
 
 def run(
     method: str,
-    backbone: Backbone,
     asked: Sequence[Asked],
-    detector: Detector,
-    settings: Settings,
+    source: Source,
+    look: Look,
     out: Path,
     on_done: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Lines into out/METHOD.jsonl, pictures into out/METHOD/."""
-    lines, pictures = out / f"{method}.jsonl", out / method
-    pictures.mkdir(parents=True, exist_ok=True)
+    """Lines into out/METHOD.jsonl."""
+    lines = out / f"{method}.jsonl"
     rows.mend(lines)
     done = {row.key for row in rows.read(lines)} if lines.exists() else set()
     for start in range(0, len(asked), TOGETHER):
         part = asked[start : start + TOGETHER]
-        if any(one.key not in done for one in part):
-            judged = _judged(method, backbone, part, detector, settings, pictures)
+        if any(one.key not in done or source.lacks(one) for one in part):
+            judged = look(method, part, source.pictures(part))
             rows.append(lines, (row for row in judged if row.key not in done))
         on_done(len(part))
 
-
-def _judged(
-    method: str, backbone: Backbone, part: Sequence[Asked], detector: Detector, settings: Settings, folder: Path
-) -> list[rows.Row]:
-    requests = [Request(one.prompt.text, one.seed, one.index) for one in part]
-    drawn = [to_picture(image) for image in draw(backbone, requests, settings, batch_size=TOGETHER, exact=False)]
-    for one, picture in zip(part, drawn, strict=True):
-        _save(picture, folder / one.file)
-    seen = detector.detect([np.asarray(picture) for picture in drawn])
-    return [
-        rows.row_of(method, one.prompt, one.index, one.seed, found, judge(one.prompt, found))
-        for one, found in zip(part, seen, strict=True)
-    ]
-
-
-def _save(picture: Image.Image, file: Path) -> None:
-    work = file.with_suffix(".tmp")
-    picture.save(work, format="PNG")
-    work.replace(file)

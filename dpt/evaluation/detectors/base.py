@@ -41,12 +41,21 @@ class Detections:
 
     objects: tuple[Detection, ...] = ()
     unreadable: tuple[Unreadable, ...] = ()
+    clipped: int = 0
+    """Boxes that reached past the picture and were cut to it."""
+    outside: int = 0
+    """Boxes with nothing of the picture in them: taken off, since they show no object of it."""
 
 
 class Detector(Protocol):
     @property
     def identity(self) -> str:
         """Name, version and thresholds in one line: stored with every result it produced."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """All nouns it can name; None if it can look for any."""
         ...
 
     def detect(

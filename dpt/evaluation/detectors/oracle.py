@@ -52,6 +52,10 @@ class Oracle:
         settings = hashlib.sha256(f"{self.world}{self.limits}".encode()).hexdigest()[:12]
         return f"oracle v{VERSION} {settings}"
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.world.shapes
+
     def detect(
         self, images: Sequence[Image], queries: Sequence[Sequence[str]] | None = None
     ) -> list[Detections]:

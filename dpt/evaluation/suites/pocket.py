@@ -2,19 +2,37 @@
 
 Everything counted must be there in exactly the number said and, but for negation, nothing else may be; a relation needs
 its margin (6 pixels between centres); an unreadable object fails the picture, since nothing can be said of it.
+
+The oracle needs no telling, and its boxes may reach past the picture's edge, as what it fitted does. A detector that
+must be told is asked for "image of a circle", whatever its colour: colours are then read off the boxes. A score counts
+from 0.20, boxes of one shape that share more than 0.15 of their union are one, and shapes not asked for are not seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from dpt.data.scenes.captions import Description, Group, say
 from dpt.data.scenes.draws import Draws
 from dpt.data.scenes.facts import Noun
 from dpt.data.scenes.world import POCKET_WORLD, RELATIONS, World
-from dpt.evaluation.suites.base import Prompt
+from dpt.errors import UserError
+from dpt.evaluation.suites.base import Asking, Prompt, Suite
 
 SUITE_ID = "pocket-1"
+ASKING = Asking("image of {a} {noun}", 0.20, nms=0.15, colours=POCKET_WORLD.colours)
+USUAL = ("single", "binding", "count", "spatial", "negation")
+"""Categories, and prompts of each, when nothing else is said."""
+USUAL_PROMPTS = 300
+
+
+def suite(categories: Sequence[str] = (), per_category: int | None = None, seed: int = 0) -> Suite:
+    prompts: list[Prompt] = []
+    for category in categories or USUAL:
+        if category not in CATEGORIES:
+            raise UserError(f"there is no category {category!r}; the categories are {', '.join(CATEGORIES)}")
+        prompts += pocket_prompts(category, USUAL_PROMPTS if per_category is None else per_category, seed)
+    return Suite("pocket", SUITE_ID, tuple(prompts), ASKING, detector="oracle")
 
 
 def pocket_prompts(category: str, n: int, seed: int = 0, world: World = POCKET_WORLD) -> list[Prompt]:

@@ -1,0 +1,82 @@
+"""Who looks at the pictures of a benchmark: the detector, what reads colours, CLIP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpt.cli.console import warn
+from dpt.errors import fail
+
+if TYPE_CHECKING:
+    from dpt.evaluation.bench.looking import Panel
+    from dpt.evaluation.clip import Clip
+    from dpt.evaluation.suites.base import Suite
+
+ORACLE, NOBODY = "oracle", "none"
+EMBEDDED_CLIP = "ckpt/pocket/clip"
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def panel_for(suite: Suite, detector: str | None, colours: str | None, clip: str | None) -> Panel:
+    from dpt.evaluation.bench.looking import Panel
+    from dpt.evaluation.suites.base import check_classes
+
+    if detector == NOBODY:
+        if colours:
+            fail("--colours reads the boxes of a detector, and --detector none has none")
+        return Panel(None, None, open_clip(clip, suite))
+    if suite.asking is None:
+        if detector or colours:
+            fail(f"the suite {suite.name} is not judged: --{'detector' if detector else 'colours'} would do nothing")
+        if clip is None:
+            warn(f"the suite {suite.name} is not judged, and without --clip its pictures are not scored either")
+        return Panel(None, None, open_clip(clip, suite))
+    opened = _open_detector(suite, detector or suite.detector or ORACLE, colours)
+    check_classes(suite.prompts, opened.classes, f"the detector {opened.identity}")
+    return Panel(opened, suite.asking, open_clip(clip, suite))
+
+
+def _open_detector(suite: Suite, name: str, colours: str | None) -> Any:
+    if name == ORACLE:
+        from dpt.data.scenes.world import POCKET_WORLD
+        from dpt.evaluation.detectors.oracle import Oracle
+
+        if colours:
+            fail("the oracle names colours itself: --colours would do nothing")
+        return Oracle(POCKET_WORLD)
+    from dpt.evaluation.clip import Clip
+    from dpt.evaluation.detectors.zero_shot import open_zero_shot
+
+    assert suite.asking is not None
+    if colours and suite.asking.coloured:
+        fail(f"the suite {suite.name} asks for colours in its queries: --colours would do nothing")
+    if not colours and suite.needs_colours and not suite.asking.coloured:
+        fail(f"the suite {suite.name} asks for the colours of boxes, which this detector does not name: say --colours")
+    return open_zero_shot(name, suite.asking, Clip.open(clip_location(colours)) if colours else None)
+
+
+def open_clip(name: str | None, suite: Suite) -> Clip | None:
+    if name is None:
+        return None
+    from dpt.evaluation.clip import Clip
+
+    clip = Clip.open(clip_location(name))
+    if cut := clip.cut([prompt.text for prompt in suite.prompts]):
+        warn(f"{cut} of {len(suite.prompts)} prompts are longer than {clip.identity} reads: it scores their beginning")
+    return clip
+
+
+def clip_location(name: str) -> str:
+    """The embedded one is part of this checkout, wherever the command was started."""
+    return str(CHECKOUT / EMBEDDED_CLIP) if name == EMBEDDED_CLIP else name
+
+
+def identity_of(suite: Suite, panel: Panel) -> dict[str, str]:
+    """What a verdict depends on beside the picture."""
+    found = {"detector": panel.detector.identity if panel.detector else "none", "suite": suite.id}
+    if suite.judge:
+        found["judge"] = suite.judge
+    if panel.clip:
+        found["clip"] = panel.clip.identity
+    return {**found, "suite_hash": suite.hash}

@@ -1,0 +1,160 @@
+"""`dpt bench report`: count the lines of a benchmark, compare methods in pairs, and show it on one page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from dpt.cli.bench import BASE
+from dpt.cli.bench_looking import EMBEDDED_CLIP, clip_location
+from dpt.cli.bench_record import check_one_judge, pictures_of, read_record
+from dpt.errors import fail
+
+if TYPE_CHECKING:
+    from dpt.evaluation.bench.fidelity_table import Fidelity
+    from dpt.evaluation.bench.page.page import Counted
+    from dpt.evaluation.bench.rows import Row
+
+SHOWN = 4
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Count what `dpt bench run` or `score` has written: rates, paired differences, pictures of the same noise.
+
+    Writes results.json, table.md, sheet.png, report.html and manifest.json.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    baseline: str = BASE
+    """The method that the others are compared with."""
+    also: tuple[str, ...] = ()
+    """Further methods to be compared with, for instance a control."""
+    out: Path | None = None
+    """Where the files go; default: the folder itself."""
+    reference: Annotated[str | None, tyro.conf.arg(metavar="scenes|FOLDER")] = None
+    """Pictures to compare those of each method with, as sets: rendered scenes, or a folder of pictures."""
+    encoder: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED_CLIP
+    """The CLIP whose image features --reference compares."""
+    budget_mb: float = 8.0
+    """Most megabytes of pictures in report.html."""
+
+
+def report(options: ReportOptions) -> None:
+    from dpt.evaluation.bench import report as counting
+    from dpt.evaluation.bench import rows
+    from dpt.evaluation.bench.page.page import Counted
+
+    if not options.budget_mb > 0:
+        fail(f"--budget_mb must be above 0, not {options.budget_mb:g}")
+    if options.reference is None and options.encoder != EMBEDDED_CLIP:
+        fail("--encoder is what --reference is compared by, and none is given")
+    record = read_record(options.folder)
+    check_one_judge(record["methods"], options.folder)
+    found = {name: rows.read(options.folder / f"{name}.jsonl") for name in record["methods"]}
+    for name in (options.baseline, *options.also):
+        if name not in found:
+            fail(f"there is no method {name!r} in {options.folder}; there are {', '.join(found)}")
+    results = counting.results(found, str(record["asked"]["suite"]))
+    apart = [
+        counting.difference(found[name], found[other])
+        for other in (options.baseline, *options.also)
+        for name in found
+        if name not in (options.baseline, other)
+    ]
+    fidelity = fidelity_of(options, record, found)
+    tables = counting.tables(results, apart)
+    if fidelity:
+        tables += f"\n\n{fidelity.table}"
+    write(options, tables, Counted(record, options.baseline, results, apart, found, fidelity))
+    print(tables)
+
+
+def fidelity_of(
+    options: ReportOptions, record: Mapping[str, Any], found: Mapping[str, Sequence[Row]]
+) -> Fidelity | None:
+    if options.reference is None:
+        return None
+    from dpt.evaluation.bench.fidelity_table import fidelity
+    from dpt.evaluation.clip import Clip
+
+    files = {name: [file_of(options.folder, record, name, row) for row in own] for name, own in found.items()}
+    return fidelity(files, options.reference, Clip.open(clip_location(options.encoder)))
+
+
+def file_of(folder: Path, record: Mapping[str, Any], method: str, row: Row) -> Path:
+    from dpt.evaluation.suites.base import picture_file
+    from dpt.evaluation.suites.registry import layout_of
+
+    layout = layout_of(record["asked"]["suite"])
+    return pictures_of(folder, record) / method / picture_file(layout, row.prompt_id, row.index)
+
+
+def write(options: ReportOptions, tables: str, counted: Counted) -> None:
+    from dpt.evaluation.bench.page.page import page
+    from dpt.evaluation.bench.page.pictures import Album
+    from dpt.evaluation.suites.registry import layout_of
+
+    out, record = options.out or options.folder, counted.record
+    album = Album(
+        pictures_of(options.folder, record), layout_of(record["asked"]["suite"]), int(options.budget_mb * 1e6)
+    )
+    html = page(counted, album)
+    numbers: dict[str, Any] = {
+        "results": [asdict(one) for one in counted.results],
+        "differences": [asdict(one) for one in counted.differences],
+    }
+    if counted.fidelity:
+        numbers["fidelity"] = asdict(counted.fidelity)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / MANIFEST).unlink(missing_ok=True)
+        (out / "results.json").write_text(json.dumps({**record, **numbers}, indent=1) + "\n")
+        (out / "table.md").write_text(f"{tables}\n")
+        sheet(options.folder, record, counted.rows).save(out / "sheet.png", optimize=True)
+        (out / "report.html").write_text(html, encoding="utf-8")
+        # Last, so that a report with a manifest is a whole one.
+        (out / MANIFEST).write_text(json.dumps(manifest(options, record), indent=1) + "\n")
+    except OSError as error:
+        fail(f"cannot write into {out}: {error.strerror or error}")
+
+
+def manifest(options: ReportOptions, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the numbers were counted from, and by which versions of what."""
+    from dpt.cli.versions import versions
+    from dpt.weights import sha256
+
+    hashes = {identity.get("suite_hash") for identity in record["methods"].values()} - {None}
+    return {
+        "suite": str(record["asked"]["suite"]).partition("=")[0],
+        "suite_hash": hashes.pop() if len(hashes) == 1 else None,
+        "versions": versions(),
+        "lines": {f"{name}.jsonl": sha256(options.folder / f"{name}.jsonl") for name in record["methods"]},
+    }
+
+
+def sheet(folder: Path, record: Mapping[str, Any], found: Mapping[str, Sequence[Row]]) -> Any:
+    """The first prompts of each category, none chosen; a row for each method, a column for each prompt."""
+    from dpt.evaluation.bench.pictures import open_picture
+    from dpt.evaluation.contact_sheet import contact_sheet
+
+    first: dict[str, list[Row]] = {}
+    for row in next(iter(found.values())):
+        of_category = first.setdefault(row.category, [])
+        if row.index == 0 and len(of_category) < SHOWN:
+            of_category.append(row)
+    said = {True: "right", False: "wrong", None: "not judged"}
+    pictures, captions = [], []
+    for rows in first.values():
+        for name, own in found.items():
+            by_key = {row.key: row for row in own}
+            for row in (by_key[wanted.key] for wanted in rows if wanted.key in by_key):
+                pictures.append(open_picture(file_of(folder, record, name, row)))
+                captions.append(f"{name}, {said[row.passed]}: {row.prompt}")
+    return contact_sheet(pictures, captions, columns=SHOWN * (2 if len(first) % 2 == 0 else 1))

@@ -1,0 +1,79 @@
+"""What is said of a picture: a verdict by the suite's rules, and how near the picture is to its text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from dpt.errors import UserError
+from dpt.evaluation.bench.asked import Asked, Key
+from dpt.evaluation.bench.rows import Row, row_of
+from dpt.evaluation.detectors.base import Detections, Detector, Image
+from dpt.evaluation.detectors.boxes import fit, refuse_nonsense
+from dpt.evaluation.judge import counted, judge
+from dpt.evaluation.suites.base import Asking
+
+if TYPE_CHECKING:
+    from dpt.evaluation.clip import Clip
+
+Look = Callable[[str, Sequence[Asked], Sequence[Image]], list[Row]]
+"""The lines of a method's pictures."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    detector: Detector | None
+    """None: nothing is judged."""
+    asking: Asking | None
+    clip: Clip | None = None
+
+    @property
+    def told(self) -> Asking | None:
+        """The rules of asking, where the detector is one that must be told."""
+        return self.asking if self.detector is not None and self.detector.classes is None else None
+
+    def __call__(self, method: str, part: Sequence[Asked], pictures: Sequence[Image]) -> list[Row]:
+        seen = self._seen(method, part, pictures)
+        near = cosines(self.clip, part, pictures)
+        return [self._row(method, *one) for one in zip(part, seen, near, strict=True)]
+
+    def _seen(self, method: str, part: Sequence[Asked], pictures: Sequence[Image]) -> list[Detections]:
+        if self.detector is None:
+            return [Detections()] * len(part)
+        queries = None if self.told is None else [list(self.told.phrases(one.prompt)) for one in part]
+        found = self.detector.detect(pictures, queries)
+        for one, seen in zip(part, found, strict=True):
+            refuse_nonsense(seen, self.detector.identity, f"{method}/{one.file}")
+        if self.told is None:
+            return found
+        return [fit(seen, *picture.shape[1::-1]) for seen, picture in zip(found, pictures, strict=True)]
+
+    def _row(self, method: str, one: Asked, seen: Detections, near: float | None) -> Row:
+        if self.detector is None:
+            return row_of(method, one.prompt, one.index, one.seed, seen, None, near)
+        verdict = judge(one.prompt, seen, self.told)
+        shown = seen if self.told is None else counted(one.prompt, seen, self.told)
+        return row_of(method, one.prompt, one.index, one.seed, shown, verdict, near)
+
+
+@dataclass(frozen=True)
+class Again:
+    """The lines as they are, with CLIP's cosine added to each."""
+
+    known: Mapping[Key, Row]
+    clip: Clip
+
+    def __call__(self, method: str, part: Sequence[Asked], pictures: Sequence[Image]) -> list[Row]:
+        for one in part:
+            if one.key not in self.known:
+                what = f"picture {one.index} of {one.prompt.id} by {method}"
+                raise UserError(f"{what} has no line yet: end its run first")
+        near = cosines(self.clip, part, pictures)
+        return [replace(self.known[one.key], clip=value) for one, value in zip(part, near, strict=True)]
+
+
+def cosines(clip: Clip | None, part: Sequence[Asked], pictures: Sequence[Image]) -> list[float | None]:
+    if clip is None:
+        return [None] * len(part)
+    return [round(value, 5) for value in clip.cosine(pictures, [one.prompt.text for one in part])]

@@ -1,0 +1,90 @@
+"""GenEval's prompts (arXiv 2310.11513), from its own evaluation_metadata.jsonl, and our judge of them, `geneval-owl`.
+
+It is not GenEval: that has a detector of its own. Pictures lie in its layout of folders, so that it can score them too.
+
+A detector that must be told is asked for "image of a car"; a score counts from 0.20; boxes of one noun that share more
+than 0.15 of their union are one. What is to be included must be there in at least its number, and what is to be
+excluded in less than its. A colour must be that of each of the best-scoring boxes, as many as are asked for. In a
+position, the centres' offset counts beyond a tenth of the boxes' extents and must be more than half of the distance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dpt.data.scenes.facts import Count, Noun
+from dpt.errors import UserError
+from dpt.evaluation.suites import reading
+from dpt.evaluation.suites.base import Asking, Layout, Prompt, Suite
+from dpt.evaluation.suites.claims import Claim, Coloured, Fewer, Placed
+
+JUDGE = "geneval-owl"
+LAYOUT: Layout = "folders"
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+ASKING = Asking("image of {a} {noun}", 0.20, nms=0.15, colours=COLOURS)
+TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+RELATIONS = {"left of": "left", "right of": "right", "above": "above", "below": "below"}
+
+Wanted = tuple[Noun, int]
+
+
+def suite(file: Path) -> Suite:
+    prompts = [_prompt(number, line.where, line.text) for number, line in enumerate(reading.lines(file))]
+    if not prompts:
+        raise UserError(f"{file} holds no prompt")
+    return Suite("geneval", "geneval-1", tuple(prompts), ASKING, JUDGE, LAYOUT, "owlv2")
+
+
+def _prompt(number: int, where: str, line: str) -> Prompt:
+    content = reading.parse(where, line)
+    reading.only(where, content, ("tag", "prompt", "include", "exclude"))
+    tag = reading.text_of(where, content, "tag")
+    if tag not in TASKS:
+        raise UserError(f"{where}: there is no task {tag!r}; the tasks are {', '.join(TASKS)}")
+    facts: list[Claim] = []
+    included: list[Wanted] = []
+    for one in _list(where, content, "include"):
+        facts += _included(where, one, included)
+    for one in _list(where, content, "exclude"):
+        reading.only(where, one, ("class", "count"))
+        facts.append(Fewer(Noun(shape=reading.text_of(where, one, "class")), reading.count_of(where, one, "count")))
+    if not included:
+        raise UserError(f"{where}: 'include' names nothing, so any picture would do")
+    text = reading.text_of(where, content, "prompt")
+    return Prompt(f"{number:05d}", tag, text, tuple(facts), closed=False, where=where, source=line)
+
+
+def _included(where: str, content: Mapping[str, Any], before: list[Wanted]) -> list[Claim]:
+    reading.only(where, content, ("class", "count", "color", "position"))
+    noun = Noun(shape=reading.text_of(where, content, "class"))
+    n = reading.count_of(where, content, "count")
+    facts: list[Claim] = [Count(noun, n, exact=False)]
+    if "color" in content:
+        colour = reading.text_of(where, content, "color")
+        if colour not in COLOURS:
+            raise UserError(f"{where}: there is no colour {colour!r}; the colours are {', '.join(COLOURS)}")
+        facts.append(Coloured(Noun(colour, noun.shape), n))
+    if "position" in content:
+        relation, (second, n_second) = _position(where, content["position"], before)
+        facts.append(Placed(noun, n, relation, second, n_second))
+    before.append((noun, n))
+    return facts
+
+
+def _position(where: str, content: Any, before: list[Wanted]) -> tuple[str, Wanted]:
+    match content:
+        case [str(relation), int(index)] if relation in RELATIONS and 0 <= index < len(before):
+            return RELATIONS[relation], before[index]
+    known = ", ".join(RELATIONS)
+    raise UserError(
+        f"{where}: 'position' must be a relation ({known}) and the number of an earlier object, not {content!r}"
+    )
+
+
+def _list(where: str, content: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    value = content.get(key, [])
+    if not isinstance(value, list):
+        raise UserError(f"{where}: {key!r} must be a list, not {value!r}")
+    return [reading.as_object(f"{where}, {key!r}", one) for one in value]

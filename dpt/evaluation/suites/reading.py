@@ -1,0 +1,92 @@
+"""Suites that the user supplies: every fault is one sentence that names the file and the line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dpt.errors import UserError, fail
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+
+
+class Line(NamedTuple):
+    number: int
+    """From 1, as editors count."""
+    where: str
+    """ "prompts.txt, line 3" """
+    text: str
+
+
+def lines(file: Path) -> Iterator[Line]:
+    """Every line that says something."""
+    for number, text in enumerate(read_text(file).splitlines(), start=1):
+        if text.strip():
+            yield Line(number, f"{file}, line {number}", text.strip())
+
+
+def read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is not a text file in UTF-8") from None
+
+
+def parse(where: str, text: str) -> dict[str, Any]:
+    try:
+        return as_object(where, json.loads(text))
+    except ValueError:
+        raise UserError(f"{where} is not JSON: it may have been cut") from None
+
+
+def as_object(where: str, content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: expected an object, got {content!r}")
+    return content
+
+
+def only(where: str, content: Mapping[str, Any], known: Sequence[str]) -> None:
+    for key in content:
+        if key not in known:
+            raise UserError(f"{where}: unknown key {key!r}; known are {', '.join(known)}")
+
+
+def text_of(where: str, content: Mapping[str, Any], key: str, default: str | None = None) -> str:
+    value = content.get(key, default)
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{where}: {key!r} must be a text that says something, not {value!r}")
+    return value.strip()
+
+
+def count_of(where: str, content: Mapping[str, Any], key: str) -> int:
+    value = content.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{where}: {key!r} must be a whole number from 1 up, not {value!r}")
+    return value
+
+
+def name_of(where: str, content: Mapping[str, Any], key: str, default: str) -> str:
+    """An id or a category: it becomes part of a file's name."""
+    value = content.get(key, default)
+    value = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise UserError(f"{where}: {key!r} becomes a file's name: use letters, digits, - _ and ., not {value!r}")
+    return value
+
+
+class Ids:
+    """Refuses an id that was there before."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, str] = {}
+
+    def add(self, where: str, id_: str) -> str:
+        if id_ in self._first:
+            fail(f"{where}: the id {id_!r} is there already, in {self._first[id_]}")
+        self._first[id_] = where
+        return id_

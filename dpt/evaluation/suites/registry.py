@@ -1,0 +1,62 @@
+"""Suites by name, and the part of one that is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dpt.errors import UserError
+from dpt.evaluation.suites import geneval, lmd, pocket, sr2d, unjudged
+from dpt.evaluation.suites.base import Layout, Prompt, Suite
+
+BY_RULE: dict[str, Callable[[], Suite]] = {"lmd": lmd.suite, "sr2d": sr2d.suite}
+FROM_FILE: dict[str, Callable[[Path], Suite]] = {
+    "geneval": geneval.suite,
+    "coco-nss1k": unjudged.coco_suite,
+    "prompts": unjudged.prompts_suite,
+}
+NAMES = ("pocket", *BY_RULE, *FROM_FILE)
+
+
+def parse(said: str) -> tuple[str, Path | None]:
+    """ "lmd", or "geneval=FILE"."""
+    name, given, file = said.partition("=")
+    if name not in NAMES:
+        raise UserError(f"there is no suite {name!r}; the suites are {', '.join(NAMES)}")
+    if name in FROM_FILE and not file:
+        raise UserError(f"the suite {name} is read from a file: say {name}=FILE")
+    if name not in FROM_FILE and given:
+        raise UserError(f"the suite {name} is made by rule and reads no file: say {name}")
+    return name, Path(file) if file else None
+
+
+def layout_of(said: str) -> Layout:
+    """Where its pictures lie; its file is not needed for that."""
+    return geneval.LAYOUT if said.partition("=")[0] == "geneval" else "flat"
+
+
+def load(said: str, categories: Sequence[str] = (), per_category: int | None = None, seed: int = 0) -> Suite:
+    """The suite, or what is asked for of it: some categories, and of each so many prompts, evenly spread."""
+    name, file = parse(said)
+    if name == "pocket":
+        return pocket.suite(categories, per_category, seed)
+    if seed:
+        raise UserError(f"--seed changes the prompts of the pocket suite; those of {name} are fixed")
+    whole = FROM_FILE[name](file) if file else BY_RULE[name]()
+    for category in categories:
+        if category not in whole.categories:
+            known = ", ".join(whole.categories)
+            raise UserError(f"there is no category {category!r} in {name}; the categories are {known}")
+    parts = [
+        spread([prompt for prompt in whole.prompts if prompt.category == category], per_category)
+        for category in categories or whole.categories
+    ]
+    return replace(whole, prompts=tuple(prompt for part in parts for prompt in part))
+
+
+def spread(prompts: Sequence[Prompt], n: int | None) -> list[Prompt]:
+    """All, or n of them at equal distances: suites are ordered, so that the first ones would be all alike."""
+    if n is None or n >= len(prompts):
+        return list(prompts)
+    return [prompts[i * len(prompts) // n] for i in range(n)]

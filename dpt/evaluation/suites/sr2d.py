@@ -1,0 +1,75 @@
+"""SR2D (arXiv 2212.10015), rebuilt by rule: every pair of 80 nouns in four relations, joined by "and", and each alone.
+
+A detector that must be told is asked for "a photo of a car"; a score counts above 0.1, and overlapping boxes are not
+merged. An object is there if it has a box; more boxes do no harm, and a box found for both nouns counts for both. A
+relation holds if some box of the one has its centre strictly beyond that of some box of the other.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from itertools import combinations
+from typing import Any
+
+from dpt.data.scenes.facts import Count, Noun
+from dpt.evaluation.suites.base import Asking, Prompt, Suite
+from dpt.evaluation.suites.claims import Beside, Claim
+from dpt.evaluation.suites.words import with_article
+
+_SAID = (
+    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,"
+    "bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,"
+    "skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,"
+    "cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,"
+    "potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,"
+    "refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"
+)
+NOUNS = tuple(_SAID.split(","))
+RELATIONS = {"to the left of": "left", "to the right of": "right", "above": "above", "below": "below"}
+SHA256 = "ebe9b1199fd3c00aeb32f04b17d947319f40eb6edb87e97621277e5b61379048"
+"""Of the published file, which `published` gives to the byte."""
+
+ASKING = Asking("a photo of a {noun}", 0.1, above=True)
+
+Row = dict[str, Any]
+
+
+@lru_cache(maxsize=1)
+def suite() -> Suite:
+    return Suite("sr2d", "sr2d-1", tuple(_prompt(row) for row in rows()), ASKING, detector="owlvit")
+
+
+def rows() -> list[Row]:
+    said: list[tuple[str, str | None, str]] = []
+    for first, second in combinations(NOUNS, 2):
+        for relation in (*RELATIONS, "and"):
+            said += [(first, second, relation), (second, first, relation)]
+    said += [(noun, None, "single") for noun in NOUNS]
+    return [_row(number, *one) for number, one in enumerate(said)]
+
+
+def published() -> str:
+    return json.dumps(rows(), indent=2)
+
+
+def _row(number: int, first: str, second: str | None, relation: str) -> Row:
+    text = with_article(first) if second is None else f"{with_article(first)} {relation} {with_article(second)}"
+    return {
+        "unique_id": number,
+        "num_objects": 1 if second is None else 2,
+        "obj_1_attributes": [first],
+        "obj_2_attributes": [second],
+        "rel_type": relation,
+        "text": text,
+    }
+
+
+def _prompt(row: Row) -> Prompt:
+    nouns = [Noun(shape=name) for name in (*row["obj_1_attributes"], *row["obj_2_attributes"]) if name]
+    facts: list[Claim] = [Count(noun, 1, exact=False) for noun in nouns]
+    relation = RELATIONS.get(row["rel_type"])
+    if relation:
+        facts.append(Beside(nouns[0], relation, nouns[1], best_only=False))
+    category = relation or row["rel_type"]
+    return Prompt(f"sr2d-{row['unique_id']:05d}", category, row["text"], tuple(facts), closed=False)

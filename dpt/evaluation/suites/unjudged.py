@@ -1,0 +1,55 @@
+"""Prompts without facts: their pictures are drawn, shown and scored against their text, but not judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from dpt.errors import UserError
+from dpt.evaluation.suites import reading
+from dpt.evaluation.suites.base import Prompt, Suite
+
+COCO_CATEGORIES = ("numerical", "spatial", "semantic", "mixed", "null")
+
+
+def prompts_suite(file: Path) -> Suite:
+    """Any text file, a prompt on each line; or, named .jsonl, an object with prompt and perhaps id and category."""
+    ids = reading.Ids()
+    prompts = []
+    for number, where, text in reading.lines(file):
+        id_, category = f"{number:05d}", "prompts"
+        if file.suffix == ".jsonl":
+            content = reading.parse(where, text)
+            reading.only(where, content, ("prompt", "id", "category"))
+            text = reading.text_of(where, content, "prompt")
+            id_ = reading.name_of(where, content, "id", id_)
+            category = reading.name_of(where, content, "category", category)
+        prompts.append(Prompt(ids.add(where, id_), category, text, (), closed=False, where=where))
+    return _suite("prompts", file, prompts)
+
+
+def coco_suite(file: Path) -> Suite:
+    """COCO-NSS1K: a JSON list whose entries have the text under `captions` (or `caption`) and their category under
+    `name` (or `category`). What else an entry has (boxes, sizes) is not read."""
+    try:
+        entries = json.loads(reading.read_text(file))
+    except ValueError:
+        raise UserError(f"{file} is not JSON: it may have been cut") from None
+    if not isinstance(entries, list):
+        raise UserError(f"{file} must be a list of prompts")
+    prompts = []
+    for number, entry in enumerate(entries):
+        where = f"{file}, entry {number}"
+        content = reading.as_object(where, entry)
+        text = reading.text_of(where, content, "captions" if "captions" in content else "caption")
+        category = reading.text_of(where, content, "name" if "name" in content else "category")
+        if category not in COCO_CATEGORIES:
+            raise UserError(f"{where}: there is no category {category!r}; there are {', '.join(COCO_CATEGORIES)}")
+        prompts.append(Prompt(f"nss1k-{number:04d}", category, text, (), closed=False, where=where))
+    return _suite("coco-nss1k", file, prompts)
+
+
+def _suite(name: str, file: Path, prompts: list[Prompt]) -> Suite:
+    if not prompts:
+        raise UserError(f"{file} holds no prompt")
+    return Suite(name, f"{name}-1", tuple(prompts), None)

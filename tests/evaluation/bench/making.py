@@ -1,0 +1,25 @@
+"""Lines of a benchmark by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dpt.evaluation.bench.rows import JudgedAtom, Row, SeenObject
+
+
+def row(method: str, prompt_id: str = "a", index: int = 0, passed: bool | None = True, **more: Any) -> Row:
+    told: dict[str, Any] = {"category": "left", "prompt": f"a car <{prompt_id}>", "clip": None, **more}
+    atoms = more.get("atoms", (JudgedAtom("count", "1 x car", bool(passed)),) if passed is not None else ())
+    objects = more.get("objects", (SeenObject("car", "red", None, (2.0, 3.0, 20.0, 30.0), 0.75),))
+    return Row(
+        method, prompt_id, index, told["category"], told["prompt"], False, 1, passed, atoms, objects, 0, told["clip"]
+    )  # fmt: skip
+
+
+def both(both: bool, placed: bool) -> tuple[JudgedAtom, ...]:
+    """The atoms of a picture of SR2D."""
+    return (
+        JudgedAtom("count", "at least 1 x car", both),
+        JudgedAtom("count", "at least 1 x dog", True),
+        JudgedAtom("relation", "car left dog", placed),
+    )

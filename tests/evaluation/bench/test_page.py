@@ -1,0 +1,171 @@
+"""The page: self-contained, worst regressions first, pictures within the budget, nothing of a prompt is markup."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dpt.errors import UserError
+from dpt.evaluation.bench import report
+from dpt.evaluation.bench.page.cases import gain, sections
+from dpt.evaluation.bench.page.page import Counted, page
+from dpt.evaluation.bench.page.pictures import Album
+from dpt.evaluation.bench.rows import Row
+from tests.evaluation.bench.making import row
+
+VOID = {"meta", "rect", "line", "image"}
+PLAIN = "html head title style body article figure figcaption svg text div span p b ul li h1 h2 h3 dl dt dd small"
+KNOWN = {*VOID, *PLAIN.split()}
+
+
+class Balanced(HTMLParser):
+    """Every element that is opened is closed, in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in KNOWN
+        if self.get_starttag_text().endswith("/>") or tag in VOID:  # type: ignore[union-attr]
+            return
+        self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+ROWS: dict[str, list[Row]] = {
+    "base": [row("base", "a"), row("base", "b", passed=False), row("base", "c"), row("base", "c", 1),
+             row("base", "d", passed=False), row("base", "e")],
+    "tuned": [row("tuned", "a", passed=False), row("tuned", "b"), row("tuned", "c", passed=False),
+              row("tuned", "c", 1), row("tuned", "d", passed=False), row("tuned", "e")],
+}  # fmt: skip
+
+
+def written(folder: Path, rows: dict[str, list[Row]], side: int = 32) -> Path:
+    for name, own in rows.items():
+        (folder / name).mkdir()
+        for number, one in enumerate(own):
+            pixels = np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{one.prompt_id}-{one.index}.png")
+    return folder
+
+
+def made(folder: Path, rows: dict[str, list[Row]], budget: int = 10**6) -> str:
+    results = report.results(rows)
+    apart = [report.difference(rows["tuned"], rows["base"])] if "tuned" in rows else []
+    record = {"asked": {"suite": "pocket"}, "methods": {name: {"detector": "the <oracle>"} for name in rows}}
+    return page(Counted(record, "base", results, apart, rows), Album(folder, "flat", budget))
+
+
+def test_regressions_come_first_and_the_worst_prompt_before_all() -> None:
+    found = sections(ROWS, "base")
+    assert [section.title.split(" ")[0] for section in found] == ["Worse", "Better", "Wrong", "Right"]
+    assert [case.any.prompt_id for case in found[0].cases] == ["a", "c"]
+    assert sum(len(section.cases) for section in found) == 6
+    assert gain(found[0].cases[0], "base") == -1
+
+
+def test_a_case_is_alike_only_if_it_is_so_for_all() -> None:
+    third = [row("third", one.prompt_id, one.index, passed=one.prompt_id in "bd") for one in ROWS["base"]]
+    found = {section.title.split(",")[0]: section for section in sections({**ROWS, "third": third}, "base")}
+    assert {title: len(section.cases) for title, section in found.items()} == {
+        "Worse than the baseline": 4, "Better than the baseline": 2,
+    }  # fmt: skip
+
+
+def test_what_was_not_judged_is_ranked_by_clip() -> None:
+    rows = {
+        name: [row(name, key, passed=None, clip=value) for key, value in zip("abc", values, strict=True)]
+        for name, values in {"base": (0.3, 0.3, 0.3), "tuned": (0.2, 0.4, 0.1)}.items()
+    }
+    found = sections(rows, "base")
+    assert [[case.any.prompt_id for case in section.cases] for section in found] == [["c", "a"], ["b"]]
+    assert sections({"base": rows["base"]}, "base")[0].title == "Not judged"
+
+
+def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
+    text = made(written(tmp_path, ROWS), ROWS)
+    Balanced(text)
+    assert not re.search(r'(?:src|href)="(?!data:image/)', text) and "http" not in text and "<script" not in text
+    assert "@import" not in text and "url(" not in text
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
+    assert "prefers-color-scheme: dark" in text
+    assert text.count("data:image/png;base64,") == 12
+    assert text.count('class="box"') == 12 and "red car 0.75" in text
+
+
+def test_no_column_is_wider_than_a_phone() -> None:
+    from dpt.evaluation.bench.page.style import STYLE
+
+    assert not re.search(r"(?<![-\w])(min-)?width: *[\d.]+(px|rem)", STYLE)
+    columns = re.findall(r"repeat\([^,]+, minmax\(([^)]+\))", STYLE)
+    assert len(columns) == 4 and all(re.fullmatch(r"min\((100%, \S+|\S+, 100%)\)", column) for column in columns)
+    assert "overflow-wrap: anywhere" in STYLE
+
+
+def test_a_prompt_is_no_markup(tmp_path: Path) -> None:
+    rows = {"base": [row("base", "a", prompt='<script>alert("x")</script> & "more"')]}
+    text = made(written(tmp_path, rows), rows)
+    Balanced(text)
+    assert "&lt;script&gt;" in text and "<script" not in text and "the &lt;oracle&gt;" in text
+
+
+def test_pictures_stay_within_the_budget_and_the_rest_is_told(tmp_path: Path) -> None:
+    folder = written(tmp_path, ROWS)
+    whole = made(folder, ROWS)
+    budget = 30_000
+    text = made(folder, ROWS, budget)
+    embedded = sum(map(len, re.findall(r'href="(data:[^"]+)"', text)))
+    assert 0 < embedded <= budget < sum(map(len, re.findall(r'href="(data:[^"]+)"', whole)))
+    shown, left = re.search(r"(\d+) cases are shown and (\d+) left out", text).groups()  # type: ignore[union-attr]
+    assert int(shown) + int(left) == 6 and int(shown) == text.count("<article>") > 0
+    assert "6 cases are shown and 0 left out" in whole
+
+
+def test_large_pictures_are_reduced_and_their_boxes_stay_in_their_pixels(tmp_path: Path) -> None:
+    rows = {"base": [row("base", "a")]}
+    text = made(written(tmp_path, rows, side=600), rows)
+    assert "data:image/jpeg" in text and 'viewBox="0 0 600 600"' in text and "are shown reduced" in text
+
+
+def test_a_half_written_picture_is_named(tmp_path: Path) -> None:
+    folder = written(tmp_path, ROWS)
+    file = folder / "tuned/a-0.png"
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"tuned/a-0.png is damaged or only half written"):
+        made(folder, ROWS)
+
+
+def test_bars_and_whiskers_are_the_numbers() -> None:
+    from dpt.evaluation.bench.page.charts import difference_charts, rate_charts
+
+    found = report.results(ROWS)
+    text = rate_charts(found)
+    Balanced(text)
+    value = found[0].rates["left"]
+    assert f'width="{round(100 * value.value, 2)}"' in text and value.percent in text
+    apart = report.difference(ROWS["tuned"], ROWS["base"])
+    text = difference_charts([apart], ["base", "tuned"])
+    Balanced(text)
+    assert apart.points["left"].signed in text and "tuned - base" in text
+
+
+def test_a_page_of_what_was_not_judged(tmp_path: Path) -> None:
+    rows = {"base": [row("base", "a", passed=None, clip=0.2), row("base", "b", passed=None, clip=0.4)]}
+    text = made(written(tmp_path, rows), rows)
+    Balanced(text)
+    assert "Nothing was judged" in text and "CLIP cosine" in text and "0.300" in text
