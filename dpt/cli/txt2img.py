@@ -69,14 +69,15 @@ def run(options: Options, group: Processes) -> None:
         everyone = group.gather(lambda: draw_own(folder.work, options, trained, methods, own, batch_size, group))
         entries = sorted((one for each in everyone for one in each), key=lambda one: one.prompt)
         if group.is_main:
-            if not (options.compare and len(prompts) > 1):
+            if not options.sheet_for_each:
                 write_sheet(folder.work, SHEET, entries, len(methods), prompts)
             write_record(
                 folder.work, options, trained, settings, methods, prompts, entries, batch_size, losses
             )
     if group.is_main:
+        sheet = "the contact sheets" if options.sheet_for_each else SHEET
         where = "the CPU" if on_cpu else f"GPU {trained.backbone.device.index}"
-        print(f"{_count(len(entries), 'picture')} drawn on {where}: see {_sheets(options, prompts)} in {folder.final}")
+        print(f"{_count(len(entries), 'picture')} drawn on {where}: see {sheet} in {folder.final}")
 
 
 def settings_of(options: Options) -> Settings:
@@ -120,7 +121,7 @@ def draw_own(
             entries += drawn
             if options.trace:
                 write_trace(folder / studio.name(number, "trace.png"), trained, studio.traces, prompt)
-            if options.compare and studio.numbered:
+            if options.sheet_for_each:
                 write_sheet(folder, studio.name(number, SHEET), drawn, len(methods), [prompt])
     return entries
 
@@ -180,10 +181,6 @@ def default_checkpoint(options: Options) -> Path | None:
     """What was trained on the embedded model, which is part of this checkout too."""
     trained = CHECKOUT / EMBEDDED_CKPT
     return trained if options.pretrained_model_name_or_path == EMBEDDED and trained.is_dir() else None
-
-
-def _sheets(options: Options, prompts: Sequence[str]) -> str:
-    return f"the {len(prompts)} contact sheets" if options.compare and len(prompts) > 1 else "contact_sheet.png"
 
 
 def _count(number: int, noun: str) -> str:

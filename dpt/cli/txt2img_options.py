@@ -169,6 +169,11 @@ class Options:
         return self.resolution, self.resolution
 
     @property
+    def sheet_for_each(self) -> bool:
+        """Whether each prompt has a sheet of its own, or all share one."""
+        return self.compare and self.prompts_file is not None
+
+    @property
     def without_effect(self) -> list[str]:
         """A sentence for each flag that was given and changes nothing."""
         found = self.idle.warnings

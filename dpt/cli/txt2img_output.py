@@ -31,7 +31,9 @@ def write_sheet(folder: Path, name: str, entries: Sequence[Entry], columns: int,
     pictures = [Image.open(folder / one.file) for one in shown]
     several = len(titles) > 1
     captions = [caption(one, titles[one.prompt] if several else "") for one in shown]
-    title = "" if several else titles[0]
+    title = titles[0]
+    if several:
+        title = f"the first {len(shown)} of {len(entries)} pictures" if len(shown) < len(entries) else ""
     sheet = contact_sheet(pictures, captions, columns=columns if columns > 1 else None, title=title)
     sheet.save(folder / name)
 

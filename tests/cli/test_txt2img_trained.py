@@ -15,6 +15,8 @@ from PIL import Image
 
 from dpt.adapter.store import save_adapter
 from dpt.backbone import Backbone
+from dpt.checkpoints import open_checkpoint
+from dpt.checkpoints.export import export
 from dpt.cli import txt2img
 from dpt.cli.txt2img_draw import verdict_on
 from dpt.data.scenes.captions import describe, say
@@ -147,6 +149,13 @@ def test_compare_without_a_lora_has_two_columns(model: Path, result: Path) -> No
     assert [one["name"] for one in record()["methods"]] == ["base", "corrected"]  # type: ignore[attr-defined]
 
 
+def test_compare_without_an_adapter_has_no_scores(model: Path, result: Path) -> None:
+    assert call(model, "--ckpt", str(result / "lora"), "--compare") == 0
+    images = record()["images"]
+    assert isinstance(images, list) and [one["method"] for one in images] == ["base", "tuned"] * 2
+    assert not any("score" in one for one in images)
+
+
 def test_the_best_of_the_candidates_are_kept_best_first(model: Path, result: Path) -> None:
     assert call(model, "--ckpt", str(result), "--n_candidates", "5", "--n_samples", "5") == 0
     everything = record()["images"]
@@ -252,6 +261,29 @@ def test_the_shape_of_an_adapter_may_be_said_and_must_be_true(
         assert sentence in capsys.readouterr().err
     assert call(model, "--ckpt", str(result / "lora"), "--nheads", "8") == 2
     assert "--nheads tells what an adapter is like, and" in capsys.readouterr().err
+
+
+def test_of_a_published_file_the_shape_is_told(
+    model: Path, result: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(open_checkpoint(result / "adapter"), "published", Path("published").resolve())
+    native, told, untold, split = (
+        (str(result / "adapter"), "--nheads", "8"),
+        ("published", "--nheads", "8", "--unet_feature", "up1"),
+        ("published",),
+        ("published", "--num_queries_matching", "7", "--num_queries_rec", "8"),
+    )
+    runs = []
+    for words in (native, told, untold, split):
+        assert call(model, "--ckpt", *words, *CORRECTED) == 0
+        runs.append(tuple(digests(newest()).values()))
+    assert runs[0] == runs[1] == runs[2] != runs[3]  # with fewer queries to match, the greatest is another
+    capsys.readouterr()
+    assert call(model, "--ckpt", "published", "--unet_feature", "mid", *CORRECTED) == 0  # as wide here: it cannot tell
+    assert call(model, "--ckpt", "published", "--unet_feature", "up2") == 2
+    assert "the adapter does not fit the model: it reads up2" in capsys.readouterr().err
+    assert call(model, "--ckpt", "published", "--hidden_dim", "32") == 2
+    assert "is not of the shape that --hidden_dim says" in capsys.readouterr().err
 
 
 BAD = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -231,47 +232,46 @@ def test_a_picture_does_not_depend_on_its_batch(target: str, pocket: World) -> N
 
 
 class Rows:
-    """Rows that entered the UNet, and rows that came to its end."""
+    """Rows that entered the UNet, that came to its end, and that the adapter read."""
 
-    def __init__(self, backbone: Backbone) -> None:
-        self.begun = self.ended = 0
-        self.hooks = [
-            backbone.unet.conv_in.register_forward_hook(lambda module, given, out: self.count("begun", out)),
-            backbone.unet.conv_out.register_forward_hook(lambda module, given, out: self.count("ended", out)),
-        ]
+    def __init__(self, world: World) -> None:
+        unet = world.backbone.unet
+        self.rows = {"begun": 0, "ended": 0, "read": 0}
+        counted = {"begun": unet.conv_in, "ended": unet.conv_out, "read": world.adapter.input_proj}
+        self.hooks = [part.register_forward_hook(partial(self.count, name)) for name, part in counted.items()]
 
-    def count(self, what: str, out: Tensor) -> None:
-        setattr(self, what, getattr(self, what) + len(out))
+    def count(self, name: str, module: object, given: object, out: Tensor) -> None:
+        self.rows[name] += len(out)
 
-    def stop(self) -> tuple[int, int]:
+    def stop(self) -> tuple[int, ...]:
         for hook in self.hooks:
             hook.remove()
-        return self.begun // 2, self.ended // 2  # two pictures
+        return tuple(rows // 2 for rows in self.rows.values())  # two pictures
 
 
 COSTS = [
-    # correction, passes begun and passes taken to the end, in ten guided steps of one picture
-    (Correction(), 20, 20),
-    (Correction(1, "state"), 30, 20),
-    (Correction(1, "input"), 30, 20),
-    (Correction(1, "fused"), 20, 20),
-    (Correction(1, "state", "unit"), 30, 20),
-    (Correction(1, "state", "relative"), 30, 30),
-    (Correction(1, "input", "relative"), 30, 30),
-    (Correction(1, "fused", "relative"), 20, 20),
-    (Correction(1, "state", interval=Interval(0, 0.5)), 25, 20),
-    (Correction(1, "state", interval=Interval(0.2, 0.5)), 23, 20),
-    (Correction(1, "input", interval=Interval(0.5, 1)), 25, 20),
-    (Correction(1, "state", every=3), 24, 20),
-    (Correction(1, "state", interval=Interval(0.5, 1), every=2), 23, 20),
+    # correction; passes begun, passes taken to the end and readings of the adapter, in ten guided steps of one picture
+    (Correction(), (20, 20, 0)),
+    (Correction(1, "state"), (30, 20, 10)),
+    (Correction(1, "input"), (30, 20, 10)),
+    (Correction(1, "fused"), (20, 20, 9)),
+    (Correction(1, "state", "unit"), (30, 20, 10)),
+    (Correction(1, "state", "relative"), (30, 30, 10)),
+    (Correction(1, "input", "relative"), (30, 30, 10)),
+    (Correction(1, "fused", "relative"), (20, 20, 9)),
+    (Correction(1, "state", interval=Interval(0, 0.5)), (25, 20, 5)),
+    (Correction(1, "state", interval=Interval(0.2, 0.5)), (23, 20, 3)),
+    (Correction(1, "input", interval=Interval(0.5, 1)), (25, 20, 5)),
+    (Correction(1, "state", every=3), (24, 20, 4)),
+    (Correction(1, "state", interval=Interval(0.5, 1), every=2), (23, 20, 3)),
 ]
 
 
-@pytest.mark.parametrize(("correction", "begun", "ended"), COSTS, ids=str)
-def test_what_a_correction_costs(correction: Correction, begun: int, ended: int, pocket: World) -> None:
-    rows = Rows(pocket.backbone)
+@pytest.mark.parametrize(("correction", "passes"), COSTS, ids=str)
+def test_what_a_correction_costs(correction: Correction, passes: tuple[int, ...], pocket: World) -> None:
+    rows = Rows(pocket)
     pocket.run(correction, steps=10)
-    assert rows.stop() == (begun, ended)
+    assert rows.stop() == passes
 
 
 def test_the_interval_and_every_choose_the_steps(pocket: World) -> None:
@@ -319,7 +319,7 @@ def test_a_correction_needs_an_adapter_that_fits(pocket: World) -> None:
 def test_a_scheduler_of_which_nothing_is_known_is_refused(pocket: World) -> None:
     kept = pocket.backbone.scheduler_config
     sentences = {
-        "KDPM2DiscreteScheduler": "cannot move the state of KDPM2DiscreteScheduler: choose one of ddim",
+        "DEISMultistepScheduler": "cannot move the state of DEISMultistepScheduler: choose one of ddim",
         "PNDMScheduler": "cannot move the state of PNDMScheduler in its Runge-Kutta steps",
     }
     try:
