@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dpt.errors import UserError
@@ -49,6 +50,27 @@ class NoiseSchedule:
             return latents
         signal, spread = self._mixture(latents, t)
         return signal * noise - spread * latents
+
+    def parts(self, z_t: Tensor, prediction: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The z_0 and eps that a prediction for z_t (B,C,H,W) amounts to; t may lie between two timesteps."""
+        signal, spread = self._mixture_at(t, z_t)
+        if self.prediction_type == "epsilon":
+            return (z_t - spread * prediction) / signal, prediction
+        if self.prediction_type == "sample":
+            return prediction, (z_t - signal * prediction) / spread
+        return signal * z_t - spread * prediction, spread * z_t + signal * prediction
+
+    def _mixture_at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """As `_mixture`, with spread / signal interpolated along t, as schedulers do it. For one t, or (B,)."""
+        # At pure noise, where z_t says nothing of z_0, abar is taken to be what diffusers takes it to be.
+        abar = self.alphas_cumprod.double().clamp_min(2.0**-24).to(like.device)
+        ratio = ((1 - abar) / abar).sqrt()
+        at = t.to(like.device, torch.float64).reshape(-1, 1, 1, 1)
+        below = at.floor().long().clamp(0, len(ratio) - 1)
+        above = (below + 1).clamp(max=len(ratio) - 1)
+        sigma = ratio[below].lerp(ratio[above], at - below)
+        signal = 1 / (1 + sigma**2).sqrt()
+        return signal.to(like.dtype), (sigma * signal).to(like.dtype)
 
     def _mixture(self, latents: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         abar = self.alphas_cumprod.to(latents.device)[t.to(latents.device)].reshape(-1, 1, 1, 1)

@@ -1,136 +1,157 @@
-"""`txt2img.py`: pictures for a prompt, with a contact sheet and a manifest of how they were made."""
+"""`txt2img.py`: pictures for prompts, with a contact sheet and a manifest of how they were made."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING
 
 import tyro
 
 from dpt.cli.console import plain_warnings, warn
-from dpt.cli.run_folder import new_run_folder
+from dpt.cli.processes import Processes, own_gpu, processes
+from dpt.cli.prompts_file import read_prompts
+from dpt.cli.run_folder import RunFolder, new_run_folder
+from dpt.cli.txt2img_options import EMBEDDED, Options, check
 from dpt.errors import UserError, run_command
-from dpt.sampling.schedulers import SCHEDULER_NAMES, check_name
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    from dpt.backbone import Backbone
+    from dpt.cli.txt2img_draw import Entry, Method
+    from dpt.cli.txt2img_model import Trained
     from dpt.sampling.draw import Settings
 
-EMBEDDED = "ckpt/pocket"
+__all__ = ["CHECKOUT", "EMBEDDED", "main", "model_location"]
+
+EMBEDDED_CKPT = "ckpt/pocket-dpt"
 CHECKOUT = Path(__file__).resolve().parents[2]
 GPU_BATCH = 4
-SCHEDULER_HELP = f"One of {', '.join(SCHEDULER_NAMES)}; own is what the model's folder says."
-
-
-@dataclass(frozen=True)
-class Options:
-    """Draw pictures for a prompt."""
-
-    prompt: str = "a red circle to the left of a blue square"
-    """What to draw."""
-    n_samples: int = 3
-    """How many pictures."""
-    seed: int = 42
-    """Picture k depends on the model, the prompt, the seed, k and the settings, and on nothing else."""
-    negative_prompt: str = ""
-    """What to steer away from."""
-    num_timesteps: int = 25
-    """Denoising steps. 25 is what the embedded model is evaluated with; the published script takes 50."""
-    guidance_scale: float = 7.5
-    """Strength of classifier-free guidance; 1 is none, and twice as fast."""
-    scheduler: Annotated[str, tyro.conf.arg(metavar="NAME", help=SCHEDULER_HELP)] = "ddim"
-    height: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
-    """By default the size the model was trained at."""
-    width: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
-    """By default the size the model was trained at."""
-    batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Pictures drawn together on a GPU (4 by default). On a CPU they are always drawn one by one."""
-    outdir: Path = Path("outputs")
-    """Each run makes a new folder in here."""
-    pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
-    """A Stable Diffusion model in the diffusers layout. A folder is used without touching the network."""
-    revision: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Version of a hub model."""
-    dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """Number format on a GPU, by default a half format; a CPU always uses float32."""
-    gpu: Annotated[str | None, tyro.conf.arg(aliases=["-g", "--gpuid"], metavar="N|cpu")] = None
-    """Number of the GPU, or cpu. By default the first GPU, or the CPU where there is none."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = tyro.cli(Options, prog="txt2img.py", args=arguments, use_underscores=True)
+    flat = tyro.conf.OmitArgPrefixes[Options]
+    options: Options = tyro.cli(flat, prog="txt2img.py", args=arguments, use_underscores=True)
 
     def command() -> None:
-        with plain_warnings():
-            run(options)
+        with plain_warnings(), processes() as group:
+            run(options, group)
 
     return run_command(command)
 
 
-def run(options: Options) -> Path:
-    """Draw, write, and return the folder of the run."""
+def run(options: Options, group: Processes) -> None:
     check(options)
+    prompts = [options.prompt] if options.prompts_file is None else read_prompts(options.prompts_file)
     # Everything above this line answers at once; from here on, the libraries are loaded.
-    from tqdm import tqdm
+    from dpt.cli.txt2img_draw import methods_for
+    from dpt.cli.txt2img_model import open_trained
+    from dpt.cli.txt2img_output import SHEET, write_record, write_sheet
+    from dpt.sampling.draw import calls_per_picture
 
-    from dpt.backbone import Backbone
-    from dpt.sampling.draw import Request, Settings, calls_per_picture, draw
-    from dpt.sampling.pictures import to_picture
+    settings = settings_of(options)
+    model = model_location(options.pretrained_model_name_or_path)
+    trained = open_trained(options, model, choose_device(options.gpu), default_checkpoint(options))
+    calls_per_picture(trained.backbone, settings)
+    trained.backbone.latent_size(settings.height, settings.width)
+    own = group.share(list(enumerate(prompts)))
+    losses = [sentence for each in group.gather(lambda: words_lost(options, trained, own)) for sentence in each]
+    notes = options.without_effect
+    on_cpu = trained.backbone.device.type == "cpu"
+    if on_cpu and (options.batch_size or 1) > 1:
+        notes.append("--batch_size has no effect on a CPU, where pictures are drawn one by one")
+    if group.is_main:
+        for sentence in (*losses, *notes):
+            warn(sentence)
+    batch_size = 1 if on_cpu else options.batch_size or GPU_BATCH
+    methods = methods_for(options, settings, trained)
+    name = options.prompt if options.prompts_file is None else options.prompts_file.stem
+    with shared_run_folder(group, options.outdir, name) as folder:
+        everyone = group.gather(lambda: draw_own(folder.work, options, trained, methods, own, batch_size, group))
+        entries = sorted((one for each in everyone for one in each), key=lambda one: one.prompt)
+        if group.is_main:
+            if not options.sheet_for_each:
+                write_sheet(folder.work, SHEET, entries, len(methods), prompts)
+            write_record(
+                folder.work, options, trained, settings, methods, prompts, entries, batch_size, losses
+            )
+    if group.is_main:
+        sheet = "the contact sheets" if options.sheet_for_each else SHEET
+        where = "the CPU" if on_cpu else f"GPU {trained.backbone.device.index}"
+        print(f"{_count(len(entries), 'picture')} drawn on {where}: see {sheet} in {folder.final}")
 
-    settings = Settings(
+
+def settings_of(options: Options) -> Settings:
+    from dpt.sampling.draw import Settings
+
+    height, width = options.size
+    return Settings(
         steps=options.num_timesteps,
         guidance_scale=options.guidance_scale,
         scheduler=options.scheduler,
-        height=options.height,
-        width=options.width,
+        height=height,
+        width=width,
+        guidance_interval=options.guidance_interval,
+        guidance_rescale=options.guidance_rescale,
+        correction=options.correction.correction,
     )
-    device = choose_device(options.gpu)
-    backbone = Backbone.open(
-        model_location(options.pretrained_model_name_or_path),
-        revision=options.revision,
-        device=device,
-        dtype=options.dtype,
-    )
-    prompts = dict.fromkeys([options.prompt, options.negative_prompt])
-    losses = [sentence for prompt in prompts for sentence in backbone.prompt_warnings(prompt)]
-    for sentence in losses:
-        warn(sentence)
-    on_cpu = backbone.device.type == "cpu"
-    if on_cpu and (options.batch_size or 1) > 1:
-        warn("--batch_size has no effect on a CPU, where pictures are drawn one by one")
-    batch_size = 1 if on_cpu else options.batch_size or GPU_BATCH
-    requests = [
-        Request(options.prompt, options.seed, index, options.negative_prompt)
-        for index in range(options.n_samples)
+
+
+def draw_own(
+    folder: Path,
+    options: Options,
+    trained: Trained,
+    methods: Sequence[Method],
+    own: Sequence[tuple[int, str]],
+    batch_size: int,
+    group: Processes,
+) -> list[Entry]:
+    """This process's prompts: their pictures and what belongs to a single prompt, into the folder."""
+    from tqdm import tqdm
+
+    from dpt.cli.txt2img_draw import Studio
+    from dpt.cli.txt2img_output import SHEET, write_sheet, write_trace
+    from dpt.sampling.draw import calls_per_picture
+
+    calls = sum(calls_per_picture(trained.backbone, method.settings) for method in methods)
+    entries: list[Entry] = []
+    with tqdm(total=calls * options.drawn * len(own), desc="drawing", unit="step", disable=not group.is_main) as bar:
+        studio = Studio(options, trained, methods, batch_size, folder, bar.update)
+        for number, prompt in own:
+            drawn = studio.draw(number, prompt)
+            entries += drawn
+            if options.trace:
+                write_trace(folder / studio.name(number, "trace.png"), trained, studio.traces, prompt)
+            if options.sheet_for_each:
+                write_sheet(folder, studio.name(number, SHEET), drawn, len(methods), [prompt])
+    return entries
+
+
+@contextmanager
+def shared_run_folder(group: Processes, parent: Path, text: str) -> Iterator[RunFolder]:
+    """One for all processes; the main one opens it and gives it its name."""
+    with ExitStack() as stack:
+        opened: list[RunFolder] = []
+
+        def open_it() -> Path:
+            opened.append(stack.enter_context(new_run_folder(parent, text)))
+            return opened[0].work
+
+        work = group.from_main(open_it)
+        yield opened[0] if opened else RunFolder(work)
+
+
+def words_lost(options: Options, trained: Trained, own: Sequence[tuple[int, str]]) -> list[str]:
+    """What the model will not see of its prompts."""
+    numbered = options.prompts_file is not None
+    found = [
+        f"prompt {number}: {sentence}" if numbered else sentence
+        for number, prompt in own
+        for sentence in trained.backbone.prompt_warnings(prompt)
     ]
-    calls = calls_per_picture(backbone, settings) * len(requests)
-    record = manifest(options, settings, backbone, batch_size, losses)
-    with new_run_folder(options.outdir, options.prompt) as folder:
-        with tqdm(total=calls, desc="drawing", unit="step") as bar:
-            images = draw(backbone, requests, settings, batch_size=batch_size, on_step=bar.update)
-            pictures = [to_picture(image) for image in images]
-        write(folder.work, pictures, record)
-    assert folder.final is not None
-    where = "the CPU" if on_cpu else f"GPU {backbone.device.index}"
-    print(f"{_count(len(pictures), 'picture')} drawn on {where}: see contact_sheet.png in {folder.final}")
-    return folder.final
-
-
-def check(options: Options) -> None:
-    """What can be found wrong without loading anything."""
-    if not options.prompt.strip():
-        raise UserError("the prompt is empty")
-    if options.n_samples < 1:
-        raise UserError(f"--n_samples must be at least 1, not {options.n_samples}")
-    if options.batch_size is not None and options.batch_size < 1:
-        raise UserError(f"--batch_size must be at least 1, not {options.batch_size}")
-    check_name(options.scheduler)
+    said = [prompt for _, prompt in own]
+    if options.negative_prompt in said or not any(number == 0 for number, _ in own):
+        return found
+    return [*found, *trained.backbone.prompt_warnings(options.negative_prompt)]
 
 
 def choose_device(gpu: str | None) -> str:
@@ -140,7 +161,7 @@ def choose_device(gpu: str | None) -> str:
     if gpu == "cpu":
         return "cpu"
     if gpu is None:
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
+        return f"cuda:{own_gpu() or 0}" if torch.cuda.is_available() else "cpu"
     if not gpu.isdecimal():
         raise UserError(f"--gpu takes the number of one GPU or cpu, not {gpu!r}")
     return f"cuda:{gpu}"
@@ -156,57 +177,10 @@ def model_location(name: str) -> str:
     return str(embedded)
 
 
-def manifest(
-    options: Options, settings: Settings, backbone: Backbone, batch_size: int, losses: list[str]
-) -> dict[str, Any]:
-    """All that is needed to draw these pictures again."""
-    from dpt.backbone.randomness import derived_seed
-    from dpt.cli.versions import versions
-    from dpt.sampling.draw import INITIAL_NOISE
-
-    factor = backbone.downscale_factor
-    height, width = (side * factor for side in backbone.latent_size(options.height, options.width))
-    return {
-        "prompt": options.prompt,
-        "negative_prompt": options.negative_prompt,
-        "seed": options.seed,
-        "images": [
-            {
-                "file": picture_name(index),
-                "index": index,
-                "noise_seed": derived_seed(options.seed, index, INITIAL_NOISE),
-            }
-            for index in range(options.n_samples)
-        ],
-        "settings": {**asdict(settings), "height": height, "width": width},
-        "model": {
-            "name": options.pretrained_model_name_or_path,
-            "revision": options.revision,
-            "sha256": backbone.model_hash,
-            "prediction_type": backbone.prediction_type,
-        },
-        "device": str(backbone.device),
-        "dtype": str(backbone.dtype).removeprefix("torch."),
-        "batch_size": batch_size,
-        "warnings": losses,
-        "versions": versions(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def write(folder: Path, pictures: Sequence[Image.Image], record: dict[str, Any]) -> None:
-    from dpt.evaluation.contact_sheet import contact_sheet
-
-    for index, picture in enumerate(pictures):
-        picture.save(folder / picture_name(index))
-    captions = [f"{index}" for index in range(len(pictures))]
-    contact_sheet(pictures, captions, title=record["prompt"]).save(folder / "contact_sheet.png")
-    text = json.dumps(record, indent=2, ensure_ascii=False)
-    (folder / "manifest.json").write_text(f"{text}\n", encoding="utf-8")
-
-
-def picture_name(index: int) -> str:
-    return f"{index:03d}.png"
+def default_checkpoint(options: Options) -> Path | None:
+    """What was trained on the embedded model, which is part of this checkout too."""
+    trained = CHECKOUT / EMBEDDED_CKPT
+    return trained if options.pretrained_model_name_or_path == EMBEDDED and trained.is_dir() else None
 
 
 def _count(number: int, noun: str) -> str:

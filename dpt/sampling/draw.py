@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -10,12 +9,15 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
+from dpt.adapter import Adapter
 from dpt.backbone import Backbone, Text
 from dpt.backbone.randomness import generator_for
 from dpt.errors import UserError
-from dpt.sampling.guidance import classifier_free
-from dpt.sampling.loop import denoise
+from dpt.sampling.loop import Around, denoise
+from dpt.sampling.options import ALWAYS, UNCORRECTED, Correction, Guidance, Interval
 from dpt.sampling.schedulers import check_name, make_scheduler, set_steps
+from dpt.sampling.scorer import Scorer
+from dpt.sampling.self_correction import check_correction, guided
 
 INITIAL_NOISE = "initial noise"
 STEP_NOISE = "step noise"
@@ -40,16 +42,40 @@ class Settings:
     scheduler: str = "ddim"
     height: int | None = None
     width: int | None = None
+    guidance_interval: Interval = ALWAYS
+    guidance_rescale: float = 0.0
+    correction: Correction = UNCORRECTED
 
     def __post_init__(self) -> None:
         check_name(self.scheduler)
         if self.steps < 1:
             raise UserError(f"the number of steps must be at least 1, not {self.steps}")
-        if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
-            raise UserError(f"the guidance scale must be a number from 0 up, not {self.guidance_scale}")
+        _ = self.guidance
         for name, side in (("height", self.height), ("width", self.width)):
             if side is not None and side < 1:
                 raise UserError(f"the {name} must be positive, not {side}")
+
+    @property
+    def guidance(self) -> Guidance:
+        return Guidance(self.guidance_scale, self.guidance_interval, self.guidance_rescale)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures that were drawn together, not decoded yet."""
+
+    requests: Sequence[Request]
+    text: Text
+    latents: Tensor  # (B,C,h,w)
+
+    def decode(self, backbone: Backbone) -> Tensor:
+        """Images (B,3,H,W) on the CPU."""
+        with torch.no_grad():
+            return backbone.decode_latents(self.latents).cpu()
+
+
+Watch = Callable[[Sequence[Request], Text], Around]
+"""What watches a batch of requests being drawn."""
 
 
 def draw(
@@ -57,6 +83,7 @@ def draw(
     requests: Sequence[Request],
     settings: Settings,
     *,
+    adapter: Adapter | None = None,
     batch_size: int = 4,
     exact: bool = True,
     on_step: Callable[[int], None] | None = None,
@@ -68,15 +95,36 @@ def draw(
     sample than for several (about 1e-6 a call in the UNet, 1e-5 in the VAE); on one core that costs about a
     fifth of the speed of large batches. With `exact` off, and on a GPU, it holds up to that rounding.
 
-    `on_step(n)` is called when n pictures have advanced by one call of the denoiser.
+    `on_step(n)` is called when n pictures have advanced by one call of the denoiser. A correction reads `adapter`.
     """
+    batches = draw_latents(
+        backbone, requests, settings, adapter=adapter, batch_size=batch_size, exact=exact, on_step=on_step
+    )
+    return (image for drawn in batches for image in drawn.decode(backbone))
+
+
+def draw_latents(
+    backbone: Backbone,
+    requests: Sequence[Request],
+    settings: Settings,
+    *,
+    adapter: Adapter | None = None,
+    batch_size: int = 4,
+    exact: bool = True,
+    on_step: Callable[[int], None] | None = None,
+    watch: Watch | None = None,
+) -> Iterator[Drawn]:
+    """As `draw`, a batch at a time and without decoding."""
     latent_size = backbone.latent_size(settings.height, settings.width)
     calls_per_picture(backbone, settings)
+    if settings.correction.on and adapter is None:
+        raise UserError("a correction needs an adapter, and there is none")
+    scorer = Scorer(backbone, adapter) if settings.correction.on and adapter is not None else None
     if batch_size < 1:
         raise UserError(f"the batch size must be at least 1, not {batch_size}")
     if exact and backbone.device.type == "cpu":
         batch_size = 1
-    return _draw_batches(backbone, requests, settings, latent_size, batch_size, on_step)
+    return _draw_batches(backbone, requests, settings, latent_size, scorer, batch_size, on_step, watch)
 
 
 def calls_per_picture(backbone: Backbone, settings: Settings) -> int:
@@ -84,7 +132,9 @@ def calls_per_picture(backbone: Backbone, settings: Settings) -> int:
     available = backbone.noise.num_timesteps
     if settings.steps > available:
         raise UserError(f"the model has {available} noise levels, too few for {settings.steps} steps")
-    return set_steps(make_scheduler(settings.scheduler, backbone.scheduler_config), settings.steps)
+    scheduler = make_scheduler(settings.scheduler, backbone.scheduler_config)
+    check_correction(settings.correction, scheduler)
+    return set_steps(scheduler, settings.steps)
 
 
 def _draw_batches(
@@ -92,19 +142,18 @@ def _draw_batches(
     requests: Sequence[Request],
     settings: Settings,
     latent_size: tuple[int, int],
+    scorer: Scorer | None,
     batch_size: int,
     on_step: Callable[[int], None] | None,
-) -> Iterator[Tensor]:
+    watch: Watch | None,
+) -> Iterator[Drawn]:
     # One prompt at a time, so that a prompt's states do not depend on its neighbours either.
     encode = lru_cache(maxsize=64)(lambda prompt: backbone.encode_text([prompt]))
     for start in range(0, len(requests), batch_size):
         batch = requests[start : start + batch_size]
-        denoiser = classifier_free(
-            backbone.predict,
-            Text.stack([encode(one.prompt) for one in batch]).states,
-            Text.stack([encode(one.negative_prompt) for one in batch]).states,
-            settings.guidance_scale,
-        )
+        text = Text.stack([encode(one.prompt) for one in batch])
+        negative = Text.stack([encode(one.negative_prompt) for one in batch])
+        denoiser, around = guided(backbone, text, negative, settings.guidance, settings.correction, scorer)
         latents = denoise(
             denoiser,
             make_scheduler(settings.scheduler, backbone.scheduler_config),
@@ -112,9 +161,9 @@ def _draw_batches(
             settings.steps,
             generators=[generator_for(one.seed, one.index, STEP_NOISE) for one in batch],
             on_step=None if on_step is None else partial(on_step, len(batch)),
+            around=around if watch is None else (*around, watch(batch, text)),
         )
-        with torch.no_grad():
-            yield from backbone.decode_latents(latents).cpu()
+        yield Drawn(batch, text, latents)
 
 
 def initial_noise(backbone: Backbone, requests: Sequence[Request], latent_size: tuple[int, int]) -> Tensor:

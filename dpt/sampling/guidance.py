@@ -12,8 +12,11 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from dpt.sampling.options import ALWAYS, Guidance
+
 Predict: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 Denoiser: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+When: TypeAlias = Callable[[Tensor], bool]
 
 
 def conditional(predict: Predict, states: Tensor) -> Denoiser:
@@ -21,17 +24,44 @@ def conditional(predict: Predict, states: Tensor) -> Denoiser:
     return lambda x, t: predict(x, t, states)
 
 
-def classifier_free(predict: Predict, states: Tensor, negative_states: Tensor, scale: float) -> Denoiser:
-    """e = e_neg + scale (e_text - e_neg): Ho and Salimans 2022, the scale as Stable Diffusion counts it.
+def classifier_free(
+    predict: Predict,
+    states: Tensor,
+    negative_states: Tensor,
+    scale: float,
+    *,
+    rescale: float = 0.0,
+    when: When = lambda t: True,
+) -> Denoiser:
+    """Towards the texts and away from the negative ones, at the timesteps chosen; elsewhere `conditional`.
 
     scale = 1 is the text alone and costs one forward pass instead of two; 0 is the negative text alone.
     """
+    plain = conditional(predict, states)
     if scale == 1:
-        return conditional(predict, states)
+        return plain
     both = torch.cat([negative_states, states])
 
     def denoiser(x: Tensor, t: Tensor) -> Tensor:
+        if not when(t):
+            return plain(x, t)
         negative, positive = predict(torch.cat([x, x]), t, both).chunk(2)
-        return negative + scale * (positive - negative)
+        return mix(negative, positive, scale, rescale)
 
     return denoiser
+
+
+def mix(negative: Tensor, positive: Tensor, scale: float, rescale: float = 0.0) -> Tensor:
+    """e_neg + scale (e_text - e_neg), a share `rescale` of it brought to the spread of e_text, picture by picture."""
+    guided = negative + scale * (positive - negative)
+    if rescale == 0:
+        return guided
+    wanted, found = (e.std(dim=(1, 2, 3), keepdim=True) for e in (positive, guided))
+    return rescale * (guided * (wanted / found)) + (1 - rescale) * guided
+
+
+def guides_at(guidance: Guidance, levels: int) -> When:
+    """Whether the negative text is asked at a timestep, of a model with that many."""
+    if guidance.interval == ALWAYS:
+        return lambda t: guidance.scale != 1  # without looking at t, which may have to come from a GPU
+    return lambda t: guidance.scale != 1 and guidance.interval.holds(float(t), levels)

@@ -4,13 +4,42 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dpt.sampling.guidance import Denoiser
-from dpt.sampling.schedulers import set_steps
+from dpt.sampling.schedulers import goes_on_from_its_sample, sample_was_moved, set_steps
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the denoiser, as far as what stands around it may want to know."""
+
+    index: int
+    count: int
+    t: Tensor
+    scale: Tensor
+    """(1,): the UNet's input is the state times this."""
+    goes_on: bool
+    """Whether the scheduler goes on from the state it is given now, not from one that it kept."""
+
+    @property
+    def is_last(self) -> bool:
+        return self.index == self.count - 1
+
+
+class Around:
+    """What may change the state before and after a call of the denoiser. This one changes nothing."""
+
+    def before(self, z: Tensor, call: Call) -> Tensor:
+        return z
+
+    def after(self, z: Tensor, call: Call, x: Tensor, prediction: Tensor) -> Tensor:
+        """z is the scheduler's next state; x is what the denoiser was given, and `prediction` what it made of it."""
+        return z
 
 
 @torch.no_grad()
@@ -20,23 +49,49 @@ def denoise(
     noise: Tensor,
     steps: int,
     *,
-    generators: Sequence[torch.Generator] | None = None,
+    generators: Sequence[torch.Generator] | torch.Generator | None = None,
     on_step: Callable[[], None] | None = None,
+    around: Sequence[Around] = (),
 ) -> Tensor:
     """z_0 (B,C,h,w) from standard normal noise (B,C,h,w).
 
-    `generators`, one per image, serve schedulers that add noise on the way. Gradients are off; a guidance
-    that needs one switches them on for itself.
+    `generators`, one per image or one for all, serve schedulers that add noise on the way. Gradients are off; a
+    guidance that needs one switches them on for itself.
     """
     set_steps(scheduler, steps, noise.device)
-    extra = {"generator": list(generators)} if generators and _takes_generator(scheduler) else {}
+    extra = {"generator": _as_asked(generators)} if generators and _takes_generator(scheduler) else {}
     z = noise * scheduler.init_noise_sigma
-    for t in scheduler.timesteps:
-        prediction = denoiser(scheduler.scale_model_input(z, t), t)
+    for index, t in enumerate(scheduler.timesteps):
+        call = _call(scheduler, index, t, z) if around else None
+        if call is not None:
+            z = _before(z, call, around, scheduler)
+        x = scheduler.scale_model_input(z, t)
+        prediction = denoiser(x, t)
         z = scheduler.step(prediction, t, z, **extra).prev_sample
+        if call is not None:
+            for one in around:
+                z = one.after(z, call, x, prediction)
         if on_step is not None:
             on_step()
     return z
+
+
+def _call(scheduler: Any, index: int, t: Tensor, z: Tensor) -> Call:
+    scale = scheduler.scale_model_input(z.new_ones(1), t)
+    return Call(index, len(scheduler.timesteps), t, scale, goes_on_from_its_sample(scheduler))
+
+
+def _before(z: Tensor, call: Call, around: Sequence[Around], scheduler: Any) -> Tensor:
+    given = z
+    for one in around:
+        z = one.before(z, call)
+    if z is not given:
+        sample_was_moved(scheduler)
+    return z
+
+
+def _as_asked(generators: Sequence[torch.Generator] | torch.Generator) -> list[torch.Generator] | torch.Generator:
+    return generators if isinstance(generators, torch.Generator) else list(generators)
 
 
 def _takes_generator(scheduler: Any) -> bool:

@@ -54,6 +54,29 @@ def set_steps(scheduler: Any, steps: int, device: Any = "cpu") -> int:
     return len(scheduler.timesteps)
 
 
+def check_movable(scheduler: Any) -> None:
+    """Refuse one of which it is not known where its state may be changed from outside."""
+    name = type(scheduler).__name__
+    if name not in {class_name for class_name, _ in SCHEDULERS.values()}:
+        raise UserError(f"a correction cannot move the state of {name}: choose one of {', '.join(SCHEDULERS)}")
+    if scheduler.config.get("skip_prk_steps") is False:
+        raise UserError(f"a correction cannot move the state of {name} in its Runge-Kutta steps: choose pndm")
+
+
+def goes_on_from_its_sample(scheduler: Any) -> bool:
+    """Whether the step ahead starts from the sample it will be given.
+
+    The second calls of Heun and of PNDM's first step start from the one that the first call was given.
+    """
+    return getattr(scheduler, "state_in_first_order", True) and getattr(scheduler, "counter", 0) != 1
+
+
+def sample_was_moved(scheduler: Any) -> None:
+    """UniPC computes each sample once more from the one before, which would undo a change: here it is made not to."""
+    if hasattr(scheduler, "last_sample"):
+        scheduler.last_sample = None
+
+
 def _scheduler_class(class_name: str) -> Any:
     import diffusers
 

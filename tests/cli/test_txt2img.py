@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import time
@@ -68,7 +69,17 @@ def test_what_a_run_leaves_behind(model: Path, capsys: pytest.CaptureFixture[str
         "scheduler": "ddim",
         "height": 64,
         "width": 64,
+        "guidance_interval": {"start": 0.0, "end": 1.0},
+        "guidance_rescale": 0.0,
+        "correction": {
+            "factor": 0.0,
+            "target": "state",
+            "norm": "none",
+            "interval": {"start": 0.0, "end": 1.0},
+            "every": 1,
+        },
     }
+    assert record["checkpoint"] is None
     assert len(record["model"]["sha256"]) == 64
     assert record["versions"]["torch"] == torch.__version__
     printed = capsys.readouterr()
@@ -146,6 +157,20 @@ BAD_INPUT = [
     (("--num_timesteps", "5000"), "the model has 1000 noise levels, too few for 5000 steps"),
     (("--guidance_scale", "-1"), "the guidance scale must be a number from 0 up, not -1.0"),
     (("--scheduler", "plms"), "there is no scheduler 'plms'; the names are own, ddim,"),
+    (("--resolution", "0"), "--resolution must be at least 1, not 0"),
+    (("--resolution", "63"), "the height must be divisible by 4, not 63"),
+    (("--n_candidates", "1"), "--n_candidates 1 are too few to keep --n_samples 2 of"),
+    (("--n_candidates", "4"), "--n_candidates needs an adapter to choose, and there is none: say --ckpt"),
+    (("--correction_factor", "1"), "--correction_factor needs an adapter, and there is none: say --ckpt"),
+    (("--correction_factor", "nan"), "the correction factor must be a number, not nan"),
+    (("--correction_every", "0"), "a correction is made every step or every few, not every 0"),
+    (("--correction_start", "1"), "a correction is on from a start to an end with 0 <= start < end <= 1, not 1 to 1"),
+    (("--guidance_end", "2"), "guidance is on from a start to an end with 0 <= start < end <= 1, not 0 to 2"),
+    (("--guidance_rescale", "-1"), "the guidance rescale is between 0 and 1, not -1.0"),
+    (("--ckpt", "/no/such/result"), "there is no checkpoint /no/such/result"),
+    (("--ckpt", "."), ". holds no checkpoint"),
+    (("--prompts_file", "none.txt"), "the prompts none.txt cannot be read: No such file or directory"),
+    (("--nheads", "4"), "--nheads tells what an adapter is like, and there is none: say --ckpt"),
     (("--gpu", "first"), "--gpu takes the number of one GPU or cpu, not 'first'"),
     (("--gpuid", "99"), "cuda:99 was asked for but this machine has"),
     (("--pretrained_model_name_or_path", "/no/such/model"), "there is no model folder '/no/such/model'"),
@@ -213,6 +238,15 @@ def test_an_unknown_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert stop.value.code == 2
 
 
+PUBLISHED_FLAGS = """
+-g --gpu --gpuid --prompt --n_samples --seed --dtype --pretrained_model_name_or_path --revision --unet_feature
+--correction_factor --num_timesteps --outdir --position_embedding --enc_layers --dec_layers --dim_feedforward
+--hidden_dim --dropout --nheads --num_queries_matching --num_queries_rec --pre_norm --no_contrastive_align_loss
+--contrastive_loss_hdim --text_encoder_type --no_freeze_text_encoder --resolution --fix_timestep --masks --no_detection
+"""
+"""And --gpuid, which only its README had."""
+
+
 def test_help_comes_without_loading_torch() -> None:
     check = (
         "import sys, contextlib, dpt.cli.txt2img as command\n"
@@ -222,5 +256,6 @@ def test_help_comes_without_loading_torch() -> None:
     start = time.perf_counter()
     shown = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
-    assert "--guidance_scale" in shown.stdout
+    for flag in PUBLISHED_FLAGS.split():
+        assert re.search(rf"{flag}\b", shown.stdout), flag
     assert time.perf_counter() - start < 10  # about 0.2 s on an idle machine

@@ -15,8 +15,9 @@ from diffusers import (
 )
 
 from dpt.backbone import Backbone
-from dpt.sampling.guidance import classifier_free, conditional
+from dpt.sampling.guidance import classifier_free, conditional, guides_at, mix
 from dpt.sampling.loop import denoise
+from dpt.sampling.options import Guidance, Interval
 from dpt.sampling.schedulers import make_scheduler
 from tests import tiny_models
 from tests.tiny_models import POCKET, PROMPT, SD1, TinyModel
@@ -42,9 +43,10 @@ def models(
     return pipeline, Backbone.open(folder, device="cpu")
 
 
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
 @pytest.mark.parametrize("scheduler", REFERENCE)
 def test_guided_sampling_equals_the_pipeline(
-    scheduler: str, models: tuple[StableDiffusionPipeline, Backbone]
+    scheduler: str, rescale: float, models: tuple[StableDiffusionPipeline, Backbone]
 ) -> None:
     pipeline, backbone = models
     noise = torch.randn(2, 4, *backbone.default_latent_size, generator=torch.Generator().manual_seed(3))
@@ -58,13 +60,14 @@ def test_guided_sampling_equals_the_pipeline(
         latents=noise,
         num_inference_steps=STEPS,
         guidance_scale=5.0,
+        guidance_rescale=rescale,
         output_type="pt",
         callback_on_step_end=lambda pipe, step, t, tensors: last.update(tensors) or {},
     ).images
     states = backbone.encode_text(PROMPTS).states
     negative = backbone.encode_text(["a red star"] * 2).states
     latents = denoise(
-        classifier_free(backbone.predict, states, negative, 5.0),
+        classifier_free(backbone.predict, states, negative, 5.0, rescale=rescale),
         make_scheduler(scheduler, backbone.scheduler_config),
         noise,
         STEPS,
@@ -100,19 +103,64 @@ def test_no_guidance_costs_one_prediction_per_image() -> None:
     assert seen == [3, 6]
 
 
-def test_the_last_step_reaches_the_clean_latents() -> None:
-    """With the true noise as prediction, DDIM must return z_0 itself, not a latent one step short of it."""
+def test_rescaling_brings_the_spread_back_picture_by_picture() -> None:
+    """Lin et al. 2023, equations 15 and 16."""
+    negative, positive = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+    guided = negative + 9 * (positive - negative)
+    torch.testing.assert_close(mix(negative, positive, 9), guided)
+    brought_back = mix(negative, positive, 9, 1.0)
+    for row in range(2):
+        torch.testing.assert_close(brought_back[row].std(), positive[row].std())
+        torch.testing.assert_close(brought_back[row] / brought_back[row].norm(), guided[row] / guided[row].norm())
+    torch.testing.assert_close(mix(negative, positive, 9, 0.3), 0.3 * brought_back + 0.7 * guided)
+
+
+def test_guidance_keeps_to_its_interval() -> None:
+    """In steps: DDIM's are evenly spread, so half of the noise levels are half of the steps."""
+    asked: list[int] = []
+
+    def predict(x: torch.Tensor, t: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        asked.append(len(x))
+        return torch.zeros_like(x)
+
+    states = torch.zeros(1, 2, 2)
+    for spacing in ("leading", "trailing"):
+        for start, end, expected in ((0.0, 1.0, [2] * 10), (0.3, 0.5, [1] * 3 + [2] * 2 + [1] * 5)):
+            asked.clear()
+            when = guides_at(Guidance(5.0, Interval(start, end)), 1000)
+            scheduler = make_scheduler("ddim", {"timestep_spacing": spacing})
+            denoise(classifier_free(predict, states, states, 5.0, when=when), scheduler, torch.randn(1, 4, 2, 2), 10)
+            assert asked == expected
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm++", "euler", "heun", "unipc"])
+def test_the_last_step_reaches_the_clean_latents(scheduler: str) -> None:
+    """With the true noise as prediction they must return z_0 itself, not a latent one step short of it."""
     config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
-    scheduler = make_scheduler("ddim", config)
     clean = torch.randn(1, 4, 8, 8) * 3
-    abar = scheduler.alphas_cumprod
+    abar = make_scheduler("ddim", config).alphas_cumprod
+    calls = []
 
     def oracle(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return (x - abar[t].sqrt() * clean) / (1 - abar[t]).sqrt()
+        calls.append(t)
+        a = abar[t.long()]
+        return (x - a.sqrt() * clean) / (1 - a).sqrt()
 
-    torch.testing.assert_close(
-        denoise(oracle, scheduler, torch.randn(1, 4, 8, 8), 10), clean, atol=1e-3, rtol=0
-    )
+    made = make_scheduler(scheduler, {**config, "timestep_spacing": "leading"})
+    torch.testing.assert_close(denoise(oracle, made, torch.randn(1, 4, 8, 8), 10), clean, atol=2e-3, rtol=0)
+    assert len(calls) == len(made.timesteps)
+
+
+def test_where_the_schedule_does_not_end_at_1_the_last_step_ends_at_its_first_alpha() -> None:
+    """Not at one that a negative timestep picks from its other end, where almost only noise is left."""
+    scheduler = make_scheduler("ddim", {"beta_schedule": "scaled_linear", "set_alpha_to_one": False})
+    a = scheduler.alphas_cumprod
+    z = torch.randn(1, 4, 4, 4)
+    scheduler.set_timesteps(50)
+    last = int(scheduler.timesteps[-1])
+    assert last - 1000 // 50 < 0
+    end = denoise(lambda x, t: torch.zeros_like(x), make_scheduler("ddim", scheduler.config), z, 50)
+    torch.testing.assert_close(end, z * (a[0] / a[scheduler.timesteps[0]]).sqrt())
 
 
 def test_the_loop_switches_gradients_off_but_a_denoiser_may_switch_them_on() -> None:

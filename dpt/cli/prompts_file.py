@@ -1,0 +1,35 @@
+"""A file of prompts: one a line, or JSON lines that hold one under "prompt"."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from dpt.errors import fail
+
+
+def read_prompts(file: Path) -> list[str]:
+    """In the file's order; empty lines are no prompts."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        fail(f"the prompts {file} cannot be read: {error.strerror}")
+    except UnicodeDecodeError:
+        fail(f"the prompts {file} are not text in UTF-8")
+    prompts = [
+        _prompt_of(line, f"line {number} of {file}") if file.suffix == ".jsonl" else line.strip()
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    return prompts or fail(f"there is no prompt in {file}")
+
+
+def _prompt_of(line: str, where: str) -> str:
+    try:
+        found = json.loads(line)
+    except json.JSONDecodeError:
+        fail(f"{where} is not JSON")
+    prompt = found.get("prompt") if isinstance(found, dict) else None
+    if not (isinstance(prompt, str) and prompt.strip()):
+        fail(f'{where} has no text under "prompt"')
+    return prompt.strip()

@@ -1,0 +1,95 @@
+"""How predictions are steered, as plain values. Importing this file is cheap."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from dpt.errors import UserError
+
+TARGETS = ("state", "input", "fused")
+NORMS = ("none", "unit", "relative")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The noise levels from `start` to before `end`, as shares of the way from pure noise (0) to the picture (1).
+
+    Where steps are evenly spread, as DDIM's are, these are shares of the steps too.
+    """
+
+    start: float = 0.0
+    end: float = 1.0
+
+    def check(self, what: str) -> None:
+        if not 0 <= self.start < self.end <= 1:
+            raise UserError(f"{what} is on from a start to an end with 0 <= start < end <= 1, not {self}")
+
+    def holds(self, t: float, levels: int) -> bool:
+        """Whether timestep t, of a model with that many, is in it."""
+        # One division of whole numbers: a share that both sides can write is compared without rounding.
+        return self.start <= (levels - 1 - t) / levels < self.end
+
+    def __str__(self) -> str:
+        return f"{self.start:g} to {self.end:g}"
+
+
+ALWAYS = Interval()
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """e = e_neg + scale (e_text - e_neg): Ho and Salimans 2022, the scale as Stable Diffusion counts it."""
+
+    scale: float = 7.5
+    interval: Interval = ALWAYS
+    """Outside, the text's own prediction is taken (Kynkäänniemi et al. 2024)."""
+    rescale: float = 0.0
+    """phi: how much of the spread that guidance adds is taken back (Lin et al. 2023, section 3.4)."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.scale) and self.scale >= 0):
+            raise UserError(f"the guidance scale must be a number from 0 up, not {self.scale}")
+        if not 0 <= self.rescale <= 1:
+            raise UserError(f"the guidance rescale is between 0 and 1, not {self.rescale}")
+        self.interval.check("guidance")
+
+
+@dataclass(frozen=True)
+class Correction:
+    """Steps up the matching score while denoising: eta g, with g = d s(z_t, y) / d z_t (section 4).
+
+    z_t is what the adapter was trained on and what the UNet is given. A scheduler that keeps its state on another
+    scale has it moved by so much that the UNet's input moves by eta g: eta means the same for all of them.
+    """
+
+    factor: float = 0.0
+    """eta. 0 is no correction."""
+    target: str = "state"
+    """What is moved. state: z_t, before it is denoised, as the paper has it. input: what the conditional branch sees
+    of z_t, as the published code has it. fused: the next state, by a gradient from the forward pass that guidance
+    takes anyway."""
+    norm: str = "none"
+    """none: eta g. unit: eta g / |g|. relative: eta |e| g / |g|, e being the noise predicted for the text; but for
+    fused, that takes the rest of a forward pass. Norms are each picture's own."""
+    interval: Interval = ALWAYS
+    every: int = 1
+    """Only every so many steps of the interval, from its first."""
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.factor):
+            raise UserError(f"the correction factor must be a number, not {self.factor}")
+        if self.target not in TARGETS:
+            raise UserError(f"the correction target is one of {', '.join(TARGETS)}, not {self.target!r}")
+        if self.norm not in NORMS:
+            raise UserError(f"the correction norm is one of {', '.join(NORMS)}, not {self.norm!r}")
+        if self.every < 1:
+            raise UserError(f"a correction is made every step or every few, not every {self.every}")
+        self.interval.check("a correction")
+
+    @property
+    def on(self) -> bool:
+        return self.factor != 0
+
+
+UNCORRECTED = Correction()

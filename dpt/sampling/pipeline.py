@@ -1,0 +1,166 @@
+"""The sampler with the manners of a diffusers pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpt.adapter import Adapter
+from dpt.backbone import Backbone
+from dpt.checkpoints import open_checkpoint
+from dpt.errors import UserError
+from dpt.sampling.draw import Settings, calls_per_picture
+from dpt.sampling.loop import Around, Call, denoise
+from dpt.sampling.options import Correction, Interval
+from dpt.sampling.pictures import to_picture
+from dpt.sampling.schedulers import MODELS_OWN, make_scheduler
+from dpt.sampling.scorer import Scorer
+from dpt.sampling.self_correction import guided
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+Generators = torch.Generator | Sequence[torch.Generator]
+OnStepEnd = Callable[["DPTPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
+
+
+@dataclass(frozen=True)
+class DPTPipelineOutput:
+    images: Any
+    """Of the type asked for: a list of PIL images; (B,H,W,3) or (B,3,H,W) in [0,1]; or latents (B,C,h,w)."""
+
+
+class DPTPipeline:
+    """Text to pictures. With nothing of this project's asked for, these are StableDiffusionPipeline's pictures."""
+
+    def __init__(self, backbone: Backbone, adapter: Adapter | None = None, scheduler: str = MODELS_OWN) -> None:
+        self.backbone, self.adapter, self.scheduler = backbone, adapter, scheduler
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        checkpoint: str | Path | None = None,
+        scheduler: str = MODELS_OWN,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+        torch_dtype: str | torch.dtype | None = None,
+    ) -> DPTPipeline:
+        """A model in the diffusers layout, and a trained result in any form that `open_checkpoint` reads."""
+        backbone = Backbone.open(model, revision=revision, device=device, dtype=torch_dtype)
+        if checkpoint is None:
+            return cls(backbone, None, scheduler)
+        opened = open_checkpoint(Path(checkpoint))
+        if lora := opened.attach(backbone):
+            lora.merge()
+        return cls(backbone, opened.adapter, scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] = "",
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        guidance_rescale: float = 0.0,
+        guidance_start: float = 0.0,
+        guidance_end: float = 1.0,
+        num_images_per_prompt: int = 1,
+        generator: Generators | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: OnStepEnd | None = None,
+        correction_factor: float = 0.0,
+        correction_target: str = "state",
+        correction_norm: str = "none",
+        correction_start: float = 0.0,
+        correction_end: float = 1.0,
+        correction_every: int = 1,
+    ) -> DPTPipelineOutput:
+        """`latents` are standard normal noise (B,C,h,w), and are drawn from `generator` if not given."""
+        interval = Interval(correction_start, correction_end)
+        settings = Settings(
+            num_inference_steps,
+            guidance_scale,
+            self.scheduler,
+            height,
+            width,
+            Interval(guidance_start, guidance_end),
+            guidance_rescale,
+            Correction(correction_factor, correction_target, correction_norm, interval, correction_every),
+        )
+        prompts, negatives = _repeated(prompt, negative_prompt, num_images_per_prompt)
+        if output_type not in OUTPUT_TYPES:
+            raise UserError(f"the output type is one of {', '.join(OUTPUT_TYPES)}, not {output_type!r}")
+        calls_per_picture(self.backbone, settings)
+        scorer = Scorer(self.backbone, self.adapter) if settings.correction.on and self.adapter is not None else None
+        text, negative = self.backbone.encode_text(prompts), self.backbone.encode_text(negatives)
+        denoiser, around = guided(self.backbone, text, negative, settings.guidance, settings.correction, scorer)
+        if callback_on_step_end is not None:
+            around = (*around, _StepEnd(self, callback_on_step_end))
+        drawn = denoise(
+            denoiser,
+            make_scheduler(self.scheduler, self.backbone.scheduler_config),
+            self._noise(latents, generator, len(prompts), self.backbone.latent_size(height, width)),
+            num_inference_steps,
+            generators=generator,
+            around=around,
+        )
+        return DPTPipelineOutput(self._as_asked(drawn, output_type))
+
+    def _noise(self, given: Tensor | None, generator: Generators | None, count: int, size: tuple[int, int]) -> Tensor:
+        shape = (count, self.backbone.latent_channels, *size)
+        if given is not None:
+            if given.shape != shape:
+                raise UserError(f"the latents have the shape {tuple(given.shape)}, and {shape} is asked for")
+            return given.to(self.backbone.device, torch.float32)
+        if generator is None or isinstance(generator, torch.Generator):
+            return _randn(shape, generator).to(self.backbone.device)
+        if len(generator) != count:
+            raise UserError(f"there are {len(generator)} generators for {count} pictures")
+        return torch.stack([_randn(shape[1:], own) for own in generator]).to(self.backbone.device)
+
+    def _as_asked(self, latents: Tensor, output_type: str) -> Any:
+        if output_type == "latent":
+            return latents
+        images = self.backbone.decode_latents(latents).cpu()
+        if output_type == "pil":
+            return [to_picture(image) for image in images]
+        shares = (images / 2 + 0.5).clamp(0, 1)
+        return shares if output_type == "pt" else shares.permute(0, 2, 3, 1).numpy()
+
+
+class _StepEnd(Around):
+    """A callback as diffusers calls it: given the latents after a step, it may hand back others."""
+
+    def __init__(self, pipeline: DPTPipeline, callback: OnStepEnd) -> None:
+        self.pipeline, self.callback = pipeline, callback
+
+    def after(self, z: Tensor, call: Call, x: Tensor, prediction: Tensor) -> Tensor:
+        told = self.callback(self.pipeline, call.index, call.t, {"latents": z}) or {}
+        return told.get("latents", z)
+
+
+def _randn(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+    return torch.randn(*shape, generator=generator, device=None if generator is None else generator.device)
+
+
+def _repeated(
+    prompt: str | Sequence[str], negative: str | Sequence[str], per_prompt: int
+) -> tuple[list[str], list[str]]:
+    """A prompt and a negative prompt for each picture."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
+    if not prompts:
+        raise UserError("there is no prompt")
+    if len(negatives) != len(prompts):
+        raise UserError(f"there are {len(negatives)} negative prompts for {len(prompts)} prompts")
+    if per_prompt < 1:
+        raise UserError(f"the number of pictures per prompt must be at least 1, not {per_prompt}")
+    return [one for one in prompts for _ in range(per_prompt)], [one for one in negatives for _ in range(per_prompt)]

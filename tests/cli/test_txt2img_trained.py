@@ -1,0 +1,344 @@
+"""The txt2img command with an adapter and a LoRA, and with files of prompts, on a tiny model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dpt.adapter.store import save_adapter
+from dpt.backbone import Backbone
+from dpt.checkpoints import open_checkpoint
+from dpt.checkpoints.export import export
+from dpt.cli import txt2img
+from dpt.cli.txt2img_draw import verdict_on
+from dpt.data.scenes.captions import describe, say
+from dpt.data.scenes.draws import Draws
+from dpt.data.scenes.layout import scene
+from dpt.data.scenes.render import render
+from dpt.data.scenes.world import POCKET_WORLD
+from dpt.sampling.draw import Request, Settings, draw
+from dpt.sampling.options import Correction, Interval
+from dpt.sampling.pictures import to_picture
+from tests import tiny_models
+from tests.checkpoints.making import tiny_adapter, tiny_result
+from tests.tiny_models import POCKET, PROMPT
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPTS = [PROMPT, "two green stars", "a blue square", "a circle above a star", "three circles"]
+CORRECTED = ("--correction_factor", "3", "--correction_norm", "unit")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.save(POCKET, tmp_path_factory.mktemp("pocket") / "model")
+
+
+@pytest.fixture(scope="module")
+def backbone(model: Path) -> Backbone:
+    return Backbone.open(model, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def result(model: Path) -> Path:
+    return tiny_result(Backbone.open(model, device="cpu"), model.parent / "result")
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def call(model: Path, *words: str) -> int:
+    """Two pictures of two steps each, on the CPU."""
+    common = ["--num_timesteps", "2", "--n_samples", "2", "--gpu", "cpu", "--pretrained_model_name_or_path", str(model)]
+    return txt2img.main([*common, *words])
+
+
+def newest() -> Path:
+    return max(Path("outputs").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
+
+
+def record() -> dict[str, object]:
+    told: dict[str, object] = json.loads((newest() / "manifest.json").read_text())
+    return told
+
+
+def digests(folder: Path, pattern: str = "*[0-9].png") -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.glob(pattern))}
+
+
+def test_adapter_and_lora_are_used_as_far_as_they_are_there(model: Path, result: Path) -> None:
+    runs = {}
+    for name, words in {
+        "base": ("--ckpt", "none"),
+        "adapter": ("--ckpt", str(result / "adapter")),
+        "tuned": ("--ckpt", str(result)),
+        "corrected": ("--ckpt", str(result), *CORRECTED),
+        "base corrected": ("--ckpt", str(result / "adapter"), *CORRECTED),
+    }.items():
+        assert call(model, *words) == 0
+        runs[name] = digests(newest())
+    assert runs["base"] == runs["adapter"]
+    assert len({tuple(run.values()) for run in runs.values()}) == 4
+    told = record()["checkpoint"]
+    assert isinstance(told, dict) and told["parts"] == ["adapter"]
+    assert len(told["sha256"]["adapter.safetensors"]) == 64
+
+
+def test_the_pictures_are_those_of_the_sampler(model: Path, result: Path, backbone: Backbone) -> None:
+    words = ("--correction_target", "fused", "--correction_end", "0.6", "--correction_every", "1")
+    words += ("--seed", "5", "--guidance_rescale", "0.5")
+    assert call(model, "--ckpt", str(result / "adapter"), *CORRECTED, *words) == 0
+    settings = Settings(2, guidance_rescale=0.5, correction=Correction(3, "fused", "unit", Interval(0, 0.6)))
+    requests = [Request("a red circle to the left of a blue square", 5, index) for index in range(2)]
+    for index, image in enumerate(draw(backbone, requests, settings, adapter=tiny_adapter(backbone))):
+        with Image.open(newest() / f"{index:03d}.png") as picture:
+            assert np.array_equal(np.asarray(picture), np.asarray(to_picture(image)))
+
+
+def test_the_embedded_models_own_result_is_the_default(
+    model: Path, result: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "checkout/ckpt").mkdir(parents=True)
+    (tmp_path / "checkout/ckpt/pocket").symlink_to(model)
+    (tmp_path / "checkout/ckpt/pocket-dpt").symlink_to(result)
+    monkeypatch.setattr(txt2img, "CHECKOUT", tmp_path / "checkout")
+    for words, parts in (((), ["adapter", "lora"]), (("--ckpt", "none"), None)):
+        assert txt2img.main(["--num_timesteps", "1", "--n_samples", "1", "-g", "cpu", *words]) == 0
+        told = record()["checkpoint"]
+        assert (told and told["parts"]) == parts  # type: ignore[index]
+
+
+def test_compare_draws_each_way_from_the_same_noise(model: Path, result: Path) -> None:
+    alone = {}
+    for name, words in (("base", ("--ckpt", "none")), ("tuned", ("--ckpt", str(result)))):
+        assert call(model, *words) == 0
+        alone[name] = newest()
+    assert call(model, "--ckpt", str(result), "--compare", *CORRECTED) == 0
+    folder = newest()
+    assert sorted(digests(folder)) == [
+        f"{method}-{index:03d}.png" for method in ("base", "tuned", "tuned-and-corrected") for index in range(2)
+    ]
+    for index in range(2):
+        for name, other in alone.items():
+            # A LoRA that can be switched off is added, not merged: that rounds otherwise.
+            ours, theirs = (np.asarray(Image.open(one), int) for one in
+                            (folder / f"{name}-{index:03d}.png", other / f"{index:03d}.png"))  # fmt: skip
+            assert np.abs(ours - theirs).max() <= (0 if name == "base" else 1)
+    told = record()
+    assert [one["name"] for one in told["methods"]] == ["base", "tuned", "tuned and corrected"]  # type: ignore[attr-defined]
+    images = told["images"]
+    assert isinstance(images, list)
+    assert [one["method"] for one in images[:3]] == ["base", "tuned", "tuned and corrected"]
+    assert all(-1 <= one["score"] <= 1 and one["verdict"] for one in images)
+    assert len({one["noise_seed"] for one in images}) == 2
+    with Image.open(folder / "contact_sheet.png") as sheet:
+        assert sheet.width > 3 * 192 > sheet.width - 3 * 64
+
+
+def test_compare_without_a_lora_has_two_columns(model: Path, result: Path) -> None:
+    assert call(model, "--ckpt", str(result / "adapter"), "--compare", *CORRECTED) == 0
+    assert [one["name"] for one in record()["methods"]] == ["base", "corrected"]  # type: ignore[attr-defined]
+
+
+def test_compare_without_an_adapter_has_no_scores(model: Path, result: Path) -> None:
+    assert call(model, "--ckpt", str(result / "lora"), "--compare") == 0
+    images = record()["images"]
+    assert isinstance(images, list) and [one["method"] for one in images] == ["base", "tuned"] * 2
+    assert not any("score" in one for one in images)
+
+
+def test_the_best_of_the_candidates_are_kept_best_first(model: Path, result: Path) -> None:
+    assert call(model, "--ckpt", str(result), "--n_candidates", "5", "--n_samples", "5") == 0
+    everything = record()["images"]
+    assert call(model, "--ckpt", str(result), "--n_candidates", "5") == 0
+    images = record()["images"]
+    assert isinstance(images, list) and isinstance(everything, list)
+    assert images == everything[:2] and sorted(one["index"] for one in everything) == [0, 1, 2, 3, 4]
+    scores = [one["score"] for one in everything]
+    assert scores == sorted(scores, reverse=True) and len(set(scores)) == 5
+    assert call(model, "--ckpt", str(result), "--n_samples", "5") == 0
+    plain = digests(newest())
+    kept = {file.name: file for file in sorted(Path("outputs").iterdir())[1].glob("00*.png")}
+    for one in images:
+        assert hashlib.sha256(kept[one["file"]].read_bytes()).hexdigest() == plain[f"{one['index']:03d}.png"]
+
+
+def test_a_trace_is_drawn_and_changes_nothing(model: Path, result: Path) -> None:
+    for words in ((), ("--trace",)):
+        assert call(model, "--ckpt", str(result), *CORRECTED, "--num_timesteps", "8", *words) == 0
+    first, second = sorted(Path("outputs").iterdir())
+    assert digests(first) == digests(second)
+    with Image.open(second / "trace.png") as picture:
+        assert picture.width > 800 and len(picture.convert("L").getcolors() or ()) > 50
+    assert call(model, "--ckpt", "none", "--trace") == 0  # no score then, but what is foreseen
+
+
+def test_a_file_of_prompts(model: Path) -> None:
+    Path("some.txt").write_text("\n".join(["", *PROMPTS[:2], " "]))
+    Path("some.jsonl").write_text("".join(json.dumps({"prompt": one, "id": 7}) + "\n" for one in PROMPTS[:2]))
+    runs = []
+    for file in ("some.txt", "some.jsonl"):
+        assert call(model, "--prompts_file", file) == 0
+        assert newest().name.startswith("some-")
+        runs.append(digests(newest()))
+        assert record()["prompts"] == PROMPTS[:2]
+    assert runs[0] == runs[1]
+    assert list(runs[0]) == ["0000-000.png", "0000-001.png", "0001-000.png", "0001-001.png"]
+    assert call(model, "--prompt", PROMPTS[1]) == 0
+    assert list(digests(newest()).values()) == list(runs[0].values())[2:]
+
+
+@pytest.mark.slow
+def test_processes_share_a_file_of_prompts_without_changing_a_picture(model: Path, result: Path) -> None:
+    Path("some.txt").write_text("\n".join(PROMPTS))
+    words = ["--prompts_file", "some.txt", "--ckpt", str(result), *CORRECTED, "--compare"]
+    assert call(model, *words) == 0
+    alone = newest()
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0",
+              "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]  # fmt: skip
+    common = ["--num_timesteps", "2", "--n_samples", "2", "--gpu", "cpu", "--pretrained_model_name_or_path", str(model)]
+    done = subprocess.run(
+        [*launch, str(ROOT / "txt2img.py"), *common, *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("30 pictures drawn") == 1
+    together = newest()
+    assert together != alone
+    assert digests(together, "*.png") == digests(alone, "*.png")
+    assert len(digests(together, "*sheet.png")) == len(PROMPTS)
+    told = [json.loads((folder / "manifest.json").read_text()) for folder in (alone, together)]
+    assert told[0]["images"] == told[1]["images"] and told[0]["warnings"] == told[1]["warnings"]
+    assert [folder.name for folder in sorted(Path("outputs").iterdir())] == ["some-001", "some-002"]
+
+
+def test_published_flags_that_do_nothing_are_said_to(
+    model: Path, result: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    idle = ("--dropout", "0.1", "--fix_timestep", "5", "--masks", "--no_detection", "--no_freeze_text_encoder")
+    more = ("--text_encoder_type", "roberta-base", "--correction_target", "input", "--dtype", "float16")
+    assert call(model, "--ckpt", str(result), *idle, *more, "--guidance_scale", "1", "--negative_prompt", "blue") == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    flags = ("--dropout", "--fix_timestep", "--masks", "--no_detection", "--no_freeze_text_encoder",
+             "--text_encoder_type", "--correction_target", "--negative_prompt", "float16 is slow")  # fmt: skip
+    for flag in flags:
+        assert len([line for line in said if line.startswith(f"warning: {flag} ")]) == 1, flag
+    assert len(said) == len(flags)
+
+
+def test_resolution_is_both_sides(model: Path) -> None:
+    assert call(model, "--resolution", "32") == 0
+    with Image.open(newest() / "000.png") as picture:
+        assert picture.size == (32, 32)
+
+
+def test_the_shape_of_an_adapter_may_be_said_and_must_be_true(
+    model: Path, result: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    true = ("--hidden_dim", "16", "--nheads", "8", "--num_queries_rec", "5", "--unet_feature", "up1")
+    assert call(model, "--ckpt", str(result), *true) == 0
+    false = {
+        ("--hidden_dim", "32"): "is not of the shape that --hidden_dim says: its hidden_dim is 16",
+        ("--unet_feature", "mid"): "is not of the shape that --unet_feature says: its unet_feature is 'up1'",
+        ("--pre_norm",): "is not of the shape that --pre_norm says: its pre_norm is False",
+        ("--no_contrastive_align_loss",): "is not of the shape that --no_contrastive_align_loss says",
+        ("--nheads", "5"): "cannot be of the shape that was said: hidden_dim must be divisible by 4 and by nheads",
+    }
+    capsys.readouterr()
+    for words, sentence in false.items():
+        assert call(model, "--ckpt", str(result), *words) == 2
+        assert sentence in capsys.readouterr().err
+    assert call(model, "--ckpt", str(result / "lora"), "--nheads", "8") == 2
+    assert "--nheads tells what an adapter is like, and" in capsys.readouterr().err
+
+
+def test_of_a_published_file_the_shape_is_told(
+    model: Path, result: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(open_checkpoint(result / "adapter"), "published", Path("published").resolve())
+    native, told, untold, split = (
+        (str(result / "adapter"), "--nheads", "8"),
+        ("published", "--nheads", "8", "--unet_feature", "up1"),
+        ("published",),
+        ("published", "--num_queries_matching", "7", "--num_queries_rec", "8"),
+    )
+    runs = []
+    for words in (native, told, untold, split):
+        assert call(model, "--ckpt", *words, *CORRECTED) == 0
+        runs.append(tuple(digests(newest()).values()))
+    assert runs[0] == runs[1] == runs[2] != runs[3]  # with fewer queries to match, the greatest is another
+    capsys.readouterr()
+    assert call(model, "--ckpt", "published", "--unet_feature", "mid", *CORRECTED) == 0  # as wide here: it cannot tell
+    assert call(model, "--ckpt", "published", "--unet_feature", "up2") == 2
+    assert "the adapter does not fit the model: it reads up2" in capsys.readouterr().err
+    assert call(model, "--ckpt", "published", "--hidden_dim", "32") == 2
+    assert "is not of the shape that --hidden_dim says" in capsys.readouterr().err
+
+
+BAD = [
+    (("--ckpt", "{lora}", *CORRECTED), "--correction_factor needs an adapter, and "),
+    (("--ckpt", "{lora}", "--n_candidates", "4"), "--n_candidates needs an adapter to choose, and "),
+    (("--ckpt", "none", "--compare"), "--compare has nothing to compare: there is no LoRA, and"),
+    (("--ckpt", "{other}"), "the adapter {other} was trained to read another model, somewhere"),
+    (("--ckpt", "{result}", "--correction_factor", "1e38"), "the latents are no longer finite after step 1 of 2: the"),
+    (("--ckpt", "{result}", *CORRECTED, "--compare", "--trace"), "--compare and --trace do not go together"),
+    (("--compare", "--n_candidates", "3"), "--compare and --n_candidates do not go together"),
+    (("--resolution", "64", "--height", "64"), "--resolution is height and width at once"),
+    (("--prompts_file", "bad.jsonl", "--prompt", "a star"), "--prompt and --prompts_file are two answers to one"),
+    (("--prompts_file", "empty.txt"), "there is no prompt in empty.txt"),
+    (("--prompts_file", "bad.jsonl"), "line 2 of bad.jsonl is not JSON"),
+    (("--prompts_file", "other.jsonl"), 'line 1 of other.jsonl has no text under "prompt"'),
+    (("--prompts_file", "binary.txt"), "the prompts binary.txt are not text in UTF-8"),
+]
+
+
+@pytest.mark.parametrize(("words", "sentence"), BAD, ids=[case[1][:40] for case in BAD])
+def test_bad_input_is_one_sentence_and_leaves_nothing(
+    words: tuple[str, ...],
+    sentence: str,
+    model: Path,
+    result: Path,
+    backbone: Backbone,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("empty.txt").write_text(" \n\n")
+    Path("bad.jsonl").write_text('{"prompt": "a circle"}\n{"prompt": \n')
+    Path("other.jsonl").write_text('{"caption": "a circle"}\n')
+    Path("binary.txt").write_bytes(b"\xff\xfe\x00")
+    other = tmp_path / "other"
+    save_adapter(tiny_adapter(backbone), other, base="somewhere", base_hash="0" * 64)
+    where = {"lora": str(result / "lora"), "result": str(result), "other": str(other)}
+    assert call(model, *(word.format(**where) for word in words)) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("drawing:")]
+    assert lines[-1].startswith(f"error: {sentence.format(**where)}")
+    assert not Path("outputs").exists()
+
+
+def test_the_oracle_gives_its_verdict_on_scenes_only() -> None:
+    one = scene(3, 1, POCKET_WORLD)
+    picture = Image.fromarray(render(one))
+    sentence = say(describe(one, POCKET_WORLD, Draws("verdict", 0)))
+    assert verdict_on(picture, sentence) == "right"
+    assert (verdict_on(picture, "four purple crosses") or "").startswith("not ")
+    assert verdict_on(picture, "a cat on a sofa") is None
+    assert verdict_on(picture.resize((128, 128)), sentence) is None
+
+
+def test_a_run_of_the_shipped_pocket_and_its_adapter() -> None:
+    words = ["--num_timesteps", "2", "--n_samples", "1", "-g", "cpu", "--guidance_scale", "3", "--compare", *CORRECTED]
+    assert txt2img.main(words) == 0
+    images = record()["images"]
+    assert isinstance(images, list) and images[0]["method"] == "base"
+    assert all("verdict" in one and "score" in one for one in images)

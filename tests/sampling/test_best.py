@@ -1,0 +1,69 @@
+"""Best of n, and what is watched while a picture is drawn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dpt.backbone import Backbone
+from dpt.sampling.best import Candidate, best, scored
+from dpt.sampling.draw import Request, Settings, draw, draw_latents
+from dpt.sampling.options import Correction
+from dpt.sampling.scorer import Scorer
+from dpt.sampling.trace import Trace
+from tests import tiny_models
+from tests.checkpoints.making import tiny_adapter
+from tests.tiny_models import POCKET, PROMPT
+
+REQUESTS = [Request(PROMPT, 3, index) for index in range(5)]
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    return Backbone.open(tiny_models.save(POCKET, tmp_path_factory.mktemp("pocket") / "model"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def scorer(backbone: Backbone) -> Scorer:
+    return Scorer(backbone, tiny_adapter(backbone))
+
+
+def test_the_best_are_those_of_highest_score(backbone: Backbone, scorer: Scorer) -> None:
+    settings = Settings(2)
+    batches = list(draw_latents(backbone, REQUESTS, settings, batch_size=2, exact=False))
+    candidates = list(scored(batches, scorer))
+    by_hand = [float(scorer.clean_score(drawn.latents[[row]], drawn.text[[row]])) for drawn in batches
+               for row in range(len(drawn.requests))]  # fmt: skip
+    assert [one.score for one in candidates] == pytest.approx(by_hand, abs=1e-6)
+    assert len(set(by_hand)) == 5
+    kept = best(candidates, 2)
+    assert [one.score for one in kept] == pytest.approx(sorted(by_hand, reverse=True)[:2], abs=1e-6)
+    for one in kept:
+        (alone,) = draw(backbone, [one.request], settings)
+        torch.testing.assert_close(one.decode(backbone), alone, rtol=0, atol=1e-4)
+
+
+def test_of_equals_the_first_is_kept() -> None:
+    nothing = torch.zeros(1, 4, 2, 2)
+    candidates = [Candidate(request, nothing, score) for request, score in zip(REQUESTS, (1, 3, 3, 2, 3), strict=True)]
+    assert [one.request.index for one in best(candidates, 3)] == [1, 2, 4]
+
+
+def test_a_trace_sees_the_corrected_input_and_changes_nothing(backbone: Backbone, scorer: Scorer) -> None:
+    settings = Settings(4, scheduler="euler", correction=Correction(2, norm="unit"))
+    traces: list[Trace] = []
+
+    def watch(requests: object, text: object) -> Trace:
+        traces.append(Trace(backbone, text, scorer, foresee_at=(0, 3)))  # type: ignore[arg-type]
+        return traces[-1]
+
+    (watched,) = draw_latents(backbone, REQUESTS[:1], settings, adapter=scorer.adapter, watch=watch)
+    (alone,) = draw_latents(backbone, REQUESTS[:1], settings, adapter=scorer.adapter)
+    assert torch.equal(watched.latents, alone.latents)
+    (trace,) = traces
+    assert [moment.index for moment in trace.moments] == [0, 1, 2, 3]
+    assert all(moment.scores is not None and -1 <= float(moment.scores) <= 1 for moment in trace.moments)
+    foreseen = [moment.foreseen for moment in trace.moments]
+    assert [one is not None for one in foreseen] == [True, False, False, True]
+    # Euler's last step goes all the way to what is foreseen in it.
+    torch.testing.assert_close(foreseen[3], watched.latents, rtol=0, atol=1e-3)
