@@ -13,11 +13,12 @@ from dpt.cli.bench_looking import identity_of, panel_for
 from dpt.cli.bench_record import claim
 from dpt.cli.txt2img import EMBEDDED
 from dpt.errors import fail
+from dpt.evaluation.bench.methods import BASE, Method, parse_method
 
 if TYPE_CHECKING:
+    from dpt.adapter import Adapter
     from dpt.backbone import Backbone
 
-BASE = "base"
 SUITE_HELP = "pocket, lmd, sr2d, geneval=FILE, coco-nss1k=FILE or prompts=FILE."
 
 
@@ -29,7 +30,9 @@ class RunOptions:
     """
 
     methods: tyro.conf.Positional[tuple[str, ...]]
-    """base for the model itself, or NAME=PATH for it with the LoRA there: a result of training, or any LoRA file."""
+    """base for the model itself, or NAME=PATH for it with the LoRA there: a result of training, or any LoRA file. After
+    the path may stand ,factor=NUMBER to correct by the adapter there (and ,target= ,norm= ,start= ,end= ,every=),
+    ,candidates=N to keep the best of N, and ,lora=off."""
     out: Path = Path("outputs/bench")
     pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
     suite: Annotated[str, tyro.conf.arg(metavar="NAME[=FILE]", help=SUITE_HELP)] = "pocket"
@@ -74,12 +77,13 @@ def run(options: RunOptions) -> None:
     suite = load(options.suite, options.categories, options.prompts, options.seed)
     panel = panel_for(suite, options.detector, options.colours, options.clip)
     asked = everything(suite, options.per_prompt)
-    for name, folder in methods.items():
-        backbone, made_of = open_method(folder, options)
-        claim(options.out, what_is_asked(options), name, {**identity_of(suite, panel), **made_of})
-        source = bench.Drawn(backbone, settings, options.out / name)
-        with tqdm(total=len(asked), desc=name, unit="picture") as bar:
-            bench.run(name, asked, source, panel, options.out, bar.update)
+    for method in methods:
+        backbone, adapter, made_of = open_method(method, options)
+        claim(options.out, what_is_asked(options), method.name, {**identity_of(suite, panel), **made_of})
+        how = replace(settings, correction=method.correction)
+        source = bench.Drawn(backbone, how, options.out / method.name, adapter, method.candidates)
+        with tqdm(total=len(asked), desc=method.name, unit="picture") as bar:
+            bench.run(method.name, asked, source, panel, options.out, bar.update)
 
 
 def completed(options: RunOptions) -> RunOptions:
@@ -98,36 +102,42 @@ def what_is_asked(options: RunOptions) -> dict[str, Any]:
     return {key: value for key, value in to_plain(options).items() if key not in ("methods", "out")}
 
 
-def parse_methods(said: Sequence[str]) -> dict[str, Path | None]:
+def parse_methods(said: Sequence[str]) -> list[Method]:
     if not said:
-        fail("say which methods to run: base, or NAME=FOLDER of a LoRA")
-    methods: dict[str, Path | None] = {}
-    for one in said:
-        name, given, folder = one.partition("=")
-        if not given and name != BASE:
-            fail(f"the method {one!r} is not base, and names no folder: say {one}=FOLDER")
-        if not name.replace("-", "").replace("_", "").isalnum():
-            fail(f"the method {name!r} becomes a file's name: use letters, digits, - and _")
-        if name in methods:
-            fail(f"the method {name!r} is there twice")
-        methods[name] = Path(folder) if given else None
+        fail("say which methods to run: base, or NAME=PATH of a checkpoint")
+    methods = [parse_method(one) for one in said]
+    names = [one.name for one in methods]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        fail(f"the method {twice!r} is there twice")
     return methods
 
 
-def open_method(folder: Path | None, options: RunOptions) -> tuple[Backbone, dict[str, str]]:
-    """The model as that method has it, and what it is made of."""
+def open_method(method: Method, options: RunOptions) -> tuple[Backbone, Adapter | None, dict[str, Any]]:
+    """The model as that method has it, the adapter if it reads by one, and what they are made of."""
     from dpt.backbone import Backbone
     from dpt.checkpoints import open_checkpoint
     from dpt.cli.txt2img import model_location
+    from dpt.records import to_plain
     from dpt.weights import content_hash
 
     dtype = "float32" if options.mixed_precision == "no" else options.mixed_precision
     backbone = Backbone.open(model_location(options.pretrained_model_name_or_path), dtype=dtype)
-    if folder is None:
-        return backbone, {"model": backbone.model_hash}
-    checkpoint = open_checkpoint(folder)
-    lora = checkpoint.attach(backbone)
-    if checkpoint.lora is None or lora is None:
-        fail(f"{folder} has no LoRA: it would draw what {BASE} draws")
-    lora.merge()
-    return backbone, {"model": backbone.model_hash, "lora": content_hash(checkpoint.lora.tensors)}
+    made_of: dict[str, Any] = {"model": backbone.model_hash}
+    if method.checkpoint is None:
+        return backbone, None, made_of
+    checkpoint = open_checkpoint(method.checkpoint)
+    if checkpoint.lora is None and not method.reads:
+        fail(f"{method.checkpoint} has no LoRA: {method.name} would draw what {BASE} draws")
+    if checkpoint.adapter is None and method.reads:
+        fail(f"{method.checkpoint} has no adapter, by which {method.name} would correct or choose")
+    checkpoint.check_belongs(backbone)
+    if checkpoint.lora is not None and method.lora:
+        lora = checkpoint.attach(backbone)
+        assert lora is not None
+        lora.merge()
+        made_of["lora"] = content_hash(checkpoint.lora.tensors)
+    if checkpoint.adapter is None or not method.reads:
+        return backbone, None, made_of
+    adapter = checkpoint.adapter.to(backbone.device)
+    how = {"correction": to_plain(method.correction), "candidates": method.candidates}
+    return backbone, adapter, {**made_of, "adapter": content_hash(adapter.state_dict()), **how}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dpt.backbone import Backbone
@@ -83,8 +84,10 @@ def test_a_folder_of_another_benchmark_is_refused(drawn: Path, model: Path, tune
 
 @pytest.mark.parametrize(
     ("methods", "sentence"),
-    [((), "say which methods"), (("tuned",), "names no folder"), (("a/b=x",), "becomes a file's name"),
-     (("base", "base"), "there twice")],
+    [((), "say which methods"), (("tuned",), "names no checkpoint"), (("a/b=x",), "becomes a file's name"),
+     (("base", "base"), "there twice"), (("a=x,factor",), "is told 'factor'; it may be told factor, target"),
+     (("a=x,factor=much",), "has factor=much, which cannot be"), (("a=x,factor=1,target=up",), "target is one of"),
+     (("a=x,norm=unit",), "says how to correct, but no factor"), (("a=x,candidates=0",), "at least 1 candidate")],
 )  # fmt: skip
 def test_wrong_methods_are_one_sentence(model: Path, tmp_path: Path, methods: tuple[str, ...], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
@@ -97,3 +100,66 @@ def test_a_report_of_nothing_is_one_sentence(drawn: Path, tmp_path: Path) -> Non
         report(ReportOptions(tmp_path))
     with pytest.raises(UserError, match="no method 'control' in"):
         report(ReportOptions(drawn, baseline="control"))
+
+
+@pytest.fixture(scope="module")
+def whole(tuned: Path, model: Path) -> Path:
+    """A result with an adapter too."""
+    from dpt.adapter import Adapter, config_for
+    from dpt.adapter.store import save_adapter
+    from tests.training.tiny_stage1 import SMALL as SHAPE
+
+    backbone = Backbone.open(model, device="cpu")
+    width = backbone.text_width
+    built = Adapter(config_for(backbone.unet.config, "up0", width, width, text_encoder_type="backbone", **SHAPE))
+    save_adapter(built, tuned / "adapter", base="tiny", base_hash=backbone.model_hash)
+    return tuned
+
+
+def pictures(out: Path, method: str) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in (out / method).iterdir()}
+
+
+def test_a_method_may_correct_and_choose(drawn: Path, whole: Path, model: Path, tmp_path: Path) -> None:
+    ways = {
+        "bare": "lora=off,factor=1e-12",
+        "corrected": "factor=20,target=fused,norm=unit",
+        "best": "candidates=3",
+    }
+    run(options(model, tmp_path, *(f"{name}={whole},{how}" for name, how in ways.items())))
+    record = json.loads((tmp_path / "bench.json").read_text())["methods"]
+    assert "lora" not in record["bare"] and record["corrected"]["correction"]["target"] == "fused"
+    assert pictures(tmp_path, "bare") == pictures(drawn, "base"), "a correction of nothing changes nothing"
+    plain = pictures(drawn, "tuned")
+    assert pictures(tmp_path, "corrected") != plain
+    kept = pictures(tmp_path, "best")
+    assert kept.keys() == plain.keys() and kept != plain
+    with pytest.raises(UserError, match="run otherwise"):
+        run(options(model, tmp_path, f"best={whole},candidates=2"))
+
+
+def test_the_best_of_several_is_what_the_adapter_finds_best(whole: Path, model: Path, tmp_path: Path) -> None:
+    """The first candidate is the picture without a choice; another one takes its place only with a better score."""
+    from dpt.checkpoints import open_checkpoint
+    from dpt.evaluation.bench.asked import everything
+    from dpt.evaluation.bench.run import APART
+    from dpt.evaluation.suites.registry import load
+    from dpt.sampling.best import scored
+    from dpt.sampling.draw import Request, Settings, draw_latents
+    from dpt.sampling.scorer import Scorer
+
+    run(options(model, tmp_path, f"best={whole},candidates=2,lora=off", categories=("single",), prompts=1))
+    backbone, adapter = Backbone.open(model, device="cpu"), open_checkpoint(whole).adapter
+    assert adapter is not None
+    for one in everything(load("pocket", ("single",), 1, 0), 2):
+        requests = [Request(one.prompt.text, one.seed, one.index + APART * k) for k in range(2)]
+        batches = draw_latents(backbone, requests, Settings(2, 3.0), adapter=adapter, batch_size=16, exact=False)
+        first, second = scored(batches, Scorer(backbone, adapter))
+        from dpt.sampling.pictures import to_picture
+
+        better = first if first.score >= second.score else second
+        from PIL import Image
+
+        stored = Image.open(tmp_path / "best" / one.file)
+        apart = np.abs(np.asarray(stored, int) - np.asarray(to_picture(better.decode(backbone)), int))
+        assert apart.max() <= 1
