@@ -34,7 +34,7 @@ stage1: environment
 	$(RUN) train_stage1.py $(BOTH) --max_train_steps 2400 --output_dir runs/stage1 --run_name both \
 		--qformer_ckpt runs/stage1/grounding
 
-FEATURES = bottom0 bottom1 bottom2 mid up0 up1 up2 bottom0_up0 bottom1_bottom2_mid up1_up2 all-96-8
+FEATURES = bottom0 bottom1 bottom2 mid up0 up1 up2 bottom0_up0 all-96-8
 study: environment
 	for feature in $(FEATURES); do \
 		$(RUN) train_stage1.py $(GROUNDING) --max_train_steps 2000 --unet_feature $$feature \
@@ -42,7 +42,7 @@ study: environment
 		$(RUN) train_stage1.py $(BOTH) --max_train_steps 500 --unet_feature $$feature \
 			--output_dir runs/study --run_name $$feature --qformer_ckpt runs/study/$$feature-grounding || exit 1; \
 	done
-	$(RUN) -m dpt probe $(FEATURES:%=runs/study/%/adapter) --out docs/probe
+	$(RUN) -m dpt probe $(FEATURES:%=runs/study/%/adapter) --out docs/probe --num 500 --timesteps 100 300 500 700 900 --mixed_precision bf16
 
 environment:
 	@$(PYTHON) tools/make_venv.py $(VENV) --goal demo
