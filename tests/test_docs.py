@@ -70,6 +70,13 @@ def test_the_measured_adapter_is_the_shipped_one_and_reads_the_shipped_model() -
     assert [one["where"] for one in measured["adapters"]] == ["ckpt/pocket-dpt/adapter"]
 
 
+def test_the_study_is_the_measured_one() -> None:
+    assert (ROOT / "docs/probe/table.md").read_text().strip() in (ROOT / "docs/probe.md").read_text()
+    measured = json.loads((ROOT / "docs/probe/probe.json").read_text())
+    features = re.search(r"^FEATURES = (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    assert features and [one["name"] for one in measured["adapters"]] == features[1].split()
+
+
 def _said(cell: str) -> str:
     """A table's "88.0 (86.6-89.4)" as a sentence has it."""
     return re.escape(cell.replace(" (", " % ("))
