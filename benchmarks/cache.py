@@ -1,8 +1,8 @@
 """What a cache saves: examples per second until latents and text states are in hand, with and without one.
 
-    dpt scenes export --out /tmp/scenes300 --num 300
-    dpt cache /tmp/scenes300 --texts
-    python benchmarks/cache.py /tmp/scenes300
+    dpt scenes export --out outputs/scenes300 --num 300
+    dpt cache outputs/scenes300 --texts
+    python benchmarks/cache.py outputs/scenes300
 
 The ways take turns, batch by batch, so that whatever else the machine does slows all of them.
 """

@@ -202,6 +202,10 @@ class Backbone:
         """SHA-256 over the configuration and weight files of the five parts."""
         return self.folder.content_hash()
 
+    def origin(self, called: str) -> dict[str, str]:
+        """What is kept of this model beside what was trained on it."""
+        return {"base": called, "base_hash": self.model_hash, "prediction_type": self.prediction_type}
+
     def latent_size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
         """(h, w) for a picture of that size; a side not given is the default one."""
         default_height, default_width = self.default_image_size

@@ -11,7 +11,7 @@ import tyro
 
 from dpt.cli.bench_looking import identity_of, panel_for
 from dpt.cli.bench_record import claim
-from dpt.cli.txt2img import EMBEDDED
+from dpt.cli.embedded import EMBEDDED
 from dpt.errors import fail
 from dpt.evaluation.bench.methods import BASE, Method, parse_method
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from dpt.adapter import Adapter
     from dpt.backbone import Backbone
 
+MADE_OF = ("model", "lora", "adapter", "correction", "candidates")
+"""What `open_method` says a method is made of, as far as it has it."""
 SUITE_HELP = "pocket, lmd, sr2d, geneval=FILE, coco-nss1k=FILE or prompts=FILE."
 
 
@@ -116,7 +118,7 @@ def open_method(method: Method, options: RunOptions) -> tuple[Backbone, Adapter 
     """The model as that method has it, the adapter if it reads by one, and what they are made of."""
     from dpt.backbone import Backbone
     from dpt.checkpoints import open_checkpoint
-    from dpt.cli.txt2img import model_location
+    from dpt.cli.embedded import model_location
     from dpt.records import to_plain
     from dpt.weights import content_hash
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpt.cli.console import warn
+from dpt.cli.embedded import clip_location
 from dpt.errors import fail
 
 if TYPE_CHECKING:
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from dpt.evaluation.suites.base import Suite
 
 ORACLE, NOBODY = "oracle", "none"
-EMBEDDED_CLIP = "ckpt/pocket/clip"
-CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def panel_for(suite: Suite, detector: str | None, colours: str | None, clip: str | None) -> Panel:
@@ -65,11 +63,6 @@ def open_clip(name: str | None, suite: Suite) -> Clip | None:
     if cut := clip.cut([prompt.text for prompt in suite.prompts]):
         warn(f"{cut} of {len(suite.prompts)} prompts are longer than {clip.identity} reads: it scores their beginning")
     return clip
-
-
-def clip_location(name: str) -> str:
-    """The embedded one is part of this checkout, wherever the command was started."""
-    return str(CHECKOUT / EMBEDDED_CLIP) if name == EMBEDDED_CLIP else name
 
 
 def identity_of(suite: Suite, panel: Panel) -> dict[str, str]:

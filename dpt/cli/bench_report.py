@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from dpt.cli.bench import BASE
-from dpt.cli.bench_looking import EMBEDDED_CLIP, clip_location
 from dpt.cli.bench_record import check_one_judge, pictures_of, read_record
+from dpt.cli.embedded import EMBEDDED_CLIP, clip_location
 from dpt.errors import fail
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from dpt.cli.bench import MADE_OF
 from dpt.cli.bench_looking import identity_of, open_clip, panel_for
 from dpt.cli.bench_record import all_asked, claim, pictures_of, read_record, suite_of
 from dpt.errors import fail
@@ -62,7 +63,7 @@ def score(options: ScoreOptions) -> None:
     for name in chosen(options, record):
         known = record["methods"][name]
         if clip is None:
-            made_of = {key: known[key] for key in ("model", "lora") if key in known}
+            made_of = {key: known[key] for key in MADE_OF if key in known}
             look, identity = panel, {**identity_of(suite, panel), **made_of}
         else:
             lines = {row.key: row for row in rows.read(options.folder / f"{name}.jsonl")}

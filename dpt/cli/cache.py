@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from dpt.cli.embedded import EMBEDDED
 from dpt.cli.train_options import Flag
-from dpt.cli.txt2img import EMBEDDED
 from dpt.errors import UserError, fail
 
 
@@ -60,9 +60,9 @@ def _cache(options: CacheOptions) -> None:
     import torch
 
     from dpt.backbone import Backbone
+    from dpt.cli.embedded import model_location
     from dpt.cli.train_cache import BESIDE
     from dpt.cli.train_data import side
-    from dpt.cli.txt2img import model_location
     from dpt.data.cache.latents import CachedLatents, LatentsMaker
     from dpt.data.cache.make import Maker, make
     from dpt.data.cache.texts import CachedTexts, TextsMaker

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from dpt.cli.txt2img import EMBEDDED
+from dpt.cli.embedded import EMBEDDED
 from dpt.errors import fail
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class ProbeOptions:
 def probe(options: ProbeOptions) -> None:
     check(options)
     from dpt.backbone import Backbone
-    from dpt.cli.txt2img import model_location
+    from dpt.cli.embedded import model_location
 
     dtype = "float32" if options.mixed_precision == "no" else options.mixed_precision
     backbone = Backbone.open(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from dpt.cli.console import plain_warnings
 from dpt.cli.flags import parse_options
@@ -18,30 +18,15 @@ from dpt.errors import UserError, fail, run_command
 from dpt.training.signals import STOPPED
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from dpt.backbone import Backbone
     from dpt.cli.hub import Hub
-    from dpt.data.stream import Stream
     from dpt.training.loop import Loop, Outcome
-    from dpt.training.task import Task
 
 CURVE = "curve.png"
 
 
-class Trainable(Protocol):
-    """A task of the loop whose result can be kept."""
-
-    def export(self, root: Path, base: str = "") -> list[Path]:
-        """Write what was trained into folders of `root`; which."""
-
-
-Builder = Callable[[Any, "Backbone", "Mapping[str, Stream]"], tuple["Task", Mapping[str, str]]]
-"""From the options, the model and what to validate on: the task, and what else decides what the run computes."""
-
-
 def main(kind: type[TrainOptions], script: str, builder: str, arguments: Sequence[str] | None = None) -> int:
-    """`builder` is MODULE:FUNCTION, imported only when all that can be known without has been checked."""
+    """`builder` is MODULE:FUNCTION, imported only when all that can be known without has been checked: from the
+    options, the model and what to validate on, the task, and what else decides what the run computes."""
     options = parse_options(kind, sys.argv[1:] if arguments is None else arguments, script)
     reached: list[Outcome] = []
     with plain_warnings():

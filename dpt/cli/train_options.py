@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from dpt.cli.txt2img import EMBEDDED
+from dpt.cli.embedded import EMBEDDED
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 

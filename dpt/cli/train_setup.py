@@ -7,8 +7,8 @@ import warnings
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
+from dpt.cli.embedded import model_location
 from dpt.cli.train_options import TrainOptions
-from dpt.cli.txt2img import model_location
 from dpt.errors import fail
 from dpt.training.settings import Settings
 

@@ -13,7 +13,6 @@ from dpt.cli import train
 from dpt.cli.train_options import REASONS, Flag, RefusedOptions, TrainOptions
 from dpt.errors import fail
 
-STEPS = 1000
 SAMPLES = "samples.png"
 SAMPLE_SEED = 0
 
@@ -68,7 +67,6 @@ class Stage2Options(TrainOptions):
     samples: SampleOptions = field(default_factory=SampleOptions)
     refused: RefusedInStage2 = field(default_factory=RefusedInStage2)
 
-    steps_on_scenes: ClassVar[int] = STEPS
     reasons: ClassVar[Mapping[str, str]] = {
         **REASONS,
         "prompts_path_val": "is not built yet: draw a file of prompts with the finished LoRA instead",

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import tyro
 
 from dpt.cli.console import plain_warnings, warn
+from dpt.cli.embedded import checkpoint_for, model_location
 from dpt.cli.processes import Processes, own_gpu, processes
 from dpt.cli.prompts_file import read_prompts
 from dpt.cli.run_folder import RunFolder, new_run_folder
-from dpt.cli.txt2img_options import EMBEDDED, Options, check
+from dpt.cli.txt2img_options import Options, check
 from dpt.errors import UserError, run_command
 
 if TYPE_CHECKING:
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
     from dpt.cli.txt2img_model import Trained
     from dpt.sampling.draw import Settings
 
-__all__ = ["CHECKOUT", "EMBEDDED", "main", "model_location"]
-
-EMBEDDED_CKPT = "ckpt/pocket-dpt"
-CHECKOUT = Path(__file__).resolve().parents[2]
 GPU_BATCH = 4
 
 
@@ -49,8 +46,8 @@ def run(options: Options, group: Processes) -> None:
     from dpt.sampling.draw import calls_per_picture
 
     settings = settings_of(options)
-    model = model_location(options.pretrained_model_name_or_path)
-    trained = open_trained(options, model, choose_device(options.gpu), default_checkpoint(options))
+    named = options.pretrained_model_name_or_path
+    trained = open_trained(options, model_location(named), choose_device(options.gpu), checkpoint_for(named))
     calls_per_picture(trained.backbone, settings)
     trained.backbone.latent_size(settings.height, settings.width)
     own = group.share(list(enumerate(prompts)))
@@ -165,22 +162,6 @@ def choose_device(gpu: str | None) -> str:
     if not gpu.isdecimal():
         raise UserError(f"--gpu takes the number of one GPU or cpu, not {gpu!r}")
     return f"cuda:{gpu}"
-
-
-def model_location(name: str) -> str:
-    """Where the model is: the embedded one is part of this checkout, wherever the command was started."""
-    if name != EMBEDDED:
-        return name
-    embedded = CHECKOUT / EMBEDDED
-    if not embedded.is_dir():
-        raise UserError(f"the embedded model is missing: there is no folder {EMBEDDED} in {CHECKOUT}")
-    return str(embedded)
-
-
-def default_checkpoint(options: Options) -> Path | None:
-    """What was trained on the embedded model, which is part of this checkout too."""
-    trained = CHECKOUT / EMBEDDED_CKPT
-    return trained if options.pretrained_model_name_or_path == EMBEDDED and trained.is_dir() else None
 
 
 def _count(number: int, noun: str) -> str:

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from dpt.cli.embedded import EMBEDDED
 from dpt.errors import fail
 from dpt.sampling.options import Correction, Guidance, Interval
 from dpt.sampling.schedulers import SCHEDULER_NAMES, check_name
 
-EMBEDDED = "ckpt/pocket"
 DEFAULT_PROMPT = "a red circle to the left of a blue square"
 SCHEDULER_HELP = f"One of {', '.join(SCHEDULER_NAMES)}; own is what the model's folder says."
 NONE = "none"

@@ -163,3 +163,13 @@ def test_the_best_of_several_is_what_the_adapter_finds_best(whole: Path, model: 
         stored = Image.open(tmp_path / "best" / one.file)
         apart = np.abs(np.asarray(stored, int) - np.asarray(to_picture(better.decode(backbone)), int))
         assert apart.max() <= 1
+
+
+def test_judging_again_keeps_what_a_method_is_made_of(whole: Path, model: Path, tmp_path: Path) -> None:
+    from dpt.cli.bench_score import ScoreOptions, score
+
+    run(options(model, tmp_path / "drawn", f"best={whole},candidates=2", categories=("single",), prompts=1))
+    score(ScoreOptions(tmp_path / "drawn", tmp_path / "again", detector="oracle"))
+    records = [json.loads((tmp_path / out / "bench.json").read_text()) for out in ("drawn", "again")]
+    one, other = (record["methods"]["best"] for record in records)
+    assert one == other and one["candidates"] == 2

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -65,10 +66,12 @@ def in_a_process(words: list[str], **options: object) -> subprocess.CompletedPro
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, **options)  # type: ignore
 
 
-def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+def refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], command: Callable[[list[str]], int] = main
+) -> str:
     """The one sentence that a command ends with."""
     capsys.readouterr()
-    assert main(arguments) == 2
+    assert command(arguments) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     return line
 

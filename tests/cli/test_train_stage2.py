@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from dpt.cli.train_stage2 import Stage2Options, main
 from dpt.lora.store import read_lora
 from dpt.training import checkpoint
 from tests import tiny_models
+from tests.cli import test_train
 from tests.cli.test_train import OURS, PUBLISHED, SMALL, in_a_process
 from tests.training import tiny_stage1
 
@@ -51,11 +53,7 @@ def command(model: Path, first: Path, tmp_path: Path) -> list[str]:
     return [*where, *SHORT, "--qformer_ckpt", str(first)]
 
 
-def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    capsys.readouterr()
-    assert main(arguments) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    return line
+refused = partial(test_train.refused, command=main)
 
 
 def test_the_flags_are_the_published_ones_and_few_more(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dpt.cli import txt2img
+from dpt.cli import embedded, txt2img
 from tests import tiny_models
 from tests.tiny_models import POCKET, PROMPT
 
@@ -119,7 +119,7 @@ def test_the_embedded_model_is_the_default_wherever_one_stands(
 ) -> None:
     (tmp_path / "checkout/ckpt").mkdir(parents=True)
     (tmp_path / "checkout/ckpt/pocket").symlink_to(model)
-    monkeypatch.setattr(txt2img, "CHECKOUT", tmp_path / "checkout")
+    monkeypatch.setattr(embedded, "CHECKOUT", tmp_path / "checkout")
     assert txt2img.main(["--num_timesteps", "1", "--n_samples", "1", "-g", "cpu"]) == 0
     (folder,) = run_folders()
     assert json.loads((folder / "manifest.json").read_text())["model"]["name"] == "ckpt/pocket"
@@ -205,7 +205,7 @@ def test_a_broken_model_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_a_missing_embedded_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(txt2img, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(embedded, "CHECKOUT", tmp_path)
     assert txt2img.main(["--gpu", "cpu"]) == 2
     assert "error: the embedded model is missing" in capsys.readouterr().err
 

@@ -17,7 +17,7 @@ from dpt.adapter.store import save_adapter
 from dpt.backbone import Backbone
 from dpt.checkpoints import open_checkpoint
 from dpt.checkpoints.export import export
-from dpt.cli import txt2img
+from dpt.cli import embedded, txt2img
 from dpt.cli.txt2img_draw import verdict_on
 from dpt.data.scenes.captions import describe, say
 from dpt.data.scenes.draws import Draws
@@ -110,7 +110,7 @@ def test_the_embedded_models_own_result_is_the_default(
     (tmp_path / "checkout/ckpt").mkdir(parents=True)
     (tmp_path / "checkout/ckpt/pocket").symlink_to(model)
     (tmp_path / "checkout/ckpt/pocket-dpt").symlink_to(result)
-    monkeypatch.setattr(txt2img, "CHECKOUT", tmp_path / "checkout")
+    monkeypatch.setattr(embedded, "CHECKOUT", tmp_path / "checkout")
     for words, parts in (((), ["adapter", "lora"]), (("--ckpt", "none"), None)):
         assert txt2img.main(["--num_timesteps", "1", "--n_samples", "1", "-g", "cpu", *words]) == 0
         told = record()["checkpoint"]

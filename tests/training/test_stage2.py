@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +28,7 @@ from dpt.training.tasks.denoising import DENOISED, Denoising
 from dpt.training.tasks.discriminative import Objective
 from dpt.training.tasks.noised import Noise, noised
 from dpt.training.tasks.stage2 import Stage2
-from tests.training import tiny_stage1
+from tests.training import tiny_stage1, two_processes
 from tests.training.tiny_stage1 import stream
 from tests.training.tiny_stage2 import FEATURE, control, loop, task
 
@@ -304,23 +301,9 @@ def test_stopped_and_resumed_is_the_same_bit_for_bit(tmp_path: Path, backbone: B
 
 def test_two_processes_do_what_one_does(tmp_path: Path, folder: Path, backbone: Backbone) -> None:
     """Ten steps at the same global batch. What is compared are the losses of each step and the weights at its end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    script = ["-m", "tests.training.tiny_stage2", str(folder), str(tmp_path / "two"), "1"]
-    done = subprocess.run([*launch, *script], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-                          env={**os.environ, "ACCELERATE_USE_CPU": "true"})  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+    two_processes.run("tests.training.tiny_stage2", folder, tmp_path / "two")
     loop(tmp_path / "one", task(backbone), train_batch_size=2).run()
-    for one, two in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
-        assert two == pytest.approx(one, rel=1e-5, abs=1e-5)
-    weights = [checkpoint.load(tmp_path / name / "checkpoint-10")[0]["weights"] for name in ("one", "two")]
-    for name, one in weights[0].items():
-        apart = (one - weights[1][name]).abs()
-        if name.endswith("attn.in_proj_bias"):  # see the test of stage 1: a bias of keys has no gradient but rounding
-            apart = torch.cat(apart.chunk(3)[::2])
-        assert float(apart.max()) < 1e-5, name
+    two_processes.assert_same(tmp_path / "one", tmp_path / "two", losses)
 
 
 @pytest.mark.parametrize("blocks", [("down",), ("up1",)], ids=str)

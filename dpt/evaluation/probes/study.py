@@ -110,7 +110,7 @@ def _heat(axis: Any, studied: Sequence[Probed], question: str, timestep: int) ->
     axis.imshow(grid, vmin=50, vmax=100, cmap="YlGn", aspect="auto")
     axis.set_xticks(range(len(kinds)), kinds)
     axis.set_yticks(range(len(studied)), [one.name for one in studied])
-    axis.set_title(f"matching by type of negative, {NAMES[question]}, t = {timestep}, %")
+    axis.set_title(f"matching by negative, {NAMES[question]}, t = {timestep}, %")
     for y, row in enumerate(grid):
         for x, value in enumerate(row):
             axis.text(x, y, f"{value:.0f}", ha="center", va="center", color="white" if value > 85 else "black")

@@ -71,6 +71,5 @@ class PlainLora:
 
 
 def export_lora(backbone: Backbone, lora: Lora, root: Path, base: str) -> Path:
-    known = {"base": base, "base_hash": backbone.model_hash, "prediction_type": backbone.prediction_type}
-    save_lora(lora.state(), lora.config, root / LORA_FOLDER, **known)
+    save_lora(lora.state(), lora.config, root / LORA_FOLDER, **backbone.origin(base))
     return root / LORA_FOLDER

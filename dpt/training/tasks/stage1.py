@@ -76,7 +76,5 @@ class Stage1:
 
     def export(self, root: Path, base: str = "") -> list[Path]:
         """`base` is what the frozen model is called."""
-        model = self.backbone
-        known = {"base": base, "base_hash": model.model_hash, "prediction_type": model.prediction_type}
-        save_adapter(self.adapter, root / ADAPTER_FOLDER, **known)
+        save_adapter(self.adapter, root / ADAPTER_FOLDER, **self.backbone.origin(base))
         return [root / ADAPTER_FOLDER]

@@ -123,7 +123,5 @@ class Stage2:
 
     def export(self, root: Path, base: str = "") -> list[Path]:
         """Both parts, trained or not: what is written can be sampled with. `base` is what the model is called."""
-        model = self.backbone
-        known = {"base": base, "base_hash": model.model_hash, "prediction_type": model.prediction_type}
-        save_adapter(self.adapter, root / ADAPTER_FOLDER, **known)
-        return [root / ADAPTER_FOLDER, export_lora(model, self.lora, root, base)]
+        save_adapter(self.adapter, root / ADAPTER_FOLDER, **self.backbone.origin(base))
+        return [root / ADAPTER_FOLDER, export_lora(self.backbone, self.lora, root, base)]

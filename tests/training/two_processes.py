@@ -1,0 +1,43 @@
+"""A run of two processes beside the same run of one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from dpt.training import checkpoint
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(module: str, model: Path, root: Path) -> str:
+    """`python -m MODULE MODEL ROOT 1` in each of two processes; what they print."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    done = subprocess.run([*launch, "-m", module, str(model), str(root), "1"], cwd=ROOT, capture_output=True, text=True,
+                          timeout=300, check=False, env={**os.environ, "ACCELERATE_USE_CPU": "true"})  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def assert_same(one: Path, two: Path, losses: Callable[[Path], Sequence[Mapping[str, float]]]) -> None:
+    """The losses of each step, and the weights after ten."""
+    for first, second in zip(losses(one), losses(two), strict=True):
+        assert second == pytest.approx(first, rel=1e-5, abs=1e-5)
+    weights = [checkpoint.load(root / "checkpoint-10")[0]["weights"] for root in (one, two)]
+    for name, tensor in weights[0].items():
+        apart = (tensor - weights[1][name]).abs()
+        if name.endswith("attn.in_proj_bias"):
+            # A bias of keys shifts all of a query's logits alike: its gradient is nothing but rounding, of which
+            # AdamW makes steps of the ordinary size.
+            apart = torch.cat(apart.chunk(3)[::2])
+        assert float(apart.max()) < 1e-5, name
