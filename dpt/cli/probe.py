@@ -28,7 +28,7 @@ class ProbeOptions:
     """
 
     adapters: tyro.conf.Positional[tuple[Path, ...]]
-    """Adapter folders, as training leaves them."""
+    """Adapter folders, or results of stage 2: the model is then asked with the LoRA in it."""
     pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
     """The frozen model that they read."""
     revision: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
@@ -115,18 +115,24 @@ def open_streams(options: ProbeOptions, backbone: Backbone) -> Mapping[str, Stre
 def ask(folder: Path, options: ProbeOptions, backbone: Backbone, streams: Mapping[str, Stream]) -> Probed:
     from tqdm import tqdm
 
-    from dpt.adapter.store import load_adapter
+    from dpt.checkpoints.opened import open_checkpoint
     from dpt.evaluation.probes.counts import count
     from dpt.evaluation.probes.probe import Probe
     from dpt.evaluation.probes.study import Probed
 
-    adapter, record = load_adapter(folder)
-    if record.base_hash and record.base_hash != backbone.model_hash:
-        fail(f"{folder} was trained to read another model ({record.base or 'unnamed'}): its answers would mean nothing")
-    feature = record.config.unet_feature
-    probe = Probe(backbone, adapter.to(backbone.device), streams, options.timesteps, options.val_batch_size)
-    answers = tqdm(probe.answers(), desc=f"{folder} ({feature})", unit="answer", leave=False)
-    return Probed(feature, str(folder), tuple(count(answers)))
+    opened = open_checkpoint(folder)
+    if opened.adapter is None:
+        fail(f"{folder} holds no adapter: there is nothing to ask")
+    lora = opened.attach(backbone)
+    feature = opened.adapter.config.unet_feature
+    name = f"{feature}, tuned" if lora else feature
+    probe = Probe(backbone, opened.adapter.to(backbone.device), streams, options.timesteps, options.val_batch_size)
+    answers = tqdm(probe.answers(), desc=f"{folder} ({name})", unit="answer", leave=False)
+    try:
+        return Probed(name, str(folder), tuple(count(answers)))
+    finally:
+        if lora:
+            lora.remove()
 
 
 def write(studied: list[Probed], options: ProbeOptions, backbone: Backbone) -> str:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Annotated, Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from dpt.cli import train
-from dpt.cli.train_options import REASONS, Flag, RefusedOptions, TrainOptions
+from dpt.cli.train_options import Flag, TrainOptions
 from dpt.errors import fail
 
+if TYPE_CHECKING:
+    from dpt.evaluation.clip import Clip
+
 SAMPLES = "samples.png"
+ALIGNMENT = "alignment.json"
 SAMPLE_SEED = 0
 
 
@@ -46,11 +52,11 @@ class SampleOptions:
     """Draw these when the run is finished, into samples.png."""
     num_validation_images: int = 4
     """How many of each."""
-
-
-@dataclass(frozen=True)
-class RefusedInStage2(RefusedOptions):
-    prompts_path_val: str | None = None
+    prompts_path_val: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Draw these too when the run is finished, with the LoRA and without, and say by a CLIP how near to its prompt each
+    picture is: COCO-NSS1K (.json), or a prompt on each line. Into alignment.json."""
+    clip: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
+    """The CLIP for that; the embedded model brings its own."""
 
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
@@ -65,13 +71,6 @@ class Stage2Options(TrainOptions):
     lora: LoraOptions = field(default_factory=LoraOptions)
     denoising: DenoisingOptions = field(default_factory=DenoisingOptions)
     samples: SampleOptions = field(default_factory=SampleOptions)
-    refused: RefusedInStage2 = field(default_factory=RefusedInStage2)
-
-    reasons: ClassVar[Mapping[str, str]] = {
-        **REASONS,
-        "prompts_path_val": "is not built yet: draw a file of prompts with the finished LoRA instead",
-    }
-
     def check(self) -> None:
         if self.lora.plain_lora and self.adapter.qformer_ckpt is not None:
             fail("--plain_lora has no adapter, so --qformer_ckpt has nothing to say")
@@ -81,10 +80,42 @@ class Stage2Options(TrainOptions):
             fail(f"--mse_loss_coef cannot be {self.denoising.mse_loss_coef}")
         if self.samples.num_validation_images < 1:
             fail(f"--num_validation_images must be at least 1, not {self.samples.num_validation_images}")
+        if self.samples.prompts_path_val is not None:
+            from dpt.evaluation.alignment import read_prompts
+
+            read_prompts(self.samples.prompts_path_val)
+            self._open_clip()
+        elif self.samples.clip is not None:
+            fail("--clip has nothing to say without --prompts_path_val")
+
+    def _open_clip(self) -> Clip:
+        from dpt.cli.embedded import EMBEDDED, EMBEDDED_CLIP, clip_location
+        from dpt.evaluation.clip import Clip
+
+        name = self.samples.clip
+        if name is None:
+            if self.model.pretrained_model_name_or_path != EMBEDDED:
+                fail("--prompts_path_val needs a CLIP to say how near a picture is to its prompt: give --clip")
+            name = EMBEDDED_CLIP
+        return Clip.open(clip_location(name))
 
     def after(self, task: Any) -> None:
-        if not self.samples.validation_prompts:
-            return
+        if self.samples.validation_prompts:
+            self._draw_samples(task)
+        if self.samples.prompts_path_val is not None:
+            self._measure_alignment(task, self.samples.prompts_path_val)
+
+    def _measure_alignment(self, task: Any, file: Path) -> None:
+        from dpt.evaluation.alignment import alignment, read_prompts
+
+        found = alignment(task.backbone, task.lora, read_prompts(file), self._open_clip())
+        (self.root / ALIGNMENT).write_text(json.dumps(found, indent=1) + "\n")
+        print(
+            f"CLIP cosine of {found['prompts']} prompts and their pictures: {found['base']:.4f} before, "
+            f"{found['tuned']:.4f} now ({self.root / ALIGNMENT})"
+        )
+
+    def _draw_samples(self, task: Any) -> None:
         from dpt.evaluation.contact_sheet import contact_sheet
         from dpt.sampling.draw import Request, Settings, draw
         from dpt.sampling.pictures import to_picture

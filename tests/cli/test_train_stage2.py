@@ -20,6 +20,7 @@ from dpt.training import checkpoint
 from tests import tiny_models
 from tests.cli import test_train
 from tests.cli.test_train import OURS, PUBLISHED, SMALL, in_a_process
+from tests.evaluation import tiny_vision
 from tests.training import tiny_stage1
 
 ROOT = Path(__file__).parents[2]
@@ -27,10 +28,11 @@ SHORT = shlex.split(
     "--unet_feature up0 --train_batch_size 2 --val_batch_size 4 --validation_scenes 4 --logging_steps 1 --lora_rank 2 "
     "--max_train_steps 2"
 )
+PROMPTS = ROOT / "data/sample/coco/annotations_processed_v1/five_category.json"
 OF_STAGE_2 = {
     "lora_rank", "qformer_ckpt", "only_train_lora", "mse_loss_coef", "detach_unet_feature", "prompts_path_val",
 }  # fmt: skip
-OURS_IN_STAGE_2 = {"lora_alpha", "lora_blocks", "plain_lora"}
+OURS_IN_STAGE_2 = {"lora_alpha", "lora_blocks", "plain_lora", "clip"}
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +107,19 @@ def test_the_published_command_runs(model: Path, first: Path, tmp_path: Path) ->
     assert (tmp_path / "tune" / "lora" / "lora.safetensors").exists()
 
 
+def test_alignment_is_measured_before_and_after(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\na blue star\n" * 9)
+    clip = str(tiny_vision.clip(tmp_path / "clip"))
+    words = ["--prompts_path_val", str(prompts), "--clip", clip, "--validation_steps", "0", "--learning_rate", "1e-2"]
+    assert main([*command, *words]) == 0
+    found = json.loads((tmp_path / "logs" / "alignment.json").read_text())
+    assert found["prompts"] == 18 and -1 <= found["base"] <= 1 and found["base"] != found["tuned"]
+    assert f"{found['base']:.4f} before, {found['tuned']:.4f} now" in capsys.readouterr().out
+
+
 def test_the_control_needs_no_adapter(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--qformer_ckpt has nothing to say" in refused([*command, "--plain_lora"], capsys)
     assert main([*command[:-2], "--plain_lora"]) == 0
@@ -156,7 +171,10 @@ def test_an_adapter_of_another_model_is_refused(
         ("--ema_decay 1", "--ema_decay is at least 0 and below 1, not 1"),
         ("--plain_lora --only_train_lora --qformer_ckpt None", "--only_train_lora has nothing to say"),
         ("--qformer_ckpt nowhere", "there is no adapter nowhere"),
-        ("--prompts_path_val x", "--prompts_path_val is not built yet"),
+        ("--prompts_path_val x", "cannot read x"),
+        (f"--prompts_path_val {PROMPTS}", "needs a CLIP to say how near a picture is to its prompt: give --clip"),
+        (f"--prompts_path_val {PROMPTS} --clip nowhere", "nowhere"),
+        (f"--clip {ROOT}", "--clip has nothing to say without --prompts_path_val"),
         ("--num_validation_images 0", "--num_validation_images must be at least 1, not 0"),
     ],
 )

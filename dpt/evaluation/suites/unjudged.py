@@ -10,6 +10,7 @@ from dpt.evaluation.suites import reading
 from dpt.evaluation.suites.base import Prompt, Suite
 
 COCO_CATEGORIES = ("numerical", "spatial", "semantic", "mixed", "null")
+UNNAMED = "prompts"
 
 
 def prompts_suite(file: Path) -> Suite:
@@ -30,7 +31,7 @@ def prompts_suite(file: Path) -> Suite:
 
 def coco_suite(file: Path) -> Suite:
     """COCO-NSS1K: a JSON list whose entries have the text under `captions` (or `caption`) and their category under
-    `name` (or `category`). What else an entry has (boxes, sizes) is not read."""
+    `name` (or `category`), if they have one. What else an entry has (boxes, sizes) is not read."""
     try:
         entries = json.loads(reading.read_text(file))
     except ValueError:
@@ -42,8 +43,9 @@ def coco_suite(file: Path) -> Suite:
         where = f"{file}, entry {number}"
         content = reading.as_object(where, entry)
         text = reading.text_of(where, content, "captions" if "captions" in content else "caption")
-        category = reading.text_of(where, content, "name" if "name" in content else "category")
-        if category not in COCO_CATEGORIES:
+        key = next((one for one in ("name", "category") if one in content), None)
+        category = UNNAMED if key is None else reading.text_of(where, content, key)
+        if category not in (*COCO_CATEGORIES, UNNAMED):
             raise UserError(f"{where}: there is no category {category!r}; there are {', '.join(COCO_CATEGORIES)}")
         prompts.append(Prompt(f"nss1k-{number:04d}", category, text, (), closed=False, where=where))
     return _suite("coco-nss1k", file, prompts)

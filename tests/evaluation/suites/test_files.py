@@ -115,6 +115,12 @@ def test_coco(tmp_path: Path, key: str) -> None:
     assert suite.asking is None
 
 
+def test_coco_without_categories(tmp_path: Path) -> None:
+    file = tmp_path / "five_category.json"
+    file.write_text(json.dumps([{"caption": "two cups beside a green bottle"}]))
+    assert [prompt.category for prompt in registry.load(f"coco-nss1k={file}").prompts] == ["prompts"]
+
+
 def test_the_sample_reads_as_coco() -> None:
     sample = Path(__file__).parents[3] / "data/sample/coco/annotations_processed_v1/five_category.json"
     assert registry.load(f"coco-nss1k={sample}").categories

@@ -1,0 +1,49 @@
+"""How near to its prompt a tuned model draws, by a CLIP, beside what the model drew before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpt.backbone import Backbone
+from dpt.evaluation.clip import Clip
+from dpt.evaluation.suites import registry
+from dpt.lora import Lora
+from dpt.sampling.draw import Request, Settings, draw
+from dpt.sampling.pictures import to_picture
+
+DRAWN = Settings(steps=20)
+"""As the published evaluation draws, but for the scheduler."""
+SEED = 0
+TOGETHER = 16
+
+
+def read_prompts(file: Path) -> tuple[str, ...]:
+    """Of COCO-NSS1K (.json), or of any file of prompts."""
+    suite = registry.load(f"{'coco-nss1k' if file.suffix == '.json' else 'prompts'}={file}")
+    return tuple(prompt.text for prompt in suite.prompts)
+
+
+def alignment(backbone: Backbone, lora: Lora, prompts: Sequence[str], clip: Clip) -> dict[str, Any]:
+    """Mean cosine of pictures and prompts, with the LoRA and without it, from the same noise."""
+    with lora.without():
+        base = list(_cosines(backbone, prompts, clip))
+    tuned = list(_cosines(backbone, prompts, clip))
+    return {
+        "clip": clip.identity,
+        "prompts": len(prompts),
+        "cut": clip.cut(prompts),
+        "base": float(np.mean(base)),
+        "tuned": float(np.mean(tuned)),
+    }
+
+
+def _cosines(backbone: Backbone, prompts: Sequence[str], clip: Clip) -> Iterator[float]:
+    for first in range(0, len(prompts), TOGETHER):
+        some = prompts[first : first + TOGETHER]
+        requests = [Request(text, SEED, first + k) for k, text in enumerate(some)]
+        images = draw(backbone, requests, DRAWN, batch_size=TOGETHER, exact=False)
+        yield from clip.cosine([np.asarray(to_picture(image)) for image in images], some)
