@@ -12,12 +12,15 @@ import tyro
 from dpt.cli.bench_looking import identity_of, panel_for
 from dpt.cli.bench_record import claim
 from dpt.cli.embedded import EMBEDDED
+from dpt.cli.processes import Processes, processes, take_own_gpu
 from dpt.errors import fail
 from dpt.evaluation.bench.methods import BASE, Method, parse_method
 
 if TYPE_CHECKING:
     from dpt.adapter import Adapter
     from dpt.backbone import Backbone
+    from dpt.evaluation.bench.looking import Panel
+    from dpt.evaluation.suites.base import Suite
 
 MADE_OF = ("model", "lora", "adapter", "correction", "candidates")
 """What `open_method` says a method is made of, as far as it has it."""
@@ -29,6 +32,7 @@ class RunOptions:
     """Draw a suite by each method, from the same noise, and let a detector judge every picture.
 
     Stop and repeat at will: it goes on where it was left. Lines go into OUT/METHOD.jsonl, pictures into OUT/METHOD/.
+    Processes that accelerate launch -m dpt or torchrun -m dpt starts share the pictures; the lines are the same.
     """
 
     methods: tyro.conf.Positional[tuple[str, ...]]
@@ -68,24 +72,43 @@ def run(options: RunOptions) -> None:
         if value is not None and value < 1:
             fail(f"--{name} must be at least 1, not {value}")
     methods = parse_methods(options.methods)
+    with processes() as group:
+        take_own_gpu()
+        run_methods(methods, options, group)
+
+
+def run_methods(methods: Sequence[Method], options: RunOptions, group: Processes) -> None:
+    from dpt.evaluation.suites.registry import load
+
+    suite = load(options.suite, options.categories, options.prompts, options.seed)
+    panel = panel_for(suite, options.detector, options.colours, options.clip)
+    for method in methods:
+        run_method(method, options, group, suite, panel)
+
+
+def run_method(method: Method, options: RunOptions, group: Processes, suite: Suite, panel: Panel) -> None:
     from tqdm import tqdm
 
     from dpt.evaluation.bench import run as bench
     from dpt.evaluation.bench.asked import everything
-    from dpt.evaluation.suites.registry import load
+    from dpt.evaluation.bench.shards import Shard, bring_together
     from dpt.sampling.draw import Settings
 
-    settings = Settings(options.num_timesteps, options.guidance_scale, options.scheduler)
-    suite = load(options.suite, options.categories, options.prompts, options.seed)
-    panel = panel_for(suite, options.detector, options.colours, options.clip)
-    asked = everything(suite, options.per_prompt)
-    for method in methods:
-        backbone, adapter, made_of = open_method(method, options)
+    asked, lines = everything(suite, options.per_prompt), options.out / f"{method.name}.jsonl"
+    settings = Settings(options.num_timesteps, options.guidance_scale, options.scheduler, correction=method.correction)
+    backbone, adapter, made_of = open_method(method, options)
+
+    def begin() -> None:
         claim(options.out, what_is_asked(options), method.name, {**identity_of(suite, panel), **made_of})
-        how = replace(settings, correction=method.correction)
-        source = bench.Drawn(backbone, how, options.out / method.name, adapter, method.candidates)
-        with tqdm(total=len(asked), desc=method.name, unit="picture") as bar:
-            bench.run(method.name, asked, source, panel, options.out, bar.update)
+        bring_together(lines, asked)  # what a run of several processes has left
+
+    group.from_main(begin)
+    source = bench.Drawn(backbone, settings, options.out / method.name, adapter, method.candidates)
+    shard = Shard(group.rank, group.count)
+    total = sum(shard.holds(number // bench.TOGETHER) for number in range(len(asked)))
+    with tqdm(total=total, desc=method.name, unit="picture", disable=not group.is_main) as bar:
+        bench.run(method.name, asked, source, panel, options.out, bar.update, shard)
+    group.from_main(lambda: bring_together(lines, asked))
 
 
 def completed(options: RunOptions) -> RunOptions:

@@ -6,11 +6,15 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from dpt.errors import UserError
 
 T = TypeVar("T")
+
+PATIENCE = timedelta(hours=12)
+"""One may be done with its share long before another."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def processes() -> Iterator[Processes]:
         return
     import torch.distributed as dist
 
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", timeout=PATIENCE)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:
@@ -63,6 +67,17 @@ def processes() -> Iterator[Processes]:
 def own_gpu() -> str | None:
     """The number of the GPU that a launcher means this process to use."""
     return os.environ.get("LOCAL_RANK") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+
+
+def take_own_gpu() -> None:
+    """What opens a model without saying on which GPU then gets this process its own."""
+    number = own_gpu()
+    if number is None:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(number))
 
 
 def _tried(make: Callable[[], T]) -> tuple[T | None, str | None]:

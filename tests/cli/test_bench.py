@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from dpt.lora.store import save_lora
 from tests import tiny_models
 from tests.lora.test_attached import filled
 
+ROOT = Path(__file__).parents[2]
 SMALL = {"categories": ("single", "count"), "prompts": 2, "per_prompt": 2, "num_timesteps": 2}
 
 
@@ -63,6 +67,42 @@ def test_a_run_that_was_killed_goes_on_to_the_same_lines(drawn: Path, model: Pat
     (tmp_path / "base.jsonl").write_text(whole[: len(whole) // 2])
     run(options(model, tmp_path, "base"))
     assert (tmp_path / "base.jsonl").read_text() == whole
+
+
+def launched(model: Path, out: Path, *methods: str, processes: int = 2) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0",
+              "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", "-m"]  # fmt: skip
+    words = ["dpt", "bench", "run", *methods, "--out", str(out), "--pretrained_model_name_or_path", str(model),
+             "--categories", "single", "count", "--prompts", "10", "--per_prompt", "2",
+             "--num_timesteps", "2"]  # fmt: skip
+    told = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *words], env=told, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_lines_of_one(model: Path, tuned: Path, tmp_path: Path) -> None:
+    methods, longer = ("base", f"tuned={tuned}"), {"prompts": 10}
+    run(options(model, tmp_path / "alone", *methods, **longer))
+    launched(model, tmp_path / "together", *methods)
+    for name in ("base", "tuned"):
+        alone, together = ((tmp_path / where / f"{name}.jsonl").read_bytes() for where in ("alone", "together"))
+        assert len(alone.splitlines()) == 40
+        assert together == alone
+    pictures = [sorted((tmp_path / where / "tuned").iterdir()) for where in ("alone", "together")]
+    assert [one.read_bytes() for one in pictures[0]] == [one.read_bytes() for one in pictures[1]]
+    assert not list(tmp_path.rglob("*.part-*"))
+
+
+def test_what_killed_processes_leave_is_gone_on_with(model: Path, tmp_path: Path) -> None:
+    run(options(model, tmp_path, "base", prompts=10))
+    lines = (tmp_path / "base.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "base.part-0.jsonl").write_text("".join(lines[:16]))
+    (tmp_path / "base.part-1.jsonl").write_text("".join(lines[16:20]) + lines[20][:30])
+    (tmp_path / "base.jsonl").write_text("".join(lines[32:36]))
+    run(options(model, tmp_path, "base", prompts=10))
+    assert sorted((tmp_path / "base.jsonl").read_text().splitlines(keepends=True)) == sorted(lines)
+    assert not list(tmp_path.glob("*.part-*"))
 
 
 def test_the_report_counts_the_lines(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

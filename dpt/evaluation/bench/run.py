@@ -16,6 +16,7 @@ from dpt.evaluation.bench import rows
 from dpt.evaluation.bench.asked import Asked
 from dpt.evaluation.bench.looking import Look
 from dpt.evaluation.bench.pictures import keep, open_picture
+from dpt.evaluation.bench.shards import ALONE, Shard
 from dpt.evaluation.detectors.base import Image
 from dpt.sampling.best import best, scored
 from dpt.sampling.draw import Request, Settings, draw, draw_latents
@@ -102,15 +103,18 @@ def run(
     look: Look,
     out: Path,
     on_done: Callable[[int], None] = lambda _: None,
+    shard: Shard = ALONE,
 ) -> None:
-    """Lines into out/METHOD.jsonl."""
+    """Lines into out/METHOD.jsonl; of several processes, each its share into a part that is brought together later."""
     lines = out / f"{method}.jsonl"
-    rows.mend(lines)
-    done = {row.key for row in rows.read(lines)} if lines.exists() else set()
+    own = shard.file(lines)
+    rows.mend(own)
+    done = {row.key for file in {lines, own} if file.exists() for row in rows.read(file)}
     for start in range(0, len(asked), TOGETHER):
+        if not shard.holds(start // TOGETHER):
+            continue
         part = asked[start : start + TOGETHER]
         if any(one.key not in done or source.lacks(one) for one in part):
             judged = look(method, part, source.pictures(part))
-            rows.append(lines, (row for row in judged if row.key not in done))
+            rows.append(own, (row for row in judged if row.key not in done))
         on_done(len(part))
-
