@@ -1,10 +1,10 @@
 """What self-correction costs beside plain classifier-free guidance: seconds as ratios, and products counted.
 
-    python benchmarks/sampling.py [--model FOLDER] [--ckpt RESULT] [--rounds 5] [--gpu]
+    python benchmarks/sampling.py [--batch 4] [--model FOLDER] [--ckpt RESULT] [--rounds 5] [--gpu]
 
-Without a model, seconds are those of a UNet with Stable Diffusion 2.1's blocks at a quarter of its widths; the weights
-are random, since they do not matter here. The ways take turns, so that whatever else the machine does slows all of
-them. Products are counted at the full size of Stable Diffusion 2.1 on tensors without content.
+Without a model, seconds are those of a narrow UNet of Stable Diffusion's blocks, 35 million weights; they are random,
+since they do not matter here. The ways take turns, so that whatever else the machine does slows all of them. Products
+are counted at the full size of Stable Diffusion 2.1 on tensors without content.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from dpt.sampling.schedulers import make_scheduler
 from dpt.sampling.scorer import Scorer
 from dpt.sampling.self_correction import SelfCorrected, guided
 
-TEXT_WIDTH, TOKENS = 1024, 77
+TOKENS = 77
 HALF = Interval(0, 0.5)
 WAYS = {
     "plain": Correction(),
@@ -47,6 +47,19 @@ WAYS = {
     "state, every second": Correction(1e-3, every=2),
     "fused, first half": Correction(1e-3, "fused", interval=HALF),
 }
+
+
+@dataclass(frozen=True)
+class Size:
+    widths: tuple[int, ...]
+    heads: int | tuple[int, ...]
+    text_width: int
+    linear: bool
+
+
+NARROW = Size((64, 128, 256, 256), 8, 256, False)
+FULL = Size((320, 640, 1280, 1280), (5, 10, 20, 20), 1024, True)
+"""Stable Diffusion 2.1."""
 SCHEDULE = {"beta_schedule": "scaled_linear", "prediction_type": "epsilon"}
 
 
@@ -56,6 +69,8 @@ class Options:
     """Time this model instead, with an adapter of random weights and the published size."""
     ckpt: Path | None = None
     """Or with this one."""
+    batch: int = 4
+    """Pictures drawn together."""
     rounds: int = 5
     steps: int = 4
     side: int = 32
@@ -65,11 +80,11 @@ class Options:
 
 def main(options: Options) -> None:
     device = torch.device("cuda" if options.gpu else "cpu")
-    backbone = without_texts(4, device) if options.model is None else Backbone.open(options.model, device=device)
+    backbone = without_texts(NARROW, device) if options.model is None else Backbone.open(options.model, device=device)
     stored = None if options.ckpt is None else open_checkpoint(options.ckpt).adapter
     adapter = stored or adapter_for(backbone).eval()
-    text, negative = texts(backbone, device), texts(backbone, device)
-    noise = torch.randn(1, 4, options.side, options.side, device=device)
+    text, negative = (texts(backbone, device, options.batch) for _ in range(2))
+    noise = torch.randn(options.batch, 4, options.side, options.side, device=device)
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     for turn in range(options.rounds + 1):
         for way, correction in WAYS.items():
@@ -82,7 +97,8 @@ def main(options: Options) -> None:
                 torch.cuda.synchronize()
             if turn:  # the first is for warming up
                 seconds[way].append((time.perf_counter() - begun) / options.steps)
-    print(f"| {options.rounds} rounds of {options.steps} steps | ms a step | against plain | (range) |")
+    size = f"batch {options.batch}, {options.rounds} rounds of {options.steps} steps"
+    print(f"| {size} | ms a step | against plain | (range) |")
     print("|---|---|---|---|")
     for way, own in seconds.items():
         ratios = [mine / base for mine, base in zip(own, seconds["plain"], strict=True)]
@@ -119,7 +135,7 @@ def products(ways: Mapping[str, Correction]) -> dict[str, float]:
     """GFLOP a step that is corrected, a multiplication and an addition being two, for one picture at the full size."""
     meta = torch.device("meta")
     with meta:
-        backbone = without_texts(1, meta)
+        backbone = without_texts(FULL, meta)
         adapter = adapter_for(backbone).eval()
         text, z = texts(backbone, meta), torch.zeros(1, 4, 64, 64)
     found = {}
@@ -133,17 +149,16 @@ def products(ways: Mapping[str, Correction]) -> dict[str, float]:
     return found
 
 
-def without_texts(narrower: int, device: torch.device) -> Any:
-    """A backbone of Stable Diffusion 2.1's UNet alone, its widths divided."""
+def without_texts(size: Size, device: torch.device) -> Any:
+    """A backbone of a UNet alone."""
     unet = UNet2DConditionModel(
         sample_size=64,
-        block_out_channels=tuple(width // narrower for width in (320, 640, 1280, 1280)),
-        cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=[max(1, heads // narrower) for heads in (5, 10, 20, 20)],  # type: ignore[arg-type]
-        use_linear_projection=True,
-        norm_num_groups=32 // narrower,
+        block_out_channels=size.widths,
+        cross_attention_dim=size.text_width,
+        attention_head_dim=size.heads,  # type: ignore[arg-type]
+        use_linear_projection=size.linear,
     )
-    encoder = SimpleNamespace(config=SimpleNamespace(hidden_size=TEXT_WIDTH))
+    encoder = SimpleNamespace(config=SimpleNamespace(hidden_size=size.text_width))
     return Backbone(
         tokenizer=None,
         text_encoder=encoder,
@@ -158,11 +173,11 @@ def adapter_for(backbone: Backbone) -> Adapter:
     return Adapter(config_for(backbone.unet.config, "up1", backbone.text_width, backbone.text_width))
 
 
-def texts(backbone: Backbone, device: torch.device) -> Text:
+def texts(backbone: Backbone, device: torch.device, batch: int = 1) -> Text:
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, device=device)
 
-    return Text(normal(1, TOKENS, backbone.text_width), normal(1, backbone.text_width))
+    return Text(normal(batch, TOKENS, backbone.text_width), normal(batch, backbone.text_width))
 
 
 if __name__ == "__main__":
