@@ -60,6 +60,17 @@ class NoiseSchedule:
             return prediction, (z_t - signal * prediction) / spread
         return signal * z_t - spread * prediction, spread * z_t + signal * prediction
 
+    def leading_to(self, latents: Tensor, z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The prediction for z_t (B,C,H,W) that amounts to a z_0 it was not mixed from, and sqrt(1 - abar) (B,)."""
+        signal, spread = self._mixture(latents, t)
+        if self.prediction_type == "epsilon":
+            prediction = (z_t - signal * latents) / spread
+        elif self.prediction_type == "sample":
+            prediction = latents
+        else:
+            prediction = (signal * z_t - latents) / spread
+        return prediction, spread.flatten()
+
     def _mixture_at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """As `_mixture`, with spread / signal interpolated along t, as schedulers do it. For one t, or (B,)."""
         # At pure noise, where z_t says nothing of z_0, abar is taken to be what diffusers takes it to be.

@@ -42,6 +42,8 @@ class DenoisingOptions:
     mse_loss_coef: float = 1.0
     snr_gamma: float | None = None
     """Weigh the denoising loss by min-SNR, 5 for instance."""
+    mend_loss_coef: float = 0.0
+    """Not a published loss: under the caption, lead the noised hard negative to the true picture."""
     detach_unet_feature: Annotated[str | None, tyro.conf.arg(metavar="BLOCK")] = None
     """The denoising loss changes nothing up to this block: bottom0 ..., mid, up0 ..., skips included."""
 
@@ -76,8 +78,12 @@ class Stage2Options(TrainOptions):
             fail("--plain_lora has no adapter, so --qformer_ckpt has nothing to say")
         if self.lora.plain_lora and self.lora.only_train_lora:
             fail("--plain_lora trains nothing but a LoRA: --only_train_lora has nothing to say")
-        if not (isfinite(self.denoising.mse_loss_coef) and self.denoising.mse_loss_coef >= 0):
-            fail(f"--mse_loss_coef cannot be {self.denoising.mse_loss_coef}")
+        for name in ("mse_loss_coef", "mend_loss_coef"):
+            weight = getattr(self.denoising, name)
+            if not (isfinite(weight) and weight >= 0):
+                fail(f"--{name} cannot be {weight}")
+        if self.lora.plain_lora and self.denoising.mend_loss_coef:
+            fail("--plain_lora learns to denoise and nothing else: --mend_loss_coef has nothing to say")
         if self.samples.num_validation_images < 1:
             fail(f"--num_validation_images must be at least 1, not {self.samples.num_validation_images}")
         if self.samples.prompts_path_val is not None:

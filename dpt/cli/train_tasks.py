@@ -58,7 +58,7 @@ def stage2(options: Stage2Options, backbone: Backbone, validation: Validation) -
     """Stage 2, or its control."""
     told, o = options.lora, options.denoising
     backbone.prepare_for_gradients()
-    denoising = Denoising(o.mse_loss_coef, o.snr_gamma, o.detach_unet_feature)
+    denoising = Denoising(o.mse_loss_coef, o.snr_gamma, o.detach_unet_feature, o.mend_loss_coef)
     config = LoraConfig(told.lora_rank, told.lora_alpha, told.lora_blocks)
     size, checkpointing = options.data.val_batch_size, options.model.gradient_checkpointing
     noise = noise_of(options.objective)

@@ -1,4 +1,5 @@
-"""The denoising loss of section 3, on a pass of the UNet that may have been begun for another purpose."""
+"""The denoising losses, on a pass of the UNet that may have been begun for another purpose: that of section 3, and one
+of our own, by which the model learns to mend a picture that is about to come out wrong."""
 
 from __future__ import annotations
 
@@ -10,14 +11,16 @@ from dpt.backbone import Backbone
 from dpt.backbone.feature_names import block_names
 from dpt.backbone.walk import Partway
 from dpt.data.batch import Batch
-from dpt.data.pairs import CAPTION, TRUE, Pair
+from dpt.data.pairs import CAPTION, HARD, TRUE, Pair
 from dpt.errors import UserError
 from dpt.objectives.denoising import denoising_loss, min_snr_weight_at
 from dpt.training.tasks.noised import Noised
 
 DENOISED = Pair(TRUE, CAPTION)
 """Call 2 of section 2.1, which goes on to the UNet's output."""
-MSE = "mse"
+MENDED = Pair(HARD, CAPTION)
+"""Call 5, which does if the model learns to mend."""
+MSE, MEND = "mse", "mend"
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Denoising:
     """Of min-SNR weighting; None is none."""
     detach_after: str | None = None
     """A block past which this loss sends no gradient back."""
+    mend: float = 0.0
+    """Weight of L_mend: from the noised hard negative, under the caption that it is false for, to the true picture."""
 
     def __post_init__(self) -> None:
         if self.snr_gamma is not None and not self.snr_gamma > 0:
@@ -44,6 +49,16 @@ class Denoising:
     def finish(self, backbone: Backbone, at: Partway, seen: Noised) -> Tensor:
         """L_mse of a pass of the true pictures under their captions."""
         return self.loss(backbone, backbone.finish(at, self.block(backbone)), seen)
+
+    def finish_mending(self, backbone: Backbone, at: Partway, seen: Noised) -> Tensor:
+        """L_mend = mean (1 - abar)^2 (output - what would lead to the true z_0)^2.
+
+        Sampling settles early, where noise is strong, which of many pictures it will be. Where that is wrong in one
+        fact, the nearest right picture is the one that has this fact right. The less noise, the less is left to mend:
+        hence the weight.
+        """
+        target, spread = backbone.noise.leading_to(seen.z[TRUE], seen.noisy[HARD], seen.t)
+        return denoising_loss(backbone.finish(at, self.block(backbone)), target, spread**4)
 
     def loss(self, backbone: Backbone, predicted: Tensor, seen: Noised) -> Tensor:
         weight = None

@@ -20,7 +20,7 @@ from dpt.evaluation.probes.denoising import denoising_error
 from dpt.evaluation.probes.probe import Probe
 from dpt.lora import Lora
 from dpt.training.task import Tally
-from dpt.training.tasks.denoising import DENOISED, MSE, Denoising, need_captions
+from dpt.training.tasks.denoising import DENOISED, MEND, MENDED, MSE, Denoising, need_captions
 from dpt.training.tasks.discriminative import Discriminative, Objective, boxes_in, pairs_of
 from dpt.training.tasks.noised import Noise, noised
 from dpt.training.tasks.plain_lora import LORA_FOLDER, export_lora
@@ -71,7 +71,7 @@ class Stage2:
         self.backbone, self.adapter, self.lora, self.how = backbone, adapter, lora, how or How()
         self.trained = Tuned(adapter, lora, self.how.only_train_lora)
         self.learning = Discriminative(adapter, phrases, self.how.objective, self.how.gradient_checkpointing)
-        self.weights = {**self.how.objective.weights, MSE: self.how.denoising.weight}
+        self.weights = {**self.how.objective.weights, MSE: self.how.denoising.weight, MEND: self.how.denoising.mend}
         self.how.noise.check(backbone)
         self.detach_after = self.how.denoising.block(backbone)
         if self.how.gradient_checkpointing:
@@ -88,13 +88,17 @@ class Stage2:
 
     def losses(self, batch: Batch, chance: Chance, share: Tensor) -> dict[str, Tensor]:
         """L_stage2, in parts: one forward to the feature for all pairs, and to the output for those that denoise."""
-        denoises = self.how.denoising.weight != 0
-        if denoises:
+        denoising = self.how.denoising
+        finishing = {
+            MSE: (denoising.weight, DENOISED, denoising.finish),
+            MEND: (denoising.mend, MENDED, denoising.finish_mending),
+        }
+        finishing = {name: told for name, told in finishing.items() if told[0] != 0}
+        if finishing:
             need_captions(batch)
         probed = self.learning.wanted(batch)
-        pairs = read = pairs_of(probed)
-        if denoises and DENOISED not in read:
-            pairs = (*read, DENOISED)
+        read = pairs_of(probed)
+        pairs = (*read, *(pair for _, pair, _ in finishing.values() if pair not in read))
         if not pairs:
             raise UserError("the losses that the data allow all weigh 0: there is nothing to learn")
         seen = noised(self.backbone, batch, pairs, chance, self.how.noise)
@@ -104,9 +108,9 @@ class Stage2:
         if read:
             rows = len(read) * len(batch)
             losses = self.learning.losses(features[:rows], seen.t.repeat(len(read)), seen.texts, probed, share)
-        if denoises:
-            first = pairs.index(DENOISED) * len(batch)
-            losses[MSE] = self.how.denoising.finish(self.backbone, at[first : first + len(batch)], seen)
+        for name, (_, pair, finish) in finishing.items():
+            first = pairs.index(pair) * len(batch)
+            losses[name] = finish(self.backbone, at[first : first + len(batch)], seen)
         return losses
 
     def validate(self, part: int, parts: int) -> Tally:
