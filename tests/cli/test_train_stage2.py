@@ -32,7 +32,7 @@ PROMPTS = ROOT / "data/sample/coco/annotations_processed_v1/five_category.json"
 OF_STAGE_2 = {
     "lora_rank", "qformer_ckpt", "only_train_lora", "mse_loss_coef", "detach_unet_feature", "prompts_path_val",
 }  # fmt: skip
-OURS_IN_STAGE_2 = {"lora_alpha", "lora_blocks", "plain_lora", "clip"}
+OURS_IN_STAGE_2 = {"lora_alpha", "lora_blocks", "plain_lora", "mend_loss_coef", "clip"}
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +168,8 @@ def test_an_adapter_of_another_model_is_refused(
         ("--detach_unet_feature top", "--detach_unet_feature is one of bottom0"),
         ("--snr_gamma 0", "--snr_gamma must be positive, not 0"),
         ("--mse_loss_coef nan", "--mse_loss_coef cannot be nan"),
+        ("--mend_loss_coef -1", "--mend_loss_coef cannot be -1"),
+        ("--plain_lora --mend_loss_coef 1 --qformer_ckpt None", "--mend_loss_coef has nothing to say"),
         ("--ema_decay 1", "--ema_decay is at least 0 and below 1, not 1"),
         ("--plain_lora --only_train_lora --qformer_ckpt None", "--only_train_lora has nothing to say"),
         ("--qformer_ckpt nowhere", "there is no adapter nowhere"),

@@ -17,14 +17,14 @@ from dpt.adapter.store import load_adapter
 from dpt.backbone import Backbone
 from dpt.backbone.randomness import Chance
 from dpt.data.batch import Batch, collate
-from dpt.data.pairs import TRUE
+from dpt.data.pairs import HARD, TRUE
 from dpt.errors import UserError
 from dpt.lora import LoraConfig
 from dpt.lora.config import block_of
 from dpt.lora.store import attach_lora, read_lora
 from dpt.training import checkpoint
 from dpt.training.task import Task
-from dpt.training.tasks.denoising import DENOISED, Denoising
+from dpt.training.tasks.denoising import DENOISED, MENDED, Denoising
 from dpt.training.tasks.discriminative import Objective
 from dpt.training.tasks.noised import Noise, noised
 from dpt.training.tasks.stage2 import Stage2
@@ -162,6 +162,30 @@ def test_min_snr_weighs_the_denoising_loss(backbone: Backbone, batch: Batch) -> 
     backbone.unet.delete_adapters("dpt")
     weighed = losses_of(task(backbone, denoising=Denoising(snr_gamma=1.0)), batch)["mse"]
     assert 0 < float(weighed.detach()) < 0.9 * float(plain.detach())
+
+
+def test_mending_leads_from_the_hard_negative_to_the_true_picture(backbone: Backbone, batch: Batch) -> None:
+    """By hand: the mean square of what is missing of z_0, weighed by 1 - abar for a model that predicts v."""
+    one = stirred(task(backbone, denoising=Denoising(mend=1.0)))
+    found = losses_of(one, batch)
+    seen = noised(backbone, batch, (MENDED,), Chance(1, range(3)), Noise())
+    with torch.no_grad():
+        foreseen, _ = backbone.noise.parts(seen.noisy[HARD], backbone.predict(*seen.of((MENDED,))), seen.t)
+    missing = (foreseen - seen.z[TRUE]).square().flatten(1).mean(dim=1)
+    assert backbone.noise.prediction_type == "v_prediction"
+    by_hand = ((1 - backbone.noise.alphas_cumprod[seen.t]) * missing).mean()
+    assert float(found["mend"].detach()) == pytest.approx(float(by_hand), rel=1e-4)
+    assert reached(one, found["mend"]) == TO_THE_FEATURE | {"up2"}
+    backbone.unet.delete_adapters("dpt")
+    without = losses_of(stirred(task(backbone)), batch)
+    assert "mend" not in without, "it is off by default, and changes none of the published losses"
+    for name, value in without.items():
+        assert float(value.detach()) == pytest.approx(float(found[name].detach()), rel=1e-4, abs=1e-5), name
+
+
+def test_mending_needs_no_other_loss(backbone: Backbone, batch: Batch) -> None:
+    only = Denoising(weight=0.0, mend=1.0)
+    assert losses_of(task(backbone, objective=NOTHING, denoising=only), batch).keys() == {"mend"}
 
 
 def test_losses_of_the_feature_reach_no_further_than_it(backbone: Backbone, batch: Batch) -> None:
