@@ -6,7 +6,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 export TORCH_INDEX TORCH_BUILD
 
-.PHONY: demo test lint tables stage1 study environment dev-environment
+.PHONY: demo test lint tables stage1 stage2 study environment dev-environment
 
 demo: environment
 	$(RUN) txt2img.py --prompt "a red circle to the left of a blue square" --n_samples 4 --seed 1 --guidance_scale 3
@@ -33,6 +33,15 @@ stage1: environment
 	$(RUN) train_stage1.py $(GROUNDING) --max_train_steps 4500 --output_dir runs/stage1 --run_name grounding
 	$(RUN) train_stage1.py $(BOTH) --max_train_steps 2400 --output_dir runs/stage1 --run_name both \
 		--qformer_ckpt runs/stage1/grounding
+
+# Stage 2 and its control: same scenes, noise, steps, rank and rate. The denoising loss weighs 50, since the gradients
+# that the others send into the LoRA are so much larger.
+TUNING = --mixed_precision bf16 --train_batch_size 16 --max_train_steps 1000 --lora_rank 8 --lora_alpha 40 \
+	--learning_rate 1e-4 --lr_scheduler linear --lr_warmup_steps 20 --logging_steps 50 --checkpoints_total_limit 1 \
+	--output_dir runs/stage2
+stage2: environment
+	$(RUN) train_stage2.py $(TUNING) --run_name dpt --adapter_precision bf16 --qformer_ckpt runs/stage1/both --mse_loss_coef 50
+	$(RUN) train_stage2.py $(TUNING) --run_name control --plain_lora
 
 FEATURES = bottom0 bottom1 bottom2 mid up0 up1 up2 bottom0_up0 all-96-8
 study: environment

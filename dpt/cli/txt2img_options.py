@@ -27,9 +27,10 @@ class CorrectionOptions:
     correction_target: Literal["state", "input", "fused"] = "state"
     """What is moved: the state, before it is denoised (the paper); only what the conditional branch sees of it (the
     published code); or the next state, by a gradient that guidance's own forward pass is made to yield."""
-    correction_norm: Literal["none", "unit", "relative"] = "none"
-    """none: the gradient as it is. unit: its direction, the factor being its length. relative: its direction, the
-    factor being its length as a share of that of the predicted noise."""
+    correction_norm: Literal["none", "unit", "rms", "relative"] = "none"
+    """none: the gradient as it is. unit: its direction, the factor being its length. rms: its direction, the factor
+    being its length as a share of that of noise. relative: as a share of that of the predicted noise, which is nearly
+    the same and costs more."""
     correction_start: float = 0.0
     """From here on, as a share of the way from noise to picture."""
     correction_end: float = 1.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dpt.errors import UserError
 
 TARGETS = ("state", "input", "fused")
-NORMS = ("none", "unit", "relative")
+NORMS = ("none", "unit", "rms", "relative")
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,9 @@ class Correction:
     of z_t, as the published code has it. fused: the next state, by a gradient from the forward pass that guidance
     takes anyway."""
     norm: str = "none"
-    """none: eta g. unit: eta g / |g|. relative: eta |e| g / |g|, e being the noise predicted for the text; but for
-    fused, that takes the rest of a forward pass. Norms are each picture's own."""
+    """none: eta g. unit: eta g / |g|. rms: eta sqrt(d) g / |g| for d values, which is eta g / |g| as often as noise is
+    long: a length that means the same at any size. relative: eta |e| g / |g|, e being the noise predicted for the text,
+    which is nearly the same; but for fused, that takes the rest of a forward pass. Norms are each picture's own."""
     interval: Interval = ALWAYS
     every: int = 1
     """Only every so many steps of the interval, from its first."""

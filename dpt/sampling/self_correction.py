@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -117,6 +118,8 @@ class SelfCorrected(Around):
         direction = g / _norm(g).clamp_min(torch.finfo(g.dtype).tiny)
         if self.correction.norm == "unit":
             return factor * direction
+        if self.correction.norm == "rms":
+            return factor * math.sqrt(g[0].numel()) * direction
         prediction = self.backbone.finish(slope.paused) if prediction is None else prediction
         noise = self.backbone.noise.parts(x, prediction, t)[1]
         return factor * _norm(noise) * direction

@@ -119,14 +119,15 @@ def test_fused_moves_the_next_state_by_the_gradient_before(world: World) -> None
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_unit_and_relative_take_each_pictures_own_norms(target: str, world: World) -> None:
+def test_norms_are_each_pictures_own(target: str, world: World) -> None:
     z, t = world.noise, torch.tensor(FIRST)
     direction = unit(world.slope(z, FIRST))
     positive = by_hand.prediction(world.backbone, z, t, world.text)
     a = world.backbone.noise.alphas_cumprod[FIRST]
     v = world.backbone.prediction_type == "v_prediction"
     noise = (1 - a).sqrt() * z + a.sqrt() * positive if v else positive
-    wanted = {"unit": 4 * direction, "relative": 0.3 * length(noise) * direction}
+    wanted = {"unit": 4 * direction, "relative": 0.3 * length(noise) * direction,
+              "rms": 0.3 * z[0].numel() ** 0.5 * direction}  # fmt: skip
     assert not torch.allclose(length(noise)[0], length(noise)[1], rtol=1e-4)
     for norm, moved in wanted.items():
         once = Correction(4 if norm == "unit" else 0.3, target, norm, Interval(0, 0.51))
@@ -256,6 +257,7 @@ COSTS = [
     (Correction(1, "input"), (30, 20, 10)),
     (Correction(1, "fused"), (20, 20, 9)),
     (Correction(1, "state", "unit"), (30, 20, 10)),
+    (Correction(1, "state", "rms"), (30, 20, 10)),
     (Correction(1, "state", "relative"), (30, 30, 10)),
     (Correction(1, "input", "relative"), (30, 30, 10)),
     (Correction(1, "fused", "relative"), (20, 20, 9)),
