@@ -344,7 +344,7 @@ def test_a_scheduler_of_which_nothing_is_known_is_refused(pocket: World) -> None
         ({"factor": float("nan")}, "the correction factor must be a number, not nan"),
         ({"factor": float("inf")}, "the correction factor must be a number, not inf"),
         ({"target": "noise"}, "target is one of state, input, fused, not 'noise'"),
-        ({"norm": "l2"}, "norm is one of none, unit, relative, not 'l2'"),
+        ({"norm": "l2"}, "norm is one of none, unit, rms, relative, not 'l2'"),
         ({"every": 0}, "every step or every few, not every 0"),
         ({"interval": Interval(0.5, 0.5)}, "start to an end with 0 <= start < end <= 1, not 0.5 to 0.5"),
         ({"interval": Interval(-0.1, 0.5)}, "not -0.1 to 0.5"),
