@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, softmax
+from torch.nn.functional import linear, scaled_dot_product_attention, softmax
 
 from dpt.adapter.config import AdapterConfig
 
@@ -16,22 +16,22 @@ class Attention(nn.MultiheadAttention):
         super().__init__(config.hidden_dim, config.nheads, dropout=config.dropout, batch_first=True)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # type: ignore[override]
-        drops = self.training and self.dropout > 0
-        if query.device.type == "cpu" and torch.is_grad_enabled() and not drops:
-            return self._written_out(query, key, value)
-        mixed: Tensor = super().forward(query, key, value, need_weights=False)[0]
-        return mixed
-
-    def _written_out(self, *inputs: Tensor) -> Tensor:
-        """The same. On a CPU the fused attention takes longer to differentiate than this."""
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        # Maps arrive as (B,d,N) seen the other way round, which a product would go through place by place.
+        inputs = (x.contiguous() for x in (query, key, value))
         projected = (linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True))
-        # (B,N,d) to (B*heads,N,width of a head)
-        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2).flatten(0, 1) for x in projected)
-        shares = softmax((q / self.head_dim**0.5) @ k.mT, dim=-1)
-        mixed = (shares @ v).unflatten(0, (-1, self.num_heads)).transpose(1, 2).flatten(2)
+        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in projected)
+        mixed = self._mix(q, k, v).transpose(1, 2).flatten(2)
         read: Tensor = self.out_proj(mixed)
         return read
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """For (B,heads,N,width of a head)."""
+        drops = self.dropout if self.training else 0.0
+        if q.device.type == "cpu" and q.dtype != torch.float32 and torch.is_grad_enabled() and not drops:
+            # The fused attention of half formats takes twice as long to differentiate, that of float32 half as long.
+            return softmax((q / self.head_dim**0.5) @ k.mT, dim=-1) @ v
+        return scaled_dot_product_attention(q, k, v, dropout_p=drops)
 
 
 class Layer(nn.Module):

@@ -147,12 +147,16 @@ class Backbone:
         return finish(self.unet, at, detach_after).float()
 
     def prepare_for_gradients(self) -> None:
-        """Attention as plain products where the fused one has a slow backward pass, which is on CPUs: the numbers
-        differ by rounding only."""
-        if self.device.type == "cpu":
+        """Attention as plain products where the fused one has a slow backward pass: numbers differ by rounding only."""
+        if self.differentiates_plain_attention_faster:
             from diffusers.models.attention_processor import AttnProcessor
 
             self.unet.set_attn_processor(AttnProcessor())
+
+    @property
+    def differentiates_plain_attention_faster(self) -> bool:
+        """In a half format on a CPU."""
+        return self.device.type == "cpu" and self.dtype != torch.float32
 
     # What it is
 

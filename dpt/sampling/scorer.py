@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dpt.adapter import Adapter
 from dpt.adapter.config import check_fits
@@ -47,7 +48,8 @@ class Scorer:
         """The same score, and its gradient; nothing of the UNet past the feature is computed."""
         with at_rest(self.backbone.unet, self.adapter), torch.enable_grad():
             x = x.detach().float().requires_grad_()
-            feature, paused = self.backbone.begin(x, t, text.states, self.adapter.config.unet_feature)
+            with self._quickly_differentiated():
+                feature, paused = self.backbone.begin(x, t, text.states, self.adapter.config.unet_feature)
             free = feature.detach().requires_grad_()
             score = self._read(free, t, text)
             (upper,) = torch.autograd.grad(score.sum(), free)
@@ -65,6 +67,14 @@ class Scorer:
             noisy = self.backbone.add_noise(latents, noise.to(latents.device).expand_as(latents), t)
             total += self.score(noisy, t, text)
         return total / len(at)
+
+    @contextmanager
+    def _quickly_differentiated(self) -> Iterator[None]:
+        if self.backbone.differentiates_plain_attention_faster:
+            with sdpa_kernel(SDPBackend.MATH):
+                yield
+        else:
+            yield
 
     def _read(self, feature: Tensor, t: Tensor, text: Text) -> Tensor:
         vectors = self.adapter.match(feature, t.to(feature.device).expand(len(feature)))
