@@ -28,7 +28,7 @@ MANIFEST = "manifest.json"
 class ReportOptions:
     """Count what `dpt bench run` or `score` has written: rates, paired differences, pictures of the same noise.
 
-    Writes results.json, table.md, sheet.png, report.html and manifest.json.
+    Writes results.json, table.md, summary.jsonl, sheet.png, report.html and manifest.json.
     """
 
     folder: tyro.conf.Positional[Path]
@@ -99,6 +99,7 @@ def file_of(folder: Path, record: Mapping[str, Any], method: str, row: Row) -> P
 def write(options: ReportOptions, tables: str, counted: Counted) -> None:
     from dpt.evaluation.bench.page.page import page
     from dpt.evaluation.bench.page.pictures import Album
+    from dpt.evaluation.bench.summary import summary
     from dpt.evaluation.suites.registry import layout_of
 
     out, record = options.out or options.folder, counted.record
@@ -117,6 +118,7 @@ def write(options: ReportOptions, tables: str, counted: Counted) -> None:
         (out / MANIFEST).unlink(missing_ok=True)
         (out / "results.json").write_text(json.dumps({**record, **numbers}, indent=1) + "\n")
         (out / "table.md").write_text(f"{tables}\n")
+        (out / "summary.jsonl").write_text("".join(summary(counted.rows)))
         sheet(options.folder, record, counted.rows).save(out / "sheet.png", optimize=True)
         (out / "report.html").write_text(html, encoding="utf-8")
         # Last, so that a report with a manifest is a whole one.

@@ -45,14 +45,17 @@ def run(options: Options, group: Processes) -> None:
     from dpt.cli.txt2img_output import SHEET, write_record, write_sheet
     from dpt.sampling.draw import calls_per_picture
 
-    settings = settings_of(options)
     named = options.pretrained_model_name_or_path
+    _ = settings_of(options, has_adapter=True)  # what is wrong with them is said before anything is opened
     trained = open_trained(options, model_location(named), choose_device(options.gpu), checkpoint_for(named))
+    settings = settings_of(options, trained.adapter is not None)
     calls_per_picture(trained.backbone, settings)
     trained.backbone.latent_size(settings.height, settings.width)
     own = group.share(list(enumerate(prompts)))
     losses = [sentence for each in group.gather(lambda: words_lost(options, trained, own)) for sentence in each]
     notes = options.without_effect
+    if trained.adapter is None:
+        notes += [f"--{name} has no effect: there is no adapter" for name in options.correction.given_beside_factor]
     on_cpu = trained.backbone.device.type == "cpu"
     if on_cpu and (options.batch_size or 1) > 1:
         notes.append("--batch_size has no effect on a CPU, where pictures are drawn one by one")
@@ -77,7 +80,7 @@ def run(options: Options, group: Processes) -> None:
         print(f"{_count(len(entries), 'picture')} drawn on {where}: see {sheet} in {folder.final}")
 
 
-def settings_of(options: Options) -> Settings:
+def settings_of(options: Options, has_adapter: bool) -> Settings:
     from dpt.sampling.draw import Settings
 
     height, width = options.size
@@ -89,7 +92,7 @@ def settings_of(options: Options) -> Settings:
         width=width,
         guidance_interval=options.guidance_interval,
         guidance_rescale=options.guidance_rescale,
-        correction=options.correction.correction,
+        correction=options.correction.correction(options.num_timesteps, has_adapter),
     )
 
 

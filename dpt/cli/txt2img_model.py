@@ -90,15 +90,16 @@ def open_told(path: Path, shape: ShapeOptions) -> Checkpoint:
 
 def check_parts(options: Options, trained: Trained) -> None:
     """Whether what was asked for can be had of what is there."""
-    corrects = options.correction.correction.on
+    corrects = bool(options.correction.correction_factor)
     if trained.adapter is None:
         reason = f"and {trained.checkpoint.path} has none" if trained.checkpoint else "and there is none: say --ckpt"
         if corrects:
             fail(f"--correction_factor needs an adapter, {reason}")
         if options.n_candidates is not None:
             fail(f"--n_candidates needs an adapter to choose, {reason}")
+    corrects = options.correction.correction(options.num_timesteps, trained.adapter is not None).on
     if options.compare and not (corrects or trained.has_lora):
-        fail("--compare has nothing to compare: there is no LoRA, and --correction_factor is 0")
+        fail("--compare has nothing to compare: there is no LoRA, and nothing is corrected")
 
 
 def _check_told(told: dict[str, Any], config: AdapterConfig, path: Path) -> None:

@@ -10,7 +10,7 @@ import tyro
 
 from dpt.cli.embedded import EMBEDDED
 from dpt.errors import fail
-from dpt.sampling.options import Correction, Guidance, Interval
+from dpt.sampling.options import Correction, Guidance, Interval, correction_asked
 from dpt.sampling.schedulers import SCHEDULER_NAMES, check_name
 
 DEFAULT_PROMPT = "a red circle to the left of a blue square"
@@ -22,28 +22,34 @@ Flag = tyro.conf.FlagCreatePairsOff[bool]
 
 @dataclass(frozen=True)
 class CorrectionOptions:
-    correction_factor: float = 0.0
-    """How far to follow the gradient of the adapter's matching score at each step; 0 is not at all."""
-    correction_target: Literal["state", "input", "fused"] = "state"
-    """What is moved: the state, before it is denoised (the paper); only what the conditional branch sees of it (the
-    published code); or the next state, by a gradient that guidance's own forward pass is made to yield."""
-    correction_norm: Literal["none", "unit", "rms", "relative"] = "none"
-    """none: the gradient as it is. unit: its direction, the factor being its length. rms: its direction, the factor
-    being its length as a share of that of noise. relative: as a share of that of the predicted noise, which is nearly
-    the same and costs more."""
-    correction_start: float = 0.0
+    correction_factor: float | None = None
+    """How far to follow the gradient of the adapter's matching score at each step; 0 is not at all. Left out: as far,
+    and in the way, that was measured to be best on the embedded model, if there is an adapter."""
+    correction_target: Literal["state", "input", "fused"] | None = None
+    """What is moved: the state, before it is denoised (the paper; the default); only what the conditional branch sees
+    of it (the published code); or the next state, by a gradient that guidance's own forward pass is made to yield."""
+    correction_norm: Literal["none", "unit", "rms", "relative"] | None = None
+    """none: the gradient as it is; the default with a --correction_factor. unit: its direction, the factor being its
+    length. rms: its direction, the factor being its length as a share of that of noise; the default without. relative:
+    as a share of that of the predicted noise, which is nearly the same and costs more."""
+    correction_start: float | None = None
     """From here on, as a share of the way from noise to picture."""
-    correction_end: float = 1.0
+    correction_end: float | None = None
     """Up to here."""
-    correction_every: int = 1
+    correction_every: int | None = None
     """Only every so many steps of these."""
 
+    def correction(self, steps: int, has_adapter: bool) -> Correction:
+        said = {name.removeprefix("correction_"): value for name, value in self.given.items()}
+        return correction_asked(steps, has_adapter, **said)
+
     @property
-    def correction(self) -> Correction:
-        interval = Interval(self.correction_start, self.correction_end)
-        return Correction(
-            self.correction_factor, self.correction_target, self.correction_norm, interval, self.correction_every
-        )
+    def given(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @property
+    def given_beside_factor(self) -> list[str]:
+        return [name for name in self.given if name != "correction_factor"]
 
 
 @dataclass(frozen=True)
@@ -178,10 +184,10 @@ class Options:
     def without_effect(self) -> list[str]:
         """A sentence for each flag that was given and changes nothing."""
         found = self.idle.warnings
-        if not self.correction.correction.on:
-            said = asdict(self.correction).items()
-            given = [name for name, value in said if value != getattr(CorrectionOptions, name)]
-            found += [f"--{name} has no effect: --correction_factor is 0" for name in given]
+        if self.correction.correction_factor == 0:
+            found += [
+                f"--{name} has no effect: --correction_factor is 0" for name in self.correction.given_beside_factor
+            ]
         if self.guidance_scale == 1:
             guiding = ("guidance_start", "guidance_end", "guidance_rescale", "negative_prompt")
             given = [name for name in guiding if getattr(self, name) != getattr(Options, name)]
@@ -213,4 +219,4 @@ def check(options: Options) -> None:
             fail(f"--{one} and --{other} do not go together")
     check_name(options.scheduler)
     Guidance(options.guidance_scale, options.guidance_interval, options.guidance_rescale)
-    _ = options.correction.correction
+    options.correction.correction(options.num_timesteps, has_adapter=True)

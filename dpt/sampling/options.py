@@ -94,3 +94,34 @@ class Correction:
 
 
 UNCORRECTED = Correction()
+
+
+def recommended(steps: int) -> Correction:
+    """What the sweep on the embedded model found best for what it costs (docs/sampling.md). However many steps there
+    are, the whole way is corrected as much."""
+    return Correction(2.5 / max(steps, 1), "state", "rms", Interval(0, 0.6))
+
+
+def correction_asked(
+    steps: int,
+    has_adapter: bool,
+    factor: float | None = None,
+    target: str | None = None,
+    norm: str | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    every: int | None = None,
+) -> Correction:
+    """With a factor, a correction of it, and what else is said; without one, the recommended one and what else is
+    said, if there is an adapter to correct by. A factor by itself means what it means in the published code."""
+    if factor is None and not has_adapter:
+        return UNCORRECTED
+    begin = recommended(steps) if factor is None else Correction(factor)
+    interval = Interval(begin.interval.start if start is None else start, begin.interval.end if end is None else end)
+    return Correction(
+        begin.factor,
+        begin.target if target is None else target,
+        begin.norm if norm is None else norm,
+        interval,
+        begin.every if every is None else every,
+    )

@@ -16,7 +16,7 @@ from dpt.checkpoints import open_checkpoint
 from dpt.errors import UserError
 from dpt.sampling.draw import Settings, calls_per_picture
 from dpt.sampling.loop import Around, Call, denoise
-from dpt.sampling.options import Correction, Interval
+from dpt.sampling.options import Interval, correction_asked
 from dpt.sampling.pictures import to_picture
 from dpt.sampling.schedulers import MODELS_OWN, make_scheduler
 from dpt.sampling.scorer import Scorer
@@ -76,15 +76,25 @@ class DPTPipeline:
         latents: Tensor | None = None,
         output_type: str = "pil",
         callback_on_step_end: OnStepEnd | None = None,
-        correction_factor: float = 0.0,
-        correction_target: str = "state",
-        correction_norm: str = "none",
-        correction_start: float = 0.0,
-        correction_end: float = 1.0,
-        correction_every: int = 1,
+        correction_factor: float | None = None,
+        correction_target: str | None = None,
+        correction_norm: str | None = None,
+        correction_start: float | None = None,
+        correction_end: float | None = None,
+        correction_every: int | None = None,
     ) -> DPTPipelineOutput:
-        """`latents` are standard normal noise (B,C,h,w), and are drawn from `generator` if not given."""
-        interval = Interval(correction_start, correction_end)
+        """`latents` are standard normal noise (B,C,h,w), and are drawn from `generator` if not given. Without a
+        correction_factor the recommended correction is made, if there is an adapter; 0 is none."""
+        correction = correction_asked(
+            num_inference_steps,
+            self.adapter is not None,
+            correction_factor,
+            correction_target,
+            correction_norm,
+            correction_start,
+            correction_end,
+            correction_every,
+        )
         settings = Settings(
             num_inference_steps,
             guidance_scale,
@@ -93,7 +103,7 @@ class DPTPipeline:
             width,
             Interval(guidance_start, guidance_end),
             guidance_rescale,
-            Correction(correction_factor, correction_target, correction_norm, interval, correction_every),
+            correction,
         )
         prompts, negatives = _repeated(prompt, negative_prompt, num_images_per_prompt)
         if output_type not in OUTPUT_TYPES:

@@ -113,6 +113,10 @@ def test_the_report_counts_the_lines(drawn: Path, tmp_path: Path, capsys: pytest
     counted = json.loads((tmp_path / "results.json").read_text())
     assert counted["methods"].keys() == {"base", "tuned"}
     assert (tmp_path / "sheet.png").stat().st_size > 1000
+    lines = [json.loads(line) for line in (tmp_path / "summary.jsonl").read_text().splitlines()]
+    assert [(one["method"], one["category"], one["right"]) for one in lines] == [
+        (method, category, [0, 0]) for method in ("base", "tuned") for category in ("count", "single") for _ in range(2)
+    ]
 
 
 def test_a_folder_of_another_benchmark_is_refused(drawn: Path, model: Path, tuned: Path) -> None:

@@ -164,7 +164,7 @@ BAD_INPUT = [
     (("--correction_factor", "1"), "--correction_factor needs an adapter, and there is none: say --ckpt"),
     (("--correction_factor", "nan"), "the correction factor must be a number, not nan"),
     (("--correction_every", "0"), "a correction is made every step or every few, not every 0"),
-    (("--correction_start", "1"), "a correction is on from a start to an end with 0 <= start < end <= 1, not 1 to 1"),
+    (("--correction_start", "1"), "a correction is on from a start to an end with 0 <= start < end <= 1, not 1 to 0.6"),
     (("--guidance_end", "2"), "guidance is on from a start to an end with 0 <= start < end <= 1, not 0 to 2"),
     (("--guidance_rescale", "-1"), "the guidance rescale is between 0 and 1, not -1.0"),
     (("--ckpt", "/no/such/result"), "there is no checkpoint /no/such/result"),

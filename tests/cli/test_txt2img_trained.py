@@ -33,6 +33,7 @@ from tests.tiny_models import POCKET, PROMPT
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = [PROMPT, "two green stars", "a blue square", "a circle above a star", "three circles"]
+PLAIN = ("--correction_factor", "0")
 CORRECTED = ("--correction_factor", "3", "--correction_norm", "unit")
 
 
@@ -79,8 +80,8 @@ def test_adapter_and_lora_are_used_as_far_as_they_are_there(model: Path, result:
     runs = {}
     for name, words in {
         "base": ("--ckpt", "none"),
-        "adapter": ("--ckpt", str(result / "adapter")),
-        "tuned": ("--ckpt", str(result)),
+        "adapter": ("--ckpt", str(result / "adapter"), *PLAIN),
+        "tuned": ("--ckpt", str(result), *PLAIN),
         "corrected": ("--ckpt", str(result), *CORRECTED),
         "base corrected": ("--ckpt", str(result / "adapter"), *CORRECTED),
     }.items():
@@ -91,6 +92,20 @@ def test_adapter_and_lora_are_used_as_far_as_they_are_there(model: Path, result:
     told = record()["checkpoint"]
     assert isinstance(told, dict) and told["parts"] == ["adapter"]
     assert len(told["sha256"]["adapter.safetensors"]) == 64
+
+
+def test_unless_told_it_corrects_as_is_recommended(
+    model: Path, result: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = ("--correction_factor", "1.25", "--correction_norm", "rms", "--correction_end", "0.6")
+    runs = []
+    for words in ((), said, PLAIN):
+        assert call(model, "--ckpt", str(result), *words) == 0
+        runs.append(digests(newest()))
+    assert runs[0] == runs[1] != runs[2]
+    assert record()["settings"]["correction"]["factor"] == 0  # type: ignore[index]
+    assert call(model, "--ckpt", str(result / "lora"), "--correction_every", "2") == 0
+    assert "warning: --correction_every has no effect: there is no adapter" in capsys.readouterr().err
 
 
 def test_the_pictures_are_those_of_the_sampler(model: Path, result: Path, backbone: Backbone) -> None:
@@ -119,7 +134,7 @@ def test_the_embedded_models_own_result_is_the_default(
 
 def test_compare_draws_each_way_from_the_same_noise(model: Path, result: Path) -> None:
     alone = {}
-    for name, words in (("base", ("--ckpt", "none")), ("tuned", ("--ckpt", str(result)))):
+    for name, words in (("base", ("--ckpt", "none")), ("tuned", ("--ckpt", str(result), *PLAIN))):
         assert call(model, *words) == 0
         alone[name] = newest()
     assert call(model, "--ckpt", str(result), "--compare", *CORRECTED) == 0
@@ -227,7 +242,7 @@ def test_published_flags_that_do_nothing_are_said_to(
     model: Path, result: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     idle = ("--dropout", "0.1", "--fix_timestep", "5", "--masks", "--no_detection", "--no_freeze_text_encoder")
-    more = ("--text_encoder_type", "roberta-base", "--correction_target", "input", "--dtype", "float16")
+    more = ("--text_encoder_type", "roberta-base", "--correction_target", "input", "--dtype", "float16", *PLAIN)
     assert call(model, "--ckpt", str(result), *idle, *more, "--guidance_scale", "1", "--negative_prompt", "blue") == 0
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     flags = ("--dropout", "--fix_timestep", "--masks", "--no_detection", "--no_freeze_text_encoder",

@@ -11,6 +11,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from dpt.errors import UserError
+from dpt.sampling.options import recommended
 from dpt.sampling.pipeline import DPTPipeline
 from tests import tiny_models
 from tests.checkpoints.making import tiny_result
@@ -82,13 +83,16 @@ def test_the_lora_is_in_it_and_the_correction_changes_the_pictures(folder: Path,
         images: torch.Tensor = pipeline(PROMPT, latents=noise, output_type="latent", **OWN, **asked).images
         return images
 
-    tuned = drawn(pipe)
+    tuned = drawn(pipe, correction_factor=0)
     assert (tuned - drawn(bare)).abs().max() > 1e-3
     everything = {"correction_factor": 2.0, "correction_norm": "unit", "correction_end": 0.7, "correction_every": 1}
     corrected = [drawn(pipe, correction_target=target, **everything) for target in ("state", "input", "fused")]
     for one in corrected:
         assert (one - tuned).abs().max() > 1e-3
     assert not torch.equal(corrected[0], corrected[2])
+    usual = recommended(3)
+    said = {"factor": usual.factor, "target": usual.target, "norm": usual.norm, "end": usual.interval.end}
+    assert torch.equal(drawn(pipe), drawn(pipe, **{f"correction_{name}": value for name, value in said.items()}))
     with pytest.raises(UserError, match="a correction needs an adapter"):
         drawn(bare, correction_factor=1.0)
 
