@@ -1,12 +1,14 @@
 # make demo   pictures from the embedded model            make test   the whole test suite
 # make lint   ruff and mypy                               make tables the pictures and tables under docs/
-# make stage1 the adapter of ckpt/pocket-dpt (an hour)    make study  adapters of every feature, probed (hours)
+# make stage1 the adapter of ckpt/pocket-stage1 (an hour) make study  adapters of every feature, probed (hours)
+# make stage2 ckpt/pocket-dpt and its control (an hour)   make sweep  ways to correct (an hour)
+# make results the table of docs/results (three hours)
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 export TORCH_INDEX TORCH_BUILD
 
-.PHONY: demo test lint tables stage1 stage2 study environment dev-environment
+.PHONY: demo test lint tables stage1 stage2 results sweep study environment dev-environment
 
 demo: environment
 	$(RUN) txt2img.py --prompt "a red circle to the left of a blue square" --n_samples 4 --seed 1 --guidance_scale 3
@@ -40,8 +42,16 @@ TUNING = --mixed_precision bf16 --train_batch_size 16 --max_train_steps 1000 --l
 	--learning_rate 1e-4 --lr_scheduler linear --lr_warmup_steps 20 --logging_steps 50 --checkpoints_total_limit 1 \
 	--output_dir runs/stage2
 stage2: environment
-	$(RUN) train_stage2.py $(TUNING) --run_name dpt --adapter_precision bf16 --qformer_ckpt runs/stage1/both --mse_loss_coef 50
+	$(RUN) train_stage2.py $(TUNING) --run_name dpt --adapter_precision bf16 --qformer_ckpt ckpt/pocket-stage1 --mse_loss_coef 50
 	$(RUN) train_stage2.py $(TUNING) --run_name control --plain_lora
+
+results: environment
+	$(RUN) -m dpt bench run base control=ckpt/pocket-plain dpt=ckpt/pocket-dpt \
+		corrected=ckpt/pocket-dpt,factor=0.1,target=fused,norm=rms,end=0.6 --mixed_precision bf16 --out runs/results
+	$(RUN) -m dpt bench report runs/results --also control dpt --reference scenes --out docs/results
+
+sweep: environment
+	$(RUN) benchmarks/sweep.py --mixed_precision bf16 --out runs/sweep
 
 FEATURES = bottom0 bottom1 bottom2 mid up0 up1 up2 bottom0_up0 all-96-8
 study: environment

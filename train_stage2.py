@@ -1,4 +1,4 @@
-"""Stage 2, tuning: accelerate launch train_stage2.py --qformer_ckpt ckpt/pocket-dpt"""
+"""Stage 2, tuning: accelerate launch train_stage2.py --qformer_ckpt ckpt/pocket-stage1"""
 
 import sys
 

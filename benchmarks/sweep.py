@@ -1,6 +1,6 @@
 """How to correct: ways of self-correction by what they draw right, what they cost and how far from scenes they lead.
 
-    python benchmarks/sweep.py [--ckpt ckpt/pocket-dpt] [--prompts 60] [--out outputs/sweep]
+    python benchmarks/sweep.py [--ckpt ckpt/pocket-stage1] [--prompts 60] [--out outputs/sweep]
 
 Every way draws the same prompts of the pocket suite from the same noise. Stop and repeat at will: pictures that are
 there are not drawn again. Leaves sweep.json, table.md and sweep.png in OUT, and the benchmark beside them.
@@ -20,7 +20,7 @@ from typing import Any, Literal
 from sampling import products
 
 from dpt.cli import bench, bench_report
-from dpt.cli.embedded import CHECKOUT, EMBEDDED_CKPT
+from dpt.cli.embedded import CHECKOUT
 from dpt.cli.flags import parse_options
 from dpt.cli.versions import versions
 from dpt.evaluation.bench.methods import parse_method
@@ -47,7 +47,7 @@ ROUNDS, PICTURES = 3, 4
 
 @dataclass(frozen=True)
 class Options:
-    ckpt: Path = CHECKOUT / EMBEDDED_CKPT
+    ckpt: Path = CHECKOUT / "ckpt/pocket-stage1"
     """Its adapter corrects, in the model with its LoRA if it has one."""
     out: Path = Path("outputs/sweep")
     prompts: int = 60
@@ -189,11 +189,12 @@ def plot(ways: list[dict[str, Any]], floor: float, file: Path) -> None:
             target = None if one["difference"] is None else one["correction"]["target"]
             error = [[value - low], [high - value]]
             axis.errorbar(x(one), value, error, fmt="o", color=colours[target], elinewidth=0.6, capsize=2)
-            axis.annotate(one["way"], (x(one), value), xytext=(5, 3), textcoords="offset points", fontsize=8)
+            axis.annotate(one["way"], (x(one), value), xytext=(5, 3), textcoords="offset points", fontsize=7)
         axis.set(xlabel=label)
+        axis.margins(x=0.15)
         axis.grid(alpha=0.3)
     axes[0].set(ylabel="pictures that are right, %, mean of the categories")
-    axes[1].axvline(floor, color="grey", linestyle=":", linewidth=0.8)
+    axes[1].set(title=f"two sets of scenes of that size are {floor:.1f} apart", ylim=axes[0].get_ylim())
     figure.savefig(file, dpi=80)
     pyplot.close(figure)
 

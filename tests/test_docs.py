@@ -54,7 +54,7 @@ def test_the_card_tells_the_recipe() -> None:
 
 def test_the_adapters_tables_are_the_measured_ones() -> None:
     tables = (ROOT / "docs/stage1/table.md").read_text()
-    assert tables.strip() in (ROOT / "ckpt/pocket-dpt/README.md").read_text()
+    assert tables.strip() in (ROOT / "ckpt/pocket-stage1/README.md").read_text()
     row = next(line for line in tables.splitlines() if line.startswith("| up1 |")).split(" | ")
     matching, grounding = row[1], row[4]
     assert re.search(f"{_said(matching)} of 2,000 cases", _flat("README.md"))
@@ -64,10 +64,10 @@ def test_the_adapters_tables_are_the_measured_ones() -> None:
 
 def test_the_measured_adapter_is_the_shipped_one_and_reads_the_shipped_model() -> None:
     measured = json.loads((ROOT / "docs/stage1/probe.json").read_text())
-    record = json.loads((ROOT / "ckpt/pocket-dpt/adapter/adapter.json").read_text())
+    record = json.loads((ROOT / "ckpt/pocket-stage1/adapter/adapter.json").read_text())
     pocket = json.loads((ROOT / "docs/pocket/pocket.json").read_text())["model"]
     assert measured["model"] == record["base_hash"] == pocket
-    assert [one["where"] for one in measured["adapters"]] == ["ckpt/pocket-dpt/adapter"]
+    assert [one["where"] for one in measured["adapters"]] == ["ckpt/pocket-stage1/adapter"]
 
 
 def test_the_study_is_the_measured_one() -> None:

@@ -117,8 +117,13 @@ def ask(folder: Path, options: ProbeOptions, backbone: Backbone, streams: Mappin
 
     from dpt.checkpoints.opened import open_checkpoint
     from dpt.evaluation.probes.counts import count
+    from dpt.evaluation.probes.denoising import denoising_error
     from dpt.evaluation.probes.probe import Probe
     from dpt.evaluation.probes.study import Probed
+
+    def error() -> float:
+        total, asked = denoising_error(backbone, streams, options.val_batch_size)
+        return total / asked
 
     opened = open_checkpoint(folder)
     if opened.adapter is None:
@@ -128,11 +133,12 @@ def ask(folder: Path, options: ProbeOptions, backbone: Backbone, streams: Mappin
     name = f"{feature}, tuned" if lora else feature
     probe = Probe(backbone, opened.adapter.to(backbone.device), streams, options.timesteps, options.val_batch_size)
     answers = tqdm(probe.answers(), desc=f"{folder} ({name})", unit="answer", leave=False)
-    try:
-        return Probed(name, str(folder), tuple(count(answers)))
-    finally:
-        if lora:
-            lora.remove()
+    cells = tuple(count(answers))
+    if lora is None:
+        return Probed(name, str(folder), cells)
+    tuned = error()
+    lora.remove()
+    return Probed(name, str(folder), cells, (tuned, error()))
 
 
 def write(studied: list[Probed], options: ProbeOptions, backbone: Backbone) -> str:

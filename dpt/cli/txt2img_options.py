@@ -26,8 +26,9 @@ class CorrectionOptions:
     """How far to follow the gradient of the adapter's matching score at each step; 0 is not at all. Left out: as far,
     and in the way, that was measured to be best on the embedded model, if there is an adapter."""
     correction_target: Literal["state", "input", "fused"] | None = None
-    """What is moved: the state, before it is denoised (the paper; the default); only what the conditional branch sees
-    of it (the published code); or the next state, by a gradient that guidance's own forward pass is made to yield."""
+    """What is moved: the state, before it is denoised (the paper; the default with a --correction_factor); only what
+    the conditional branch sees of it (the published code); or the next state, by a gradient that guidance's own forward
+    pass is made to yield (the default without)."""
     correction_norm: Literal["none", "unit", "rms", "relative"] | None = None
     """none: the gradient as it is; the default with a --correction_factor. unit: its direction, the factor being its
     length. rms: its direction, the factor being its length as a share of that of noise; the default without. relative:

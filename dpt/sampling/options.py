@@ -99,7 +99,7 @@ UNCORRECTED = Correction()
 def recommended(steps: int) -> Correction:
     """What the sweep on the embedded model found best for what it costs (docs/sampling.md). However many steps there
     are, the whole way is corrected as much."""
-    return Correction(2.5 / max(steps, 1), "state", "rms", Interval(0, 0.6))
+    return Correction(2.5 / max(steps, 1), "fused", "rms", Interval(0, 0.6))
 
 
 def correction_asked(

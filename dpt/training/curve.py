@@ -29,7 +29,7 @@ def read_log(root: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 def plot_curve(root: Path, file: Path, title: str = "") -> None:
-    """Losses on the left, validation on the right."""
+    """Losses on the left, those of held-out pictures with dots; shares of right answers on the right."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -41,14 +41,17 @@ def plot_curve(root: Path, file: Path, title: str = "") -> None:
     for name in names:
         steps, values = zip(*((one["step"], one[name]) for one in losses if name in one), strict=True)
         left.plot(steps, _smoothed(values), label=name, linewidth=2 if name == "loss" else 1)
+    for name in validations[-1]["validation"] if validations else []:
+        steps, values = zip(*((one["step"], one["validation"][name]) for one in validations), strict=True)
+        if name in names:
+            left.plot(steps, values, "o:", markersize=3, linewidth=1, label=f"{name}, held out")
+        else:
+            right.plot(steps, [100 * share for share in values], marker="o", markersize=3, label=name)
     left.set(title="losses, smoothed", xlabel="step", yscale="log")
     left.legend(fontsize=8, ncols=2)
-    for name in validations[-1]["validation"] if validations else []:
-        steps, values = zip(*((one["step"], 100 * one["validation"][name]) for one in validations), strict=True)
-        right.plot(steps, values, marker="o", markersize=3, label=name)
     right.set(title="validation, %", xlabel="step", ylim=(0, 100))
     right.grid(alpha=0.3)
-    if validations:
+    if right.lines:
         right.legend(fontsize=8)
     figure.suptitle(title)
     figure.savefig(file, dpi=90)

@@ -77,6 +77,10 @@ def test_a_tuned_model_is_asked_with_its_lora_and_the_next_one_without(
     with_lora, bare, again = json.loads((tmp_path / "out" / "probe.json").read_text())["adapters"]
     assert [one["name"] for one in (with_lora, bare, again)] == ["up0, tuned", "up0", "up0"]
     assert bare["cells"] == again["cells"] != with_lora["cells"]
+    tuned, before = with_lora["denoising"]
+    assert tuned > before > 0, "what was filled at random denoises worse"
+    assert bare["denoising"] is None
+    assert f"| up0, tuned | {before:.4f} | {tuned:.4f} |" in (tmp_path / "out" / "table.md").read_text()
 
 
 def test_what_holds_no_adapter_cannot_be_asked(model: Path, tmp_path: Path) -> None:

@@ -97,7 +97,8 @@ def test_adapter_and_lora_are_used_as_far_as_they_are_there(model: Path, result:
 def test_unless_told_it_corrects_as_is_recommended(
     model: Path, result: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = ("--correction_factor", "1.25", "--correction_norm", "rms", "--correction_end", "0.6")
+    said = ("--correction_factor", "1.25", "--correction_target", "fused")
+    said += ("--correction_norm", "rms", "--correction_end", "0.6")
     runs = []
     for words in ((), said, PLAIN):
         assert call(model, "--ckpt", str(result), *words) == 0

@@ -22,6 +22,8 @@ class Probed:
     """As it is called in tables: the feature that it reads."""
     where: str
     cells: tuple[Cell, ...]
+    denoising: tuple[float, float] | None = None
+    """Of a tuned model: its mean square error on the true pictures, and what it was before."""
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)
@@ -60,6 +62,15 @@ def by_timestep(studied: Sequence[Probed], questions: tuple[str, ...]) -> str:
     )
 
 
+def forgotten(studied: Sequence[Probed]) -> str:
+    lines = ["| feature | before | tuned | change |", "|---|---|---|---|"]
+    for one in studied:
+        if one.denoising is not None:
+            tuned, before = one.denoising
+            lines.append(f"| {one.name} | {before:.4f} | {tuned:.4f} | {100 * (tuned / before - 1):+.1f} % |")
+    return "\n".join(lines)
+
+
 def report(studied: Sequence[Probed], timestep: int) -> str:
     """All tables, as Markdown."""
     parts = [
@@ -68,6 +79,8 @@ def report(studied: Sequence[Probed], timestep: int) -> str:
         ("Matching by timestep, both sides", by_timestep(studied, MATCHING)),
         ("Grounding by timestep, P@1", by_timestep(studied, (REC,))),
     ]
+    if any(one.denoising is not None for one in studied):
+        parts.append(("Denoising error of held-out pictures under their captions", forgotten(studied)))
     return "\n\n".join(f"### {title}\n\n{text}" for title, text in parts) + "\n"
 
 
