@@ -78,9 +78,9 @@ class Discriminative:
         for_grounding, for_matching = self._decode(features, t, 0 if batch.expressions is None else len(batch))
         losses: dict[str, Tensor] = {}
         if batch.matching is not None:
-            losses |= self._match(for_matching.unflatten(0, (len(MATCHING), len(batch))), texts)
+            losses |= self.match_losses(for_matching.unflatten(0, (len(MATCHING), len(batch))), texts)
         if batch.expressions is not None:
-            losses |= self._ground(for_grounding, batch.expressions, texts[EXPRESSION], share)
+            losses |= self.ground_losses(for_grounding, batch.expressions, texts[EXPRESSION], share)
         return losses
 
     def _decode(self, features: Tensor, t: Tensor, grounded: int) -> tuple[Tensor, Tensor]:
@@ -91,7 +91,7 @@ class Discriminative:
             return decoded
         return self.adapter.decode_apart(features, t, grounded)
 
-    def _match(self, decoded: Tensor, texts: Mapping[str, Text]) -> dict[str, Tensor]:
+    def match_losses(self, decoded: Tensor, texts: Mapping[str, Text]) -> dict[str, Tensor]:
         """L_i2t and L_t2i, from what was decoded for the pairs of MATCHING, (5,B,Q,d)."""
         vectors = self.adapter.matching_head(decoded.flatten(0, 1)).unflatten(0, decoded.shape[:2]).transpose(0, 1)
         captions = torch.stack([texts[kind].pooled for kind in (CAPTION, HARD_CAPTION, RANDOM_CAPTION)], dim=1)
@@ -101,7 +101,7 @@ class Discriminative:
             "t2i": text_to_image_loss(vectors[:, [0, 3, 4]], texts[CAPTION].pooled, scale),
         }
 
-    def _ground(self, decoded: Tensor, said: ExpressionBatch, text: Text, share: Tensor) -> dict[str, Tensor]:
+    def ground_losses(self, decoded: Tensor, said: ExpressionBatch, text: Text, share: Tensor) -> dict[str, Tensor]:
         """The losses of section 2.2 that are sums over boxes."""
         phrases = self._encode_phrases(said.texts, text)
         targets = self.targets(said, phrases).to(decoded.device)
