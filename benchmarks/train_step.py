@@ -3,7 +3,7 @@
     python benchmarks/train_step.py --stage 2 [--batch 4] [--rounds 5] [--model FOLDER] [--gpu]
 
 Without a model: a UNet of 35 million weights on latents of 32 x 32, under the pocket's text encoder and VAE; its
-weights are random, since they do not matter here. The ways take turns, so that whatever else the machine does slows all.
+weights are random, since they do not matter here. The ways take turns, so that what else the machine does slows all.
 
 - plain: the UNet alone, forward and backward, on the pictures that denoise (stage 2).
 - bare: one batched forward of all six pairs to the feature and one batched pass of the adapter, forward and backward;

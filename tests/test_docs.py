@@ -10,6 +10,8 @@ import pytest
 
 from dpt.evaluation.detectors.check import Row, Tally
 from dpt.pocket.recipe import RECIPE_FILE, read_recipe
+from dpt.records import to_plain
+from dpt.sampling.options import recommended
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "ckpt").rglob("*.md")])
@@ -75,6 +77,51 @@ def test_the_study_is_the_measured_one() -> None:
     measured = json.loads((ROOT / "docs/probe/probe.json").read_text())
     features = re.search(r"^FEATURES = (.*)$", (ROOT / "Makefile").read_text(), re.M)
     assert features and [one["name"] for one in measured["adapters"]] == features[1].split()
+
+
+def test_the_results_are_the_measured_ones_of_what_is_shipped() -> None:
+    from dpt.checkpoints import open_checkpoint
+    from dpt.weights import content_hash
+
+    assert (ROOT / "docs/results/table.md").read_text().strip() in (ROOT / "docs/stage2.md").read_text()
+    measured = json.loads((ROOT / "docs/results/results.json").read_text())
+    asked = measured["asked"]
+    assert (asked["prompts"], asked["per_prompt"], asked["suite"]) == (300, 4, "pocket")
+    pocket = json.loads((ROOT / "docs/pocket/pocket.json").read_text())["model"]
+    for method, folder in {"control": "pocket-plain", "dpt": "pocket-dpt", "corrected": "pocket-dpt"}.items():
+        checkpoint = open_checkpoint(ROOT / "ckpt" / folder)
+        made_of = measured["methods"][method]
+        assert checkpoint.lora is not None and made_of["lora"] == content_hash(checkpoint.lora.tensors)
+        assert made_of["model"] == pocket
+    assert checkpoint.adapter is not None and made_of["adapter"] == content_hash(checkpoint.adapter.state_dict())
+    assert made_of["correction"] == to_plain(recommended(asked["num_timesteps"]))
+
+
+def test_the_results_can_be_counted_again_from_their_lines() -> None:
+    lines = [json.loads(line) for line in (ROOT / "docs/results/summary.jsonl").read_text().splitlines()]
+    measured = json.loads((ROOT / "docs/results/results.json").read_text())
+    for result in measured["results"]:
+        own = [one for one in lines if one["method"] == result["method"]]
+        assert len(own) == 1500
+        for category in measured["asked"]["categories"]:
+            right = [one["right"] for one in own if one["category"] == category]
+            assert len(right) == 300 and {len(one) for one in right} == {4}
+            assert result["rates"][category]["value"] == pytest.approx(sum(map(sum, right)) / 1200)
+
+
+def test_the_sweep_is_the_measured_one_and_what_is_recommended_is_in_it() -> None:
+    document = (ROOT / "docs/sampling.md").read_text()
+    assert (ROOT / "docs/sweep/table.md").read_text().strip() in document
+    ways = json.loads((ROOT / "docs/sweep/sweep.json").read_text())["ways"]
+    assert to_plain(recommended(25)) in [one["correction"] for one in ways]
+
+
+def test_what_was_tried_is_the_measured_table() -> None:
+    assert (ROOT / "docs/stage2/pilots.md").read_text().strip() in (ROOT / "docs/stage2.md").read_text()
+
+
+def test_what_tuning_left_of_the_adapters_knowledge() -> None:
+    assert (ROOT / "docs/stage2/table.md").read_text().strip() in (ROOT / "docs/stage2.md").read_text()
 
 
 def _said(cell: str) -> str:

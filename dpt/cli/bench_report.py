@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from dpt.evaluation.bench.page.page import Counted
     from dpt.evaluation.bench.rows import Row
 
-SHOWN = 4
+SHOWN = 3
+ACROSS = 8
+"""Pictures side by side, as far as methods allow."""
 MANIFEST = "manifest.json"
 
 
@@ -142,7 +144,7 @@ def manifest(options: ReportOptions, record: Mapping[str, Any]) -> dict[str, Any
 
 
 def sheet(folder: Path, record: Mapping[str, Any], found: Mapping[str, Sequence[Row]]) -> Any:
-    """The first prompts of each category, none chosen; a row for each method, a column for each prompt."""
+    """The first prompts of each category, none chosen; of each the pictures of all methods side by side."""
     from dpt.evaluation.bench.pictures import open_picture
     from dpt.evaluation.contact_sheet import contact_sheet
 
@@ -152,11 +154,11 @@ def sheet(folder: Path, record: Mapping[str, Any], found: Mapping[str, Sequence[
         if row.index == 0 and len(of_category) < SHOWN:
             of_category.append(row)
     said = {True: "right", False: "wrong", None: "not judged"}
+    by_key = {name: {row.key: row for row in own} for name, own in found.items()}
     pictures, captions = [], []
-    for rows in first.values():
-        for name, own in found.items():
-            by_key = {row.key: row for row in own}
-            for row in (by_key[wanted.key] for wanted in rows if wanted.key in by_key):
-                pictures.append(open_picture(file_of(folder, record, name, row)))
-                captions.append(f"{name}, {said[row.passed]}: {row.prompt}")
-    return contact_sheet(pictures, captions, columns=SHOWN * (2 if len(first) % 2 == 0 else 1))
+    for wanted in (row.key for rows in first.values() for row in rows):
+        for name, own in by_key.items():
+            if (drawn := own.get(wanted)) is not None:
+                pictures.append(open_picture(file_of(folder, record, name, drawn)))
+                captions.append(f"{name}, {said[drawn.passed]}: {drawn.prompt}")
+    return contact_sheet(pictures, captions, columns=len(found) * max(1, ACROSS // len(found)))
