@@ -120,6 +120,10 @@ def test_what_was_tried_is_the_measured_table() -> None:
     assert (ROOT / "docs/stage2/pilots.md").read_text().strip() in (ROOT / "docs/stage2.md").read_text()
 
 
+def test_the_best_of_four_is_the_measured_one() -> None:
+    assert (ROOT / "docs/results/best4.md").read_text().strip() in (ROOT / "docs/stage2.md").read_text()
+
+
 def test_what_tuning_left_of_the_adapters_knowledge() -> None:
     assert (ROOT / "docs/stage2/table.md").read_text().strip() in (ROOT / "docs/stage2.md").read_text()
 
