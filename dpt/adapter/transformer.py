@@ -16,22 +16,23 @@ class Attention(nn.MultiheadAttention):
         super().__init__(config.hidden_dim, config.nheads, dropout=config.dropout, batch_first=True)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # type: ignore[override]
+        if self.training and self.dropout > 0:
+            mixed: Tensor = super().forward(query, key, value, need_weights=False)[0]
+            return mixed
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         # Maps arrive as (B,d,N) seen the other way round, which a product would go through place by place.
         inputs = (x.contiguous() for x in (query, key, value))
         projected = (linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True))
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in projected)
-        mixed = self._mix(q, k, v).transpose(1, 2).flatten(2)
-        read: Tensor = self.out_proj(mixed)
+        read: Tensor = self.out_proj(self._mix(q, k, v).transpose(1, 2).flatten(2))
         return read
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """For (B,heads,N,width of a head)."""
-        drops = self.dropout if self.training else 0.0
-        if q.device.type == "cpu" and q.dtype != torch.float32 and torch.is_grad_enabled() and not drops:
+        if q.device.type == "cpu" and q.dtype != torch.float32 and torch.is_grad_enabled():
             # The fused attention of half formats takes twice as long to differentiate, that of float32 half as long.
             return softmax((q / self.head_dim**0.5) @ k.mT, dim=-1) @ v
-        return scaled_dot_product_attention(q, k, v, dropout_p=drops)
+        return scaled_dot_product_attention(q, k, v)
 
 
 class Layer(nn.Module):
