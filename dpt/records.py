@@ -52,6 +52,10 @@ def _convert(kind: Any, content: Any, where: str) -> Any:
             raise UserError(f"{where}: expected {len(arms)} values, got {len(content)}")
         pairs = zip(arms, content, strict=True)
         return tuple(_convert(arm, item, f"{where}[{i}]") for i, (arm, item) in enumerate(pairs))
+    if origin is dict:
+        if not isinstance(content, dict):
+            raise UserError(f"{where}: expected an object, got {content!r}")
+        return {key: _convert(get_args(kind)[1], value, f"{where}: {key}") for key, value in content.items()}
     if kind is float and isinstance(content, int) and not isinstance(content, bool):
         return float(content)
     if kind is Path and isinstance(content, str):

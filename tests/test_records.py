@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -23,10 +23,11 @@ class Outer:
     count: int = 1
     where: Path | None = None
     pairs: tuple[tuple[str, float], ...] = ()
+    named: dict[str, Inner] = field(default_factory=dict)
 
 
 def test_there_and_back() -> None:
-    record = Outer("x", Inner((1.0, 2.0)), 3, Path("a/b"), (("p", 0.5),))
+    record = Outer("x", Inner((1.0, 2.0)), 3, Path("a/b"), (("p", 0.5),), {"one": Inner((3.0,))})
     assert from_plain(Outer, to_plain(record), "here") == record
 
 
@@ -42,6 +43,8 @@ def test_there_and_back() -> None:
         ({"name": "x", "inner": {"rates": 1}}, "expected a list"),
         ({"name": "x", "pairs": [["p"]]}, "expected 2 values, got 1"),
         ([], "expected an object"),
+        ({"name": "x", "named": []}, "here: named: expected an object, got []"),
+        ({"name": "x", "named": {"one": {"rate": 1}}}, "here: named: one: unknown key 'rate'"),
     ],
 )
 def test_faults_are_named(content: object, said: str) -> None:

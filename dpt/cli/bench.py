@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from dpt.cli.bench_looking import identity_of, panel_for
+from dpt.cli.bench_looking import identity_of, open_beside, panel_for
+from dpt.cli.bench_methods import parse_methods
 from dpt.cli.bench_record import claim
 from dpt.cli.embedded import EMBEDDED
 from dpt.cli.processes import Processes, processes, take_own_gpu
 from dpt.errors import fail
-from dpt.evaluation.bench.methods import BASE, Method, parse_method
+from dpt.evaluation.bench.methods import BASE, Method
 
 if TYPE_CHECKING:
     from dpt.adapter import Adapter
@@ -36,9 +37,10 @@ class RunOptions:
     """
 
     methods: tyro.conf.Positional[tuple[str, ...]]
-    """base for the model itself, or NAME=PATH for it with the LoRA there: a result of training, or any LoRA file. After
-    the path may stand ,factor=NUMBER to correct by the adapter there (and ,target= ,norm= ,start= ,end= ,every=),
-    ,candidates=N to keep the best of N, and ,lora=off."""
+    """base for the model itself; control, dpt, corrected, best4 for what is trained on the embedded one; NAME=PATH for
+    the model with the LoRA there: a result of training, or any LoRA file. After the path may stand ,factor=NUMBER to
+    correct by the adapter there (and ,target= ,norm= ,start= ,end= ,every=), ,candidates=N to keep the best of N,
+    and ,lora=off."""
     out: Path = Path("outputs/bench")
     pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
     suite: Annotated[str, tyro.conf.arg(metavar="NAME[=FILE]", help=SUITE_HELP)] = "pocket"
@@ -49,6 +51,9 @@ class RunOptions:
     """A CLIP that names the colour of each box, where the suite asks for colours and the detector tells none."""
     clip: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
     """A CLIP that scores each picture against its prompt, beside the judge; the pocket's own is ckpt/pocket/clip."""
+    itm: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """A checkpoint whose adapter scores each picture against its prompt; no test of pictures that were corrected or
+    chosen by such a score."""
     categories: tuple[str, ...] = ()
     """Default: all of the suite, but for the pocket's complex."""
     prompts: int | None = None
@@ -71,7 +76,7 @@ def run(options: RunOptions) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             fail(f"--{name} must be at least 1, not {value}")
-    methods = parse_methods(options.methods)
+    methods = parse_methods(options.methods, options.num_timesteps)
     with processes() as group:
         take_own_gpu()
         run_methods(methods, options, group)
@@ -81,7 +86,8 @@ def run_methods(methods: Sequence[Method], options: RunOptions, group: Processes
     from dpt.evaluation.suites.registry import load
 
     suite = load(options.suite, options.categories, options.prompts, options.seed)
-    panel = panel_for(suite, options.detector, options.colours, options.clip)
+    beside = open_beside(suite, options.clip, options.itm, options.pretrained_model_name_or_path)
+    panel = panel_for(suite, options.detector, options.colours, beside)
     for method in methods:
         run_method(method, options, group, suite, panel)
 
@@ -125,16 +131,6 @@ def what_is_asked(options: RunOptions) -> dict[str, Any]:
     from dpt.records import to_plain
 
     return {key: value for key, value in to_plain(options).items() if key not in ("methods", "out")}
-
-
-def parse_methods(said: Sequence[str]) -> list[Method]:
-    if not said:
-        fail("say which methods to run: base, or NAME=PATH of a checkpoint")
-    methods = [parse_method(one) for one in said]
-    names = [one.name for one in methods]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        fail(f"the method {twice!r} is there twice")
-    return methods
 
 
 def open_method(method: Method, options: RunOptions) -> tuple[Backbone, Adapter | None, dict[str, Any]]:

@@ -2,37 +2,64 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpt.cli.console import warn
-from dpt.cli.embedded import clip_location
+from dpt.cli.embedded import clip_location, model_location
 from dpt.errors import fail
 
 if TYPE_CHECKING:
-    from dpt.evaluation.bench.looking import Panel
+    from dpt.evaluation.bench.looking import Beside, Panel
     from dpt.evaluation.clip import Clip
+    from dpt.evaluation.matching import Matching
     from dpt.evaluation.suites.base import Suite
 
 ORACLE, NOBODY = "oracle", "none"
 
 
-def panel_for(suite: Suite, detector: str | None, colours: str | None, clip: str | None) -> Panel:
+def panel_for(suite: Suite, detector: str | None, colours: str | None, beside: Beside) -> Panel:
     from dpt.evaluation.bench.looking import Panel
     from dpt.evaluation.suites.base import check_classes
 
     if detector == NOBODY:
         if colours:
             fail("--colours reads the boxes of a detector, and --detector none has none")
-        return Panel(None, None, open_clip(clip, suite))
+        return Panel(None, None, beside)
     if suite.asking is None:
         if detector or colours:
             fail(f"the suite {suite.name} is not judged: --{'detector' if detector else 'colours'} would do nothing")
-        if clip is None:
+        if not beside.identities:
             warn(f"the suite {suite.name} is not judged, and without --clip its pictures are not scored either")
-        return Panel(None, None, open_clip(clip, suite))
+        return Panel(None, None, beside)
     opened = _open_detector(suite, detector or suite.detector or ORACLE, colours)
     check_classes(suite.prompts, opened.classes, f"the detector {opened.identity}")
-    return Panel(opened, suite.asking, open_clip(clip, suite))
+    return Panel(opened, suite.asking, beside)
+
+
+def open_beside(suite: Suite, clip: str | None, itm: Path | None, model: str) -> Beside:
+    from dpt.evaluation.bench.looking import Beside
+
+    return Beside(open_clip(clip, suite), open_matching(itm, model))
+
+
+def open_matching(checkpoint: Path | None, model: str) -> Matching | None:
+    """The adapter there, and the model as that adapter was trained to read it: with its LoRA, if it has one."""
+    if checkpoint is None:
+        return None
+    from dpt.backbone import Backbone
+    from dpt.checkpoints import open_checkpoint
+    from dpt.evaluation.matching import Matching
+    from dpt.weights import content_hash
+
+    opened = open_checkpoint(checkpoint)
+    if opened.adapter is None:
+        fail(f"{checkpoint} has no adapter, whose score --itm asks for")
+    backbone = Backbone.open(model_location(model), dtype="float32")
+    if lora := opened.attach(backbone):
+        lora.merge()
+    digest = content_hash({**opened.adapter.state_dict(), **(opened.lora.tensors if opened.lora else {})})
+    return Matching(backbone, opened.adapter, f"adapter {checkpoint.resolve().name} {digest[:12]}")
 
 
 def _open_detector(suite: Suite, name: str, colours: str | None) -> Any:
@@ -70,6 +97,4 @@ def identity_of(suite: Suite, panel: Panel) -> dict[str, str]:
     found = {"detector": panel.detector.identity if panel.detector else "none", "suite": suite.id}
     if suite.judge:
         found["judge"] = suite.judge
-    if panel.clip:
-        found["clip"] = panel.clip.identity
-    return {**found, "suite_hash": suite.hash}
+    return {**found, **panel.beside.identities, "suite_hash": suite.hash}

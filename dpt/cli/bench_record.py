@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dpt.evaluation.suites.base import Suite
 
 RECORD = "bench.json"
-ADDED = {"suite": "pocket", "detector": None, "colours": None, "clip": None}
+ADDED = {"suite": "pocket", "detector": None, "colours": None, "clip": None, "itm": None}
 """Options that older records do not have, and what held then."""
 
 
@@ -37,17 +37,23 @@ def claim(out: Path, asked: Mapping[str, Any], method: str, identity: Mapping[st
 
 
 def check_one_judge(methods: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
-    """Verdicts of two judges, or scores of two CLIPs, are not counted in one table."""
+    """Verdicts of two judges, or scores of two CLIPs or adapters, are not counted in one table."""
     (first, one), *others = methods.items()
     for name, other in others:
-        for key in ("detector", "judge", "suite", "clip"):
+        for key in ("detector", "judge", "suite", "clip", "itm"):
             if one.get(key) != other.get(key):
                 fail(f"in {folder}, {first} and {name} differ in their {key}: they cannot share a table")
 
 
+def check_asked_alike(asked: Mapping[str, Any], other: Mapping[str, Any], what: str) -> None:
+    one, two = (_comparable({**ADDED, **each}) for each in (asked, other))
+    if unlike := [key for key in {**one, **two} if one.get(key) != two.get(key)]:
+        fail(f"{what} was run with another --{unlike[0]}: {two.get(unlike[0])!r}, here {one.get(unlike[0])!r}")
+
+
 def _comparable(asked: Mapping[str, Any]) -> dict[str, Any]:
     """Without what a method's identity tells better: a file or a model may be moved, but not be another."""
-    kept = {key: value for key, value in asked.items() if key not in ("detector", "colours", "clip")}
+    kept = {key: value for key, value in asked.items() if key not in ("detector", "colours", "clip", "itm")}
     return {**kept, "suite": str(asked["suite"]).partition("=")[0]}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from dpt.cli.bench import BASE
+from dpt.cli.bench_kept import open_earlier
 from dpt.cli.bench_record import check_one_judge, pictures_of, read_record
 from dpt.cli.embedded import EMBEDDED_CLIP, clip_location
 from dpt.errors import fail
@@ -38,6 +39,9 @@ class ReportOptions:
     """The method that the others are compared with."""
     also: tuple[str, ...] = ()
     """Further methods to be compared with, for instance a control."""
+    kept: Path | None = None
+    """The folder of an earlier report on the same pictures asked for: its methods stand in the tables too, counted from
+    its summary.jsonl. One that is in both is taken from FOLDER."""
     out: Path | None = None
     """Where the files go; default: the folder itself."""
     reference: Annotated[str | None, tyro.conf.arg(metavar="scenes|FOLDER")] = None
@@ -59,22 +63,25 @@ def report(options: ReportOptions) -> None:
         fail("--encoder is what --reference is compared by, and none is given")
     record = read_record(options.folder)
     check_one_judge(record["methods"], options.folder)
-    found = {name: rows.read(options.folder / f"{name}.jsonl") for name in record["methods"]}
+    drawn = {name: rows.read(options.folder / f"{name}.jsonl") for name in record["methods"]}
+    earlier = open_earlier(options.kept, record, drawn)
+    found = {**earlier.lines, **drawn}
     for name in (options.baseline, *options.also):
         if name not in found:
             fail(f"there is no method {name!r} in {options.folder}; there are {', '.join(found)}")
-    results = counting.results(found, str(record["asked"]["suite"]))
+    results = [*earlier.results, *counting.results(drawn, str(record["asked"]["suite"]))]
     apart = [
         counting.difference(found[name], found[other])
         for other in (options.baseline, *options.also)
         for name in found
         if name not in (options.baseline, other)
     ]
-    fidelity = fidelity_of(options, record, found)
+    fidelity = earlier.beside(fidelity_of(options, record, drawn))
     tables = counting.tables(results, apart)
     if fidelity:
         tables += f"\n\n{fidelity.table}"
-    write(options, tables, Counted(record, options.baseline, results, apart, found, fidelity))
+    record = {**record, "methods": {**earlier.made_of, **record["methods"]}}
+    write(options, tables, Counted(record, options.baseline, results, apart, drawn, fidelity, earlier.lines))
     print(tables)
 
 
@@ -115,32 +122,48 @@ def write(options: ReportOptions, tables: str, counted: Counted) -> None:
     }
     if counted.fidelity:
         numbers["fidelity"] = asdict(counted.fidelity)
+    made_of = manifest(options, counted)
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / MANIFEST).unlink(missing_ok=True)
         (out / "results.json").write_text(json.dumps({**record, **numbers}, indent=1) + "\n")
         (out / "table.md").write_text(f"{tables}\n")
-        (out / "summary.jsonl").write_text("".join(summary(counted.rows)))
+        (out / "summary.jsonl").write_text("".join(summary({**counted.kept, **counted.rows})))
         sheet(options.folder, record, counted.rows).save(out / "sheet.png", optimize=True)
         (out / "report.html").write_text(html, encoding="utf-8")
         # Last, so that a report with a manifest is a whole one.
-        (out / MANIFEST).write_text(json.dumps(manifest(options, record), indent=1) + "\n")
+        (out / MANIFEST).write_text(json.dumps(made_of, indent=1) + "\n")
     except OSError as error:
         fail(f"cannot write into {out}: {error.strerror or error}")
 
 
-def manifest(options: ReportOptions, record: Mapping[str, Any]) -> dict[str, Any]:
+def manifest(options: ReportOptions, counted: Counted) -> dict[str, Any]:
     """What the numbers were counted from, and by which versions of what."""
     from dpt.cli.versions import versions
     from dpt.weights import sha256
 
+    record = counted.record
     hashes = {identity.get("suite_hash") for identity in record["methods"].values()} - {None}
     return {
         "suite": str(record["asked"]["suite"]).partition("=")[0],
         "suite_hash": hashes.pop() if len(hashes) == 1 else None,
         "versions": versions(),
-        "lines": {f"{name}.jsonl": sha256(options.folder / f"{name}.jsonl") for name in record["methods"]},
+        "lines": {
+            **known_lines(options.kept, counted.kept),
+            **{f"{name}.jsonl": sha256(options.folder / f"{name}.jsonl") for name in counted.rows},
+        },
     }
+
+
+def known_lines(kept: Path | None, methods: Iterable[str]) -> dict[str, str]:
+    """The hashes of lines that an earlier report was counted from, if it was a whole one."""
+    if kept is None or not (kept / MANIFEST).exists():
+        return {}
+    try:
+        lines = json.loads((kept / MANIFEST).read_text())["lines"]
+        return {f"{name}.jsonl": str(lines[f"{name}.jsonl"]) for name in methods}
+    except (OSError, ValueError, KeyError, TypeError):
+        fail(f"{kept / MANIFEST} is not the manifest of a report")
 
 
 def sheet(folder: Path, record: Mapping[str, Any], found: Mapping[str, Sequence[Row]]) -> Any:

@@ -11,14 +11,14 @@ from typing import Annotated, Any
 import tyro
 
 from dpt.cli.bench import MADE_OF
-from dpt.cli.bench_looking import identity_of, open_clip, panel_for
+from dpt.cli.bench_looking import identity_of, open_beside, panel_for
 from dpt.cli.bench_record import all_asked, claim, pictures_of, read_record, suite_of
 from dpt.errors import fail
 
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """Judge what `dpt bench run` has drawn by another detector, or add CLIP scores to its lines; nothing is drawn.
+    """Judge what `dpt bench run` has drawn by another detector, or add scores to its lines; nothing is drawn.
 
     Stop and repeat at will. Lines go into OUT/METHOD.jsonl; `dpt bench report OUT` counts them.
     """
@@ -27,11 +27,14 @@ class ScoreOptions:
     out: Path
     """Another folder: the lines of two detectors never share one."""
     detector: Annotated[str | None, tyro.conf.arg(metavar="oracle|none|FOLDER|HUB_ID")] = None
-    """As for `dpt bench run`; without it the verdicts stay as they are and only --clip is added."""
+    """As for `dpt bench run`; without it the verdicts stay as they are and only --clip and --itm are added."""
     colours: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
     """A CLIP that names the colour of each box, where the suite asks for colours and the detector tells none."""
     clip: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
     """A CLIP that scores each picture against its prompt."""
+    itm: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """A checkpoint whose adapter scores each picture against its prompt; no test of pictures that were corrected or
+    chosen by such a score."""
     suite: Annotated[str | None, tyro.conf.arg(metavar="NAME=FILE")] = None
     """Where the suite's file is now, if it has been moved."""
     methods: tuple[str, ...] = ()
@@ -39,8 +42,8 @@ class ScoreOptions:
 
 
 def score(options: ScoreOptions) -> None:
-    if not options.detector and not options.clip:
-        fail("say --detector to judge again, --clip to add its scores, or both")
+    if not (options.detector or options.clip or options.itm):
+        fail("say --detector to judge again, --clip or --itm to add scores, or several of them")
     if options.colours and not options.detector:
         fail("--colours reads the boxes of a --detector, and none is given")
     if options.out.resolve() == options.folder.resolve():
@@ -50,24 +53,25 @@ def score(options: ScoreOptions) -> None:
     from dpt.evaluation.bench import rows
     from dpt.evaluation.bench import run as bench
     from dpt.evaluation.bench.looking import Again, Look
+    from dpt.records import to_plain
 
     record = read_record(options.folder)
     suite = suite_of(record, options.suite)
     asked = all_asked(record, suite)
     pictures = pictures_of(options.folder, record)
     look: Look
-    looking = {key: getattr(options, key) for key in ("detector", "colours", "clip")}
+    looking = {key: to_plain(options)[key] for key in ("detector", "colours", "clip", "itm")}
+    beside = open_beside(suite, options.clip, options.itm, str(record["asked"]["pretrained_model_name_or_path"]))
     if options.detector:
-        panel = panel_for(suite, options.detector, options.colours, options.clip)
-    clip = None if options.detector else open_clip(options.clip, suite)
+        panel = panel_for(suite, options.detector, options.colours, beside)
     for name in chosen(options, record):
         known = record["methods"][name]
-        if clip is None:
+        if options.detector:
             made_of = {key: known[key] for key in MADE_OF if key in known}
             look, identity = panel, {**identity_of(suite, panel), **made_of}
         else:
             lines = {row.key: row for row in rows.read(options.folder / f"{name}.jsonl")}
-            look, identity = Again(lines, clip), {**known, "clip": clip.identity}
+            look, identity = Again(lines, beside), {**known, **beside.identities}
         # Relative, so that the two folders can be moved together.
         where = os.path.relpath(pictures, options.out)
         claim(options.out, {**record["asked"], **looking}, name, identity, pictures=where)

@@ -9,6 +9,7 @@ from dpt.errors import UserError
 EMBEDDED = "ckpt/pocket"
 EMBEDDED_CLIP = "ckpt/pocket/clip"
 EMBEDDED_CKPT = "ckpt/pocket-dpt"
+EMBEDDED_CONTROL = "ckpt/pocket-plain"
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 

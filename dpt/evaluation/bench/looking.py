@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from dpt.errors import UserError
 from dpt.evaluation.bench.asked import Asked, Key
@@ -16,9 +16,42 @@ from dpt.evaluation.suites.base import Asking
 
 if TYPE_CHECKING:
     from dpt.evaluation.clip import Clip
+    from dpt.evaluation.matching import Matching
 
 Look = Callable[[str, Sequence[Asked], Sequence[Image]], list[Row]]
 """The lines of a method's pictures."""
+
+
+class Scores(TypedDict, total=False):
+    """By the name that a line has each under."""
+
+    clip: float
+    itm: float
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What scores each picture against its prompt, beside the verdict."""
+
+    clip: Clip | None = None
+    itm: Matching | None = None
+
+    @property
+    def identities(self) -> dict[str, str]:
+        return {name: one.identity for name, one in (("clip", self.clip), ("itm", self.itm)) if one}
+
+    def scores(self, part: Sequence[Asked], pictures: Sequence[Image]) -> list[Scores]:
+        texts, found = [one.prompt.text for one in part], [Scores() for _ in part]
+        if self.clip:
+            for own, near in zip(found, self.clip.cosine(pictures, texts), strict=True):
+                own["clip"] = round(near, 5)
+        if self.itm:
+            for own, matching in zip(found, self.itm.scores(pictures, texts), strict=True):
+                own["itm"] = round(matching, 5)
+        return found
+
+
+NOTHING_BESIDE = Beside()
 
 
 @dataclass(frozen=True)
@@ -26,7 +59,7 @@ class Panel:
     detector: Detector | None
     """None: nothing is judged."""
     asking: Asking | None
-    clip: Clip | None = None
+    beside: Beside = NOTHING_BESIDE
 
     @property
     def told(self) -> Asking | None:
@@ -35,8 +68,8 @@ class Panel:
 
     def __call__(self, method: str, part: Sequence[Asked], pictures: Sequence[Image]) -> list[Row]:
         seen = self._seen(method, part, pictures)
-        near = cosines(self.clip, part, pictures)
-        return [self._row(method, *one) for one in zip(part, seen, near, strict=True)]
+        scores = self.beside.scores(part, pictures)
+        return [self._row(method, *one) for one in zip(part, seen, scores, strict=True)]
 
     def _seen(self, method: str, part: Sequence[Asked], pictures: Sequence[Image]) -> list[Detections]:
         if self.detector is None:
@@ -49,31 +82,25 @@ class Panel:
             return found
         return [fit(seen, *picture.shape[1::-1]) for seen, picture in zip(found, pictures, strict=True)]
 
-    def _row(self, method: str, one: Asked, seen: Detections, near: float | None) -> Row:
+    def _row(self, method: str, one: Asked, seen: Detections, scores: Scores) -> Row:
         if self.detector is None:
-            return row_of(method, one.prompt, one.index, one.seed, seen, None, near)
+            return row_of(method, one.prompt, one.index, one.seed, seen, None, **scores)
         verdict = judge(one.prompt, seen, self.told)
         shown = seen if self.told is None else counted(one.prompt, seen, self.told)
-        return row_of(method, one.prompt, one.index, one.seed, shown, verdict, near)
+        return row_of(method, one.prompt, one.index, one.seed, shown, verdict, **scores)
 
 
 @dataclass(frozen=True)
 class Again:
-    """The lines as they are, with CLIP's cosine added to each."""
+    """The lines as they are, with scores added to each."""
 
     known: Mapping[Key, Row]
-    clip: Clip
+    beside: Beside
 
     def __call__(self, method: str, part: Sequence[Asked], pictures: Sequence[Image]) -> list[Row]:
         for one in part:
             if one.key not in self.known:
                 what = f"picture {one.index} of {one.prompt.id} by {method}"
                 raise UserError(f"{what} has no line yet: end its run first")
-        near = cosines(self.clip, part, pictures)
-        return [replace(self.known[one.key], clip=value) for one, value in zip(part, near, strict=True)]
-
-
-def cosines(clip: Clip | None, part: Sequence[Asked], pictures: Sequence[Image]) -> list[float | None]:
-    if clip is None:
-        return [None] * len(part)
-    return [round(value, 5) for value in clip.cosine(pictures, [one.prompt.text for one in part])]
+        found = self.beside.scores(part, pictures)
+        return [replace(self.known[one.key], **scores) for one, scores in zip(part, found, strict=True)]

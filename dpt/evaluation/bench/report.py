@@ -14,6 +14,11 @@ from dpt.evaluation.bench.visor import visor
 from dpt.evaluation.intervals import Estimate, bootstrap
 
 OVERALL = "all"
+SCORES = {"clip": "CLIP cosine", "itm": "ITM score"}
+NOT_HELD_OUT = (
+    "The ITM score is not held out: corrected and chosen pictures are made by such a score, "
+    "and of these it proves nothing."
+)
 By = Mapping[str, np.ndarray]
 """For each category, one value of each of its prompts, in a fixed order: the mean over the prompt's pictures."""
 
@@ -27,6 +32,8 @@ class Result:
     """Of all objects, those that the detector could name; None for one that is told what to look for."""
     clip: dict[str, Estimate] = field(default_factory=dict)
     """Mean cosine of picture and prompt, by category and over all."""
+    itm: dict[str, Estimate] = field(default_factory=dict)
+    """Mean matching score of an adapter."""
     measures: dict[str, Estimate] = field(default_factory=dict)
     """The suite's own."""
     pictures: int = 0
@@ -40,6 +47,7 @@ class Difference:
     baseline: str
     points: dict[str, Estimate]
     clip: dict[str, Estimate] = field(default_factory=dict)
+    itm: dict[str, Estimate] = field(default_factory=dict)
 
 
 def results(rows: Mapping[str, Sequence[Row]], suite: str = "") -> list[Result]:
@@ -47,21 +55,21 @@ def results(rows: Mapping[str, Sequence[Row]], suite: str = "") -> list[Result]:
 
 
 def _result(method: str, rows: Sequence[Row], suite: str) -> Result:
-    rates, clip = (_estimates(_by_prompt(rows, value)) if value else {} for value in _values(rows))
+    rates, clip, itm = (_estimates(_by_prompt(rows, value)) if value else {} for value in _values(rows))
     measures = visor(rows) if suite == SR2D and rates else {}
     cut = sum(row.clipped for row in rows), sum(row.outside for row in rows)
-    return Result(method, rates, _readable(rows) if rates else None, clip, measures, len(rows), *cut)
+    return Result(method, rates, _readable(rows) if rates else None, clip, itm, measures, len(rows), *cut)
 
 
 def difference(method: Sequence[Row], baseline: Sequence[Row]) -> Difference:
     """Prompt by prompt, since both drew the same prompts from the same noise."""
     _check_paired(method, baseline)
     pairs = zip(_values(method), _values(baseline), strict=True)
-    points, clip = (
+    points, clip, itm = (
         _estimates(_apart(_by_prompt(method, one), _by_prompt(baseline, other))) if one and other else {}
         for one, other in pairs
     )
-    return Difference(method[0].method, baseline[0].method, points, clip)
+    return Difference(method[0].method, baseline[0].method, points, clip, itm)
 
 
 def _apart(one: By, other: By) -> By:
@@ -79,11 +87,16 @@ def _check_paired(method: Sequence[Row], baseline: Sequence[Row]) -> None:
 Value = Callable[[Row], float]
 
 
-def _values(rows: Sequence[Row]) -> tuple[Value | None, Value | None]:
+def _values(rows: Sequence[Row]) -> tuple[Value | None, Value | None, Value | None]:
     """How to read off a line whether it is right and how near it is to its text, where all lines say so."""
     judged = _all_or_none(rows, lambda row: row.passed is not None, "a verdict")
-    scored = _all_or_none(rows, lambda row: row.clip is not None, "a CLIP score")
-    return (lambda row: float(bool(row.passed))) if judged else None, (lambda row: row.clip or 0.0) if scored else None
+    near = _all_or_none(rows, lambda row: row.clip is not None, "a CLIP score")
+    matching = _all_or_none(rows, lambda row: row.itm is not None, "an ITM score")
+    return (
+        (lambda row: float(bool(row.passed))) if judged else None,
+        (lambda row: row.clip or 0.0) if near else None,
+        (lambda row: row.itm or 0.0) if matching else None,
+    )
 
 
 def _all_or_none(rows: Sequence[Row], has: Callable[[Row], bool], what: str) -> bool:
@@ -125,7 +138,8 @@ def tables(found: Sequence[Result], apart: Sequence[Difference]) -> str:
         table(found) if found[0].rates else "",
         difference_table(apart) if apart and apart[0].points else "",
         _measure_table(found) if found[0].measures else "",
-        _clip_table(found, apart) if found[0].clip else "",
+        *(_score_table(name, title, found, apart) for name, title in SCORES.items()),
+        NOT_HELD_OUT if found[0].itm else "",
         "\n".join(_cut_boxes(one) for one in found if one.clipped or one.outside),
     ]
     return "\n\n".join(part for part in parts if part) or "Nothing was judged or scored: there is nothing to count."
@@ -154,13 +168,16 @@ def _measure_table(found: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def _clip_table(found: Sequence[Result], apart: Sequence[Difference]) -> str:
-    categories = list(found[0].clip)
-    lines = _heading("CLIP cosine", *categories)
-    lines += [_line(one.method, *(one.clip[category].plain for category in categories)) for one in found]
-    lines += [
-        _line(_pair(one), *(one.clip[category].plain_signed for category in categories)) for one in apart if one.clip
-    ]
+def _score_table(name: str, title: str, found: Sequence[Result], apart: Sequence[Difference]) -> str:
+    """Of those that were scored: some may have been kept without."""
+    scored = {one.method: getattr(one, name) for one in found if getattr(one, name)}
+    differences = {_pair(one): getattr(one, name) for one in apart if getattr(one, name)}
+    if not scored:
+        return ""
+    categories = list(next(iter(scored.values())))
+    lines = _heading(title, *categories)
+    lines += [_line(method, *(own[category].plain for category in categories)) for method, own in scored.items()]
+    lines += [_line(pair, *(own[each].plain_signed for each in categories)) for pair, own in differences.items()]
     return "\n".join(lines)
 
 

@@ -53,13 +53,15 @@ class Row:
     """Boxes that were cut to the picture."""
     outside: int = 0
     """Boxes with nothing of the picture in them, which do not count."""
+    itm: float | None = None
+    """The matching score of an adapter."""
 
     @property
     def key(self) -> tuple[str, int]:
         return self.prompt_id, self.index
 
 
-_OPTIONAL = {"clip": None, "clipped": 0, "outside": 0}
+_OPTIONAL = {"clip": None, "clipped": 0, "outside": 0, "itm": None}
 
 
 def row_of(
@@ -70,12 +72,13 @@ def row_of(
     seen: Detections,
     verdict: Verdict | None,
     clip: float | None = None,
+    itm: float | None = None,
 ) -> Row:
     objects = tuple(SeenObject(o.label, o.colour, o.size, _corners(o.box), o.confidence) for o in seen.objects)
     atoms = tuple(JudgedAtom(atom.sort, atom.text, atom.met) for atom in verdict.atoms) if verdict else ()
     told = prompt.id, index, prompt.category, prompt.text, prompt.unseen, noise_seed
     found = atoms, objects, len(seen.unreadable), clip, seen.clipped, seen.outside
-    return Row(method, *told, verdict.passed if verdict else None, *found)
+    return Row(method, *told, verdict.passed if verdict else None, *found, itm=itm)
 
 
 def _corners(box: Box) -> tuple[float, ...]:

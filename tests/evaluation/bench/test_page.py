@@ -83,7 +83,7 @@ def test_a_case_is_alike_only_if_it_is_so_for_all() -> None:
     third = [row("third", one.prompt_id, one.index, passed=one.prompt_id in "bd") for one in ROWS["base"]]
     found = {section.title.split(",")[0]: section for section in sections({**ROWS, "third": third}, "base")}
     assert {title: len(section.cases) for title, section in found.items()} == {
-        "Worse than the baseline": 4, "Better than the baseline": 2,
+        "Worse than base": 4, "Better than base": 2,
     }  # fmt: skip
 
 

@@ -43,8 +43,8 @@ def sections(found: Mapping[str, Sequence[Row]], baseline: str) -> list[Section]
     better = tuple(case for case in reversed(ranked) if gain(case, baseline) >= 0 and not _alike(case))
     alike = [case for case in cases if _alike(case)]
     return _kept([
-        Section("Worse than the baseline, the worst first", worse),
-        Section("Better than the baseline, and none worse", better),
+        Section(f"Worse than {baseline}, the worst first", worse),
+        Section(f"Better than {baseline}, and none worse", better),
         Section("Wrong by all", _of(alike, False)),
         Section("Right by all", _of(alike, True)),
         Section("Alike", _of(alike, None)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
@@ -12,7 +12,7 @@ from dpt.evaluation.bench.page.cases import sections
 from dpt.evaluation.bench.page.charts import difference_charts, rate_charts
 from dpt.evaluation.bench.page.pictures import WIDEST, Album
 from dpt.evaluation.bench.page.style import STYLE
-from dpt.evaluation.bench.report import Difference, Result
+from dpt.evaluation.bench.report import NOT_HELD_OUT, SCORES, Difference, Result
 from dpt.evaluation.bench.rows import Row
 from dpt.evaluation.intervals import Estimate
 
@@ -32,6 +32,8 @@ class Counted:
     differences: Sequence[Difference]
     rows: Mapping[str, Sequence[Row]]
     fidelity: Fidelity | None = None
+    kept: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    """Lines of methods that an earlier report counted: without pictures here."""
 
 
 def page(counted: Counted, album: Album) -> str:
@@ -56,7 +58,8 @@ def _what_was_run(counted: Counted) -> str:
         f"guidance {asked.get('guidance_scale')}, {asked.get('per_prompt')} pictures for each prompt",
     }
     identities: dict[str, Any] = next(iter(counted.record["methods"].values()))
-    told |= {key: str(identities[key]) for key in ("judge", "detector", "clip", "suite_hash") if key in identities}
+    by = ("judge", "detector", "clip", "itm", "suite_hash")
+    told |= {key: str(identities[key]) for key in by if key in identities}
     told |= {f"boxes, {one.method}": f"{one.clipped:,} cut to the picture, {one.outside:,} outside and not counted"
              for one in counted.results if one.clipped or one.outside}  # fmt: skip
     lines = "".join(f"<dt>{escape(key.replace('_', ' '))}</dt><dd>{escape(value)}</dd>" for key, value in told.items())
@@ -87,18 +90,22 @@ def _others(counted: Counted) -> str:
     cards = []
     for one in counted.results:
         cards += [_card(f"{one.method}: the suite's own measures, %", _said(one.measures, "percent"))]
-        cards += [_card(f"{one.method}: CLIP cosine", _said(one.clip, "plain"))]
+        cards += [_card(f"{one.method}: {title}", _said(getattr(one, name), "plain")) for name, title in SCORES.items()]
         if one.readable:
             cards.append(_card(f"{one.method}: objects readable, %", {"of all that were seen": one.readable.percent}))
     for apart in counted.differences:
-        cards += [_card(f"{apart.method} - {apart.baseline}: CLIP cosine", _said(apart.clip, "plain_signed"))]
+        cards += [
+            _card(f"{apart.method} - {apart.baseline}: {title}", _said(getattr(apart, name), "plain_signed"))
+            for name, title in SCORES.items()
+        ]
     shown = "".join(cards)
-    fidelity = ""
+    notes = [NOT_HELD_OUT] if any(one.itm for one in counted.results) else []
     if counted.fidelity:
         values = {name: f"{value:.3f}" for name, value in counted.fidelity.named.items()}
-        fidelity = f'<p class="note">{escape(counted.fidelity.note)}</p>'
+        notes.append(counted.fidelity.note)
         shown += _card("Fréchet distance", values)
-    return f'<h2>Beside the judge</h2>{fidelity}<div class="facts">{shown}</div>' if shown else ""
+    told = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+    return f'<h2>Beside the judge</h2>{told}<div class="facts">{shown}</div>' if shown else ""
 
 
 def _said(values: Mapping[str, Estimate], how: str) -> dict[str, str]:
@@ -115,7 +122,8 @@ def _card(title: str, values: Mapping[str, str]) -> str:
 def _gallery(counted: Counted, album: Album) -> str:
     whole = album.budget
     parts = []
-    found = sections(counted.rows, counted.baseline)
+    beside = counted.baseline if counted.baseline in counted.rows else next(iter(counted.rows))
+    found = sections(counted.rows, beside)
     for number, section in enumerate(found):
         album.budget = int(whole * KEPT_BACK) if number == 0 and len(found) > 1 else whole
         parts.append(album.section(section, MOST[number]))
@@ -124,6 +132,8 @@ def _gallery(counted: Counted, album: Album) -> str:
         f"{album.shown:,} cases are shown and {album.left_out:,} left out:",
         f"at most {MOST[0]} of a sort, and {whole / 1e6:g} MB of pictures in all.",
     ]
+    if counted.kept:
+        told.append(f"Of {', '.join(counted.kept)} there are no pictures here: they were counted by an earlier report.")
     if album.reduced:
         told.append(f"Pictures wider than {WIDEST} pixels are shown reduced.")
     return f'<h2>Pictures</h2><p class="note">{escape(" ".join(told))}</p>{"".join(parts)}'

@@ -116,7 +116,8 @@ def _named(one: SeenObject) -> str:
 
 def _verdict(row: Row) -> str:
     said = {True: "right", False: "wrong", None: "not judged"}[row.passed]
-    return said if row.clip is None else f"{said}, CLIP {row.clip:.3f}"
+    scores = {"CLIP": row.clip, "ITM": row.itm}
+    return ", ".join([said, *(f"{name} {value:.3f}" for name, value in scores.items() if value is not None)])
 
 
 def _details(row: Row) -> str:
