@@ -2,7 +2,7 @@
 # make lint   ruff and mypy                               make tables the pictures and tables under docs/
 # make stage1 the adapter of ckpt/pocket-stage1 (an hour) make study  adapters of every feature, probed (hours)
 # make stage2 ckpt/pocket-dpt and its control (an hour)   make sweep  ways to correct (an hour)
-# make results the table of docs/results (two hours)      make pictures  docs/sampling/trace.png
+# make results the table of docs/results (four hours)      make pictures  docs/sampling/trace.png
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
@@ -46,8 +46,7 @@ stage2: environment
 	$(RUN) train_stage2.py $(TUNING) --run_name control --plain_lora
 
 results: environment
-	$(RUN) -m dpt bench run base control=ckpt/pocket-plain dpt=ckpt/pocket-dpt \
-		corrected=ckpt/pocket-dpt,factor=0.1,target=fused,norm=rms,end=0.6 --mixed_precision bf16 --out runs/results
+	$(RUN) -m dpt bench run base control dpt corrected best4 --mixed_precision bf16 --out runs/results
 	$(RUN) -m dpt bench report runs/results --also control dpt --reference scenes --out docs/results
 
 sweep: environment

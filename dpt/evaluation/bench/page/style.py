@@ -27,10 +27,11 @@ dt { color: var(--soft); } dd { margin: 0; min-width: 0; }
 .m0 { --own: var(--m0); } .m1 { --own: var(--m1); } .m2 { --own: var(--m2); }
 .m3 { --own: var(--m3); } .m4 { --own: var(--m4); } .m5 { --own: var(--m5); }
 .wide { overflow-x: auto; } pre { font-size: .8rem; white-space: pre-wrap; }
-.facts { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr)); }
+.facts { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); }
 .fact { border: 1px solid var(--rule); border-radius: .5rem; padding: .5rem .75rem; min-width: 0; }
 .fact b { display: block; } .fact ul { list-style: none; margin: 0; padding: 0; font-size: .875rem; }
-.fact li { display: flex; justify-content: space-between; gap: .5rem; flex-wrap: wrap; }
+.fact li { display: flex; justify-content: space-between; gap: 0 .5rem; flex-wrap: wrap; }
+.fact li span:last-child { margin-left: auto; }
 .cases { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); }
 article { border: 1px solid var(--rule); border-radius: .5rem; padding: .75rem; min-width: 0; }
 article p { margin: 0; } .prompt { font-weight: 600; } .where { font-size: .8rem; }
