@@ -35,6 +35,10 @@ class ModelOptions:
     """Use xformers on a GPU where it is installed, instead of PyTorch's own attention."""
     allow_tf32: Flag = False
     """Let Ampere and later GPUs round float32 products: faster, and not the same numbers."""
+    compile: Flag = False
+    """Compile the UNet's transformer blocks when they are first used. What it saves: docs/performance.md."""
+    channels_last: Flag = False
+    """Lay out the weights of convolutions channels last, as the tensor cores of GPUs read them."""
 
 
 @dataclass(frozen=True)

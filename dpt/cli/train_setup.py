@@ -35,7 +35,7 @@ MAY_CHANGE = {
 }  # fmt: skip
 """Options that a resumed run may have otherwise than the run that it resumes."""
 
-YOUNGER = {"use_8bit_adam", "no_freeze_text_encoder", "ema_decay"}
+YOUNGER = {"use_8bit_adam", "no_freeze_text_encoder", "ema_decay", "compile", "channels_last"}
 """Flags that no run could have at first: recorded where they are given, so that runs without them can go on."""
 
 
@@ -98,16 +98,13 @@ def start_processes(options: TrainOptions) -> Accelerator:
 
 
 def open_backbone(options: TrainOptions, accelerator: Accelerator) -> Backbone:
-    import torch
-
     from dpt.backbone import Backbone
+    from dpt.backbone.speed import hasten
 
     model = options.model
     # A launcher that was told nothing says "no", so its "no" asks for nothing.
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     asked = model.mixed_precision or (None if launched == "no" else launched)
-    if model.allow_tf32:
-        torch.backends.cuda.matmul.allow_tf32 = True
     backbone = Backbone.open(
         model_location(model.pretrained_model_name_or_path),
         revision=model.revision,
@@ -117,6 +114,10 @@ def open_backbone(options: TrainOptions, accelerator: Accelerator) -> Backbone:
     )
     if model.enable_xformers_memory_efficient_attention:
         use_xformers(backbone)
+    ways = hasten(backbone, compiled=model.compile, channels_last=model.channels_last, tf32=model.allow_tf32)
+    if accelerator.is_main_process:
+        for sentence in ways:
+            print(sentence)
     return backbone
 
 

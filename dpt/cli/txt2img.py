@@ -62,6 +62,8 @@ def run(options: Options, group: Processes) -> None:
     if group.is_main:
         for sentence in (*losses, *notes):
             warn(sentence)
+        for sentence in trained.sped:
+            print(sentence)
     batch_size = 1 if on_cpu else options.batch_size or GPU_BATCH
     methods = methods_for(options, settings, trained)
     name = options.prompt if options.prompts_file is None else options.prompts_file.stem

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from dpt.adapter import Adapter, AdapterConfig
 from dpt.adapter.published import FILE_NAME, config_of, read_published
 from dpt.adapter.starting import config_at
 from dpt.backbone import Backbone
+from dpt.backbone.speed import hasten
 from dpt.checkpoints import Checkpoint, open_checkpoint
 from dpt.cli.txt2img_options import NONE, Options, ShapeOptions
 from dpt.errors import UserError, fail
@@ -27,6 +28,8 @@ class Trained:
     checkpoint: Checkpoint | None = None
     lora: Lora | None = None
     """One that can still be switched off."""
+    sped: Sequence[str] = ()
+    """What was changed to draw faster, a sentence each."""
 
     @property
     def adapter(self) -> Adapter | None:
@@ -70,6 +73,9 @@ def open_trained(options: Options, model: str, device: str, default_ckpt: Path |
             lora = None
         trained = Trained(backbone, checkpoint, lora)
     check_parts(options, trained)
+    trained.sped = hasten(
+        backbone, compiled=options.compile, channels_last=options.channels_last, tf32=options.allow_tf32
+    )
     return trained
 
 

@@ -161,6 +161,12 @@ class Options:
     of the embedded model, for the embedded model."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Number format on a GPU, by default a half format; a CPU uses float32, or bfloat16 if asked and it can."""
+    compile: Flag = False
+    """Compile the UNet's transformer blocks when they are first used. What it saves: docs/performance.md."""
+    channels_last: Flag = False
+    """Lay out the weights of convolutions channels last, as the tensor cores of GPUs read them."""
+    allow_tf32: Flag = False
+    """Let Ampere and later GPUs round float32 products: faster, and not the same numbers."""
     gpu: Annotated[str | None, tyro.conf.arg(aliases=["-g", "--gpuid"], metavar="N|cpu")] = None
     """Number of the GPU, or cpu. By default the first GPU, or the CPU where there is none."""
     shape: ShapeOptions = field(default_factory=ShapeOptions)

@@ -75,6 +75,7 @@ def write_record(
         "device": str(backbone.device),
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "batch_size": batch_size,
+        "changed_for_speed": list(trained.sped),
         "warnings": list(warnings),
         "versions": versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
