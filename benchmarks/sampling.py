@@ -1,183 +1,202 @@
-"""What self-correction costs beside plain classifier-free guidance: seconds as ratios, and products counted.
+"""What self-correction costs beside plain classifier-free guidance: seconds as ratios, passes and products counted.
 
-    python benchmarks/sampling.py [--batch 4] [--model FOLDER] [--ckpt RESULT] [--rounds 5] [--gpu]
+    python benchmarks/sampling.py [--size narrow] [--batches 1 4] [--rounds 3] [--gpu] [--out docs/performance]
 
-Without a model, seconds are those of a narrow UNet of Stable Diffusion's blocks, 35 million weights; they are random,
-since they do not matter here. The ways take turns, so that whatever else the machine does slows all of them. Products
-are counted at the full size of Stable Diffusion 2.1 on tensors without content.
+The ways take turns, so that whatever else the machine does slows all of them. Products are counted at the full size of
+Stable Diffusion 2.1 on tensors without content. `published` is the published schedule, with our formula for the state.
 """
 
 from __future__ import annotations
 
-import statistics
 import sys
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from diffusers import UNet2DConditionModel
+from flops import Counted
+from models import FULL, SizeName, adapter_for, open_size, unet_of
+from published_sampling import PublishedState
+from timing import compared, in_turns, keep, table
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
-from dpt.adapter import Adapter, config_for
+from dpt.adapter import Adapter
 from dpt.backbone import Backbone, Text
+from dpt.backbone.speed import hasten
 from dpt.checkpoints import open_checkpoint
 from dpt.cli.flags import parse_options
 from dpt.sampling.loop import Call, denoise
-from dpt.sampling.options import ALWAYS, Correction, Guidance, Interval
+from dpt.sampling.options import Correction, Guidance, Interval, recommended
 from dpt.sampling.schedulers import make_scheduler
 from dpt.sampling.scorer import Scorer
 from dpt.sampling.self_correction import SelfCorrected, guided
 
 TOKENS = 77
-HALF = Interval(0, 0.5)
-WAYS = {
-    "plain": Correction(),
-    "state": Correction(1e-3),
-    "input": Correction(1e-3, "input"),
-    "fused": Correction(1e-3, "fused"),
-    "state, rms, to 0.6": Correction(1e-3, "state", "rms", Interval(0, 0.6)),
-    "fused, rms, to 0.6": Correction(1e-3, "fused", "rms", Interval(0, 0.6)),
-    "state, relative": Correction(1e-3, "state", "relative"),
-    "fused, relative": Correction(1e-3, "fused", "relative"),
-    "state, first half": Correction(1e-3, interval=HALF),
-    "state, every second": Correction(1e-3, every=2),
-    "fused, first half": Correction(1e-3, "fused", interval=HALF),
-}
+PUBLISHED = "published"
+FORMATS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
+SMALL = 1e-3
 
 
-@dataclass(frozen=True)
-class Size:
-    widths: tuple[int, ...]
-    heads: int | tuple[int, ...]
-    text_width: int
-    linear: bool
-
-
-NARROW = Size((64, 128, 256, 256), 8, 256, False)
-FULL = Size((320, 640, 1280, 1280), (5, 10, 20, 20), 1024, True)
-"""Stable Diffusion 2.1."""
-SCHEDULE = {"beta_schedule": "scaled_linear", "prediction_type": "epsilon"}
+def ways_for(steps: int) -> dict[str, Correction]:
+    """By name; the first is what the others are compared with."""
+    return {
+        "plain": Correction(),
+        PUBLISHED: Correction(SMALL, "state"),
+        "state": Correction(SMALL, "state"),
+        "input": Correction(SMALL, "input"),
+        "fused": Correction(SMALL, "fused"),
+        "default": recommended(steps),
+        "state, rms, to 0.6": Correction(SMALL, "state", "rms", Interval(0, 0.6)),
+        "state, relative": Correction(SMALL, "state", "relative"),
+        "fused, relative": Correction(SMALL, "fused", "relative"),
+        "state, every second": Correction(SMALL, "state", every=2),
+    }
 
 
 @dataclass(frozen=True)
 class Options:
-    model: Path | None = None
-    """Time this model instead, with an adapter of random weights and the published size."""
+    size: SizeName = "narrow"
     ckpt: Path | None = None
-    """Or with this one."""
-    batch: int = 4
+    """Read by this adapter; by default, one of random weights and the published size."""
+    batches: tuple[int, ...] = (1, 4)
     """Pictures drawn together."""
-    rounds: int = 5
-    steps: int = 4
-    side: int = 32
-    """Of the latents."""
+    rounds: int = 3
+    steps: int = 10
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    channels_last: bool = False
+    compile: bool = False
     gpu: bool = False
+    out: Path | None = None
 
 
 def main(options: Options) -> None:
     device = torch.device("cuda" if options.gpu else "cpu")
-    backbone = without_texts(NARROW, device) if options.model is None else Backbone.open(options.model, device=device)
+    backbone = open_size(options.size, device, FORMATS[options.mixed_precision])
+    for sentence in hasten(backbone, compiled=options.compile, channels_last=options.channels_last):
+        print(sentence)
     stored = None if options.ckpt is None else open_checkpoint(options.ckpt).adapter
-    adapter = stored or adapter_for(backbone).eval()
-    text, negative = (texts(backbone, device, options.batch) for _ in range(2))
-    noise = torch.randn(options.batch, 4, options.side, options.side, device=device)
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    for turn in range(options.rounds + 1):
-        for way, correction in WAYS.items():
-            scorer = Scorer(backbone, adapter)
-            denoiser, around = guided(backbone, text, negative, Guidance(), correction, scorer)
-            scheduler = make_scheduler("ddim", backbone.scheduler_config)
-            begun = time.perf_counter()
-            denoise(denoiser, scheduler, noise, options.steps, around=around)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if turn:  # the first is for warming up
-                seconds[way].append((time.perf_counter() - begun) / options.steps)
-    size = f"batch {options.batch}, {options.rounds} rounds of {options.steps} steps"
-    print(f"| {size} | ms a step | against plain | (range) |")
-    print("|---|---|---|---|")
-    for way, own in seconds.items():
-        ratios = [mine / base for mine, base in zip(own, seconds["plain"], strict=True)]
-        spread = f"{min(ratios):.2f}-{max(ratios):.2f}"
-        print(f"| {way} | {1e3 * statistics.median(own):.0f} | {statistics.median(ratios):.2f} | {spread} |")
-    counted()
+    adapter = (stored or adapter_for(backbone)).to(device).eval()
+    tables, numbers = [], {"options": options}
+    for batch in options.batches:
+        drawing = {
+            way: partial(draw, Drawing(backbone, adapter, batch), way, one, options.steps)
+            for way, one in ways_for(options.steps).items()
+        }
+        passes = {way: check_passes(way, work, backbone, adapter, batch, options.steps) for way, work in drawing.items()}
+        timed = compared(in_turns(drawing, options.rounds, device))
+        numbers[f"batch {batch}"] = {"times": timed, "passes": passes}
+        side = backbone.default_latent_size[0]
+        title = f"{options.size}, latents {side} x {side}, batch {batch}, {options.steps} steps"
+        rows = [[*one.cells, *(f"{value:g}" for value in passes[one.name].values())] for one in timed]
+        tables.append(table([title, "ms", "against plain (range)", *passes["plain"]], rows))
+    found = products({way: one for way, one in ways_for(25).items()})
+    numbers["GFLOP a corrected step at the size of Stable Diffusion 2.1"] = found
+    rows = [[way, f"{flops:,.0f}", f"{flops / found['plain']:.2f}"] for way, flops in found.items()]
+    tables.append(table(["Stable Diffusion 2.1, 64 x 64", "GFLOP a picture and step", "against plain"], rows))
+    keep(options.out, f"sampling-{options.size}", "\n\n".join(tables), numbers, device)
 
 
-class Counted(TorchDispatchMode):
-    """FlopCounterMode's counts; that one follows modules too, which it cannot through `autograd.grad`."""
+@dataclass
+class Drawing:
+    backbone: Any
+    adapter: Adapter
+    batch: int
+    text: Text = field(init=False)
+    negative: Text = field(init=False)
+    noise: Tensor = field(init=False)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if (count := flop_registry.get(func._overloadpacket)) is not None:
-            self.total += count(*args, **(kwargs or {}), out_val=out)
-        return out
+    def __post_init__(self) -> None:
+        made = torch.Generator().manual_seed(1)
+        height, width = self.backbone.default_latent_size
+        self.text, self.negative = (texts(self.backbone, self.batch, made) for _ in range(2))
+        shape = self.batch, 4, height, width
+        self.noise = torch.randn(*shape, generator=made).to(self.backbone.device)
 
 
-def counted() -> None:
-    everywhere = {way: one for way, one in WAYS.items() if one.interval == ALWAYS and one.every == 1}
-    found = products(everywhere)
-    print("\n| Stable Diffusion 2.1, 64 x 64 | GFLOP a corrected step | against plain |")
-    print("|---|---|---|")
-    for way, flops in found.items():
-        print(f"| {way} | {flops:,.0f} | {flops / found['plain']:.2f} |")
+def draw(drawing: Drawing, way: str, correction: Correction, steps: int) -> Tensor:
+    backbone, scorer = drawing.backbone, Scorer(drawing.backbone, drawing.adapter)
+    denoiser, around = guided(backbone, drawing.text, drawing.negative, Guidance(), correction, scorer)
+    if way == PUBLISHED:
+        assert isinstance(denoiser, SelfCorrected)
+        denoiser = PublishedState(denoiser)
+        around = (denoiser,)
+    return denoise(denoiser, make_scheduler("ddim", backbone.scheduler_config), drawing.noise, steps, around=around)
+
+
+def check_passes(
+    way: str, work: Callable[[], object], backbone: Any, adapter: Adapter, batch: int, steps: int
+) -> dict[str, float]:
+    """Passes of a picture: begun, taken to the end, and readings of the adapter. An error where they are not as few as
+    the way says."""
+    with counting(backbone, adapter) as rows:
+        work()
+    begun, ended, read = (rows[name] / batch for name in ("begun", "ended", "read"))
+    plain = 2 * steps
+    if way == PUBLISHED:
+        expected = plain + read, plain + read
+    elif way.startswith(("fused", "default")):
+        expected = plain, plain
+    else:
+        expected = plain + read, plain + (read if "relative" in way else 0)
+    assert (begun, ended) == expected and bool(read) == (way != "plain"), f"{way}: {rows}, expected {expected}"
+    return {"passes begun": begun, "ended": ended, "read": read}
+
+
+@contextmanager
+def counting(backbone: Any, adapter: Adapter) -> Any:
+    rows = {"begun": 0, "ended": 0, "read": 0}
+    parts = {"begun": backbone.unet.conv_in, "ended": backbone.unet.conv_out, "read": adapter.input_proj}
+
+    def count(name: str, module: object, given: object, out: Tensor) -> None:
+        rows[name] += len(out)
+
+    hooks = [part.register_forward_hook(partial(count, name)) for name, part in parts.items()]
+    yield rows
+    for hook in hooks:
+        hook.remove()
 
 
 @torch.no_grad()
 def products(ways: Mapping[str, Correction]) -> dict[str, float]:
-    """GFLOP a step that is corrected, a multiplication and an addition being two, for one picture at the full size."""
+    """GFLOP a step that is corrected, a multiplication and an addition being two, for one picture at the full size; of
+    the default, whose interval ends early, the mean over the whole way."""
     meta = torch.device("meta")
     with meta:
-        backbone = without_texts(FULL, meta)
+        backbone = without_texts()
         adapter = adapter_for(backbone).eval()
-        text, z = texts(backbone, meta), torch.zeros(1, 4, 64, 64)
-    found = {}
+        text, z = texts(backbone, 1, None), torch.zeros(1, 4, FULL.side, FULL.side)
+    found: dict[str, float] = {}
     for way, correction in ways.items():
-        step = SelfCorrected(backbone, text, text, Guidance(), correction, Scorer(backbone, adapter))
-        call = Call(0, 2, torch.tensor(500), torch.ones(1, device=meta), goes_on=True)
+        corrected = SelfCorrected(backbone, text, text, Guidance(), correction, Scorer(backbone, adapter))
+        step: Any = PublishedState(corrected) if way == PUBLISHED else corrected
+        share = (correction.interval.end - correction.interval.start) / correction.every if correction.on else 1.0
+        call = Call(0, 2, torch.tensor(900), torch.ones(1, device=meta), goes_on=True)
         with Counted() as counter:
             x = step.before(z, call) if correction.on else z
             step(x, call.t)
-        found[way] = counter.total / 1e9
+        found[way] = share * counter.total / 1e9 + (1 - share) * found.get("plain", 0.0)
     return found
 
 
-def without_texts(size: Size, device: torch.device) -> Any:
-    """A backbone of a UNet alone."""
-    unet = UNet2DConditionModel(
-        sample_size=64,
-        block_out_channels=size.widths,
-        cross_attention_dim=size.text_width,
-        attention_head_dim=size.heads,  # type: ignore[arg-type]
-        use_linear_projection=size.linear,
-    )
-    encoder = SimpleNamespace(config=SimpleNamespace(hidden_size=size.text_width))
+def without_texts() -> Any:
+    """A backbone of a full UNet alone."""
     return Backbone(
         tokenizer=None,
-        text_encoder=encoder,
+        text_encoder=SimpleNamespace(config=SimpleNamespace(hidden_size=FULL.text_width)),
         vae=None,
-        unet=unet.to(device).eval().requires_grad_(False),
-        scheduler_config=SCHEDULE,
+        unet=unet_of(FULL).eval().requires_grad_(False),
+        scheduler_config={"beta_schedule": "scaled_linear", "prediction_type": "epsilon"},
         folder=None,  # type: ignore[arg-type]
     )
 
 
-def adapter_for(backbone: Backbone) -> Adapter:
-    return Adapter(config_for(backbone.unet.config, "up1", backbone.text_width, backbone.text_width))
-
-
-def texts(backbone: Backbone, device: torch.device, batch: int = 1) -> Text:
+def texts(backbone: Any, batch: int, generator: torch.Generator | None) -> Text:
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, device=device)
+        return torch.randn(*shape, generator=generator).to(backbone.device)
 
     return Text(normal(batch, TOKENS, backbone.text_width), normal(batch, backbone.text_width))
 

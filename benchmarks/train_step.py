@@ -1,42 +1,46 @@
 """What a training step costs: ours beside the published schedule and beside the least that it could be.
 
-    python benchmarks/train_step.py --stage 2 [--batch 4] [--rounds 5] [--model FOLDER] [--gpu]
+    python benchmarks/train_step.py --stage 2 [--size narrow] [--batch 4] [--rounds 5] [--gpu] [--out docs/performance]
 
-Without a model: a UNet of 35 million weights on latents of 32 x 32, under the pocket's text encoder and VAE; its
-weights are random, since they do not matter here. The ways take turns, so that what else the machine does slows all.
+The ways take turns, so that what else the machine does slows all.
 
 - plain: the UNet alone, forward and backward, on the pictures that denoise (stage 2).
 - bare: one batched forward of all six pairs to the feature and one batched pass of the adapter, forward and backward;
   no text, no pictures, no losses worth the name (stage 1).
-- published: the schedule of the published code. ours: what `train_stage1.py` and `train_stage2.py` do.
+- published: the schedule of the published code. ours: what `train_stage1.py` and `train_stage2.py` do; with a cache,
+  latents and text states are read, not computed.
 
-The optimizer is left out: it is the same for all. Kept is what waits in memory for the backward pass.
+The optimizer is left out: it is the same for all. Kept is what waits in memory for the backward pass; peak is the most
+that a step takes beyond the weights.
 """
 
 from __future__ import annotations
 
-import statistics
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import published_schedule
 import torch
-from diffusers import UNet2DConditionModel
-from sampling import NARROW
+from flops import Counted, best_rate, dense_rate
+from models import FEATURE, SizeName, adapter_for, open_size
+from parts import Clock, parts_of
+from timing import compared, in_turns, keep, peak_bytes, seconds_of, table
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dpt.adapter import Adapter, config_for
 from dpt.adapter.phrases import BackbonePhrases
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, Text
 from dpt.backbone.randomness import Chance
-from dpt.cli.embedded import EMBEDDED, model_location
+from dpt.backbone.speed import hasten
 from dpt.cli.flags import parse_options
 from dpt.data.batch import Batch, collate
 from dpt.data.framing import Framing
+from dpt.data.pairs import said_in
 from dpt.data.scene_source import SceneSource
 from dpt.data.scenes.world import POCKET_WORLD
 from dpt.lora import Lora, LoraConfig
@@ -44,80 +48,131 @@ from dpt.training.tasks.denoising import DENOISED
 from dpt.training.tasks.discriminative import pairs_of
 from dpt.training.tasks.noised import noised
 from dpt.training.tasks.stage1 import Stage1
-from dpt.training.tasks.stage2 import Stage2
+from dpt.training.tasks.stage2 import How, Stage2
 
-FEATURE = "up1"
+Task = Stage1 | Stage2
+FORMATS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
 class Options:
     stage: Literal[1, 2] = 2
+    size: SizeName = "narrow"
     batch: int = 4
     rounds: int = 5
-    model: Path | None = None
-    """Time this model, with an adapter of random weights and the published size."""
-    side: int = 128
-    """Of the pictures; a latent is a quarter of it, or an eighth, as the model's VAE has it."""
+    side: int | None = None
+    """Of the latents; by default the size's own."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    adapter_precision: Literal["fp32", "bf16"] = "fp32"
+    gradient_checkpointing: bool = False
+    channels_last: bool = False
+    compile: bool = False
     gpu: bool = False
+    out: Path | None = None
 
 
 def main(options: Options) -> None:
     device = torch.device("cuda" if options.gpu else "cpu")
-    backbone = narrow(device) if options.model is None else Backbone.open(options.model, device=device)
-    width = backbone.text_width
-    shape = config_for(backbone.unet.config, FEATURE, width, width, text_encoder_type="backbone", dropout=0.0)
-    adapter, phrases = Adapter(shape).to(device), BackbonePhrases(backbone)
-    backbone.prepare_for_gradients()
-    task: Any
-    if options.stage == 1:
-        task = Stage1(backbone, adapter, phrases)
-    else:
-        task = Stage2(backbone, adapter, Lora(backbone.unet, LoraConfig()), phrases)
-    source = SceneSource(POCKET_WORLD, 0, "train", Framing(options.side))
-    batch = collate([source.example(index) for index in range(options.batch)]).to(device)
+    backbone = open_size(options.size, device, FORMATS[options.mixed_precision])
+    for sentence in hasten(backbone, compiled=options.compile, channels_last=options.channels_last):
+        print(sentence)
+    task = task_for(options, backbone)
+    side = options.side or backbone.default_latent_size[0]
+    begun = time.perf_counter()
+    batch = examples(side * backbone.downscale_factor, options.batch)
+    loading = time.perf_counter() - begun
+    batch = batch.to(device)
     ways = ways_for(task, batch)
-    took: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(options.rounds + 1):
-        for name, loss in ways.items():
-            seconds = step(task, loss, device)
-            if turn:  # the first is for warming up
-                took[name].append(seconds)
+    steps = {name: stepping(task, loss) for name, loss in ways.items()}
+    timed = compared(in_turns(steps, options.rounds, device))
+    memory = {name: (kept(loss), peak_bytes(steps[name], device)) for name, loss in ways.items()}
     least = next(iter(ways))
-    size = f"stage {options.stage}, batch {options.batch}, {options.rounds} rounds"
-    print(f"| {size} | ms | against {least} | (range) | kept, MiB | against {least} |\n|---|---|---|---|---|---|")
-    memory = {name: kept(loss) for name, loss in ways.items()}
-    for name, own in took.items():
-        ratios = [mine / base for mine, base in zip(own, took[least], strict=True)]
-        cells = [
-            name,
-            f"{1e3 * statistics.median(own):.0f}",
-            f"{statistics.median(ratios):.2f}",
-            f"{min(ratios):.2f}-{max(ratios):.2f}",
-            f"{memory[name] / 2**20:.0f}",
-            f"{memory[name] / memory[least]:.2f}",
-        ]
-        print("| " + " | ".join(cells) + " |")
+    title = f"stage {options.stage}, {options.size}, latents {side} x {side}, batch {options.batch}"
+    rows = [
+        [*one.cells, *(f"{value / 2**20:.0f}" for value in memory[one.name]),
+         f"{memory[one.name][0] / memory[least][0]:.2f}", f"{options.batch / one.ms * 1e3:.3g}"]
+        for one in timed
+    ]  # fmt: skip
+    heads = [title, "ms", f"against {least} (range)", "kept, MiB", "peak, MiB", f"kept against {least}", "examples/s"]
+    shares = shares_of(task, batch, loading, device)
+    parts = table(["of our step", "%"], [[name, f"{100 * share:.1f}"] for name, share in shares.items()])
+    rate, said = utilisation(backbone, steps["ours"], device)
+    numbers = {
+        "options": options, "times": timed, "memory": memory, "shares": shares, "rate": rate,
+        "estimate": dict(task.memory(options.batch)),
+    }  # fmt: skip
+    name = f"stage{options.stage}-{options.size}" + ("-checkpointed" if options.gradient_checkpointing else "")
+    keep(options.out, name, f"{table(heads, rows)}\n\n{parts}\n\n{said}", numbers, device)
 
 
-def ways_for(task: Stage1 | Stage2, batch: Batch) -> dict[str, Callable[[], Tensor]]:
+def task_for(options: Options, backbone: Backbone) -> Task:
+    adapter = adapter_for(backbone, text_encoder_type="backbone", dropout=0.0)
+    adapter.product_dtype = torch.bfloat16 if options.adapter_precision == "bf16" else torch.float32
+    phrases, checkpointing = BackbonePhrases(backbone), options.gradient_checkpointing
+    backbone.prepare_for_gradients()
+    if options.stage == 1:
+        return Stage1(backbone, adapter, phrases, gradient_checkpointing=checkpointing)
+    how = How(gradient_checkpointing=checkpointing)
+    return Stage2(backbone, adapter, Lora(backbone.unet, LoraConfig()), phrases, how=how)
+
+
+def examples(pixels: int, count: int) -> Batch:
+    source = SceneSource(POCKET_WORLD, 0, "train", Framing(pixels))
+    return collate([source.example(index) for index in range(count)])
+
+
+def cached(backbone: Backbone, batch: Batch) -> Batch:
+    """As a warm cache gives it."""
+    match = batch.matching
+    assert match is not None
+    with torch.no_grad():
+        z, hard, random = map(backbone.encode_images, (batch.images, match.hard_images, match.random_images))
+    return replace(batch, latent=True, images=z, matching=replace(match, hard_images=hard, random_images=random))
+
+
+class Remembered:
+    """Text states as a warm cache has them."""
+
+    def __init__(self, backbone: Backbone, batch: Batch) -> None:
+        said = sorted({text for texts in said_in(batch).values() for text in texts})
+        with torch.no_grad():
+            text = backbone.encode_text(said)
+        self.known = {one: Text(text.states[i], text.pooled[i]) for i, one in enumerate(said)}
+
+    def __call__(self, prompts: list[str]) -> Text:
+        found = [self.known[one] for one in prompts]
+        return Text(torch.stack([one.states for one in found]), torch.stack([one.pooled for one in found]))
+
+
+def total(task: Task, losses: Mapping[str, Tensor]) -> Tensor:
+    return sum((task.weights[name] * losses[name] for name in losses if name in task.weights), torch.tensor(0.0))
+
+
+def ways_for(task: Task, batch: Batch) -> dict[str, Callable[[], Tensor]]:
     """The total loss of each way, by name; the least that could be first."""
     backbone, adapter, pairs = task.backbone, task.adapter, pairs_of(batch)
     share, chance = torch.tensor(float(len(batch)), device=backbone.device), Chance(1, range(len(batch)))
-
-    def total(losses: dict[str, Tensor]) -> Tensor:
-        return sum((task.weights[name] * losses[name] for name in losses if name in task.weights), torch.tensor(0.0))
+    encode, remembered, latents = backbone.encode_text, Remembered(backbone, batch), cached(backbone, batch)
 
     def ours() -> Tensor:
-        return total(task.losses(batch, chance, share))
+        return total(task, task.losses(batch, chance, share))
+
+    def with_cache() -> Tensor:
+        backbone.encode_text = remembered  # type: ignore[method-assign,assignment]
+        try:
+            return total(task, task.losses(latents, chance, share))
+        finally:
+            backbone.encode_text = encode  # type: ignore[method-assign]
 
     def published() -> Tensor:
-        return total(published_schedule.losses(task, batch, chance, share))
+        return total(task, published_schedule.losses(task, batch, chance, share))
 
+    rest = {"published": published, "ours": ours, "ours, cached": with_cache}
     if isinstance(task, Stage2):
         one = noised(backbone, batch, (DENOISED,), chance, task.how.noise)
         target = backbone.target(one.z[0], one.noise, one.t)
         plain = lambda: (backbone.predict(*one.of((DENOISED,))) - target).square().mean()  # noqa: E731
-        return {"plain": plain, "published": published, "ours": ours}
+        return {"plain": plain, **rest}
     seen = noised(backbone, batch, pairs, chance, task.noise)
     z, t, states = seen.of(pairs)
 
@@ -127,17 +182,15 @@ def ways_for(task: Stage1 | Stage2, batch: Batch) -> dict[str, Callable[[], Tens
         grounding, matching = adapter.decode_apart(features, t, len(batch))
         return grounding.square().mean() + matching.square().mean()
 
-    return {"bare": bare, "published": published, "ours": ours}
+    return {"bare": bare, **rest}
 
 
-def step(task: Any, loss: Callable[[], Tensor], device: torch.device) -> float:
-    begun = time.perf_counter()
-    loss().backward()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - begun
-    task.trained.zero_grad(set_to_none=True)
-    return seconds
+def stepping(task: Any, loss: Callable[[], Tensor]) -> Callable[[], None]:
+    def step() -> None:
+        loss().backward()
+        task.trained.zero_grad(set_to_none=True)
+
+    return step
 
 
 def kept(loss: Callable[[], Tensor]) -> int:
@@ -152,22 +205,39 @@ def kept(loss: Callable[[], Tensor]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         whole = loss()
-        total = sum(found.values())
+        held = sum(found.values())
     del whole
-    return total
+    return held
 
 
-def narrow(device: torch.device) -> Backbone:
-    """The pocket with a UNet of Stable Diffusion's blocks in place of its own."""
-    pocket = Backbone.open(model_location(EMBEDDED), device=device, dtype="float32")
-    unet = UNet2DConditionModel(
-        sample_size=32,
-        block_out_channels=NARROW.widths,
-        cross_attention_dim=pocket.text_width,
-        attention_head_dim=NARROW.heads,  # type: ignore[arg-type]
+def shares_of(task: Task, batch: Batch, loading: float, device: torch.device) -> dict[str, float]:
+    """Of a step with its data: what each part takes; the rest is the adapter, the losses and what is between."""
+    step = stepping(task, ways_for(task, batch)["ours"])
+    clock = Clock(parts_of(task.backbone), device)
+    with clock.running():
+        seconds_of(step, device)
+        clock.seconds.clear()
+        whole = seconds_of(step, device)
+    inside = {"data": loading, **clock.seconds}
+    found = {name: seconds / (whole + loading) for name, seconds in inside.items() if seconds > 0}
+    return {**found, "adapter, losses, the rest": 1 - sum(found.values())}
+
+
+def utilisation(
+    backbone: Backbone, step: Callable[[], None], device: torch.device
+) -> tuple[dict[str, float | None], str]:
+    """Products of our step a second, beside what one large product reaches here, and beside what the maker says."""
+    # Fused attention is not among what can be counted on a CPU.
+    with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext(), Counted() as counter:
+        step()
+    seconds = min(seconds_of(step, device) for _ in range(3))
+    achieved, best, dense = counter.total / seconds, best_rate(device, backbone.dtype), dense_rate(device)
+    said = (
+        f"Our step: {counter.total / 1e12:.3g} TFLOP, {achieved / 1e12:.3g} TFLOP/s, "
+        f"{100 * achieved / best:.0f} % of one large product's rate in the UNet's format ({best / 1e12:.3g} TFLOP/s)"
     )
-    pocket.unet = unet.to(device).eval().requires_grad_(False)
-    return pocket
+    said += f", {100 * achieved / dense:.0f} % of the maker's {dense / 1e12:.0f} TFLOP/s." if dense else "."
+    return {"flop": counter.total, "rate": achieved, "best_rate": best, "makers_rate": dense}, said
 
 
 if __name__ == "__main__":

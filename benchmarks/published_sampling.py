@@ -1,0 +1,33 @@
+"""A correction as the published code computes it, in our words: a whole forward pass for the score, all queries of the
+adapter, and a backward pass; then guidance's own two passes. Where it moves the state, its pictures are ours."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dpt.objectives.matching import match_score
+from dpt.sampling.loop import Around, Call
+from dpt.sampling.self_correction import SelfCorrected
+
+
+class PublishedState(Around):
+    """In place of a `SelfCorrected` whose target is the state: the same formula by a schedule that saves nothing."""
+
+    def __init__(self, ours: SelfCorrected) -> None:
+        self.ours = ours
+
+    def before(self, z: Tensor, call: Call) -> Tensor:
+        backbone, scorer, text = self.ours.backbone, self.ours.scorer, self.ours.text
+        with torch.enable_grad():
+            x = (z * call.scale).detach().requires_grad_()
+            feature, at = backbone.begin(x, call.t, text.states, scorer.adapter.config.unet_feature)
+            backbone.finish(at)  # which is thrown away
+            decoded = scorer.adapter.decode(feature, call.t.to(feature.device).expand(len(x)))
+            scorer.adapter.grounding_head(decoded)
+            score = match_score(scorer.adapter.matching_head(decoded), text.pooled)
+            (gradient,) = torch.autograd.grad(score.sum(), x)
+        return z + self.ours.correction.factor * gradient / call.scale
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.ours.plain(x, t)
