@@ -86,7 +86,9 @@ def main(options: Options) -> None:
             way: partial(draw, Drawing(backbone, adapter, batch), way, one, options.steps)
             for way, one in ways_for(options.steps).items()
         }
-        passes = {way: check_passes(way, work, backbone, adapter, batch, options.steps) for way, work in drawing.items()}
+        passes = {
+            way: check_passes(way, work, backbone, adapter, batch, options.steps) for way, work in drawing.items()
+        }
         timed = compared(in_turns(drawing, options.rounds, device))
         numbers[f"batch {batch}"] = {"times": timed, "passes": passes}
         side = backbone.default_latent_size[0]
