@@ -13,6 +13,7 @@ from dpt.errors import fail
 from dpt.training.settings import Settings
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
 
     from dpt.backbone import Backbone
@@ -98,8 +99,6 @@ def start_processes(options: TrainOptions) -> Accelerator:
 
 
 def open_backbone(options: TrainOptions, accelerator: Accelerator) -> Backbone:
-    import torch
-
     from dpt.backbone import Backbone
 
     model = options.model
@@ -107,7 +106,7 @@ def open_backbone(options: TrainOptions, accelerator: Accelerator) -> Backbone:
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     asked = model.mixed_precision or (None if launched == "no" else launched)
     if model.allow_tf32:
-        torch.backends.cuda.matmul.allow_tf32 = True
+        use_tf32(accelerator.device)
     backbone = Backbone.open(
         model_location(model.pretrained_model_name_or_path),
         revision=model.revision,
@@ -118,6 +117,15 @@ def open_backbone(options: TrainOptions, accelerator: Accelerator) -> Backbone:
     if model.enable_xformers_memory_efficient_attention:
         use_xformers(backbone)
     return backbone
+
+
+def use_tf32(device: torch.device) -> None:
+    import torch
+
+    if device.type == "cpu":
+        warnings.warn("--allow_tf32 has no effect: a CPU does not round float32", stacklevel=2)
+        return
+    torch.backends.cuda.matmul.allow_tf32 = True
 
 
 def use_xformers(backbone: Backbone) -> None:
