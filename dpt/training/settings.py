@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import inf
 
 from dpt.errors import UserError
-from dpt.training.rates import check_schedule
+from dpt.training.rates import POLYNOMIAL_END, check_schedule
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ class Settings:
         for name in ("adam_beta1", "adam_beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--{name} is at least 0 and below 1, not {getattr(self, name)}")
+        if self.lr_scheduler == "polynomial" and self.learning_rate <= POLYNOMIAL_END:
+            raise UserError(
+                f"--lr_scheduler polynomial ends at {POLYNOMIAL_END:g}, so --learning_rate must be more than that, "
+                f"not {self.learning_rate}"
+            )
         if self.adam_weight_decay == inf:
             raise UserError("--adam_weight_decay must be a number, not inf")
         if self.checkpoints_total_limit is not None and self.checkpoints_total_limit < 1:
