@@ -32,8 +32,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     ("kind", "words", "idle"),
     [
         (Stage1Options, "--dataset_name refcoco --dataset_name_val refcoco --combine_datasets_val refcoco "
-         "--val_fullset --corrupt_budget 2 --center_crop", "dataset_name dataset_name_val combine_datasets_val val_fullset "
-         "corrupt_budget center_crop"),
+         "--val_fullset --corrupt_budget 2 --center_crop",
+         "dataset_name dataset_name_val combine_datasets_val val_fullset corrupt_budget center_crop"),
         (Stage1Options, f"{FILES} --scenes full --validation_scenes 3 --val_fullset --center_crop",
          "scenes validation_scenes"),
         (Stage1Options, f"{FILES} --dataset_name_val refcocog --combine_datasets_val refcoco", "combine_datasets_val"),

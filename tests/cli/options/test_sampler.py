@@ -83,3 +83,22 @@ def test_it_does_what_is_claimed(flag: str, bench: Bench, capsys: pytest.Capture
         code = txt2img.main(bench.words(f"--{flag} {check.words}"))
         assert check.sentence in capsys.readouterr().err
         assert code == (2 if isinstance(check, Refused) else 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--guidance_start 0.9 --guidance_end 0.95", "nothing is guided: no step is in 0.9 to 0.95 of the way"),
+        ("--ckpt {result} --correction_start 0.9 --correction_end 0.95",
+         "nothing is corrected: no step that fused could move is in 0.9 to 0.95 of the way"),
+        ("--ckpt {result} --num_timesteps 1", "nothing is corrected: no step that fused could move is in 0 to 0.6"),
+        ("--ckpt {result} --num_timesteps 1 --correction_factor 1", ""),
+        ("--guidance_start 0.4 --guidance_end 0.6", ""),
+    ],
+)  # fmt: skip
+def test_an_interval_without_a_step_is_warned_of(
+    words: str, sentence: str, bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert txt2img.main(bench.words(words)) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: nothing is")]
+    assert len(said) == bool(sentence) and all(sentence in line for line in said)
