@@ -47,6 +47,8 @@ def run(options: TrainOptions, builder: str) -> Outcome:
     from dpt.training.trackers import start_trackers
 
     accelerator = start_processes(options)
+    if accelerator.is_main_process:
+        warn_of_idle(options)
     if options.optimisation.use_8bit_adam:
         require_eight_bit(accelerator.device)
     hub = open_hub(options.hub, options.root) if accelerator.is_main_process else None
@@ -61,7 +63,7 @@ def run(options: TrainOptions, builder: str) -> Outcome:
         for sentence in cache.said:
             print(sentence)
     settings = settings_for(options, len(source), accelerator.num_processes)
-    if settings.lr_warmup_steps >= settings.max_train_steps:
+    if settings.lr_warmup_steps >= settings.max_train_steps and accelerator.is_main_process:
         warnings.warn(
             f"the run ends at step {settings.max_train_steps}, before its learning rate has warmed up for "
             f"--lr_warmup_steps {settings.lr_warmup_steps}",
@@ -122,7 +124,6 @@ def check(options: TrainOptions) -> None:
             warnings.warn(f"--{one.name} {options.warned[one.name]}", stacklevel=2)
         else:
             fail(f"--{one.name} {options.reasons.get(one.name, NEVER_READ)}")
-    warn_of_idle(options)
     check_numbers(options.objective)
     for name in ("val_batch_size", "validation_scenes"):
         if getattr(options.data, name) < 1:

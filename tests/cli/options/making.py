@@ -27,6 +27,7 @@ def make_places(folder: Path) -> dict[str, str]:
         "other": tiny_models.save(tiny_models.POCKET, folder / "other", seed=9),
         "sample": SAMPLE,
         "wide": wide_sample(folder / "wide"),
+        "broken": broken_sample(folder / "broken"),
         "roberta": tiny_roberta.save(folder / "roberta", room=200),
         "first": adapter(model, folder / "first"),
         "elsewhere": folder / "elsewhere",
@@ -49,6 +50,13 @@ def wide_sample(folder: Path) -> Path:
     kept = {one["id"] for one in found["images"]}
     found["annotations"] = [one for one in found["annotations"] if one["image_id"] in kept]
     (expressions / "finetune_refcoco_train.json").write_text(json.dumps(found))
+    return folder
+
+
+def broken_sample(folder: Path) -> Path:
+    """The sample with a picture that is none."""
+    shutil.copytree(SAMPLE, folder)
+    sorted((folder / "coco" / "images" / "train2014").iterdir())[0].write_bytes(b"no picture")
     return folder
 
 

@@ -80,6 +80,10 @@ STAGE_2: Table = {
     "validation_prompts": Effect('"a star"', sheet, lambda a, b: a is None and b is not None, beside=ONE),
     "num_validation_images": Effect("2", sheet, lambda a, b: b[0] > 1.5 * a[0],
                                     beside=f'{ONE} --validation_prompts "a star"'),
+    **dict.fromkeys(
+        ("push_to_hub", "hub_token", "hub_model_id"),
+        Proven("tests.cli.test_hub", "test_both_results_of_stage_2_are_uploaded"),
+    ),
     "prompts_path_val": Proven("tests.cli.test_train_stage2", "test_alignment_is_measured_before_and_after"),
     "clip": Proven("tests.cli.test_train_stage2", "test_alignment_is_measured_before_and_after"),
 }  # fmt: skip
