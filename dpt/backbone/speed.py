@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from typing import Any
 
 import torch
@@ -14,14 +15,14 @@ from dpt.errors import UserError
 def hasten(
     backbone: Backbone, *, compiled: bool = False, channels_last: bool = False, tf32: bool = False
 ) -> list[str]:
-    """A sentence for each way, in the order of the arguments."""
+    """A sentence for each way that was taken, in the order of the arguments."""
     said = []
     if compiled:
         said.append(_compile(backbone))
     if channels_last:
         said.append(_channels_last(backbone))
     if tf32:
-        said.append(_tf32(backbone.device))
+        said += use_tf32(backbone.device)
     return said
 
 
@@ -50,9 +51,9 @@ def _channels_last(backbone: Backbone) -> str:
     return "channels_last: the weights of the UNet's and the VAE's convolutions are laid out channels last"
 
 
-def _tf32(device: torch.device) -> str:
+def use_tf32(device: torch.device) -> list[str]:
     if device.type == "cpu":
-        return "allow_tf32 has no effect on a CPU"
+        warnings.warn("--allow_tf32 has no effect: a CPU does not round float32", stacklevel=2)
+        return []
     torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.allow_tf32 = True
-    return "allow_tf32: products of float32 keep 10 of 23 bits on this GPU"
+    return ["allow_tf32: matrix products of float32 keep 10 of 23 bits on this GPU"]

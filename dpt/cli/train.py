@@ -8,10 +8,12 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from importlib import import_module
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
 from dpt.cli.console import plain_warnings
 from dpt.cli.flags import parse_options
+from dpt.cli.train_idle import warn_of_idle
 from dpt.cli.train_options import NEVER_READ, AdapterOptions, ObjectiveOptions, TrainOptions
 from dpt.cli.train_setup import open_backbone, recorded, settings_for, start_processes
 from dpt.errors import UserError, fail, run_command
@@ -45,6 +47,8 @@ def run(options: TrainOptions, builder: str) -> Outcome:
     from dpt.training.trackers import start_trackers
 
     accelerator = start_processes(options)
+    if accelerator.is_main_process:
+        warn_of_idle(options)
     if options.optimisation.use_8bit_adam:
         require_eight_bit(accelerator.device)
     hub = open_hub(options.hub, options.root) if accelerator.is_main_process else None
@@ -59,6 +63,12 @@ def run(options: TrainOptions, builder: str) -> Outcome:
         for sentence in cache.said:
             print(sentence)
     settings = settings_for(options, len(source), accelerator.num_processes)
+    if settings.lr_warmup_steps >= settings.max_train_steps and accelerator.is_main_process:
+        warnings.warn(
+            f"the run ends at step {settings.max_train_steps}, before its learning rate has warmed up for "
+            f"--lr_warmup_steps {settings.lr_warmup_steps}",
+            stacklevel=2,
+        )
     record = {**recorded(options, settings), "model_sha256": backbone.model_hash, "cache": cache.identity, **begun_with}
     stream = Stream(source, settings.seed, corrupt_budget=options.data.corrupt_budget)
     loop = Loop(task, stream, settings, options.root, record, accelerator)
@@ -114,8 +124,7 @@ def check(options: TrainOptions) -> None:
             warnings.warn(f"--{one.name} {options.warned[one.name]}", stacklevel=2)
         else:
             fail(f"--{one.name} {options.reasons.get(one.name, NEVER_READ)}")
-    if options.data.data_root is None and options.data.center_crop:
-        warnings.warn("--center_crop changes nothing on rendered scenes, which are square", stacklevel=2)
+    check_numbers(options.objective)
     for name in ("val_batch_size", "validation_scenes"):
         if getattr(options.data, name) < 1:
             fail(f"--{name} must be at least 1, not {getattr(options.data, name)}")
@@ -128,6 +137,17 @@ def check(options: TrainOptions) -> None:
         check_text_encoder(options.adapter, options.objective)
     options.check()
     settings_for(options, 1, 1)
+
+
+def check_numbers(objective: ObjectiveOptions) -> None:
+    """What weighs a loss or a cost, and what noise and similarity are scaled by."""
+    for name in (one.name for one in fields(objective)):
+        if ("_coef" in name or "set_cost" in name) and not 0 <= getattr(objective, name) < inf:
+            fail(f"--{name} must be a number from 0 up, not {getattr(objective, name)}")
+    if not 0 < objective.temperature_NCE < inf:
+        fail(f"--temperature_NCE must be a positive number, not {objective.temperature_NCE}")
+    if not isfinite(objective.noise_offset):
+        fail(f"--noise_offset must be a number, not {objective.noise_offset}")
 
 
 def check_text_encoder(adapter: AdapterOptions, objective: ObjectiveOptions) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from dpt.cli.embedded import EMBEDDED
+from dpt.cli.train_idle import idle_in_training
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 
@@ -34,7 +35,8 @@ class ModelOptions:
     enable_xformers_memory_efficient_attention: Flag = False
     """Use xformers on a GPU where it is installed, instead of PyTorch's own attention."""
     allow_tf32: Flag = False
-    """Let Ampere and later GPUs round float32 products: faster, and not the same numbers."""
+    """Let Ampere and later GPUs round float32 matrix products, as PyTorch has them round convolutions anyway: faster,
+    and not the same numbers."""
     compile: Flag = False
     """Compile the UNet's transformer blocks when they are first used. What it saves: docs/performance.md."""
     channels_last: Flag = False
@@ -125,6 +127,11 @@ class ObjectiveOptions:
     set_cost_giou: float = 2.0
     no_detection: Flag = False
     """Do not score grounding in validation."""
+
+    def grounds(self, without_alignment: bool = False) -> bool:
+        """Whether any loss of grounding weighs something."""
+        alignment = 0.0 if without_alignment else self.contrastive_align_loss_coef
+        return any((self.ce_loss_coef, self.bbox_loss_coef, self.giou_loss_coef, alignment))
 
 
 @dataclass(frozen=True)
@@ -241,6 +248,10 @@ class TrainOptions:
 
     def check(self) -> None:
         """What can be found wrong of what only this command has."""
+
+    def idle(self) -> dict[str, str]:
+        """By name why a flag changes nothing beside the others, of those that would not."""
+        return idle_in_training(self)
 
     def after(self, task: Any) -> None:
         """What there is to do with what was trained, once it is saved."""

@@ -39,6 +39,9 @@ class Stage1Options(TrainOptions):
         "num_validation_images": DRAWS_NOTHING,
     }
 
+    def idle(self) -> dict[str, str]:
+        return {**super().idle(), "prediction_type": "stage 1 reads features, which are the same whatever is predicted"}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     return train.main(Stage1Options, "train_stage1.py", "dpt.cli.train_tasks:stage1", arguments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 SAMPLES = "samples.png"
 ALIGNMENT = "alignment.json"
 SAMPLE_SEED = 0
+FOR_ALL_LOSSES = ("fix_timestep", "noise_offset")
+"""Of the objective's flags, those that the denoising loss knows too."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Stage2Options(TrainOptions):
     lora: LoraOptions = field(default_factory=LoraOptions)
     denoising: DenoisingOptions = field(default_factory=DenoisingOptions)
     samples: SampleOptions = field(default_factory=SampleOptions)
+
     def check(self) -> None:
         if self.lora.plain_lora and self.adapter.qformer_ckpt is not None:
             fail("--plain_lora has no adapter, so --qformer_ckpt has nothing to say")
@@ -84,6 +87,10 @@ class Stage2Options(TrainOptions):
                 fail(f"--{name} cannot be {weight}")
         if self.lora.plain_lora and self.denoising.mend_loss_coef:
             fail("--plain_lora learns to denoise and nothing else: --mend_loss_coef has nothing to say")
+        if self.lora.plain_lora and not self.denoising.mse_loss_coef:
+            fail("--plain_lora learns to denoise and nothing else: with --mse_loss_coef 0 it would learn nothing")
+        if self.lora.plain_lora and self.denoising.detach_unet_feature is not None:
+            fail("--plain_lora has no loss but that of denoising: --detach_unet_feature would leave blocks untrained")
         if self.samples.num_validation_images < 1:
             fail(f"--num_validation_images must be at least 1, not {self.samples.num_validation_images}")
         if self.samples.prompts_path_val is not None:
@@ -93,6 +100,22 @@ class Stage2Options(TrainOptions):
             self._open_clip()
         elif self.samples.clip is not None:
             fail("--clip has nothing to say without --prompts_path_val")
+
+    def idle(self) -> dict[str, str]:
+        found = super().idle()
+        if self.lora.plain_lora:
+            of_adapter = [one.name for one in fields(self.adapter)] + ["unet_feature", "adapter_precision"]
+            of_objective = [one.name for one in fields(self.objective) if one.name not in FOR_ALL_LOSSES]
+            found |= dict.fromkeys([*of_adapter, *of_objective], "--plain_lora has no adapter")
+        elif self.lora.only_train_lora:
+            found["dropout"] = "--only_train_lora leaves the adapter as it is, and without dropout"
+        if not self.samples.validation_prompts:
+            found["num_validation_images"] = "there are no --validation_prompts"
+        if not self.denoising.mse_loss_coef:
+            found["snr_gamma"] = "--mse_loss_coef is 0"
+            if not self.denoising.mend_loss_coef:
+                found["detach_unet_feature"] = "no denoising loss weighs anything"
+        return found
 
     def _open_clip(self) -> Clip:
         from dpt.cli.embedded import EMBEDDED, EMBEDDED_CLIP, clip_location

@@ -43,7 +43,7 @@ def run(options: Options, group: Processes) -> None:
     from dpt.cli.txt2img_draw import methods_for
     from dpt.cli.txt2img_model import open_trained
     from dpt.cli.txt2img_output import SHEET, write_record, write_sheet
-    from dpt.sampling.draw import calls_per_picture
+    from dpt.sampling.draw import calls_per_picture, intervals_without_a_step
 
     named = options.pretrained_model_name_or_path
     _ = settings_of(options, has_adapter=True)  # what is wrong with them is said before anything is opened
@@ -53,7 +53,7 @@ def run(options: Options, group: Processes) -> None:
     trained.backbone.latent_size(settings.height, settings.width)
     own = group.share(list(enumerate(prompts)))
     losses = [sentence for each in group.gather(lambda: words_lost(options, trained, own)) for sentence in each]
-    notes = options.without_effect
+    notes = [*options.without_effect, *intervals_without_a_step(trained.backbone, settings)]
     if trained.adapter is None:
         notes += [f"--{name} has no effect: there is no adapter" for name in options.correction.given_beside_factor]
     on_cpu = trained.backbone.device.type == "cpu"

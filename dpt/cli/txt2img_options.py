@@ -166,7 +166,8 @@ class Options:
     channels_last: Flag = False
     """Lay out the weights of convolutions channels last, as the tensor cores of GPUs read them."""
     allow_tf32: Flag = False
-    """Let Ampere and later GPUs round float32 products: faster, and not the same numbers."""
+    """Let Ampere and later GPUs round float32 matrix products, as PyTorch has them round convolutions anyway: faster,
+    and not the same numbers."""
     gpu: Annotated[str | None, tyro.conf.arg(aliases=["-g", "--gpuid"], metavar="N|cpu")] = None
     """Number of the GPU, or cpu. By default the first GPU, or the CPU where there is none."""
     shape: ShapeOptions = field(default_factory=ShapeOptions)

@@ -125,6 +125,8 @@ class Loop:
             run_folder.claim(self.root, self.config)
         self.accelerator.wait_for_everyone()
         start = run_folder.starting_point(self.root, resume)
+        if start is None and reset_optimizer and self._main:
+            print("warning: --reset_optimizer has no effect: there is no checkpoint to resume")
         if start is not None:
             self._restore(start, reset_optimizer)
         if self._main:

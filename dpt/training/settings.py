@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from dpt.errors import UserError
-from dpt.training.rates import check_schedule
+from dpt.training.rates import POLYNOMIAL_END, check_schedule
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Settings:
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
         for name in ("learning_rate", "adam_epsilon"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < inf:
                 raise UserError(f"--{name} must be positive, not {getattr(self, name)}")
         for name in ("lr_warmup_steps", "adam_weight_decay", "max_grad_norm", "dataloader_num_workers"):
             if not getattr(self, name) >= 0:
@@ -55,6 +56,13 @@ class Settings:
         for name in ("adam_beta1", "adam_beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--{name} is at least 0 and below 1, not {getattr(self, name)}")
+        if self.lr_scheduler == "polynomial" and self.learning_rate <= POLYNOMIAL_END:
+            raise UserError(
+                f"--lr_scheduler polynomial ends at {POLYNOMIAL_END:g}, so --learning_rate must be more than that, "
+                f"not {self.learning_rate}"
+            )
+        if self.adam_weight_decay == inf:
+            raise UserError("--adam_weight_decay must be a number, not inf")
         if self.checkpoints_total_limit is not None and self.checkpoints_total_limit < 1:
             raise UserError(f"--checkpoints_total_limit must be at least 1, not {self.checkpoints_total_limit}")
         if self.validation_steps is not None and self.validation_steps < 0:

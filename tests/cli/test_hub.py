@@ -11,6 +11,7 @@ import huggingface_hub
 import pytest
 
 from dpt.adapter.store import load_adapter
+from dpt.cli import train_stage2
 from dpt.cli.train_options import HubOptions
 from dpt.cli.train_stage1 import Stage1Options, main
 from tests.cli import fake_hub
@@ -63,6 +64,13 @@ def test_what_a_run_leaves_is_uploaded(
     written = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert written and not any(TOKEN.encode() in file.read_bytes() for file in written)
     assert not any("hub" in name for name in json.loads((tmp_path / "logs" / "probe" / "config.json").read_text()))
+
+
+def test_both_results_of_stage_2_are_uploaded(command: list[str], hub: FakeHub) -> None:
+    words = ["--lora_blocks", "mid", "--validation_steps", "0", "--hub_token", TOKEN, "--hub_model_id", "team/tuned"]
+    assert train_stage2.main([*command, *words]) == 0
+    weights = {"adapter/adapter.json", "adapter/adapter.safetensors", "lora/lora.json", "lora/lora.safetensors"}
+    assert hub.repositories["team/tuned"].keys() == {*weights, "curve.png", "README.md"}
 
 
 def test_the_token_is_not_shown_with_the_options() -> None:

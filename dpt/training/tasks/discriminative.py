@@ -58,6 +58,8 @@ class Discriminative:
     ) -> None:
         self.adapter, self.phrases, self.objective = adapter, phrases, objective
         self.gradient_checkpointing = gradient_checkpointing
+        if adapter.config.num_queries_rec < 1 and any(objective.weights[name] for name in OF_GROUNDING):
+            raise UserError("--num_queries_rec 0 has nothing to ground with, but losses of grounding weigh something")
 
     def wanted(self, batch: Batch) -> Batch:
         """Without what no loss weighs anything for: it would cost as much as the rest, and change nothing."""

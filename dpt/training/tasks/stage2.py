@@ -12,6 +12,7 @@ from dpt.adapter import Adapter
 from dpt.adapter.phrases import PhraseEncoder
 from dpt.adapter.store import save_adapter
 from dpt.backbone import Backbone
+from dpt.backbone.feature_names import block_names, feature
 from dpt.backbone.randomness import Chance
 from dpt.data.batch import Batch
 from dpt.data.stream import Stream
@@ -19,6 +20,7 @@ from dpt.errors import UserError
 from dpt.evaluation.probes.denoising import denoising_error
 from dpt.evaluation.probes.probe import Probe
 from dpt.lora import Lora
+from dpt.lora.config import block_of
 from dpt.training.task import Tally
 from dpt.training.tasks.denoising import DENOISED, MEND, MENDED, MSE, Denoising, need_captions
 from dpt.training.tasks.discriminative import Discriminative, Objective, boxes_in, pairs_of
@@ -74,6 +76,7 @@ class Stage2:
         self.weights = {**self.how.objective.weights, MSE: self.how.denoising.weight, MEND: self.how.denoising.mend}
         self.how.noise.check(backbone)
         self.detach_after = self.how.denoising.block(backbone)
+        self._check_reached()
         if self.how.gradient_checkpointing:
             backbone.unet.enable_gradient_checkpointing()
         self.validation = validation or {}
@@ -81,6 +84,18 @@ class Stage2:
         if validation:
             timesteps, size = (self.how.noise.middle(backbone),), self.how.val_batch_size
             self.probe = Probe(backbone, adapter, validation, timesteps, size, self.how.score_grounding)
+
+    def _check_reached(self) -> None:
+        """What is past the feature learns by denoising alone."""
+        if any(self.weights[name] for name in (MSE, MEND)):
+            return
+        unet = self.backbone.unet.config
+        last, known = feature(unet, self.adapter.config.unet_feature).deepest, block_names(unet)
+        if not any(known[block] <= last for block in map(block_of, self.lora.places) if block is not None):
+            raise UserError(
+                f"--lora_blocks {' '.join(self.lora.config.blocks)} are past {self.adapter.config.unet_feature}, where "
+                "only the denoising loss reaches, and --mse_loss_coef is 0: the LoRA would learn nothing"
+            )
 
     def count(self, batch: Batch) -> int:
         """Boxes."""

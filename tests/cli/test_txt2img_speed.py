@@ -1,0 +1,46 @@
+"""What `txt2img.py` is told to do faster is said, written down, and draws the same pictures but for rounding."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dpt.cli import txt2img
+from tests import tiny_models
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.save(tiny_models.POCKET, tmp_path_factory.mktemp("pocket") / "model")
+
+
+def drawn(model: Path, outdir: Path, *more: str) -> tuple[np.ndarray, list[str]]:
+    words = ["--prompt", tiny_models.PROMPT, "--num_timesteps", "2", "--n_samples", "1", "--outdir", str(outdir)]
+    assert txt2img.main([*words, "--pretrained_model_name_or_path", str(model), "--gpu", "cpu", *more]) == 0
+    (folder,) = outdir.iterdir()
+    picture = np.asarray(Image.open(next(folder.glob("0*.png"))), int)
+    return picture, json.loads((folder / "manifest.json").read_text())["changed_for_speed"]
+
+
+def test_compiled_and_laid_out_otherwise_it_draws_the_same(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiling takes a minute; that compiled blocks compute the same is tested with the blocks."""
+    monkeypatch.setattr(torch._dynamo.config, "disable", True)
+    plain, said = drawn(model, tmp_path / "plain")
+    assert said == []
+    fast, said = drawn(model, tmp_path / "fast", "--compile", "--channels_last")
+    assert [one.partition(":")[0] for one in said] == ["compile", "channels_last"]
+    assert np.abs(fast - plain).max() <= 1
+
+
+def test_what_was_changed_is_printed(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, said = drawn(model, tmp_path, "--channels_last", "--allow_tf32")
+    printed = capsys.readouterr()
+    assert len(said) == 1 and said[0] in printed.out
+    assert "--allow_tf32 has no effect: a CPU does not round float32" in printed.err + printed.out
