@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from dpt.errors import UserError
+from dpt.plain_json import parse_json
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class ModelFolder:
         if single.is_file() or not index_file.is_file():
             return [single]
         index = _read_json(index_file, f"{index_file} is missing")
-        return [single.with_name(shard) for shard in sorted(set(index.get("weight_map", {}).values()))]
+        return [single.with_name(shard) for shard in _shards(index, index_file)]
 
     def content_hash(self, *components: Component) -> str:
         """SHA-256 over the names and bytes of every file that is loaded, wherever the folder lies.
@@ -156,9 +156,20 @@ class ModelFolder:
                 raise UserError(f"the tokenizer of {self.path} is incomplete: {name} is missing")
 
 
+def _shards(index: dict[str, Any], file: Path) -> list[str]:
+    """The files that an index names, none of them elsewhere than beside it."""
+    named = index.get("weight_map")
+    if not isinstance(named, dict) or not named:
+        raise UserError(f"{file} names no weights")
+    for shard in named.values():
+        if not (isinstance(shard, str) and shard.isprintable() and PurePath(shard).name == shard and len(shard) < 200):
+            raise UserError(f"{file} names {shard!r}, which is no file beside it")
+    return sorted(set(named.values()))
+
+
 def _read_json(file: Path, when_missing: str) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(when_missing) from None
     except OSError as error:

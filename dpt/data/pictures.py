@@ -96,8 +96,9 @@ def _header(path: Path, image: Image.Image) -> Header:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
-        deep = np.asarray(image).astype(np.int64)
-        return Image.fromarray((np.clip(deep, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+        deep = np.asarray(image)
+        upper = deep >> 8 if deep.dtype.itemsize == 2 else np.clip(deep, 0, 65535) >> 8
+        return Image.fromarray(upper.astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("floating point pixels have no agreed range")
     if image.has_transparency_data:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from random import Random
 from typing import Any
 
@@ -85,13 +86,13 @@ def _change_value(holder: list[Any], rng: Random) -> None:
         case 0 if at is not holder:
             del at[key]
         case 1 if isinstance(at, list):
-            at.insert(key, rng.choice(EDGES))
+            at.insert(key, deepcopy(rng.choice(EDGES)))
         case 1:
-            at[_key(rng)] = below
+            at[_key(rng)] = deepcopy(below)
         case 2 if isinstance(at, list):
-            at.extend(at[:8])
+            at.extend(deepcopy(at[:8]))
         case _:
-            at[key] = rng.choice(EDGES)
+            at[key] = deepcopy(rng.choice(EDGES))
 
 
 def _key(rng: Random) -> str:

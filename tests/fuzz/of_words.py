@@ -10,7 +10,7 @@ from dpt.cli.bench_report import ReportOptions
 from dpt.cli.download import DownloadOptions
 from dpt.cli.flags import parse_options
 from dpt.cli.main import run
-from dpt.errors import UserError
+from dpt.errors import UserError, run_command
 from dpt.evaluation.bench.methods import parse_method
 from dpt.evaluation.suites import registry
 from tests.fuzz.mutate import changed_bytes
@@ -71,11 +71,18 @@ def safe(words: list[str]) -> None:
     """Only commands that write nothing, and cannot, since the folders are not there."""
     if words[:1] not in (["bench"], ["info"], ["export"], ["data"]) or words[1:2] in (["prepare"], ["run"], ["score"]):
         raise UserError("another command")
-    ended(lambda: run(words))
+    ended(lambda: told(run_command(lambda: run(words))))
+
+
+def told(code: int) -> None:
+    """What the user got wrong is exit code 2 and one sentence, whoever found it."""
+    if code:
+        assert code == UserError.exit_code, code
+        raise UserError("refused")
 
 
 def suite(words: list[str]) -> None:
-    name, file = registry.parse(words[0])
+    _, file = registry.parse(words[0])
     registry.layout_of(words[0])
     if file is not None:
         registry.load(words[0])
