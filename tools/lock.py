@@ -27,6 +27,8 @@ LIBC = (*range(17, 36), 5, 12)
 PLATFORMS = [*(f"manylinux_2_{minor}_x86_64" for minor in LIBC), "manylinux2014_x86_64", "manylinux2010_x86_64",
              "manylinux1_x86_64", "linux_x86_64"]  # fmt: skip
 TORCH = "torch"
+HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+"""PyTorch keeps its CPU builds elsewhere, and not every mirror of them has all Pythons: that of this one is locked."""
 HEAD = """# Every package that requirements.txt and requirements-dev.txt come to, for Linux on x86-64 and Python {pythons}, with
 # the SHA-256 of each wheel. Written by tools/lock.py; do not edit. torch is not here: install its CPU build from
 # requirements-cpu.lock, or the one that suits the machine, and then
@@ -57,7 +59,7 @@ def main() -> int:
     packages = closure([*pins(ROOT / "requirements.txt"), *pins(ROOT / "requirements-dev.txt")])
     for python in PYTHONS:
         add_hashes({name: one for name, one in packages.items() if name != TORCH}, python)
-        add_hashes({TORCH: packages[TORCH]}, python)
+    add_hashes({TORCH: packages[TORCH]}, HERE)
     write(packages)
     return 0
 
@@ -157,7 +159,7 @@ def write(packages: Mapping[str, Package], root: Path = ROOT) -> None:
     torch = packages[TORCH]
     (root / "requirements.lock").write_text(HEAD.format(pythons=pythons) + "".join(map(_line, others)))
     cpu = Package(TORCH, f"{torch.version}+cpu", hashes=torch.hashes)
-    (root / "requirements-cpu.lock").write_text(HEAD_CPU.format(pythons=pythons) + _line(cpu))
+    (root / "requirements-cpu.lock").write_text(HEAD_CPU.format(pythons=HERE) + _line(cpu))
     rows = [f"| {name} | {one.version} | {one.licence} | {', '.join(sorted(one.needed_by))} |"
             for name, one in sorted(packages.items())]  # fmt: skip
     yanked = [one.name for one in packages.values() if one.yanked]
