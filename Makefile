@@ -73,3 +73,8 @@ environment:
 
 dev-environment:
 	@$(PYTHON) tools/make_venv.py $(VENV) --goal test --requirements requirements-dev.txt
+
+# Ten thousand broken files for every parser: half an hour on two cores.
+.PHONY: fuzz
+fuzz: dev-environment
+	$(RUN) -m tests.fuzz --write docs/reliability

@@ -162,7 +162,8 @@ def _shards(index: dict[str, Any], file: Path) -> list[str]:
     if not isinstance(named, dict) or not named:
         raise UserError(f"{file} names no weights")
     for shard in named.values():
-        if not (isinstance(shard, str) and shard.isprintable() and PurePath(shard).name == shard and len(shard) < 200):
+        plain = isinstance(shard, str) and shard.isprintable() and 0 < len(shard) < 200
+        if not plain or PurePath(shard).name != shard:
             raise UserError(f"{file} names {shard!r}, which is no file beside it")
     return sorted(set(named.values()))
 

@@ -34,8 +34,8 @@ def main() -> int:
               f"slowest {found.slowest:.3f} s (case {found.slowest_case}), {found.peak_bytes / 2**20:.0f} MiB, "
               f"{found.seconds:.0f} s in all", flush=True)  # fmt: skip
         say(found)
-    if args.write:
-        write_summary(every, args.write)
+        if args.write:
+            write_summary(every, args.write)
     return 1 if any(found.faults for found in every) else 0
 
 

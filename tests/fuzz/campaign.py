@@ -138,7 +138,7 @@ def attempt(read: Any, seconds: float = SECONDS) -> tuple[str, str]:
 
 
 def _fault(parser: Parser, number: int, what: str) -> str:
-    return f"{parser.name}, case {number}: {what}\nto repeat it: python -m tests.fuzz {parser.name} --case {number}"
+    return f"{parser.name}, case {number}: {what}\nto repeat it: python -m tests.fuzz {parser.name!r} --case {number}"
 
 
 def say(found: Found) -> None:

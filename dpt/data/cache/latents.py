@@ -121,7 +121,7 @@ class _Pictures(Dataset[_Read]):
         path = self.images / name
         size = _bytes(path)
         try:
-            image, header = read_picture(path)
+            image, header = read_picture(path, self.images / name.partition("/")[0])
         except BrokenPicture as broken:
             return _Read(name, [size, broken.reason])
         return _Read(name, [size, *header.stored_size, header.orientation], self.framing.pixels(image))
