@@ -17,7 +17,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any
 
 from pip._vendor.packaging.requirements import Requirement
 
@@ -46,7 +45,6 @@ class Package:
     needed_by: set[str] = field(default_factory=set)
     hashes: set[str] = field(default_factory=set)
     licence: str = "not said"
-    yanked: bool | None = None
 
 
 def main() -> int:
@@ -57,10 +55,9 @@ def main() -> int:
         print("\n".join(faults) or "the lock and the requirements are in step")
         return 1 if faults else 0
     packages = closure([*pins(ROOT / "requirements.txt"), *pins(ROOT / "requirements-dev.txt")])
-    for python in PYTHONS:
-        add_hashes({name: one for name, one in packages.items() if name != TORCH}, python)
-    add_hashes({TORCH: packages[TORCH]}, HERE)
-    write(packages)
+    others = {name: one for name, one in packages.items() if name != TORCH}
+    warnings = [add_hashes(others, python) for python in PYTHONS] + [add_hashes({TORCH: packages[TORCH]}, HERE)]
+    write(packages, "".join(warnings))
     return 0
 
 
@@ -101,7 +98,7 @@ def closure(wanted: Iterable[str]) -> dict[str, Package]:
         requirement, by = left.pop()
         name = canonical(requirement.name)
         if name not in found:
-            found[name] = _installed(requirement.name)
+            found[name] = _installed(name)
         found[name].needed_by.add(by)
         for extra in ("", *requirement.extras):
             if (name, extra) not in seen:
@@ -115,10 +112,10 @@ def _installed(name: str) -> Package:
         about = distribution(name)
     except PackageNotFoundError:
         raise SystemExit(f"error: {name} is not installed here: run this in the environment of `make test`") from None
-    said = about.metadata.get("License-Expression") or about.metadata.get("License") or ""
     classifiers = [one.rpartition(" :: ")[2] for one in about.metadata.get_all("Classifier") or () if "License" in one]
-    licence = said.strip().splitlines()[0][:60] if said.strip() else ", ".join(classifiers)
-    return Package(name, about.version.split("+")[0], licence=licence or "not said")
+    whole = (about.metadata.get("License") or "").strip().splitlines()
+    licence = about.metadata.get("License-Expression") or ", ".join(classifiers) or (whole[0] if whole else "not said")
+    return Package(name, about.version.split("+")[0], licence=licence)
 
 
 def _requirements(name: str, extra: str) -> list[Requirement]:
@@ -131,29 +128,28 @@ def _requirements(name: str, extra: str) -> list[Requirement]:
             or one.marker is not None and any(map(one.marker.evaluate, pythons))]  # fmt: skip
 
 
-def add_hashes(packages: Mapping[str, Package], python: str) -> None:
-    """Of the wheels that pip would take there. Nothing is installed."""
+def add_hashes(packages: Mapping[str, Package], python: str) -> str:
+    """Of the wheels that pip would take there. Nothing is installed. What pip warns of is returned."""
     with tempfile.TemporaryDirectory() as folder:
         pinned, report = Path(folder, "pins.txt"), Path(folder, "report.json")
         local = "+cpu" if TORCH in packages else ""
         pinned.write_text("".join(f"{one.name}=={one.version}{local}\n" for one in packages.values()))
         platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
-        subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--no-deps", "--target",
              str(Path(folder, "nowhere")), "--only-binary", ":all:", "--python-version", python, *platforms,
              "--report", str(report), "-r", str(pinned)],
-            check=True,
+            check=False, capture_output=True, text=True,
         )  # fmt: skip
+        if done.returncode:
+            raise SystemExit(done.stderr)
         for one in json.loads(report.read_text())["install"]:
-            _note(packages[canonical(one["metadata"]["name"])], one)
+            digest = one["download_info"]["archive_info"]["hashes"]["sha256"]
+            packages[canonical(one["metadata"]["name"])].hashes.add(digest)
+        return done.stderr
 
 
-def _note(package: Package, reported: Mapping[str, Any]) -> None:
-    package.hashes.add(reported["download_info"]["archive_info"]["hashes"]["sha256"])
-    package.yanked = package.yanked or reported.get("is_yanked")
-
-
-def write(packages: Mapping[str, Package], root: Path = ROOT) -> None:
+def write(packages: Mapping[str, Package], warnings: str, root: Path = ROOT) -> None:
     pythons = ", ".join(PYTHONS)
     others = [one for name, one in sorted(packages.items()) if name != TORCH]
     torch = packages[TORCH]
@@ -162,11 +158,11 @@ def write(packages: Mapping[str, Package], root: Path = ROOT) -> None:
     (root / "requirements-cpu.lock").write_text(HEAD_CPU.format(pythons=HERE) + _line(cpu))
     rows = [f"| {name} | {one.version} | {one.licence} | {', '.join(sorted(one.needed_by))} |"
             for name, one in sorted(packages.items())]  # fmt: skip
-    yanked = [one.name for one in packages.values() if one.yanked]
-    told = f"Withdrawn by their authors (yanked): {', '.join(yanked) or 'none'}.\n"
+    yanked = [line for line in warnings.splitlines() if "yanked" in line]
+    told = "\n".join(yanked) or "Of no package pip says that its authors have withdrawn (yanked) that version."
     (root / "requirements.audit.md").write_text(
         "# What is installed, and why\n\nWritten by tools/lock.py.\n\n"
-        f"| package | version | licence, as it says itself | needed by |\n|---|---|---|---|\n{chr(10).join(rows)}\n\n{told}"
+        f"| package | version | licence, as it says itself | needed by |\n|---|---|---|---|\n{chr(10).join(rows)}\n\n{told}\n"
     )
 
 
