@@ -54,6 +54,8 @@ class AdapterConfig:
             raise UserError(f"position_embedding is one of {', '.join(POSITIONS)}, not {self.position_embedding!r}")
         if self.code_placement not in PLACEMENTS:
             raise UserError(f"code_placement is one of {', '.join(PLACEMENTS)}, not {self.code_placement!r}")
+        if self.nheads < 1:
+            raise UserError(f"nheads must be at least 1, not {self.nheads}")
         if self.hidden_dim % 4 or self.hidden_dim % self.nheads:
             raise UserError(f"hidden_dim must be divisible by 4 and by nheads ({self.nheads}), not {self.hidden_dim}")
         for name in ("hidden_dim", "dec_layers", "num_queries_matching", "token_slots", "text_width", "phrase_width"):

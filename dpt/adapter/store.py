@@ -75,8 +75,11 @@ def build_for(config: AdapterConfig, weights: Mapping[str, Tensor], where: str) 
     try:
         with torch.device("meta"):
             outline = Adapter(config)
-    except (RuntimeError, OverflowError, ValueError) as error:
-        raise UserError(f"there is no adapter as the record of {where} says: {error}") from None
+    except UserError:
+        raise
+    except Exception as error:  # torch refuses impossible sizes with errors of many kinds, and pages of them
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"there is no adapter as the record of {where} says: {reason[:200]}") from None
     check_shapes(outline.state_dict(), weights, where, into="the adapter")
     adapter = Adapter(config)
     load_strictly(adapter, weights, where)

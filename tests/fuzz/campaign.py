@@ -22,6 +22,8 @@ SECONDS = 5.0
 """Of processor time, for one case."""
 SILENCE = 120.0
 """After so many seconds without a finished case the process is taken to hang."""
+IN_MEMORY = Path("/dev/shm")
+"""A disk would be most of the work."""
 FORK = multiprocessing.get_context("fork")
 
 
@@ -93,7 +95,7 @@ def _watch(process: Any, pipe: Connection, reached: Any) -> Found | None:
 
 
 def _work(parser: Parser, first: int, end: int, seconds: float, reached: Any, pipe: Connection) -> None:
-    with tempfile.TemporaryDirectory(prefix="dpt-fuzz-") as folder:
+    with tempfile.TemporaryDirectory(prefix="dpt-fuzz-", dir=IN_MEMORY if IN_MEMORY.is_dir() else None) as folder:
         target = parser.make(Path(folder))
         limit_memory(parser.memory)
         resident, begun, found = status("VmRSS"), time.monotonic(), Found(parser.name)

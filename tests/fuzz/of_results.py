@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +125,10 @@ def foreign_lora(write: Callable[[StoredLora, Path, str], None]) -> Callable[[Pa
 
 
 def published(folder: Path) -> Target:
+    torch.manual_seed(0)
     file, samples = folder / PUBLISHED, []
-    adapter = {name: tensor.clone() for name, tensor in small_adapter().state_dict().items()}
+    shape = replace(SMALL, num_queries_matching=AdapterConfig.num_queries_matching, nheads=AdapterConfig.nheads)
+    adapter = {name: tensor.clone() for name, tensor in Adapter(shape).state_dict().items()}
     for content in (adapter | to_published(small_lora(), "it"), to_published(small_lora(), "it")):
         for modern in (True, False):
             torch.save(content, file, _use_new_zipfile_serialization=modern)

@@ -177,7 +177,10 @@ class Builder:
         if shard.stat().st_size != index.bytes or sha256(shard) != index.sha256:
             return "it is not what was written (size or SHA-256 differs)"
         items = [*zip(index.names, index.facts, strict=True), *index.broken.items()]
-        changed = next((name for name, facts in items if not is_current(name, facts)), None)
+        try:
+            changed = next((name for name, facts in items if not is_current(name, facts)), None)
+        except (IndexError, TypeError):
+            return "its index does not say what its items are"
         if changed is not None:
             return f"{changed} has changed since"
         self.indices[int(shard.stem.removeprefix("shard-"))] = index
