@@ -21,12 +21,15 @@ class UserError(Exception):
 
 def presentable(message: str) -> str:
     """On one line that any terminal can show, and that cannot steer one; cut in the middle if it is endless."""
-    if len(message) > LONGEST:
-        message = f"{message[: LONGEST - 300]} … {message[-297:]}"
+    message = _cut(message)
     if message.isprintable():
         return message
-    lines = " ".join(message.split("\n"))
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in lines)
+    line = " ".join(message.split("\n"))
+    return _cut("".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in line))
+
+
+def _cut(message: str) -> str:
+    return message if len(message) <= LONGEST else f"{message[: LONGEST - 300]} … {message[-297:]}"
 
 
 def fail(message: str) -> NoReturn:

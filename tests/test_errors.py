@@ -29,6 +29,7 @@ def test_what_is_quoted_cannot_steer_the_terminal(said: str, shown: str) -> None
 def test_an_endless_sentence_keeps_its_beginning_and_its_end() -> None:
     sentence = str(UserError(f"the name {'a' * 10**6} is too long"))
     assert len(sentence) == LONGEST
+    assert len(str(UserError("\udcff" * 10**6))) == LONGEST
     assert sentence.startswith("the name aaa") and sentence.endswith("aaa is too long") and " … " in sentence
 
 
