@@ -3,6 +3,7 @@
 # make stage1 the adapter of ckpt/pocket-stage1 (an hour) make study  adapters of every feature, probed (hours)
 # make stage2 ckpt/pocket-dpt and its control (an hour)   make sweep  ways to correct (an hour)
 # make results the table of docs/results (two hours)      make pictures  docs/sampling/trace.png
+# make fuzz   broken input for every parser (an hour)
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
@@ -74,7 +75,6 @@ environment:
 dev-environment:
 	@$(PYTHON) tools/make_venv.py $(VENV) --goal test --requirements requirements-dev.txt
 
-# Ten thousand broken files for every parser: half an hour on two cores.
 .PHONY: fuzz
 fuzz: dev-environment
 	$(RUN) -m tests.fuzz --write docs/reliability

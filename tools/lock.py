@@ -23,8 +23,13 @@ from pip._vendor.packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = ("3.11", "3.12", "3.13")
 LIBC = (*range(17, 36), 5, 12)
-PLATFORMS = [*(f"manylinux_2_{minor}_x86_64" for minor in LIBC), "manylinux2014_x86_64", "manylinux2010_x86_64",
-             "manylinux1_x86_64", "linux_x86_64"]  # fmt: skip
+PLATFORMS = [
+    *(f"manylinux_2_{minor}_x86_64" for minor in LIBC),
+    "manylinux2014_x86_64",
+    "manylinux2010_x86_64",
+    "manylinux1_x86_64",
+    "linux_x86_64",
+]
 TORCH = "torch"
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 """PyTorch keeps its CPU builds elsewhere, and not every mirror of them has all Pythons: that of this one is locked."""
@@ -81,7 +86,9 @@ def out_of_step(root: Path) -> list[str]:
     lock = locked(root / "requirements.lock") | {
         name: version.split("+")[0] for name, version in locked(root / "requirements-cpu.lock").items()
     }
-    wanted = dict(line.split("==") for name in ("requirements.txt", "requirements-dev.txt") for line in pins(root / name))
+    wanted = dict(
+        line.split("==") for name in ("requirements.txt", "requirements-dev.txt") for line in pins(root / name)
+    )
     return [
         f"{name} is pinned to {version}, and the lock has {lock.get(canonical(name), 'none of it')}"
         for name, version in wanted.items()
@@ -122,10 +129,15 @@ def _requirements(name: str, extra: str) -> list[Requirement]:
     """On Linux on x86-64, for any of the Pythons; of torch none of those that only its CUDA build has."""
     found = [Requirement(line) for line in distribution(name).requires or ()]
     machine = {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64", "os_name": "posix"}
-    pythons = [{**machine, "extra": extra, "python_version": python, "python_full_version": f"{python}.0"}
-               for python in PYTHONS]  # fmt: skip
-    return [one for one in found if one.marker is None and not extra
-            or one.marker is not None and any(map(one.marker.evaluate, pythons))]  # fmt: skip
+    pythons = [
+        {**machine, "extra": extra, "python_version": python, "python_full_version": f"{python}.0"}
+        for python in PYTHONS
+    ]
+    return [
+        one
+        for one in found
+        if (one.marker is None and not extra) or (one.marker is not None and any(map(one.marker.evaluate, pythons)))
+    ]
 
 
 def add_hashes(packages: Mapping[str, Package], python: str) -> str:
@@ -136,11 +148,31 @@ def add_hashes(packages: Mapping[str, Package], python: str) -> str:
         pinned.write_text("".join(f"{one.name}=={one.version}{local}\n" for one in packages.values()))
         platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
         done = subprocess.run(
-            [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--no-deps", "--target",
-             str(Path(folder, "nowhere")), "--only-binary", ":all:", "--python-version", python, *platforms,
-             "--report", str(report), "-r", str(pinned)],
-            check=False, capture_output=True, text=True,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--dry-run",
+                "--ignore-installed",
+                "--no-deps",
+                "--target",
+                str(Path(folder, "nowhere")),
+                "--only-binary",
+                ":all:",
+                "--python-version",
+                python,
+                *platforms,
+                "--report",
+                str(report),
+                "-r",
+                str(pinned),
+            ],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
         if done.returncode:
             raise SystemExit(done.stderr)
         for one in json.loads(report.read_text())["install"]:
@@ -156,8 +188,10 @@ def write(packages: Mapping[str, Package], warnings: str, root: Path = ROOT) -> 
     (root / "requirements.lock").write_text(HEAD.format(pythons=pythons) + "".join(map(_line, others)))
     cpu = Package(TORCH, f"{torch.version}+cpu", hashes=torch.hashes)
     (root / "requirements-cpu.lock").write_text(HEAD_CPU.format(pythons=HERE) + _line(cpu))
-    rows = [f"| {name} | {one.version} | {one.licence} | {', '.join(sorted(one.needed_by))} |"
-            for name, one in sorted(packages.items())]  # fmt: skip
+    rows = [
+        f"| {name} | {one.version} | {one.licence} | {', '.join(sorted(one.needed_by))} |"
+        for name, one in sorted(packages.items())
+    ]
     yanked = [line for line in warnings.splitlines() if "yanked" in line]
     told = "\n".join(yanked) or "Of no package pip says that its authors have withdrawn (yanked) that version."
     (root / "requirements.audit.md").write_text(

@@ -49,7 +49,9 @@ def test_two_revisions_are_one_too_many(asked: list[tuple[str, str | None]]) -> 
     assert not asked
 
 
-@pytest.mark.parametrize("name", ["../name", "owner/../..", "owner/name@", "owner/name@../x", "owner/name@a b", "a/b/c", "é/b"])
+@pytest.mark.parametrize(
+    "name", ["../name", "owner/../..", "owner/name@", "owner/name@../x", "owner/name@a b", "a/b/c", "é/b"]
+)
 def test_what_is_no_hub_id_is_not_asked_for(asked: list[tuple[str, str | None]], name: str) -> None:
     with pytest.raises(UserError, match="there is no model folder"):
         find_model(name)

@@ -30,14 +30,14 @@ def record(folder: Path, **changes: Any) -> Path:
 
 @pytest.mark.parametrize("name", ["../up", "/etc/passwd", "a/b", "", ".", "a.b", "x" * 300, "a\0b"])
 def test_a_method_is_no_path(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match="becomes a file's name"):
+    with pytest.raises(UserError, match=r"becomes a file's name"):
         bench_record.read_record(record(tmp_path, methods={name: {}}))
 
 
 def test_pictures_lie_in_the_folder_of_a_benchmark(tmp_path: Path) -> None:
     one, other = record(tmp_path / "one", pictures="../other"), tmp_path / "other"
     (other / "base").mkdir(parents=True)
-    with pytest.raises(UserError, match="which is not the folder of a benchmark"):
+    with pytest.raises(UserError, match=r"which is not the folder of a benchmark"):
         file_of(one, bench_record.read_record(one), "base", row("base"))
     record(other)
     assert file_of(one, bench_record.read_record(one), "base", row("base")).parent.resolve() == other / "base"
@@ -58,7 +58,7 @@ def test_a_record_of_other_types(tmp_path: Path, changes: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize("changes", [{"per_prompt": 10**9}, {"prompts": 10**9}, {"prompts": -1}, {"per_prompt": 2**64}])
 def test_a_record_of_more_pictures_than_anybody_draws(tmp_path: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="asks for more pictures than 1,000,000, or for fewer than none"):
+    with pytest.raises(UserError, match=r"asks for more pictures than 1,000,000, or for fewer than none"):
         bench_record.read_record(record(tmp_path, **changes))
 
 
@@ -74,34 +74,34 @@ def written(file: Path, **changes: Any) -> Path:
     ids=str,
 )  # fmt: skip
 def test_a_line_is_of_a_picture_of_this_folder(tmp_path: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="line 1: picture .* is no picture of a benchmark"):
+    with pytest.raises(UserError, match=r"line 1: picture .* is no picture of a benchmark"):
         rows.read(written(tmp_path / "base.jsonl", **changes))
 
 
 def test_boxes_have_four_sides_and_numbers_are_finite(tmp_path: Path) -> None:
     seen = {"label": "car", "colour": None, "size": None, "box": [1, 2, 3], "confidence": 0.5}
-    with pytest.raises(UserError, match="the box of 'car' has 3 sides, not 4"):
+    with pytest.raises(UserError, match=r"the box of 'car' has 3 sides, not 4"):
         rows.read(written(tmp_path / "a.jsonl", objects=[seen]))
-    with pytest.raises(UserError, match="clip: expected float, got nan"):
+    with pytest.raises(UserError, match=r"clip: expected float, got nan"):
         rows.read(written(tmp_path / "a.jsonl", clip=float("nan")))
-    with pytest.raises(UserError, match="cannot be negative"):
+    with pytest.raises(UserError, match=r"cannot be negative"):
         rows.read(written(tmp_path / "a.jsonl", unreadable=-1))
 
 
 def test_lines_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"\xff\n")
     for read in (rows.read, rows.mend):
-        with pytest.raises(UserError, match="is not text in UTF-8, at byte 0"):
+        with pytest.raises(UserError, match=r"is not text in UTF-8, at byte 0"):
             read(tmp_path / "a.jsonl")
     (tmp_path / "a.jsonl").write_text("[" * 100_000)
-    with pytest.raises(UserError, match="line 1 is not JSON"):
+    with pytest.raises(UserError, match=r"line 1 is not JSON"):
         rows.read(tmp_path / "a.jsonl")
 
 
 def test_methods_that_were_not_judged_alike_share_no_table() -> None:
-    with pytest.raises(UserError, match="base and dpt were not judged in the same categories"):
+    with pytest.raises(UserError, match=r"base and dpt were not judged in the same categories"):
         counting.results({"base": [row("base")], "dpt": [row("dpt", category="right")]})
-    with pytest.raises(UserError, match="base and dpt were not judged and scored alike"):
+    with pytest.raises(UserError, match=r"base and dpt were not judged and scored alike"):
         counting.results({"base": [row("base", clip=0.5)], "dpt": [row("dpt")]})
 
 

@@ -30,9 +30,12 @@ def main() -> int:
     for name in chosen:
         found = campaign(PARSERS[name], args.cases, args.first)
         every.append(found)
-        print(f"{name}: {found.cases} cases, {found.refused} refused, {found.accepted} accepted, {len(found.faults)} faults, "
-              f"slowest {found.slowest:.3f} s (case {found.slowest_case}), {found.peak_bytes / 2**20:.0f} MiB, "
-              f"{found.seconds:.0f} s in all", flush=True)  # fmt: skip
+        print(
+            f"{name}: {found.cases} cases, {found.refused} refused, {found.accepted} accepted, "
+            f"{len(found.faults)} faults, slowest {found.slowest:.3f} s (case {found.slowest_case}), {found.peak_bytes / 2**20:.0f} MiB, "
+            f"{found.seconds:.0f} s in all",
+            flush=True,
+        )
         say(found)
         if args.write:
             write_summary(every, args.write)

@@ -120,9 +120,9 @@ def _work(parser: Parser, first: int, end: int, seconds: float, reached: Any, pi
 def attempt(read: Any, seconds: float = SECONDS) -> tuple[str, str]:
     """accepted, refused (a typed error with a sentence), or fault."""
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            with time_limit(seconds):
-                read()
+        silent = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+        with silent[0], silent[1], time_limit(seconds):
+            read()
     except UserError as error:
         sentence = str(error)
         if not sentence.strip():

@@ -36,8 +36,19 @@ from tests.fuzz.of_data import JSON_WAYS, LINE_WAYS, NASTY_JSON
 from tests.fuzz.of_results import HEADERS, NASTY_HEADERS
 from tests.fuzz.parser import Parser, Target
 
-ASKED = {"suite": "pocket", "categories": list(USUAL), "prompts": 2, "per_prompt": 1, "seed": 0, "num_timesteps": 30,
-         "scheduler": "ddim", "guidance_scale": 7.5, "detector": None, "colours": None, "clip": None}  # fmt: skip
+ASKED = {
+    "suite": "pocket",
+    "categories": list(USUAL),
+    "prompts": 2,
+    "per_prompt": 1,
+    "seed": 0,
+    "num_timesteps": 30,
+    "scheduler": "ddim",
+    "guidance_scale": 7.5,
+    "detector": None,
+    "colours": None,
+    "clip": None,
+}
 BENCH = {"asked": ASKED, "methods": {"base": {"model": "ab" * 32, "detector": "oracle"}, "dpt": {"detector": "oracle"}}}
 
 
@@ -184,13 +195,17 @@ def model_file(name: str) -> Callable[[Path], Target]:
 
 
 HEADER = b"\x93NUMPY\x01\x00"
-NASTY_NPY = tuple(HEADER + len(one).to_bytes(2, "little") + one for one in (
-    b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }\n",
-    b"{'descr': '<f4', 'fortran_order': False, 'shape': (9999999999999999999, 2), }\n",
-    b"{'descr': '|O', 'fortran_order': False, 'shape': (4, 2, 2), }\n" + b"cos\nsystem\n(S'false'\ntR.",
-    b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 2, 2), }\n",
-    b"(" * 5000, b"{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (4,), }\n",
-))  # fmt: skip
+NASTY_NPY = tuple(
+    HEADER + len(one).to_bytes(2, "little") + one
+    for one in (
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }\n",
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (9999999999999999999, 2), }\n",
+        b"{'descr': '|O', 'fortran_order': False, 'shape': (4, 2, 2), }\n" + b"cos\nsystem\n(S'false'\ntR.",
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 2, 2), }\n",
+        b"(" * 5000,
+        b"{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (4,), }\n",
+    )
+)
 
 PARSERS = (
     Parser("benchmark: bench.json", bench, JSON_WAYS, NASTY_JSON),
@@ -203,7 +218,16 @@ PARSERS = (
     Parser("cache: published latents", npy, (changed_bytes,), NASTY_NPY),
     Parser("model: index", model_file("model_index.json"), JSON_WAYS, NASTY_JSON),
     Parser("model: configuration", model_file(f"{UNET.name}/config.json"), JSON_WAYS, NASTY_JSON),
-    Parser("model: weights", model_file(f"{VAE.name}/diffusion_pytorch_model.safetensors"), (changed_header,), NASTY_HEADERS),
-    Parser("model: index of weights", model_file(f"{VAE.name}/diffusion_pytorch_model.safetensors.index.json"), JSON_WAYS,
-           NASTY_JSON),
-)  # fmt: skip
+    Parser(
+        "model: weights",
+        model_file(f"{VAE.name}/diffusion_pytorch_model.safetensors"),
+        (changed_header,),
+        NASTY_HEADERS,
+    ),
+    Parser(
+        "model: index of weights",
+        model_file(f"{VAE.name}/diffusion_pytorch_model.safetensors.index.json"),
+        JSON_WAYS,
+        NASTY_JSON,
+    ),
+)

@@ -22,23 +22,56 @@ ROOT = DataRoot(SAMPLE)
 JSON_WAYS = (changed_json, changed_json, changed_bytes)
 LINE_WAYS = (changed_json_line, changed_json_line, changed_bytes)
 NASTY_JSON = (
-    b"", b"\n", b"[" * DEEP, b'{"a":' * DEEP, b"[" * DEEP + b"]" * DEEP, DIGITS.encode(), b"1e999", b"NaN", b"[NaN]",
-    b"null", b'"\\ud800"', b"[]", b"{}", b'{"images": [], "annotations": []}', b"\xff\xfe[\x00]\x00", b"\xef\xbb\xbf{}",
-    b'{"a": ' + DIGITS.encode() + b"}", b'["' + b"a" * 1_000_000 + b'"]', b'{"a": 1, "a": 2}', b"[" + b"[]," * 50_000 + b"[]]",
-)  # fmt: skip
+    b"",
+    b"\n",
+    b"[" * DEEP,
+    b'{"a":' * DEEP,
+    b"[" * DEEP + b"]" * DEEP,
+    DIGITS.encode(),
+    b"1e999",
+    b"NaN",
+    b"[NaN]",
+    b"null",
+    b'"\\ud800"',
+    b"[]",
+    b"{}",
+    b'{"images": [], "annotations": []}',
+    b"\xff\xfe[\x00]\x00",
+    b"\xef\xbb\xbf{}",
+    b'{"a": ' + DIGITS.encode() + b"}",
+    b'["' + b"a" * 1_000_000 + b'"]',
+    b'{"a": 1, "a": 2}',
+    b"[" + b"[]," * 50_000 + b"[]]",
+)
 GENEVAL = (
-    {"tag": "two_object", "include": [{"class": "car", "count": 1}, {"class": "dog", "count": 1}], "prompt": "a car and a dog"},
-    {"tag": "counting", "include": [{"class": "bus", "count": 2}], "exclude": [{"class": "bus", "count": 3}], "prompt": "two buses"},
-    {"tag": "position", "prompt": "a dog left of a cat", "include": [
-        {"class": "cat", "count": 1}, {"class": "dog", "count": 1, "position": ["left of", 0]}]},
+    {
+        "tag": "two_object",
+        "include": [{"class": "car", "count": 1}, {"class": "dog", "count": 1}],
+        "prompt": "a car and a dog",
+    },
+    {
+        "tag": "counting",
+        "include": [{"class": "bus", "count": 2}],
+        "exclude": [{"class": "bus", "count": 3}],
+        "prompt": "two buses",
+    },
+    {
+        "tag": "position",
+        "prompt": "a dog left of a cat",
+        "include": [{"class": "cat", "count": 1}, {"class": "dog", "count": 1, "position": ["left of", 0]}],
+    },
     {"tag": "color_attr", "prompt": "a red car", "include": [{"class": "car", "count": 1, "color": "red"}]},
-)  # fmt: skip
+)
 NSS = (
     {"captions": "three red cars", "name": "numerical", "bboxes": [[1, 2, 3, 4]]},
     {"caption": "a dog left of a cat", "category": "spatial"},
     {"captions": "a city at night"},
 )
-PROMPTS = ({"prompt": "a red circle", "id": "first", "category": "shapes"}, {"prompt": "nothing", "id": 7}, {"prompt": "é"})
+PROMPTS = (
+    {"prompt": "a red circle", "id": "first", "category": "shapes"},
+    {"prompt": "nothing", "id": 7},
+    {"prompt": "é"},
+)
 
 
 def of_file(name: str, file: Path, read: Callable[[Path], object], ways: tuple[object, ...] = JSON_WAYS) -> Parser:
@@ -98,14 +131,23 @@ PARSERS = (
     of_file("captions (COCO)", ROOT.captions("val2014"), read_captions),
     of_file("prompts of a data folder", ROOT.prompts, read_prompts),
     of_file("types of negatives", ROOT.negative_types, lambda file: read_negative_types(file, "train"), LINE_WAYS),
-    Parser("hard negatives (TSV)", table, (changed_fields, changed_bytes), (
-        b"", b"filepath\ttitle\tneg_caption\tneg_image\n", b'filepath\ttitle\tneg_caption\tneg_image\n"' + b"a\n" * 300_000,
-        QUOTED[:43] + b"a.jpg\tx\t['" + b"\\x41" * 100_000 + b"']\t['b.jpg']\n",
-        b"filepath\ttitle\tneg_caption\tneg_image\n" + b"\"\n" * 20_000,
-    )),  # fmt: skip
+    Parser(
+        "hard negatives (TSV)",
+        table,
+        (changed_fields, changed_bytes),
+        (
+            b"",
+            b"filepath\ttitle\tneg_caption\tneg_image\n",
+            b'filepath\ttitle\tneg_caption\tneg_image\n"' + b"a\n" * 300_000,
+            QUOTED[:43] + b"a.jpg\tx\t['" + b"\\x41" * 100_000 + b"']\t['b.jpg']\n",
+            b"filepath\ttitle\tneg_caption\tneg_image\n" + b'"\n' * 20_000,
+        ),
+    ),
     Parser("index of captions", index_of_captions, JSON_WAYS, NASTY_JSON),
     Parser("negatives by caption", one_caption, JSON_WAYS, NASTY_JSON),
-    of_lines("prompts (text)", "prompts.txt", "a red circle\n\n two dogs \né\n".encode(), read_prompt_file, (changed_bytes,)),
+    of_lines(
+        "prompts (text)", "prompts.txt", "a red circle\n\n two dogs \né\n".encode(), read_prompt_file, (changed_bytes,)
+    ),
     of_lines("prompts (JSON lines)", "prompts.jsonl", jsonl(PROMPTS), read_prompt_file, LINE_WAYS),
     of_lines("suite: GenEval", "metadata.jsonl", jsonl(GENEVAL), suite("geneval"), LINE_WAYS),
     of_lines("suite: COCO-NSS1K", "nss.json", json.dumps(NSS).encode(), suite("coco-nss1k"), JSON_WAYS),

@@ -42,26 +42,42 @@ GREY = Image.fromarray(pixels(24, 32))
 ALPHA = Image.fromarray(pixels(24, 32, 4), "RGBA")
 DEEP = Image.fromarray(pixels(24, 32, 2).view(np.uint16)[..., 0])
 JPEGS = (
-    encoded(RGB, "JPEG"), encoded(GREY, "JPEG"), encoded(RGB.convert("CMYK"), "JPEG"), encoded(RGB, "JPEG", exif=turned(6)),
-    encoded(RGB, "JPEG", progressive=True, subsampling=0), encoded(RGB, "JPEG", comment=b"x" * 300),
-)  # fmt: skip
+    encoded(RGB, "JPEG"),
+    encoded(GREY, "JPEG"),
+    encoded(RGB.convert("CMYK"), "JPEG"),
+    encoded(RGB, "JPEG", exif=turned(6)),
+    encoded(RGB, "JPEG", progressive=True, subsampling=0),
+    encoded(RGB, "JPEG", comment=b"x" * 300),
+)
 PNGS = (
-    encoded(RGB, "PNG"), encoded(ALPHA, "PNG"), encoded(RGB.quantize(16), "PNG"), encoded(DEEP, "PNG"),
-    encoded(RGB.convert("1"), "PNG"), encoded(ALPHA.convert("LA"), "PNG"), encoded(RGB, "PNG", exif=turned(8)),
+    encoded(RGB, "PNG"),
+    encoded(ALPHA, "PNG"),
+    encoded(RGB.quantize(16), "PNG"),
+    encoded(DEEP, "PNG"),
+    encoded(RGB.convert("1"), "PNG"),
+    encoded(ALPHA.convert("LA"), "PNG"),
+    encoded(RGB, "PNG", exif=turned(8)),
     encoded(RGB, "PNG", save_all=True, append_images=[RGB.rotate(180), RGB]),
     encoded(RGB.quantize(16), "PNG", transparency=3),
-)  # fmt: skip
+)
 WEBPS = (
-    encoded(RGB, "WEBP"), encoded(ALPHA, "WEBP", lossless=True),
-    encoded(RGB, "WEBP", save_all=True, append_images=[RGB.rotate(180)]), encoded(RGB, "WEBP", exif=turned(3)),
-)  # fmt: skip
+    encoded(RGB, "WEBP"),
+    encoded(ALPHA, "WEBP", lossless=True),
+    encoded(RGB, "WEBP", save_all=True, append_images=[RGB.rotate(180)]),
+    encoded(RGB, "WEBP", exif=turned(3)),
+)
 BMPS = (encoded(RGB, "BMP"), encoded(RGB.quantize(16), "BMP"), encoded(RGB.convert("1"), "BMP"), encoded(GREY, "BMP"))
 
 
 def png(width: int, height: int, *, depth: int = 8, kind: int = 2, body: bytes = b"", more: bytes = b"") -> bytes:
     head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([depth, kind, 0, 0, 0])
-    return (b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", head) + more
-            + png_chunk(b"IDAT", body or zlib.compress(bytes(64))) + png_chunk(b"IEND", b""))  # fmt: skip
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", head)
+        + more
+        + png_chunk(b"IDAT", body or zlib.compress(bytes(64)))
+        + png_chunk(b"IEND", b"")
+    )
 
 
 def zeros(count: int) -> bytes:
@@ -80,9 +96,26 @@ def webp_that_claims(side: int) -> bytes:
 
 SIDE = 20_000
 NASTY = (
-    b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\x00\x00\x00\x00WEBP", b"BM", b"GIF89a", b"%!PS-Adobe-3.0 EPSF-3.0\n",
-    b"II*\x00", b"<svg xmlns='http://www.w3.org/2000/svg'/>", encoded(RGB, "GIF"), encoded(RGB, "TIFF"), encoded(RGB, "ICO"),
-    png(0, 0), png(0, 5), png(1, 1), png(8193, 8193), png(2**31 - 1, 2**31 - 1), png(2**31, 1), png(67_108_864, 1), png(2**26 + 1, 1),
+    b"",
+    b"\x89PNG\r\n\x1a\n",
+    b"\xff\xd8\xff",
+    b"RIFF\x00\x00\x00\x00WEBP",
+    b"BM",
+    b"GIF89a",
+    b"%!PS-Adobe-3.0 EPSF-3.0\n",
+    b"II*\x00",
+    b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    encoded(RGB, "GIF"),
+    encoded(RGB, "TIFF"),
+    encoded(RGB, "ICO"),
+    png(0, 0),
+    png(0, 5),
+    png(1, 1),
+    png(8193, 8193),
+    png(2**31 - 1, 2**31 - 1),
+    png(2**31, 1),
+    png(67_108_864, 1),
+    png(2**26 + 1, 1),
     png(SIDE, SIDE, kind=0, depth=1, body=zeros(SIDE * (SIDE // 8 + 1))),
     png(8192, 8192, kind=0, depth=1, body=zeros(8192 * 1025)),
     png(8192, 8192, kind=0, depth=16, body=zeros(8192 * 16385)),
@@ -90,10 +123,11 @@ NASTY = (
     png(8, 8, more=png_chunk(b"zTXt", b"a\0\0" + zeros(64 * MIB))),
     png(8, 8, more=png_chunk(b"iCCP", b"a\0\0" + zeros(64 * MIB))),
     png(8, 8, more=png_chunk(b"tEXt", b"a\0" + b"b" * MIB) * 20),
-    webp_that_claims(16_383), webp_that_claims(8192),
+    webp_that_claims(16_383),
+    webp_that_claims(8192),
     b"BM" + bytes(12) + (40).to_bytes(4, "little") + (2**30).to_bytes(4, "little") * 2 + bytes(28),
     b"BM" + bytes(12) + (40).to_bytes(4, "little") + (100_000).to_bytes(4, "little") * 2 + b"\1\0\x18\0" + bytes(24),
-)  # fmt: skip
+)
 
 
 def spoilt(content: bytes, rng: Random) -> bytes:

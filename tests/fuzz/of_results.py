@@ -37,27 +37,45 @@ from tests.fuzz.of_data import JSON_WAYS, LINE_WAYS, NASTY_JSON, of_file
 from tests.fuzz.parser import Parser, Target
 
 SMALL = AdapterConfig(
-    feature_channels=(8,), text_width=8, phrase_width=8, hidden_dim=8, nheads=2, dim_feedforward=8, position_rows=4,
-    num_queries_matching=2, num_queries_rec=2, token_slots=4, contrastive_loss_hdim=4, position_embedding="learned",
-)  # fmt: skip
+    feature_channels=(8,),
+    text_width=8,
+    phrase_width=8,
+    hidden_dim=8,
+    nheads=2,
+    dim_feedforward=8,
+    position_rows=4,
+    num_queries_matching=2,
+    num_queries_rec=2,
+    token_slots=4,
+    contrastive_loss_hdim=4,
+    position_embedding="learned",
+)
 HEADERS = (changed_header, changed_header, changed_bytes)
 NASTY_HEADERS = (
-    b"", b"\x00" * 8, b"\xff" * 8, b"\xff" * 7 + b"\x7f{}", (2).to_bytes(8, "little") + b"{}",
-    (2**40).to_bytes(8, "little") + b"{" * 100, (20_000).to_bytes(8, "little") + b"[" * 20_000,
-    *((len(one)).to_bytes(8, "little") + one + bytes(64) for one in (
-        b'{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,16]}}',
-        b'{"a":{"dtype":"F32","shape":[0,9223372036854775807],"data_offsets":[0,0]}}',
-        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,18446744073709551615]}}',
-        b'{"a":{"dtype":"F32","shape":[16],"data_offsets":[0,64]},"b":{"dtype":"F32","shape":[16],"data_offsets":[0,64]}}',
-        b'{"__metadata__":{"format":"pt","dpt_lora":"' + b"[" * 20_000 + b'"}}',
-        b'{"lora_unet_x":{"dtype":"F8_E4M3","shape":[64],"data_offsets":[0,64]}}',
-        b'{"lora_unet_x":{"dtype":"F4","shape":[128],"data_offsets":[0,64]}}',
-        b'{"unet.mid_block.attentions.99.transformer_blocks.99.attn1.to_q.lora.down.weight":'
-        b'{"dtype":"F32","shape":[4,4],"data_offsets":[0,64]}}',
-        b'{"unet.mid_block.attentions.999999999.transformer_blocks.999999999.attn1.to_q.lora.down.weight":'
-        b'{"dtype":"F32","shape":[4,4],"data_offsets":[0,64]}}',
-    )),
-)  # fmt: skip
+    b"",
+    b"\x00" * 8,
+    b"\xff" * 8,
+    b"\xff" * 7 + b"\x7f{}",
+    (2).to_bytes(8, "little") + b"{}",
+    (2**40).to_bytes(8, "little") + b"{" * 100,
+    (20_000).to_bytes(8, "little") + b"[" * 20_000,
+    *(
+        (len(one)).to_bytes(8, "little") + one + bytes(64)
+        for one in (
+            b'{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,16]}}',
+            b'{"a":{"dtype":"F32","shape":[0,9223372036854775807],"data_offsets":[0,0]}}',
+            b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,18446744073709551615]}}',
+            b'{"a":{"dtype":"F32","shape":[16],"data_offsets":[0,64]},"b":{"dtype":"F32","shape":[16],"data_offsets":[0,64]}}',
+            b'{"__metadata__":{"format":"pt","dpt_lora":"' + b"[" * 20_000 + b'"}}',
+            b'{"lora_unet_x":{"dtype":"F8_E4M3","shape":[64],"data_offsets":[0,64]}}',
+            b'{"lora_unet_x":{"dtype":"F4","shape":[128],"data_offsets":[0,64]}}',
+            b'{"unet.mid_block.attentions.99.transformer_blocks.99.attn1.to_q.lora.down.weight":'
+            b'{"dtype":"F32","shape":[4,4],"data_offsets":[0,64]}}',
+            b'{"unet.mid_block.attentions.999999999.transformer_blocks.999999999.attn1.to_q.lora.down.weight":'
+            b'{"dtype":"F32","shape":[4,4],"data_offsets":[0,64]}}',
+        )
+    ),
+)
 
 
 def small_lora() -> StoredLora:
@@ -118,8 +136,9 @@ def foreign_lora(write: Callable[[StoredLora, Path, str], None]) -> Callable[[Pa
         header = json.loads(whole[8 : 8 + size])
         header["__metadata__"].pop("dpt_lora")  # it holds a checksum: without, changes are read further
         stranger = json.dumps(header).encode()
-        return Target(file, [whole, len(stranger).to_bytes(8, "little") + stranger + whole[8 + size :]],
-                      lambda: opened(file))  # fmt: skip
+        return Target(
+            file, [whole, len(stranger).to_bytes(8, "little") + stranger + whole[8 + size :]], lambda: opened(file)
+        )
 
     return make
 
@@ -177,11 +196,22 @@ def with_right_manifest(name: str) -> Callable[[Path], Target]:
     return make
 
 
-CONFIG = {"seed": 1337, "learning_rate": 1e-4, "name": "run", "cache": None, "blocks": ["all"], "model": {"a": [1, 2.5]}}
-LOG = b"".join(json.dumps(line).encode() + b"\n" for line in (
-    {"step": 10, "images": 160, "loss": 0.7, "lr": 1e-4}, {"step": 10, "validation": {"itm": 0.5}},
-    {"step": 20, "images": 320, "loss": 0.6, "lr": 1e-4},
-))  # fmt: skip
+CONFIG = {
+    "seed": 1337,
+    "learning_rate": 1e-4,
+    "name": "run",
+    "cache": None,
+    "blocks": ["all"],
+    "model": {"a": [1, 2.5]},
+}
+LOG = b"".join(
+    json.dumps(line).encode() + b"\n"
+    for line in (
+        {"step": 10, "images": 160, "loss": 0.7, "lr": 1e-4},
+        {"step": 10, "validation": {"itm": 0.5}},
+        {"step": 20, "images": 320, "loss": 0.6, "lr": 1e-4},
+    )
+)
 
 
 def run_config(folder: Path) -> Target:

@@ -1,4 +1,4 @@
-"""What is typed: methods, suites, flags. The file holds the words, a NUL between them, as the kernel hands them over."""
+"""What is typed: methods, suites, flags. The file holds the words, with a NUL between them."""
 
 from __future__ import annotations
 
@@ -16,22 +16,51 @@ from dpt.evaluation.suites import registry
 from tests.fuzz.mutate import changed_bytes
 from tests.fuzz.parser import Parser, Target
 
-METHODS = (b"base", b"dpt=ckpt/pocket-dpt", b"corrected=ckpt/pocket-dpt,factor=0.1,target=fused,norm=rms,start=0,end=0.6",
-           b"best=ckpt/pocket-dpt,lora=off,candidates=4,every=2")  # fmt: skip
+METHODS = (
+    b"base",
+    b"dpt=ckpt/pocket-dpt",
+    b"corrected=ckpt/pocket-dpt,factor=0.1,target=fused,norm=rms,start=0,end=0.6",
+    b"best=ckpt/pocket-dpt,lora=off,candidates=4,every=2",
+)
 SUITES = (b"pocket", b"lmd", b"sr2d", b"geneval=no/such/file", b"coco-nss1k=.", b"prompts=README.md")
 COMMANDS = (
     b"bench\0report\0no/folder\0--baseline\0base\0--also\0a\0b\0--budget_mb\08.0\0--reference\0scenes",
-    b"info\0no/such/checkpoint", b"export\0no/such/checkpoint\0--out\0there",
+    b"info\0no/such/checkpoint",
+    b"export\0no/such/checkpoint\0--out\0there",
     b"data\0check\0no/folder\0--decode",
-)  # fmt: skip
+)
 FLAGS = (
     b"no/folder\0--baseline\0base\0--also\0a\0b\0--budget_mb\08.0\0--reference\0scenes",
-    b"--file\0x.bin\0--size\0" b"5",
+    b"--file\0x.bin\0--size\05",
     b"--endpoint\0x\0--out\0./a b",
-    b"--repo\0a/b\0--file\0x.bin\0--size\0" b"123\0--sha256\0" + b"ab" * 32 + b"\0--revision\0main\0--out\0there",
-)  # fmt: skip
-WORDS = (b"--help", b"-h", b"--", b"-", b"", b"--size", b"--size=-1", b"nan", b"inf", b"1e999", b"None", b"--no-x", b"@file",
-         b"--out", b"--budget_mb", b"--a.b.c", b"[]", b"{", b"*", b"%(prog)s", b"\xff", b"\xf0\x9f\x90\x88", b"0x10", b"9" * 5000)  # fmt: skip
+    b"--repo\0a/b\0--file\0x.bin\0--size\0123\0--sha256\0" + b"ab" * 32 + b"\0--revision\0main\0--out\0there",
+)
+WORDS = (
+    b"--help",
+    b"-h",
+    b"--",
+    b"-",
+    b"",
+    b"--size",
+    b"--size=-1",
+    b"nan",
+    b"inf",
+    b"1e999",
+    b"None",
+    b"--no-x",
+    b"@file",
+    b"--out",
+    b"--budget_mb",
+    b"--a.b.c",
+    b"[]",
+    b"{",
+    b"*",
+    b"%(prog)s",
+    b"\xff",
+    b"\xf0\x9f\x90\x88",
+    b"0x10",
+    b"9" * 5000,
+)
 
 
 def changed_words(content: bytes, rng: Random) -> bytes:

@@ -40,7 +40,7 @@ def test_a_manifest_names_files_of_its_folder_only(saved: Path, name: str) -> No
     manifest = json.loads((saved / checkpoint.MANIFEST).read_text())
     facts = {"bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
     (saved / checkpoint.MANIFEST).write_text(json.dumps({**manifest, name: facts}))
-    with pytest.raises(UserError, match="which is no file in it"):
+    with pytest.raises(UserError, match=r"which is no file in it"):
         checkpoint.load(saved)
 
 
@@ -55,21 +55,21 @@ def test_a_manifest_without_a_state(saved: Path) -> None:
     del manifest[checkpoint.STATE]
     (saved / checkpoint.MANIFEST).write_text(json.dumps(manifest))
     assert checkpoint.newest_good(saved.parent) is None
-    with pytest.raises(UserError, match="names no state.json"):
+    with pytest.raises(UserError, match=r"names no state.json"):
         checkpoint.load(saved)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", DEEP, '{"step": "7"}', "9" * 5000, "\udcff"])
 def test_a_state_that_is_none(saved: Path, text: str) -> None:
     with_manifest_of(saved, state_json=text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(UserError, match="state.json (cannot be read|does not say)"):
+    with pytest.raises(UserError, match=r"state.json (cannot be read|does not say)"):
         checkpoint.load(saved)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 64, b"\x02\0\0\0\0\0\0\0[]"])
 def test_tensors_that_are_none(saved: Path, content: bytes) -> None:
     with_manifest_of(saved, weights_safetensors=content)
-    with pytest.raises(UserError, match="weights.safetensors is truncated or not a safetensors file"):
+    with pytest.raises(UserError, match=r"weights.safetensors is truncated or not a safetensors file"):
         checkpoint.load(saved)
 
 
@@ -86,7 +86,7 @@ def test_a_configuration_that_is_none(tmp_path: Path, text: str) -> None:
 )  # fmt: skip
 def test_a_log_of_something_else(tmp_path: Path, line: Any) -> None:
     (tmp_path / run_folder.LOG).write_text('{"step": 1, "loss": 0.5}\n' + json.dumps(line) + "\n")
-    with pytest.raises(UserError, match="is not a log of this project"):
+    with pytest.raises(UserError, match=r"is not a log of this project"):
         read_log(tmp_path)
 
 

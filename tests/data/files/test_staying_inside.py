@@ -31,7 +31,7 @@ def test_expressions_and_captions(sample: DataRoot, name: str) -> None:
         content = json.loads(file.read_text())
         content["images"][0]["file_name"] = name
         file.write_text(json.dumps(content))
-        with pytest.raises(DataFault, match="is no file name under the data folder|is empty"):
+        with pytest.raises(DataFault, match=r"is no file name under the data folder|is empty"):
             read(file)
 
 
@@ -41,7 +41,7 @@ def test_negatives_by_caption(tmp_path: Path, name: str) -> None:
         (tmp_path / CAPTIONS_OF_IMAGES).write_text(json.dumps({picture: [2]}))
         row = {"filepath": picture, "title": "a", "neg_caption": ["b"], "neg_image": [negative]}
         (tmp_path / "00002.json").write_text(json.dumps(row))
-        with pytest.raises(DataFault, match="is no file name under the data folder|is empty|one text at least"):
+        with pytest.raises(DataFault, match=r"is no file name under the data folder|is empty|one text at least"):
             HardNegativeFolder(tmp_path).row(2)
 
 
@@ -49,7 +49,7 @@ def test_negatives_by_caption(tmp_path: Path, name: str) -> None:
 def test_the_table(tmp_path: Path, name: str) -> None:
     for row in (f"{name}\tx\t['y']\t['b.jpg']", f"a.jpg\tx\t['y']\t['{name}']"):
         (tmp_path / "a.tsv").write_text(f"filepath\ttitle\tneg_caption\tneg_image\n{row}\n")
-        with pytest.raises(DataFault, match="is no file name under the data folder"):
+        with pytest.raises(DataFault, match=r"is no file name under the data folder"):
             HardNegativeTable(tmp_path / "a.tsv").row(0)
 
 
@@ -77,10 +77,10 @@ def test_training_and_caching_follow_no_link_out(
     picture = sample.images("train2014") / name
     picture.rename(tmp_path / "secret.jpg")
     picture.symlink_to(tmp_path / "secret.jpg")
-    with pytest.raises(BrokenPicture, match="leads out of"):
+    with pytest.raises(BrokenPicture, match=r"leads out of"):
         source.example(0)
     model = tiny_models.save(tiny_models.SD2_BASE, tmp_path_factory.mktemp("model"))
     backbone = Backbone.open(model, device="cpu")
     maker = LatentsMaker(backbone, sample.images(""), Framing(32), [f"train2014/{name}"], tmp_path / "cache")
-    with pytest.raises(BrokenPicture, match="leads out of"), maker.builder.claimed():
+    with pytest.raises(BrokenPicture, match=r"leads out of"), maker.builder.claimed():
         maker.write(maker.missing(print))
