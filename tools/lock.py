@@ -1,7 +1,7 @@
 """Write requirements.lock: every package with its hashes, and requirements.audit.md: why it is there and its licence.
 
-Run it in an environment that requirements-dev.txt was installed into (`make test` makes one): what depends on what is read
-from there, the hashes come from pip. Standard library and pip only. torch is left out, since a machine gets the build
+Run it in an environment that requirements-dev.txt was installed into (`make test` makes one): what depends on what is
+read from there, the hashes come from pip. Standard library and pip only. torch is left out, since a machine gets the build
 that suits it (see tools/make_venv.py): its CPU build is in requirements-cpu.lock.
 """
 
@@ -33,8 +33,8 @@ PLATFORMS = [
 TORCH = "torch"
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 """PyTorch keeps its CPU builds elsewhere, and not every mirror of them has all Pythons: that of this one is locked."""
-HEAD = """# Every package that requirements.txt and requirements-dev.txt come to, for Linux on x86-64 and Python {pythons}, with
-# the SHA-256 of each wheel. Written by tools/lock.py; do not edit. torch is not here: install its CPU build from
+HEAD = """# Every package that requirements.txt and requirements-dev.txt come to, for Linux on x86-64 and Python
+# {pythons}, with the SHA-256 of each wheel. Written by tools/lock.py; do not edit. torch is not here: install its CPU build from
 # requirements-cpu.lock, or the one that suits the machine, and then
 #     pip install --no-deps --require-hashes -r requirements.lock
 """
@@ -196,7 +196,8 @@ def write(packages: Mapping[str, Package], warnings: str, root: Path = ROOT) -> 
     told = "\n".join(yanked) or "Of no package pip says that its authors have withdrawn (yanked) that version."
     (root / "requirements.audit.md").write_text(
         "# What is installed, and why\n\nWritten by tools/lock.py.\n\n"
-        f"| package | version | licence, as it says itself | needed by |\n|---|---|---|---|\n{chr(10).join(rows)}\n\n{told}\n"
+        "| package | version | licence, as it says itself | needed by |\n|---|---|---|---|\n"
+        f"{chr(10).join(rows)}\n\n{told}\n"
     )
 
 
