@@ -1,8 +1,8 @@
-"""Write requirements.lock: every package with its hashes, and requirements.audit.md: why it is there and its licence.
+"""Write requirements.lock: every package with its hashes; and requirements.audit.md: why it is there, and its licence.
 
 Run it in an environment that requirements-dev.txt was installed into (`make test` makes one): what depends on what is
-read from there, the hashes come from pip. Standard library and pip only. torch is left out, since a machine gets the build
-that suits it (see tools/make_venv.py): its CPU build is in requirements-cpu.lock.
+read from there, the hashes come from pip. Standard library and pip only. torch is left out, since a machine gets the
+build that suits it (see tools/make_venv.py): its CPU build is in requirements-cpu.lock.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ TORCH = "torch"
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 """PyTorch keeps its CPU builds elsewhere, and not every mirror of them has all Pythons: that of this one is locked."""
 HEAD = """# Every package that requirements.txt and requirements-dev.txt come to, for Linux on x86-64 and Python
-# {pythons}, with the SHA-256 of each wheel. Written by tools/lock.py; do not edit. torch is not here: install its CPU build from
-# requirements-cpu.lock, or the one that suits the machine, and then
+# {pythons}, with the SHA-256 of each wheel. Written by tools/lock.py; do not edit. torch is not here:
+# install its CPU build from requirements-cpu.lock, or the one that suits the machine, and then
 #     pip install --no-deps --require-hashes -r requirements.lock
 """
 HEAD_CPU = """# The CPU build of torch for Linux on x86-64 and Python {pythons}. Written by tools/lock.py; do not edit.
