@@ -32,8 +32,8 @@ def main() -> int:
         every.append(found)
         print(
             f"{name}: {found.cases} cases, {found.refused} refused, {found.accepted} accepted, "
-            f"{len(found.faults)} faults, slowest {found.slowest:.3f} s (case {found.slowest_case}), {found.peak_bytes / 2**20:.0f} MiB, "
-            f"{found.seconds:.0f} s in all",
+            f"{len(found.faults)} faults, slowest {found.slowest:.3f} s (case {found.slowest_case}), "
+            f"{found.peak_bytes / 2**20:.0f} MiB, {found.seconds:.0f} s in all",
             flush=True,
         )
         say(found)
