@@ -14,7 +14,7 @@ from tests.fuzz.limits import MIB
 
 HEAD = """Written by `make fuzz` on {date} ({machine}, Python {python}). Each case is a file that is nearly right, drawn
 from the parser's name and the case's number; it is read in a process whose address space may not grow by more than the
-limit of its parser, and whose processor time for one case is limited to {seconds:g} s. *Refused* is a typed error of one
+limit of its parser, and whose processor time for a case is limited to {seconds:g} s. *Refused* is a typed error of one
 sentence; *other* is anything else that is not acceptance: another error, a crash, a hang. Seconds are of the processor.
 
 | parser | cases | refused | accepted | other | slowest, s | peak memory, MiB |
