@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from tests.fuzz.campaign import SECONDS, Found
+from tests.fuzz.every import PARSERS
 from tests.fuzz.limits import MIB
 
 HEAD = """Written by `make fuzz` on {date} ({machine}, Python {python}). Each case is a file that is nearly right, drawn
@@ -23,35 +25,41 @@ sentence; *other* is anything else that is not acceptance: another error, a cras
 
 
 def write_summary(every: Sequence[Found], folder: Path) -> None:
+    """Of parsers that were not run this time, what was found before stays."""
+    today = datetime.now(UTC).date().isoformat()
     about = {
-        "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "python": platform.python_version(),
         "seconds": SECONDS,
     }
-    plain = [
-        {
-            "parser": one.parser,
-            "cases": one.cases,
-            "refused": one.refused,
-            "accepted": one.accepted,
-            "other": len(one.faults),
-            "slowest_seconds": round(one.slowest, 4),
-            "slowest_case": one.slowest_case,
-            "peak_mib": round(one.peak_bytes / MIB, 1),
-        }
-        for one in every
-    ]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "fuzz.json").write_text(json.dumps({**about, "parsers": plain}, indent=1) + "\n")
-    rows = [
-        f"| {one.parser} | {one.cases:,} | {one.refused:,} | {one.accepted:,} | {len(one.faults)} | {one.slowest:.2f} "
-        f"| {one.peak_bytes / MIB:.0f} |"
-        for one in every
-    ]
-    whole = (
-        f"| all | {sum(one.cases for one in every):,} | {sum(one.refused for one in every):,} "
-        f"| {sum(one.accepted for one in every):,} | {sum(len(one.faults) for one in every)} "
-        f"| {max(one.slowest for one in every):.2f} | {max(one.peak_bytes for one in every) / MIB:.0f} |"
-    )
-    (folder / "fuzz.md").write_text(HEAD.format(**about) + "\n".join([*rows, whole]) + "\n")
+    file = folder / "fuzz.json"
+    known = json.loads(file.read_text())["parsers"] if file.exists() else []
+    rows = {row["parser"]: row for row in known} | {one.parser: _row(one, today) for one in every}
+    rows = {name: rows[name] for name in PARSERS if name in rows}
+    file.write_text(json.dumps({**about, "parsers": list(rows.values())}, indent=1) + "\n")
+    date = max(row["date"] for row in rows.values())
+    lines = [_line(row["parser"], row) for row in rows.values()]
+    whole = {key: sum(row[key] for row in rows.values()) for key in ("cases", "refused", "accepted", "other")}
+    most = {key: max(row[key] for row in rows.values()) for key in ("slowest_seconds", "peak_mib")}
+    text = HEAD.format(date=date, **about) + "\n".join([*lines, _line("all", whole | most)]) + "\n"
+    (folder / "fuzz.md").write_text(text)
+
+
+def _row(one: Found, date: str) -> dict[str, Any]:
+    return {
+        "parser": one.parser,
+        "date": date,
+        "cases": one.cases,
+        "refused": one.refused,
+        "accepted": one.accepted,
+        "other": len(one.faults),
+        "slowest_seconds": round(one.slowest, 4),
+        "slowest_case": one.slowest_case,
+        "peak_mib": round(one.peak_bytes / MIB, 1),
+    }
+
+
+def _line(name: str, row: Mapping[str, Any]) -> str:
+    counts = " | ".join(f"{row[key]:,}" for key in ("cases", "refused", "accepted", "other"))
+    return f"| {name} | {counts} | {row['slowest_seconds']:.2f} | {row['peak_mib']:.0f} |"
