@@ -16,7 +16,7 @@ from dpt.data.cache.make import SHARD_BYTES, Encoded, Maker, Say
 from dpt.data.cache.part import Part
 from dpt.data.cache.shards import Facts
 from dpt.data.faults import BrokenPicture, DataFault
-from dpt.data.files.reading import is_whole
+from dpt.data.files.reading import checked_file_name, is_whole
 from dpt.data.framing import Framing
 from dpt.data.pictures import Header, read_picture
 from dpt.data.stream import CorruptBudget
@@ -185,6 +185,8 @@ def _check_facts(part: Part) -> None:
     """Those of pictures; a cache of other things has others."""
     if not isinstance(part.key.get("dtype"), str) or LATENTS not in part.tensors:
         raise DataFault(f"{part.folder} is no cache of latents")
+    for name in (*part.rows, *part.broken):
+        checked_file_name(name, str(part.folder))
     for name, row in part.rows.items():
         sound = all(is_whole(value) and 0 <= value < 2**62 for value in row.facts)
         if not sound or len(row.facts) != len(fields(Known)):
