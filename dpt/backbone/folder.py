@@ -60,6 +60,7 @@ SCHEDULER = Component(
     config_file="scheduler_config.json",
     required_keys=("num_train_timesteps", "beta_start", "beta_end", "beta_schedule"),
 )
+LISTS = ("block_out_channels", "down_block_types", "up_block_types")
 COMPONENTS = (TOKENIZER, TEXT_ENCODER, VAE, UNET, SCHEDULER)
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -142,10 +143,13 @@ class ModelFolder:
 
     def _check_config(self, component: Component) -> None:
         config = self.config(component)
+        file = self.component(component) / component.config_file
         missing = [key for key in component.required_keys if key not in config]
         if missing:
-            file = self.component(component) / component.config_file
             raise UserError(f"{file} does not say {', '.join(missing)}")
+        for key in LISTS:
+            if key in component.required_keys and not isinstance(config[key], list):
+                raise UserError(f"{file}: {key} should be a list, not {config[key]!r}")
 
     def _check_tokenizer(self) -> None:
         folder = self.component(TOKENIZER)
