@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dpt.adapter.config import PUBLISHED_POSITION_ROWS, AdapterConfig
 from dpt.adapter.model import Adapter
+from dpt.adapter.pickled import looks_harmless
 from dpt.errors import UserError
 from dpt.weights import load_strictly
 
@@ -31,6 +32,8 @@ def read_published(file: Path) -> Published:
     """Read the file, or the checkpoint folder that holds it, without running anything that is in it."""
     file = file / FILE_NAME if file.is_dir() else file
     _refuse_compressed(file)
+    if not looks_harmless(file):
+        raise UserError(f"{file} was not read: it is truncated, no checkpoint, or holds more than tensors")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:

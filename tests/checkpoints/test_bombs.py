@@ -15,7 +15,7 @@ from dpt.adapter.store import RECORD
 from dpt.checkpoints import open_checkpoint
 from dpt.errors import UserError
 from tests.checkpoints.making import write
-from tests.fuzz.limits import MIB
+from tests.fuzz.limits import MIB, time_limit
 from tests.fuzz.of_results import adapter_record, published, small_adapter
 
 SMALL = {"input_proj.weight": torch.ones(4)}
@@ -53,6 +53,32 @@ def test_a_compressed_checkpoint_is_not_unpacked(tmp_path: Path) -> None:
 def test_tensors_whose_numbers_are_not_all_in_the_file(tmp_path: Path, tensor: torch.Tensor) -> None:
     with pytest.raises(UserError, match="holds more than plain floating-point numbers: a"):
         open_checkpoint(write(tmp_path, {"a": tensor}))
+
+
+def in_an_archive(file: Path, content: bytes) -> Path:
+    """As torch writes one, with another pickle in it."""
+    write(file.parent, {"a": torch.ones(1)})
+    with zipfile.ZipFile(file) as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(file, "w") as new:
+        for name, member in members.items():
+            new.writestr(name, content if name.endswith("data.pkl") else member)
+    return file
+
+
+LONG_NAME = b"\x80\x02c" + b"a" * 100_000 + b"\nb\n."
+LONG_TEXT = b"\x80\x02}X\xa0\x86\x01\x00" + b"a" * 100_000 + b"R."
+UNFOLDING = b"\x80\x02)" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(60)) + b")R."
+
+
+@pytest.mark.parametrize("content", [LONG_NAME, LONG_TEXT, UNFOLDING], ids=["long name", "long text", "unfolding"])
+def test_what_torch_would_quote_without_end_does_not_reach_it(tmp_path: Path, content: bytes) -> None:
+    """Each would keep it busy for minutes, or take all memory."""
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / FILE_NAME).write_bytes(content)
+    for file in (in_an_archive(tmp_path / FILE_NAME, content), tmp_path / "old" / FILE_NAME):
+        with time_limit(2), pytest.raises(UserError, match="holds more than tensors"):
+            open_checkpoint(file)
 
 
 @pytest.mark.parametrize("content", [{1: torch.ones(1)}, {None: torch.ones(1)}, {("a",): torch.ones(1)}])
