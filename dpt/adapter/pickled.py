@@ -20,7 +20,7 @@ CONTAINERS = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "LIST", "APPEND", "APPENDS"
 
 
 def looks_harmless(file: Path) -> bool:
-    """False for what no checkpoint has: endless names, or a container in several places, which could unfold endlessly."""
+    """False for what no checkpoint has: endless names, or one container in several places, which unfolds endlessly."""
     try:
         with file.open("rb") as stream:
             return all(_harmless(one) for one in _pickles(stream))
