@@ -2,7 +2,8 @@
 # make lint   ruff and mypy                               make tables the pictures and tables under docs/
 # make stage1 the adapter of ckpt/pocket-stage1 (an hour) make study  adapters of every feature, probed (hours)
 # make stage2 ckpt/pocket-dpt and its control (an hour)   make sweep  ways to correct (an hour)
-# make results the table of docs/results (four hours)      make pictures  docs/sampling/trace.png
+# make results the table of docs/results (four hours)     make pictures  docs/sampling/trace.png
+# make fuzz   broken input for every parser (10 minutes)
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
@@ -72,3 +73,7 @@ environment:
 
 dev-environment:
 	@$(PYTHON) tools/make_venv.py $(VENV) --goal test --requirements requirements-dev.txt
+
+.PHONY: fuzz
+fuzz: dev-environment
+	$(RUN) -m tests.fuzz --write docs/reliability

@@ -10,7 +10,6 @@ command; the model is then the pocket.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -110,8 +109,8 @@ def processes_of(options: Options) -> dict[str, list[float]]:
                      "--max_train_steps", str(options.steps), "--logging_steps", "1", "--output_dir", scratch,
                      "--checkpointing_steps", "1000000", "--validation_steps", "1000000"]  # fmt: skip
             launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-            env = {**os.environ, "OMP_NUM_THREADS": "1"}
-            done = subprocess.run([sys.executable, *launch, *words], cwd=ROOT, env=env, capture_output=True, text=True)
+            command = ["env", "OMP_NUM_THREADS=1", sys.executable, *launch, *words]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
             if done.returncode:
                 raise SystemExit(done.stderr)
             log = next(Path(scratch).rglob("log.jsonl"))

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import types
 from dataclasses import asdict, fields, is_dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from dpt.errors import UserError
+from dpt.plain_json import parse_json
 
 T = TypeVar("T")
 
 
 def to_plain(record: Any) -> dict[str, Any]:
     """As JSON would give it back: tuples are lists, paths are strings."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(record), default=str))
+    plain: dict[str, Any] = parse_json(json.dumps(asdict(record), default=str), half_characters=True)
     return plain
 
 
@@ -26,7 +28,7 @@ def from_plain(kind: type[T], content: Any, where: str) -> T:
 
 def read_record(kind: type[T], file: Path) -> T:
     try:
-        content = json.loads(file.read_text())
+        content = parse_json(file.read_text())
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
     except ValueError as error:
@@ -56,13 +58,20 @@ def _convert(kind: Any, content: Any, where: str) -> Any:
         if not isinstance(content, dict):
             raise UserError(f"{where}: expected an object, got {content!r}")
         return {key: _convert(get_args(kind)[1], value, f"{where}: {key}") for key, value in content.items()}
-    if kind is float and isinstance(content, int) and not isinstance(content, bool):
+    if kind is float and is_number(content):
         return float(content)
     if kind is Path and isinstance(content, str):
         return Path(content)
-    if not isinstance(content, kind) or (isinstance(content, bool) and kind is not bool):
+    if kind is float or not isinstance(content, kind) or (isinstance(content, bool) and kind is not bool):
         raise UserError(f"{where}: expected {kind.__name__}, got {content!r}")
     return content
+
+
+def is_number(content: Any) -> bool:
+    """Neither infinite nor none at all, which JSON can spell in several ways."""
+    if isinstance(content, bool) or not isinstance(content, int | float):
+        return False
+    return abs(content) < 1e300 if isinstance(content, int) else isfinite(content)
 
 
 def _build(kind: Any, content: Any, where: str) -> Any:

@@ -29,11 +29,19 @@ def read_weights(file: Path, expected_sha256: str = "") -> dict[str, Tensor]:
         raise UserError(f"{file.parent} has no {file.name}") from None
     except (SafetensorError, OSError):
         raise UserError(f"{file} is truncated or not a safetensors file") from None
+    except Exception as error:  # of a number format, for one, that this version of torch does not have
+        raise UserError(f"{file} cannot be read: {type(error).__name__}: {error}") from None
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], where: str, into: str = "the adapter") -> int:
     """Returns how many tensors were applied. Numbers of another format are turned into the module's."""
     wanted = module.state_dict()
+    check_shapes(wanted, tensors, where, into)
+    module.load_state_dict(dict(tensors), strict=True)
+    return len(wanted)
+
+
+def check_shapes(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str, into: str) -> None:
     faults = [f"{key} is missing" for key in wanted if key not in tensors]
     faults += [f"{key} is left over" for key in tensors if key not in wanted]
     faults += [
@@ -44,8 +52,6 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], where: str, 
     if faults:
         listed = ", ".join(faults[:3]) + (f" and {len(faults) - 3} more" if len(faults) > 3 else "")
         raise UserError(f"the weights in {where} do not fit {into}: {listed}")
-    module.load_state_dict(dict(tensors), strict=True)
-    return len(wanted)
 
 
 def sha256(file: Path) -> str:

@@ -17,6 +17,7 @@ SOURCES = sorted((ROOT / "dpt").rglob("*.py"))
 RANK = {
     "errors": 0,
     "records": 0,
+    "plain_json": 0,
     "folders": 0,
     "weights": 0,
     "backbone": 1,

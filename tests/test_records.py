@@ -45,6 +45,9 @@ def test_there_and_back() -> None:
         ([], "expected an object"),
         ({"name": "x", "named": []}, "here: named: expected an object, got []"),
         ({"name": "x", "named": {"one": {"rate": 1}}}, "here: named: one: unknown key 'rate'"),
+        ({"name": "x", "inner": {"rates": [float("nan")]}}, "rates[0]: expected float, got nan"),
+        ({"name": "x", "inner": {"rates": [float("-inf")]}}, "rates[0]: expected float, got -inf"),
+        ({"name": "x", "inner": {"rates": [10**400]}}, "rates[0]: expected float, got 1000"),
     ],
 )
 def test_faults_are_named(content: object, said: str) -> None:
@@ -56,9 +59,10 @@ def test_faults_are_named(content: object, said: str) -> None:
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read"):
         read_record(Outer, tmp_path / "none.json")
-    (tmp_path / "cut.json").write_text('{"name": ')
-    with pytest.raises(UserError, match="not valid JSON"):
-        read_record(Outer, tmp_path / "cut.json")
+    for text in ('{"name": ', "[" * 100_000, '{"name": "\\ud800"}', "9" * 5000):
+        (tmp_path / "cut.json").write_text(text)
+        with pytest.raises(UserError, match="not valid JSON"):
+            read_record(Outer, tmp_path / "cut.json")
 
 
 def test_the_shipped_recipe_is_whole() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dpt.adapter.config import PUBLISHED_POSITION_ROWS, AdapterConfig
 from dpt.adapter.model import Adapter
+from dpt.adapter.pickled import looks_harmless
 from dpt.errors import UserError
 from dpt.weights import load_strictly
 
@@ -30,6 +31,9 @@ class Published:
 def read_published(file: Path) -> Published:
     """Read the file, or the checkpoint folder that holds it, without running anything that is in it."""
     file = file / FILE_NAME if file.is_dir() else file
+    _refuse_compressed(file)
+    if not looks_harmless(file):
+        raise UserError(f"{file} was not read: it is truncated, no checkpoint, or holds more than tensors")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -38,10 +42,30 @@ def read_published(file: Path) -> Published:
         raise UserError(f"{file} was not read: it is truncated, no checkpoint, or holds more than tensors") from None
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{file} is not a flat list of named tensors")
-    if odd := [key for key, value in content.items() if value.is_sparse or not value.is_floating_point()]:
+    if odd := [key for key, value in content.items() if not (isinstance(key, str) and _is_plain(value))]:
         raise UserError(f"{file} holds more than plain floating-point numbers: {odd[0]}")
     _check_sums(file)
     return split_published(content)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Every number of it is in the file: a stride of 0 would make terabytes of four bytes."""
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        return False
+    return tensor.is_floating_point() and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+
+
+def _refuse_compressed(file: Path) -> None:
+    """torch never compresses: what is small on the disk and large in memory was made to do harm."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # of an older format, or damaged, which is found out by reading it
+    if any(one.compress_type != zipfile.ZIP_STORED for one in members):
+        raise UserError(f"{file} is compressed, as no checkpoint is")
+    if sum(one.file_size for one in members) > file.stat().st_size:
+        raise UserError(f"{file} says that it holds more than it does")
 
 
 def has_checksums(file: Path) -> bool:
@@ -56,7 +80,7 @@ def _check_sums(file: Path) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, ValueError):
+    except Exception:  # of encryption, of other versions, of names: whatever it is, torch wrote none of it
         damaged = "its list of contents"
     if damaged:
         raise UserError(f"{file} is damaged: {damaged} in it is not what was saved (its CRC-32 differs)")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from dpt.errors import UserError
+from dpt.plain_json import parse_json
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ SCHEDULER = Component(
     config_file="scheduler_config.json",
     required_keys=("num_train_timesteps", "beta_start", "beta_end", "beta_schedule"),
 )
+LISTS = ("block_out_channels", "down_block_types", "up_block_types")
 COMPONENTS = (TOKENIZER, TEXT_ENCODER, VAE, UNET, SCHEDULER)
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -106,7 +107,7 @@ class ModelFolder:
         if single.is_file() or not index_file.is_file():
             return [single]
         index = _read_json(index_file, f"{index_file} is missing")
-        return [single.with_name(shard) for shard in sorted(set(index.get("weight_map", {}).values()))]
+        return [single.with_name(shard) for shard in _shards(index, index_file)]
 
     def content_hash(self, *components: Component) -> str:
         """SHA-256 over the names and bytes of every file that is loaded, wherever the folder lies.
@@ -142,10 +143,13 @@ class ModelFolder:
 
     def _check_config(self, component: Component) -> None:
         config = self.config(component)
+        file = self.component(component) / component.config_file
         missing = [key for key in component.required_keys if key not in config]
         if missing:
-            file = self.component(component) / component.config_file
             raise UserError(f"{file} does not say {', '.join(missing)}")
+        for key in LISTS:
+            if key in component.required_keys and not isinstance(config[key], list):
+                raise UserError(f"{file}: {key} should be a list, not {config[key]!r}")
 
     def _check_tokenizer(self) -> None:
         folder = self.component(TOKENIZER)
@@ -156,9 +160,21 @@ class ModelFolder:
                 raise UserError(f"the tokenizer of {self.path} is incomplete: {name} is missing")
 
 
+def _shards(index: dict[str, Any], file: Path) -> list[str]:
+    """The files that an index names, none of them elsewhere than beside it."""
+    named = index.get("weight_map")
+    if not isinstance(named, dict) or not named:
+        raise UserError(f"{file} names no weights")
+    for shard in named.values():
+        plain = isinstance(shard, str) and shard.isprintable() and 0 < len(shard) < 200
+        if not plain or PurePath(shard).name != shard:
+            raise UserError(f"{file} names {shard!r}, which is no file beside it")
+    return sorted(set(named.values()))
+
+
 def _read_json(file: Path, when_missing: str) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(when_missing) from None
     except OSError as error:

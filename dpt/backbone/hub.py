@@ -10,14 +10,14 @@ from pathlib import Path
 from dpt.backbone.folder import COMPONENTS
 from dpt.errors import UserError
 
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_HUB_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w.-]+))?", re.ASCII)
 _UNUSED_WEIGHTS = ["*.fp16.*", "*.bf16.*", "*.non_ema.*", "*non_ema*"]
 
 
 def find_model(
     path_or_hub_id: str | Path, revision: str | None = None, wanted: Sequence[str] | None = None
 ) -> Path:
-    """The folder that holds the model. A folder never touches the network.
+    """The folder that holds the model. A folder never touches the network. OWNER/NAME@REVISION is that revision of it.
 
     `wanted`: which files of it to fetch, where it is not in the diffusers layout.
     """
@@ -28,9 +28,13 @@ def find_model(
         return path
     if path.exists():
         raise UserError(f"{path} is a file, not a model folder")
-    if isinstance(path_or_hub_id, Path) or not _HUB_ID.fullmatch(path_or_hub_id):
+    named = None if isinstance(path_or_hub_id, Path) else _HUB_ID.fullmatch(path_or_hub_id)
+    if named is None:
         raise UserError(f"there is no model folder {str(path_or_hub_id)!r}")
-    return _fetch(path_or_hub_id, revision, _diffusers_files() if wanted is None else list(wanted))
+    hub_id, pinned = named.groups()
+    if pinned and revision not in (None, pinned):
+        raise UserError(f"{path_or_hub_id} names one revision, and --revision {revision} another")
+    return _fetch(hub_id, pinned or revision, _diffusers_files() if wanted is None else list(wanted))
 
 
 def _diffusers_files() -> list[str]:

@@ -7,7 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpt.data.files.reading import is_whole
 from dpt.errors import UserError, fail
+from dpt.evaluation.bench.methods import check_method_name
+from dpt.evaluation.bench.rows import MOST_PICTURES
+from dpt.plain_json import parse_json
 
 if TYPE_CHECKING:
     from dpt.evaluation.bench.asked import Asked
@@ -23,7 +27,7 @@ def claim(out: Path, asked: Mapping[str, Any], method: str, identity: Mapping[st
     file = out / RECORD
     try:
         out.mkdir(parents=True, exist_ok=True)
-        record = json.loads(file.read_text()) if file.exists() else {"asked": dict(asked), **more, "methods": {}}
+        record = parse_json(file.read_text()) if file.exists() else {"asked": dict(asked), **more, "methods": {}}
         known = record["methods"].setdefault(method, dict(identity))
         same = _comparable({**ADDED, **record["asked"]}) == _comparable(asked)
         if not same or {"suite_hash": identity.get("suite_hash"), **known} != {"suite_hash": None, **identity}:
@@ -66,19 +70,42 @@ def _write(file: Path, record: Mapping[str, Any]) -> None:
 
 def read_record(folder: Path) -> dict[str, Any]:
     try:
-        record: dict[str, Any] = json.loads((folder / RECORD).read_text())
-        if not isinstance(record["methods"], dict) or not isinstance(record["asked"], dict):
-            raise TypeError
-        return {**record, "asked": {**ADDED, **record["asked"]}}
+        record: dict[str, Any] = parse_json((folder / RECORD).read_text())
+        whole = {**record, "asked": {**ADDED, **record["asked"]}}
+        _check_types(whole, folder / RECORD)
+        return whole
     except OSError:
         raise UserError(f"{folder} is not the folder of a benchmark: it has no {RECORD}") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{folder / RECORD} is not the record of a benchmark") from None
 
 
+def _check_types(record: Mapping[str, Any], file: Path) -> None:
+    asked, methods = record["asked"], record["methods"]
+    if not (isinstance(methods, dict) and methods and all(isinstance(one, dict) for one in methods.values())):
+        raise TypeError
+    for name in methods:
+        check_method_name(name)
+    numbers = [asked["per_prompt"], asked["seed"], 0 if asked["prompts"] is None else asked["prompts"]]
+    if not (isinstance(asked["suite"], str) and _are_texts(asked["categories"]) and all(map(is_whole, numbers))):
+        raise TypeError
+    if min(numbers[0], numbers[2]) < 0 or numbers[0] * max(numbers[2], 1) > MOST_PICTURES:
+        fail(f"{file} asks for more pictures than {MOST_PICTURES:,}, or for fewer than none")
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
+
+
 def pictures_of(folder: Path, record: Mapping[str, Any]) -> Path:
-    """The folder that holds the methods' folders of pictures: another one, if they were only judged here."""
-    return folder / str(record.get("pictures", "."))
+    """The folder that holds the methods' folders of pictures: another one, if they were only judged here.
+
+    That must be a benchmark's too: a record that came from somewhere else shows no other folder's pictures.
+    """
+    where = folder / str(record.get("pictures", "."))
+    if where != folder and not (where / RECORD).is_file():
+        fail(f"{folder / RECORD} says that its pictures are in {where}, which is not the folder of a benchmark")
+    return where
 
 
 def suite_of(record: Mapping[str, Any], said: str | None = None) -> Suite:

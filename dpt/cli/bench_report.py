@@ -15,6 +15,7 @@ from dpt.cli.bench_kept import open_earlier
 from dpt.cli.bench_record import check_one_judge, pictures_of, read_record
 from dpt.cli.embedded import EMBEDDED_CLIP, clip_location
 from dpt.errors import fail
+from dpt.plain_json import parse_json
 
 if TYPE_CHECKING:
     from dpt.evaluation.bench.fidelity_table import Fidelity
@@ -160,7 +161,7 @@ def known_lines(kept: Path | None, methods: Iterable[str]) -> dict[str, str]:
     if kept is None or not (kept / MANIFEST).exists():
         return {}
     try:
-        lines = json.loads((kept / MANIFEST).read_text())["lines"]
+        lines = parse_json((kept / MANIFEST).read_text())["lines"]
         return {f"{name}.jsonl": str(lines[f"{name}.jsonl"]) for name in methods}
     except (OSError, ValueError, KeyError, TypeError):
         fail(f"{kept / MANIFEST} is not the manifest of a report")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from dpt.plain_json import parse_json
 
 CARD = "README.md"
 HEAD = """---
@@ -28,6 +29,7 @@ names.
 ```python
 from pathlib import Path
 from dpt.adapter.store import load_adapter
+from dpt.plain_json import parse_json
 from huggingface_hub import snapshot_download
 
 adapter, record = load_adapter(Path(snapshot_download("{name}")))
@@ -51,8 +53,8 @@ def model_card(name: str, root: Path, folders: Sequence[Path]) -> str:
     """Of what is in those folders, which the run in `root` ended with."""
     from dpt.training.run_folder import CONFIG, LOG
 
-    noted = [json.loads(line) for line in (root / LOG).read_text().splitlines()]
-    settings = {"steps": noted[-1]["step"], **json.loads((root / CONFIG).read_text())}
+    noted = [parse_json(line) for line in (root / LOG).read_text().splitlines()]
+    settings = {"steps": noted[-1]["step"], **parse_json((root / CONFIG).read_text())}
     given = {f"`{key}`": f"`{_named(value)}`" for key, value in settings.items() if value is not None}
     head = HEAD.format(name=name, what=_what(name, folders))
     return f"{head}\n## Last validation\n\n{_validation(noted)}\n## Settings\n\n{_table('setting', 'value', given)}"

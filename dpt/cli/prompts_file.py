@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from dpt.errors import fail
+from dpt.plain_json import parse_json
 
 
 def read_prompts(file: Path) -> list[str]:
@@ -26,8 +26,8 @@ def read_prompts(file: Path) -> list[str]:
 
 def _prompt_of(line: str, where: str) -> str:
     try:
-        found = json.loads(line)
-    except json.JSONDecodeError:
+        found = parse_json(line)
+    except ValueError:
         fail(f"{where} is not JSON")
     prompt = found.get("prompt") if isinstance(found, dict) else None
     if not (isinstance(prompt, str) and prompt.strip()):

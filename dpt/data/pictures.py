@@ -6,6 +6,7 @@ formats are tried, and none with more pixels than a photograph has.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,17 +58,26 @@ class Header:
         return turn_box(box, self.stored_size, self.orientation) if recorded_size == self.stored_size else box
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, inside: Path | None = None) -> Header:
+    """`inside`: the folder that it must lie in, links followed."""
+    _refuse_leading_out(path, inside)
     with _opened(path) as image:
         return _header(path, image)
 
 
-def read_picture(path: Path) -> tuple[Image.Image, Header]:
-    """Upright, RGB."""
+def read_picture(path: Path, inside: Path | None = None) -> tuple[Image.Image, Header]:
+    """Upright, RGB. `inside`: the folder that it must lie in, links followed."""
+    _refuse_leading_out(path, inside)
     with _opened(path) as image:
         header = _header(path, image)
         image.load()
         return _rgb(ImageOps.exif_transpose(image)), header
+
+
+def _refuse_leading_out(path: Path, inside: Path | None) -> None:
+    """The folder itself may be a link: data lie on other disks. A picture in it that is one was put there."""
+    if inside is not None and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(inside)):
+        raise BrokenPicture.of(path, f"it is a link that leads out of {inside}")
 
 
 @contextmanager
@@ -96,8 +106,9 @@ def _header(path: Path, image: Image.Image) -> Header:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
-        deep = np.asarray(image).astype(np.int64)
-        return Image.fromarray((np.clip(deep, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+        deep = np.asarray(image)
+        upper = deep >> 8 if deep.dtype.itemsize == 2 else np.clip(deep, 0, 65535) >> 8
+        return Image.fromarray(upper.astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("floating point pixels have no agreed range")
     if image.has_transparency_data:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from transformers.utils import logging
 
 from dpt.backbone.hub import find_model
 from dpt.errors import UserError
+from dpt.plain_json import parse_json
 from dpt.weights import sha256
 
 WANTED = ("*.json", "*.txt", "*.safetensors")
@@ -64,7 +64,7 @@ def open_folder(name: str, kinds: Sequence[str], what: str) -> Folder:
     path = find_model(name, wanted=WANTED)
     shown = path.resolve().name if Path(name).expanduser().is_dir() else name
     try:
-        config = json.loads((path / "config.json").read_text())
+        config = parse_json((path / "config.json").read_text())
         model_type = str(config["model_type"])
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{shown} is no {what}: it has no config.json that names its type of model") from None

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from dpt.data.scenes.words import vocabulary
+from dpt.plain_json import parse_json
 from dpt.pocket.clip import DEVIATION, MEAN, ClipStage
 from dpt.pocket.tokenizer import END, START
 from dpt.pocket.unet import UNetStage
@@ -104,7 +105,7 @@ def _write(file: Path, content: dict[str, Any]) -> None:
 
 def _say_float32(config: Path) -> None:
     """The weights are stored in half precision to be small; they are meant to be used in single precision."""
-    content = json.loads(config.read_text())
+    content = parse_json(config.read_text())
     for part in (content, content.get("text_config", {}), content.get("vision_config", {})):
         if "dtype" in part:
             part["dtype"] = "float32"

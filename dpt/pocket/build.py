@@ -12,6 +12,7 @@ from transformers import CLIPModel, CLIPTextModel
 from dpt.data.scenes.world import WORLDS
 from dpt.errors import UserError
 from dpt.folders import whole_file
+from dpt.plain_json import parse_json
 from dpt.pocket.assemble import assemble
 from dpt.pocket.clip import ClipStage
 from dpt.pocket.loop import Stage, run
@@ -106,7 +107,7 @@ def _claim(folder: Path, part: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         record = folder / "recipe.json"
         if record.exists():
-            begun = json.loads(record.read_text())
+            begun = parse_json(record.read_text())
             begun["schedule"]["steps"] = part["schedule"]["steps"]
             if begun != part:
                 raise UserError(f"{folder} was begun with another recipe; give another --work folder or its own recipe")

@@ -10,13 +10,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dpt.errors import UserError
-from dpt.weights import sha256
+from dpt.plain_json import parse_json
+from dpt.weights import read_weights, sha256
 
-MANIFEST = "manifest.json"
+MANIFEST, STATE = "manifest.json", "state.json"
 STEP_FOLDER = re.compile(r"checkpoint-(\d+)")
 
 
@@ -29,7 +30,7 @@ def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], sta
         for group, content in tensors.items():
             save_file({key: value.detach().contiguous() for key, value in content.items()},
                       temporary / f"{group}.safetensors")
-        (temporary / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
+        (temporary / STATE).write_text(json.dumps({"step": step, **state}, indent=1))
         files = sorted(temporary.iterdir())
         manifest = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files}
         for file in files:
@@ -51,8 +52,19 @@ def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     problem = fault(folder)
     if problem:
         raise UserError(f"checkpoint {folder} cannot be used: {problem}")
-    tensors = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
-    return tensors, json.loads((folder / "state.json").read_text())
+    names = sorted(parse_json((folder / MANIFEST).read_text()))
+    tensors = {Path(name).stem: read_weights(folder / name) for name in names if name.endswith(".safetensors")}
+    return tensors, _state(folder / STATE)
+
+
+def _state(file: Path) -> dict[str, Any]:
+    try:
+        state = parse_json(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
+    if not (isinstance(state, dict) and isinstance(state.get("step"), int)):
+        raise UserError(f"{file} does not say after which step it was saved")
+    return state
 
 
 def newest_good(root: Path) -> Path | None:
@@ -68,9 +80,13 @@ def newest_good(root: Path) -> Path | None:
 def fault(folder: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = parse_json((folder / MANIFEST).read_text())
+        if STATE not in manifest:
+            return f"its {MANIFEST} names no {STATE}"
         for name, facts in manifest.items():
             file = folder / name
+            if Path(name).name != name:
+                return f"its {MANIFEST} names {name!r}, which is no file in it"
             if not file.is_file():
                 return f"{name} is missing"
             if file.stat().st_size != facts["bytes"] or sha256(file) != facts["sha256"]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dpt.errors import UserError
+from dpt.plain_json import parse_json
+from dpt.records import is_number
 from dpt.training.run_folder import LOG
 
 NOT_LOSSES = ("step", "images", "lr", "bad_steps", "seconds", "data_share", "grad_norm", "cardinality_error")
@@ -17,15 +18,25 @@ def read_log(root: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The readings of the losses, and the validations."""
     file = root / LOG
     try:
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        lines = [parse_json(line) for line in file.read_text().splitlines()]
     except OSError as error:
         raise UserError(f"there is no run in {root}: {file.name} cannot be read ({error.strerror})") from None
     except ValueError:
         raise UserError(f"{file} is not a log of this project: one of its lines is not JSON") from None
+    for line in lines:
+        if not (isinstance(line, dict) and is_number(line.get("step")) and _has_numbers(line)):
+            raise UserError(f"{file} is not a log of this project: {str(line)[:80]} are no readings of a step")
     if not lines:
         raise UserError(f"{file} is empty: nothing was trained")
     validations = [line for line in lines if "validation" in line]
     return [line for line in lines if "validation" not in line], validations
+
+
+def _has_numbers(line: Mapping[str, Any]) -> bool:
+    shares = line.get("validation", {})
+    return isinstance(shares, dict) and all(
+        isinstance(value, int | float) for name, value in {**line, **shares}.items() if name != "validation"
+    )
 
 
 def plot_curve(root: Path, file: Path, title: str = "") -> None:

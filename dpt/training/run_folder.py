@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dpt.errors import UserError
+from dpt.plain_json import parse_json
 from dpt.training import checkpoint
 
 CONFIG, LOG = "config.json", "log.jsonl"
@@ -74,14 +75,14 @@ def note(root: Path, record: Mapping[str, Any]) -> None:
 
 def _step_of(line: str) -> float:
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+        return float(parse_json(line)["step"])
+    except (ValueError, KeyError, TypeError, OverflowError):
         return float("inf")  # the line that was being written when the process was killed
 
 
 def _recorded(file: Path) -> Config:
     try:
-        recorded = json.loads(file.read_text())
+        recorded = parse_json(file.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {error}") from None
     if not isinstance(recorded, dict):

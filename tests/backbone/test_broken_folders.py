@@ -57,6 +57,18 @@ def edit_config(name: str, **changes: object) -> Callable[[Path], None]:
     return change
 
 
+def shards(*names: object) -> Callable[[Path], None]:
+    """As if the VAE's weights were in several files, which an index names."""
+
+    def change(folder: Path) -> None:
+        single = folder / "vae/diffusion_pytorch_model.safetensors"
+        single.rename(folder.parent / "up.safetensors")
+        index = {"weight_map": {f"tensor {number}": name for number, name in enumerate(names)}}
+        single.with_name(f"{single.name}.index.json").write_text(json.dumps(index))
+
+    return change
+
+
 def edit_weights(name: str, edit: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         weights = load_file(folder / name)
@@ -127,6 +139,20 @@ BROKEN = {
     "text does not fit unet": (
         edit_config("unet/config.json", cross_attention_dim=20),
         "the UNet reads text 20 wide, the text encoder writes 16",
+    ),
+    "widths that are no list": (
+        edit_config("unet/config.json", block_out_channels=32),
+        "block_out_channels should be a list, not 32",
+    ),
+    "an index that leads out": (shards("../../up.safetensors"), r"names '\.\./\.\./up\.safetensors', which is no file"),
+    "an index that leads elsewhere": (shards("/etc/hostname"), "names '/etc/hostname', which is no file beside it"),
+    "an index of a name too long": (shards("a" * 2000), "which is no file beside it"),
+    "an index of no name": (shards(""), "names '', which is no file beside it"),
+    "an index of something else": (shards(7), "names 7, which is no file beside it"),
+    "an index of nothing": (shards(), "names no weights"),
+    "a config nested too deep": (
+        lambda folder: (folder / "unet/config.json").write_text("[" * 100_000) and None,
+        "unet/config.json is not valid JSON",
     ),
     "inpainting model": (edit_config("unet/config.json", in_channels=9), "the UNet reads 9 channels"),
 }

@@ -11,6 +11,10 @@ from PIL import Image
 
 from dpt.data.faults import BrokenPicture
 from dpt.data.pictures import ORIENTATION, read_header, read_picture
+from tests.fuzz.campaign import campaign
+from tests.fuzz.limits import MIB
+from tests.fuzz.of_pictures import webp_that_claims
+from tests.fuzz.parser import Parser, Target
 
 SIZE = (40, 24)
 BOX = (2, 3, 14, 9)
@@ -147,3 +151,29 @@ def test_cut_or_changed_bytes_are_a_picture_or_a_broken_one(tmp_path: Path, kind
             broken += 1
             assert "\n" not in str(fault)
     assert broken > 50
+
+
+@pytest.mark.parametrize("kind", ["png", "webp"])
+def test_of_an_animation_the_first_picture_counts(tmp_path: Path, kind: str) -> None:
+    still = marked()
+    still.save(tmp_path / f"a.{kind}", save_all=True, append_images=[Image.new("RGB", SIZE, "red")], lossless=True)
+    image, header = read_picture(tmp_path / f"a.{kind}")
+    assert white_box(image) == BOX and header.size == SIZE
+
+
+def test_a_bomb_is_refused_with_its_name_and_size_and_costs_no_memory(tmp_path: Path) -> None:
+    """Within 64 MiB and a second; unpacked they would be 400 million pixels and more."""
+    bombs = (png_that_claims(20_000, 20_000), png_that_claims(8193, 8192), webp_that_claims(16_383))
+
+    def make(folder: Path) -> Target:
+        file = folder / "bomb"
+
+        def read() -> None:
+            with pytest.raises(BrokenPicture, match=r"bomb cannot be used: .*(\d+x\d+|\d{8,}) pixels"):
+                read_picture(file)
+
+        return Target(file, bombs, read)
+
+    found = campaign(Parser("bombs", make, memory=64 * MIB), len(bombs), seconds=1)
+    assert not found.faults, found.faults
+    assert found.accepted == len(bombs) and found.peak_bytes < 32 * MIB

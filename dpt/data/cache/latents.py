@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from dpt.data.cache.make import SHARD_BYTES, Encoded, Maker, Say
 from dpt.data.cache.part import Part
 from dpt.data.cache.shards import Facts
 from dpt.data.faults import BrokenPicture, DataFault
+from dpt.data.files.reading import checked_file_name, is_whole
 from dpt.data.framing import Framing
 from dpt.data.pictures import Header, read_picture
 from dpt.data.stream import CorruptBudget
@@ -120,7 +121,7 @@ class _Pictures(Dataset[_Read]):
         path = self.images / name
         size = _bytes(path)
         try:
-            image, header = read_picture(path)
+            image, header = read_picture(path, self.images / name.partition("/")[0])
         except BrokenPicture as broken:
             return _Read(name, [size, broken.reason])
         return _Read(name, [size, *header.stored_size, header.orientation], self.framing.pixels(image))
@@ -138,6 +139,7 @@ class CachedLatents:
 
     def __init__(self, part: Part, images: Path) -> None:
         self.part, self.images = part, images
+        _check_facts(part)
         for name in [*part.rows][:: -(-len(part.rows) // COMPARED) or 1]:
             size = _bytes(images / name)
             if size not in (ABSENT, part.rows[name].facts[0]):
@@ -179,3 +181,16 @@ class CachedLatents:
         return told + (f", {broken} broken" if broken else "")
 
 
+def _check_facts(part: Part) -> None:
+    """Those of pictures; a cache of other things has others."""
+    if not isinstance(part.key.get("dtype"), str) or LATENTS not in part.tensors:
+        raise DataFault(f"{part.folder} is no cache of latents")
+    for name in (*part.rows, *part.broken):
+        checked_file_name(name, str(part.folder))
+    for name, row in part.rows.items():
+        sound = all(is_whole(value) and 0 <= value < 2**62 for value in row.facts)
+        if not sound or len(row.facts) != len(fields(Known)):
+            raise DataFault(f"{part.folder} does not say what picture {name!r} is: `dpt cache` makes it again")
+    for name, facts in part.broken.items():
+        if len(facts) != 2 or not isinstance(facts[1], str):
+            raise DataFault(f"{part.folder} does not say why {name!r} is broken: `dpt cache` makes it again")

@@ -34,12 +34,13 @@ class NpyLatents:
         if picture.stem not in self.stems:
             raise DataFault(f"{picture} has no latents: there is no file {file}")
         try:
-            values = np.load(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataFault(f"{file} cannot be read: {' '.join(str(error).split())}") from None
+            # Mapped, so that a header that claims more than the file holds costs no memory.
+            values = np.load(file, mmap_mode="r", allow_pickle=False)
+        except Exception as error:  # headers are met with errors of every kind
+            raise DataFault(f"{file} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from None
         if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.shape != self.shape:
             raise DataFault(f"{file} should hold latents of the shape {self.shape}, not {_told(values)}")
-        latents = torch.from_numpy(values.astype(np.float32))
+        latents = torch.from_numpy(np.array(values, np.float32))
         if not torch.isfinite(latents).all():
             raise DataFault(f"{file} holds numbers that are not finite")
         return latents

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,9 @@ from dpt.data.cache.shards import (
 from dpt.data.faults import DataFault
 from dpt.errors import UserError
 from dpt.folders import whole_file
+from dpt.plain_json import parse_json
 
+SHARD_NAME = re.compile(r"shard-\d{5,12}\.safetensors", re.ASCII)
 KEY, MANIFEST, LOCK = "key.json", "manifest.json", "lock"
 
 IsCurrent = Callable[[str, Facts], bool]
@@ -52,10 +55,14 @@ class Part:
         self.folder, self.digest = folder, digest
         self.key: Key = manifest["key"]
         self.tensors: list[str] = manifest["tensors"]
+        if not isinstance(self.key, dict) or not isinstance(self.tensors, list):
+            raise TypeError("it says not what it depends on, or what it holds")
         self.rows: dict[str, Row] = {}
         self.broken: dict[str, Facts] = {}
         self.shards: list[Path] = []
         for nth, (name, facts) in enumerate(manifest["shards"].items()):
+            if not SHARD_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no shard of it")
             self.shards.append(folder / name)
             self._add(nth, _checked_index(folder / name, facts))
 
@@ -65,7 +72,7 @@ class Part:
         file = folder / MANIFEST
         try:
             content = file.read_bytes()
-            manifest = json.loads(content)
+            manifest = parse_json(content)
             return cls(folder, manifest, hashlib.sha256(content).hexdigest())
         except FileNotFoundError:
             raise UnfinishedPart(f"the cache {folder} is not finished: `dpt cache` goes on with it") from None
@@ -76,6 +83,8 @@ class Part:
 
     def _add(self, shard: int, index: Index) -> None:
         for at, (name, checksums, facts) in enumerate(zip(index.names, index.checksums, index.facts, strict=True)):
+            if len(checksums) != len(self.tensors):
+                raise ValueError(f"{name!r} has not a checksum for each of its tensors")
             self.rows[name] = Row(shard, at, tuple(checksums), facts)
         self.broken.update(index.broken)
 
@@ -90,6 +99,8 @@ def _checked_index(shard: Path, facts: Mapping[str, Any]) -> Index:
         size = shard.stat().st_size
     except OSError as error:
         raise DataFault(f"{shard} cannot be read: {error.strerror}; `dpt cache` makes it again") from None
+    if not isinstance(facts, dict):
+        raise TypeError(f"what it says of {shard.name} is no object")
     if size != facts["bytes"]:
         raise DataFault(f"{shard} is corrupted: it has {size} bytes, not {facts['bytes']}; `dpt cache` makes it again")
     index = read_index(index_file(shard))
@@ -120,9 +131,11 @@ class Builder:
         file = self.folder / KEY
         if file.exists():
             try:
-                made = json.loads(file.read_text(encoding="utf-8"))
+                made = parse_json(file.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise UserError(f"{file} is not valid JSON: {error}") from None
+            if not isinstance(made, dict):
+                raise UserError(f"{file} is not the key of a cache")
             if differing := differences(made, self.key):
                 raise UserError(
                     f"the cache {self.folder} is another one ({'; '.join(differing)}): remove it, or say --out FOLDER"
@@ -164,7 +177,10 @@ class Builder:
         if shard.stat().st_size != index.bytes or sha256(shard) != index.sha256:
             return "it is not what was written (size or SHA-256 differs)"
         items = [*zip(index.names, index.facts, strict=True), *index.broken.items()]
-        changed = next((name for name, facts in items if not is_current(name, facts)), None)
+        try:
+            changed = next((name for name, facts in items if not is_current(name, facts)), None)
+        except (IndexError, TypeError):
+            return "its index does not say what its items are"
         if changed is not None:
             return f"{changed} has changed since"
         self.indices[int(shard.stem.removeprefix("shard-"))] = index

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dpt.data.faults import DataFault
 from dpt.folders import whole_file
+from dpt.plain_json import parse_json
 
 Facts = list[Any]
 """What else is known of an item, as JSON: for a picture, what its header says."""
@@ -69,14 +70,28 @@ def write_shard(
 
 def read_index(file: Path) -> Index:
     try:
-        index = Index(**json.loads(file.read_text(encoding="utf-8")))
-        if not len(index.names) == len(index.checksums) == len(index.facts):
-            raise ValueError("its lists are not of one length")
+        index = Index(**parse_json(file.read_text(encoding="utf-8")))
+        _check_index(index)
     except OSError as error:
         raise DataFault(f"{file} cannot be read: {error.strerror or error}") from None
     except (ValueError, TypeError) as error:
         raise DataFault(f"{file} is not the index of a cache: {error}") from None
     return index
+
+
+def _check_index(index: Index) -> None:
+    """Types, so that whoever goes on with it has to think of none."""
+    lists = (index.names, index.checksums, index.facts)
+    if not all(isinstance(one, list) for one in lists) or len({len(one) for one in lists}) > 1:
+        raise ValueError("its lists are not of one length")
+    if not (isinstance(index.bytes, int) and isinstance(index.sha256, str) and isinstance(index.broken, dict)):
+        raise ValueError("it does not say what its shard is like")
+    if not all(isinstance(name, str) for name in index.names):
+        raise ValueError("its names are not texts")
+    if not all(isinstance(row, list) and all(isinstance(one, int) for one in row) for row in index.checksums):
+        raise ValueError("its checksums are not whole numbers")
+    if not all(isinstance(one, list) for one in (*index.facts, *index.broken.values())):
+        raise ValueError("what it knows of its items are no lists")
 
 
 def read_row(file: Path, tensor: str, row: int, expected: int, what: str) -> Tensor:
@@ -86,6 +101,8 @@ def read_row(file: Path, tensor: str, row: int, expected: int, what: str) -> Ten
             values: Tensor = opened.get_slice(tensor)[row].clone()
     except (SafetensorError, OSError, IndexError) as error:
         raise DataFault(f"{file} cannot be read: {error}; `dpt cache` makes it again") from None
+    except Exception as error:  # a header may say anything of its tensors
+        raise DataFault(f"{file} has no row {row} of {tensor!r}: {error}; `dpt cache` makes it again") from None
     if checksum(values) != expected:
         raise DataFault(f"{file} is corrupted: of {what} it has not what was written; `dpt cache` makes it again")
     return values

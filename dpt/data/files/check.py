@@ -205,7 +205,7 @@ class _Check:
                     report(DataFault(f"{folder / name} is missing; {where} names it"))
                     continue
                 try:
-                    self._picture(folder / name, self.boxes.get(name, []) if split == "train2014" else [])
+                    self._picture(folder, name, self.boxes.get(name, []) if split == "train2014" else [])
                 except DataFault as fault:
                     report(fault)
             how = "all of their pixels read" if self.decode else "only their headers read (--decode reads them whole)"
@@ -213,8 +213,9 @@ class _Check:
 
         return self._read(folder, read, f"{len(named)} pictures that are named", required=bool(named))
 
-    def _picture(self, path: Path, referred: list[Referred]) -> None:
-        header = read_picture(path)[1] if self.decode else read_header(path)
+    def _picture(self, folder: Path, name: str, referred: list[Referred]) -> None:
+        path = folder / name
+        header = read_picture(path, folder)[1] if self.decode else read_header(path, folder)
         for one in referred:
             for box in one.boxes:
                 cut_to_picture(header.upright(box.corners, one.size), header.size, one.where)

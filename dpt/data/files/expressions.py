@@ -16,6 +16,10 @@ EDGE_TOLERANCE = 1.0
 """Pixels that a box may reach beyond its picture, by rounding; it is cut there."""
 
 
+LONGEST_SIDE = 2**31
+"""Pixels: no format of pictures has more."""
+
+
 @dataclass(frozen=True, slots=True)
 class BoxOfSpans:
     corners: BoxCorners
@@ -115,7 +119,7 @@ def _size(row: Row) -> Size | None:
     if "width" not in row and "height" not in row:
         return None
     width, height = row.get("width", int), row.get("height", int)
-    if width < 1 or height < 1:
+    if not (1 <= width <= LONGEST_SIDE and 1 <= height <= LONGEST_SIDE):
         row.fail(f"a picture is not {shown(width)} by {shown(height)} pixels large")
     return width, height
 

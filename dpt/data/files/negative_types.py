@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from dpt.data.faults import DataFault
 from dpt.data.files.reading import Row, read_bytes
+from dpt.plain_json import parse_json
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ def read_negative_types(file: Path, part: str) -> dict[int, NegativeTypes]:
     for nth, line in enumerate(read_bytes(file).splitlines(), 1):
         where = f"{file}, line {nth}"
         try:
-            row = Row(json.loads(line.decode("utf-8")), where)
-        except (ValueError, RecursionError) as error:
+            row = Row(parse_json(line.decode("utf-8"), half_characters=True), where)
+        except ValueError as error:
             raise DataFault(f"{where}, is not valid JSON: {error}") from None
         if row.text("part") == part:
             types = Row(row.get("types", dict), where)

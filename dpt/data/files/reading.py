@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeVar
 
 from dpt.data.faults import DataFault
 from dpt.data.literals import string_list
+from dpt.plain_json import parse_json
 
 T = TypeVar("T")
 
@@ -26,12 +27,12 @@ def read_bytes(file: Path) -> bytes:
 def read_json(file: Path) -> Any:
     content = read_bytes(file)
     try:
-        return json.loads(content.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        return parse_json(content.decode("utf-8-sig"), half_characters=True, constant=_refuse_constant)
     except UnicodeDecodeError as error:
         raise DataFault(f"{file} is not UTF-8 text, at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise DataFault(f"{file}, line {error.lineno}, is not valid JSON: {error.msg} (column {error.colno})") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataFault(f"{file} is not valid JSON: {error}") from None
 
 

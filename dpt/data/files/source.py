@@ -101,7 +101,7 @@ class FileSource(Source):
     def _regions(self, referred: Referred) -> tuple[Region, ...]:
         """Of the boxes that are in view."""
         path = self.images / referred.file_name
-        header = read_header(path) if self.latents is None else self.latents.header(path)
+        header = read_header(path, self.images) if self.latents is None else self.latents.header(path)
         regions = []
         for box in referred.boxes:
             corners = header.upright(box.corners, referred.size)
@@ -153,7 +153,7 @@ class FileSource(Source):
         if self.latents is not None:
             mirrored = self.latents.latents(path, mirrored=True) if self.framing.random_flip else None
             return Picture(name, self.latents.latents(path), latent=True, mirrored=mirrored)
-        image, _ = read_picture(path)
+        image, _ = read_picture(path, self.images)
         return Picture(name, self.framing.pixels(image))
 
 

@@ -11,6 +11,7 @@ from dpt.errors import UserError
 from dpt.sampling.options import UNCORRECTED, Correction, Interval
 
 BASE = "base"
+LONGEST_NAME = 60
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,16 @@ class Method:
         return self.correction.on or self.candidates > 1
 
     def __post_init__(self) -> None:
-        if not self.name.replace("-", "").replace("_", "").isalnum():
-            raise UserError(f"the method {self.name!r} becomes a file's name: use letters, digits, - and _")
+        check_method_name(self.name)
         if self.candidates < 1:
             raise UserError(f"the method {self.name} needs at least 1 candidate, not {self.candidates}")
         if self.checkpoint is None and (self.reads or self.name != BASE):
             raise UserError(f"the method {self.name!r} names no checkpoint: say {self.name}=FOLDER")
+
+
+def check_method_name(name: str) -> None:
+    if len(name) > LONGEST_NAME or not name.replace("-", "").replace("_", "").isalnum():
+        raise UserError(f"the method {name!r} becomes a file's name: use letters, digits, - and _")
 
 
 KEYS: Mapping[str, Callable[[str], Any]] = {

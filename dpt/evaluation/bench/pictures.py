@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from dpt.data.faults import BrokenPicture
+from dpt.data.pictures import read_picture
 from dpt.errors import UserError
 from dpt.evaluation.bench.asked import Asked
 
@@ -21,10 +23,10 @@ def keep(picture: Image.Image, one: Asked, folder: Path) -> None:
 
 
 def open_picture(file: Path) -> Image.Image:
+    if not file.exists():
+        raise UserError(f"the picture {file} is missing: draw it again")
     try:
-        with Image.open(file) as picture:
-            return picture.convert("RGB")
-    except FileNotFoundError:
-        raise UserError(f"the picture {file} is missing: draw it again") from None
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError):
-        raise UserError(f"the picture {file} is damaged or only half written: delete it and draw it again") from None
+        return read_picture(file)[0]
+    except BrokenPicture as broken:
+        what = "is damaged or only half written: delete it and draw it again"
+        raise UserError(f"the picture {file} {what} ({broken.reason})") from None

@@ -51,7 +51,15 @@ class Difference:
 
 
 def results(rows: Mapping[str, Sequence[Row]], suite: str = "") -> list[Result]:
-    return [_result(method, own, suite) for method, own in rows.items()]
+    first = next(iter(rows), "")
+    for method, own in rows.items():
+        if {row.category for row in own} != {row.category for row in rows[first]}:
+            raise UserError(f"{first} and {method} were not judged in the same categories: they cannot share a table")
+    found = [_result(method, own, suite) for method, own in rows.items()]
+    for one in found:
+        if (bool(one.rates), bool(one.clip)) != (bool(found[0].rates), bool(found[0].clip)):
+            raise UserError(f"{first} and {one.method} were not judged and scored alike: they cannot share a table")
+    return found
 
 
 def _result(method: str, rows: Sequence[Row], suite: str) -> Result:

@@ -13,7 +13,12 @@ from dpt.errors import UserError
 from dpt.evaluation.detectors.base import Detections
 from dpt.evaluation.judge import Verdict
 from dpt.evaluation.suites.base import Prompt
+from dpt.evaluation.suites.reading import is_name
+from dpt.plain_json import parse_json
 from dpt.records import from_plain
+
+MOST_PICTURES = 10**6
+"""Of one prompt, and in all: more is a mistake."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ def mend(file: Path) -> int:
     """Take off a last line that was being written when the run was killed; how many characters that were."""
     if not file.exists():
         return 0
-    text = file.read_text()
+    text = _read(file)
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         file.write_text(whole)
@@ -110,18 +115,36 @@ def mend(file: Path) -> int:
 def read(file: Path) -> list[Row]:
     """Every line or an error that says which is no picture's; a picture that is there twice is an error too."""
     rows, known = [], set()
-    try:
-        text = file.read_text()
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from None
+    text = _read(file)
     for number, line in enumerate(text.splitlines(), start=1):
         try:
-            content = json.loads(line)
+            content = parse_json(line)
         except ValueError:
             raise UserError(f"{file}, line {number} is not JSON: it may have been cut when a run was killed") from None
         row = from_plain(Row, content, f"{file}, line {number}")
+        _check(row, f"{file}, line {number}")
         if row.key in known:
             raise UserError(f"{file}, line {number}: picture {row.index} of {row.prompt_id} is there twice")
         known.add(row.key)
         rows.append(row)
     return rows
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not text in UTF-8, at byte {error.start}") from None
+
+
+def _check(row: Row, where: str) -> None:
+    """What types do not say: the id is part of a file's name, and a box has four sides."""
+    if not is_name(row.prompt_id) or not 0 <= row.index < MOST_PICTURES:
+        raise UserError(f"{where}: picture {row.index!r} of {row.prompt_id!r} is no picture of a benchmark")
+    for one in row.objects:
+        if len(one.box) != 4:
+            raise UserError(f"{where}: the box of {one.label!r} has {len(one.box)} sides, not 4")
+    if min(row.unreadable, row.clipped, row.outside) < 0:
+        raise UserError(f"{where}: a number of boxes cannot be negative")

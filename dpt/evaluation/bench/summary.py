@@ -15,6 +15,7 @@ from typing import Any
 from dpt.errors import UserError
 from dpt.evaluation.bench.report import Result, results
 from dpt.evaluation.bench.rows import Row
+from dpt.plain_json import parse_json
 from dpt.records import from_plain
 
 NUMBERS, SUMMARY = "results.json", "summary.jsonl"
@@ -63,15 +64,18 @@ class Kept:
 
 def read_kept(folder: Path) -> Kept:
     try:
-        record = json.loads((folder / NUMBERS).read_text())
-        lines = [json.loads(line) for line in (folder / SUMMARY).read_text().splitlines()]
+        record = parse_json((folder / NUMBERS).read_text())
+        lines = [parse_json(line) for line in (folder / SUMMARY).read_text().splitlines()]
         told = tuple(from_plain(Result, one, f"{folder / NUMBERS}") for one in record["results"])
         verdicts: dict[str, dict[str, tuple[bool | None, ...]]] = {}
         for line in lines:
             right = tuple(None if one is None else bool(one) for one in line["right"])
             verdicts.setdefault(line["method"], {})[line["prompt"]] = right
-        if missing := [one.method for one in told if one.method not in verdicts]:
+        names = [one.method for one in told]
+        if missing := [name for name in names if name not in verdicts]:
             raise UserError(f"{folder / SUMMARY} has no line of {missing[0]}, which {NUMBERS} has")
+        if sorted(names) != sorted(record["methods"]):
+            raise UserError(f"{folder / NUMBERS} does not have one result of each of its methods")
         return Kept({"asked": record["asked"], "methods": record["methods"]}, told, verdicts, record.get("fidelity"))
     except OSError as error:
         raise UserError(f"{folder} holds no report: cannot read {error.filename}: {error.strerror}") from None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dpt.errors import UserError, fail
+from dpt.plain_json import parse_json
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
@@ -39,7 +39,7 @@ def read_text(file: Path) -> str:
 
 def parse(where: str, text: str) -> dict[str, Any]:
     try:
-        return as_object(where, json.loads(text))
+        return as_object(where, parse_json(text))
     except ValueError:
         raise UserError(f"{where} is not JSON: it may have been cut") from None
 
@@ -74,9 +74,14 @@ def name_of(where: str, content: Mapping[str, Any], key: str, default: str) -> s
     """An id or a category: it becomes part of a file's name."""
     value = content.get(key, default)
     value = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
+    if not isinstance(value, str) or not is_name(value):
         raise UserError(f"{where}: {key!r} becomes a file's name: use letters, digits, - _ and ., not {value!r}")
     return value
+
+
+def is_name(text: str) -> bool:
+    """Whether it can be part of a file's name, and leads nowhere else."""
+    return _NAME.fullmatch(text) is not None
 
 
 class Ids:

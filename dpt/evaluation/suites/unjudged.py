@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from dpt.errors import UserError
 from dpt.evaluation.suites import reading
 from dpt.evaluation.suites.base import Prompt, Suite
+from dpt.plain_json import parse_json
 
 COCO_CATEGORIES = ("numerical", "spatial", "semantic", "mixed", "null")
 UNNAMED = "prompts"
@@ -33,7 +33,7 @@ def coco_suite(file: Path) -> Suite:
     """COCO-NSS1K: a JSON list whose entries have the text under `captions` (or `caption`) and their category under
     `name` (or `category`), if they have one. What else an entry has (boxes, sizes) is not read."""
     try:
-        entries = json.loads(reading.read_text(file))
+        entries = parse_json(reading.read_text(file))
     except ValueError:
         raise UserError(f"{file} is not JSON: it may have been cut") from None
     if not isinstance(entries, list):

@@ -15,6 +15,7 @@ from dpt.lora.config import LoraConfig
 from dpt.lora.formats.files import RECORD_KEY, write_lora_file
 from dpt.lora.formats.layout import A, B, check_lora, listed, lora_from, places_in
 from dpt.lora.store import StoredLora
+from dpt.plain_json import parse_json
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
 CONFIG_KEY = "lora_adapter_metadata"
@@ -57,7 +58,7 @@ def _said(config: LoraConfig, places: list[str]) -> dict[str, Any]:
 
 def _read_said(text: str, where: str) -> dict[str, Any]:
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except ValueError:
         content = None
     if not isinstance(content, dict):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dpt.errors import UserError
 from dpt.lora.store import LoraRecord
+from dpt.plain_json import parse_json
 from dpt.records import to_plain
 from dpt.weights import read_weights, write_weights
 
@@ -52,7 +53,7 @@ def read_lora_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _checksum(record: str) -> str:
     """Whatever else is wrong with the record is found out where it is read."""
     try:
-        content = json.loads(record) if record else {}
+        content = parse_json(record) if record else {}
     except ValueError:
         return ""
     return str(content.get("weights_sha256", "")) if isinstance(content, dict) else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +12,7 @@ from torch import Tensor
 from dpt.errors import UserError
 from dpt.lora.config import PROJECTIONS, LoraConfig, block_of
 from dpt.lora.store import LoraRecord, StoredLora
+from dpt.plain_json import parse_json
 from dpt.records import from_plain
 
 A, B, ALPHA = "lora_A.weight", "lora_B.weight", "alpha"
@@ -159,7 +159,7 @@ def _one_alpha(alphas: Mapping[str, Tensor], tensors: Mapping[str, Tensor], wher
 def _remembered(record: str, config: LoraConfig, where: str) -> LoraRecord:
     """What dpt wrote about the LoRA, if that agrees with what the file itself shows."""
     try:
-        content = json.loads(record)
+        content = parse_json(record)
     except ValueError:
         raise UserError(f"what dpt wrote about the LoRA into {where} is not valid JSON") from None
     found = from_plain(LoraRecord, content, where)

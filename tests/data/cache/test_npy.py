@@ -49,7 +49,7 @@ def test_pictures_of_another_part_are_decoded(published: NpyLatents, root: DataR
         (np.zeros((4, 8, 8), np.float16), "should hold latents of the shape (4, 16, 16), not float16 of (4, 8, 8)"),
         (np.zeros(SHAPE, np.int64), "not int64 of (4, 16, 16)"),
         (np.full(SHAPE, np.nan, np.float32), "holds numbers that are not finite"),
-        (np.array([{}], dtype=object), "cannot be read: Object arrays cannot be loaded"),
+        (np.array([{}], dtype=object), "cannot be read: Array can't be memory-mapped: Python objects in dtype"),
         (b"", "cannot be read: "),
         (b"\x93NUMPY\x01\x00v", "cannot be read: "),
     ],

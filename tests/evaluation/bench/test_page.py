@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from PIL import Image
 
 from dpt.errors import UserError
 from dpt.evaluation.bench import report
+from dpt.evaluation.bench.fidelity_table import Fidelity
 from dpt.evaluation.bench.page.cases import gain, sections
 from dpt.evaluation.bench.page.page import Counted, page
 from dpt.evaluation.bench.page.pictures import Album
-from dpt.evaluation.bench.rows import Row
+from dpt.evaluation.bench.rows import JudgedAtom, Row, SeenObject
 from tests.evaluation.bench.making import row
 
 VOID = {"meta", "rect", "line", "image"}
@@ -122,6 +124,29 @@ def test_a_prompt_is_no_markup(tmp_path: Path) -> None:
     text = made(written(tmp_path, rows), rows)
     Balanced(text)
     assert "&lt;script&gt;" in text and "<script" not in text and "the &lt;oracle&gt;" in text
+
+
+MARKUP = '"><script>alert(1)</script><img src=x onerror=alert(1)>\'&'
+
+
+def test_nothing_else_is_markup_either(tmp_path: Path) -> None:
+    """Not the names of methods, labels, colours, requirements, categories, suites, judges, schedulers, file names."""
+    seen = SeenObject(MARKUP, MARKUP, MARKUP, (1.0, 2.0, 3.0, 4.0), 0.5)
+    atom = JudgedAtom(MARKUP, MARKUP, False)
+    told = {"prompt": MARKUP, "category": MARKUP, "objects": (seen,), "atoms": (atom,), "clip": 0.5}
+    base, tuned = (row(name, "a", **told) for name in ("base", "tuned"))
+    rows = {"base": [replace(base, method=MARKUP)], "tuned": [replace(tuned, method=MARKUP, passed=False)]}
+    results = [replace(one, measures={MARKUP: one.rates["all"]}) for one in report.results(rows)]
+    results = [replace(one, method=MARKUP, clipped=1) for one in results]
+    apart = [replace(report.difference(rows["tuned"], rows["base"]), method=MARKUP, baseline=MARKUP)]
+    asked = {name: MARKUP for name in ("suite", "num_timesteps", "scheduler", "guidance_scale", "per_prompt")}
+    methods = {MARKUP: {name: MARKUP for name in ("judge", "detector", "clip", "suite_hash")}}
+    distances = Fidelity(MARKUP, MARKUP, 5, 3, {MARKUP: 0.5}, None)
+    counted = Counted({"asked": asked, "methods": methods}, "base", results, apart, rows, distances)
+    text = page(counted, Album(written(tmp_path, rows), "flat", 10**6))
+    Balanced(text)
+    assert "<script" not in text and "<img" not in text and text.count("&lt;script&gt;") > 20
+    assert MARKUP[:2] not in re.sub(r'<[^<>"]*(?:"[^"]*"[^<>"]*)*>', "", text), "no attribute is ended from within"
 
 
 def test_pictures_stay_within_the_budget_and_the_rest_is_told(tmp_path: Path) -> None:

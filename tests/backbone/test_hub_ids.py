@@ -1,0 +1,58 @@
+"""A model of the hub is that revision of it that was asked for, wherever its name is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+
+from dpt.backbone.hub import find_model
+from dpt.errors import UserError
+
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, str | None]]:
+    """What the hub's library is asked for."""
+    found: list[tuple[str, str | None]] = []
+
+    def fetch(name: str, *, revision: str | None, **others: Any) -> str:
+        found.append((name, revision))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "fetched"),
+    [
+        ("owner/name", None, ("owner/name", None)),
+        ("owner/name", "v1.0", ("owner/name", "v1.0")),
+        (f"owner/name@{COMMIT}", None, ("owner/name", COMMIT)),
+        (f"owner/name@{COMMIT}", COMMIT, ("owner/name", COMMIT)),
+    ],
+)
+def test_the_revision_is_fetched(
+    asked: list[tuple[str, str | None]], name: str, revision: str | None, fetched: tuple[str, str | None]
+) -> None:
+    find_model(name, revision)
+    assert asked == [fetched]
+
+
+def test_two_revisions_are_one_too_many(asked: list[tuple[str, str | None]]) -> None:
+    with pytest.raises(UserError, match="owner/name@v1 names one revision, and --revision v2 another"):
+        find_model("owner/name@v1", "v2")
+    assert not asked
+
+
+@pytest.mark.parametrize(
+    "name", ["../name", "owner/../..", "owner/name@", "owner/name@../x", "owner/name@a b", "a/b/c", "é/b"]
+)
+def test_what_is_no_hub_id_is_not_asked_for(asked: list[tuple[str, str | None]], name: str) -> None:
+    with pytest.raises(UserError, match="there is no model folder"):
+        find_model(name)
+    assert not asked

@@ -1,0 +1,118 @@
+"""A benchmark's folder that came from somewhere else: it leads nowhere else, and is counted or refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from dpt.cli import bench_record
+from dpt.cli.bench_report import ReportOptions, file_of, report
+from dpt.errors import UserError
+from dpt.evaluation.bench import report as counting
+from dpt.evaluation.bench import rows
+from tests.evaluation.bench.making import row
+from tests.fuzz.of_benches import BENCH
+from tests.fuzz.of_pictures import png
+
+
+def record(folder: Path, **changes: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    asked = {**BENCH["asked"], **{key: value for key, value in changes.items() if key in BENCH["asked"]}}
+    others = {key: value for key, value in changes.items() if key not in asked}
+    (folder / bench_record.RECORD).write_text(json.dumps({**BENCH, "asked": asked, **others}))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["../up", "/etc/passwd", "a/b", "", ".", "a.b", "x" * 300, "a\0b"])
+def test_a_method_is_no_path(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"becomes a file's name"):
+        bench_record.read_record(record(tmp_path, methods={name: {}}))
+
+
+def test_pictures_lie_in_the_folder_of_a_benchmark(tmp_path: Path) -> None:
+    one, other = record(tmp_path / "one", pictures="../other"), tmp_path / "other"
+    (other / "base").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"which is not the folder of a benchmark"):
+        file_of(one, bench_record.read_record(one), "base", row("base"))
+    record(other)
+    assert file_of(one, bench_record.read_record(one), "base", row("base")).parent.resolve() == other / "base"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"methods": {}}, {"methods": []}, {"methods": {"base": 1}}, {"categories": "single"}, {"categories": [1]},
+        {"seed": "x"}, {"seed": 1.5}, {"prompts": 1.5}, {"per_prompt": None}, {"suite": 1}, {"suite": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_record_of_other_types(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"bench\.json is not the record of a benchmark"):
+        bench_record.read_record(record(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("changes", [{"per_prompt": 10**9}, {"prompts": 10**9}, {"prompts": -1}, {"per_prompt": 2**64}])
+def test_a_record_of_more_pictures_than_anybody_draws(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"asks for more pictures than 1,000,000, or for fewer than none"):
+        bench_record.read_record(record(tmp_path, **changes))
+
+
+def written(file: Path, **changes: Any) -> Path:
+    file.write_text(json.dumps({**asdict(row("base")), **changes}) + "\n")
+    return file
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"prompt_id": "../up"}, {"prompt_id": "/etc/hostname"}, {"prompt_id": ""}, {"prompt_id": "a/b"}, {"index": -1},
+     {"index": 10**9}],
+    ids=str,
+)  # fmt: skip
+def test_a_line_is_of_a_picture_of_this_folder(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"line 1: picture .* is no picture of a benchmark"):
+        rows.read(written(tmp_path / "base.jsonl", **changes))
+
+
+def test_boxes_have_four_sides_and_numbers_are_finite(tmp_path: Path) -> None:
+    seen = {"label": "car", "colour": None, "size": None, "box": [1, 2, 3], "confidence": 0.5}
+    with pytest.raises(UserError, match=r"the box of 'car' has 3 sides, not 4"):
+        rows.read(written(tmp_path / "a.jsonl", objects=[seen]))
+    with pytest.raises(UserError, match=r"clip: expected float, got nan"):
+        rows.read(written(tmp_path / "a.jsonl", clip=float("nan")))
+    with pytest.raises(UserError, match=r"cannot be negative"):
+        rows.read(written(tmp_path / "a.jsonl", unreadable=-1))
+
+
+def test_lines_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"\xff\n")
+    for read in (rows.read, rows.mend):
+        with pytest.raises(UserError, match=r"is not text in UTF-8, at byte 0"):
+            read(tmp_path / "a.jsonl")
+    (tmp_path / "a.jsonl").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"line 1 is not JSON"):
+        rows.read(tmp_path / "a.jsonl")
+
+
+def test_methods_that_were_not_judged_alike_share_no_table() -> None:
+    with pytest.raises(UserError, match=r"base and dpt were not judged in the same categories"):
+        counting.results({"base": [row("base")], "dpt": [row("dpt", category="right")]})
+    with pytest.raises(UserError, match=r"base and dpt were not judged and scored alike"):
+        counting.results({"base": [row("base", clip=0.5)], "dpt": [row("dpt")]})
+
+
+@pytest.mark.parametrize("content", [png(20_000, 20_000), png(2**31 - 1, 2**31 - 1), png(8193, 8193), b"", b"GIF89a"])
+def test_a_picture_that_is_a_bomb_is_not_shown(tmp_path: Path, content: bytes) -> None:
+    record(tmp_path, methods={"base": {}})
+    written(tmp_path / "base.jsonl")
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/a-0.png").write_bytes(content)
+    with pytest.raises(UserError, match=r"a-0\.png is damaged or only half written"):
+        report(ReportOptions(tmp_path))
+    Image.new("RGB", (8, 8)).save(tmp_path / "base/a-0.png")
+    report(ReportOptions(tmp_path))
+    assert (tmp_path / "report.html").exists()

@@ -1,0 +1,81 @@
+"""A cache that somebody else made: its names stay inside, and what it says is held against what is there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpt.data.cache.latents import CachedLatents
+from dpt.data.cache.part import KEY, MANIFEST, Builder, Part
+from dpt.data.cache.shards import index_file, sha256, shard_file
+from dpt.data.faults import DataFault
+from dpt.errors import UserError
+from tests.fuzz.of_benches import part
+
+
+def changed(folder: Path, **changes: Any) -> Path:
+    """An index with a manifest that agrees to it."""
+    shard = shard_file(part(folder), 0)
+    index, manifest = (json.loads(file.read_text()) for file in (index_file(shard), folder / MANIFEST))
+    index_file(shard).write_text(json.dumps({**index, **changes}))
+    manifest["shards"][shard.name]["index_sha256"] = sha256(index_file(shard))
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["../up.jpg", "/etc/hostname", "a\0.jpg", "..", ""])
+def test_names_stay_inside(tmp_path: Path, name: str) -> None:
+    for number, changes in enumerate(({"names": ["a.jpg", "b.jpg", name]}, {"broken": {name: [3, "cut"]}})):
+        folder = tmp_path / str(number)
+        with pytest.raises(DataFault, match="is no file name under the data folder"):
+            CachedLatents(Part.open(changed(folder, **changes)), folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"facts": [[9, 8, 8, 1], [9, 8, 8], [9, 8, 8, 1]]}, "does not say what picture 'b.jpg' is"),
+        ({"facts": [[9, 8, 8, 1], [9, 8, -8, 1], [9, 8, 8, 1]]}, "does not say what picture 'b.jpg' is"),
+        ({"broken": {"x.jpg": [3]}}, "does not say why 'x.jpg' is broken"),
+        ({"broken": {"x.jpg": [3, 4]}}, "does not say why 'x.jpg' is broken"),
+        ({"checksums": [[1, 2], [1], [1, 2]]}, "has not a checksum for each of its tensors"),
+        ({"checksums": [[1, 2], "x", [1, 2]]}, "its checksums are not whole numbers"),
+        ({"names": ["a.jpg"]}, "its lists are not of one length"),
+        ({"names": 5}, "its lists are not of one length"),
+        ({"names": ["a", 5, "c"]}, "its names are not texts"),
+        ({"bytes": "x"}, "does not say what its shard is like"),
+        ({"broken": []}, "does not say what its shard is like"),
+        ({"facts": [1, 2, 3]}, "no lists"),
+        ({"more": 1}, "is not the index of a cache"),
+    ],
+)
+def test_an_index_that_says_something_else(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(DataFault, match=says):
+        CachedLatents(Part.open(changed(tmp_path, **changes)), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../shard-00000.safetensors", "/etc/shard-00000.safetensors", "other.safetensors"])
+def test_shards_lie_in_the_folder(tmp_path: Path, name: str) -> None:
+    manifest = json.loads((part(tmp_path) / MANIFEST).read_text())
+    manifest["shards"][name] = manifest["shards"].pop("shard-00000.safetensors")
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DataFault, match="is no shard of it"):
+        Part.open(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "5", "[]"])
+def test_a_key_that_is_none(tmp_path: Path, text: str) -> None:
+    (part(tmp_path) / KEY).write_text(text)
+    with pytest.raises(UserError, match=r"key\.json is not"), Builder(tmp_path, {}, ["x"]).claimed():
+        pass
+
+
+def test_an_unfinished_index_that_knows_nothing_of_its_pictures_is_made_again(tmp_path: Path) -> None:
+    changed(tmp_path, facts=[[], [], []])
+    builder = Builder(tmp_path, {"dtype": "float32", "resolution": 64}, ["latents", "mirrored"])
+    with builder.claimed():
+        (told,) = builder.resume(lambda name, facts: isinstance(facts[1], int))
+    assert told == "shard-00000.safetensors is made again: its index does not say what its items are"

@@ -1,0 +1,258 @@
+"""Parsers of a benchmark's folder, of caches and of model folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save
+
+from dpt.backbone.folder import UNET, VAE, ModelFolder
+from dpt.checkpoints.describe import as_text, describe_model
+from dpt.cli import bench_record
+from dpt.cli.bench_report import file_of
+from dpt.data.cache.latents import CachedLatents
+from dpt.data.cache.npy import NpyLatents
+from dpt.data.cache.part import KEY, MANIFEST, Builder, Part
+from dpt.data.cache.shards import index_file, sha256, shard_file
+from dpt.data.faults import BrokenPicture
+from dpt.errors import UserError
+from dpt.evaluation.bench import report, rows
+from dpt.evaluation.bench.page.page import Counted, page
+from dpt.evaluation.bench.page.pictures import Album
+from dpt.evaluation.bench.summary import NUMBERS, SUMMARY, read_kept, summary
+from dpt.evaluation.suites.pocket import USUAL
+from tests import tiny_models
+from tests.evaluation.bench.making import row
+from tests.fuzz.inside import changed_header
+from tests.fuzz.mutate import changed_bytes
+from tests.fuzz.of_data import JSON_WAYS, LINE_WAYS, NASTY_JSON
+from tests.fuzz.of_results import HEADERS, NASTY_HEADERS
+from tests.fuzz.parser import Parser, Target
+
+ASKED = {
+    "suite": "pocket",
+    "categories": list(USUAL),
+    "prompts": 2,
+    "per_prompt": 1,
+    "seed": 0,
+    "num_timesteps": 30,
+    "scheduler": "ddim",
+    "guidance_scale": 7.5,
+    "detector": None,
+    "colours": None,
+    "clip": None,
+}
+BENCH = {"asked": ASKED, "methods": {"base": {"model": "ab" * 32, "detector": "oracle"}, "dpt": {"detector": "oracle"}}}
+
+
+def bench(folder: Path) -> Target:
+    def read() -> None:
+        record = bench_record.read_record(folder)
+        bench_record.check_one_judge(record["methods"], folder)
+        for method in record["methods"]:
+            file_of(folder, record, method, row(method))
+        bench_record.all_asked(record, bench_record.suite_of(record))
+        bench_record.claim(folder, ASKED, "base", BENCH["methods"]["base"])
+
+    return Target(folder / bench_record.RECORD, [json.dumps(BENCH).encode()], read)
+
+
+def lines(folder: Path) -> Target:
+    """Read, counted, compared and shown."""
+    file = folder / "base.jsonl"
+    other = [row("dpt", "a", clip=0.3), row("dpt", "b", passed=False, clip=0.4)]
+    for method in ("base", "dpt"):
+        (folder / method).mkdir()
+        for name in ("a", "b"):
+            Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / method / f"{name}-0.png")
+
+    def read() -> None:
+        rows.mend(file)
+        found = {"base": rows.read(file), "dpt": other}
+        results = report.results(found)
+        apart = [report.difference(other, found["base"])]
+        report.tables(results, apart)
+        page(Counted(BENCH, "base", results, apart, found), Album(folder, "flat", 10**6))
+
+    good = [row("base", "a", clip=0.25), row("base", "b", clip=0.5)]
+    return Target(file, ["".join(json.dumps(asdict(one)) + "\n" for one in good).encode()], read)
+
+
+def part(folder: Path) -> Path:
+    tensors = {name: torch.arange(24.0).reshape(3, 2, 2, 2) for name in ("latents", "mirrored")}
+    builder = Builder(folder, {"dtype": "float32", "resolution": 64}, list(tensors))
+    with builder.claimed():
+        builder.resume(lambda name, facts: True)
+        builder.add([(f"{name}.jpg", [9, 8, 8, 1]) for name in "abc"], tensors, {"broken.jpg": [3, "cut"]})
+        builder.finish()
+    return folder
+
+
+def read_part(folder: Path) -> None:
+    opened = Part.open(folder)
+    latents = CachedLatents(opened, folder)
+    str(latents)
+    for name in opened.broken:
+        with suppress(BrokenPicture):
+            latents.header(folder / name)
+    for name in opened.rows:
+        picture = folder / name
+        _ = latents.header(picture).size
+        for mirrored in (False, latents.has_mirrored):
+            latents.latents(picture, mirrored)
+
+
+def cache_manifest(folder: Path) -> Target:
+    file = part(folder) / MANIFEST
+    return Target(file, [file.read_bytes()], lambda: read_part(folder))
+
+
+def cache_file(of: Callable[[Path], Path]) -> Callable[[Path], Target]:
+    """An index or a shard, with a manifest that agrees to it: checksums do not keep out who writes them."""
+
+    def make(folder: Path) -> Target:
+        shard = shard_file(part(folder), 0)
+        file, manifest = of(shard), json.loads((folder / MANIFEST).read_text())
+
+        def read() -> None:
+            facts = manifest["shards"][shard.name]
+            facts |= {"bytes": shard.stat().st_size, "index_sha256": sha256(index_file(shard))}
+            (folder / MANIFEST).write_text(json.dumps(manifest))
+            read_part(folder)
+
+        return Target(file, [file.read_bytes()], read)
+
+    return make
+
+
+def cache_resumed(folder: Path) -> Target:
+    """A part that is gone on with: the index of its shard is all that is known of it."""
+    shard = shard_file(part(folder), 0)
+    whole = shard.read_bytes()
+
+    def read() -> None:
+        shard.write_bytes(whole)
+        builder = Builder(folder, {"dtype": "float32", "resolution": 64}, ["latents", "mirrored"])
+        with builder.claimed():
+            told = builder.resume(lambda name, facts: isinstance(facts[0], int))
+            _ = builder.done, builder.broken
+        if told:  # in a sentence, too
+            raise UserError(*told)
+
+    return Target(index_file(shard), [index_file(shard).read_bytes()], read)
+
+
+def cache_key(folder: Path) -> Target:
+    part(folder)
+
+    def read() -> None:
+        with Builder(folder, {"dtype": "float32", "resolution": 64}, ["latents"]).claimed():
+            pass
+
+    return Target(folder / KEY, [(folder / KEY).read_bytes()], read)
+
+
+def npy(folder: Path) -> Target:
+    file = folder / "a.npy"
+    samples = []
+    for kind in ("f4", "f2", ">f8"):
+        np.save(file, np.ones((4, 2, 2), kind))
+        samples.append(file.read_bytes())
+
+    def read() -> None:
+        NpyLatents(folder, (4, 2, 2)).latents(folder / "a.jpg")
+
+    return Target(file, samples, read)
+
+
+def kept(name: str) -> Callable[[Path], Target]:
+    """An earlier report, with the methods of which another one is put together."""
+
+    def make(folder: Path) -> Target:
+        own = [row("base", "a"), row("base", "b", passed=False)]
+        results = [asdict(one) for one in report.results({"base": own})]
+        numbers = {"asked": ASKED, "methods": {"base": {"detector": "oracle"}}, "results": results}
+        (folder / NUMBERS).write_text(json.dumps(numbers))
+        (folder / SUMMARY).write_text("".join(summary({"base": own})))
+        file = folder / name
+        drawn = [row("dpt", "a"), row("dpt", "b")]
+
+        def read() -> None:
+            found = read_kept(folder)
+            for one in found.results:
+                found.check(one.method, found.rows(one.method, drawn))
+
+        return Target(file, [file.read_bytes()], read)
+
+    return make
+
+
+def model_file(name: str) -> Callable[[Path], Target]:
+    def make(folder: Path) -> Target:
+        model = tiny_models.save(tiny_models.SD2_BASE, folder / "model")
+        file = model / name
+        if file.name.endswith(".index.json"):
+            single = file.with_name(file.name.removesuffix(".index.json"))
+            shutil.move(single, single.with_name("part-1.safetensors"))
+            file.write_text(json.dumps({"metadata": {}, "weight_map": {"a": "part-1.safetensors"}}))
+
+        sample = file.read_bytes()
+        for weights in model.rglob("*.safetensors"):  # what is in them is not looked at: the less, the faster
+            weights.write_bytes(save({"a": torch.ones(1)}))
+
+        def read() -> None:
+            ModelFolder.check(model)
+            as_text(describe_model(model))
+
+        return Target(file, [save({"a": torch.ones(2)}) if file.suffix == ".safetensors" else sample], read)
+
+    return make
+
+
+HEADER = b"\x93NUMPY\x01\x00"
+NASTY_NPY = tuple(
+    HEADER + len(one).to_bytes(2, "little") + one
+    for one in (
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }\n",
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (9999999999999999999, 2), }\n",
+        b"{'descr': '|O', 'fortran_order': False, 'shape': (4, 2, 2), }\n" + b"cos\nsystem\n(S'false'\ntR.",
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 2, 2), }\n",
+        b"(" * 5000,
+        b"{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (4,), }\n",
+    )
+)
+
+PARSERS = (
+    Parser("benchmark: bench.json", bench, JSON_WAYS, NASTY_JSON),
+    Parser("benchmark: lines", lines, LINE_WAYS, NASTY_JSON),
+    Parser("benchmark: numbers of a kept report", kept(NUMBERS), JSON_WAYS, NASTY_JSON),
+    Parser("benchmark: summary of a kept report", kept(SUMMARY), LINE_WAYS, NASTY_JSON),
+    Parser("cache: manifest", cache_manifest, JSON_WAYS, NASTY_JSON),
+    Parser("cache: index", cache_file(index_file), JSON_WAYS, NASTY_JSON),
+    Parser("cache: shard", cache_file(lambda shard: shard), HEADERS, NASTY_HEADERS),
+    Parser("cache: index of an unfinished one", cache_resumed, JSON_WAYS, NASTY_JSON),
+    Parser("cache: key", cache_key, JSON_WAYS, NASTY_JSON),
+    Parser("cache: published latents", npy, (changed_bytes,), NASTY_NPY),
+    Parser("model: index", model_file("model_index.json"), JSON_WAYS, NASTY_JSON),
+    Parser("model: configuration", model_file(f"{UNET.name}/config.json"), JSON_WAYS, NASTY_JSON),
+    Parser(
+        "model: weights",
+        model_file(f"{VAE.name}/diffusion_pytorch_model.safetensors"),
+        (changed_header,),
+        NASTY_HEADERS,
+    ),
+    Parser(
+        "model: index of weights",
+        model_file(f"{VAE.name}/diffusion_pytorch_model.safetensors.index.json"),
+        JSON_WAYS,
+        NASTY_JSON,
+    ),
+)

@@ -1,0 +1,155 @@
+"""Parsers of data folders, prompts and suites."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from dpt.cli.prompts_file import read_prompts as read_prompt_file
+from dpt.data.files.captions import read_captions, read_prompts
+from dpt.data.files.expressions import read_expressions
+from dpt.data.files.hard_negatives import HardNegativeFiles, HardNegativeFolder, HardNegativeTable
+from dpt.data.files.negative_types import read_negative_types
+from dpt.data.files.root import DataRoot
+from dpt.data.scenes.published import CAPTIONS_OF_IMAGES
+from dpt.evaluation.suites import registry
+from tests.data.files.conftest import SAMPLE
+from tests.fuzz.mutate import DEEP, DIGITS, changed_bytes, changed_fields, changed_json, changed_json_line
+from tests.fuzz.parser import Parser, Target
+
+ROOT = DataRoot(SAMPLE)
+JSON_WAYS = (changed_json, changed_json, changed_bytes)
+LINE_WAYS = (changed_json_line, changed_json_line, changed_bytes)
+NASTY_JSON = (
+    b"",
+    b"\n",
+    b"[" * DEEP,
+    b'{"a":' * DEEP,
+    b"[" * DEEP + b"]" * DEEP,
+    DIGITS.encode(),
+    b"1e999",
+    b"NaN",
+    b"[NaN]",
+    b"null",
+    b'"\\ud800"',
+    b"[]",
+    b"{}",
+    b'{"images": [], "annotations": []}',
+    b"\xff\xfe[\x00]\x00",
+    b"\xef\xbb\xbf{}",
+    b'{"a": ' + DIGITS.encode() + b"}",
+    b'["' + b"a" * 1_000_000 + b'"]',
+    b'{"a": 1, "a": 2}',
+    b"[" + b"[]," * 50_000 + b"[]]",
+)
+GENEVAL = (
+    {
+        "tag": "two_object",
+        "include": [{"class": "car", "count": 1}, {"class": "dog", "count": 1}],
+        "prompt": "a car and a dog",
+    },
+    {
+        "tag": "counting",
+        "include": [{"class": "bus", "count": 2}],
+        "exclude": [{"class": "bus", "count": 3}],
+        "prompt": "two buses",
+    },
+    {
+        "tag": "position",
+        "prompt": "a dog left of a cat",
+        "include": [{"class": "cat", "count": 1}, {"class": "dog", "count": 1, "position": ["left of", 0]}],
+    },
+    {"tag": "color_attr", "prompt": "a red car", "include": [{"class": "car", "count": 1, "color": "red"}]},
+)
+NSS = (
+    {"captions": "three red cars", "name": "numerical", "bboxes": [[1, 2, 3, 4]]},
+    {"caption": "a dog left of a cat", "category": "spatial"},
+    {"captions": "a city at night"},
+)
+PROMPTS = (
+    {"prompt": "a red circle", "id": "first", "category": "shapes"},
+    {"prompt": "nothing", "id": 7},
+    {"prompt": "é"},
+)
+
+
+def of_file(name: str, file: Path, read: Callable[[Path], object], ways: tuple[object, ...] = JSON_WAYS) -> Parser:
+    def make(folder: Path) -> Target:
+        copy = folder / file.name
+        return Target(copy, [file.read_bytes()], lambda: read(copy))
+
+    return Parser(name, make, ways, NASTY_JSON)  # type: ignore[arg-type]
+
+
+def of_lines(name: str, file_name: str, sample: bytes, read: Callable[[Path], object], ways: object) -> Parser:
+    def make(folder: Path) -> Target:
+        file = folder / file_name
+        return Target(file, [sample], lambda: read(file))
+
+    return Parser(name, make, ways, NASTY_JSON)  # type: ignore[arg-type]
+
+
+def all_rows(negatives: HardNegativeFiles) -> None:
+    for id_ in negatives.ids:
+        negatives.where(id_)
+        negatives.row(id_)
+
+
+def index_of_captions(folder: Path) -> Target:
+    source, file = ROOT.hard_negatives("train"), folder / CAPTIONS_OF_IMAGES
+    for one in source.iterdir():
+        (folder / one.name).write_bytes(one.read_bytes())
+    return Target(file, [(source / CAPTIONS_OF_IMAGES).read_bytes()], lambda: all_rows(HardNegativeFolder(folder)))
+
+
+def one_caption(folder: Path) -> Target:
+    sample = (ROOT.hard_negatives("train") / "00002.json").read_bytes()
+    (folder / CAPTIONS_OF_IMAGES).write_text(json.dumps({json.loads(sample)["filepath"]: [2]}))
+    return Target(folder / "00002.json", [sample], lambda: all_rows(HardNegativeFolder(folder)))
+
+
+def jsonl(rows: tuple[dict[str, object], ...]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def suite(name: str) -> Callable[[Path], object]:
+    return lambda file: registry.load(f"{name}={file}").hash
+
+
+TABLE = ROOT.hard_negatives_table("val")
+QUOTED = b'filepath\ttitle\tneg_caption\tneg_image\na.jpg\t"a ""red"" car"\t"[\'a dog\']"\t[\'b.jpg\']\n'
+
+
+def table(folder: Path) -> Target:
+    file = folder / TABLE.name
+    return Target(file, [TABLE.read_bytes(), QUOTED], lambda: all_rows(HardNegativeTable(file)))
+
+
+PARSERS = (
+    of_file("expressions (MDETR)", ROOT.expressions("refcoco", "val"), read_expressions),
+    of_file("captions (COCO)", ROOT.captions("val2014"), read_captions),
+    of_file("prompts of a data folder", ROOT.prompts, read_prompts),
+    of_file("types of negatives", ROOT.negative_types, lambda file: read_negative_types(file, "train"), LINE_WAYS),
+    Parser(
+        "hard negatives (TSV)",
+        table,
+        (changed_fields, changed_bytes),
+        (
+            b"",
+            b"filepath\ttitle\tneg_caption\tneg_image\n",
+            b'filepath\ttitle\tneg_caption\tneg_image\n"' + b"a\n" * 300_000,
+            QUOTED[:43] + b"a.jpg\tx\t['" + b"\\x41" * 100_000 + b"']\t['b.jpg']\n",
+            b"filepath\ttitle\tneg_caption\tneg_image\n" + b'"\n' * 20_000,
+        ),
+    ),
+    Parser("index of captions", index_of_captions, JSON_WAYS, NASTY_JSON),
+    Parser("negatives by caption", one_caption, JSON_WAYS, NASTY_JSON),
+    of_lines(
+        "prompts (text)", "prompts.txt", "a red circle\n\n two dogs \né\n".encode(), read_prompt_file, (changed_bytes,)
+    ),
+    of_lines("prompts (JSON lines)", "prompts.jsonl", jsonl(PROMPTS), read_prompt_file, LINE_WAYS),
+    of_lines("suite: GenEval", "metadata.jsonl", jsonl(GENEVAL), suite("geneval"), LINE_WAYS),
+    of_lines("suite: COCO-NSS1K", "nss.json", json.dumps(NSS).encode(), suite("coco-nss1k"), JSON_WAYS),
+    of_lines("suite: prompts", "prompts.jsonl", jsonl(PROMPTS), suite("prompts"), LINE_WAYS),
+)

@@ -1,0 +1,128 @@
+"""What is typed: methods, suites, flags. The file holds the words, with a NUL between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+from dpt.cli.bench_report import ReportOptions
+from dpt.cli.download import DownloadOptions
+from dpt.cli.flags import parse_options
+from dpt.cli.main import run
+from dpt.errors import UserError, run_command
+from dpt.evaluation.bench.methods import parse_method
+from dpt.evaluation.suites import registry
+from tests.fuzz.mutate import changed_bytes
+from tests.fuzz.parser import Parser, Target
+
+METHODS = (
+    b"base",
+    b"dpt=ckpt/pocket-dpt",
+    b"corrected=ckpt/pocket-dpt,factor=0.1,target=fused,norm=rms,start=0,end=0.6",
+    b"best=ckpt/pocket-dpt,lora=off,candidates=4,every=2",
+)
+SUITES = (b"pocket", b"lmd", b"sr2d", b"geneval=no/such/file", b"coco-nss1k=.", b"prompts=README.md")
+COMMANDS = (
+    b"bench\0report\0no/folder\0--baseline\0base\0--also\0a\0b\0--budget_mb\08.0\0--reference\0scenes",
+    b"info\0no/such/checkpoint",
+    b"export\0no/such/checkpoint\0--out\0there",
+    b"data\0check\0no/folder\0--decode",
+)
+FLAGS = (
+    b"no/folder\0--baseline\0base\0--also\0a\0b\0--budget_mb\08.0\0--reference\0scenes",
+    b"--file\0x.bin\0--size\05",
+    b"--endpoint\0x\0--out\0./a b",
+    b"--repo\0a/b\0--file\0x.bin\0--size\0123\0--sha256\0" + b"ab" * 32 + b"\0--revision\0main\0--out\0there",
+)
+WORDS = (
+    b"--help",
+    b"-h",
+    b"--",
+    b"-",
+    b"",
+    b"--size",
+    b"--size=-1",
+    b"nan",
+    b"inf",
+    b"1e999",
+    b"None",
+    b"--no-x",
+    b"@file",
+    b"--out",
+    b"--budget_mb",
+    b"--a.b.c",
+    b"[]",
+    b"{",
+    b"*",
+    b"%(prog)s",
+    b"\xff",
+    b"\xf0\x9f\x90\x88",
+    b"0x10",
+    b"9" * 5000,
+)
+
+
+def changed_words(content: bytes, rng: Random) -> bytes:
+    words = content.split(b"\0")
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        at = rng.randrange(len(words) + 1)
+        words[at : at + rng.randrange(2)] = [rng.choice((*WORDS, *words))]
+    return b"\0".join(words)
+
+
+def words_of(file: Path) -> list[str]:
+    return [word.decode("utf-8", "surrogateescape") for word in file.read_bytes().split(b"\0")]
+
+
+def ended(command: Callable[[], object]) -> None:
+    """A command line that cannot be parsed ends the process with 2, one that asks for help with 0."""
+    try:
+        command()
+    except SystemExit as end:
+        if end.code != 2 and end.code not in (0, None):
+            raise AssertionError(f"it ended with {end.code!r}") from end
+        if end.code == 2:
+            raise UserError("usage") from None
+
+
+def of_words(read: Callable[[list[str]], object], samples: tuple[bytes, ...]) -> Callable[[Path], Target]:
+    def make(folder: Path) -> Target:
+        return Target(folder / "words", samples, lambda: read(words_of(folder / "words")))
+
+    return make
+
+
+def options(words: list[str]) -> None:
+    """The second has few flags and so is fast: it takes most of the cases."""
+    kind: type[ReportOptions] | type[DownloadOptions] = ReportOptions if "--baseline" in words else DownloadOptions
+    ended(lambda: parse_options(kind, words, "dpt"))
+
+
+def safe(words: list[str]) -> None:
+    """Only commands that write nothing, and cannot, since the folders are not there."""
+    if words[:1] not in (["bench"], ["info"], ["export"], ["data"]) or words[1:2] in (["prepare"], ["run"], ["score"]):
+        raise UserError("another command")
+    ended(lambda: told(run_command(lambda: run(words))))
+
+
+def told(code: int) -> None:
+    """What the user got wrong is exit code 2 and one sentence, whoever found it."""
+    if code:
+        assert code == UserError.exit_code, code
+        raise UserError("refused")
+
+
+def suite(words: list[str]) -> None:
+    _, file = registry.parse(words[0])
+    registry.layout_of(words[0])
+    if file is not None:
+        registry.load(words[0])
+
+
+PARSERS = (
+    Parser("methods", of_words(lambda words: parse_method(words[0]), METHODS)),
+    Parser("names of suites", of_words(suite, SUITES)),
+    Parser("flags", of_words(options, FLAGS), (changed_words, changed_words, changed_bytes)),
+    Parser("commands", of_words(safe, COMMANDS), (changed_words, changed_words, changed_bytes)),
+)

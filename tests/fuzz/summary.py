@@ -1,0 +1,65 @@
+"""What was found, to be kept: as JSON and as a table."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tests.fuzz.campaign import SECONDS, Found
+from tests.fuzz.every import PARSERS
+from tests.fuzz.limits import MIB
+
+HEAD = """Written by `make fuzz` on {date} ({machine}, Python {python}). Each case is a file that is nearly right, drawn
+from the parser's name and the case's number; it is read in a process whose address space may not grow by more than the
+limit of its parser, and whose processor time for a case is limited to {seconds:g} s. *Refused* is a typed error of one
+sentence; *other* is anything else that is not acceptance: another error, a crash, a hang. Seconds are of the processor.
+
+| parser | cases | refused | accepted | other | slowest, s | peak memory, MiB |
+|---|---|---|---|---|---|---|
+"""
+
+
+def write_summary(every: Sequence[Found], folder: Path) -> None:
+    """Of parsers that were not run this time, what was found before stays."""
+    today = datetime.now(UTC).date().isoformat()
+    about = {
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "python": platform.python_version(),
+        "seconds": SECONDS,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "fuzz.json"
+    known = json.loads(file.read_text())["parsers"] if file.exists() else []
+    rows = {row["parser"]: row for row in known} | {one.parser: _row(one, today) for one in every}
+    rows = {name: rows[name] for name in PARSERS if name in rows}
+    file.write_text(json.dumps({**about, "parsers": list(rows.values())}, indent=1) + "\n")
+    date = max(row["date"] for row in rows.values())
+    lines = [_line(row["parser"], row) for row in rows.values()]
+    whole = {key: sum(row[key] for row in rows.values()) for key in ("cases", "refused", "accepted", "other")}
+    most = {key: max(row[key] for row in rows.values()) for key in ("slowest_seconds", "peak_mib")}
+    text = HEAD.format(date=date, **about) + "\n".join([*lines, _line("all", whole | most)]) + "\n"
+    (folder / "fuzz.md").write_text(text)
+
+
+def _row(one: Found, date: str) -> dict[str, Any]:
+    return {
+        "parser": one.parser,
+        "date": date,
+        "cases": one.cases,
+        "refused": one.refused,
+        "accepted": one.accepted,
+        "other": len(one.faults),
+        "slowest_seconds": round(one.slowest, 4),
+        "slowest_case": one.slowest_case,
+        "peak_mib": round(one.peak_bytes / MIB, 1),
+    }
+
+
+def _line(name: str, row: Mapping[str, Any]) -> str:
+    counts = " | ".join(f"{row[key]:,}" for key in ("cases", "refused", "accepted", "other"))
+    return f"| {name} | {counts} | {row['slowest_seconds']:.2f} | {row['peak_mib']:.0f} |"

@@ -1,0 +1,195 @@
+"""Nothing in the code runs what it reads or lets a secret out: held by the syntax tree, aliases included."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = [
+    *sorted((ROOT / "dpt").rglob("*.py")),
+    *sorted(ROOT.glob("*.py")),
+    *sorted((ROOT / "tools").glob("*.py")),
+    *sorted((ROOT / "benchmarks").glob("*.py")),
+]
+
+RUN_WHAT_THEY_READ = ("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "pandas")
+FORBIDDEN_CALLS = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "os.system",
+    "os.popen",
+    "tempfile.mktemp",
+    "shutil.unpack_archive",
+    "yaml.load",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "torch.hub.load",
+    "torch.package.PackageImporter",
+    "ssl._create_unverified_context",
+    "pty.spawn",
+    "ast.literal_eval",
+    "code.interact",
+    "builtins.eval",
+    "builtins.exec",
+}
+FORBIDDEN_METHODS = {"extractall", "load_module", "exec_module"}
+NEEDED = {"torch.load": ("weights_only", True), "numpy.load": ("allow_pickle", False)}
+FORBIDDEN_WORDS = {
+    "shell": True,
+    "trust_remote_code": True,
+    "verify": False,
+    "allow_pickle": True,
+    "weights_only": False,
+}
+CHOSEN_FROM_A_TABLE = {"dpt/cli/main.py", "dpt/cli/train.py"}
+"""They import by name, out of a table in the code."""
+READ_FROM_THE_ENVIRONMENT = {
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
+    "ACCELERATE_MIXED_PRECISION",
+    "LOCAL_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "RANK",
+    "TORCH_BUILD",
+    "TORCH_INDEX",
+    "WORLD_SIZE",
+}
+
+
+def unsafe(source: str, name: str = "x.py") -> Iterator[str]:
+    tree = ast.parse(source)
+    aliases = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            aliases |= {
+                one.asname or one.name.split(".")[0]: one.name if one.asname else one.name.split(".")[0]
+                for one in node.names
+            }
+            yield from (f"imports {one.name}" for one in node.names if one.name.split(".")[0] in RUN_WHAT_THEY_READ)
+        if isinstance(node, ast.ImportFrom) and node.module:
+            aliases |= {one.asname or one.name: f"{node.module}.{one.name}" for one in node.names}
+            if node.module.split(".")[0] in RUN_WHAT_THEY_READ:
+                yield f"imports from {node.module}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield from _unsafe_call(node, aliases, name)
+        if isinstance(node, ast.Attribute | ast.Name) and (called := _dotted(node, aliases)) in NEEDED:
+            parents = [one for one in ast.walk(tree) if isinstance(one, ast.Call) and one.func is node]
+            if not parents:
+                yield f"{called} under another name"
+
+
+def _unsafe_call(node: ast.Call, aliases: dict[str, str], name: str) -> Iterator[str]:
+    called = _dotted(node.func, aliases)
+    words = {one.arg: one.value.value for one in node.keywords if one.arg and isinstance(one.value, ast.Constant)}
+    if called in FORBIDDEN_CALLS:
+        yield called
+    if isinstance(node.func, ast.Attribute) and node.func.attr in FORBIDDEN_METHODS:
+        yield f".{node.func.attr}()"
+    if called in NEEDED and words.get(NEEDED[called][0]) is not NEEDED[called][1]:
+        yield f"{called} without {NEEDED[called][0]}={NEEDED[called][1]}"
+    yield from (f"{word}={value}" for word, value in FORBIDDEN_WORDS.items() if word in words and words[word] is value)
+    constant = bool(node.args) and isinstance(node.args[0], ast.Constant)
+    if called == "importlib.import_module" and not constant and name not in CHOSEN_FROM_A_TABLE:
+        yield "imports what it is told"
+
+
+def _dotted(node: ast.expr, aliases: dict[str, str]) -> str:
+    if isinstance(node, ast.Name):
+        return aliases.get(node.id, node.id)
+    if isinstance(node, ast.Attribute):
+        return f"{_dotted(node.value, aliases)}.{node.attr}"
+    return "?"
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_nothing_runs_what_it_reads(file: Path) -> None:
+    assert not list(unsafe(file.read_text(), file.relative_to(ROOT).as_posix()))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle as p",
+        "from pickle import loads",
+        "import joblib",
+        "from marshal import loads",
+        "import dill",
+        "eval('1')",
+        "exec('1')",
+        "__import__('os')",
+        "compile('1', '', 'exec')",
+        "import ast\nast.literal_eval('1')",
+        "import torch\ntorch.load('a')",
+        "import torch as t\nt.load('a')",
+        "from torch import load\nload('a')",
+        "from torch import load as l\nl('a', weights_only=False)",
+        "import torch\nread = torch.load\nread('a')",
+        "import torch\ntorch.load('a', weights_only=maybe)",
+        "import numpy as np\nnp.load('a')",
+        "import numpy as np\nnp.load('a', allow_pickle=True)",
+        "import yaml\nyaml.load('a')",
+        "import subprocess\nsubprocess.run('ls', shell=True)",
+        "import os\nos.system('ls')",
+        "from os import popen\npopen('ls')",
+        "import tempfile\ntempfile.mktemp()",
+        "archive.extractall()",
+        "import shutil\nshutil.unpack_archive('a')",
+        "AutoModel.from_pretrained('a', trust_remote_code=True)",
+        "get('a', verify=False)",
+        "import importlib\nimportlib.import_module(name)",
+        "import torch\ntorch.hub.load('a', 'b')",
+    ],
+)
+def test_this_would_be_noticed(source: str) -> None:
+    assert list(unsafe(source))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch\ntorch.load('a', weights_only=True)",
+        "import numpy as np\nnp.load('a', allow_pickle=False)",
+        "model.eval()",
+        "re.compile('a')",
+        "self.load('a')",
+        "import json\njson.load(file)",
+    ],
+)
+def test_this_is_no_fault(source: str) -> None:
+    assert not list(unsafe(source))
+
+
+def test_json_is_read_in_one_place() -> None:
+    """Where it can fail in no other way than one."""
+    for file in SOURCES:
+        if file.is_relative_to(ROOT / "dpt") and file.name != "plain_json.py":
+            assert "json.load" not in file.read_text(), file
+
+
+def test_of_the_environment_only_known_variables_are_read() -> None:
+    """Never all of it, and no token: who has logged in is asked of the hub's own library."""
+    for file in SOURCES:
+        tree = ast.parse(file.read_text())
+        whole = sum(
+            isinstance(node, ast.Attribute) and _dotted(node, {}) in ("os.environ", "os.getenv")
+            for node in ast.walk(tree)
+        )
+        names = [name for node in ast.walk(tree) for name in _variables(node)]
+        assert whole == len(names), f"{file} reads the environment in a way that cannot be followed"
+        assert set(names) <= READ_FROM_THE_ENVIRONMENT, file
+
+
+def _variables(node: ast.AST) -> list[str]:
+    argument: ast.expr | None = None
+    if isinstance(node, ast.Subscript) and _dotted(node.value, {}) == "os.environ":
+        argument = node.slice
+    if isinstance(node, ast.Call) and _dotted(node.func, {}) in ("os.environ.get", "os.getenv") and node.args:
+        argument = node.args[0]
+    return [str(argument.value)] if isinstance(argument, ast.Constant) else []

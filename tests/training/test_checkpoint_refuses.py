@@ -1,0 +1,97 @@
+"""A checkpoint, a configuration or a log that somebody else wrote, or wrote over: a sentence, whatever is in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dpt.errors import UserError
+from dpt.training import checkpoint, run_folder
+from dpt.training.curve import read_log
+
+DEEP = "[" * 100_000
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    return checkpoint.save(tmp_path, 7, {"weights": {"a": torch.ones(4)}}, {"seed": 1})
+
+
+def with_manifest_of(folder: Path, **files: str | bytes) -> None:
+    """Whoever writes a file can write its checksum too."""
+    manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
+    for name, content in files.items():
+        file = folder / name.replace("_", ".")
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+        facts = {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        manifest[file.name] = facts
+    (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("name", ["../up.safetensors", "/etc/hostname", "a/b.safetensors"])
+def test_a_manifest_names_files_of_its_folder_only(saved: Path, name: str) -> None:
+    (saved.parent / "up.safetensors").write_bytes(b"x")
+    manifest = json.loads((saved / checkpoint.MANIFEST).read_text())
+    facts = {"bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
+    (saved / checkpoint.MANIFEST).write_text(json.dumps({**manifest, name: facts}))
+    with pytest.raises(UserError, match=r"which is no file in it"):
+        checkpoint.load(saved)
+
+
+def test_tensors_that_the_manifest_does_not_vouch_for_are_not_read(saved: Path) -> None:
+    save_file({"evil": torch.ones(1)}, saved / "more.safetensors")
+    tensors, _ = checkpoint.load(saved)
+    assert list(tensors) == ["weights"]
+
+
+def test_a_manifest_without_a_state(saved: Path) -> None:
+    manifest = json.loads((saved / checkpoint.MANIFEST).read_text())
+    del manifest[checkpoint.STATE]
+    (saved / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    assert checkpoint.newest_good(saved.parent) is None
+    with pytest.raises(UserError, match=r"names no state.json"):
+        checkpoint.load(saved)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", DEEP, '{"step": "7"}', "9" * 5000, "\udcff"])
+def test_a_state_that_is_none(saved: Path, text: str) -> None:
+    with_manifest_of(saved, state_json=text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=r"state.json (cannot be read|does not say)"):
+        checkpoint.load(saved)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 64, b"\x02\0\0\0\0\0\0\0[]"])
+def test_tensors_that_are_none(saved: Path, content: bytes) -> None:
+    with_manifest_of(saved, weights_safetensors=content)
+    with pytest.raises(UserError, match=r"weights.safetensors is truncated or not a safetensors file"):
+        checkpoint.load(saved)
+
+
+@pytest.mark.parametrize("text", [DEEP, "9" * 5000, "[1]"])
+def test_a_configuration_that_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / run_folder.CONFIG).write_text(text)
+    with pytest.raises(UserError, match=r"config\.json (cannot be read|is not the configuration)"):
+        run_folder.claim(tmp_path, {"seed": 1})
+
+
+@pytest.mark.parametrize(
+    "line", [1.5, [], "x", {"loss": 1}, {"step": "1"}, {"step": 1, "loss": "x"}, {"step": 1, "validation": [0.5]},
+             {"step": 1, "validation": {"itm": "x"}}, {"step": float("inf")}, {"step": 10**400}],
+)  # fmt: skip
+def test_a_log_of_something_else(tmp_path: Path, line: Any) -> None:
+    (tmp_path / run_folder.LOG).write_text('{"step": 1, "loss": 0.5}\n' + json.dumps(line) + "\n")
+    with pytest.raises(UserError, match=r"is not a log of this project"):
+        read_log(tmp_path)
+
+
+@pytest.mark.parametrize("step", ["Infinity", "1" + "0" * 400, "NaN", '"x"', "null"])
+def test_a_step_that_is_no_number_is_rewound_over(tmp_path: Path, step: str) -> None:
+    (tmp_path / run_folder.LOG).write_text(f'{{"step": 1}}\n{{"step": {step}}}\n')
+    run_folder.rewind(tmp_path, 5)
+    assert (tmp_path / run_folder.LOG).read_text() == '{"step": 1}\n'
