@@ -7,9 +7,11 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -17,19 +19,20 @@ from dpt.errors import UserError
 from dpt.weights import sha256
 
 MANIFEST = "manifest.json"
+STATE = "state.json"
 STEP_FOLDER = re.compile(r"checkpoint-(\d+)")
+SET_ASIDE = "set-aside-"
 
 
 def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
     """Write `tensors` (one safetensors file per group) and `state` as root/checkpoint-STEP, all or nothing."""
     final = root / f"checkpoint-{step}"
     temporary = root / f".checkpoint-{step}.{os.getpid()}.tmp"
-    temporary.mkdir(parents=True)
     try:
+        temporary.mkdir(parents=True)
         for group, content in tensors.items():
-            save_file({key: value.detach().contiguous() for key, value in content.items()},
-                      temporary / f"{group}.safetensors")
-        (temporary / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
+            _write_tensors(temporary / f"{group}.safetensors", content)
+        (temporary / STATE).write_text(json.dumps({"step": step, **state}, indent=1))
         files = sorted(temporary.iterdir())
         manifest = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files}
         for file in files:
@@ -41,9 +44,13 @@ def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], sta
             shutil.rmtree(final)
         temporary.rename(final)
         _flush(root)
-    except BaseException:
+    except OSError as error:
+        raise UserError(
+            f"{final} cannot be written: {error.strerror or error}; what was saved before is as it was, and the same "
+            "command goes on from there"
+        ) from None
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return final
 
 
@@ -52,7 +59,7 @@ def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     if problem:
         raise UserError(f"checkpoint {folder} cannot be used: {problem}")
     tensors = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
-    return tensors, json.loads((folder / "state.json").read_text())
+    return tensors, json.loads((folder / STATE).read_text())
 
 
 def newest_good(root: Path) -> Path | None:
@@ -69,6 +76,9 @@ def fault(folder: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
+        unlisted = sorted({STATE, *(file.name for file in folder.glob("*.safetensors"))} - manifest.keys())
+        if unlisted:
+            return f"its {MANIFEST} says nothing of {unlisted[0]}"
         for name, facts in manifest.items():
             file = folder / name
             if not file.is_file():
@@ -87,6 +97,17 @@ def keep_newest(root: Path, limit: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def set_aside(root: Path, after: int) -> list[Path]:
+    """Those of steps that a run which begins after step `after` will take again are not of that run: rename them."""
+    moved = []
+    for folder in sorted(_step_folders(root), key=_step_of, reverse=True):
+        if _step_of(folder) > after:
+            names = (f"{SET_ASIDE}{folder.name}" + (f"-{nth}" if nth else "") for nth in count())
+            free = next(root / name for name in names if not (root / name).exists())
+            moved.append(folder.rename(free))
+    return moved
+
+
 def _step_folders(root: Path) -> Iterator[Path]:
     if root.is_dir():
         yield from (path for path in root.iterdir() if STEP_FOLDER.fullmatch(path.name) and path.is_dir())
@@ -94,6 +115,16 @@ def _step_folders(root: Path) -> Iterator[Path]:
 
 def _step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("checkpoint-"))
+
+
+def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    try:
+        save_file({key: value.detach().contiguous() for key, value in tensors.items()}, file)
+    except SafetensorError as error:  # also what a full disk is for it
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
 
 
 def _flush(path: Path) -> None:
