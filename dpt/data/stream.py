@@ -6,7 +6,6 @@ import signal
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -90,23 +89,11 @@ def load(
         worker_init_fn=_leave_stopping_to_the_parent,
         generator=torch.Generator(),  # or it would draw from the global one
     )
-    for batch in _outlived(loader):
+    for batch in loader:
         if isinstance(batch, _Failed):
             raise DataFault(batch.sentence)
         budget.note(batch.skipped)
         yield batch
-
-
-def _outlived(loader: Iterable[Any]) -> Iterator[Batch | _Failed]:
-    try:
-        yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise DataFault(
-            f"a process that prepares batches is gone ({str(error).splitlines()[0]}): if memory was short, give a "
-            "lower --dataloader_num_workers"
-        ) from None
 
 
 def _leave_stopping_to_the_parent(worker: int) -> None:

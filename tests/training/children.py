@@ -19,6 +19,8 @@ def in_a_child(work: Callable[[], object], said: int | None = None) -> int:
     tqdm.set_lock(threading.RLock())  # its own lock is shared by forks: killed with it, a child would block its parent
     os.dup2(os.open(os.devnull, os.O_WRONLY) if said is None else said, 1)
     os.dup2(1, 2)
+    sys.stdout = os.fdopen(1, "w", closefd=False)  # not what a test captures
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     code = 1
     try:
         work()
