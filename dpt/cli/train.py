@@ -68,10 +68,10 @@ def run(options: TrainOptions, builder: str) -> Outcome:
     except MemoryError as error:
         raise UserError(OUT_OF_MEMORY) from error
     except RuntimeError as error:
-        sentence = explained(error)
-        if sentence is None:
+        reason = explained(error)
+        if reason is None:
             raise
-        raise UserError(sentence) from error
+        raise UserError(reason) from error
     finally:
         accelerator.end_training()
     if accelerator.is_main_process:
