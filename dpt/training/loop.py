@@ -229,6 +229,7 @@ class Loop:
         state = {"images": self.step * self.split.global_batch, "config": self.config,
                  "meters": list(self.meters.names), "bad_in_a_row": self.bad_steps.in_a_row}
         if self._main:
+            run_folder.settle(self.root)
             checkpoint.save(self.root, self.step, groups, state)
         self._throw_old_away()
         self.saved_at = self.step

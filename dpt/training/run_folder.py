@@ -91,6 +91,12 @@ def note(root: Path, record: Mapping[str, Any]) -> None:
         log.write(json.dumps(record) + "\n")
 
 
+def settle(root: Path) -> None:
+    """Put the log on the disk: what a checkpoint is past must be there if the power fails."""
+    with _writing(root), (root / LOG).open("a") as log:
+        os.fsync(log.fileno())
+
+
 @contextmanager
 def _writing(root: Path) -> Iterator[None]:
     try:

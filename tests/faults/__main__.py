@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from dpt.cli.flags import parse_options
-from tests.faults import subjects
+from tests.faults import part_commands, part_machines, part_processes, subjects
 from tests.faults.damage import bits_tried
 from tests.faults.kills import campaign
 from tests.training import tiny_stage1
@@ -60,19 +60,25 @@ def bits(folder: Path, options: Options) -> dict[str, Any]:
     return {"checkpoint": {"bits": len(tried), DIFFERENCES: unnoticed}}
 
 
-PARTS: Mapping[str, Callable[[Path, Options], dict[str, Any]]] = {"kills": kills, "bits": bits}
+PARTS: Mapping[str, Callable[[Path, Options], dict[str, Any]]] = {
+    "kills": kills,
+    "commands": lambda folder, options: part_commands.run(folder, options.seed),
+    "bits": bits,
+    "processes": lambda folder, options: part_processes.run(folder),
+    "machines": lambda folder, options: part_machines.run(folder),
+}
 
 
 def main(options: Options) -> int:
     torch.set_num_threads(1)  # a process with threads cannot be forked
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "faults.json"
-    report = json.loads(file.read_text()) if file.exists() else {}
     bad = []
     for name in options.parts or PARTS:
         folder = Path(tempfile.mkdtemp(prefix=f"dpt-faults-{name}-"))
         found = PARTS[name](folder, options)
         bad += [f"{name}, {what}: {one}" for what, facts in found.items() for one in facts[DIFFERENCES]]
+        report = json.loads(file.read_text()) if file.exists() else {}
         told = {"date": str(date.today()), "machine": platform.machine(), "seed": options.seed, **found}
         report[name] = told
         file.write_text(json.dumps(report, indent=1) + "\n")

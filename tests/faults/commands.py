@@ -7,7 +7,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -54,12 +54,18 @@ def start(command: Sequence[str], said: Path, **environment: str) -> subprocess.
         )
 
 
-def start_by_hand(module: Sequence[str], ranks: int, folder: Path) -> list[subprocess.Popen[bytes]]:
-    """As a launcher would, but nobody watches over them: what one does when another is gone is its own affair."""
+def start_by_hand(
+    module: Sequence[str], ranks: int, folder: Path, instead: Mapping[int, Mapping[str, str]] | None = None
+) -> list[subprocess.Popen[bytes]]:
+    """As a launcher would, but nobody watches over them: what one does when another is gone is its own affair.
+
+    `instead` has, for a rank, words that it is told in place of others.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    port = str(free_port())
+    port, told = str(free_port()), instead or {}
     return [
-        start([sys.executable, *module], folder / f"said-{rank}.txt", RANK=str(rank), LOCAL_RANK=str(rank),
-              WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        start([sys.executable, *(told.get(rank, {}).get(word, word) for word in module)], folder / f"said-{rank}.txt",
+              RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks),
+              MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         for rank in range(ranks)
     ]  # fmt: skip

@@ -1,7 +1,8 @@
 """python -m tests.faults.dying HOW RANK STEP STAGE WORDS: a training command one of whose processes has an accident.
 
-HOW is kill (it is gone without a word), stop (it is there, but never answers again) or worker (a process that prepares
-its batches is killed). Whoever is left waits for two seconds, not for half an hour.
+HOW is kill (it is gone without a word), stop (it is there, but never answers again; then the others wait for twenty
+seconds, not for half an hour), worker (a process that prepares its batches is killed) or dawdle (nothing happens, but
+each step from then on takes a while).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from datetime import timedelta
 from multiprocessing import active_children
 from typing import Any
@@ -23,12 +25,13 @@ def main(how: str, rank: str, step: str, stage: str, words: list[str]) -> int:
 
     def take_step(self: Loop, micro_batches: Any) -> None:
         ordinary(self, micro_batches)
-        if self.step == int(step) and os.environ.get("RANK", "0") == rank:
+        late = self.step > int(step) and how == "dawdle"
+        if (late or self.step == int(step)) and os.environ.get("RANK", "0") == rank:
             have_an_accident(how)
 
     Loop.take_step = take_step  # type: ignore[method-assign]
     if how == "stop":
-        processes.PATIENCE = timedelta(seconds=2)
+        processes.PATIENCE = timedelta(seconds=20)
     return {"1": train_stage1.main, "2": train_stage2.main}[stage](words)
 
 
@@ -37,6 +40,8 @@ def have_an_accident(how: str) -> None:
         for child in active_children():
             assert child.pid is not None
             os.kill(child.pid, signal.SIGKILL)
+    elif how == "dawdle":
+        time.sleep(15)
     else:
         os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[how])
 
