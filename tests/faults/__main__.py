@@ -1,4 +1,4 @@
-"""The long part: `make faults`, or some of it by `python -m tests.faults --parts kills bits`.
+"""The long part: `make faults`, or some of it by `python -m tests.faults --parts bits machines`.
 
 Prints every fault as it is made, and writes OUT/faults.json: by part, how many faults there were of which kind, and
 whatever was not as it should be. Exit code 1 if anything was not.
@@ -39,15 +39,16 @@ class Options:
     out: Path = Path("runs/faults")
 
 
-def kills(folder: Path, options: Options) -> dict[str, Any]:
+def killed(build: Callable[[Path], subjects.Subject]) -> Callable[[Path, Options], dict[str, Any]]:
     """Killed at any moment, a third of the moments inside a save and a third at a given touch of a file."""
-    model = tiny_stage1.model(folder / "model")
-    found = {}
-    for subject in (subjects.line(), subjects.stage1(model), subjects.stage2(model)):
+
+    def part(folder: Path, options: Options) -> dict[str, Any]:
         began = time.monotonic()
-        tally = campaign(subject, folder / subject.name.replace(" ", ""), options.kills, options.seed, print)
-        found[subject.name] = {**asdict(tally), "seconds": round(time.monotonic() - began)}
-    return found
+        subject = build(tiny_stage1.model(folder / "model"))
+        tally = campaign(subject, folder, options.kills, options.seed, print)
+        return {subject.name: {**asdict(tally), "seconds": round(time.monotonic() - began)}}
+
+    return part
 
 
 def bits(folder: Path, options: Options) -> dict[str, Any]:
@@ -61,7 +62,9 @@ def bits(folder: Path, options: Options) -> dict[str, Any]:
 
 
 PARTS: Mapping[str, Callable[[Path, Options], dict[str, Any]]] = {
-    "kills": kills,
+    "kills of a line": killed(lambda model: subjects.line()),
+    "kills of stage 1": killed(subjects.stage1),
+    "kills of stage 2": killed(subjects.stage2),
     "commands": lambda folder, options: part_commands.run(folder, options.seed),
     "bits": bits,
     "processes": lambda folder, options: part_processes.run(folder),
@@ -75,7 +78,7 @@ def main(options: Options) -> int:
     file = options.out / "faults.json"
     bad = []
     for name in options.parts or PARTS:
-        folder = Path(tempfile.mkdtemp(prefix=f"dpt-faults-{name}-"))
+        folder = Path(tempfile.mkdtemp(prefix="dpt-faults-"))
         found = PARTS[name](folder, options)
         bad += [f"{name}, {what}: {one}" for what, facts in found.items() for one in facts[DIFFERENCES]]
         report = json.loads(file.read_text()) if file.exists() else {}
