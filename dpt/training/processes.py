@@ -32,7 +32,7 @@ def _listening(accelerator: Accelerator) -> Iterator[None]:
             raise
         raise LostProcess(
             f"process {accelerator.process_index} hears nothing more of another process of this run, so it ends too: "
-            f"the same command goes on from the newest checkpoint ({str(error).splitlines()[0]})"
+            f"the same command goes on from the newest checkpoint ({str(error).splitlines()[0].split('. ')[0]})"
         ) from error
 
 

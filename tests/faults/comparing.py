@@ -23,13 +23,17 @@ def accepted(root: Path) -> list[Path]:
     return [folder for folder in sorted(root.glob("checkpoint-*")) if checkpoint.fault(folder) is None]
 
 
+def reached(root: Path) -> int:
+    """The step that would be gone on from."""
+    return max((int(folder.name.removeprefix("checkpoint-")) for folder in accepted(root)), default=0)
+
+
 def differences(root: Path, reference: Path) -> list[str]:
     """At any moment: each checkpoint that would be accepted is the reference's, and so is the log up to the newest."""
-    good = accepted(root)
+    good, step = accepted(root), reached(root)
     found = [f"{folder.name}/{name}" for folder in good for name in unlike(folder, reference / folder.name)]
-    reached = max((int(folder.name.removeprefix("checkpoint-")) for folder in good), default=0)
-    lines = [[line for line in log(one) if line["step"] <= reached] for one in (root, reference)]
-    return found if lines[0] == lines[1] else [*found, f"the log up to step {reached}"]
+    lines = [[line for line in log(one) if line["step"] <= step] for one in (root, reference)]
+    return found if lines[0] == lines[1] else [*found, f"the log up to step {step}"]
 
 
 def differences_at_the_end(root: Path, reference: Path, steps: int, kept: int) -> list[str]:

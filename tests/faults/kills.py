@@ -1,6 +1,6 @@
 """A training that is killed without warning, again and again, and gone on with, beside the same one left in peace.
 
-A moment to be killed at is of one of three kinds. `anywhere`: after a random share of the time of a whole run.
+A moment to be killed at is of one of three kinds. `anywhere`: after a random share of the time that is left to go.
 `saving`: a save has begun, which the child says through a pipe, and a random share of a save's time is over.
 `event`: at the n-th time that a save opens, names or removes a file; the only kind that falls on the very same place
 each time. Whether a kill fell inside a save is not concluded from that, but read off what the child had said.
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dpt.training.loop import Loop
-from tests.faults.comparing import accepted, differences, differences_at_the_end
+from tests.faults.comparing import accepted, differences, differences_at_the_end, reached
 from tests.faults.subjects import SETTINGS, Subject
 from tests.training.children import in_a_child
 
@@ -34,11 +34,11 @@ TOUCHES_FILES = ("open", "os.", "shutil.")
 class Kill:
     kind: Kind
     share: float
-    save: int
-    """Which save of the child it is meant for, if it is of the kind `saving`."""
+    which: float = 0.0
+    """Of the kind `saving`: of which of the child's saves, as a share of those that are left."""
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.share:.4f}" + (f" of save {self.save}" if self.kind == "saving" else "")
+        return f"{self.kind} {self.share:.4f}" + (f" of save {self.which:.4f}" if self.kind == "saving" else "")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def campaign(
         root = folder / f"run-{tally.runs_finished}"
         of_this_run = 0
         for _ in range(min(rng.randint(1, 4), kills - tally.kills)):
-            kill = Kill(kinds[tally.kills % len(kinds)], rng.random(), rng.randint(1, subject.steps))
+            kill = Kill(kinds[tally.kills % len(kinds)], rng.random(), rng.random())
             of_this_run += _strike_and_look(subject, root, reference, kill, pace, tally, say)
         finish(subject, root)
         tally.runs_finished += 1
@@ -113,6 +113,8 @@ def _strike_and_look(
 
 def strike(subject: Subject, root: Path, kill: Kill, pace: Pace) -> bytes | None:
     """What the child had said of its saves when it was dead; nothing if it came to its end before."""
+    left = subject.steps - reached(root)
+    share_left = left / subject.steps
     ear, mouth = os.pipe()
     said = root.with_suffix(".said")
 
@@ -121,7 +123,7 @@ def strike(subject: Subject, root: Path, kill: Kill, pace: Pace) -> bytes | None
         one = subject.begin(root)
         saving = _tell_of_saves(one, mouth)
         if kill.kind == "event":
-            _die_at_event(int(kill.share * pace.events), saving)
+            _die_at_event(int(kill.share * share_left * pace.events), saving)
         one.run()
 
     with said.open("w") as out:
@@ -129,9 +131,9 @@ def strike(subject: Subject, root: Path, kill: Kill, pace: Pace) -> bytes | None
     os.close(mouth)
     heard = b""
     if kill.kind == "anywhere":
-        time.sleep(kill.share * pace.seconds)
+        time.sleep(kill.share * share_left * pace.seconds)
     elif kill.kind == "saving":
-        heard = _listen(ear, kill.save)
+        heard = _listen(ear, 1 + int(kill.which * left))
         _wait_precisely(kill.share * pace.of_a_save)
     if kill.kind != "event":
         os.kill(child, signal.SIGKILL)

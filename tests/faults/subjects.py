@@ -46,7 +46,7 @@ def stage1(model: Path) -> Subject:
     opened = Backbone.open(model, device="cpu")
 
     def begin(root: Path, **other: Any) -> Loop:
-        return tiny_stage1.loop(root, tiny_stage1.task(opened, adapter={"dropout": 0.1}), **{**SETTINGS, **other})
+        return tiny_stage1.loop(root, tiny_stage1.task(opened, 1, {"dropout": 0.1}), **{**SETTINGS, **other})
 
     return Subject("stage 1", begin)
 
@@ -57,7 +57,7 @@ def stage2(model: Path) -> Subject:
     opened.prepare_for_gradients()
 
     def begin(root: Path, **other: Any) -> Loop:
-        task = tiny_stage2.task(opened, adapter={"dropout": 0.1})
+        task = tiny_stage2.task(opened, adapter={"dropout": 0.1}, validation=1)
         task.memory = lambda examples: {}  # type: ignore[method-assign]  # nearly half of a child's time, only to be said
         return tiny_stage2.loop(root, task, **{**SETTINGS, **other})
 

@@ -36,7 +36,7 @@ def test_the_harness_sees_what_is_not_the_same(tmp_path: Path) -> None:
     """The same line, but taught at another rate: were it not noticed, nothing would be."""
     other = Subject("line", lambda root, **changes: line().begin(root, **{**changes, "learning_rate": 2e-3}))
     pace = uninterrupted(line(), tmp_path / "reference", tmp_path / "pace.json")
-    heard = strike(other, tmp_path / "run", Kill("saving", 0.5, 4), pace)
+    heard = strike(other, tmp_path / "run", Kill("saving", 0.5, 0.6), pace)
     assert heard is not None and heard.count(BEGUN) >= 4
     found = differences(tmp_path / "run", tmp_path / "reference")
     assert any("weights" in one for one in found) and any("the log" in one for one in found)
