@@ -43,8 +43,8 @@ BLOCK_MINUTES = 2.0
 @dataclass(frozen=True)
 class Options:
     minutes: float = 65.0
-    warm_up: float = 10.0
-    """Minutes at the beginning that the line leaves out."""
+    warm_up: tuple[float, ...] = (10.0, 20.0)
+    """Minutes at the beginning that a line leaves out: one line for each."""
     every: float = 5.0
     """Seconds between two readings."""
     out: Path = Path("runs/long_run")
@@ -106,21 +106,25 @@ def memory_of(process: int) -> dict[str, float]:
 
 def summary(readings: list[dict[str, float]], options: Options, root: Path) -> dict[str, Any]:
     steps = [json.loads(line)["step"] for line in (root / "log.jsonl").read_text().splitlines()]
-    kept = [one for one in readings if one["minutes"] >= options.warm_up]
     return {
         "minutes": round(readings[-1]["minutes"], 1),
-        "warm_up_minutes": options.warm_up,
         "readings": len(readings),
         "steps": steps[-1],
         "saves": steps[-1] // 20,
         "validations": steps[-1] // 40,
         "cores": os.cpu_count(),
-        **{kind: slope([one["minutes"] for one in kept], [one[kind] for one in kept]) for kind in ("rss", "anonymous")},
+        **{
+            f"{kind}_after_{warm_up:g}_minutes": slope(readings, kind, warm_up)
+            for kind in ("rss", "anonymous")
+            for warm_up in options.warm_up
+        },
     }
 
 
-def slope(minutes: list[float], mib: list[float]) -> dict[str, Any]:
+def slope(readings: list[dict[str, float]], kind: str, warm_up: float) -> dict[str, Any]:
     """The line through the means of blocks, with its 95 % interval (Student's t)."""
+    kept = [one for one in readings if one["minutes"] >= warm_up]
+    minutes, mib = [one["minutes"] for one in kept], [one[kind] for one in kept]
     block = (np.asarray(minutes) // BLOCK_MINUTES).astype(int)
     x = np.array([np.mean(np.asarray(minutes)[block == one]) for one in np.unique(block)])
     y = np.array([np.mean(np.asarray(mib)[block == one]) for one in np.unique(block)])
@@ -130,8 +134,8 @@ def slope(minutes: list[float], mib: list[float]) -> dict[str, Any]:
         "mean_mib": round(float(y.mean()), 2),
         "first_block_mib": round(float(y[0]), 2),
         "last_block_mib": round(float(y[-1]), 2),
-        "slope_mib_per_hour": round(60 * line.slope, 4),
-        "interval_mib_per_hour": [round(60 * (line.slope - half), 4), round(60 * (line.slope + half), 4)],
+        "slope_mib_per_hour": round(60 * float(line.slope), 4),
+        "interval_mib_per_hour": [round(60 * float(end), 4) for end in (line.slope - half, line.slope + half)],
     }
 
 

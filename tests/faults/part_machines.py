@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.faults.commands import STEPS, script, start, words
 from tests.faults.machines import ADDRESSES, Hosts, can_be_made, two_hosts
-from tests.faults.part_processes import AT_MOST, SAID, beside
+from tests.faults.part_processes import AT_MOST, SAID, Found, beside
 from tests.training import tiny_stage1
 
 PORT = "29555"
@@ -20,7 +20,7 @@ def run(folder: Path) -> dict[str, Any]:
     if not can_be_made():
         return {"not tried": {"reason": "network namespaces need root and ip", "differences": []}}
     model = tiny_stage1.model(folder / "model")
-    found: dict[str, Any] = {}
+    found = Found()
     with two_hosts() as hosts:
         for stage in (1, 2):
             alone, root = folder / f"alone-{stage}", folder / f"two-{stage}"

@@ -104,6 +104,11 @@ def test_a_damaged_checkpoint_is_not_what_is_kept(subject: Subject, root: Path) 
     assert checkpoint.fault(root / "checkpoint-6") is None
 
 
+def test_a_finished_run_still_throws_away_what_a_killed_one_had_left(subject: Subject, root: Path) -> None:
+    assert subject.begin(root, checkpoints_total_limit=2).run().finished
+    assert sorted(path.name for path in root.glob("checkpoint-*")) == ["checkpoint-5", "checkpoint-6"]
+
+
 def test_going_on_from_an_earlier_one_makes_the_later_ones_another_runs(subject: Subject, root: Path) -> None:
     """Killed on the way, the run goes on from what it saved last, not from what was saved before it began anew."""
     one = subject.begin(root, **WHOLE, max_train_steps=4)
