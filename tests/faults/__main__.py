@@ -7,7 +7,8 @@ whatever was not as it should be. Exit code 1 if anything was not.
 from __future__ import annotations
 
 import json
-import platform
+import os
+import re
 import shutil
 import sys
 import tempfile
@@ -72,6 +73,11 @@ PARTS: Mapping[str, Callable[[Path, Options], dict[str, Any]]] = {
 }
 
 
+def machine() -> str:
+    model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+    return f"{os.cpu_count()} cores" + (f", {model[1]}" if model else "")
+
+
 def main(options: Options) -> int:
     torch.set_num_threads(1)  # a process with threads cannot be forked
     options.out.mkdir(parents=True, exist_ok=True)
@@ -82,7 +88,7 @@ def main(options: Options) -> int:
         found = PARTS[name](folder, options)
         bad += [f"{name}, {what}: {one}" for what, facts in found.items() for one in facts[DIFFERENCES]]
         report = json.loads(file.read_text()) if file.exists() else {}
-        told = {"date": str(date.today()), "machine": platform.machine(), "seed": options.seed, **found}
+        told = {"date": str(date.today()), "machine": machine(), "seed": options.seed, **found}
         report[name] = told
         file.write_text(json.dumps(report, indent=1) + "\n")
         print(json.dumps({name: told}, indent=1), flush=True)
