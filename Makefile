@@ -3,13 +3,13 @@
 # make stage1 the adapter of ckpt/pocket-stage1 (an hour) make study  adapters of every feature, probed (hours)
 # make stage2 ckpt/pocket-dpt and its control (an hour)   make sweep  ways to correct (an hour)
 # make results the table of docs/results (four hours)     make pictures  docs/sampling/trace.png
-# make fuzz   broken input for every parser (10 minutes)
+# make fuzz   broken input for every parser (10 minutes) make faults  kills, lost processes, bad disks (half an hour)
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 export TORCH_INDEX TORCH_BUILD
 
-.PHONY: demo test lint tables stage1 stage2 results sweep pictures study environment dev-environment
+.PHONY: faults demo test lint tables stage1 stage2 results sweep pictures study environment dev-environment
 
 demo: environment
 	$(RUN) txt2img.py --prompt "a red circle to the left of a blue square" --n_samples 4 --seed 1 --guidance_scale 3
@@ -57,6 +57,10 @@ pictures: environment
 	rm -rf runs/pictures
 	$(RUN) txt2img.py --prompt "three yellow squares" --n_samples 2 --seed 1 --guidance_scale 3 --trace --outdir runs/pictures
 	cp runs/pictures/three-yellow-squares-001/trace.png docs/sampling/trace.png
+
+# One thread: what has threads cannot be forked.
+faults: dev-environment
+	OMP_NUM_THREADS=1 $(RUN) -m tests.faults --out docs/reliability
 
 FEATURES = bottom0 bottom1 bottom2 mid up0 up1 up2 bottom0_up0 all-96-8
 study: environment

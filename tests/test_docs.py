@@ -128,6 +128,21 @@ def test_what_tuning_left_of_the_adapters_knowledge() -> None:
     assert (ROOT / "docs/stage2/table.md").read_text().strip() in (ROOT / "docs/stage2.md").read_text()
 
 
+def test_the_faults_are_the_recorded_ones() -> None:
+    document = _flat("docs/reliability.md")
+    recorded = json.loads((ROOT / "docs/reliability/faults.json").read_text())
+    for part in recorded.values():
+        for what, facts in part.items():
+            if isinstance(facts, dict):
+                assert facts["differences"] == [], what
+            if isinstance(facts, dict) and "kills" in facts:
+                assert f"{facts['kills']}, {facts['inside_a_save']} of them inside a save" in document, what
+    line = json.loads((ROOT / "docs/reliability/long_run.json").read_text())
+    for name in ("rss_after_10_minutes", "rss_after_20_minutes"):
+        low, high = line[name]["interval_mib_per_hour"]
+        assert f"{line[name]['slope_mib_per_hour']:.2f} MiB an hour ({low:.2f} to {high:.2f})" in document
+
+
 def _said(cell: str) -> str:
     """A table's "88.0 (86.6-89.4)" as a sentence has it."""
     return re.escape(cell.replace(" (", " % ("))

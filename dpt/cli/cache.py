@@ -50,9 +50,10 @@ class CacheOptions:
 
 def cache(options: CacheOptions) -> None:
     from dpt.cli.console import plain_warnings
+    from dpt.cli.processes import processes
 
-    with plain_warnings():
-        _cache(options)
+    with plain_warnings(), processes() as group:
+        group.from_main(lambda: _cache(options))  # a launcher's other processes wait: a cache has one writer
 
 
 def _cache(options: CacheOptions) -> None:

@@ -78,9 +78,10 @@ def run(options: TrainOptions, builder: str) -> Outcome:
     except MemoryError as error:
         raise UserError(OUT_OF_MEMORY) from error
     except RuntimeError as error:
-        if "out of memory" not in str(error):
+        reason = explained(error)
+        if reason is None:
             raise
-        raise UserError(OUT_OF_MEMORY) from error
+        raise UserError(reason) from error
     finally:
         accelerator.end_training()
     if accelerator.is_main_process:
@@ -91,6 +92,20 @@ def run(options: TrainOptions, builder: str) -> Outcome:
 OUT_OF_MEMORY = (
     "the memory is not enough: lower --train_batch_size (and raise --gradient_accumulation_steps as much), give "
     "--gradient_checkpointing, or read a feature of fewer places"
+)
+
+
+def explained(error: RuntimeError) -> str | None:
+    """PyTorch raises the second wherever the run is just then, also in the middle of a save."""
+    if "out of memory" in str(error):
+        return OUT_OF_MEMORY
+    if "DataLoader worker" in str(error):
+        return f"a process that prepares batches is gone ({str(error).splitlines()[0]}): {WORKER_LOST}"
+    return None
+
+
+WORKER_LOST = (
+    "the same command goes on from the newest checkpoint; if memory was short, give a lower --dataloader_num_workers"
 )
 
 

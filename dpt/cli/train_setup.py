@@ -79,8 +79,9 @@ def recorded(options: TrainOptions, settings: Settings) -> dict[str, Any]:
 def start_processes(options: TrainOptions) -> Accelerator:
     """Accelerate says which process this is and on which device; number formats are the backbone's own affair."""
     from accelerate import Accelerator
-    from accelerate.utils import DistributedType, ProjectConfiguration
+    from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration
 
+    from dpt.training.processes import PATIENCE
     from dpt.training.trackers import choose_trackers
 
     told = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
@@ -90,6 +91,7 @@ def start_processes(options: TrainOptions) -> Accelerator:
         mixed_precision="no",
         log_with=choose_trackers(options.output.report_to) or None,
         project_config=ProjectConfiguration(str(options.root), str(options.root / options.output.logging_dir)),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     supported = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if accelerator.distributed_type not in supported:

@@ -7,9 +7,11 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,17 +21,17 @@ from dpt.weights import read_weights, sha256
 
 MANIFEST, STATE = "manifest.json", "state.json"
 STEP_FOLDER = re.compile(r"checkpoint-(\d+)")
+SET_ASIDE = "set-aside-"
 
 
 def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
     """Write `tensors` (one safetensors file per group) and `state` as root/checkpoint-STEP, all or nothing."""
     final = root / f"checkpoint-{step}"
     temporary = root / f".checkpoint-{step}.{os.getpid()}.tmp"
-    temporary.mkdir(parents=True)
     try:
+        temporary.mkdir(parents=True)
         for group, content in tensors.items():
-            save_file({key: value.detach().contiguous() for key, value in content.items()},
-                      temporary / f"{group}.safetensors")
+            _write_tensors(temporary / f"{group}.safetensors", content)
         (temporary / STATE).write_text(json.dumps({"step": step, **state}, indent=1))
         files = sorted(temporary.iterdir())
         manifest = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files}
@@ -42,9 +44,13 @@ def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], sta
             shutil.rmtree(final)
         temporary.rename(final)
         _flush(root)
-    except BaseException:
+    except OSError as error:
+        raise UserError(
+            f"{final} cannot be written: {error.strerror or error}; what was saved before is as it was, and the same "
+            "command goes on from there"
+        ) from None
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return final
 
 
@@ -81,8 +87,9 @@ def fault(folder: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None."""
     try:
         manifest = parse_json((folder / MANIFEST).read_text())
-        if STATE not in manifest:
-            return f"its {MANIFEST} names no {STATE}"
+        unlisted = sorted({STATE, *(file.name for file in folder.glob("*.safetensors"))} - manifest.keys())
+        if unlisted:
+            return f"its {MANIFEST} says nothing of {unlisted[0]}"
         for name, facts in manifest.items():
             file = folder / name
             if Path(name).name != name:
@@ -103,6 +110,17 @@ def keep_newest(root: Path, limit: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def set_aside(root: Path, after: int) -> list[Path]:
+    """Those of steps that a run which begins after step `after` will take again are not of that run: rename them."""
+    moved = []
+    for folder in sorted(_step_folders(root), key=_step_of, reverse=True):
+        if _step_of(folder) > after:
+            names = (f"{SET_ASIDE}{folder.name}" + (f"-{nth}" if nth else "") for nth in count())
+            free = next(root / name for name in names if not (root / name).exists())
+            moved.append(folder.rename(free))
+    return moved
+
+
 def _step_folders(root: Path) -> Iterator[Path]:
     if root.is_dir():
         yield from (path for path in root.iterdir() if STEP_FOLDER.fullmatch(path.name) and path.is_dir())
@@ -110,6 +128,16 @@ def _step_folders(root: Path) -> Iterator[Path]:
 
 def _step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("checkpoint-"))
+
+
+def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    try:
+        save_file({key: value.detach().contiguous() for key, value in tensors.items()}, file)
+    except SafetensorError as error:  # also what a full disk is for it
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
 
 
 def _flush(path: Path) -> None:

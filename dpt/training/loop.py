@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from dpt.training import checkpoint, run_folder
 from dpt.training.bad_steps import BadSteps
 from dpt.training.banner import banner
 from dpt.training.meters import Meters
-from dpt.training.processes import agreed, anywhere, sum_over
+from dpt.training.processes import agreed, anywhere, meet, require_alike, sum_over
 from dpt.training.rates import rate
 from dpt.training.settings import Settings
 from dpt.training.signals import StopRequest
@@ -69,7 +70,11 @@ class Loop:
 
     def run(self, resume: str = run_folder.LATEST, reset_optimizer: bool = False) -> Outcome:
         """Train to the last step, or until asked to stop; what was reached is saved either way."""
-        self._begin(resume, reset_optimizer)
+        with run_folder.claimed(self.root, self.config) if self._main else nullcontext():
+            self._begin(resume, reset_optimizer)
+            return self._go_on()
+
+    def _go_on(self) -> Outcome:
         stopped = False
         with (
             StopRequest() as request,
@@ -86,6 +91,7 @@ class Loop:
                 if stopped:
                     break
             self._save()
+        self._throw_old_away()
         return Outcome(self.step, finished=not stopped)
 
     def take_step(self, micro_batches: list[Micro]) -> None:
@@ -121,19 +127,18 @@ class Loop:
     # Begin
 
     def _begin(self, resume: str, reset_optimizer: bool) -> None:
-        if self._main:
-            run_folder.claim(self.root, self.config)
-        self.accelerator.wait_for_everyone()
+        meet(self.accelerator)
         start = run_folder.starting_point(self.root, resume)
         if start is None and reset_optimizer and self._main:
             print("warning: --reset_optimizer has no effect: there is no checkpoint to resume")
         if start is not None:
             self._restore(start, reset_optimizer)
+        require_alike(self.accelerator, self.step, self.root)
         if self._main:
             run_folder.rewind(self.root, self.step)
             self._announce(start)
         self.task.trained.train()
-        self.accelerator.wait_for_everyone()
+        meet(self.accelerator)
 
     def _restore(self, start: Path, reset_optimizer: bool) -> None:
         groups, state = checkpoint.load(start)
@@ -226,8 +231,13 @@ class Loop:
         state = {"images": self.step * self.split.global_batch, "config": self.config,
                  "meters": list(self.meters.names), "bad_in_a_row": self.bad_steps.in_a_row}
         if self._main:
+            run_folder.settle(self.root)
             checkpoint.save(self.root, self.step, groups, state)
-            if self.settings.checkpoints_total_limit:
-                checkpoint.keep_newest(self.root, self.settings.checkpoints_total_limit)
+        self._throw_old_away()
         self.saved_at = self.step
-        self.accelerator.wait_for_everyone()
+        meet(self.accelerator)
+
+    def _throw_old_away(self) -> None:
+        """Also when nothing was to be saved: an earlier process may have been killed just before it."""
+        if self._main and self.settings.checkpoints_total_limit:
+            checkpoint.keep_newest(self.root, self.settings.checkpoints_total_limit)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dpt.errors import UserError
 from dpt.plain_json import parse_json
@@ -19,20 +20,35 @@ Config = Mapping[str, Any]
 """Whatever decides what a run computes, as JSON would give it back."""
 
 
-def claim(root: Path, config: Config) -> None:
-    """Make the folder this run's; refuse it if it is the folder of a run with another configuration."""
-    try:
+@contextmanager
+def claimed(root: Path, config: Config) -> Iterator[None]:
+    """Inside, the folder is this run's alone; refused if it is the folder of a run with another configuration."""
+    with _writing(root):
         root.mkdir(parents=True, exist_ok=True)
-        for leftover in root.glob(".checkpoint-*.tmp"):
-            shutil.rmtree(leftover, ignore_errors=True)
         if (root / CONFIG).exists():
             check_same(_recorded(root / CONFIG), config, f"{root} is the folder of a run")
         elif _has_checkpoints(root):
             raise UserError(f"{root} has checkpoints but no {CONFIG}; choose another --output_dir or --run_name")
         else:
             _write(root / CONFIG, json.dumps(config, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"the output folder {root} cannot be written to: {error.strerror or error}") from None
+        held = (root / CONFIG).open("r+")
+    with held:
+        _lock(held, root)
+        for leftover in root.glob(".*.tmp"):
+            _remove(leftover)
+        yield
+
+
+def _lock(file: IO[str], root: Path) -> None:
+    """Until it is closed or the process ends, however it does; its workers do not inherit this kind of lock."""
+    import fcntl
+
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise UserError(f"another process is training in {root}") from None
+    except OSError:
+        pass  # file systems that know no locks are trusted to have one writer
 
 
 def check_same(recorded: Config, config: Config, whose: str) -> None:
@@ -60,17 +76,34 @@ def starting_point(root: Path, resume: str) -> Path | None:
 
 
 def rewind(root: Path, step: int) -> None:
-    """Take back what the log says of steps after `step`: they will be taken again."""
-    log = root / LOG
-    if not log.exists():
-        return
-    kept = [line for line in log.read_text().splitlines() if _step_of(line) <= step]
-    _write(log, "".join(f"{line}\n" for line in kept))
+    """Take back what is there of steps after `step`: they will be taken again."""
+    with _writing(root):
+        for folder in checkpoint.set_aside(root, step):
+            print(f"warning: this run begins after step {step}, so a later checkpoint is now called {folder}")
+        log = root / LOG
+        if not log.exists():
+            return
+        kept = [line for line in log.read_text().splitlines() if _step_of(line) <= step]
+        _write(log, "".join(f"{line}\n" for line in kept))
 
 
 def note(root: Path, record: Mapping[str, Any]) -> None:
-    with (root / LOG).open("a") as log:
+    with _writing(root), (root / LOG).open("a") as log:
         log.write(json.dumps(record) + "\n")
+
+
+def settle(root: Path) -> None:
+    """Put the log on the disk: what a checkpoint is past must be there if the power fails."""
+    with _writing(root), (root / LOG).open("a") as log:
+        os.fsync(log.fileno())
+
+
+@contextmanager
+def _writing(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"the output folder {root} cannot be written to: {error.strerror or error}") from None
 
 
 def _step_of(line: str) -> float:
@@ -92,6 +125,13 @@ def _recorded(file: Path) -> Config:
 
 def _has_checkpoints(root: Path) -> bool:
     return root.is_dir() and any(checkpoint.STEP_FOLDER.fullmatch(path.name) for path in root.iterdir())
+
+
+def _remove(leftover: Path) -> None:
+    if leftover.is_dir():
+        shutil.rmtree(leftover, ignore_errors=True)
+    else:
+        leftover.unlink(missing_ok=True)
 
 
 def _write(file: Path, text: str) -> None:

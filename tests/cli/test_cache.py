@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from dpt.cli.main import main as dpt
 from dpt.cli.train_stage1 import main as train
-from tests.cli.test_train import SMALL
+from tests.cli.test_train import SMALL, in_a_process
 from tests.data.cache.conftest import contents
 from tests.data.files.conftest import SAMPLE
+from tests.faults.commands import on_the_cpu, torchrun
 from tests.training import tiny_stage1
 
 Usage = namedtuple("Usage", "total used free")
@@ -131,6 +132,15 @@ def test_a_second_run_finds_all_done(run: Commands, root: Path) -> None:
     code, out, _ = run.cache(root, "--texts --random_flip")
     assert code == 0 and "cache/latents: 0 of 34 pictures are to be encoded, 0 bytes" in out
     assert contents(root / "cache") == before
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_does(cached: Path, model: Path, tmp_path: Path) -> None:
+    words = ["dpt", "cache", str(cached), "--pretrained_model_name_or_path", str(model), "--texts", "--random_flip"]
+    done = in_a_process([*torchrun(2), "-m", *words, "--out", str(tmp_path / "cache")], env=on_the_cpu())
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "cache") == contents(cached / "cache")
+    assert done.stdout.count("34 pictures are to be encoded") == 1, "one of them wrote"
 
 
 def other_model(model: Path, folder: Path, part: str) -> Path:

@@ -6,18 +6,16 @@ import json
 import os
 import random
 import signal
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tqdm import tqdm
 
 from dpt.errors import UserError
 from dpt.training import checkpoint, run_folder
+from tests.training.children import in_a_child
 from tests.training.toy import Line, loop, same, tensors
 
 CLOCK = ("seconds", "data_share")
@@ -26,22 +24,6 @@ CLOCK = ("seconds", "data_share")
 def log(root: Path) -> list[dict[str, Any]]:
     records = [json.loads(line) for line in (root / "log.jsonl").read_text().splitlines()]
     return [{key: value for key, value in one.items() if key not in CLOCK} for one in records]
-
-
-def in_a_child(work: Callable[[], object]) -> int:
-    """Its process id. A fork shares what is imported already: a child starts in no time."""
-    child = os.fork()
-    if child:
-        return child
-    tqdm.set_lock(threading.RLock())  # its own lock is shared by forks: killed with it, a child would block its parent
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    os.dup2(1, 2)
-    code = 1
-    try:
-        work()
-        code = 0
-    finally:
-        os._exit(code)
 
 
 @pytest.fixture(scope="module")

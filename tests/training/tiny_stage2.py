@@ -32,14 +32,19 @@ def held_out(examples: int = 6) -> dict[str, Stream]:
 
 
 def task(
-    backbone: Backbone, lora: LoraConfig | None = None, adapter: Mapping[str, Any] | None = None, **how: Any
+    backbone: Backbone,
+    lora: LoraConfig | None = None,
+    adapter: Mapping[str, Any] | None = None,
+    validation: int = 6,
+    **how: Any,
 ) -> Stage2:
     width = backbone.text_width
     torch.manual_seed(0)
     shape = {**SMALL, "text_encoder_type": "backbone", "dropout": 0.0, **(adapter or {})}
     built = Adapter(config_for(backbone.unet.config, FEATURE, width, width, **shape))
     added = Lora(backbone.unet, lora or LoraConfig(rank=2), seed=0)
-    return Stage2(backbone, built, added, BackbonePhrases(backbone), held_out(), How(**{"val_batch_size": 4, **how}))
+    options = How(**{"val_batch_size": 4, **how})
+    return Stage2(backbone, built, added, BackbonePhrases(backbone), held_out(validation), options)
 
 
 def control(backbone: Backbone, lora: LoraConfig | None = None, **changes: Any) -> PlainLora:

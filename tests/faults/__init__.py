@@ -1,0 +1,1 @@
+"""Faults put into training on purpose, and what must come of them."""

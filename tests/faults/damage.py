@@ -1,0 +1,33 @@
+"""Bits of a checkpoint that are not as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpt.training import checkpoint
+
+
+@dataclass(frozen=True)
+class Tried:
+    file: str
+    bit: int
+    noticed: bool
+
+
+def bits_tried(folder: Path, name: str, every: int = 1) -> Iterator[Tried]:
+    """One flipped bit of a file after the other, each put back before the next."""
+    file = folder / name
+    for bit in range(0, 8 * file.stat().st_size, every):
+        flip(file, bit)
+        yield Tried(name, bit, checkpoint.fault(folder) is not None)
+        flip(file, bit)
+
+
+def flip(file: Path, bit: int) -> None:
+    with file.open("r+b") as content:
+        content.seek(bit // 8)
+        old = content.read(1)[0]
+        content.seek(bit // 8)
+        content.write(bytes([old ^ 1 << bit % 8]))

@@ -1,0 +1,53 @@
+"""Two hosts on one machine: network namespaces with a cable between them. Needs root."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+ADDRESSES = ("10.77.0.1", "10.77.0.2")
+
+
+@dataclass(frozen=True)
+class Hosts:
+    names: tuple[str, str]
+    interfaces: tuple[str, str]
+
+    def on(self, host: int, command: Sequence[str]) -> list[str]:
+        return ["ip", "netns", "exec", self.names[host], *command]
+
+    def cut(self) -> None:
+        """The cable is pulled: nobody is told."""
+        _ip("-n", self.names[1], "link", "set", self.interfaces[1], "down")
+
+
+def can_be_made() -> bool:
+    return os.getuid() == 0 and shutil.which("ip") is not None
+
+
+@contextmanager
+def two_hosts() -> Iterator[Hosts]:
+    own = os.getpid()
+    hosts = Hosts((f"dpt-{own}-a", f"dpt-{own}-b"), (f"a{own}", f"b{own}"))
+    try:
+        for name in hosts.names:
+            _ip("netns", "add", name)
+        first, second = hosts.interfaces
+        here, there = ("netns", hosts.names[0]), ("netns", hosts.names[1])
+        _ip("link", "add", first, *here, "type", "veth", "peer", "name", second, *there)
+        for name, interface, address in zip(hosts.names, hosts.interfaces, ADDRESSES, strict=True):
+            _ip("-n", name, "address", "add", f"{address}/24", "dev", interface)
+            for one in ("lo", interface):
+                _ip("-n", name, "link", "set", one, "up")
+        yield hosts
+    finally:
+        for name in hosts.names:
+            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)

@@ -1,0 +1,80 @@
+"""Long part: the real commands killed from outside, beside the same commands left in peace: bit for bit."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.faults.commands import STEPS, script, start, words
+from tests.faults.comparing import differences, log, unlike
+from tests.training import tiny_stage1
+
+DROPOUT = ["--dropout", "0.1"]
+"""Its masks come back too."""
+KILLS = 6
+
+
+def run(folder: Path, seed: int) -> dict[str, Any]:
+    model = tiny_stage1.model(folder / "model")
+    return {f"stage {stage}": _killed(folder / str(stage), model, stage, seed) for stage in (1, 2)}
+
+
+def _killed(folder: Path, model: Path, stage: int, seed: int) -> dict[str, Any]:
+    rng = random.Random(f"commands {stage} {seed}")
+    folder.mkdir()
+    reference, root = folder / "reference", folder / "run"
+    shared = ["--checkpointing_steps", "1"]
+    assert _command(stage, model, reference, shared, folder).wait() == 0, _said(folder)
+    found, inside, kills = [], 0, 0
+    for nth in range(KILLS):
+        process = _command(stage, model, root, shared, folder)
+        begun, share = rng.randint(1, 3), rng.random()
+        if nth % 2:
+            _wait_for_saves(process, root, begun)
+        else:
+            _wait_for_lines(process, root, begun)
+            time.sleep(0.3 * share)
+        process.kill()
+        if process.wait() == 0:
+            break
+        kills += 1
+        inside += bool(list(root.glob(".checkpoint-*")))
+        found += differences(root, reference)
+        print(f"train_stage{stage}.py kill {kills}: {'in save' if nth % 2 else 'after line'} {begun}, {share:.3f}; "
+              f"{len(log(root))} lines, {len(list(root.glob('checkpoint-*')))} checkpoints", flush=True)  # fmt: skip
+    assert _command(stage, model, root, shared, folder).wait() == 0, _said(folder)
+    found += differences(root, reference)
+    found += [] if log(root) == log(reference) else ["the log"]
+    for result in ("adapter", "lora") if stage == 2 else ("adapter",):
+        found += [f"{result}/{name}" for name in unlike(root / result, reference / result)]
+    found += [] if (root / f"checkpoint-{STEPS}").exists() else ["it did not come to its end"]
+    return {"kills": kills, "inside_a_save": inside, "differences": found}
+
+
+def _command(stage: int, model: Path, root: Path, more: list[str], folder: Path) -> subprocess.Popen[bytes]:
+    command = [*words(stage, model, root), *DROPOUT, *more]
+    kept = dict(zip(command[::2], command[1::2], strict=True))  # a flag that is given twice counts as it was last
+    flat = [word for pair in kept.items() for word in pair]
+    return start([sys.executable, script(stage), *flat], folder / "said.txt")
+
+
+def _said(folder: Path) -> str:
+    return (folder / "said.txt").read_text()[-2000:]
+
+
+def _wait_for_lines(process: subprocess.Popen[bytes], root: Path, more: int) -> None:
+    """More than there were; the process takes some back when it begins."""
+    before = len(list(root.glob("checkpoint-*")))
+    while process.poll() is None and len(list(root.glob("checkpoint-*"))) < before + more:
+        time.sleep(0.01)
+
+
+def _wait_for_saves(process: subprocess.Popen[bytes], root: Path, saves: int) -> None:
+    """Until the temporary folder of so many saves has been seen."""
+    mine, seen = f".{process.pid}.tmp", set[str]()
+    while process.poll() is None and len(seen) < saves:
+        seen |= {path.name for path in root.glob(".checkpoint-*") if path.name.endswith(mine)}

@@ -1,0 +1,64 @@
+"""What is trained while it is attacked: each of the tasks on the smallest model there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpt.backbone import Backbone
+from dpt.training.loop import Loop
+from tests.training import tiny_stage1, tiny_stage2, toy
+
+SETTINGS: Mapping[str, Any] = {
+    "max_train_steps": 6,
+    "train_batch_size": 1,
+    "learning_rate": 1e-3,
+    "lr_scheduler": "cosine",
+    "lr_warmup_steps": 2,
+    "ema_decay": 0.9,
+    "checkpointing_steps": 1,
+    "checkpoints_total_limit": 2,
+    "logging_steps": 3,
+    "validation_steps": 4,
+}
+"""Saved at every step, and old ones thrown away; readings of the losses go across saves; all of it in one epoch."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    name: str
+    begin: Callable[..., Loop]
+    """A new loop in a folder, as a fresh process would build it; some of SETTINGS may be given otherwise."""
+
+    @property
+    def steps(self) -> int:
+        return int(SETTINGS["max_train_steps"])
+
+
+def line() -> Subject:
+    """No model at all: a step takes a millisecond, so that nearly all of the time goes into saving."""
+    return Subject("line", lambda root, **other: toy.loop(root, toy.Line(dropout=0.3), **{**SETTINGS, **other}))
+
+
+def stage1(model: Path) -> Subject:
+    opened = Backbone.open(model, device="cpu")
+
+    def begin(root: Path, **other: Any) -> Loop:
+        return tiny_stage1.loop(root, tiny_stage1.task(opened, 1, {"dropout": 0.1}), **{**SETTINGS, **other})
+
+    return Subject("stage 1", begin)
+
+
+def stage2(model: Path) -> Subject:
+    """To be begun in a child: it puts its LoRA into the model."""
+    opened = Backbone.open(model, device="cpu")
+    opened.prepare_for_gradients()
+
+    def begin(root: Path, **other: Any) -> Loop:
+        task = tiny_stage2.task(opened, adapter={"dropout": 0.1}, validation=1)
+        task.memory = lambda examples: {}  # type: ignore[method-assign]  # nearly half of a child's time, only to be said
+        return tiny_stage2.loop(root, task, **{**SETTINGS, **other})
+
+    return Subject("stage 2", begin)

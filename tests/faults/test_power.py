@@ -1,0 +1,37 @@
+"""The power cannot be cut here; but what must be on the disk before what can be seen from the order of the calls."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.subjects import line
+
+
+def test_all_of_a_checkpoint_and_the_log_are_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def noted_fsync(descriptor: int) -> None:
+        done.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    def noted_rename(self: Path, target: Any) -> Path:
+        done.append(f"{Path(target).name} is there")
+        return rename(self, target)
+
+    one = line().begin(tmp_path / "run", max_train_steps=1, validation_steps=0)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", noted_fsync)
+        patched.setattr(Path, "rename", noted_rename)
+        one.run()
+    named = done.index("checkpoint-1 is there")
+    files = [path.name for path in (tmp_path / "run" / "checkpoint-1").iterdir()]
+    assert set(done[:named]) == {*files, "log.jsonl", f".checkpoint-1.{os.getpid()}.tmp"}
+    assert done.index("manifest.json") == named - 2, "after all that it lists, and before the folder"
+    assert done[named + 1] == "run", "and the name itself"
