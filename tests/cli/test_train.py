@@ -32,7 +32,8 @@ SMALL = shlex.split(
 )
 OURS = {
     "cache", "data_root", "scenes", "validation_scenes", "corrupt_budget", "validation_steps", "logging_steps",
-    "max_bad_steps", "adapter_precision", "code_placement", "qformer_ckpt", "ema_decay",
+    "max_bad_steps", "adapter_precision", "code_placement", "qformer_ckpt", "ema_decay", "compile",
+    "channels_last",
 }  # fmt: skip
 PUBLISHED_TEXT = """
     pretrained_model_name_or_path revision dataset_name dataset_config_name dataset_script image_column caption_column

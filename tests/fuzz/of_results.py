@@ -214,9 +214,14 @@ LOG = b"".join(
 )
 
 
+def _claim(folder: Path) -> None:
+    with run_folder.claimed(folder, CONFIG):
+        pass
+
+
 def run_config(folder: Path) -> Target:
     file = folder / run_folder.CONFIG
-    return Target(file, [json.dumps(CONFIG).encode()], lambda: run_folder.claim(folder, CONFIG))
+    return Target(file, [json.dumps(CONFIG).encode()], lambda: _claim(folder))
 
 
 def run_log(folder: Path) -> Target:

@@ -92,8 +92,12 @@ TASKS = {"stage2": task, "plain_lora": control}
 
 @pytest.mark.parametrize("name", TASKS)
 def test_the_golden_trace(tmp_path: Path, backbone: Backbone, name: str) -> None:
-    """As that of stage 1. To write it anew: DPT_WRITE_TRACE=1 pytest tests/training/test_stage2.py -k golden"""
-    loop(tmp_path, TASKS[name](backbone), max_train_steps=20).run()
+    """As that of stage 1. To write it anew: DPT_WRITE_TRACE=1 pytest tests/training/test_stage2.py -k golden
+
+    The seed is one without near-ties on the way: which of two queries is the better one by the last digit hangs on the
+    CPU, and the loss tells the same of both while its gradient does not.
+    """
+    loop(tmp_path, TASKS[name](backbone), max_train_steps=20, seed=4).run()
     found = losses(tmp_path)
     trace = Path(__file__).parent / f"golden_{name}.json"
     if os.environ.get("DPT_WRITE_TRACE"):
