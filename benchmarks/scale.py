@@ -117,7 +117,8 @@ def processes_of(options: Options) -> dict[str, list[float]]:
             lines = [json.loads(line) for line in log.read_text().splitlines()]
             seconds = [line["seconds"] for line in lines if "seconds" in line][CONVERGING:]
             found[f"{count} {'process' if count == 1 else 'processes'}"] = seconds
-    return found
+    steps = min(map(len, found.values()))
+    return {name: seconds[-steps:] for name, seconds in found.items()}
 
 
 def plot(options: Options, points: Sequence[Point], shared: dict[str, list[float]], file: Path) -> None:

@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -120,8 +120,12 @@ def keep(out: Path | None, name: str, tables: str, numbers: Any, device: torch.d
         "found": numbers,
     }
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.json").write_text(json.dumps(record, indent=1, default=asdict) + "\n")
+    (out / f"{name}.json").write_text(json.dumps(record, indent=1, default=_plain) + "\n")
     (out / f"{name}.md").write_text(f"{tables}\n")
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
 def command() -> str:

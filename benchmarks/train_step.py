@@ -85,7 +85,7 @@ def main(options: Options) -> None:
     ways = ways_for(task, batch)
     steps = {name: stepping(task, loss) for name, loss in ways.items()}
     timed = compared(in_turns(steps, options.rounds, device))
-    memory = {name: (kept(loss), peak_bytes(steps[name], device)) for name, loss in ways.items()}
+    memory = {name: (kept(task, loss), peak_bytes(steps[name], device)) for name, loss in ways.items()}
     least = next(iter(ways))
     title = f"stage {options.stage}, {options.size}, latents {side} x {side}, batch {options.batch}"
     rows = [
@@ -193,13 +193,14 @@ def stepping(task: Any, loss: Callable[[], Tensor]) -> Callable[[], None]:
     return step
 
 
-def kept(loss: Callable[[], Tensor]) -> int:
-    """Bytes that the backward pass of a loss waits for, the weights not counted."""
+def kept(task: Task, loss: Callable[[], Tensor]) -> int:
+    """Bytes that the backward pass of a loss waits for; weights, and views of them, are not counted."""
+    weights = {p.untyped_storage().data_ptr() for part in (task.backbone.unet, task.trained) for p in part.parameters()}
     found: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, torch.nn.Parameter):
-            storage = tensor.untyped_storage()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
             found[storage.data_ptr()] = storage.nbytes()
         return tensor
 

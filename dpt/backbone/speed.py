@@ -11,6 +11,8 @@ import torch
 from dpt.backbone.model import Backbone
 from dpt.errors import UserError
 
+VERSIONS = 64
+
 
 def hasten(
     backbone: Backbone, *, compiled: bool = False, channels_last: bool = False, tf32: bool = False
@@ -34,6 +36,8 @@ def _compile(backbone: Backbone) -> str:
     blocks = [module for module in backbone.unet.modules() if type(module).__name__ in kinds]
     if not blocks:
         raise UserError("--compile finds no blocks in this UNet that repeat")
+    # A version for each width, with gradients and without: past PyTorch's own limit the rest would not be compiled.
+    torch._dynamo.config.recompile_limit = max(VERSIONS, torch._dynamo.config.recompile_limit)
     backbone.unet.compile_repeated_blocks()
     return (
         f"compile: {len(blocks)} blocks of the UNet ({', '.join(kinds)}) are compiled as they are first used, "
