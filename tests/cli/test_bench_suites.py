@@ -230,7 +230,7 @@ def test_what_cannot_be_reported_is_refused(lmd: Path, tmp_path: Path, more: dic
 def test_the_documents_commands_are_understood() -> None:
     text = (Path(__file__).parents[2] / "docs/benchmark.md").read_text()
     commands = re.findall(r"^ {4}dpt (bench \w+) (.*)$", text, re.M) + re.findall(r"`dpt (bench report) ([^`]+)`", text)
-    assert len(commands) == 10
+    assert len(commands) == 11
     for name, words in commands:
         module, function = COMMANDS[name][0].split(":")
         parse(getattr(importlib.import_module(module), function), words.split(), name)
