@@ -108,7 +108,9 @@ def processes_of(options: Options) -> dict[str, list[float]]:
             words = [f"train_stage{options.stage}.py", "--train_batch_size", str(options.global_batch // count),
                      "--max_train_steps", str(options.steps), "--logging_steps", "1", "--output_dir", scratch,
                      "--checkpointing_steps", "1000000", "--validation_steps", "1000000"]  # fmt: skip
-            launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+            launch = ["-m", "accelerate.commands.launch", "--num_processes", str(count), "--num_machines", "1",
+                      "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
+            launch += [] if options.gpu else ["--cpu"]
             command = ["env", "OMP_NUM_THREADS=1", sys.executable, *launch, *words]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
             if done.returncode:

@@ -93,6 +93,8 @@ def start_processes(options: TrainOptions) -> Accelerator:
         project_config=ProjectConfiguration(str(options.root), str(options.root / options.output.logging_dir)),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
+    if int(os.environ.get("WORLD_SIZE", "1")) > accelerator.num_processes:
+        fail("the launcher has started processes that do not know of one another: on CPUs, use accelerate launch --cpu")
     supported = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if accelerator.distributed_type not in supported:
         fail(f"{accelerator.distributed_type} is not supported: one model per device is")

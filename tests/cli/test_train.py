@@ -220,6 +220,15 @@ def test_another_configuration_in_the_same_folder_is_refused(
     assert (tmp_path / "logs" / "checkpoint-3").is_dir()
 
 
+def test_processes_that_do_not_know_of_one_another_are_refused(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `torchrun` starts them on a CPU: each would train alone, in one folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["--pretrained_model_name_or_path", str(model), "--output_dir", str(tmp_path)]) == 2
+    assert "use accelerate launch --cpu" in capsys.readouterr().err
+
+
 def test_the_launchers_accumulation_is_not_passed_over(
     command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
