@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,10 +118,10 @@ def processes_of(options: Options) -> dict[str, list[float]]:
                 raise SystemExit(done.stderr)
             log = next(Path(scratch).rglob("log.jsonl"))
             lines = [json.loads(line) for line in log.read_text().splitlines()]
-            seconds = [line["seconds"] for line in lines if "seconds" in line][CONVERGING:]
-            found[f"{count} {'process' if count == 1 else 'processes'}"] = seconds
-    steps = min(map(len, found.values()))
-    return {name: seconds[-steps:] for name, seconds in found.items()}
+            clock = [line["seconds"] for line in lines if "seconds" in line][CONVERGING:]
+            name = f"{count} {'process' if count == 1 else 'processes'}"
+            found[name] = [after - before for before, after in pairwise(clock)]
+    return found
 
 
 def plot(options: Options, points: Sequence[Point], shared: dict[str, list[float]], file: Path) -> None:
@@ -149,7 +150,7 @@ def plot(options: Options, points: Sequence[Point], shared: dict[str, list[float
     if shared:
         heights = [1e3 * statistics.median(seconds) for seconds in shared.values()]
         right.bar(list(shared), heights, color="tab:blue", width=0.5)
-        right.set(ylabel="ms a step", title=f"pocket, global batch {options.global_batch}, one thread each")
+        right.set(ylabel="ms a step", xlabel=f"pocket, global batch {options.global_batch}, one thread each")
     figure.savefig(file, dpi=90)
     pyplot.close(figure)
 
