@@ -125,7 +125,10 @@ def keep(out: Path | None, name: str, tables: str, numbers: Any, device: torch.d
 
 
 def _plain(value: Any) -> Any:
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+    """Options and timings as their fields; where it is kept is no part of what was found."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: one for name, one in asdict(value).items() if name != "out"}
+    return str(value)
 
 
 def command() -> str:

@@ -83,6 +83,9 @@ def main(options: Options) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "faults.json"
     bad = []
+    if unknown := [name for name in options.parts if name not in PARTS]:
+        print(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}", file=sys.stderr)
+        return 2
     for name in options.parts or PARTS:
         folder = Path(tempfile.mkdtemp(prefix="dpt-faults-"))
         found = PARTS[name](folder, options)
