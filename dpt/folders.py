@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from dpt.errors import UserError
 
@@ -123,3 +124,16 @@ def _remove_if_empty(folder: Path, topmost: Path) -> None:
             return
         if path == topmost:
             return
+
+
+def lock(file: IO[str], taken: str) -> None:
+    """Until it is closed or the process ends, however it does; its workers do not inherit this kind of lock. `taken` is
+    said where another process holds it."""
+    import fcntl
+
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise UserError(taken) from None
+    except OSError:
+        pass  # file systems that know no locks are trusted to have one writer

@@ -8,9 +8,10 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from dpt.errors import UserError
+from dpt.folders import lock
 from dpt.plain_json import parse_json
 from dpt.training import checkpoint
 
@@ -33,22 +34,10 @@ def claimed(root: Path, config: Config) -> Iterator[None]:
             _write(root / CONFIG, json.dumps(config, indent=1) + "\n")
         held = (root / CONFIG).open("r+")
     with held:
-        _lock(held, root)
+        lock(held, f"another process is training in {root}")
         for leftover in root.glob(".*.tmp"):
             _remove(leftover)
         yield
-
-
-def _lock(file: IO[str], root: Path) -> None:
-    """Until it is closed or the process ends, however it does; its workers do not inherit this kind of lock."""
-    import fcntl
-
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        raise UserError(f"another process is training in {root}") from None
-    except OSError:
-        pass  # file systems that know no locks are trusted to have one writer
 
 
 def check_same(recorded: Config, config: Config, whose: str) -> None:

@@ -11,6 +11,8 @@ from dpt.backbone import Backbone
 from dpt.training.loop import Loop
 from tests.training import tiny_stage1, tiny_stage2, toy
 
+WHOLE: Mapping[str, Any] = {"checkpoints_total_limit": None}
+"""No checkpoint is thrown away."""
 SETTINGS: Mapping[str, Any] = {
     "max_train_steps": 6,
     "train_batch_size": 1,

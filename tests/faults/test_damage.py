@@ -14,23 +14,10 @@ from dpt.training import checkpoint
 from tests.faults.comparing import differences, log
 from tests.faults.damage import bits_tried, flip
 from tests.faults.disks import run_in_a_child
-from tests.faults.subjects import Subject, line
+from tests.faults.subjects import WHOLE, Subject
 
-WHOLE = {"checkpoints_total_limit": None}
 FILES = ("average.safetensors", "manifest.json", "meters.safetensors", "moments.safetensors", "state.json",
          "weights.safetensors")  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def subject() -> Subject:
-    return line()
-
-
-@pytest.fixture(scope="module")
-def reference(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("reference") / "run"
-    subject.begin(root, **WHOLE).run()
-    return root
 
 
 @pytest.fixture

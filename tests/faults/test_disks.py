@@ -13,21 +13,7 @@ from dpt.training import checkpoint
 from dpt.training.loop import Loop
 from tests.faults.comparing import accepted, differences
 from tests.faults.disks import can_mount, limit_files, make_read_only, mount_memory, own_mounts, run_in_a_child
-from tests.faults.subjects import Subject, line
-
-WHOLE = {"checkpoints_total_limit": None}
-
-
-@pytest.fixture(scope="module")
-def subject() -> Subject:
-    return line()
-
-
-@pytest.fixture(scope="module")
-def reference(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("reference") / "run"
-    subject.begin(root, **WHOLE).run()
-    return root
+from tests.faults.subjects import WHOLE, Subject
 
 
 @pytest.fixture(scope="module")

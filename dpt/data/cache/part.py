@@ -26,7 +26,7 @@ from dpt.data.cache.shards import (
 )
 from dpt.data.faults import DataFault
 from dpt.errors import UserError
-from dpt.folders import whole_file
+from dpt.folders import lock, whole_file
 from dpt.plain_json import parse_json
 
 SHARD_NAME = re.compile(r"shard-\d{5,12}\.safetensors", re.ASCII)
@@ -221,16 +221,8 @@ class Builder:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Until the process ends, however it does; its workers do not inherit this kind of lock."""
-    import fcntl
-
-    with (folder / LOCK).open("w") as lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise UserError(f"another process is writing the cache {folder}") from None
-        except OSError:
-            pass  # file systems that know no locks are trusted to have one writer
+    with (folder / LOCK).open("w") as held:
+        lock(held, f"another process is writing the cache {folder}")
         yield
 
 

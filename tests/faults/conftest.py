@@ -1,0 +1,21 @@
+"""A task that does little but save, and a run of it that nothing happened to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.subjects import WHOLE, Subject, line
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return line()
+
+
+@pytest.fixture(scope="module")
+def reference(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("reference") / "run"
+    subject.begin(root, **WHOLE).run()
+    return root
