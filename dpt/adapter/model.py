@@ -153,7 +153,8 @@ class Adapter(nn.Module):
             maps = features.split(self.config.feature_channels, dim=1)
             features = torch.stack([conv(one) for conv, one in zip(self.fusion_proj, maps, strict=True)]).sum(dim=0)
         tokens: Tensor = self.input_proj(features).flatten(2).transpose(1, 2)
-        return tokens
+        # Not a map seen the other way round, which a product would go through place by place.
+        return tokens.contiguous()
 
     def codes(self, t: Tensor, height: int, width: int) -> Tensor:
         """E = P(h,w) + tau(t), (B,h*w,d)."""

@@ -20,8 +20,7 @@ class Attention(nn.MultiheadAttention):
             mixed: Tensor = super().forward(query, key, value, need_weights=False)[0]
             return mixed
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        # Maps arrive as (B,d,N) seen the other way round, which a product would go through place by place.
-        inputs = (x.contiguous() for x in (query, key, value))
+        inputs = (query, key, value)
         projected = (linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True))
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in projected)
         read: Tensor = self.out_proj(self._mix(q, k, v).transpose(1, 2).flatten(2))
@@ -73,7 +72,8 @@ class EncoderLayer(Layer):
     def forward(self, x: Tensor, codes: Tensor) -> Tensor:
         """x, codes (B,N,d): q = k = X + E, v = X."""
         y = self.read(x, self.norm1)
-        x = self.add(x, self.self_attn(y + codes, y + codes, y), self.norm1)
+        placed = y + codes
+        x = self.add(x, self.self_attn(placed, placed, y), self.norm1)
         y = self.read(x, self.norm2)
         return self.add(x, self.feed_forward(y), self.norm2)
 
@@ -90,7 +90,8 @@ class DecoderLayer(Layer):
     def forward(self, x: Tensor, queries: Tensor, memory: Tensor, codes: Tensor) -> Tensor:
         """x, queries (B,Q,d); memory, codes (B,N,d)."""
         y = self.read(x, self.norm1)
-        x = self.add(x, self.self_attn(y + queries, y + queries, y), self.norm1)
+        placed = y + queries
+        x = self.add(x, self.self_attn(placed, placed, y), self.norm1)
         y = self.read(x, self.norm2)
         x = self.add(x, self.multihead_attn(y + queries, memory + codes, memory), self.norm2)
         y = self.read(x, self.norm3)

@@ -15,6 +15,7 @@ from dpt.backbone.devices import resolve_device, resolve_dtype
 from dpt.backbone.features import read_feature
 from dpt.backbone.folder import ModelFolder
 from dpt.backbone.hub import find_model
+from dpt.backbone.lean import keep_less
 from dpt.backbone.noise import NoiseSchedule
 from dpt.backbone.text import KnownTexts, Text, cut_off, encode_prompts, encode_unknown, unknown_words
 from dpt.backbone.walk import Partway, finish
@@ -147,7 +148,11 @@ class Backbone:
         return finish(self.unet, at, detach_after).float()
 
     def prepare_for_gradients(self) -> None:
-        """Attention as plain products where the fused one has a slow backward pass: numbers differ by rounding only."""
+        """Layers that keep less for it, and attention as plain products where the fused one is slow to differentiate.
+
+        Numbers differ by rounding only.
+        """
+        keep_less(self.unet)
         if self.differentiates_plain_attention_faster:
             from diffusers.models.attention_processor import AttnProcessor
 

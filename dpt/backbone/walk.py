@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dpt.errors import UserError
@@ -30,6 +31,18 @@ class Partway:
             skips=tuple(skip[rows] for skip in self.skips),
             embedding=self.embedding[rows],
             states=self.states[rows],
+        )
+
+    def joined(self, other: Partway) -> Partway:
+        """Two passes that have come equally far, as one: first the rows of this one."""
+        if self.done != other.done:
+            raise ValueError(f"a pass after {self.done} blocks cannot go on with one after {other.done}")
+        return replace(
+            self,
+            hidden=torch.cat([self.hidden, other.hidden]),
+            skips=tuple(map(torch.cat, zip(self.skips, other.skips, strict=True))),
+            embedding=torch.cat([self.embedding, other.embedding]),
+            states=torch.cat([self.states, other.states]),
         )
 
     def detached(self) -> Partway:

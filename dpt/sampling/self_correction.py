@@ -102,11 +102,13 @@ class SelfCorrected(Around):
 
     def _and_slope(self, x: Tensor, t: Tensor) -> Tensor:
         slope = self.scorer.slope(x, t, self.text)
-        positive = self.backbone.finish(slope.paused)
-        self.shift = self._step(slope, x, t, positive)
         if not self.guides(t):
+            positive = self.backbone.finish(slope.paused)
+            self.shift = self._step(slope, x, t, positive)
             return positive
-        negative = self.backbone.predict(x, t, self.negative.states)
+        begun = self.backbone.begin(x, t, self.negative.states, self.scorer.adapter.config.unet_feature)[1]
+        negative, positive = self.backbone.finish(begun.joined(slope.paused)).chunk(2)
+        self.shift = self._step(slope, x, t, positive)
         return mix(negative, positive, self.guidance.scale, self.guidance.rescale)
 
     def _step(self, slope: Slope, x: Tensor, t: Tensor, prediction: Tensor | None = None) -> Tensor:

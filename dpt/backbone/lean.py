@@ -1,0 +1,131 @@
+"""Layers of a frozen UNet that keep less for the way back. The numbers are the same.
+
+PyTorch's own keep what a gradient of their weights would need, which frozen weights have none of, and results that are
+cheap to compute again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.activations import GEGLU
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import gelu, group_norm, linear, silu
+from torch.nn.grad import conv2d_input
+
+
+def keep_less(unet: nn.Module) -> None:
+    """For the layers that are of a known kind; others stay as they are, and so does one whose weights learn."""
+    kinds: tuple[Any, ...] = (LeanConv, LeanResnet, LeanGate)
+    for module in unet.modules():
+        for lean in kinds:
+            if type(module) is lean.__base__ and lean.fits(module):
+                module.__class__ = lean
+
+
+class LeanConv(nn.Conv2d):
+    """Keeps its weights alone."""
+
+    @staticmethod
+    def fits(conv: nn.Conv2d) -> bool:
+        return conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.requires_grad or _learns(self):
+            return super().forward(x)
+        how = (self.stride, self.padding, self.dilation, self.groups)
+        convolved: Tensor = _Convolved.apply(x, self.weight, self.bias, *how)
+        return convolved
+
+
+class LeanResnet(ResnetBlock2D):
+    """Keeps what its normalisations read; what they and the activations make of it is computed again."""
+
+    @staticmethod
+    def fits(block: ResnetBlock2D) -> bool:
+        plain = block.time_embedding_norm == "default" and not (block.skip_time_act or block.up or block.down)
+        return plain and block.time_emb_proj is not None and isinstance(block.nonlinearity, nn.SiLU)
+
+    def forward(self, input_tensor: Tensor, temb: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        hidden = self.conv1(_normed(self.norm1, input_tensor))
+        hidden = hidden + self.time_emb_proj(silu(temb))[:, :, None, None]
+        hidden = self.conv2(self.dropout(_normed(self.norm2, hidden)))
+        past = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
+        return (past + hidden) / self.output_scale_factor
+
+
+class LeanGate(GEGLU):
+    """Keeps what it is given, an eighth of what it makes of it in between."""
+
+    @staticmethod
+    def fits(gate: GEGLU) -> bool:
+        return True
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        # A LoRA stands in the place of what it changes.
+        if not hidden_states.requires_grad or _learns(self.proj) or type(self.proj) is not nn.Linear:
+            whole: Tensor = super().forward(hidden_states, *args, **kwargs)
+            return whole
+        gated: Tensor = _Gated.apply(hidden_states, self.proj.weight, self.proj.bias)
+        return gated
+
+
+def _learns(layer: nn.Module) -> bool:
+    return any(p.requires_grad for p in layer.parameters())
+
+
+class _Convolved(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.shape, ctx.how = x.shape, how
+        return torch.conv2d(x, weight, bias, *how)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upper: Tensor) -> Any:
+        (weight,) = ctx.saved_tensors
+        return conv2d_input(ctx.shape, weight, upper, *ctx.how), *[None] * 6
+
+
+def _normed(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """SiLU of it."""
+    if not x.requires_grad or _learns(norm):
+        return silu(norm(x))
+    normed: Tensor = _Normed.apply(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    return normed
+
+
+class _Normed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *how: Any) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.how = how
+        return silu(group_norm(x, *how))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upper: Tensor) -> Any:
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            again = silu(group_norm(x, *ctx.how))
+        return *torch.autograd.grad(again, x, upper), *[None] * 4
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        value, gate = linear(x, weight, bias).chunk(2, dim=-1)
+        return value * gelu(gate)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upper: Tensor) -> Any:
+        x, weight, bias = ctx.saved_tensors
+        value, gate = linear(x, weight, bias).chunk(2, dim=-1)
+        back = torch.cat([upper * gelu(gate), torch.ops.aten.gelu_backward(upper * value, gate)], dim=-1)
+        return back @ weight, None, None
