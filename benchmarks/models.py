@@ -6,6 +6,8 @@ Weights are random where there are none: they do not matter to time. What is dra
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +16,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from dpt.adapter import Adapter, config_for
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, lean
 from dpt.backbone.devices import resolve_dtype
 from dpt.cli.embedded import EMBEDDED, model_location
 
@@ -102,3 +104,16 @@ def adapter_for(backbone: Backbone, **shape: Any) -> Adapter:
     width = backbone.text_width
     config = config_for(backbone.unet.config, FEATURE, width, width, **shape)
     return Adapter(config).to(backbone.device)
+
+
+@contextmanager
+def as_it_came(unet: Any) -> Iterator[None]:
+    """Inside, its layers are diffusers' own, which keep more for the backward pass."""
+    ours = [(module, type(module)) for module in unet.modules() if type(module).__module__ == lean.__name__]
+    for module, kind in ours:
+        module.__class__ = kind.__base__
+    try:
+        yield
+    finally:
+        for module, kind in ours:
+            module.__class__ = kind

@@ -4,7 +4,8 @@
 
 The ways take turns, so that what else the machine does slows all.
 
-- plain: the UNet alone, forward and backward, on the pictures that denoise (stage 2).
+- plain: the UNet alone, forward and backward, on the pictures that denoise (stage 2). Its layers are diffusers' own;
+  plain, lean: they are ours, which keep less for the backward pass.
 - bare: one batched forward of all six pairs to the feature and one batched pass of the adapter, forward and backward;
   no text, no pictures, no losses worth the name (stage 1).
 - published: the schedule of the published code. ours: what `train_stage1.py` and `train_stage2.py` do; with a cache,
@@ -27,7 +28,7 @@ from typing import Any, Literal
 import published_schedule
 import torch
 from flops import Counted, best_rate, dense_rate
-from models import FEATURE, SizeName, adapter_for, open_size
+from models import FEATURE, SizeName, adapter_for, as_it_came, open_size
 from parts import Clock, parts_of
 from timing import compared, in_turns, keep, peak_bytes, seconds_of, table
 from torch import Tensor
@@ -51,6 +52,7 @@ from dpt.training.tasks.stage1 import Stage1
 from dpt.training.tasks.stage2 import How, Stage2
 
 Task = Stage1 | Stage2
+AS_IT_CAME = ("plain", "published")
 FORMATS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -83,9 +85,11 @@ def main(options: Options) -> None:
     loading = time.perf_counter() - begun
     batch = batch.to(device)
     ways = ways_for(task, batch)
-    steps = {name: stepping(task, loss) for name, loss in ways.items()}
+    steps = {name: stepping(task, loss, name in AS_IT_CAME) for name, loss in ways.items()}
     timed = compared(in_turns(steps, options.rounds, device))
-    memory = {name: (kept(task, loss), peak_bytes(steps[name], device)) for name, loss in ways.items()}
+    memory = {
+        name: (kept(task, loss, name in AS_IT_CAME), peak_bytes(steps[name], device)) for name, loss in ways.items()
+    }
     least = next(iter(ways))
     title = f"stage {options.stage}, {options.size}, latents {side} x {side}, batch {options.batch}"
     rows = [
@@ -172,7 +176,7 @@ def ways_for(task: Task, batch: Batch) -> dict[str, Callable[[], Tensor]]:
         one = noised(backbone, batch, (DENOISED,), chance, task.how.noise)
         target = backbone.target(one.z[0], one.noise, one.t)
         plain = lambda: (backbone.predict(*one.of((DENOISED,))) - target).square().mean()  # noqa: E731
-        return {"plain": plain, **rest}
+        return {"plain": plain, "plain, lean": plain, **rest}
     seen = noised(backbone, batch, pairs, chance, task.noise)
     z, t, states = seen.of(pairs)
 
@@ -185,15 +189,18 @@ def ways_for(task: Task, batch: Batch) -> dict[str, Callable[[], Tensor]]:
     return {"bare": bare, **rest}
 
 
-def stepping(task: Any, loss: Callable[[], Tensor]) -> Callable[[], None]:
+def stepping(task: Any, loss: Callable[[], Tensor], its_own: bool = False) -> Callable[[], None]:
+    """`its_own`: with the layers that the UNet came with."""
+
     def step() -> None:
-        loss().backward()
+        with as_it_came(task.backbone.unet) if its_own else nullcontext():
+            loss().backward()
         task.trained.zero_grad(set_to_none=True)
 
     return step
 
 
-def kept(task: Task, loss: Callable[[], Tensor]) -> int:
+def kept(task: Task, loss: Callable[[], Tensor], its_own: bool = False) -> int:
     """Bytes that the backward pass of a loss waits for; weights, and views of them, are not counted."""
     weights = {p.untyped_storage().data_ptr() for part in (task.backbone.unet, task.trained) for p in part.parameters()}
     found: dict[int, int] = {}
@@ -204,7 +211,8 @@ def kept(task: Task, loss: Callable[[], Tensor]) -> int:
             found[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    layers = as_it_came(task.backbone.unet) if its_own else nullcontext()
+    with layers, torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         whole = loss()
         held = sum(found.values())
     del whole

@@ -135,6 +135,18 @@ def test_some_rows_go_on_to_the_output(model: TinyModel) -> None:
         torch.testing.assert_close(finish(unet, at[rows]), expected[rows], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+def test_two_passes_go_on_as_one(model: TinyModel) -> None:
+    unet = unet_of(model)
+    z, t, c = inputs(unet, (9, 7), rows=4)
+    expected = unet(z, t, encoder_hidden_states=c).sample
+    first, second = (read_feature(unet, z[rows], t[rows], c[rows], "up0")[1] for rows in (slice(1), slice(1, 4)))
+    torch.testing.assert_close(finish(unet, first.joined(second)), expected, rtol=0, atol=1e-6)
+    further = read_feature(unet, z, t, c, "up1")[1]
+    with pytest.raises(ValueError, match="cannot go on with"):
+        first.joined(further)
+
+
 def test_the_gradient_of_the_rows_that_go_on() -> None:
     unet = unet_of(SD1).requires_grad_(True)
     z, t, c = inputs(unet, rows=4)

@@ -69,8 +69,7 @@ class Stage1:
         return {} if self.probe is None else self.probe.tally(part, parts)
 
     def memory(self, examples: int) -> Mapping[str, int]:
-        phrases, checkpointing = self.learning.phrases, self.learning.gradient_checkpointing
-        return memory(self.backbone, phrases, self.adapter.config, examples, checkpointing)
+        return memory(self.backbone, self.learning.phrases, self.adapter.config, examples)
 
     folders = (ADAPTER_FOLDER,)
 

@@ -14,7 +14,7 @@ MAPS_AT_ONCE = 12
 
 
 def memory(
-    backbone: Backbone, phrases: PhraseEncoder, config: AdapterConfig, examples: int, checkpointing: bool
+    backbone: Backbone, phrases: PhraseEncoder, config: AdapterConfig, examples: int
 ) -> dict[str, int]:
     pairs = PAIRS * examples
     height, width = backbone.default_latent_size
@@ -22,7 +22,7 @@ def memory(
     return {
         "frozen model": held(backbone, phrases),
         "its activations": MAPS_AT_ONCE * map_bytes * pairs,
-        "the adapter's activations": _activations(config, backbone, checkpointing) * pairs,
+        "the adapter's activations": _activations(config, backbone) * pairs,
     }
 
 
@@ -33,14 +33,12 @@ def held(backbone: Backbone, phrases: PhraseEncoder | None = None) -> int:
     return sum(p.numel() * p.element_size() for p in frozen)
 
 
-def _activations(config: AdapterConfig, backbone: Backbone, checkpointing: bool) -> int:
-    """Bytes per pair that wait for the backward pass."""
+def _activations(config: AdapterConfig, backbone: Backbone) -> int:
+    """Bytes per pair that wait for the backward pass; where they are computed twice, they are there the second time."""
     height, width = feature_grid(backbone.unet.config, config.unet_feature, backbone.default_latent_size)
     tokens, d, queries = height * width, config.hidden_dim, config.num_queries
     feature = 4 * tokens * sum(config.feature_channels)
-    if checkpointing:
-        return feature
-    layer = 12 * d + 3 * config.dim_feedforward
+    layer = 12 * d + (3 if config.dropout else 1) * config.dim_feedforward
     encoder = config.enc_layers * tokens * layer
     decoder = config.dec_layers * (queries * (layer + 6 * d) + 3 * tokens * d)
     return feature + 4 * (encoder + decoder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 
 from dpt.adapter import AdapterConfig
@@ -15,7 +16,7 @@ from dpt.training.tasks import stage1_memory
 from dpt.training.tasks.stage1_memory import PAIRS
 
 CHECKPOINTED = ("ResnetBlock2D", "BasicTransformerBlock")
-"""Of these only the results wait, where activations are computed twice."""
+"""Of these only the results wait, where activations are computed twice, and what is within one at a time."""
 
 
 def memory(
@@ -26,7 +27,7 @@ def memory(
     if phrases is None or config is None:
         return {"frozen model": stage1_memory.held(backbone), "its activations": whole * examples}
     begun = kept_by_unet(backbone, config.unet_feature, checkpointing)
-    estimate = stage1_memory.memory(backbone, phrases, config, examples, checkpointing)
+    estimate = stage1_memory.memory(backbone, phrases, config, examples)
     return {**estimate, "its activations": (begun * (PAIRS - 1) + whole) * examples}
 
 
@@ -37,19 +38,45 @@ def kept_by_unet(backbone: Backbone, feature: str | None, checkpointing: bool) -
         unet: Any = type(held).from_config(held.config)
         z = torch.zeros(1, held.config.in_channels, *backbone.default_latent_size)
         states = torch.zeros(1, backbone.prompt_length, backbone.text_width)
-    total = 0
-
-    def count(_: nn.Module, __: Any, result: Any) -> None:
-        nonlocal total
-        if isinstance(result, Tensor):
-            total += result.numel() * held.dtype.itemsize
-
-    for module in unet.modules():
-        if type(module).__name__ in CHECKPOINTED if checkpointing else not any(module.children()):
-            module.register_forward_hook(count)
+    counted = _Counted(unet, held.dtype.itemsize)
     t = torch.zeros(1, device="meta")
     if feature is None:
         unet(z, t, encoder_hidden_states=states)
     else:
         read_feature(unet, z, t, states, feature)
-    return total
+    return counted.between + counted.most_within if checkpointing else counted.whole
+
+
+class _Counted:
+    """Bytes that wait while a UNet computes, by hooks."""
+
+    def __init__(self, unet: nn.Module, itemsize: int) -> None:
+        self.itemsize = itemsize
+        self.whole = self.between = self.within = self.most_within = 0
+        for layer in _waiting(unet):
+            layer.register_forward_hook(self._layer)
+        for block in unet.modules():
+            if type(block).__name__ in CHECKPOINTED:
+                block.register_forward_pre_hook(self._begin)
+                block.register_forward_hook(self._end)
+
+    def _layer(self, _: nn.Module, __: Any, result: Any) -> None:
+        self.whole += self._size(result)
+        self.within += self._size(result)
+
+    def _begin(self, _: nn.Module, __: Any) -> None:
+        self.within = 0
+
+    def _end(self, _: nn.Module, __: Any, result: Any) -> None:
+        self.between += self._size(result)
+        self.most_within = max(self.most_within, self.within)
+
+    def _size(self, result: Any) -> int:
+        return result.numel() * self.itemsize if isinstance(result, Tensor) else 0
+
+
+def _waiting(unet: nn.Module) -> list[nn.Module]:
+    """Layers whose results do: see `dpt.backbone.lean` for those that do not."""
+    between = {module.proj for module in unet.modules() if isinstance(module, GEGLU)}
+    leaves = (module for module in unet.modules() if not any(module.children()))
+    return [leaf for leaf in leaves if leaf not in between and not isinstance(leaf, nn.GroupNorm | nn.SiLU)]
