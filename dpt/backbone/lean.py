@@ -13,7 +13,7 @@ from diffusers.models.activations import GEGLU
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import gelu, group_norm, linear, silu
+from torch.nn.functional import gelu, group_norm, silu
 from torch.nn.grad import conv2d_input
 
 
@@ -58,18 +58,14 @@ class LeanResnet(ResnetBlock2D):
 
 
 class LeanGate(GEGLU):
-    """Keeps what it is given, an eighth of what it makes of it in between."""
+    """Keeps what is gated and by what, not the gate's activation."""
 
     @staticmethod
     def fits(gate: GEGLU) -> bool:
         return True
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        # A LoRA stands in the place of what it changes.
-        if not hidden_states.requires_grad or _learns(self.proj) or type(self.proj) is not nn.Linear:
-            whole: Tensor = super().forward(hidden_states, *args, **kwargs)
-            return whole
-        gated: Tensor = _Gated.apply(hidden_states, self.proj.weight, self.proj.bias)
+        gated: Tensor = _Gated.apply(self.proj(hidden_states))
         return gated
 
 
@@ -117,15 +113,13 @@ class _Normed(torch.autograd.Function):
 
 class _Gated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight, bias)
-        value, gate = linear(x, weight, bias).chunk(2, dim=-1)
+    def forward(ctx: Any, projected: Tensor) -> Tensor:
+        ctx.save_for_backward(projected)
+        value, gate = projected.chunk(2, dim=-1)
         return value * gelu(gate)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upper: Tensor) -> Any:
-        x, weight, bias = ctx.saved_tensors
-        value, gate = linear(x, weight, bias).chunk(2, dim=-1)
-        back = torch.cat([upper * gelu(gate), torch.ops.aten.gelu_backward(upper * value, gate)], dim=-1)
-        return back @ weight, None, None
+    def backward(ctx: Any, upper: Tensor) -> Tensor:
+        value, gate = ctx.saved_tensors[0].chunk(2, dim=-1)
+        return torch.cat([upper * gelu(gate), torch.ops.aten.gelu_backward(upper * value, gate)], dim=-1)

@@ -58,6 +58,7 @@ def test_compiled_blocks_compute_the_same_with_a_lora_in_them(
     monkeypatch.setattr(backbone.unet, "compile_repeated_blocks", compile_blocks)
     monkeypatch.setattr(shutil, "which", lambda _: "a compiler")
     lora = filled(backbone.unet, LoraConfig(rank=2))
+    backbone.prepare_for_gradients()
     before = seen(backbone)
     with lora.without():
         bare = seen(backbone)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 
 from dpt.adapter import AdapterConfig
@@ -77,6 +76,5 @@ class _Counted:
 
 def _waiting(unet: nn.Module) -> list[nn.Module]:
     """Layers whose results do: see `dpt.backbone.lean` for those that do not."""
-    between = {module.proj for module in unet.modules() if isinstance(module, GEGLU)}
     leaves = (module for module in unet.modules() if not any(module.children()))
-    return [leaf for leaf in leaves if leaf not in between and not isinstance(leaf, nn.GroupNorm | nn.SiLU)]
+    return [leaf for leaf in leaves if not isinstance(leaf, nn.GroupNorm | nn.SiLU)]
