@@ -12,13 +12,14 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from dpt.cli.versions import versions
 
@@ -100,6 +101,24 @@ def peak_bytes(work: Work, device: torch.device) -> int:
         held += event.nbytes()
         peak = max(peak, held)
     return peak
+
+
+def kept_bytes(work: Callable[[], Tensor], parts: Iterable[nn.Module]) -> int:
+    """What waits for the backward pass of a result; the weights of `parts`, and views of them, are not counted."""
+    weights = {p.untyped_storage().data_ptr() for part in parts for p in part.parameters()}
+    found: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        result = work()
+        held = sum(found.values())
+    del result
+    return held
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -30,7 +30,7 @@ import torch
 from flops import Counted, best_rate, dense_rate
 from models import FEATURE, SizeName, adapter_for, as_it_came, open_size
 from parts import Clock, parts_of
-from timing import compared, in_turns, keep, peak_bytes, seconds_of, table
+from timing import compared, in_turns, keep, kept_bytes, peak_bytes, seconds_of, table
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -201,22 +201,8 @@ def stepping(task: Any, loss: Callable[[], Tensor], its_own: bool = False) -> Ca
 
 
 def kept(task: Task, loss: Callable[[], Tensor], its_own: bool = False) -> int:
-    """Bytes that the backward pass of a loss waits for; weights, and views of them, are not counted."""
-    weights = {p.untyped_storage().data_ptr() for part in (task.backbone.unet, task.trained) for p in part.parameters()}
-    found: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            found[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    layers = as_it_came(task.backbone.unet) if its_own else nullcontext()
-    with layers, torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        whole = loss()
-        held = sum(found.values())
-    del whole
-    return held
+    with as_it_came(task.backbone.unet) if its_own else nullcontext():
+        return kept_bytes(loss, (task.backbone.unet, task.trained))
 
 
 def shares_of(task: Task, batch: Batch, loading: float, device: torch.device) -> dict[str, float]:

@@ -20,8 +20,8 @@ class Attention(nn.MultiheadAttention):
             mixed: Tensor = super().forward(query, key, value, need_weights=False)[0]
             return mixed
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        inputs = (query, key, value)
-        projected = (linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True))
+        inputs = zip((query, key, value), weights, biases, strict=True)
+        projected = (linear(x, w, b) for x, w, b in inputs)
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in projected)
         read: Tensor = self.out_proj(self._mix(q, k, v).transpose(1, 2).flatten(2))
         return read

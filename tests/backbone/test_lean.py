@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from timing import kept_bytes
 from torch import Tensor, nn
 
 from dpt.backbone import Backbone
@@ -46,22 +47,8 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 
 def kept(unet: Any) -> int:
-    """Bytes that wait, weights aside."""
-    weights = {p.untyped_storage().data_ptr() for p in unet.parameters()}
-    found: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            found[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     z, states = torch.randn(1, 4, 16, 16).requires_grad_(), torch.randn(1, 5, unet.config.cross_attention_dim)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        predicted = unet(z, 500, encoder_hidden_states=states).sample
-        held = sum(found.values())
-    del predicted
-    return held
+    return kept_bytes(lambda: unet(z, 500, encoder_hidden_states=states).sample, (unet,))
 
 
 def kinds(unet: Any) -> set[str]:
