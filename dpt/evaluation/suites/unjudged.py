@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dpt.errors import UserError
-from dpt.evaluation.suites import reading
+from dpt.evaluation.suites.reading import Ids, as_object, lines, name_of, only, parse, read_text, text_of
 from dpt.evaluation.suites.base import Prompt, Suite
 from dpt.plain_json import parse_json
 
@@ -15,16 +15,16 @@ UNNAMED = "prompts"
 
 def prompts_suite(file: Path) -> Suite:
     """Any text file, a prompt on each line; or, named .jsonl, an object with prompt and perhaps id and category."""
-    ids = reading.Ids()
+    ids = Ids()
     prompts = []
-    for number, where, text in reading.lines(file):
+    for number, where, text in lines(file):
         id_, category = f"{number:05d}", "prompts"
         if file.suffix == ".jsonl":
-            content = reading.parse(where, text)
-            reading.only(where, content, ("prompt", "id", "category"))
-            text = reading.text_of(where, content, "prompt")
-            id_ = reading.name_of(where, content, "id", id_)
-            category = reading.name_of(where, content, "category", category)
+            content = parse(where, text)
+            only(where, content, ("prompt", "id", "category"))
+            text = text_of(where, content, "prompt")
+            id_ = name_of(where, content, "id", id_)
+            category = name_of(where, content, "category", category)
         prompts.append(Prompt(ids.add(where, id_), category, text, (), closed=False, where=where))
     return _suite("prompts", file, prompts)
 
@@ -33,7 +33,7 @@ def coco_suite(file: Path) -> Suite:
     """COCO-NSS1K: a JSON list whose entries have the text under `captions` (or `caption`) and their category under
     `name` (or `category`), if they have one. What else an entry has (boxes, sizes) is not read."""
     try:
-        entries = parse_json(reading.read_text(file))
+        entries = parse_json(read_text(file))
     except ValueError:
         raise UserError(f"{file} is not JSON: it may have been cut") from None
     if not isinstance(entries, list):
@@ -41,10 +41,10 @@ def coco_suite(file: Path) -> Suite:
     prompts = []
     for number, entry in enumerate(entries):
         where = f"{file}, entry {number}"
-        content = reading.as_object(where, entry)
-        text = reading.text_of(where, content, "captions" if "captions" in content else "caption")
+        content = as_object(where, entry)
+        text = text_of(where, content, "captions" if "captions" in content else "caption")
         key = next((one for one in ("name", "category") if one in content), None)
-        category = UNNAMED if key is None else reading.text_of(where, content, key)
+        category = UNNAMED if key is None else text_of(where, content, key)
         if category not in (*COCO_CATEGORIES, UNNAMED):
             raise UserError(f"{where}: there is no category {category!r}; there are {', '.join(COCO_CATEGORIES)}")
         prompts.append(Prompt(f"nss1k-{number:04d}", category, text, (), closed=False, where=where))
