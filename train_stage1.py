@@ -2,7 +2,7 @@
 
 import sys
 
-from dpt.cli.train_stage1 import main
+from dpt.cli.train.stages import main_stage1
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_stage1())

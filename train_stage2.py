@@ -2,7 +2,7 @@
 
 import sys
 
-from dpt.cli.train_stage2 import main
+from dpt.cli.train.stages import main_stage2
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_stage2())

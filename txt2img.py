@@ -2,7 +2,7 @@
 
 import sys
 
-from dpt.cli.txt2img import main
+from dpt.cli.txt2img.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,20 +19,20 @@ from timing import compared, in_turns, keep, table
 from torch import Tensor
 
 from dpt.backbone import Backbone
-from dpt.cli.embedded import EMBEDDED, model_location
-from dpt.cli.flags import parse_options
+from dpt.cli.common.console import parse_options
 from dpt.cli.main import run as dpt
-from dpt.cli.train_data import side
-from dpt.data.batch import collate
+from dpt.cli.train.data import side
 from dpt.data.cache.latents import CachedLatents
-from dpt.data.cache.part import Part
+from dpt.data.cache.storage import CachePart
 from dpt.data.cache.texts import CachedTexts
-from dpt.data.files.root import DataRoot
+from dpt.data.example import collate
+from dpt.data.files.reading import DataRoot
 from dpt.data.files.source import training_files
-from dpt.data.framing import Framing
-from dpt.data.pairs import encode_pictures, encode_texts, said_in
-from dpt.data.scene_source import SceneSource
+from dpt.data.images import Framing
+from dpt.data.pairs import encode_pair_images, encode_texts, texts_of
+from dpt.data.scenes.source import SceneSource
 from dpt.data.scenes.world import POCKET_WORLD
+from dpt.embedded import EMBEDDED, model_location
 
 BATCH = 16
 
@@ -57,8 +57,8 @@ def main(options: Options) -> None:
 def measured(options: Options, root: DataRoot) -> None:
     backbone = Backbone.open(model_location(EMBEDDED), device="cpu", dtype="float32")
     framing = Framing(side(None, backbone))
-    latents = CachedLatents(Part.open(root.path / "cache/latents"), root.images(""))
-    texts = CachedTexts(Part.open(root.path / "cache/texts"))
+    latents = CachedLatents(CachePart.open(root.path / "cache/latents"), root.images(""))
+    texts = CachedTexts(CachePart.open(root.path / "cache/texts"))
     scenes = SceneSource(POCKET_WORLD, 0, "train", framing)
     plain, cached = training_files(root, "refall", framing, 0), training_files(root, "refall", framing, 0, latents)
     sources = {
@@ -74,8 +74,8 @@ def measured(options: Options, root: DataRoot) -> None:
         for first in range(0, size, BATCH):
             batch = collate([source.example(index) for index in range(first, first + BATCH)])
             if encoded:
-                encode_pictures(backbone, batch, (0, 1, 2))
-                encode_texts(backbone, said_in(batch))
+                encode_pair_images(backbone, batch, (0, 1, 2))
+                encode_texts(backbone, texts_of(batch))
 
     timed = compared(in_turns({name: partial(read, name) for name in sources}, options.rounds, torch.device("cpu")))
     rows = [

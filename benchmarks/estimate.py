@@ -17,7 +17,7 @@ from timing import table
 from train_step import FORMATS, task_for
 from train_step import Options as StepOptions
 
-from dpt.cli.flags import parse_options
+from dpt.cli.common.console import parse_options
 
 
 @dataclass(frozen=True)

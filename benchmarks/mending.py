@@ -17,18 +17,18 @@ import torch
 import tyro
 
 from dpt.backbone import Backbone
-from dpt.backbone.randomness import Chance
+from dpt.backbone.rng import SampleRNG
 from dpt.checkpoints import open_checkpoint
-from dpt.cli.embedded import EMBEDDED, model_location
-from dpt.cli.flags import parse_options
-from dpt.data.batch import Batch, collate
-from dpt.data.framing import Framing
+from dpt.cli.common.console import parse_options
+from dpt.data.example import Batch, collate
+from dpt.data.images import Framing
 from dpt.data.pairs import HARD, TRUE
-from dpt.data.scene_source import SceneSource
 from dpt.data.scenes.negatives import NEGATIVE_TYPES
+from dpt.data.scenes.source import SceneSource
 from dpt.data.scenes.world import POCKET_WORLD
+from dpt.embedded import EMBEDDED, model_location
 from dpt.training.tasks.denoising import DENOISED, MENDED
-from dpt.training.tasks.noised import Noise, noised
+from dpt.training.tasks.noising import NoiseConfig, add_noise_to_batch
 
 TIMESTEPS = (200, 400, 500, 600, 700, 800, 900)
 
@@ -58,7 +58,9 @@ def main(options: Options) -> None:
 @torch.no_grad()
 def show(name: str, backbone: Backbone, batch: Batch, kinds: list[str | None]) -> None:
     for t in TIMESTEPS:
-        seen = noised(backbone, batch, (DENOISED, MENDED), Chance(1, range(len(batch))), Noise(fix_timestep=t))
+        seen = add_noise_to_batch(
+            backbone, batch, (DENOISED, MENDED), SampleRNG(1, range(len(batch))), NoiseConfig(fix_timestep=t)
+        )
         true, wrong = (
             backbone.noise.parts(seen.noisy[picture], backbone.predict(*seen.of((pair,))), seen.t)[0]
             for picture, pair in ((TRUE, DENOISED), (HARD, MENDED))

@@ -16,9 +16,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from dpt.adapter import Adapter, config_for
-from dpt.backbone import Backbone, lean
-from dpt.backbone.devices import resolve_dtype
-from dpt.cli.embedded import EMBEDDED, model_location
+from dpt.backbone import Backbone
+from dpt.backbone import memory_saving_layers as lean
+from dpt.backbone.device import resolve_dtype
+from dpt.embedded import EMBEDDED, model_location
 
 FEATURE = "up1"
 SizeName = Literal["pocket", "narrow", "full"]

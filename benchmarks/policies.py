@@ -25,8 +25,8 @@ from train_step import Options as StepOptions
 from train_step import examples, stepping, task_for, ways_for
 
 from dpt.backbone import Backbone
-from dpt.backbone.speed import hasten
-from dpt.cli.flags import parse_options
+from dpt.backbone.speedups import apply_speedups
+from dpt.cli.common.console import parse_options
 from dpt.sampling.options import Correction
 
 
@@ -95,7 +95,7 @@ def main(options: Options) -> None:
 
 def opened(size: SizeName, policy: Policy, device: torch.device) -> Backbone:
     backbone = open_size(size, device, policy.dtype)
-    hasten(backbone, compiled=policy.compiled, channels_last=policy.channels_last)
+    apply_speedups(backbone, compiled=policy.compiled, channels_last=policy.channels_last)
     return backbone
 
 

@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 from dpt.objectives.matching import match_score
-from dpt.sampling.loop import Around, Call
+from dpt.sampling.hooks import StepHook, StepInfo
 from dpt.sampling.self_correction import SelfCorrected
 
 
-class PublishedState(Around):
+class PublishedState(StepHook):
     """In place of a `SelfCorrected` whose target is the state: the same formula by a schedule that saves nothing."""
 
     def __init__(self, ours: SelfCorrected) -> None:
         self.ours = ours
 
-    def before(self, z: Tensor, call: Call) -> Tensor:
+    def before(self, z: Tensor, call: StepInfo) -> Tensor:
         backbone, scorer, text = self.ours.backbone, self.ours.scorer, self.ours.text
         with torch.enable_grad():
             x = (z * call.scale).detach().requires_grad_()

@@ -10,17 +10,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dpt.backbone.randomness import Chance
-from dpt.data.batch import Batch
-from dpt.data.pairs import EXPRESSION, HARD, RANDOM, TRUE, encode_pictures, said_in
+from dpt.backbone.rng import SampleRNG
+from dpt.data.example import Batch
+from dpt.data.pairs import EXPRESSION, HARD, RANDOM, TRUE, encode_pair_images, texts_of
 from dpt.training.tasks.denoising import DENOISED, MSE
 from dpt.training.tasks.discriminative import pairs_of
-from dpt.training.tasks.noised import Noised
+from dpt.training.tasks.noising import NoisedBatch
 from dpt.training.tasks.stage1 import Stage1
 from dpt.training.tasks.stage2 import Stage2
 
 
-def losses(task: Stage1 | Stage2, batch: Batch, chance: Chance, share: Tensor) -> dict[str, Tensor]:
+def losses(task: Stage1 | Stage2, batch: Batch, chance: SampleRNG, share: Tensor) -> dict[str, Tensor]:
     """In place of `task.losses`, for data that have both expressions and captions."""
     assert batch.expressions is not None and batch.matching is not None
     backbone, learning, feature = task.backbone, task.learning, task.adapter.config.unet_feature
@@ -43,10 +43,10 @@ def losses(task: Stage1 | Stage2, batch: Batch, chance: Chance, share: Tensor) -
 
 
 @torch.no_grad()
-def noised(task: Stage1 | Stage2, batch: Batch, chance: Chance) -> Noised:
+def noised(task: Stage1 | Stage2, batch: Batch, chance: SampleRNG) -> NoisedBatch:
     backbone = task.backbone
-    texts = {kind: backbone.encode_text(said) for kind, said in said_in(batch).items()}
-    z = torch.cat([encode_pictures(backbone, batch, (kind,)) for kind in (TRUE, HARD, RANDOM)])
+    texts = {kind: backbone.encode_text(said) for kind, said in texts_of(batch).items()}
+    z = torch.cat([encode_pair_images(backbone, batch, (kind,)) for kind in (TRUE, HARD, RANDOM)])
     noise = chance.normal(z.shape[2:], "noise").to(z.device)
     t = chance.integers(backbone.noise.num_timesteps, "timestep").to(z.device)
-    return Noised(texts, z, noise, t, torch.stack([backbone.add_noise(one, noise, t) for one in z]))
+    return NoisedBatch(texts, z, noise, t, torch.stack([backbone.add_noise(one, noise, t) for one in z]))

@@ -25,15 +25,16 @@ from timing import Timed, compared, in_turns, keep, table
 from torch import Tensor
 
 from dpt.adapter import Adapter
-from dpt.backbone import Backbone, Text
-from dpt.backbone.speed import hasten
+from dpt.backbone import Backbone, Condition
+from dpt.backbone.speedups import apply_speedups
 from dpt.checkpoints import open_checkpoint
-from dpt.cli.flags import parse_options
-from dpt.sampling.loop import Call, denoise
-from dpt.sampling.options import Correction, Guidance, Interval, recommended
+from dpt.cli.common.console import parse_options
+from dpt.sampling.hooks import StepInfo
+from dpt.sampling.loop import denoise
+from dpt.sampling.options import Correction, Guidance, Interval, recommended_correction
 from dpt.sampling.schedulers import make_scheduler
-from dpt.sampling.scorer import Scorer
 from dpt.sampling.self_correction import SelfCorrected, guided
+from dpt.score.matching import Scorer
 
 TOKENS = 77
 PUBLISHED = "published"
@@ -49,7 +50,7 @@ def ways_for(steps: int) -> dict[str, Correction]:
         "state": Correction(SMALL, "state"),
         "input": Correction(SMALL, "input"),
         "fused": Correction(SMALL, "fused"),
-        "default": recommended(steps),
+        "default": recommended_correction(steps),
         "state, rms, to 0.6": Correction(SMALL, "state", "rms", Interval(0, 0.6)),
         "state, relative": Correction(SMALL, "state", "relative"),
         "fused, relative": Correction(SMALL, "fused", "relative"),
@@ -76,7 +77,7 @@ class Options:
 def main(options: Options) -> None:
     device = torch.device("cuda" if options.gpu else "cpu")
     backbone = open_size(options.size, device, FORMATS[options.mixed_precision])
-    for sentence in hasten(backbone, compiled=options.compile, channels_last=options.channels_last):
+    for sentence in apply_speedups(backbone, compiled=options.compile, channels_last=options.channels_last):
         print(sentence)
     stored = None if options.ckpt is None else open_checkpoint(options.ckpt).adapter
     adapter = (stored or adapter_for(backbone)).to(device).eval()
@@ -117,8 +118,8 @@ class Drawing:
     backbone: Any
     adapter: Adapter
     batch: int
-    text: Text = field(init=False)
-    negative: Text = field(init=False)
+    text: Condition = field(init=False)
+    negative: Condition = field(init=False)
     noise: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -186,7 +187,7 @@ def products(ways: Mapping[str, Correction]) -> dict[str, float]:
         corrected = SelfCorrected(backbone, text, text, Guidance(), correction, Scorer(backbone, adapter))
         step: Any = PublishedState(corrected) if way == PUBLISHED else corrected
         share = (correction.interval.end - correction.interval.start) / correction.every if correction.on else 1.0
-        call = Call(0, 2, torch.tensor(900), torch.ones(1, device=meta), goes_on=True)
+        call = StepInfo(0, 2, torch.tensor(900), torch.ones(1, device=meta), goes_on=True)
         with Counted() as counter:
             x = step.before(z, call) if correction.on else z
             step(x, call.t)
@@ -206,11 +207,11 @@ def without_texts() -> Any:
     )
 
 
-def texts(backbone: Any, batch: int, generator: torch.Generator | None) -> Text:
+def texts(backbone: Any, batch: int, generator: torch.Generator | None) -> Condition:
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(backbone.device)
 
-    return Text(normal(batch, TOKENS, backbone.text_width), normal(batch, backbone.text_width))
+    return Condition(normal(batch, TOKENS, backbone.text_width), normal(batch, backbone.text_width))
 
 
 if __name__ == "__main__":

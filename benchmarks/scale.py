@@ -26,7 +26,7 @@ from timing import compared, in_turns, keep, peak_bytes, table
 from train_step import FORMATS, examples, stepping, task_for, ways_for  # fmt: skip
 from train_step import Options as StepOptions
 
-from dpt.cli.flags import parse_options
+from dpt.cli.common.console import parse_options
 
 ROOT = Path(__file__).resolve().parents[1]
 CONVERGING = 5

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from timing import compared, in_turns, keep, table
 
-from dpt.cli.flags import parse_options
+from dpt.cli.common.console import parse_options
 
 ROOT = Path(__file__).resolve().parents[1]
 HELP = {

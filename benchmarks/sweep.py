@@ -19,11 +19,11 @@ from typing import Any, Literal
 
 from sampling import products
 
-from dpt.cli import bench, bench_report
-from dpt.cli.embedded import CHECKOUT
-from dpt.cli.flags import parse_options
-from dpt.cli.versions import versions
-from dpt.evaluation.bench.methods import parse_method
+from dpt.cli.bench import report as bench_report
+from dpt.cli.bench import run as bench
+from dpt.cli.common.console import parse_options, versions
+from dpt.embedded import CHECKOUT
+from dpt.methods.registry import parse_method
 from dpt.sampling.draw import Request, Settings, draw
 from dpt.sampling.options import ALWAYS, Correction
 

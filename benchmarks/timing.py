@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpt.cli.versions import versions
+from dpt.cli.common.console import versions
 
 Work = Callable[[], object]
 

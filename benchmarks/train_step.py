@@ -34,22 +34,22 @@ from timing import compared, in_turns, keep, kept_bytes, peak_bytes, seconds_of,
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dpt.adapter.phrases import BackbonePhrases
-from dpt.backbone import Backbone, Text
-from dpt.backbone.randomness import Chance
-from dpt.backbone.speed import hasten
-from dpt.cli.flags import parse_options
-from dpt.data.batch import Batch, collate
-from dpt.data.framing import Framing
-from dpt.data.pairs import said_in
-from dpt.data.scene_source import SceneSource
+from dpt.adapter.phrase_encoder import BackbonePhraseEncoder
+from dpt.backbone import Backbone, Condition
+from dpt.backbone.rng import SampleRNG
+from dpt.backbone.speedups import apply_speedups
+from dpt.cli.common.console import parse_options
+from dpt.data.example import Batch, collate
+from dpt.data.images import Framing
+from dpt.data.pairs import texts_of
+from dpt.data.scenes.source import SceneSource
 from dpt.data.scenes.world import POCKET_WORLD
 from dpt.lora import Lora, LoraConfig
 from dpt.training.tasks.denoising import DENOISED
 from dpt.training.tasks.discriminative import pairs_of
-from dpt.training.tasks.noised import noised
+from dpt.training.tasks.noising import add_noise_to_batch
 from dpt.training.tasks.stage1 import Stage1
-from dpt.training.tasks.stage2 import How, Stage2
+from dpt.training.tasks.stage2 import Stage2, Stage2Config
 
 Task = Stage1 | Stage2
 AS_IT_CAME = ("plain", "published")
@@ -76,7 +76,7 @@ class Options:
 def main(options: Options) -> None:
     device = torch.device("cuda" if options.gpu else "cpu")
     backbone = open_size(options.size, device, FORMATS[options.mixed_precision])
-    for sentence in hasten(backbone, compiled=options.compile, channels_last=options.channels_last):
+    for sentence in apply_speedups(backbone, compiled=options.compile, channels_last=options.channels_last):
         print(sentence)
     task = task_for(options, backbone)
     side = options.side or backbone.default_latent_size[0]
@@ -112,11 +112,11 @@ def main(options: Options) -> None:
 def task_for(options: Options, backbone: Backbone) -> Task:
     adapter = adapter_for(backbone, text_encoder_type="backbone", dropout=0.0)
     adapter.product_dtype = torch.bfloat16 if options.adapter_precision == "bf16" else torch.float32
-    phrases, checkpointing = BackbonePhrases(backbone), options.gradient_checkpointing
+    phrases, checkpointing = BackbonePhraseEncoder(backbone), options.gradient_checkpointing
     backbone.prepare_for_gradients()
     if options.stage == 1:
         return Stage1(backbone, adapter, phrases, gradient_checkpointing=checkpointing)
-    how = How(gradient_checkpointing=checkpointing)
+    how = Stage2Config(gradient_checkpointing=checkpointing)
     return Stage2(backbone, adapter, Lora(backbone.unet, LoraConfig()), phrases, how=how)
 
 
@@ -138,14 +138,14 @@ class Remembered:
     """Text states as a warm cache has them."""
 
     def __init__(self, backbone: Backbone, batch: Batch) -> None:
-        said = sorted({text for texts in said_in(batch).values() for text in texts})
+        said = sorted({text for texts in texts_of(batch).values() for text in texts})
         with torch.no_grad():
             text = backbone.encode_text(said)
-        self.known = {one: Text(text.states[i], text.pooled[i]) for i, one in enumerate(said)}
+        self.known = {one: Condition(text.states[i], text.pooled[i]) for i, one in enumerate(said)}
 
-    def __call__(self, prompts: list[str]) -> Text:
+    def __call__(self, prompts: list[str]) -> Condition:
         found = [self.known[one] for one in prompts]
-        return Text(torch.stack([one.states for one in found]), torch.stack([one.pooled for one in found]))
+        return Condition(torch.stack([one.states for one in found]), torch.stack([one.pooled for one in found]))
 
 
 def total(task: Task, losses: Mapping[str, Tensor]) -> Tensor:
@@ -155,7 +155,7 @@ def total(task: Task, losses: Mapping[str, Tensor]) -> Tensor:
 def ways_for(task: Task, batch: Batch) -> dict[str, Callable[[], Tensor]]:
     """The total loss of each way, by name; the least that could be first."""
     backbone, adapter, pairs = task.backbone, task.adapter, pairs_of(batch)
-    share, chance = torch.tensor(float(len(batch)), device=backbone.device), Chance(1, range(len(batch)))
+    share, chance = torch.tensor(float(len(batch)), device=backbone.device), SampleRNG(1, range(len(batch)))
     encode, remembered, latents = backbone.encode_text, Remembered(backbone, batch), cached(backbone, batch)
 
     def ours() -> Tensor:
@@ -173,11 +173,11 @@ def ways_for(task: Task, batch: Batch) -> dict[str, Callable[[], Tensor]]:
 
     rest = {"published": published, "ours": ours, "ours, cached": with_cache}
     if isinstance(task, Stage2):
-        one = noised(backbone, batch, (DENOISED,), chance, task.how.noise)
+        one = add_noise_to_batch(backbone, batch, (DENOISED,), chance, task.how.noise)
         target = backbone.target(one.z[0], one.noise, one.t)
         plain = lambda: (backbone.predict(*one.of((DENOISED,))) - target).square().mean()  # noqa: E731
         return {"plain": plain, "plain, lean": plain, **rest}
-    seen = noised(backbone, batch, pairs, chance, task.noise)
+    seen = add_noise_to_batch(backbone, batch, pairs, chance, task.noise)
     z, t, states = seen.of(pairs)
 
     def bare() -> Tensor:

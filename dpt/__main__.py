@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 from dpt.cli.main import main
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 LONGEST = 1500
@@ -52,3 +53,28 @@ def run_command(command: Callable[[], object]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+class DataError(UserError):
+    """Something in a data file that cannot be used."""
+
+
+class BrokenImageError(DataError):
+    """A picture file that is missing, cut, or cannot be decoded."""
+
+    path: str = ""
+    reason: str = ""
+
+    @classmethod
+    def of(cls, path: Path, reason: str) -> BrokenImageError:
+        broken = cls(f"the picture {path} cannot be used: {reason}")
+        broken.path, broken.reason = str(path), reason
+        return broken
+
+
+OnDataError = Callable[[DataError], None]
+"""What a reader does about a row it cannot use: stop there (training), or take note and read on (a check)."""
+
+
+def raise_error(fault: DataError) -> None:
+    raise fault

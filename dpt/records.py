@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from dpt.errors import UserError
-from dpt.plain_json import parse_json
+from dpt.untrusted import parse_json
 
 T = TypeVar("T")
 

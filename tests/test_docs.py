@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from dpt.evaluation.detectors.check import Row, Tally
+from dpt.detect.accuracy import AccuracyRow, Tally
 from dpt.pocket.recipe import RECIPE_FILE, read_recipe
 from dpt.records import to_plain
-from dpt.sampling.options import recommended
+from dpt.sampling.options import recommended_correction
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "ckpt").rglob("*.md")])
@@ -41,7 +41,7 @@ def test_the_oracles_tables_are_the_measured_ones(world: str) -> None:
     measured = json.loads((ROOT / f"docs/oracle/{world}.json").read_text())
     document = (ROOT / "docs/oracle.md").read_text()
     for name, counts in measured["scenes"].items():
-        assert str(Row(name, Tally(**counts))) in document
+        assert str(AccuracyRow(name, Tally(**counts))) in document
     assert measured["detector"] in document
 
 
@@ -89,14 +89,17 @@ def test_the_results_are_the_measured_ones_of_what_is_shipped() -> None:
     assert (asked["prompts"], asked["per_prompt"], asked["suite"]) == (300, 4, "pocket")
     pocket = json.loads((ROOT / "docs/pocket/pocket.json").read_text())["model"]
     for method, folder in {
-        "control": "pocket-plain", "dpt": "pocket-dpt", "best4": "pocket-dpt", "corrected": "pocket-dpt",
+        "control": "pocket-plain",
+        "dpt": "pocket-dpt",
+        "best4": "pocket-dpt",
+        "corrected": "pocket-dpt",
     }.items():
         checkpoint = open_checkpoint(ROOT / "ckpt" / folder)
         made_of = measured["methods"][method]
         assert checkpoint.lora is not None and made_of["lora"] == content_hash(checkpoint.lora.tensors)
         assert made_of["model"] == pocket
     assert checkpoint.adapter is not None and made_of["adapter"] == content_hash(checkpoint.adapter.state_dict())
-    assert made_of["correction"] == to_plain(recommended(asked["num_timesteps"]))
+    assert made_of["correction"] == to_plain(recommended_correction(asked["num_timesteps"]))
 
 
 def test_the_results_can_be_counted_again_from_their_lines() -> None:
@@ -115,7 +118,7 @@ def test_the_sweep_is_the_measured_one_and_what_is_recommended_is_in_it() -> Non
     document = (ROOT / "docs/sampling.md").read_text()
     assert (ROOT / "docs/sweep/table.md").read_text().strip() in document
     ways = json.loads((ROOT / "docs/sweep/sweep.json").read_text())["ways"]
-    assert to_plain(recommended(25)) in [one["correction"] for one in ways]
+    assert to_plain(recommended_correction(25)) in [one["correction"] for one in ways]
 
 
 def test_what_it_costs_is_what_was_measured() -> None:

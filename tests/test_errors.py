@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dpt.data.faults import DataFault
-from dpt.errors import LONGEST, UserError, fail, run_command
+from dpt.errors import LONGEST, DataError, UserError, fail, run_command
 
 
 @pytest.mark.parametrize(
@@ -23,7 +22,7 @@ from dpt.errors import LONGEST, UserError, fail, run_command
 )
 def test_what_is_quoted_cannot_steer_the_terminal(said: str, shown: str) -> None:
     assert str(UserError(said)) == shown
-    assert str(DataFault(said)) == shown
+    assert str(DataError(said)) == shown
 
 
 def test_an_endless_sentence_keeps_its_beginning_and_its_end() -> None:

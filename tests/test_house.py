@@ -65,7 +65,7 @@ def test_evaluation_and_sampling_keep_apart_from_training() -> None:
 
 
 def test_the_judge_needs_no_torch() -> None:
-    loaded = "import sys, dpt.evaluation.judge; sys.exit('torch' in sys.modules)"
+    loaded = "import sys, dpt.claims.judge; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, check=False).returncode == 0
 
 
@@ -95,8 +95,12 @@ FORBIDDEN = [
 @pytest.mark.parametrize("pattern", FORBIDDEN)
 def test_nothing_unsafe(pattern: str) -> None:
     files = [*SOURCES, *ROOT.glob("*.py"), *(ROOT / "tools").glob("*.py")]
-    found = [f"{file.relative_to(ROOT)}: {line}" for file in files for line in file.read_text().splitlines()
-             if re.search(pattern, line)]
+    found = [
+        f"{file.relative_to(ROOT)}: {line}"
+        for file in files
+        for line in file.read_text().splitlines()
+        if re.search(pattern, line)
+    ]
     assert not found
 
 

@@ -47,7 +47,7 @@ FORBIDDEN_WORDS = {
     "allow_pickle": True,
     "weights_only": False,
 }
-CHOSEN_FROM_A_TABLE = {"dpt/cli/main.py", "dpt/cli/train.py"}
+CHOSEN_FROM_A_TABLE = {"dpt/cli/main.py", "dpt/cli/train/main.py"}
 """They import by name, out of a table in the code."""
 READ_FROM_THE_ENVIRONMENT = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dpt.backbone.feature_names import feature, feature_grid
+from dpt.backbone.features import feature_grid, parse_feature
 from dpt.errors import UserError
 
 POSITIONS = ("sine", "learned")
+
 PLACEMENTS = ("keys", "sequence")
+
 PUBLISHED_POSITION_ROWS = 50
 
 
@@ -82,7 +84,7 @@ def config_for(
 
     Learned positions get the published 50 rows, or as many as the feature has at the UNet's own latent size.
     """
-    asked = feature(unet_config, unet_feature)
+    asked = parse_feature(unet_config, unet_feature)
     size = unet_config["sample_size"]
     grid = feature_grid(unet_config, unet_feature, (size, size) if isinstance(size, int) else tuple(size))
     derived = {
@@ -95,7 +97,7 @@ def config_for(
 
 def check_fits(config: AdapterConfig, unet_config: Mapping[str, Any], text_width: int) -> None:
     """An adapter may be sound and yet not belong to the model at hand."""
-    channels = sum(feature(unet_config, config.unet_feature).channels)
+    channels = sum(parse_feature(unet_config, config.unet_feature).channels)
     if channels != sum(config.feature_channels):
         raise UserError(
             f"the adapter does not fit the model: it reads {config.unet_feature} with "

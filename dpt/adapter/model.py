@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from dpt.adapter.codes import LearnedPositions, SinePositions, TimestepEmbedding
 from dpt.adapter.config import AdapterConfig
-from dpt.adapter.phrases import EncoderPhrases
+from dpt.adapter.embeddings import LearnedPositionEmbedding, SinePositionEmbedding, TimestepEmbedding
+from dpt.adapter.phrase_encoder import PretrainedPhraseEncoder
 from dpt.adapter.transformer import Transformer
-from dpt.backbone.precision import full_precision, products_in
+from dpt.backbone.device import full_precision, matmul_autocast
 
 
 @dataclass(frozen=True)
-class Grounding:
+class GroundingOutput:
     """What the grounding queries say."""
 
     logits: Tensor  # (B,Q,slots+1): which token of the expression; the last class is none
@@ -26,9 +26,9 @@ class Grounding:
 
 
 @dataclass(frozen=True)
-class Reading:
+class AdapterOutput:
     matching: Tensor  # (B,M,D): one vector per matching query, in the space of the pooled text
-    grounding: Grounding
+    grounding: GroundingOutput
 
 
 class BoxHead(nn.Module):
@@ -50,7 +50,7 @@ class Adapter(nn.Module):
     matrix products of encoder and decoder, which may be asked for in another format.
     """
 
-    text_encoder: EncoderPhrases | None
+    text_encoder: PretrainedPhraseEncoder | None
     """What reads expressions, where it was trained along and so belongs to the adapter."""
 
     def __init__(self, config: AdapterConfig) -> None:
@@ -67,7 +67,7 @@ class Adapter(nn.Module):
             self.fusion_proj = nn.ModuleList(maps)
         self.input_proj = nn.Conv2d(config.fused_channels or sum(config.feature_channels), d, 1)
         sine = config.position_embedding == "sine"
-        self.position_embedding = SinePositions(config) if sine else LearnedPositions(config)
+        self.position_embedding = SinePositionEmbedding(config) if sine else LearnedPositionEmbedding(config)
         self.timestep_embedding = TimestepEmbedding(config)
         self.map_to_clip = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, config.text_width))
         self.class_embed = nn.Linear(d, config.token_slots + 1)
@@ -77,10 +77,10 @@ class Adapter(nn.Module):
             self.contrastive_align_projection_text = nn.Linear(config.phrase_width, config.contrastive_loss_hdim)
 
     @full_precision
-    def forward(self, features: Tensor, t: Tensor) -> Reading:
+    def forward(self, features: Tensor, t: Tensor) -> AdapterOutput:
         """Everything, for features (B,C,h,w) and t (B,)."""
         decoded = self.decode(features, t)
-        return Reading(self.matching_head(decoded), self.grounding_head(decoded))
+        return AdapterOutput(self.matching_head(decoded), self.grounding_head(decoded))
 
     @full_precision
     def match(self, features: Tensor, t: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class Adapter(nn.Module):
         return self.matching_head(self.decode(features, t, self._queries(self._matching)))
 
     @full_precision
-    def ground(self, features: Tensor, t: Tensor) -> Grounding:
+    def ground(self, features: Tensor, t: Tensor) -> GroundingOutput:
         """Only the grounding. Leaves the matching queries out where that changes nothing."""
         return self.grounding_head(self.decode(features, t, self._queries(self._grounding)))
 
@@ -117,12 +117,12 @@ class Adapter(nn.Module):
         tokens, codes = self.project(features), self.codes(t, *features.shape[-2:])
         if self.config.code_placement == "sequence":
             tokens = tokens + codes
-        with products_in(self.product_dtype, features.device.type):
+        with matmul_autocast(self.product_dtype, features.device.type):
             return self.transformer.encoder(tokens, codes), codes
 
     def _recall(self, memory: Tensor, codes: Tensor, queries: Tensor | None) -> Tensor:
         positions = (self.query_embed.weight if queries is None else queries).expand(len(memory), -1, -1)
-        with products_in(self.product_dtype, memory.device.type):
+        with matmul_autocast(self.product_dtype, memory.device.type):
             decoded: Tensor = self.transformer.decoder(positions, memory, codes)
         return decoded.float()
 
@@ -133,13 +133,13 @@ class Adapter(nn.Module):
         return vectors
 
     @full_precision
-    def grounding_head(self, decoded: Tensor) -> Grounding:
+    def grounding_head(self, decoded: Tensor) -> GroundingOutput:
         """For the grounding queries, which are the last of (B,Q,d)."""
         queries = decoded[:, decoded.shape[1] - self.config.num_queries_rec :]
         align = None
         if self.config.contrastive_align_loss:
             align = normalize(self.contrastive_align_projection_image(queries), dim=-1)
-        return Grounding(self.class_embed(queries), self.bbox_embed(queries), align)
+        return GroundingOutput(self.class_embed(queries), self.bbox_embed(queries), align)
 
     @full_precision
     def align_text(self, states: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The frozen text-to-image model: text to states, images to latents and back, noise, prediction."""
 
-from dpt.backbone.model import Backbone
-from dpt.backbone.text import Text
+from dpt.backbone.text import Condition
+from dpt.backbone.unet import Backbone
 
-__all__ = ["Backbone", "Text"]
+__all__ = ["Backbone", "Condition"]

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from dpt.errors import UserError
-from dpt.plain_json import parse_json
+from dpt.untrusted import parse_json
 
 
 @dataclass(frozen=True)
@@ -25,21 +25,22 @@ class Component:
     required_keys: tuple[str, ...] = ()
 
 
-TOKENIZER = Component(
-    "tokenizer", ("CLIPTokenizer", "CLIPTokenizerFast"), config_file="tokenizer_config.json"
-)
+TOKENIZER = Component("tokenizer", ("CLIPTokenizer", "CLIPTokenizerFast"), config_file="tokenizer_config.json")
+
 TEXT_ENCODER = Component(
     "text_encoder",
     ("CLIPTextModel",),
     weights_stem="model",
     required_keys=("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
 )
+
 VAE = Component(
     "vae",
     ("AutoencoderKL",),
     weights_stem="diffusion_pytorch_model",
     required_keys=("block_out_channels", "down_block_types", "up_block_types", "latent_channels"),
 )
+
 UNET = Component(
     "unet",
     ("UNet2DConditionModel",),
@@ -53,6 +54,7 @@ UNET = Component(
         "sample_size",
     ),
 )
+
 # Any scheduler of diffusers will do, so no class is named.
 SCHEDULER = Component(
     "scheduler",
@@ -60,8 +62,11 @@ SCHEDULER = Component(
     config_file="scheduler_config.json",
     required_keys=("num_train_timesteps", "beta_start", "beta_end", "beta_schedule"),
 )
+
 LISTS = ("block_out_channels", "down_block_types", "up_block_types")
+
 COMPONENTS = (TOKENIZER, TEXT_ENCODER, VAE, UNET, SCHEDULER)
+
 TOKENIZER_FILES = (
     "tokenizer.json",
     "vocab.json",
@@ -135,9 +140,7 @@ class ModelFolder:
         if not isinstance(entry, list) or len(entry) != 2 or entry[1] is None:
             raise UserError(f"{self.path} has no {component.name}: model_index.json does not name one")
         if component.classes and entry[1] not in component.classes:
-            raise UserError(
-                f"the {component.name} of {self.path} is a {entry[1]}, not a {component.classes[0]}"
-            )
+            raise UserError(f"the {component.name} of {self.path} is a {entry[1]}, not a {component.classes[0]}")
         if not self.component(component).is_dir():
             raise UserError(f"{self.path} has no {component.name}: the sub-folder is missing")
 

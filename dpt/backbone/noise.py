@@ -22,9 +22,7 @@ class NoiseSchedule:
         known = {key: value for key, value in scheduler_config.items() if not key.startswith("_")}
         self.prediction_type = prediction_type or str(known.get("prediction_type", "epsilon"))
         if self.prediction_type not in PREDICTION_TYPES:
-            raise UserError(
-                f"prediction type {self.prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}"
-            )
+            raise UserError(f"prediction type {self.prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}")
         try:
             # DDPM is used only for its betas: it knows every schedule, zero terminal SNR and given betas.
             betas = {key: known[key] for key in _BETA_KEYS if known.get(key) is not None}

@@ -13,12 +13,13 @@ from torch import Tensor
 # size was cut for a closed world: there, a word that is not one piece was never seen in training.
 _CLOSED_VOCABULARY = 8192
 
+
 ENCODING = 1
 """Of `encode_prompts`: to be raised when it comes to give other states, since caches hold what it gave."""
 
 
 @dataclass(frozen=True)
-class Text:
+class Condition:
     """Encoded prompts: states (B,L,D) after the final layer norm; pooled (B,D), the one at the end token."""
 
     states: Tensor
@@ -27,41 +28,39 @@ class Text:
     def __len__(self) -> int:
         return len(self.states)
 
-    def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> Text:
-        return Text(self.states[rows], self.pooled[rows])
+    def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> Condition:
+        return Condition(self.states[rows], self.pooled[rows])
 
     @staticmethod
-    def stack(texts: Sequence[Text]) -> Text:
-        return Text(torch.cat([one.states for one in texts]), torch.cat([one.pooled for one in texts]))
+    def stack(texts: Sequence[Condition]) -> Condition:
+        return Condition(torch.cat([one.states for one in texts]), torch.cat([one.pooled for one in texts]))
 
 
-class KnownTexts(Protocol):
+class ConditionCache(Protocol):
     """Prompts that the same encoder has encoded before."""
 
-    def find(self, prompt: str) -> Text | None:
+    def find(self, prompt: str) -> Condition | None:
         """states (1,L,D) and pooled (1,D) on the CPU, in the encoder's own number format."""
 
 
-def encode_unknown(
-    known: KnownTexts, prompts: Sequence[str], encode: Callable[[Sequence[str]], Text], device: torch.device
-) -> Text:
+def encode_with_cache(
+    known: ConditionCache, prompts: Sequence[str], encode: Callable[[Sequence[str]], Condition], device: torch.device
+) -> Condition:
     """Only what is not known is encoded."""
     found = {prompt: known.find(prompt) for prompt in prompts}
     rows = [text for text in found.values() if text is not None]
     missing = [prompt for prompt, text in found.items() if text is None]
     parts = [encode(missing)] if missing else []
     if rows:
-        stored = Text.stack(rows)
-        parts.insert(0, Text(stored.states.to(device), stored.pooled.to(device)))
+        stored = Condition.stack(rows)
+        parts.insert(0, Condition(stored.states.to(device), stored.pooled.to(device)))
     order = {prompt: at for at, prompt in enumerate([*(p for p in found if found[p] is not None), *missing])}
-    return Text.stack(parts)[[order[prompt] for prompt in prompts]]
+    return Condition.stack(parts)[[order[prompt] for prompt in prompts]]
 
 
-def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str], length: int) -> Text:
+def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str], length: int) -> Condition:
     """Prompts padded and cut to `length` tokens, as StableDiffusionPipeline does it."""
-    tokens = tokenizer(
-        list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    )
+    tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     device = text_encoder.device
     mask = tokens.attention_mask.to(device)
     attended = mask if getattr(text_encoder.config, "use_attention_mask", False) else None
@@ -69,7 +68,7 @@ def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str], le
     # The end token is the last one that is not padding. Searching for its id instead would stop early at an
     # unknown word, because CLIP tokenizers use the end token for those too.
     end = mask.sum(dim=1) - 1
-    return Text(states, states[torch.arange(len(states), device=device), end])
+    return Condition(states, states[torch.arange(len(states), device=device), end])
 
 
 def unknown_words(tokenizer: Any, prompt: str) -> list[str]:
@@ -90,7 +89,7 @@ def unknown_words(tokenizer: Any, prompt: str) -> list[str]:
     return list(lost.values())
 
 
-def cut_off(tokenizer: Any, prompt: str, length: int) -> str:
+def truncated_part(tokenizer: Any, prompt: str, length: int) -> str:
     """The end of the prompt that does not fit into `length` tokens, start and end token included."""
     spans = _encode(tokenizer, prompt)["offset_mapping"]
     room = length - tokenizer.num_special_tokens_to_add()

@@ -8,24 +8,25 @@ from typing import Any
 
 from torch import Tensor
 
-from dpt.adapter import store as adapter_store
+from dpt.adapter.io import native as adapter_store
+from dpt.adapter.io.native import AdapterRecord
+from dpt.adapter.io.published import has_checksums
 from dpt.adapter.model import Adapter
-from dpt.adapter.published import has_checksums
-from dpt.adapter.store import AdapterRecord
-from dpt.backbone.feature_names import block_names
+from dpt.backbone.features import block_names
 from dpt.backbone.folder import SCHEDULER, TEXT_ENCODER, UNET, VAE, ModelFolder
-from dpt.checkpoints.opened import KINDS, Checkpoint
-from dpt.lora.formats.layout import places_in
-from dpt.lora.store import LoraRecord, StoredLora
+from dpt.checkpoints.open import KINDS, Checkpoint
+from dpt.lora.formats.common import places_in
+from dpt.lora.io import LoraRecord, StoredLora
 
-Described = dict[str, Any]
+Summary = dict[str, Any]
+
 
 NOT_IN_PUBLISHED = ["unet_feature", "queries", "nheads", "text_encoder_type", "code_placement"]
 """The published file does not say these: they are taken to be the published ones."""
 
 
-def describe(checkpoint: Checkpoint) -> Described:
-    found: Described = {"path": str(checkpoint.path), "format": checkpoint.kind, "kind": KINDS[checkpoint.kind]}
+def describe(checkpoint: Checkpoint) -> Summary:
+    found: Summary = {"path": str(checkpoint.path), "format": checkpoint.kind, "kind": KINDS[checkpoint.kind]}
     if checkpoint.adapter and checkpoint.adapter_record:
         assumed = NOT_IN_PUBLISHED if checkpoint.kind == "published" else []
         found["adapter"] = _adapter(checkpoint.adapter, checkpoint.adapter_record, assumed)
@@ -35,7 +36,7 @@ def describe(checkpoint: Checkpoint) -> Described:
     return found
 
 
-def describe_model(path: Path) -> Described:
+def describe_model(path: Path) -> Summary:
     """A Stable Diffusion model in the diffusers layout, without loading it."""
     folder = ModelFolder.check(path)
     unet, scheduler = folder.config(UNET), folder.config(SCHEDULER)
@@ -52,7 +53,7 @@ def describe_model(path: Path) -> Described:
     return {**what, "model": model, "files": [_file(file, "absent") for file in weights]}
 
 
-def as_text(found: Described) -> str:
+def format_summary(found: Summary) -> str:
     lines = [f"{found['path']}: {found['kind']}"]
     for part in ("adapter", "lora", "model"):
         if part in found:
@@ -62,7 +63,7 @@ def as_text(found: Described) -> str:
     return "\n".join(lines)
 
 
-def _adapter(adapter: Adapter, record: AdapterRecord, assumed: list[str]) -> Described:
+def _adapter(adapter: Adapter, record: AdapterRecord, assumed: list[str]) -> Summary:
     config = record.config
     return {
         "unet_feature": config.unet_feature,
@@ -80,7 +81,7 @@ def _adapter(adapter: Adapter, record: AdapterRecord, assumed: list[str]) -> Des
     }
 
 
-def _lora(stored: StoredLora) -> Described:
+def _lora(stored: StoredLora) -> Summary:
     config = stored.record.config
     return {
         "rank": config.rank,
@@ -93,17 +94,17 @@ def _lora(stored: StoredLora) -> Described:
     }
 
 
-def _base(record: AdapterRecord | LoraRecord) -> Described:
+def _base(record: AdapterRecord | LoraRecord) -> Summary:
     """None is what was not recorded."""
     names = ("base", "base_hash", "prediction_type")
     return {name: getattr(record, name) or None for name in names}
 
 
-def _size(tensors: Mapping[str, Tensor]) -> Described:
+def _size(tensors: Mapping[str, Tensor]) -> Summary:
     return {"tensors": len(tensors), "values": sum(tensor.numel() for tensor in tensors.values())}
 
 
-def _file(file: Path, checksum: str) -> Described:
+def _file(file: Path, checksum: str) -> Summary:
     return {"file": str(file), "bytes": file.stat().st_size, "checksum": checksum}
 
 
@@ -116,7 +117,7 @@ def _checksum(file: Path, checkpoint: Checkpoint) -> str:
     return "verified (SHA-256)" if record and record.weights_sha256 else "absent"
 
 
-def _rows(values: Described) -> list[str]:
+def _rows(values: Summary) -> list[str]:
     assumed = values.get("assumed", [])
     shown = {
         name.replace("_", " "): _shown(value) + (" (assumed: the file does not say)" if name in assumed else "")

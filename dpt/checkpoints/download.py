@@ -7,12 +7,12 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 from dpt.errors import UserError
-from dpt.folders import whole_new_file
+from dpt.files import atomic_new_file
 from dpt.weights import sha256
 
 
 @dataclass(frozen=True)
-class Wanted:
+class DownloadSpec:
     repo: str
     file: str
     revision: str | None = None
@@ -20,20 +20,20 @@ class Wanted:
     sha256: str = ""
 
 
-def fetch(wanted: Wanted, folder: Path, endpoint: str | None = None) -> str:
+def fetch(wanted: DownloadSpec, folder: Path, endpoint: str | None = None) -> str:
     """What has been done, in a sentence. A file that is there already is left alone."""
     final = folder / PurePosixPath(wanted.file).name
     if final.exists():
         _check(final, wanted, f"{final} is there already, but it")
-        return f"{final} is there already ({_told(final)})"
-    with whole_new_file(final) as work, TemporaryDirectory(prefix=f".{final.name}.", dir=work.parent) as scratch:
+        return f"{final} is there already ({_stored_sha256(final)})"
+    with atomic_new_file(final) as work, TemporaryDirectory(prefix=f".{final.name}.", dir=work.parent) as scratch:
         found = _fetch(wanted, final, Path(scratch), endpoint)
         _check(found, wanted, f"what the hub has as {wanted.file} of {wanted.repo} was not kept: it")
         found.replace(work)
-    return f"{final} was fetched from {wanted.repo} ({_told(final)})"
+    return f"{final} was fetched from {wanted.repo} ({_stored_sha256(final)})"
 
 
-def _check(file: Path, wanted: Wanted, subject: str) -> None:
+def _check(file: Path, wanted: DownloadSpec, subject: str) -> None:
     size = file.stat().st_size
     if wanted.size not in (None, size):
         raise UserError(f"{subject} has {size} bytes instead of {wanted.size}")
@@ -41,11 +41,11 @@ def _check(file: Path, wanted: Wanted, subject: str) -> None:
         raise UserError(f"{subject} has the SHA-256 {digest} instead of {wanted.sha256}")
 
 
-def _told(file: Path) -> str:
+def _stored_sha256(file: Path) -> str:
     return f"{file.stat().st_size:,} bytes, SHA-256 {sha256(file)}"
 
 
-def _fetch(wanted: Wanted, final: Path, scratch: Path, endpoint: str | None) -> Path:
+def _fetch(wanted: DownloadSpec, final: Path, scratch: Path, endpoint: str | None) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,

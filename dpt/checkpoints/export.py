@@ -9,50 +9,50 @@ from pathlib import Path
 import torch
 
 from dpt.adapter.config import AdapterConfig
-from dpt.adapter.published import FILE_NAME as PUBLISHED
-from dpt.adapter.published import config_of
-from dpt.checkpoints.opened import Checkpoint
+from dpt.adapter.io.published import FILE_NAME as PUBLISHED
+from dpt.adapter.io.published import config_of
+from dpt.checkpoints.open import Checkpoint
 from dpt.errors import UserError
-from dpt.folders import whole_folder, whole_new_file
+from dpt.files import atomic_folder, atomic_new_file
 from dpt.lora.formats.diffusers import FILE_NAME as DIFFUSERS
 from dpt.lora.formats.diffusers import write_diffusers
 from dpt.lora.formats.kohya import write_kohya
 from dpt.lora.formats.published import to_published
-from dpt.lora.store import StoredLora
+from dpt.lora.io import StoredLora
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     file: Path
     notes: tuple[str, ...]
     """What the format could not carry as it was, one sentence each."""
 
 
-def export(checkpoint: Checkpoint, form: str, out: Path) -> Exported:
+def export(checkpoint: Checkpoint, form: str, out: Path) -> ExportResult:
     """Write it in one of `FORMATS`, all or nothing, where nothing is yet."""
     return FORMATS[form](checkpoint, out)
 
 
-def export_diffusers(checkpoint: Checkpoint, out: Path) -> Exported:
+def export_diffusers(checkpoint: Checkpoint, out: Path) -> ExportResult:
     """A folder for `load_lora_weights`."""
     lora = _lora_of(checkpoint, "diffusers")
     _expect_folder(out, "diffusers", DIFFUSERS)
-    with whole_folder(out) as work:
+    with atomic_folder(out) as work:
         write_diffusers(lora, work / DIFFUSERS, str(checkpoint.path))
-    return Exported(out / DIFFUSERS, _left_behind(checkpoint))
+    return ExportResult(out / DIFFUSERS, _left_behind(checkpoint))
 
 
-def export_kohya(checkpoint: Checkpoint, out: Path) -> Exported:
+def export_kohya(checkpoint: Checkpoint, out: Path) -> ExportResult:
     """A file for the folder where such a program keeps its LoRAs, which shows it under the file's name."""
     lora = _lora_of(checkpoint, "kohya")
     if out.suffix != ".safetensors":
         raise UserError(f"the format kohya is one file: let --out end in .safetensors, which {out} does not")
-    with whole_new_file(out) as work:
+    with atomic_new_file(out) as work:
         write_kohya(lora, work, str(checkpoint.path))
-    return Exported(out, _left_behind(checkpoint))
+    return ExportResult(out, _left_behind(checkpoint))
 
 
-def export_published(checkpoint: Checkpoint, out: Path) -> Exported:
+def export_published(checkpoint: Checkpoint, out: Path) -> ExportResult:
     """The published code's checkpoint: adapter and LoRA in one flat list of float32 tensors."""
     _expect_folder(out, "published", PUBLISHED)
     content, notes = {}, []
@@ -65,12 +65,12 @@ def export_published(checkpoint: Checkpoint, out: Path) -> Exported:
         if config.scale != 1:
             scale = f"alpha / rank = {config.strength:g} / {config.rank}"
             notes.append(f"the published layout has no alpha: the scale {scale} was made part of the `up` matrices")
-    with whole_folder(out) as work:
+    with atomic_folder(out) as work:
         torch.save(content, work / PUBLISHED)
-    return Exported(out / PUBLISHED, tuple(notes))
+    return ExportResult(out / PUBLISHED, tuple(notes))
 
 
-FORMATS: dict[str, Callable[[Checkpoint, Path], Exported]] = {
+FORMATS: dict[str, Callable[[Checkpoint, Path], ExportResult]] = {
     "diffusers": export_diffusers,
     "kohya": export_kohya,
     "published": export_published,

@@ -5,24 +5,30 @@ from __future__ import annotations
 import importlib
 import sys
 
-from dpt.cli.flags import parse
+from dpt.cli.common.console import parse
 from dpt.errors import UserError, run_command
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "bench report": ("dpt.cli.bench_report:report", "count what was judged, compare methods in pairs, show it all"),
-    "bench run": ("dpt.cli.bench:run", "draw a suite by several methods and judge every picture"),
-    "bench score": ("dpt.cli.bench_score:score", "judge drawn pictures once more, by another detector or CLIP"),
-    "cache": ("dpt.cli.cache:cache", "encode all pictures of a data folder once, and its texts if asked to"),
-    "data check": ("dpt.cli.data:check", "say what of a data folder is missing or broken, by file"),
-    "data prepare": ("dpt.cli.data:prepare", "make the hard negatives by caption of their table"),
-    "download": ("dpt.cli.download:download", "fetch the published checkpoint from the hub"),
-    "export": ("dpt.cli.export:export", "write a trained result for other programs: diffusers, ComfyUI, A1111"),
-    "info": ("dpt.cli.info:info", "say what a trained result, a LoRA file or a model is"),
-    "pocket build": ("dpt.cli.pocket:build", "make the embedded model from nothing, resumably"),
-    "pocket measure": ("dpt.cli.pocket:measure", "draw the pocket suite and let the oracle count what is right"),
-    "probe": ("dpt.cli.probe:probe", "ask adapters what they know, by feature, timestep and type of negative"),
-    "scenes check": ("dpt.cli.scenes:check", "measure how well the oracle reads rendered scenes"),
-    "scenes export": ("dpt.cli.scenes_export:export", "write rendered scenes in the published data formats"),
+    "bench report": ("dpt.cli.bench.report:report", "count what was judged, compare methods in pairs, show it all"),
+    "bench run": ("dpt.cli.bench.run:run", "draw a suite by several methods and judge every picture"),
+    "bench score": ("dpt.cli.bench.score:score", "judge drawn pictures once more, by another detector or CLIP"),
+    "cache": ("dpt.cli.commands.cache:cache", "encode all pictures of a data folder once, and its texts if asked to"),
+    "data check": ("dpt.cli.commands.data:check", "say what of a data folder is missing or broken, by file"),
+    "data prepare": ("dpt.cli.commands.data:prepare", "make the hard negatives by caption of their table"),
+    "download": ("dpt.cli.commands.download:download", "fetch the published checkpoint from the hub"),
+    "export": (
+        "dpt.cli.commands.export:export",
+        "write a trained result for other programs: diffusers, ComfyUI, A1111",
+    ),
+    "info": ("dpt.cli.commands.info:info", "say what a trained result, a LoRA file or a model is"),
+    "pocket build": ("dpt.cli.commands.pocket:build", "make the embedded model from nothing, resumably"),
+    "pocket measure": (
+        "dpt.cli.commands.pocket:measure",
+        "draw the pocket suite and let the oracle count what is right",
+    ),
+    "probe": ("dpt.cli.commands.probe:probe", "ask adapters what they know, by feature, timestep and type of negative"),
+    "scenes check": ("dpt.cli.commands.scenes:check", "measure how well the oracle reads rendered scenes"),
+    "scenes export": ("dpt.cli.commands.scenes:export", "write rendered scenes in the published data formats"),
 }
 
 

@@ -10,17 +10,21 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dpt.data.example import Example, Expression, Matching, Picture, Region
+from dpt.data.example import Example, ExampleImage, GroundedRegion, MatchingExample, ReferringExpression
 
 PAIRS = {
     f"left{ending}": f"right{ending}"
     for ending in ("", "most", "hand", "side", "ward", "wards", "er", "ish", "y", "handed")
 }
+
 SWAPPED = {**PAIRS, **{right: left for left, right in PAIRS.items()}}
 
+
 BOTH = "(?:left|right)"
+
 NO_SIDE_AT_ALL = re.compile(r"(?:bright|fright|cleft).*|(?:up|out|down|forth|copy)right|(?:play)?wright")
 """Words that have left or right in them and mean no side: bright, brighter, frightened, upright."""
+
 
 NO_SIDE_MEANT = re.compile(
     rf"\b{BOTH}\W+(?:now|away|next|behind|in\W+front|above|below|under\w*|beneath|over|beside|by|near|after|before|at|"
@@ -31,13 +35,15 @@ NO_SIDE_MEANT = re.compile(
 )
 """Where left and right may be the other words of that spelling. The same for both: what is mirrored can be again."""
 
-SIDES_IN_OTHER_WORDS = re.compile(
-    r"\b(?:[lr]|lt|rt|lft|rgt|rite|east\w*|west\w*|\w*clockwise|o\W?clock)\b", re.I
-)
+
+SIDES_IN_OTHER_WORDS = re.compile(r"\b(?:[lr]|lt|rt|lft|rgt|rite|east\w*|west\w*|\w*clockwise|o\W?clock)\b", re.I)
+
 WRITING = re.compile(r"\b(?:says|saying|spells|spelling|letters?|written|initials)\b", re.I)
 """Letters of a mirrored picture cannot be read."""
 
+
 WORD = re.compile(r"[^\W_]+")
+
 Swap = tuple[int, int, str]
 """Where in the text a word begins and ends, and the word that comes instead."""
 
@@ -51,9 +57,7 @@ def mirrored(example: Example) -> Example | None:
     mirrored_match = None if match is None else _mirrored_matching(match)
     if (said is not None and mirrored_said is None) or (match is not None and mirrored_match is None):
         return None
-    return replace(
-        example, image=_mirrored_picture(example.image), expression=mirrored_said, matching=mirrored_match
-    )
+    return replace(example, image=_mirrored_picture(example.image), expression=mirrored_said, matching=mirrored_match)
 
 
 def mirrored_text(text: str) -> str | None:
@@ -61,7 +65,7 @@ def mirrored_text(text: str) -> str | None:
     return None if swaps is None else _swapped(text, swaps)
 
 
-def mirrored_expression(expression: Expression) -> Expression | None:
+def mirrored_expression(expression: ReferringExpression) -> ReferringExpression | None:
     swaps = _swaps(expression.text)
     spans = {span for region in expression.regions for span in region.spans}
     if swaps is None or any(start < edge < end for start, end, _ in swaps for span in spans for edge in span):
@@ -70,8 +74,8 @@ def mirrored_expression(expression: Expression) -> Expression | None:
     for region in expression.regions:
         cx, cy, width, height = region.box
         moved = tuple((_moved(first, swaps), _moved(last, swaps)) for first, last in region.spans)
-        regions.append(Region((1 - cx, cy, width, height), moved))
-    return Expression(_swapped(expression.text, swaps), tuple(regions))
+        regions.append(GroundedRegion((1 - cx, cy, width, height), moved))
+    return ReferringExpression(_swapped(expression.text, swaps), tuple(regions))
 
 
 def _swaps(text: str) -> list[Swap] | None:
@@ -112,7 +116,7 @@ def _other_side(word: str) -> str | None:
     return word if NO_SIDE_AT_ALL.fullmatch(lower) else None
 
 
-def _mirrored_matching(match: Matching) -> Matching | None:
+def _mirrored_matching(match: MatchingExample) -> MatchingExample | None:
     captions = [mirrored_text(text) for text in (match.caption, match.hard_caption, match.random_caption)]
     known = [text for text in captions if text is not None]
     if len(known) < len(captions):
@@ -127,7 +131,7 @@ def _mirrored_matching(match: Matching) -> Matching | None:
     )
 
 
-def _mirrored_picture(picture: Picture) -> Picture:
+def _mirrored_picture(picture: ExampleImage) -> ExampleImage:
     if picture.mirrored is not None:
         return replace(picture, values=picture.mirrored, mirrored=picture.values)
     return replace(picture, values=picture.values.flip(-1))

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpt.backbone import Backbone, Text
-from dpt.data.batch import Batch
+from dpt.backbone import Backbone, Condition
+from dpt.data.example import Batch
 
 # The VAE's first layers hold whole pictures; more of them at once only costs memory.
 PICTURES_AT_ONCE = 16
+
 # Places of the pictures z, z-, z? among a batch's pictures.
 TRUE, HARD, RANDOM = 0, 1, 2
 
@@ -27,7 +28,9 @@ class Pair:
 
 EXPRESSION, CAPTION, HARD_CAPTION, RANDOM_CAPTION = "r", "y", "y-", "y?"
 
+
 GROUNDING = (Pair(TRUE, EXPRESSION),)
+
 MATCHING = (
     Pair(TRUE, CAPTION),
     Pair(TRUE, HARD_CAPTION),
@@ -38,7 +41,7 @@ MATCHING = (
 """Calls 2 to 6 of section 2.1; call 1 is that for grounding."""
 
 
-def said_in(batch: Batch) -> dict[str, list[str]]:
+def texts_of(batch: Batch) -> dict[str, list[str]]:
     """The texts of a batch by kind."""
     said = {} if batch.expressions is None else {EXPRESSION: batch.expressions.texts}
     match = batch.matching
@@ -52,15 +55,15 @@ def said_in(batch: Batch) -> dict[str, list[str]]:
     }
 
 
-def encode_texts(backbone: Backbone, said: dict[str, list[str]]) -> dict[str, Text]:
+def encode_texts(backbone: Backbone, said: dict[str, list[str]]) -> dict[str, Condition]:
     """All texts of a batch in one call of the text encoder."""
     encoded = backbone.encode_text([text for texts in said.values() for text in texts])
     sizes = [len(texts) for texts in said.values()]
     parts = zip(encoded.states.split(sizes), encoded.pooled.split(sizes), strict=True)
-    return {kind: Text(*part) for kind, part in zip(said, parts, strict=True)}
+    return {kind: Condition(*part) for kind, part in zip(said, parts, strict=True)}
 
 
-def encode_pictures(backbone: Backbone, batch: Batch, kinds: Sequence[int]) -> Tensor:
+def encode_pair_images(backbone: Backbone, batch: Batch, kinds: Sequence[int]) -> Tensor:
     """Latents of those kinds of picture, (kinds,B,C,h,w): the posterior's mean, so that a cache holds the same."""
     match = batch.matching
     pictures = [batch.images] if match is None else [batch.images, match.hard_images, match.random_images]
@@ -70,8 +73,8 @@ def encode_pictures(backbone: Backbone, batch: Batch, kinds: Sequence[int]) -> T
     return wanted.unflatten(0, (len(kinds), len(batch)))
 
 
-def read_pairs(
-    backbone: Backbone, name: str, noisy: Tensor, t: Tensor, texts: dict[str, Text], pairs: Sequence[Pair]
+def pair_features(
+    backbone: Backbone, name: str, noisy: Tensor, t: Tensor, texts: dict[str, Condition], pairs: Sequence[Pair]
 ) -> Tensor:
     """The feature of each pair, (pairs*B,C,h,w), for z_t (kinds,B,...) and t (B,): one truncated forward."""
     z = torch.cat([noisy[pair.picture] for pair in pairs])

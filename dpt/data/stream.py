@@ -1,4 +1,4 @@
-"""The endless sequence of examples that training goes through, and the one pass of validation."""
+"""The order in which a source is read, and the stream of batches it becomes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,54 @@ from dataclasses import dataclass, replace
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from dpt.data.batch import Batch, collate
-from dpt.data.example import Example, Source
-from dpt.data.faults import BrokenPicture, DataFault
-from dpt.data.order import epoch_of, shuffled_index
-from dpt.data.scenes.draws import Draws
-from dpt.errors import UserError
+from dpt.backbone.rng import derived_seed
+from dpt.data.example import Batch, Example, Source, collate
+from dpt.errors import BrokenImageError, DataError, UserError
+from dpt.keyed_random import KeyedRandom
+
+ROUNDS = 6
+
+MIX = 0x9E3779B97F4A7C15
+
+WORD = (1 << 64) - 1
+
+
+def epoch_of(position: int, length: int) -> int:
+    return position // length
+
+
+def shuffled_index(seed: int, position: int, length: int) -> int:
+    """Which item comes at this position: every epoch is a permutation of its own of 0 … length - 1.
+
+    A Feistel network permutes the smallest square power of two that holds the length; what falls outside is
+    permuted again until it falls inside.
+    """
+    if length < 1 or position < 0:
+        raise ValueError(f"there is no position {position} in a source of {length} examples")
+    key = derived_seed(seed, epoch_of(position, length), "order")
+    half_bits = max(1, ((length - 1).bit_length() + 1) // 2)
+    index = position % length
+    while True:
+        index = _permute(index, key, half_bits)
+        if index < length:
+            return index
+
+
+def _permute(value: int, key: int, half_bits: int) -> int:
+    mask = (1 << half_bits) - 1
+    left, right = value >> half_bits, value & mask
+    for nth in range(ROUNDS):
+        left, right = right, left ^ (_mixed(right, key, nth) & mask)
+    return left << half_bits | right
+
+
+def _mixed(value: int, key: int, nth: int) -> int:
+    """The finaliser of splitmix64."""
+    value = (value + key + (nth + 1) * MIX) & WORD
+    value = ((value ^ value >> 30) * 0xBF58476D1CE4E5B9) & WORD
+    value = ((value ^ value >> 27) * 0x94D049BB133111EB) & WORD
+    return value ^ value >> 31
+
 
 MOST_STAND_INS = 16
 
@@ -44,12 +86,12 @@ class Stream(Dataset[Example]):
         for attempt in range(MOST_STAND_INS):
             try:
                 return replace(self.source.example(index, epoch), skipped=tuple(skipped))
-            except BrokenPicture as broken:
+            except BrokenImageError as broken:
                 if self.corrupt_budget < 1:
                     raise
                 skipped.append(str(broken))
-                index = Draws("stand-in", self.seed, position, attempt).below(n)
-        raise DataFault(f"{MOST_STAND_INS} examples in a row have broken pictures; {skipped[-1]}")
+                index = KeyedRandom("stand-in", self.seed, position, attempt).below(n)
+        raise DataError(f"{MOST_STAND_INS} examples in a row have broken pictures; {skipped[-1]}")
 
 
 class CorruptBudget:
@@ -68,7 +110,7 @@ class CorruptBudget:
                 self.broken.add(sentence)
                 warnings.warn(f"{sentence} ({len(self.broken)} of {self.allowed} allowed)", stacklevel=2)
                 if len(self.broken) > self.allowed:
-                    raise DataFault(f"more than {self.allowed} pictures are broken; {sentence}")
+                    raise DataError(f"more than {self.allowed} pictures are broken; {sentence}")
 
 
 def load(
@@ -91,7 +133,7 @@ def load(
     )
     for batch in loader:
         if isinstance(batch, _Failed):
-            raise DataFault(batch.sentence)
+            raise DataError(batch.sentence)
         budget.note(batch.skipped)
         yield batch
 

@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 
 from dpt.backbone import Backbone
-from dpt.evaluation.clip import Clip
+from dpt.data.images import to_pil
 from dpt.evaluation.suites import registry
 from dpt.lora import Lora
 from dpt.sampling.draw import Request, Settings, draw
-from dpt.sampling.pictures import to_picture
+from dpt.score.clip import Clip
 
 DRAWN = Settings(steps=20)
 """As the published evaluation draws, but for the scheduler."""
+
 SEED = 0
+
 TOGETHER = 16
 
 
@@ -46,4 +48,4 @@ def _cosines(backbone: Backbone, prompts: Sequence[str], clip: Clip) -> Iterator
         some = prompts[first : first + TOGETHER]
         requests = [Request(text, SEED, first + k) for k, text in enumerate(some)]
         images = draw(backbone, requests, DRAWN, batch_size=TOGETHER, exact=False)
-        yield from clip.cosine([np.asarray(to_picture(image)) for image in images], some)
+        yield from clip.cosine([np.asarray(to_pil(image)) for image in images], some)

@@ -10,9 +10,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 # Pictures smaller than this are enlarged by a whole factor until they are about this wide.
 VISIBLE = 192
+
 MARGIN = 8
+
 LINES = 3
+
 FONT_SIZE = 13
+
 PAPER, INK = (255, 255, 255), (24, 24, 24)
 
 
@@ -67,9 +71,7 @@ def wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: i
             else:
                 # A word wider than the cell is broken where it must be.
                 ends = range(1, len(word) + 1)
-                fits = max(
-                    1, bisect_right(ends, width, key=lambda end: math.ceil(font.getlength(word[:end])))
-                )
+                fits = max(1, bisect_right(ends, width, key=lambda end: math.ceil(font.getlength(word[:end]))))
                 wrapped.append(word[:fits])
                 word = word[fits:]
     if line:

@@ -1,6 +1,6 @@
 """What is trained of the UNet: low-rank additions to the projections of its attention layers."""
 
-from dpt.lora.attached import Lora
 from dpt.lora.config import LoraConfig
+from dpt.lora.injection import Lora
 
 __all__ = ["Lora", "LoraConfig"]

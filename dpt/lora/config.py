@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from dpt.backbone.feature_names import block_names
+from dpt.backbone.features import block_names
 from dpt.errors import UserError
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 """Of every attention layer: query, key, value and output."""
+
 HALVES = {"down": "bottom", "mid": "mid", "up": "up"}
+
 _PLACE = re.compile(r"(?:(down)_blocks\.(\d+)|(mid)_block|(up)_blocks\.(\d+))\..*\.attn[12]\.(?:to_[qkv]|to_out\.0)")
 
 

@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from dpt.backbone.precision import full_precision
+from dpt.backbone.device import full_precision
 from dpt.objectives.boxes import cxcywh_to_xyxy, pairwise_giou
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dpt.backbone.precision import full_precision
+from dpt.backbone.device import full_precision
 from dpt.errors import UserError
 
 

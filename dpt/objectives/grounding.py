@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dpt.backbone.precision import full_precision
+from dpt.backbone.device import full_precision
 from dpt.objectives.assignment import Assignment, Targets
 from dpt.objectives.boxes import cxcywh_to_xyxy, giou
 
 EOS_COEF = 0.1
+
 ALIGN_TEMPERATURE = 0.07
 
 

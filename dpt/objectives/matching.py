@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import log_softmax, normalize
 
-from dpt.backbone.precision import full_precision
+from dpt.backbone.device import full_precision
 
 
 @full_precision

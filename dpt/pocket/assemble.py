@@ -14,13 +14,14 @@ from diffusers import __version__ as diffusers_version
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from dpt.data.scenes.words import vocabulary
-from dpt.plain_json import parse_json
+from dpt.claims.words import vocabulary
 from dpt.pocket.clip import DEVIATION, MEAN, ClipStage
 from dpt.pocket.tokenizer import END, START
 from dpt.pocket.unet import UNetStage
+from dpt.untrusted import parse_json
 
 KEPT = ("README.md",)
+
 IMAGE_PROCESSOR = {
     "image_processor_type": "CLIPImageProcessor",
     "do_resize": True,
@@ -110,5 +111,3 @@ def _say_float32(config: Path) -> None:
         if "dtype" in part:
             part["dtype"] = "float32"
     _write(config, content)
-
-

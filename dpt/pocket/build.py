@@ -11,8 +11,7 @@ from transformers import CLIPModel, CLIPTextModel
 
 from dpt.data.scenes.world import WORLDS
 from dpt.errors import UserError
-from dpt.folders import whole_file
-from dpt.plain_json import parse_json
+from dpt.files import atomic_file
 from dpt.pocket.assemble import assemble
 from dpt.pocket.clip import ClipStage
 from dpt.pocket.loop import Stage, run
@@ -21,8 +20,10 @@ from dpt.pocket.unet import UNetStage, encode_scenes
 from dpt.pocket.vae import VaeStage, pictures, whiten
 from dpt.pocket.workers import Workers
 from dpt.records import to_plain
+from dpt.untrusted import parse_json
 
 STAGES = ("clip", "vae", "unet")
+
 WHITENING_SCENES = 512
 
 
@@ -112,7 +113,7 @@ def _claim(folder: Path, part: dict[str, Any]) -> None:
             if begun != part:
                 raise UserError(f"{folder} was begun with another recipe; give another --work folder or its own recipe")
         else:
-            with whole_file(record) as work:  # the workers all claim it: none may read half of it
+            with atomic_file(record) as work:  # the workers all claim it: none may read half of it
                 work.write_text(json.dumps(part, indent=1))
     except OSError as error:
         raise UserError(f"cannot write the work folder {folder}: {error.strerror}") from error

@@ -8,20 +8,24 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from dpt.data.scenes.captions import Caption, caption
-from dpt.data.scenes.draws import Draws
-from dpt.data.scenes.facts import all_hold
+from dpt.claims.description import Caption
+from dpt.claims.facts import all_hold
+from dpt.claims.words import vocabulary
+from dpt.data.scenes.captions import caption
 from dpt.data.scenes.layout import scene
 from dpt.data.scenes.negatives import hard_caption
 from dpt.data.scenes.render import render
-from dpt.data.scenes.words import vocabulary
 from dpt.data.scenes.world import Scene, World
+from dpt.keyed_random import KeyedRandom
 from dpt.pocket.recipe import TextRecipe
 from dpt.pocket.tokenizer import build_tokenizer
 
 CAPTION_NOISE = 0.35
+
 HARD_SHARE = 0.5
+
 MEAN = (0.48145466, 0.4578275, 0.40821073)
+
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -91,7 +95,7 @@ class ClipStage:
     def _captions(self, scenes: list[Scene], step: int) -> tuple[list[Caption], list[Caption]]:
         captions, hard = [], []
         for i, s in enumerate(scenes):
-            draws = Draws("clip", self.seed, step, i)
+            draws = KeyedRandom("clip", self.seed, step, i)
             pair = hard_caption(s, self.world, draws) if draws.chance(HARD_SHARE) else None
             if pair is None:
                 captions.append(caption(s, self.world, draws, CAPTION_NOISE))

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dpt.pocket.optim import MasterWeights, rate
 from dpt.pocket.recipe import Schedule
 from dpt.pocket.workers import Workers
-from dpt.training import checkpoint
-from dpt.training.optimise import MasterWeights, rate
+from dpt.training.engine import checkpoint
 
 SAVE_SECONDS = 240
+
 LOG_EVERY = 50
+
 ALONE = Workers()
 
 
@@ -33,9 +35,7 @@ class Stage(Protocol):
         """Named scalars over those rows of the step's batch; the one called "loss" is minimised."""
 
 
-def run(
-    stage: Stage, schedule: Schedule, folder: Path, until: float | None = None, workers: Workers = ALONE
-) -> bool:
+def run(stage: Stage, schedule: Schedule, folder: Path, until: float | None = None, workers: Workers = ALONE) -> bool:
     """Train a stage to its last step, or to the clock time `until`; True when it is complete.
 
     Afterwards the stage's model holds the averaged weights.

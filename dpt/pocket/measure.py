@@ -14,25 +14,27 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dpt.backbone import Backbone
+from dpt.claims.detections import Detections
+from dpt.claims.judge import Verdict, judge
+from dpt.claims.prompt import Prompt
+from dpt.data.images import to_pil
 from dpt.data.scenes.world import POCKET_WORLD
+from dpt.detect.oracle.oracle import Oracle
 from dpt.errors import UserError
 from dpt.evaluation.contact_sheet import contact_sheet
-from dpt.evaluation.detectors.base import Detections
-from dpt.evaluation.detectors.oracle import Oracle
 from dpt.evaluation.intervals import Share
-from dpt.evaluation.judge import Verdict, judge
-from dpt.evaluation.suites.base import Prompt
 from dpt.evaluation.suites.pocket import CATEGORIES, pocket_prompts
 from dpt.sampling.draw import Request, Settings, draw
-from dpt.sampling.pictures import to_picture
 
 BATCH = 20
+
 SHOWN = 24
+
 OVERVIEW_SHOWN = 4
 
 
 @dataclass(frozen=True)
-class Drawn:
+class JudgedImage:
     prompt: Prompt
     pixels: np.ndarray
     seen: Detections
@@ -41,7 +43,7 @@ class Drawn:
 
 def draw_category(
     backbone: Backbone, category: str, prompts: int, seed: int, settings: Settings, per_prompt: int = 1
-) -> list[Drawn]:
+) -> list[JudgedImage]:
     asked = [prompt for prompt in pocket_prompts(category, prompts, seed) for _ in range(per_prompt)]
     requests = [Request(prompt.text, _picture_seed(prompt, seed), i % per_prompt) for i, prompt in enumerate(asked)]
     pictures = draw(backbone, requests, settings, batch_size=BATCH, exact=False)
@@ -49,11 +51,13 @@ def draw_category(
     return list(_judged(asked, pictures, oracle, category))
 
 
-def _judged(asked: Sequence[Prompt], pictures: Iterator[Tensor], oracle: Oracle, category: str) -> Iterator[Drawn]:
+def _judged(
+    asked: Sequence[Prompt], pictures: Iterator[Tensor], oracle: Oracle, category: str
+) -> Iterator[JudgedImage]:
     for prompt, picture in zip(tqdm(asked, desc=category, unit="picture"), pictures, strict=True):
-        pixels = np.asarray(to_picture(picture))
+        pixels = np.asarray(to_pil(picture))
         (seen,) = oracle.detect([pixels])
-        yield Drawn(prompt, pixels, seen, judge(prompt, seen))
+        yield JudgedImage(prompt, pixels, seen, judge(prompt, seen))
 
 
 def _picture_seed(prompt: Prompt, seed: int) -> int:
@@ -72,7 +76,7 @@ class CategoryResult:
     first_faults: dict[str, int]
 
 
-def summarise(category: str, drawn: Sequence[Drawn]) -> CategoryResult:
+def summarise(category: str, drawn: Sequence[JudgedImage]) -> CategoryResult:
     readable = sum(len(one.seen.objects) for one in drawn)
     faults = Counter(one.verdict.first_fault.sort for one in drawn if one.verdict.first_fault)
     return CategoryResult(
@@ -86,7 +90,7 @@ def summarise(category: str, drawn: Sequence[Drawn]) -> CategoryResult:
     )
 
 
-def _passed(drawn: Sequence[Drawn]) -> Share:
+def _passed(drawn: Sequence[JudgedImage]) -> Share:
     return Share(sum(one.verdict.passed for one in drawn), len(drawn))
 
 
@@ -99,7 +103,7 @@ def table(results: Sequence[CategoryResult]) -> str:
     return "\n".join(lines)
 
 
-def sheet(shown: Sequence[Drawn], title: str) -> Image.Image:
+def sheet(shown: Sequence[JudgedImage], title: str) -> Image.Image:
     """The first pictures as they came, none chosen, each with its prompt and the oracle's verdict."""
     captions = [f"{'right' if one.verdict.passed else 'wrong'}: {one.prompt.text}" for one in shown]
     return contact_sheet([Image.fromarray(one.pixels) for one in shown], captions, columns=8, title=title)

@@ -15,9 +15,9 @@ from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from dpt.data.scenes.captions import caption
-from dpt.data.scenes.draws import Draws
 from dpt.data.scenes.layout import scene
 from dpt.data.scenes.world import Scene, World
+from dpt.keyed_random import KeyedRandom
 from dpt.pocket.clip import tokens
 from dpt.pocket.recipe import Phase, UNetRecipe
 from dpt.pocket.vae import pictures, row_noise
@@ -108,7 +108,7 @@ class UNetStage:
         # by the gap that a phase asks for, and the sort of scene
         self.scenes: dict[float, dict[str, list[int]]] = {p.gap: defaultdict(list) for p in recipe.phases}
         for index in range(len(latents)):
-            sort = Draws("scene", seed, index).pick_weighted(world.sorts)
+            sort = KeyedRandom("scene", seed, index).pick_weighted(world.sorts)
             free = narrowest_gap(scene(seed, index, world))
             for gap, by_sort in self.scenes.items():
                 if free >= gap:
@@ -118,7 +118,7 @@ class UNetStage:
         phase = self._phase(step)
         texts, indices = [], []
         for i in rows:
-            draws = Draws("unet", self.seed, step, i)
+            draws = KeyedRandom("unet", self.seed, step, i)
             index = draws.pick(self.scenes[phase.gap][draws.pick_weighted(phase.sorts or self.world.sorts)])
             said = caption(scene(self.seed, index, self.world), self.world, draws, phase.noise, phase.omission)
             texts.append("" if draws.chance(self.recipe.caption_dropout) else said.text)
@@ -126,7 +126,7 @@ class UNetStage:
         device, dtype = self.model.device, self.model.dtype
         clean = self.latents[indices].float().to(device)
         noise = row_noise(clean.shape, self.seed, step, rows).to(device)
-        t = torch.tensor([Draws("timestep", self.seed, step, i).below(1000) for i in rows], device=device)
+        t = torch.tensor([KeyedRandom("timestep", self.seed, step, i).below(1000) for i in rows], device=device)
         with torch.no_grad():
             states = self.text_encoder(tokens(self.tokenizer, texts).to(device)).last_hidden_state
         noisy = self.scheduler.add_noise(clean, noise, t)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -10,16 +10,18 @@ import torch
 from torch import Tensor
 
 from dpt.adapter import Adapter
-from dpt.backbone import Backbone, Text
-from dpt.backbone.randomness import generator_for
+from dpt.backbone import Backbone, Condition
+from dpt.backbone.rng import generator_for
 from dpt.errors import UserError
-from dpt.sampling.loop import Around, denoise
-from dpt.sampling.options import ALWAYS, UNCORRECTED, Correction, Guidance, Interval
+from dpt.sampling.hooks import StepHook
+from dpt.sampling.loop import denoise
+from dpt.sampling.options import ALWAYS, NO_CORRECTION, Correction, Guidance, Interval
 from dpt.sampling.schedulers import check_name, make_scheduler, set_steps
-from dpt.sampling.scorer import Scorer
 from dpt.sampling.self_correction import check_correction, guided
+from dpt.score.matching import CLEAN_AT, Scorer
 
 INITIAL_NOISE = "initial noise"
+
 STEP_NOISE = "step noise"
 
 
@@ -44,7 +46,7 @@ class Settings:
     width: int | None = None
     guidance_interval: Interval = ALWAYS
     guidance_rescale: float = 0.0
-    correction: Correction = UNCORRECTED
+    correction: Correction = NO_CORRECTION
 
     def __post_init__(self) -> None:
         check_name(self.scheduler)
@@ -61,11 +63,11 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampledBatch:
     """Pictures that were drawn together, not decoded yet."""
 
     requests: Sequence[Request]
-    text: Text
+    text: Condition
     latents: Tensor  # (B,C,h,w)
 
     def decode(self, backbone: Backbone) -> Tensor:
@@ -74,7 +76,7 @@ class Drawn:
             return backbone.decode_latents(self.latents).cpu()
 
 
-Watch = Callable[[Sequence[Request], Text], Around]
+Watch = Callable[[Sequence[Request], Condition], StepHook]
 """What watches a batch of requests being drawn."""
 
 
@@ -113,7 +115,7 @@ def draw_latents(
     exact: bool = True,
     on_step: Callable[[int], None] | None = None,
     watch: Watch | None = None,
-) -> Iterator[Drawn]:
+) -> Iterator[SampledBatch]:
     """As `draw`, a batch at a time and without decoding."""
     latent_size = backbone.latent_size(settings.height, settings.width)
     calls_per_picture(backbone, settings)
@@ -162,13 +164,13 @@ def _draw_batches(
     batch_size: int,
     on_step: Callable[[int], None] | None,
     watch: Watch | None,
-) -> Iterator[Drawn]:
+) -> Iterator[SampledBatch]:
     # One prompt at a time, so that a prompt's states do not depend on its neighbours either.
     encode = lru_cache(maxsize=64)(lambda prompt: backbone.encode_text([prompt]))
     for start in range(0, len(requests), batch_size):
         batch = requests[start : start + batch_size]
-        text = Text.stack([encode(one.prompt) for one in batch])
-        negative = Text.stack([encode(one.negative_prompt) for one in batch])
+        text = Condition.stack([encode(one.prompt) for one in batch])
+        negative = Condition.stack([encode(one.negative_prompt) for one in batch])
         denoiser, around = guided(backbone, text, negative, settings.guidance, settings.correction, scorer)
         latents = denoise(
             denoiser,
@@ -179,13 +181,35 @@ def _draw_batches(
             on_step=None if on_step is None else partial(on_step, len(batch)),
             around=around if watch is None else (*around, watch(batch, text)),
         )
-        yield Drawn(batch, text, latents)
+        yield SampledBatch(batch, text, latents)
 
 
 def initial_noise(backbone: Backbone, requests: Sequence[Request], latent_size: tuple[int, int]) -> Tensor:
     """Standard normal noise (B,C,h,w), a row per request, made on the CPU."""
     shape = (backbone.latent_channels, *latent_size)
-    rows = [
-        torch.randn(shape, generator=generator_for(one.seed, one.index, INITIAL_NOISE)) for one in requests
-    ]
+    rows = [torch.randn(shape, generator=generator_for(one.seed, one.index, INITIAL_NOISE)) for one in requests]
     return torch.stack(rows).to(backbone.device)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    request: Request
+    latents: Tensor  # (1,C,h,w)
+    score: float
+
+    def decode(self, backbone: Backbone) -> Tensor:
+        """(3,H,W) on the CPU, drawn alone or not: the same."""
+        return backbone.decode_latents(self.latents)[0].detach().cpu()
+
+
+def scored(batches: Iterable[SampledBatch], scorer: Scorer, at: Sequence[float] = CLEAN_AT) -> Iterator[Candidate]:
+    """Each picture with its score; all of a batch are scored together."""
+    for drawn in batches:
+        scores = scorer.clean_score(drawn.latents, drawn.text, at).tolist()
+        for row, (request, score) in enumerate(zip(drawn.requests, scores, strict=True)):
+            yield Candidate(request, drawn.latents[row : row + 1], score)
+
+
+def best(candidates: Iterable[Candidate], keep: int) -> list[Candidate]:
+    """The `keep` of highest score, highest first; of equals, the one that was asked for first."""
+    return sorted(candidates, key=lambda one: -one.score)[:keep]

@@ -15,7 +15,9 @@ from torch import Tensor
 from dpt.sampling.options import ALWAYS, Guidance
 
 Predict: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+
 Denoiser: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
 When: TypeAlias = Callable[[Tensor], bool]
 
 

@@ -4,42 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dpt.sampling.guidance import Denoiser
+from dpt.sampling.hooks import StepHook, StepInfo
 from dpt.sampling.schedulers import goes_on_from_its_sample, sample_was_moved, set_steps
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of the denoiser, as far as what stands around it may want to know."""
-
-    index: int
-    count: int
-    t: Tensor
-    scale: Tensor
-    """(1,): the UNet's input is the state times this."""
-    goes_on: bool
-    """Whether the scheduler goes on from the state it is given now, not from one that it kept."""
-
-    @property
-    def is_last(self) -> bool:
-        return self.index == self.count - 1
-
-
-class Around:
-    """What may change the state before and after a call of the denoiser. This one changes nothing."""
-
-    def before(self, z: Tensor, call: Call) -> Tensor:
-        return z
-
-    def after(self, z: Tensor, call: Call, x: Tensor, prediction: Tensor) -> Tensor:
-        """z is the scheduler's next state; x is what the denoiser was given, and `prediction` what it made of it."""
-        return z
 
 
 @torch.no_grad()
@@ -51,7 +23,7 @@ def denoise(
     *,
     generators: Sequence[torch.Generator] | torch.Generator | None = None,
     on_step: Callable[[], None] | None = None,
-    around: Sequence[Around] = (),
+    around: Sequence[StepHook] = (),
 ) -> Tensor:
     """z_0 (B,C,h,w) from standard normal noise (B,C,h,w).
 
@@ -76,12 +48,12 @@ def denoise(
     return z
 
 
-def _call(scheduler: Any, index: int, t: Tensor, z: Tensor) -> Call:
+def _call(scheduler: Any, index: int, t: Tensor, z: Tensor) -> StepInfo:
     scale = scheduler.scale_model_input(z.new_ones(1), t)
-    return Call(index, len(scheduler.timesteps), t, scale, goes_on_from_its_sample(scheduler))
+    return StepInfo(index, len(scheduler.timesteps), t, scale, goes_on_from_its_sample(scheduler))
 
 
-def _before(z: Tensor, call: Call, around: Sequence[Around], scheduler: Any) -> Tensor:
+def _before(z: Tensor, call: StepInfo, around: Sequence[StepHook], scheduler: Any) -> Tensor:
     given = z
     for one in around:
         z = one.before(z, call)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dpt.errors import UserError
 
 TARGETS = ("state", "input", "fused")
+
 NORMS = ("none", "unit", "rms", "relative")
 
 
@@ -93,16 +94,16 @@ class Correction:
         return self.factor != 0
 
 
-UNCORRECTED = Correction()
+NO_CORRECTION = Correction()
 
 
-def recommended(steps: int) -> Correction:
+def recommended_correction(steps: int) -> Correction:
     """What the sweep on the embedded model found best for what it costs (docs/sampling.md). However many steps there
     are, the whole way is corrected as much."""
     return Correction(2.5 / max(steps, 1), "fused", "rms", Interval(0, 0.6))
 
 
-def correction_asked(
+def resolve_correction(
     steps: int,
     has_adapter: bool,
     factor: float | None = None,
@@ -115,8 +116,8 @@ def correction_asked(
     """With a factor, a correction of it, and what else is said; without one, the recommended one and what else is
     said, if there is an adapter to correct by. A factor by itself means what it means in the published code."""
     if factor is None and not has_adapter:
-        return UNCORRECTED
-    begin = recommended(steps) if factor is None else Correction(factor)
+        return NO_CORRECTION
+    begin = recommended_correction(steps) if factor is None else Correction(factor)
     interval = Interval(begin.interval.start if start is None else start, begin.interval.end if end is None else end)
     return Correction(
         begin.factor,

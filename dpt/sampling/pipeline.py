@@ -13,17 +13,20 @@ from torch import Tensor
 from dpt.adapter import Adapter
 from dpt.backbone import Backbone
 from dpt.checkpoints import open_checkpoint
+from dpt.data.images import to_pil
 from dpt.errors import UserError
 from dpt.sampling.draw import Settings, calls_per_picture
-from dpt.sampling.loop import Around, Call, denoise
-from dpt.sampling.options import Interval, correction_asked
-from dpt.sampling.pictures import to_picture
+from dpt.sampling.hooks import StepHook, StepInfo
+from dpt.sampling.loop import denoise
+from dpt.sampling.options import Interval, resolve_correction
 from dpt.sampling.schedulers import MODELS_OWN, make_scheduler
-from dpt.sampling.scorer import Scorer
 from dpt.sampling.self_correction import guided
+from dpt.score.matching import Scorer
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
 Generators = torch.Generator | Sequence[torch.Generator]
+
 OnStepEnd = Callable[["DPTPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
 
 
@@ -85,7 +88,7 @@ class DPTPipeline:
     ) -> DPTPipelineOutput:
         """`latents` are standard normal noise (B,C,h,w), and are drawn from `generator` if not given. Without a
         correction_factor the recommended correction is made, if there is an adapter; 0 is none."""
-        correction = correction_asked(
+        correction = resolve_correction(
             num_inference_steps,
             self.adapter is not None,
             correction_factor,
@@ -141,18 +144,18 @@ class DPTPipeline:
             return latents
         images = self.backbone.decode_latents(latents).cpu()
         if output_type == "pil":
-            return [to_picture(image) for image in images]
+            return [to_pil(image) for image in images]
         shares = (images / 2 + 0.5).clamp(0, 1)
         return shares if output_type == "pt" else shares.permute(0, 2, 3, 1).numpy()
 
 
-class _StepEnd(Around):
+class _StepEnd(StepHook):
     """A callback as diffusers calls it: given the latents after a step, it may hand back others."""
 
     def __init__(self, pipeline: DPTPipeline, callback: OnStepEnd) -> None:
         self.pipeline, self.callback = pipeline, callback
 
-    def after(self, z: Tensor, call: Call, x: Tensor, prediction: Tensor) -> Tensor:
+    def after(self, z: Tensor, call: StepInfo, x: Tensor, prediction: Tensor) -> Tensor:
         told = self.callback(self.pipeline, call.index, call.t, {"latents": z}) or {}
         return told.get("latents", z)
 

@@ -9,6 +9,7 @@ from typing import Any
 from dpt.errors import UserError
 
 MODELS_OWN = "own"
+
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
     "ddpm": ("DDPMScheduler", {}),
@@ -21,6 +22,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
+
 SCHEDULER_NAMES = (MODELS_OWN, *SCHEDULERS)
 
 

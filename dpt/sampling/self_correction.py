@@ -8,23 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpt.backbone import Backbone, Text
+from dpt.backbone import Backbone, Condition
 from dpt.errors import UserError
 from dpt.sampling.guidance import Denoiser, classifier_free, guides_at, mix
-from dpt.sampling.loop import Around, Call
+from dpt.sampling.hooks import StepHook, StepInfo
 from dpt.sampling.options import Correction, Guidance
 from dpt.sampling.schedulers import check_movable
-from dpt.sampling.scorer import Scorer, Slope
+from dpt.score.matching import ScoreGradient, Scorer
 
 
 def guided(
     backbone: Backbone,
-    text: Text,
-    negative: Text,
+    text: Condition,
+    negative: Condition,
     guidance: Guidance,
     correction: Correction | None = None,
     scorer: Scorer | None = None,
-) -> tuple[Denoiser, tuple[Around, ...]]:
+) -> tuple[Denoiser, tuple[StepHook, ...]]:
     """What the loop calls, and what stands around its calls, for a batch of texts."""
     if correction is None or not correction.on:
         return _plain(backbone, text, negative, guidance), ()
@@ -40,14 +40,14 @@ def check_correction(correction: Correction, scheduler: Any) -> None:
         check_movable(scheduler)
 
 
-class SelfCorrected(Around):
+class SelfCorrected(StepHook):
     """A guided denoiser that corrects by eta g: the state before its call, the input within it, or the next state."""
 
     def __init__(
         self,
         backbone: Backbone,
-        text: Text,
-        negative: Text,
+        text: Condition,
+        negative: Condition,
         guidance: Guidance,
         correction: Correction,
         scorer: Scorer,
@@ -62,7 +62,7 @@ class SelfCorrected(Around):
         self.corrected = False
         self.shift: Tensor | None = None
 
-    def before(self, z: Tensor, call: Call) -> Tensor:
+    def before(self, z: Tensor, call: StepInfo) -> Tensor:
         if self.shift is not None and call.goes_on:
             z, self.shift = z + self.shift / call.scale, None
         self.due = self._is_due(call)
@@ -75,7 +75,7 @@ class SelfCorrected(Around):
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         return self.within(x, t) if self.due and self.within else self.plain(x, t)
 
-    def after(self, z: Tensor, call: Call, x: Tensor, prediction: Tensor) -> Tensor:
+    def after(self, z: Tensor, call: StepInfo, x: Tensor, prediction: Tensor) -> Tensor:
         if self.corrected and not bool(z.isfinite().all()):
             raise UserError(
                 f"the latents are no longer finite after step {call.index + 1} of {call.count}: "
@@ -83,7 +83,7 @@ class SelfCorrected(Around):
             )
         return z
 
-    def _is_due(self, call: Call) -> bool:
+    def _is_due(self, call: StepInfo) -> bool:
         target = self.correction.target
         # Where the scheduler does not go on from the state, there is nothing that moving it would change.
         possible = target == "input" or (call.goes_on and not (target == "fused" and call.is_last))
@@ -111,7 +111,7 @@ class SelfCorrected(Around):
         self.shift = self._step(slope, x, t, positive)
         return mix(negative, positive, self.guidance.scale, self.guidance.rescale)
 
-    def _step(self, slope: Slope, x: Tensor, t: Tensor, prediction: Tensor | None = None) -> Tensor:
+    def _step(self, slope: ScoreGradient, x: Tensor, t: Tensor, prediction: Tensor | None = None) -> Tensor:
         """eta g, with g as `norm` has it: by how much the UNet's input is to move."""
         factor, g = self.correction.factor, slope.gradient
         if self.correction.norm == "none":
@@ -127,7 +127,7 @@ class SelfCorrected(Around):
         return factor * _norm(noise) * direction
 
 
-def _plain(backbone: Backbone, text: Text, negative: Text, guidance: Guidance) -> Denoiser:
+def _plain(backbone: Backbone, text: Condition, negative: Condition, guidance: Guidance) -> Denoiser:
     when = guides_at(guidance, backbone.noise.num_timesteps)
     return classifier_free(
         backbone.predict, text.states, negative.states, guidance.scale, rescale=guidance.rescale, when=when

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from dpt.adapter import Adapter, AdapterConfig
-from dpt.adapter.codes import SinePositions
-from dpt.adapter.phrases import EncoderPhrases
-from dpt.adapter.token_map import token_map
+from dpt.adapter.embeddings import SinePositionEmbedding
+from dpt.adapter.phrase_encoder import PretrainedPhraseEncoder, token_map
 from dpt.adapter.transformer import Attention
 from dpt.objectives.matching import match_cosines, match_score
 from dpt.weights import load_strictly
@@ -97,7 +96,7 @@ def test_the_score_and_its_gradient(adapter: Adapter, reference: Reference, all_
 
 def test_the_tiny_roberta() -> None:
     values = load("full")
-    encoder = EncoderPhrases.open(f"{FULL}/tiny_roberta")
+    encoder = PretrainedPhraseEncoder.open(f"{FULL}/tiny_roberta")
     phrases = encoder.encode(values.texts["rec_text"]["adapter_captions"])
     values.agrees("roberta_last_hidden_state", phrases.states)
     values.agrees("roberta_attention_mask", phrases.mask)
@@ -108,14 +107,14 @@ def test_the_tiny_roberta() -> None:
 
 
 def no_positions(monkeypatch: pytest.MonkeyPatch) -> Adapter:
-    found = SinePositions.forward
-    monkeypatch.setattr(SinePositions, "forward", lambda *arguments: torch.zeros_like(found(*arguments)))
+    found = SinePositionEmbedding.forward
+    monkeypatch.setattr(SinePositionEmbedding, "forward", lambda *arguments: torch.zeros_like(found(*arguments)))
     return reference_adapter(AdapterConfig())
 
 
 def swapped_axes(monkeypatch: pytest.MonkeyPatch) -> Adapter:
-    found = SinePositions.forward
-    monkeypatch.setattr(SinePositions, "forward", lambda *arguments: found(*arguments).roll(128, dims=-1))
+    found = SinePositionEmbedding.forward
+    monkeypatch.setattr(SinePositionEmbedding, "forward", lambda *arguments: found(*arguments).roll(128, dims=-1))
     return reference_adapter(AdapterConfig())
 
 

@@ -9,8 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dpt.adapter.phrases import BackbonePhrases, EncoderPhrases, Phrases, open_phrase_encoder
-from dpt.adapter.token_map import token_map
+from dpt.adapter.phrase_encoder import (
+    BackbonePhraseEncoder,
+    EncodedPhrases,
+    PretrainedPhraseEncoder,
+    open_phrase_encoder,
+    token_map,
+)
 from dpt.backbone import Backbone
 from dpt.errors import UserError
 from tests import tiny_models, tiny_roberta
@@ -30,7 +35,7 @@ def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return Backbone.open(tiny_models.save(request.param, tmp_path_factory.mktemp("model") / "m"), device="cpu")
 
 
-def spelled(phrases: Phrases, row: int, caption: str) -> list[str]:
+def spelled(phrases: EncodedPhrases, row: int, caption: str) -> list[str]:
     return [caption[begin:end] for begin, end in phrases.offsets[row].tolist() if begin < end]
 
 
@@ -48,13 +53,13 @@ def test_the_backbones_own_encoder_token_by_token(backbone: Backbone) -> None:
 def test_states_that_are_known_are_not_computed_again(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     text = backbone.encode_text(CAPTIONS)
     monkeypatch.setattr(Backbone, "encode_text", None)
-    assert torch.equal(BackbonePhrases(backbone).encode(CAPTIONS, text).states, text.states[:, :8])
+    assert torch.equal(BackbonePhraseEncoder(backbone).encode(CAPTIONS, text).states, text.states[:, :8])
 
 
 def test_a_caption_longer_than_the_encoder_is_cut(backbone: Backbone, roberta: Path) -> None:
     long = "red " * 100
-    assert BackbonePhrases(backbone).encode([long]).states.shape[1] == backbone.prompt_length
-    assert EncoderPhrases.open(roberta).encode([long]).states.shape[1] == ROOM
+    assert BackbonePhraseEncoder(backbone).encode([long]).states.shape[1] == backbone.prompt_length
+    assert PretrainedPhraseEncoder.open(roberta).encode([long]).states.shape[1] == ROOM
 
 
 def test_an_encoder_from_a_folder(roberta: Path, backbone: Backbone) -> None:
@@ -69,7 +74,7 @@ def test_an_encoder_from_a_folder(roberta: Path, backbone: Backbone) -> None:
 
 
 def test_an_unfrozen_encoder_takes_gradients(roberta: Path, tmp_path: Path) -> None:
-    frozen, trained = EncoderPhrases.open(roberta), EncoderPhrases.open(roberta).unfreeze()
+    frozen, trained = PretrainedPhraseEncoder.open(roberta), PretrainedPhraseEncoder.open(roberta).unfreeze()
     trained.encode(CAPTIONS).states.square().sum().backward()
     without = {name for name, p in trained.encoder.named_parameters() if p.grad is None}
     assert without == {"pooler.dense.weight", "pooler.dense.bias"}
@@ -78,7 +83,7 @@ def test_an_unfrozen_encoder_takes_gradients(roberta: Path, tmp_path: Path) -> N
         trained.encoder.embeddings.word_embeddings.weight.add_(1.0)
         expected = trained.encode(CAPTIONS).states
     trained.save(tmp_path / "saved")
-    assert torch.equal(EncoderPhrases.open(tmp_path / "saved").encode(CAPTIONS).states, expected)
+    assert torch.equal(PretrainedPhraseEncoder.open(tmp_path / "saved").encode(CAPTIONS).states, expected)
 
 
 def test_an_encoder_without_all_its_tensors_is_refused(roberta: Path, tmp_path: Path) -> None:
@@ -87,13 +92,13 @@ def test_an_encoder_without_all_its_tensors_is_refused(roberta: Path, tmp_path: 
     del weights["encoder.layer.0.output.dense.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"tensor encoder.layer.0.output.dense.weight is missing"):
-        EncoderPhrases.open(folder)
+        PretrainedPhraseEncoder.open(folder)
 
 
 @pytest.mark.parametrize("name", ["no-such-encoder", "/no/such/folder"])
 def test_an_encoder_that_is_not_there(name: str) -> None:
     with pytest.raises(UserError, match=f"the text encoder '{name}' cannot be loaded"):
-        EncoderPhrases.open(name)
+        PretrainedPhraseEncoder.open(name)
 
 
 OFFSETS = torch.tensor([[0, 0], [0, 3], [4, 7], [8, 12], [12, 14], [0, 0], [0, 0]])  # <s> the red circ le </s> <pad>
@@ -122,7 +127,7 @@ def test_tokens_beyond_the_slots_are_left_out() -> None:
 
 
 def test_phrases_of_the_backbone_meet_their_tokens(backbone: Backbone) -> None:
-    phrases = BackbonePhrases(backbone).encode(CAPTIONS)
+    phrases = BackbonePhraseEncoder(backbone).encode(CAPTIONS)
     begin = CAPTIONS[0].index("red circle")
     (row,) = token_map(phrases.offsets[0], [[(begin, begin + len("red circle"))]])
     assert row.nonzero().flatten().tolist() == [2, 3]

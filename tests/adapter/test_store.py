@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dpt.adapter import AdapterConfig
-from dpt.adapter.phrases import EncoderPhrases
-from dpt.adapter.published import config_of, load_published, read_published
-from dpt.adapter.store import RECORD, WEIGHTS, load_adapter, save_adapter
+from dpt.adapter.io.native import RECORD, WEIGHTS, load_adapter, save_adapter
+from dpt.adapter.io.published import config_of, load_published, read_published
+from dpt.adapter.phrase_encoder import PretrainedPhraseEncoder
 from dpt.errors import UserError
 from tests import tiny_roberta
 from tests.adapter.test_model import inputs, small
@@ -52,7 +52,7 @@ def test_what_is_saved_comes_back(stored: Path) -> None:
 
 
 def test_a_text_encoder_that_was_trained_along_comes_back(tmp_path: Path) -> None:
-    roberta, adapter = EncoderPhrases.open(tiny_roberta.save(tmp_path / "roberta")), small()
+    roberta, adapter = PretrainedPhraseEncoder.open(tiny_roberta.save(tmp_path / "roberta")), small()
     with torch.no_grad():
         roberta.encoder.embeddings.word_embeddings.weight.add_(1.0)
     adapter.text_encoder = roberta

@@ -203,13 +203,10 @@ def test_the_older_layout_of_text_encoder_and_tokenizer_opens_the_same(folder: P
     lines = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
     (folder / "tokenizer/merges.txt").write_text("\n".join(lines))
     weights = {
-        f"text_model.{key.removeprefix('text_model.')}": value
-        for key, value in load_file(folder / TEXT).items()
+        f"text_model.{key.removeprefix('text_model.')}": value for key, value in load_file(folder / TEXT).items()
     }
     length = new.prompt_length
     weights["text_model.embeddings.position_ids"] = torch.arange(length)[None]
     save_file(weights, folder / TEXT, metadata={"format": "pt"})
     old = Backbone.open(folder, device="cpu")
-    assert torch.equal(
-        old.encode_text([tiny_models.PROMPT]).states, new.encode_text([tiny_models.PROMPT]).states
-    )
+    assert torch.equal(old.encode_text([tiny_models.PROMPT]).states, new.encode_text([tiny_models.PROMPT]).states)

@@ -13,9 +13,15 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from dpt.backbone import Backbone
-from dpt.backbone.feature_names import block_names, feature, feature_channels, feature_grid
-from dpt.backbone.features import read_feature
-from dpt.backbone.walk import begin, finish
+from dpt.backbone.features import (
+    begin_forward,
+    block_names,
+    feature_channels,
+    feature_grid,
+    finish_forward,
+    parse_feature,
+    read_feature,
+)
 from dpt.errors import UserError
 from tests import tiny_models
 from tests.tiny_models import POCKET, PROMPT, SD1, SD2_BASE, TinyModel
@@ -91,15 +97,13 @@ def test_every_feature_is_bit_for_bit_that_of_the_full_pass(unet: UNet2DConditio
         assert torch.equal(found, expected), name
         assert found.shape[1] == feature_channels(unet.config, name)
         assert tuple(found.shape[2:]) == feature_grid(unet.config, name, size)
-        assert torch.equal(finish(unet, at), output), name
-    assert torch.equal(finish(unet, begin(unet, z, t, c)), output)
+        assert torch.equal(finish_forward(unet, at), output), name
+    assert torch.equal(finish_forward(unet, begin_forward(unet, z, t, c)), output)
 
 
 def test_a_number_as_timestep(unet: UNet2DConditionModel) -> None:
     z, _, c = inputs(unet)
-    assert torch.equal(
-        read_feature(unet, z, 7, c, "up0")[0], read_feature(unet, z, torch.tensor([7, 7]), c, "up0")[0]
-    )
+    assert torch.equal(read_feature(unet, z, 7, c, "up0")[0], read_feature(unet, z, torch.tensor([7, 7]), c, "up0")[0])
 
 
 @pytest.mark.parametrize("name", ["bottom1", "up1"])
@@ -132,7 +136,7 @@ def test_some_rows_go_on_to_the_output(model: TinyModel) -> None:
     _, at = read_feature(unet, z, t, c, "up0")
     expected = unet(z, t, encoder_hidden_states=c).sample
     for rows in (slice(1, 3), [0, 3], torch.tensor([True, False, False, True])):
-        torch.testing.assert_close(finish(unet, at[rows]), expected[rows], rtol=0, atol=1e-6)
+        torch.testing.assert_close(finish_forward(unet, at[rows]), expected[rows], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
@@ -141,7 +145,7 @@ def test_two_passes_go_on_as_one(model: TinyModel) -> None:
     z, t, c = inputs(unet, (9, 7), rows=4)
     expected = unet(z, t, encoder_hidden_states=c).sample
     first, second = (read_feature(unet, z[rows], t[rows], c[rows], "up0")[1] for rows in (slice(1), slice(1, 4)))
-    torch.testing.assert_close(finish(unet, first.joined(second)), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(finish_forward(unet, first.joined(second)), expected, rtol=0, atol=1e-6)
     further = read_feature(unet, z, t, c, "up1")[1]
     with pytest.raises(ValueError, match="cannot go on with"):
         first.joined(further)
@@ -152,7 +156,7 @@ def test_the_gradient_of_the_rows_that_go_on() -> None:
     z, t, c = inputs(unet, rows=4)
     weight = unet.down_blocks[0].resnets[0].conv1.weight
     _, at = read_feature(unet, z, t, c, "up1")
-    (found,) = torch.autograd.grad(finish(unet, at[:2]).square().mean(), weight)
+    (found,) = torch.autograd.grad(finish_forward(unet, at[:2]).square().mean(), weight)
     (expected,) = torch.autograd.grad(unet(z[:2], t[:2], encoder_hidden_states=c[:2]).sample.square().mean(), weight)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
 
@@ -186,7 +190,7 @@ def test_all_maps_resized_and_joined(unet: UNet2DConditionModel) -> None:
     expected = [interpolate(seen[name], size=(6, 6), mode="nearest") for name in block_names(unet.config)]
     assert torch.equal(found, torch.cat(expected, dim=1))
     assert feature_grid(unet.config, "all-12-6", (9, 7)) == (6, 6)
-    assert feature(unet.config, "all-12-6").fused_channels == 12
+    assert parse_feature(unet.config, "all-12-6").fused_channels == 12
 
 
 @pytest.mark.parametrize(
@@ -215,19 +219,19 @@ def test_the_published_table_of_stable_diffusion(name: str, channels: int, side:
 @pytest.mark.parametrize("name", ["up4", "Mid", "", "mid_", "all", "all-8", "all-0-8", "all-8-8-8", "up1-up2"])
 def test_an_unknown_name_is_told_the_valid_ones(name: str) -> None:
     with pytest.raises(UserError, match=r"valid are bottom0, .*, mid, up0, up1, up2, up3, .*bottom2, bottom3, mid; "):
-        feature(STABLE_DIFFUSION, name)
+        parse_feature(STABLE_DIFFUSION, name)
 
 
 def test_unequal_grids_are_told_the_equal_ones() -> None:
     with pytest.raises(UserError, match="'bottom0_up0' differ in grid; equal are bottom0, up1; bottom1, up0; "):
-        feature(STABLE_DIFFUSION, "bottom0_up0")
+        parse_feature(STABLE_DIFFUSION, "bottom0_up0")
     with pytest.raises(UserError, match="'mid_mid' names the same block twice"):
-        feature(STABLE_DIFFUSION, "mid_mid")
+        parse_feature(STABLE_DIFFUSION, "mid_mid")
 
 
 def test_a_unet_without_a_mid_block_has_no_such_feature() -> None:
     with pytest.raises(UserError, match="no UNet feature 'mid'"):
-        feature(other_unet().config, "mid")
+        parse_feature(other_unet().config, "mid")
 
 
 def test_a_unet_that_asks_for_more_is_refused() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from dpt.backbone.hub import find_model
+from dpt.backbone.loading import locate_model
 from dpt.errors import UserError
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
@@ -39,13 +39,13 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, st
 def test_the_revision_is_fetched(
     asked: list[tuple[str, str | None]], name: str, revision: str | None, fetched: tuple[str, str | None]
 ) -> None:
-    find_model(name, revision)
+    locate_model(name, revision)
     assert asked == [fetched]
 
 
 def test_two_revisions_are_one_too_many(asked: list[tuple[str, str | None]]) -> None:
     with pytest.raises(UserError, match="owner/name@v1 names one revision, and --revision v2 another"):
-        find_model("owner/name@v1", "v2")
+        locate_model("owner/name@v1", "v2")
     assert not asked
 
 
@@ -54,5 +54,5 @@ def test_two_revisions_are_one_too_many(asked: list[tuple[str, str | None]]) -> 
 )
 def test_what_is_no_hub_id_is_not_asked_for(asked: list[tuple[str, str | None]], name: str) -> None:
     with pytest.raises(UserError, match="there is no model folder"):
-        find_model(name)
+        locate_model(name)
     assert not asked

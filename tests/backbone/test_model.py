@@ -8,7 +8,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from dpt.backbone import Backbone, devices
+from dpt.backbone import Backbone
+from dpt.backbone import device as devices
 from dpt.backbone.folder import SCHEDULER, TEXT_ENCODER, TOKENIZER, UNET, VAE, ModelFolder
 from dpt.errors import UserError
 from tests import tiny_models

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dpt.backbone.text import cut_off, unknown_words
+from dpt.backbone.text import truncated_part, unknown_words
 from tests import tiny_models
 from tests.tiny_models import END, PROMPT, WORDS
 
@@ -48,17 +48,17 @@ def test_a_large_vocabulary_may_spell_words_in_pieces(large) -> None:  # type: i
 
 
 def test_a_prompt_that_fits_loses_nothing(tokens) -> None:  # type: ignore[no-untyped-def]
-    assert cut_off(tokens, PROMPT, 12) == ""
+    assert truncated_part(tokens, PROMPT, 12) == ""
 
 
 def test_what_does_not_fit_is_quoted_as_it_was_written(tokens) -> None:  # type: ignore[no-untyped-def]
     # start + 4 words + end = 6
-    assert cut_off(tokens, "a Red circle  to the Left of", 6) == "the Left of"
+    assert truncated_part(tokens, "a Red circle  to the Left of", 6) == "the Left of"
 
 
 def test_the_check_agrees_with_what_the_tokenizer_cuts(tokens) -> None:  # type: ignore[no-untyped-def]
     prompt = f"{PROMPT} and a star"
     for length in range(3, 16):
         kept = tokens(prompt, max_length=length, truncation=True, add_special_tokens=True)["input_ids"][1:-1]
-        lost = cut_off(tokens, prompt, length)
+        lost = truncated_part(tokens, prompt, length)
         assert tokens.decode(kept) == prompt.removesuffix(lost).strip()

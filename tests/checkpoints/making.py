@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from dpt.adapter import Adapter, config_for
-from dpt.adapter.store import save_adapter
+from dpt.adapter.io.native import save_adapter
 from dpt.backbone import Backbone
 from dpt.lora import LoraConfig
-from dpt.lora.store import save_lora
+from dpt.lora.io import save_lora
 from tests.golden.recipe import recipe, recipe_weights
 from tests.golden.reference import key_shapes
-from tests.lora.test_attached import filled
+from tests.lora.test_injection import filled
 
 SMALL = {"hidden_dim": 16, "nheads": 8, "dim_feedforward": 32, "num_queries_matching": 10, "num_queries_rec": 5}
 SCALED = LoraConfig(rank=3, alpha=2.0)

@@ -11,14 +11,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from dpt.adapter.store import save_adapter
+from dpt.adapter.io.native import save_adapter
 from dpt.backbone import Backbone
 from dpt.checkpoints import Checkpoint, open_checkpoint
 from dpt.cli.main import run
 from dpt.errors import UserError
 from dpt.lora import LoraConfig
 from dpt.lora.config import places
-from dpt.lora.formats.files import read_lora_file
+from dpt.lora.formats.common import read_lora_file
 from tests import tiny_models
 from tests.checkpoints.making import SCALED, published_adapter, published_lora, tiny_adapter, tiny_result, write
 
@@ -218,7 +218,7 @@ def test_a_failure_leaves_nothing(result: Path, tmp_path: Path, monkeypatch: pyt
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dpt.lora.formats.files.write_weights", full)
+    monkeypatch.setattr("dpt.lora.formats.common.write_weights", full)
     monkeypatch.setattr("torch.save", full)
     for form in FORMATS:
         with pytest.raises(UserError, match="cannot be written: No space left"):

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpt.adapter.store import save_adapter
+from dpt.adapter.io.native import save_adapter
 from dpt.backbone import Backbone
 from dpt.checkpoints import open_checkpoint
 from dpt.cli.main import run
 from dpt.errors import UserError, run_command
 from dpt.lora import LoraConfig
-from dpt.lora.store import read_lora, save_lora
+from dpt.lora.io import read_lora, save_lora
 from tests import tiny_models
 from tests.adapter.test_store import Payload
 from tests.checkpoints.making import SCALED, published_lora, tiny_adapter, tiny_result, write

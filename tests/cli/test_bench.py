@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from dpt.backbone import Backbone
-from dpt.cli.bench import RunOptions, run
-from dpt.cli.bench_report import ReportOptions, report
+from dpt.cli.bench.report import ReportOptions, report
+from dpt.cli.bench.run import RunOptions, run
 from dpt.errors import UserError
 from dpt.lora import LoraConfig
-from dpt.lora.store import save_lora
+from dpt.lora.io import save_lora
 from tests import tiny_models
-from tests.lora.test_attached import filled
+from tests.lora.test_injection import filled
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"categories": ("single", "count"), "prompts": 2, "per_prompt": 2, "num_timesteps": 2}
@@ -150,7 +150,7 @@ def test_a_report_of_nothing_is_one_sentence(drawn: Path, tmp_path: Path) -> Non
 def whole(tuned: Path, model: Path) -> Path:
     """A result with an adapter too."""
     from dpt.adapter import Adapter, config_for
-    from dpt.adapter.store import save_adapter
+    from dpt.adapter.io.native import save_adapter
     from tests.training.tiny_stage1 import SMALL as SHAPE
 
     backbone = Backbone.open(model, device="cpu")
@@ -185,32 +185,31 @@ def test_a_method_may_correct_and_choose(drawn: Path, whole: Path, model: Path, 
 def test_the_best_of_several_is_what_the_adapter_finds_best(whole: Path, model: Path, tmp_path: Path) -> None:
     """The first candidate is the picture without a choice; another one takes its place only with a better score."""
     from dpt.checkpoints import open_checkpoint
-    from dpt.evaluation.bench.asked import everything
+    from dpt.evaluation.bench.requests import all_requests
     from dpt.evaluation.bench.run import APART
     from dpt.evaluation.suites.registry import load
-    from dpt.sampling.best import scored
-    from dpt.sampling.draw import Request, Settings, draw_latents
-    from dpt.sampling.scorer import Scorer
+    from dpt.sampling.draw import Request, Settings, draw_latents, scored
+    from dpt.score.matching import Scorer
 
     run(options(model, tmp_path, f"best={whole},candidates=2,lora=off", categories=("single",), prompts=1))
     backbone, adapter = Backbone.open(model, device="cpu"), open_checkpoint(whole).adapter
     assert adapter is not None
-    for one in everything(load("pocket", ("single",), 1, 0), 2):
+    for one in all_requests(load("pocket", ("single",), 1, 0), 2):
         requests = [Request(one.prompt.text, one.seed, one.index + APART * k) for k in range(2)]
         batches = draw_latents(backbone, requests, Settings(2, 3.0), adapter=adapter, batch_size=16, exact=False)
         first, second = scored(batches, Scorer(backbone, adapter))
-        from dpt.sampling.pictures import to_picture
+        from dpt.data.images import to_pil
 
         better = first if first.score >= second.score else second
         from PIL import Image
 
         stored = Image.open(tmp_path / "best" / one.file)
-        apart = np.abs(np.asarray(stored, int) - np.asarray(to_picture(better.decode(backbone)), int))
+        apart = np.abs(np.asarray(stored, int) - np.asarray(to_pil(better.decode(backbone)), int))
         assert apart.max() <= 1
 
 
 def test_judging_again_keeps_what_a_method_is_made_of(whole: Path, model: Path, tmp_path: Path) -> None:
-    from dpt.cli.bench_score import ScoreOptions, score
+    from dpt.cli.bench.score import ScoreOptions, score
 
     run(options(model, tmp_path / "drawn", f"best={whole},candidates=2", categories=("single",), prompts=1))
     score(ScoreOptions(tmp_path / "drawn", tmp_path / "again", detector="oracle"))

@@ -12,13 +12,13 @@ from PIL import Image
 
 from dpt.backbone import Backbone
 from dpt.checkpoints import open_checkpoint
-from dpt.cli.bench import run
-from dpt.cli.bench_report import ReportOptions, report
-from dpt.cli.bench_score import ScoreOptions, score
+from dpt.cli.bench.report import ReportOptions, report
+from dpt.cli.bench.run import run
+from dpt.cli.bench.score import ScoreOptions, score
 from dpt.errors import UserError
-from dpt.evaluation.bench import rows
-from dpt.evaluation.bench.report import NOT_HELD_OUT
-from dpt.sampling.scorer import Scorer
+from dpt.evaluation.bench import results as rows
+from dpt.evaluation.bench.tables import NOT_HELD_OUT
+from dpt.score.matching import Scorer
 from tests.cli.test_bench import drawn, model, options, tuned, whole
 
 __all__ = ["drawn", "model", "tuned", "whole"]
@@ -36,7 +36,7 @@ def test_the_score_is_the_adapters_of_the_picture_as_it_was_saved(scored: Path, 
     checkpoint.attach(backbone)
     assert checkpoint.adapter is not None
     scorer = Scorer(backbone, checkpoint.adapter)
-    found = rows.read(scored / "base.jsonl")
+    found = rows.read_results(scored / "base.jsonl")
     assert len({one.itm for one in found}) > 1
     for one in found:
         picture = np.asarray(Image.open(scored / "base" / f"{one.prompt_id}-{one.index}.png"), np.float32)

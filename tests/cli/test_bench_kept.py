@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dpt.cli.bench import run
-from dpt.cli.bench_report import ReportOptions, report
+from dpt.cli.bench.report import ReportOptions, report
+from dpt.cli.bench.run import run
 from dpt.errors import UserError
 from tests.cli.test_bench import drawn, model, options, tuned
 

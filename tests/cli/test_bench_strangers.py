@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dpt.cli import bench_record
-from dpt.cli.bench_report import ReportOptions, file_of, report
+from dpt.cli.bench import record as bench_record
+from dpt.cli.bench.report import ReportOptions, file_of, report
 from dpt.errors import UserError
-from dpt.evaluation.bench import report as counting
-from dpt.evaluation.bench import rows
+from dpt.evaluation.bench import results as rows
+from dpt.evaluation.bench import tables as counting
 from tests.evaluation.bench.making import row
 from tests.fuzz.of_benches import BENCH
 from tests.fuzz.of_pictures import png
@@ -75,27 +75,27 @@ def written(file: Path, **changes: Any) -> Path:
 )  # fmt: skip
 def test_a_line_is_of_a_picture_of_this_folder(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"line 1: picture .* is no picture of a benchmark"):
-        rows.read(written(tmp_path / "base.jsonl", **changes))
+        rows.read_results(written(tmp_path / "base.jsonl", **changes))
 
 
 def test_boxes_have_four_sides_and_numbers_are_finite(tmp_path: Path) -> None:
     seen = {"label": "car", "colour": None, "size": None, "box": [1, 2, 3], "confidence": 0.5}
     with pytest.raises(UserError, match=r"the box of 'car' has 3 sides, not 4"):
-        rows.read(written(tmp_path / "a.jsonl", objects=[seen]))
+        rows.read_results(written(tmp_path / "a.jsonl", objects=[seen]))
     with pytest.raises(UserError, match=r"clip: expected float, got nan"):
-        rows.read(written(tmp_path / "a.jsonl", clip=float("nan")))
+        rows.read_results(written(tmp_path / "a.jsonl", clip=float("nan")))
     with pytest.raises(UserError, match=r"cannot be negative"):
-        rows.read(written(tmp_path / "a.jsonl", unreadable=-1))
+        rows.read_results(written(tmp_path / "a.jsonl", unreadable=-1))
 
 
 def test_lines_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"\xff\n")
-    for read in (rows.read, rows.mend):
+    for read in (rows.read_results, rows.repair):
         with pytest.raises(UserError, match=r"is not text in UTF-8, at byte 0"):
             read(tmp_path / "a.jsonl")
     (tmp_path / "a.jsonl").write_text("[" * 100_000)
     with pytest.raises(UserError, match=r"line 1 is not JSON"):
-        rows.read(tmp_path / "a.jsonl")
+        rows.read_results(tmp_path / "a.jsonl")
 
 
 def test_methods_that_were_not_judged_alike_share_no_table() -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from dpt.cli.bench import RunOptions, run
-from dpt.cli.bench_report import ReportOptions, report
-from dpt.cli.bench_score import ScoreOptions, score
-from dpt.cli.flags import parse
+from dpt.cli.bench.report import ReportOptions, report
+from dpt.cli.bench.run import RunOptions, run
+from dpt.cli.bench.score import ScoreOptions, score
+from dpt.cli.common.console import parse
 from dpt.cli.main import COMMANDS
 from dpt.errors import UserError
 from tests import tiny_models

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dpt.cli.main import main as dpt
-from dpt.cli.train_stage1 import main as train
+from dpt.cli.train.stages import main_stage1 as train
 from tests.cli.test_train import SMALL, in_a_process
 from tests.data.cache.conftest import contents
 from tests.data.files.conftest import SAMPLE
@@ -71,9 +71,7 @@ class Commands:
 
 
 @pytest.fixture
-def run(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Commands:
+def run(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Commands:
     return Commands(model, tmp_path / "logs", capsys, monkeypatch)
 
 
@@ -311,8 +309,8 @@ def test_caches_that_are_none(run: Commands, root: Path, tmp_path: Path) -> None
 
 
 def test_both_commands_have_the_same_defaults() -> None:
-    from dpt.cli.cache import CacheOptions
-    from dpt.cli.train_options import DataOptions, ModelOptions
+    from dpt.cli.commands.cache import CacheOptions
+    from dpt.cli.train.options import DataOptions, ModelOptions
 
     shared = {**vars(ModelOptions()), **vars(DataOptions())}
     for name, value in vars(CacheOptions(SAMPLE)).items():

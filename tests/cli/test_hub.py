@@ -10,10 +10,10 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from dpt.adapter.store import load_adapter
-from dpt.cli import train_stage2
-from dpt.cli.train_options import HubOptions
-from dpt.cli.train_stage1 import Stage1Options, main
+from dpt.adapter.io.native import load_adapter
+from dpt.cli.train import stages as train_stage2
+from dpt.cli.train.options import HubOptions
+from dpt.cli.train.stages import Stage1Options, main_stage1
 from tests.cli import fake_hub
 from tests.cli.fake_hub import TOKEN, FakeHub
 from tests.cli.test_train import SMALL, refused
@@ -45,7 +45,7 @@ def test_what_a_run_leaves_is_uploaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["train_stage1.py", *command, "--hub_token", TOKEN])
-    assert main() == 0
+    assert main_stage1() == 0
     said = capsys.readouterr()
     assert f"uploaded to {hub.address}/someone/probe" in said.out
     files = hub.repositories["someone/probe"]
@@ -68,7 +68,7 @@ def test_what_a_run_leaves_is_uploaded(
 
 def test_both_results_of_stage_2_are_uploaded(command: list[str], hub: FakeHub) -> None:
     words = ["--lora_blocks", "mid", "--validation_steps", "0", "--hub_token", TOKEN, "--hub_model_id", "team/tuned"]
-    assert train_stage2.main([*command, *words]) == 0
+    assert train_stage2.main_stage2([*command, *words]) == 0
     weights = {"adapter/adapter.json", "adapter/adapter.safetensors", "lora/lora.json", "lora/lora.safetensors"}
     assert hub.repositories["team/tuned"].keys() == {*weights, "curve.png", "README.md"}
 
@@ -77,11 +77,9 @@ def test_the_token_is_not_shown_with_the_options() -> None:
     assert TOKEN not in repr(Stage1Options(hub=HubOptions(True, TOKEN)))
 
 
-def test_the_token_of_who_has_logged_in(
-    command: list[str], hub: FakeHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_token_of_who_has_logged_in(command: list[str], hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: TOKEN)
-    assert main([*command, "--hub_model_id", "team/adapter", "--validation_steps", "0"]) == 0
+    assert main_stage1([*command, "--hub_model_id", "team/adapter", "--validation_steps", "0"]) == 0
     assert "The run was not validated." in hub.repositories["team/adapter"]["README.md"].decode()
 
 
@@ -109,18 +107,18 @@ def test_an_upload_that_fails_costs_nothing_else(
 ) -> None:
     hub.refused = ("/commit/",)
     words, folder = [*command, "--hub_token", TOKEN], tmp_path / "logs" / "probe" / "adapter"
-    assert main(words) == 69
+    assert main_stage1(words) == 69
     said = capsys.readouterr().err
     assert f"the run is finished and saved, but {folder} was not uploaded to someone/probe (" in said
     assert f"repeat the command, or run `hf upload someone/probe {folder}`" in said and TOKEN not in said
     load_adapter(folder)
     hub.refused = ()
-    assert main(words) == 0
+    assert main_stage1(words) == 0
     assert "adapter.safetensors" in hub.repositories["someone/probe"]
 
 
 def test_a_run_that_uploads_nothing_asks_nobody(command: list[str], hub: FakeHub) -> None:
-    assert main(command[:-1]) == 0
+    assert main_stage1(command[:-1]) == 0
     assert hub.asked == []
 
 

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from dpt.adapter import Adapter, config_for
-from dpt.adapter.store import save_adapter
+from dpt.adapter.io.native import save_adapter
 from dpt.backbone import Backbone
 from dpt.cli.main import run
 from dpt.errors import UserError
 from dpt.lora import Lora, LoraConfig
-from dpt.lora.store import save_lora
+from dpt.lora.io import save_lora
 from tests import tiny_models
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ from threading import Barrier
 
 import pytest
 
-from dpt.cli.run_folder import new_run_folder, slug
+from dpt.cli.common.run_folder import new_run_folder, slug
 
 
 def test_runs_at_the_same_time_get_different_folders(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import tyro
 
-from dpt.cli.scenes import CheckOptions, check
+from dpt.cli.commands.scenes import CheckOptions, check
+from dpt.detect.test_images import DISTURBANCES
 from dpt.errors import UserError
-from dpt.evaluation.detectors.disturbances import DISTURBANCES
 
 
 def test_flags_become_options() -> None:
@@ -43,9 +43,7 @@ def test_user_errors_name_what_is_wrong(slip: dict[str, object], named: str) -> 
         check(replace(CheckOptions(num=1), **slip))
 
 
-def test_a_folder_without_a_vae_is_refused_before_any_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_without_a_vae_is_refused_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="holds no VAE"):
         check(CheckOptions(num=1, vae=tmp_path))
     assert not capsys.readouterr().out

@@ -31,9 +31,7 @@ def test_the_command_writes_a_data_folder(tmp_path: Path, capsys: pytest.Capture
         (("--num", "3", "--format", "gif"), "jpg or png"),
     ],
 )
-def test_bad_input_is_one_sentence_and_writes_nothing(
-    tmp_path: Path, words: tuple[str, ...], says: str
-) -> None:
+def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path: Path, words: tuple[str, ...], says: str) -> None:
     with pytest.raises(UserError, match=says) as caught:
         export(tmp_path / "data", *words)
     assert "\n" not in str(caught.value)

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpt.adapter.store import load_adapter
-from dpt.cli.train_options import OptimisationOptions
-from dpt.cli.train_setup import MAY_CHANGE, YOUNGER, recorded, settings_for
-from dpt.cli.train_stage1 import RefusedInStage1, Stage1Options, main
-from dpt.training.signals import STOPPED
+from dpt.adapter.io.native import load_adapter
+from dpt.cli.train.options import OptimisationOptions
+from dpt.cli.train.setup import MAY_CHANGE, YOUNGER, recorded, settings_for
+from dpt.cli.train.stages import RefusedInStage1, Stage1Options, main_stage1
+from dpt.training.engine.interrupts import EXIT_STOPPED
 from tests.training import tiny_stage1
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,7 @@ def in_a_process(words: list[str], **options: object) -> subprocess.CompletedPro
 
 
 def refused(
-    arguments: list[str], capsys: pytest.CaptureFixture[str], command: Callable[[list[str]], int] = main
+    arguments: list[str], capsys: pytest.CaptureFixture[str], command: Callable[[list[str]], int] = main_stage1
 ) -> str:
     """The one sentence that a command ends with."""
     capsys.readouterr()
@@ -79,7 +79,7 @@ def refused(
 
 def test_the_flags_are_the_published_ones_and_few_more(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["--help"])
+        main_stage1(["--help"])
     plain = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
     flags = set(re.findall(r"^[│|\s]*(?:-\w, )?--(\w+)", plain, re.M))
     assert flags - {"help"} == PUBLISHED | OURS
@@ -87,7 +87,7 @@ def test_the_flags_are_the_published_ones_and_few_more(capsys: pytest.CaptureFix
 
 
 def test_help_is_quick() -> None:
-    code = "import sys; from dpt.cli.train_stage1 import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code = "import sys; from dpt.cli.train.stages import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
     done = in_a_process([sys.executable, "-c", f"{code}sys.exit('torch' in sys.modules)"])
     assert done.returncode == 0, done.stderr
 
@@ -142,11 +142,11 @@ def test_a_run_that_is_asked_to_stop_says_so_and_goes_on(command: list[str], tmp
     while not (log.exists() and log.read_text().count("\n") > 2) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == STOPPED == 75
+    assert process.wait(60) == EXIT_STOPPED == 75
     assert process.stdout is not None
     reached = int(re.search(r"stopped after step (\d+): run the same", process.stdout.read())[1])  # type: ignore[index]
     assert (tmp_path / "logs" / f"checkpoint-{reached}" / "manifest.json").exists()
-    assert main([*command, "--validation_steps", "0", "--max_train_steps", str(reached + 2)]) == 0
+    assert main_stage1([*command, "--validation_steps", "0", "--max_train_steps", str(reached + 2)]) == 0
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert steps == list(range(1, reached + 3))
 
@@ -154,12 +154,12 @@ def test_a_run_that_is_asked_to_stop_says_so_and_goes_on(command: list[str], tmp
 def test_a_run_begins_with_the_adapter_of_another(command: list[str], tmp_path: Path) -> None:
     """Grounding alone first, then both: what the first run learnt is where the second begins."""
     grounding = ["--i2t_loss_coef", "0", "--t2i_loss_coef", "0", "--run_name", "first"]
-    assert main([*command, *grounding]) == 0
+    assert main_stage1([*command, *grounding]) == 0
     lines = [json.loads(line) for line in (tmp_path / "logs" / "first" / "log.jsonl").read_text().splitlines()]
     assert "ce" in lines[0] and "i2t" not in lines[0], "what weighs nothing is not computed"
     first = tmp_path / "logs" / "first"
     second = ["--run_name", "second", "--qformer_ckpt", str(first), "--learning_rate", "1e-12"]
-    assert main([*command, *second]) == 0
+    assert main_stage1([*command, *second]) == 0
     before, _ = load_adapter(first / "adapter")
     after, _ = load_adapter(tmp_path / "logs" / "second" / "adapter")
     for name, value in before.state_dict().items():
@@ -169,7 +169,7 @@ def test_a_run_begins_with_the_adapter_of_another(command: list[str], tmp_path: 
 def test_an_adapter_of_another_shape_is_not_begun_with(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*command, "--run_name", "first"]) == 0
+    assert main_stage1([*command, "--run_name", "first"]) == 0
     other = [*command, "--run_name", "second", "--qformer_ckpt", str(tmp_path / "logs" / "first")]
     assert "reads up0, not --unet_feature bottom0" in refused([*other, "--unet_feature", "bottom0"], capsys)
     assert "has num_queries_matching 3, not 2: leave" in refused([*other, "--num_queries_matching", "2"], capsys)
@@ -179,7 +179,7 @@ def test_an_adapter_of_another_shape_is_not_begun_with(
 
 
 def test_files_are_trained_on(command: list[str], tmp_path: Path) -> None:
-    assert main([*command, "--data_root", str(ROOT / "data" / "sample"), "--val_fullset"]) == 0
+    assert main_stage1([*command, "--data_root", str(ROOT / "data" / "sample"), "--val_fullset"]) == 0
     records = [json.loads(line) for line in (tmp_path / "logs" / "log.jsonl").read_text().splitlines()]
     (validation,) = [record["validation"] for record in records if "validation" in record]
     assert validation.keys() == {"itm_txt", "itm_img", "itm_overall", "rec_p1", "rec_p1_refcoco", "rec_p1_refcoco+",
@@ -212,11 +212,11 @@ def test_bad_input_is_one_sentence(
 def test_another_configuration_in_the_same_folder_is_refused(
     command: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert main(command) == 0
+    assert main_stage1(command) == 0
     assert "(seed was 1337 and is 2)" in refused([*command, "--seed", "2"], capsys)
     assert "(global_batch was 2 and is 4)" in refused([*command, "--gradient_accumulation_steps", "2"], capsys)
     same_batch = ["--train_batch_size", "1", "--gradient_accumulation_steps", "2", "--max_train_steps", "3"]
-    assert main([*command, *same_batch]) == 0
+    assert main_stage1([*command, *same_batch]) == 0
     assert (tmp_path / "logs" / "checkpoint-3").is_dir()
 
 
@@ -225,7 +225,7 @@ def test_processes_that_do_not_know_of_one_another_are_refused(
 ) -> None:
     """As `torchrun` starts them on a CPU: each would train alone, in one folder."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["--pretrained_model_name_or_path", str(model), "--output_dir", str(tmp_path)]) == 2
+    assert main_stage1(["--pretrained_model_name_or_path", str(model), "--output_dir", str(tmp_path)]) == 2
     assert "use accelerate launch --cpu" in capsys.readouterr().err
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpt.adapter.store import load_adapter
-from dpt.cli import train_stage1
-from dpt.cli.train_stage2 import Stage2Options, main
-from dpt.lora.store import read_lora
-from dpt.training import checkpoint
+from dpt.adapter.io.native import load_adapter
+from dpt.cli.train import stages as train_stage1
+from dpt.cli.train.stages import Stage2Options, main_stage2
+from dpt.lora.io import read_lora
+from dpt.training.engine import checkpoint
 from tests import tiny_models
 from tests.cli import test_train
 from tests.cli.test_train import OURS, PUBLISHED, SMALL, in_a_process
@@ -45,7 +45,7 @@ def first(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of stage 1, smaller in every way than the flags' defaults."""
     root = tmp_path_factory.mktemp("first")
     words = ["--pretrained_model_name_or_path", str(model), *SMALL, "--output_dir", str(root), "--dropout", "0"]
-    assert train_stage1.main(words) == 0
+    assert train_stage1.main_stage1(words) == 0
     return root
 
 
@@ -55,12 +55,12 @@ def command(model: Path, first: Path, tmp_path: Path) -> list[str]:
     return [*where, *SHORT, "--qformer_ckpt", str(first)]
 
 
-refused = partial(test_train.refused, command=main)
+refused = partial(test_train.refused, command=main_stage2)
 
 
 def test_the_flags_are_the_published_ones_and_few_more(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["--help"])
+        main_stage2(["--help"])
     plain = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
     flags = set(re.findall(r"^[│|\s]*(?:-\w, )?--(\w+)", plain, re.M))
     assert flags - {"help"} == PUBLISHED | OURS | OF_STAGE_2 | OURS_IN_STAGE_2
@@ -68,7 +68,7 @@ def test_the_flags_are_the_published_ones_and_few_more(capsys: pytest.CaptureFix
 
 
 def test_help_is_quick() -> None:
-    code = "import sys; from dpt.cli.train_stage2 import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code = "import sys; from dpt.cli.train.stages import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
     done = in_a_process([sys.executable, "-c", f"{code}sys.exit('torch' in sys.modules)"])
     assert done.returncode == 0, done.stderr
 
@@ -76,7 +76,7 @@ def test_help_is_quick() -> None:
 def test_it_goes_on_with_the_adapter_of_stage_1_whatever_its_shape(
     command: list[str], first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*command, "--learning_rate", "1e-12", "--validation_prompts", "a red circle", "a star",
+    assert main_stage2([*command, "--learning_rate", "1e-12", "--validation_prompts", "a red circle", "a star",
                  "--num_validation_images", "2"]) == 0  # fmt: skip
     said = capsys.readouterr().out
     logs = tmp_path / "logs"
@@ -114,7 +114,7 @@ def test_alignment_is_measured_before_and_after(
     prompts.write_text("a red circle\na blue star\n" * 9)
     clip = str(tiny_vision.clip(tmp_path / "clip"))
     words = ["--prompts_path_val", str(prompts), "--clip", clip, "--validation_steps", "0", "--learning_rate", "1e-2"]
-    assert main([*command, *words]) == 0
+    assert main_stage2([*command, *words]) == 0
     found = json.loads((tmp_path / "logs" / "alignment.json").read_text())
     assert found["prompts"] == 18 and -1 <= found["base"] <= 1 and found["base"] != found["tuned"]
     assert f"{found['base']:.4f} before, {found['tuned']:.4f} now" in capsys.readouterr().out
@@ -122,7 +122,7 @@ def test_alignment_is_measured_before_and_after(
 
 def test_the_control_needs_no_adapter(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--qformer_ckpt has nothing to say" in refused([*command, "--plain_lora"], capsys)
-    assert main([*command[:-2], "--plain_lora"]) == 0
+    assert main_stage2([*command[:-2], "--plain_lora"]) == 0
     assert sorted(p.name for p in (tmp_path / "logs").iterdir() if p.is_dir() and p.name != "logs") == [
         "checkpoint-2", "lora"
     ]  # fmt: skip
@@ -131,7 +131,7 @@ def test_the_control_needs_no_adapter(command: list[str], tmp_path: Path, capsys
 
 
 def test_the_average_is_what_is_kept(command: list[str], tmp_path: Path) -> None:
-    assert main([*command, "--ema_decay", "0.5", "--learning_rate", "1e-2", "--max_train_steps", "3"]) == 0
+    assert main_stage2([*command, "--ema_decay", "0.5", "--learning_rate", "1e-2", "--max_train_steps", "3"]) == 0
     groups, _ = checkpoint.load(tmp_path / "logs" / "checkpoint-3")
     kept = read_lora(tmp_path / "logs" / "lora").tensors
     assert all(torch.equal(value, groups["average"][f"lora.{name}"]) for name, value in kept.items())
@@ -141,9 +141,9 @@ def test_the_average_is_what_is_kept(command: list[str], tmp_path: Path) -> None
 def test_what_it_begins_with_is_part_of_the_run(
     command: list[str], first: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(command) == 0
+    assert main_stage2(command) == 0
     words = ["--pretrained_model_name_or_path", str(model), *SMALL, "--output_dir", str(tmp_path / "other")]
-    assert train_stage1.main([*words, "--dropout", "0", "--seed", "5"]) == 0
+    assert train_stage1.main_stage1([*words, "--dropout", "0", "--seed", "5"]) == 0
     said = refused([*command[:-1], str(tmp_path / "other")], capsys)
     assert "qformer_sha256 was" in said
 
@@ -190,7 +190,7 @@ def test_bad_input_is_one_sentence(
 def test_an_untrained_adapter_is_warned_of(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     shape = "--hidden_dim 16 --nheads 2 --dim_feedforward 32 --num_queries_matching 3 --num_queries_rec 5"
     small = shlex.split(shape)
-    assert main([*command[:-2], *small, "--validation_steps", "0"]) == 0
+    assert main_stage2([*command[:-2], *small, "--validation_steps", "0"]) == 0
     assert "warning: without --qformer_ckpt the adapter begins untrained" in capsys.readouterr().err
 
 

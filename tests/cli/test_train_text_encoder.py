@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpt.adapter.phrases import EncoderPhrases
-from dpt.adapter.store import load_adapter
+from dpt.adapter.io.native import load_adapter
+from dpt.adapter.phrase_encoder import PretrainedPhraseEncoder
 from dpt.cli.main import run as run_dpt
-from dpt.cli.train_stage1 import main
-from dpt.training import checkpoint
+from dpt.cli.train.stages import main_stage1
+from dpt.training.engine import checkpoint
 from tests import tiny_roberta
 from tests.cli.test_train import SMALL, refused
 from tests.training import tiny_stage1
@@ -48,8 +48,8 @@ def encoder_of(run: Path) -> dict[str, Tensor]:
 def test_it_is_trained_and_comes_back(
     trained: list[str], model: Path, roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*trained, "--run_name", "first", "--validation_steps", "2"]) == 0
-    before, after = EncoderPhrases.open(roberta).encoder.state_dict(), encoder_of(tmp_path / "first")
+    assert main_stage1([*trained, "--run_name", "first", "--validation_steps", "2"]) == 0
+    before, after = PretrainedPhraseEncoder.open(roberta).encoder.state_dict(), encoder_of(tmp_path / "first")
     assert {name for name in after if torch.equal(after[name], before[name])} == {
         "pooler.dense.weight", "pooler.dense.bias",
     }  # fmt: skip
@@ -57,7 +57,7 @@ def test_it_is_trained_and_comes_back(
     assert all(f"text_encoder.encoder.{name}" in saved["weights"] for name in after if not name.startswith("pooler"))
 
     second = ["--run_name", "second", "--qformer_ckpt", str(tmp_path / "first"), "--learning_rate", "1e-12"]
-    assert main([*trained, *second]) == 0
+    assert main_stage1([*trained, *second]) == 0
     for name, value in encoder_of(tmp_path / "second").items():
         torch.testing.assert_close(value, after[name], rtol=0, atol=1e-9)
 
@@ -67,9 +67,9 @@ def test_it_is_trained_and_comes_back(
 
 
 def test_a_resumed_run_ends_where_the_whole_one_does(trained: list[str], tmp_path: Path) -> None:
-    assert main([*trained, "--run_name", "whole"]) == 0
-    assert main([*trained, "--run_name", "parts", "--max_train_steps", "1"]) == 0
-    assert main([*trained, "--run_name", "parts"]) == 0
+    assert main_stage1([*trained, "--run_name", "whole"]) == 0
+    assert main_stage1([*trained, "--run_name", "parts", "--max_train_steps", "1"]) == 0
+    assert main_stage1([*trained, "--run_name", "parts"]) == 0
     whole, parts = encoder_of(tmp_path / "whole"), encoder_of(tmp_path / "parts")
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
 
@@ -77,9 +77,9 @@ def test_a_resumed_run_ends_where_the_whole_one_does(trained: list[str], tmp_pat
 def test_from_frozen_to_trained_and_not_back(
     frozen: list[str], trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*frozen, "--run_name", "frozen"]) == 0
+    assert main_stage1([*frozen, "--run_name", "frozen"]) == 0
     assert load_adapter(tmp_path / "frozen" / "adapter")[0].text_encoder is None
-    assert main([*trained, "--run_name", "trained", "--qformer_ckpt", str(tmp_path / "frozen")]) == 0
+    assert main_stage1([*trained, "--run_name", "trained", "--qformer_ckpt", str(tmp_path / "frozen")]) == 0
     back = [*frozen, "--run_name", "back", "--qformer_ckpt", str(tmp_path / "trained")]
     assert "was trained with its text encoder: go on with --no_freeze_text_encoder" in refused(back, capsys)
     assert "no_freeze_text_encoder was True and is None" in refused([*frozen, "--run_name", "trained"], capsys)

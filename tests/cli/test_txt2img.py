@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dpt.cli import embedded, txt2img
+from dpt import embedded
+from dpt.cli.txt2img import main as txt2img
 from tests import tiny_models
 from tests.tiny_models import POCKET, PROMPT
 
@@ -90,9 +91,7 @@ def test_what_a_run_leaves_behind(model: Path, capsys: pytest.CaptureFixture[str
 def test_picture_k_depends_on_neither_the_batch_nor_how_many_are_drawn(model: Path) -> None:
     runs = [("1", "3"), ("2", "3"), ("4", "3"), ("4", "1")]
     for batch_size, n_samples in runs:
-        assert (
-            call(model, "--batch_size", batch_size, "--n_samples", n_samples, "--scheduler", "euler_a") == 0
-        )
+        assert call(model, "--batch_size", batch_size, "--n_samples", n_samples, "--scheduler", "euler_a") == 0
     first, *others = [digests(folder) for folder in run_folders()]
     assert len(set(first)) == 3
     assert others == [first, first, first[:1]]
@@ -125,9 +124,7 @@ def test_the_embedded_model_is_the_default_wherever_one_stands(
     assert json.loads((folder / "manifest.json").read_text())["model"]["name"] == "ckpt/pocket"
 
 
-def test_unknown_words_and_a_long_prompt_are_warned_about(
-    model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unknown_words_and_a_long_prompt_are_warned_about(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompt = "a red squid " + "and a blue circle " * 6
     assert call(model, "--prompt", prompt, "--n_samples", "1", "--num_timesteps", "1") == 0
     (folder,) = run_folders()
@@ -249,7 +246,7 @@ PUBLISHED_FLAGS = """
 
 def test_help_comes_without_loading_torch() -> None:
     check = (
-        "import sys, contextlib, dpt.cli.txt2img as command\n"
+        "import sys, contextlib, dpt.cli.txt2img.main as command\n"
         "with contextlib.suppress(SystemExit): command.main(['--help'])\n"
         "assert not {'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules)"
     )

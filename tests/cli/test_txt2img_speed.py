@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dpt.cli import txt2img
+from dpt.cli.txt2img import main as txt2img
 from tests import tiny_models
 
 

@@ -13,20 +13,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpt.adapter.store import save_adapter
+from dpt import embedded
+from dpt.adapter.io.native import save_adapter
 from dpt.backbone import Backbone
 from dpt.checkpoints import open_checkpoint
 from dpt.checkpoints.export import export
-from dpt.cli import embedded, txt2img
-from dpt.cli.txt2img_draw import verdict_on
-from dpt.data.scenes.captions import describe, say
-from dpt.data.scenes.draws import Draws
+from dpt.claims.description import caption_text
+from dpt.cli.txt2img import main as txt2img
+from dpt.cli.txt2img.sampling import verdict_on
+from dpt.data.images import to_pil
+from dpt.data.scenes.captions import describe
 from dpt.data.scenes.layout import scene
 from dpt.data.scenes.render import render
 from dpt.data.scenes.world import POCKET_WORLD
+from dpt.keyed_random import KeyedRandom
 from dpt.sampling.draw import Request, Settings, draw
 from dpt.sampling.options import Correction, Interval
-from dpt.sampling.pictures import to_picture
 from tests import tiny_models
 from tests.checkpoints.making import tiny_adapter, tiny_result
 from tests.tiny_models import POCKET, PROMPT
@@ -117,7 +119,7 @@ def test_the_pictures_are_those_of_the_sampler(model: Path, result: Path, backbo
     requests = [Request("a red circle to the left of a blue square", 5, index) for index in range(2)]
     for index, image in enumerate(draw(backbone, requests, settings, adapter=tiny_adapter(backbone))):
         with Image.open(newest() / f"{index:03d}.png") as picture:
-            assert np.array_equal(np.asarray(picture), np.asarray(to_picture(image)))
+            assert np.array_equal(np.asarray(picture), np.asarray(to_pil(image)))
 
 
 def test_the_embedded_models_own_result_is_the_default(
@@ -279,9 +281,7 @@ def test_the_shape_of_an_adapter_may_be_said_and_must_be_true(
     assert "--nheads tells what an adapter is like, and" in capsys.readouterr().err
 
 
-def test_of_a_published_file_the_shape_is_told(
-    model: Path, result: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_of_a_published_file_the_shape_is_told(model: Path, result: Path, capsys: pytest.CaptureFixture[str]) -> None:
     export(open_checkpoint(result / "adapter"), "published", Path("published").resolve())
     native, told, untold, split = (
         (str(result / "adapter"), "--nheads", "8"),
@@ -345,7 +345,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
 def test_the_oracle_gives_its_verdict_on_scenes_only() -> None:
     one = scene(3, 1, POCKET_WORLD)
     picture = Image.fromarray(render(one))
-    sentence = say(describe(one, POCKET_WORLD, Draws("verdict", 0)))
+    sentence = caption_text(describe(one, POCKET_WORLD, KeyedRandom("verdict", 0)))
     assert verdict_on(picture, sentence) == "right"
     assert (verdict_on(picture, "four purple crosses") or "").startswith("not ")
     assert verdict_on(picture, "a cat on a sofa") is None

@@ -5,21 +5,30 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dpt.data.batch import collate
-from dpt.data.example import EveryNth, Example, Expression, Matching, Picture, Region
-from dpt.data.framing import Framing
-from dpt.data.scene_source import SceneSource
+from dpt.data.example import (
+    EveryNth,
+    Example,
+    ExampleImage,
+    GroundedRegion,
+    MatchingExample,
+    ReferringExpression,
+    collate,
+)
+from dpt.data.images import Framing
+from dpt.data.scenes.source import SceneSource
 from dpt.data.scenes.world import POCKET_WORLD
 
 
-def picture(value: float = 0.0, latent: bool = False) -> Picture:
-    return Picture(str(value), torch.full((4 if latent else 3, 8, 8), value), latent)
+def picture(value: float = 0.0, latent: bool = False) -> ExampleImage:
+    return ExampleImage(str(value), torch.full((4 if latent else 3, 8, 8), value), latent)
 
 
 def example(n_regions: int, name: str = "a") -> Example:
-    regions = tuple(Region((0.1 * (i + 1), 0.5, 0.1, 0.2), ((0, 3), (4, 5))) for i in range(n_regions))
-    match = Matching("y", "y-", "y?", picture(0.1), picture(0.2), "colour", None)
-    return Example(name, picture(), Expression(f"r {name}", regions), match, (f"{name} broken",) * (n_regions == 0))
+    regions = tuple(GroundedRegion((0.1 * (i + 1), 0.5, 0.1, 0.2), ((0, 3), (4, 5))) for i in range(n_regions))
+    match = MatchingExample("y", "y-", "y?", picture(0.1), picture(0.2), "colour", None)
+    return Example(
+        name, picture(), ReferringExpression(f"r {name}", regions), match, (f"{name} broken",) * (n_regions == 0)
+    )
 
 
 def test_shapes_and_order() -> None:

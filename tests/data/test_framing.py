@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dpt.data.framing import LEAST_IN_VIEW, Framing
+from dpt.data.images import LEAST_IN_VIEW, Framing
 
 sizes = st.tuples(st.integers(2, 900), st.integers(2, 900))
 

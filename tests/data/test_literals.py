@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpt.data.literals import string_list
+from dpt.untrusted import string_list
 
 strings = st.lists(st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("'\"\\[],\n\t\x00\x7f\xa0")))
 

@@ -5,14 +5,15 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dpt.data.example import Example, Expression, Matching, Picture, Region
-from dpt.data.framing import Framing
+from dpt.claims.boxes import Box
+from dpt.claims.facts import all_hold
+from dpt.claims.words import ANYTHING, SHAPE_WORDS
+from dpt.data.example import Example, ExampleImage, GroundedRegion, MatchingExample, ReferringExpression
+from dpt.data.images import Framing
 from dpt.data.mirror import mirrored, mirrored_expression, mirrored_text
-from dpt.data.scene_source import SceneSource
-from dpt.data.scenes.facts import all_hold
 from dpt.data.scenes.referring import resolve
-from dpt.data.scenes.words import ANYTHING, SHAPE_WORDS
-from dpt.data.scenes.world import WORLDS, Box, Scene
+from dpt.data.scenes.source import SceneSource
+from dpt.data.scenes.world import WORLDS, Scene
 from tests.data.scenes.reading import facts_of, reference_of
 
 HEADS = {*ANYTHING, *(word for words in SHAPE_WORDS.values() for word in words)}
@@ -60,12 +61,15 @@ def test_texts_mirrored_twice_are_the_same(text: str) -> None:
 
 
 @st.composite
-def expressions(draw: st.DrawFn) -> Expression:
+def expressions(draw: st.DrawFn) -> ReferringExpression:
     text = draw(texts)
     edges = st.integers(0, len(text))
     spans = draw(st.lists(st.tuples(edges, edges).map(sorted).filter(lambda s: s[0] < s[1]), min_size=1, max_size=3))
     cx, cy = draw(st.floats(0.2, 0.8)), draw(st.floats(0.2, 0.8))
-    return Expression(text, (Region((cx, cy, 0.3, 0.2), tuple((a, b) for a, b in spans)), Region((0.5, 0.5, 1, 1), ())))
+    return ReferringExpression(
+        text,
+        (GroundedRegion((cx, cy, 0.3, 0.2), tuple((a, b) for a, b in spans)), GroundedRegion((0.5, 0.5, 1, 1), ())),
+    )
 
 
 def cuts_no_word(text: str, edge: int) -> bool:
@@ -73,8 +77,8 @@ def cuts_no_word(text: str, edge: int) -> bool:
 
 
 @given(expressions())
-@example(Expression("bright", (Region((0.5, 0.5, 0.3, 0.2), ((1, 6),)),)))
-def test_spans_go_with_their_words(said: Expression) -> None:
+@example(ReferringExpression("bright", (GroundedRegion((0.5, 0.5, 0.3, 0.2), ((1, 6),)),)))
+def test_spans_go_with_their_words(said: ReferringExpression) -> None:
     other = mirrored_expression(said)
     if other is None:
         return
@@ -90,8 +94,8 @@ def test_spans_go_with_their_words(said: Expression) -> None:
 
 
 def test_a_span_that_cuts_a_word_in_two_is_not_mirrored() -> None:
-    assert mirrored_expression(Expression("left dog", (Region((0.5, 0.5, 1, 1), ((2, 8),)),))) is None
-    moved = mirrored_expression(Expression("left dog", (Region((0.5, 0.5, 1, 1), ((5, 8), (0, 8))),)))
+    assert mirrored_expression(ReferringExpression("left dog", (GroundedRegion((0.5, 0.5, 1, 1), ((2, 8),)),))) is None
+    moved = mirrored_expression(ReferringExpression("left dog", (GroundedRegion((0.5, 0.5, 1, 1), ((5, 8), (0, 8))),)))
     assert moved is not None and moved.text == "right dog" and moved.regions[0].spans == ((6, 9), (0, 9))
 
 
@@ -137,21 +141,21 @@ def shares(box: Box) -> tuple[float, ...]:
 
 
 def test_one_text_that_is_not_sure_keeps_the_whole_example_as_it_is() -> None:
-    picture = Picture("a", torch.zeros(3, 2, 2))
+    picture = ExampleImage("a", torch.zeros(3, 2, 2))
     for place in range(3):
         captions = ["left dog"] * 3
         captions[place] = "right behind the dog"
-        assert mirrored(Example("1", picture, None, Matching(*captions, picture, picture))) is None
+        assert mirrored(Example("1", picture, None, MatchingExample(*captions, picture, picture))) is None
 
 
 def test_latents_are_not_mirrored() -> None:
     with pytest.raises(ValueError, match="latents cannot be mirrored"):
-        mirrored(Example("1", Picture("a", torch.zeros(4, 2, 2), latent=True)))
+        mirrored(Example("1", ExampleImage("a", torch.zeros(4, 2, 2), latent=True)))
 
 
 def test_latents_of_the_mirrored_picture_take_their_place() -> None:
     plain, turned = torch.zeros(4, 2, 2), torch.ones(4, 2, 2)
-    once = mirrored(Example("1", Picture("a", plain, latent=True, mirrored=turned)))
+    once = mirrored(Example("1", ExampleImage("a", plain, latent=True, mirrored=turned)))
     assert once is not None and once.image.values is turned
     again = mirrored(once)
     assert again is not None and again.image.values is plain

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpt.data.order import epoch_of, shuffled_index
+from dpt.data.stream import epoch_of, shuffled_index
 
 
 def epoch(seed: int, nth: int, length: int) -> list[int]:

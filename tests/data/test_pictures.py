@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpt.data.faults import BrokenPicture
-from dpt.data.pictures import ORIENTATION, read_header, read_picture
+from dpt.data.images import ORIENTATION, read_header, read_image
+from dpt.errors import BrokenImageError
 from tests.fuzz.campaign import campaign
 from tests.fuzz.limits import MIB
 from tests.fuzz.of_pictures import webp_that_claims
@@ -37,7 +37,7 @@ def white_box(image: Image.Image) -> tuple[int, int, int, int]:
 def test_every_mode_comes_out_as_it_looks(tmp_path: Path, mode: str) -> None:
     file = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
     marked(mode).save(file, quality=95)
-    image, header = read_picture(file)
+    image, header = read_image(file)
     assert (image.mode, image.size, header.size) == ("RGB", SIZE, SIZE)
     difference = np.asarray(image).astype(int) - np.asarray(marked())
     assert np.abs(difference).mean() < 4
@@ -46,7 +46,7 @@ def test_every_mode_comes_out_as_it_looks(tmp_path: Path, mode: str) -> None:
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
     values = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
-    image, _ = read_picture(tmp_path / "a.png")
+    image, _ = read_image(tmp_path / "a.png")
     assert np.asarray(image)[0, :, 0].tolist() == [0, 0, 1, 128, 255]
 
 
@@ -55,7 +55,7 @@ def test_what_is_transparent_is_white(tmp_path: Path, mode: str) -> None:
     layer = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
     layer.paste((0, 0, 0, 255), (0, 0, 2, 4))
     layer.convert(mode).save(tmp_path / "a.png")
-    image, _ = read_picture(tmp_path / "a.png")
+    image, _ = read_image(tmp_path / "a.png")
     assert np.asarray(image)[0, :, 0].tolist() == [0, 0, 255, 255]
 
 
@@ -69,7 +69,7 @@ def save_turned(file: Path, orientation: int, size: tuple[int, int] = SIZE) -> N
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_turned_pictures_are_set_upright(tmp_path: Path, orientation: int) -> None:
     save_turned(tmp_path / "a.jpg", orientation)
-    image, header = read_picture(tmp_path / "a.jpg")
+    image, header = read_image(tmp_path / "a.jpg")
     assert image.size == header.size == read_header(tmp_path / "a.jpg").size
     assert image.size == (SIZE if orientation < 5 else SIZE[::-1])
 
@@ -77,7 +77,7 @@ def test_turned_pictures_are_set_upright(tmp_path: Path, orientation: int) -> No
 @pytest.mark.parametrize("orientation", range(5, 9))
 def test_boxes_follow_a_turn_if_they_were_drawn_before_it(tmp_path: Path, orientation: int) -> None:
     save_turned(tmp_path / "a.jpg", orientation)
-    image, header = read_picture(tmp_path / "a.jpg")
+    image, header = read_image(tmp_path / "a.jpg")
     drawn_before = header.upright(BOX, recorded_size=SIZE)
     assert drawn_before == pytest.approx(white_box(image), abs=1.01)
     assert header.upright(drawn_before, recorded_size=SIZE[::-1]) == drawn_before, "drawn after it"
@@ -91,7 +91,7 @@ def test_a_turn_that_boxes_may_or_may_not_know_of_is_refused(
     tmp_path: Path, orientation: int, size: tuple[int, int], recorded: tuple[int, int] | None
 ) -> None:
     save_turned(tmp_path / "a.jpg", orientation, size)
-    with pytest.raises(BrokenPicture, match=r"a\.jpg cannot be used: it is stored turned"):
+    with pytest.raises(BrokenImageError, match=r"a\.jpg cannot be used: it is stored turned"):
         read_header(tmp_path / "a.jpg").upright(BOX, recorded)
 
 
@@ -99,7 +99,7 @@ def test_another_size_than_recorded_is_refused(tmp_path: Path) -> None:
     marked().save(tmp_path / "a.png")
     header = read_header(tmp_path / "a.png")
     assert header.upright(BOX, None) == header.upright(BOX, SIZE) == BOX
-    with pytest.raises(BrokenPicture, match="it is 40x24 pixels large, but its annotation says 400x240"):
+    with pytest.raises(BrokenImageError, match="it is 40x24 pixels large, but its annotation says 400x240"):
         header.upright(BOX, (400, 240))
 
 
@@ -114,20 +114,20 @@ def png_that_claims(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("size", [(8193, 8193), (10_000, 10_000), (100_000, 100_000)])
 def test_bombs_are_refused_unopened(tmp_path: Path, size: tuple[int, int]) -> None:
     (tmp_path / "a.png").write_bytes(png_that_claims(*size))
-    with pytest.raises(BrokenPicture, match="pixels"):
-        read_picture(tmp_path / "a.png")
+    with pytest.raises(BrokenImageError, match="pixels"):
+        read_image(tmp_path / "a.png")
 
 
 def test_what_is_no_picture(tmp_path: Path) -> None:
-    with pytest.raises(BrokenPicture, match="no such file"):
-        read_picture(tmp_path / "a.jpg")
+    with pytest.raises(BrokenImageError, match="no such file"):
+        read_image(tmp_path / "a.jpg")
     for content in (b"", b"not a picture", b"%!PS-Adobe-3.0 EPSF-3.0\n"):
         (tmp_path / "a.jpg").write_bytes(content)
-        with pytest.raises(BrokenPicture, match="cannot be used") as caught:
-            read_picture(tmp_path / "a.jpg")
+        with pytest.raises(BrokenImageError, match="cannot be used") as caught:
+            read_image(tmp_path / "a.jpg")
         assert caught.value.path == str(tmp_path / "a.jpg")
-    with pytest.raises(BrokenPicture):
-        read_picture(tmp_path)
+    with pytest.raises(BrokenImageError):
+        read_image(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png"])
@@ -146,8 +146,8 @@ def test_cut_or_changed_bytes_are_a_picture_or_a_broken_one(tmp_path: Path, kind
             content[at] = int(rng.integers(256))
         file.write_bytes(content)
         try:
-            assert read_picture(file)[0].mode == "RGB"
-        except BrokenPicture as fault:
+            assert read_image(file)[0].mode == "RGB"
+        except BrokenImageError as fault:
             broken += 1
             assert "\n" not in str(fault)
     assert broken > 50
@@ -157,7 +157,7 @@ def test_cut_or_changed_bytes_are_a_picture_or_a_broken_one(tmp_path: Path, kind
 def test_of_an_animation_the_first_picture_counts(tmp_path: Path, kind: str) -> None:
     still = marked()
     still.save(tmp_path / f"a.{kind}", save_all=True, append_images=[Image.new("RGB", SIZE, "red")], lossless=True)
-    image, header = read_picture(tmp_path / f"a.{kind}")
+    image, header = read_image(tmp_path / f"a.{kind}")
     assert white_box(image) == BOX and header.size == SIZE
 
 
@@ -169,8 +169,8 @@ def test_a_bomb_is_refused_with_its_name_and_size_and_costs_no_memory(tmp_path: 
         file = folder / "bomb"
 
         def read() -> None:
-            with pytest.raises(BrokenPicture, match=r"bomb cannot be used: .*(\d+x\d+|\d{8,}) pixels"):
-                read_picture(file)
+            with pytest.raises(BrokenImageError, match=r"bomb cannot be used: .*(\d+x\d+|\d{8,}) pixels"):
+                read_image(file)
 
         return Target(file, bombs, read)
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from dpt.data.framing import Framing
-from dpt.data.scene_source import FIRST_SCENE, SceneSource
+from dpt.claims.facts import Related, all_hold
+from dpt.claims.words import ANYTHING, SHAPE_WORDS
+from dpt.data.images import Framing
 from dpt.data.scenes.export import FIRST_INDEX, RANGE
-from dpt.data.scenes.facts import Related, all_hold
 from dpt.data.scenes.layout import scene
 from dpt.data.scenes.negatives import NEGATIVE_TYPES
-from dpt.data.scenes.referring import Beside, resolve
+from dpt.data.scenes.referring import RelativeReference, resolve
 from dpt.data.scenes.render import render
-from dpt.data.scenes.words import ANYTHING, SHAPE_WORDS
+from dpt.data.scenes.source import FIRST_SCENE, SceneSource
 from dpt.data.scenes.world import POCKET_WORLD, WORLDS
 from tests.data.scenes.reading import facts_of, reference_of
 
@@ -91,7 +91,7 @@ def test_flips_happen_and_never_say_what_is_held_out() -> None:
                     said = (fact.first.shape, fact.relation, fact.second.shape)
                     assert said not in POCKET_WORLD.held_out_relations, text
         reference = reference_of(example.expression.text)
-        if isinstance(reference, Beside):
+        if isinstance(reference, RelativeReference):
             said = (reference.noun.shape, reference.relation, reference.landmark.shape)
             assert said not in POCKET_WORLD.held_out_relations, example.expression.text
     assert 140 < flips < 230

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpt.data.example import Example, Picture, Source
-from dpt.data.faults import BrokenPicture, DataFault
-from dpt.data.framing import Framing
-from dpt.data.scene_source import SceneSource
+from dpt.data.example import Example, ExampleImage, Source
+from dpt.data.images import Framing
+from dpt.data.scenes.source import SceneSource
 from dpt.data.scenes.world import POCKET_WORLD
 from dpt.data.stream import CorruptBudget, Stream, load
+from dpt.errors import BrokenImageError, DataError
 
 
 class SomeBroken(Source):
@@ -24,8 +24,8 @@ class SomeBroken(Source):
 
     def example(self, index: int, epoch: int = 0) -> Example:
         if index in self.broken:
-            raise BrokenPicture.of(Path(f"{index}.jpg"), "it is cut")
-        return Example(f"{index} in {epoch}", Picture("", torch.zeros(3, 2, 2)))
+            raise BrokenImageError.of(Path(f"{index}.jpg"), "it is cut")
+        return Example(f"{index} in {epoch}", ExampleImage("", torch.zeros(3, 2, 2)))
 
 
 def ids(stream: Stream, positions: range) -> list[str]:
@@ -46,7 +46,7 @@ def test_validation_is_in_order_and_the_same_each_time() -> None:
 
 
 def test_without_a_budget_a_broken_picture_is_an_error() -> None:
-    with pytest.raises(BrokenPicture, match=r"2\.jpg cannot be used: it is cut"):
+    with pytest.raises(BrokenImageError, match=r"2\.jpg cannot be used: it is cut"):
         ids(Stream(SomeBroken(5, {2}), seed=0), range(5))
 
 
@@ -61,7 +61,7 @@ def test_within_the_budget_another_example_stands_in_always_the_same() -> None:
 
 
 def test_a_source_that_is_all_broken_ends() -> None:
-    with pytest.raises(DataFault, match="16 examples in a row"):
+    with pytest.raises(DataError, match="16 examples in a row"):
         Stream(SomeBroken(3, {0, 1, 2}), seed=0, corrupt_budget=100)[0]
 
 
@@ -71,7 +71,7 @@ def test_the_budget_counts_each_picture_once_and_warns_of_it() -> None:
         budget.note(["a is cut", "a is cut"])
     with pytest.warns(UserWarning, match="b is cut"):
         budget.note(["b is cut", "a is cut"])
-    with pytest.warns(UserWarning), pytest.raises(DataFault, match="more than 2 pictures are broken; c is cut"):
+    with pytest.warns(UserWarning), pytest.raises(DataError, match="more than 2 pictures are broken; c is cut"):
         budget.note(["c is cut"])
 
 
@@ -88,13 +88,13 @@ def test_batches_do_not_depend_on_who_makes_them(workers: int) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_fault_comes_out_of_the_workers_as_one_sentence(workers: int) -> None:
-    with pytest.raises(DataFault, match=r"^the picture 2\.jpg cannot be used: it is cut$"):
+    with pytest.raises(DataError, match=r"^the picture 2\.jpg cannot be used: it is cut$"):
         list(load(Stream(SomeBroken(5, {2}), 0), [[0, 1], [2, 3, 4]], workers))
 
 
 def test_more_broken_pictures_than_allowed_stop_the_batches() -> None:
     stream = Stream(SomeBroken(9, {1, 2, 3}), seed=0, corrupt_budget=2)
-    with pytest.warns(UserWarning), pytest.raises(DataFault, match="more than 2 pictures are broken"):
+    with pytest.warns(UserWarning), pytest.raises(DataError, match="more than 2 pictures are broken"):
         list(load(stream, [[i] for i in range(9)]))
     allowed = Stream(SomeBroken(9, {1, 2}), seed=0, corrupt_budget=2)
     with pytest.warns(UserWarning):

@@ -13,9 +13,8 @@ from dpt.data.scenes.layout import scene
 from dpt.data.scenes.render import render
 from dpt.data.scenes.world import POCKET_WORLD
 from dpt.errors import UserError
-from dpt.evaluation.bench.fidelity_table import fidelity
-from dpt.evaluation.clip import Clip
-from dpt.evaluation.fidelity import frechet
+from dpt.evaluation.fidelity import fidelity, frechet
+from dpt.score.clip import Clip
 
 SHIPPED = Path(__file__).parents[2] / "ckpt/pocket/clip"
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from dpt.cli.flags import parse_options
+from dpt.cli.common.console import parse_options
 from tests.faults import part_commands, part_machines, part_processes, subjects
 from tests.faults.damage import bits_tried
 from tests.faults.kills import campaign

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dpt.training import checkpoint
-from dpt.training.loop import CLOCK_NAMES
+from dpt.training.engine import checkpoint
+from dpt.training.engine.loop import CLOCK_NAMES
 
 
 def log(root: Path) -> list[dict[str, Any]]:

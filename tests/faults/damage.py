@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpt.training import checkpoint
+from dpt.training.engine import checkpoint
 
 
 @dataclass(frozen=True)

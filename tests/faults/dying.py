@@ -15,9 +15,10 @@ from datetime import timedelta
 from multiprocessing import active_children
 from typing import Any
 
-from dpt.cli import train_stage1, train_stage2
-from dpt.training import processes
-from dpt.training.loop import Loop
+from dpt import distributed as processes
+from dpt.cli.train import stages as train_stage1
+from dpt.cli.train import stages as train_stage2
+from dpt.training.engine.loop import Loop
 
 
 def main(how: str, rank: str, step: str, stage: str, words: list[str]) -> int:
@@ -31,8 +32,8 @@ def main(how: str, rank: str, step: str, stage: str, words: list[str]) -> int:
 
     Loop.take_step = take_step  # type: ignore[method-assign]
     if how == "stop":
-        processes.PATIENCE = timedelta(seconds=20)
-    return {"1": train_stage1.main, "2": train_stage2.main}[stage](words)
+        processes.COLLECTIVE_TIMEOUT = timedelta(seconds=20)
+    return {"1": train_stage1.main_stage1, "2": train_stage2.main_stage2}[stage](words)
 
 
 def have_an_accident(how: str) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from dpt.training.loop import Loop
+from dpt.training.engine.loop import Loop
 from tests.faults.comparing import accepted, differences, differences_at_the_end, reached
 from tests.faults.subjects import SETTINGS, Subject
 from tests.training.children import in_a_child

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from dpt.cli.flags import parse_options
-from dpt.training.signals import STOPPED
+from dpt.cli.common.console import parse_options
+from dpt.training.engine.interrupts import EXIT_STOPPED
 from tests.training import tiny_stage1
 
 ROOT = Path(__file__).parents[2]
@@ -79,8 +79,8 @@ def wait_for(file: Path, seconds: float = 600.0) -> None:
 
 def stop(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGTERM)
-    if (code := process.wait(120)) != STOPPED:
-        sys.exit(f"the run ended with exit code {code}, not {STOPPED}")
+    if (code := process.wait(120)) != EXIT_STOPPED:
+        sys.exit(f"the run ended with exit code {code}, not {EXIT_STOPPED}")
 
 
 def watch(process: subprocess.Popen[bytes], options: Options, file: Path) -> list[dict[str, float]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpt.backbone import Backbone
-from dpt.training.loop import Loop
+from dpt.training.engine.loop import Loop
 from tests.training import tiny_stage1, tiny_stage2, toy
 
 WHOLE: Mapping[str, Any] = {"checkpoints_total_limit": None}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dpt.errors import UserError, run_command
-from dpt.training import checkpoint
+from dpt.training.engine import checkpoint
 from tests.faults.comparing import differences, log
 from tests.faults.damage import bits_tried, flip
 from tests.faults.disks import run_in_a_child

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from dpt.errors import run_command
-from dpt.training import checkpoint
-from dpt.training.loop import Loop
+from dpt.training.engine import checkpoint
+from dpt.training.engine.loop import Loop
 from tests.faults.comparing import accepted, differences
 from tests.faults.disks import can_mount, limit_files, make_read_only, mount_memory, own_mounts, run_in_a_child
 from tests.faults.subjects import WHOLE, Subject

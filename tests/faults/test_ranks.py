@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from dpt.cli.train_stage1 import main
+from dpt.cli.train.stages import main_stage1
 from dpt.errors import UserError
-from dpt.training.loop import Loop
+from dpt.training.engine.loop import Loop
 from tests.faults.commands import STEPS, start_by_hand, words
 from tests.faults.comparing import log, unlike
 from tests.faults.dying import have_an_accident
@@ -31,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run by one process, left in peace."""
     root = tmp_path_factory.mktemp("alone")
-    assert main(words(1, model, root)) == 0
+    assert main_stage1(words(1, model, root)) == 0
     return root
 
 
@@ -60,7 +60,7 @@ def test_a_rank_that_is_killed(tmp_path: Path, model: Path, alone: Path) -> None
     assert "error: process 0 hears nothing more of another process of this run, so it ends too" in said
     assert "Traceback" not in said
     assert (root / "checkpoint-4").is_dir()
-    assert main(words(1, model, root)) == 0
+    assert main_stage1(words(1, model, root)) == 0
     assert_same_run(root, alone)
 
 
@@ -77,9 +77,9 @@ def test_a_process_that_prepares_batches_is_killed(
 
     with monkeypatch.context() as patched:
         patched.setattr(Loop, "take_step", take_step)
-        assert main([*words(1, model, tmp_path), "--dataloader_num_workers", "1"]) == 2
+        assert main_stage1([*words(1, model, tmp_path), "--dataloader_num_workers", "1"]) == 2
     assert "error: a process that prepares batches is gone (" in capsys.readouterr().err
-    assert main(words(1, model, tmp_path)) == 0
+    assert main_stage1(words(1, model, tmp_path)) == 0
     assert log(tmp_path) == log(alone)
     assert not unlike(tmp_path / f"checkpoint-{STEPS}", alone / f"checkpoint-{STEPS}")
 

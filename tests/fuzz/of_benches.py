@@ -15,19 +15,17 @@ from PIL import Image
 from safetensors.torch import save
 
 from dpt.backbone.folder import UNET, VAE, ModelFolder
-from dpt.checkpoints.describe import as_text, describe_model
-from dpt.cli import bench_record
-from dpt.cli.bench_report import file_of
-from dpt.data.cache.latents import CachedLatents
-from dpt.data.cache.npy import NpyLatents
-from dpt.data.cache.part import KEY, MANIFEST, Builder, Part
-from dpt.data.cache.shards import index_file, sha256, shard_file
-from dpt.data.faults import BrokenPicture
-from dpt.errors import UserError
-from dpt.evaluation.bench import report, rows
+from dpt.checkpoints.describe import describe_model, format_summary
+from dpt.cli.bench import record as bench_record
+from dpt.cli.bench.report import file_of
+from dpt.data.cache.latents import CachedLatents, NpyLatents
+from dpt.data.cache.storage import KEY, MANIFEST, CachePart, PartBuilder, file_sha256, index_file, shard_file
+from dpt.errors import BrokenImageError, UserError
+from dpt.evaluation.bench import results as rows
+from dpt.evaluation.bench import tables as report
+from dpt.evaluation.bench.page.gallery import Album
 from dpt.evaluation.bench.page.page import Counted, page
-from dpt.evaluation.bench.page.pictures import Album
-from dpt.evaluation.bench.summary import NUMBERS, SUMMARY, read_kept, summary
+from dpt.evaluation.bench.summary import NUMBERS, SUMMARY, read_summary, summary
 from dpt.evaluation.suites.pocket import USUAL
 from tests import tiny_models
 from tests.evaluation.bench.making import row
@@ -59,7 +57,7 @@ def bench(folder: Path) -> Target:
         bench_record.check_one_judge(record["methods"], folder)
         for method in record["methods"]:
             file_of(folder, record, method, row(method))
-        bench_record.all_asked(record, bench_record.suite_of(record))
+        bench_record.all_requests(record, bench_record.suite_of(record))
         bench_record.claim(folder, ASKED, "base", BENCH["methods"]["base"])
 
     return Target(folder / bench_record.RECORD, [json.dumps(BENCH).encode()], read)
@@ -75,8 +73,8 @@ def lines(folder: Path) -> Target:
             Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / method / f"{name}-0.png")
 
     def read() -> None:
-        rows.mend(file)
-        found = {"base": rows.read(file), "dpt": other}
+        rows.repair(file)
+        found = {"base": rows.read_results(file), "dpt": other}
         results = report.results(found)
         apart = [report.difference(other, found["base"])]
         report.tables(results, apart)
@@ -88,7 +86,7 @@ def lines(folder: Path) -> Target:
 
 def part(folder: Path) -> Path:
     tensors = {name: torch.arange(24.0).reshape(3, 2, 2, 2) for name in ("latents", "mirrored")}
-    builder = Builder(folder, {"dtype": "float32", "resolution": 64}, list(tensors))
+    builder = PartBuilder(folder, {"dtype": "float32", "resolution": 64}, list(tensors))
     with builder.claimed():
         builder.resume(lambda name, facts: True)
         builder.add([(f"{name}.jpg", [9, 8, 8, 1]) for name in "abc"], tensors, {"broken.jpg": [3, "cut"]})
@@ -97,11 +95,11 @@ def part(folder: Path) -> Path:
 
 
 def read_part(folder: Path) -> None:
-    opened = Part.open(folder)
+    opened = CachePart.open(folder)
     latents = CachedLatents(opened, folder)
     str(latents)
     for name in opened.broken:
-        with suppress(BrokenPicture):
+        with suppress(BrokenImageError):
             latents.header(folder / name)
     for name in opened.rows:
         picture = folder / name
@@ -124,7 +122,7 @@ def cache_file(of: Callable[[Path], Path]) -> Callable[[Path], Target]:
 
         def read() -> None:
             facts = manifest["shards"][shard.name]
-            facts |= {"bytes": shard.stat().st_size, "index_sha256": sha256(index_file(shard))}
+            facts |= {"bytes": shard.stat().st_size, "index_sha256": file_sha256(index_file(shard))}
             (folder / MANIFEST).write_text(json.dumps(manifest))
             read_part(folder)
 
@@ -140,7 +138,7 @@ def cache_resumed(folder: Path) -> Target:
 
     def read() -> None:
         shard.write_bytes(whole)
-        builder = Builder(folder, {"dtype": "float32", "resolution": 64}, ["latents", "mirrored"])
+        builder = PartBuilder(folder, {"dtype": "float32", "resolution": 64}, ["latents", "mirrored"])
         with builder.claimed():
             told = builder.resume(lambda name, facts: isinstance(facts[0], int))
             _ = builder.done, builder.broken
@@ -154,7 +152,7 @@ def cache_key(folder: Path) -> Target:
     part(folder)
 
     def read() -> None:
-        with Builder(folder, {"dtype": "float32", "resolution": 64}, ["latents"]).claimed():
+        with PartBuilder(folder, {"dtype": "float32", "resolution": 64}, ["latents"]).claimed():
             pass
 
     return Target(folder / KEY, [(folder / KEY).read_bytes()], read)
@@ -186,7 +184,7 @@ def kept(name: str) -> Callable[[Path], Target]:
         drawn = [row("dpt", "a"), row("dpt", "b")]
 
         def read() -> None:
-            found = read_kept(folder)
+            found = read_summary(folder)
             for one in found.results:
                 found.check(one.method, found.rows(one.method, drawn))
 
@@ -210,7 +208,7 @@ def model_file(name: str) -> Callable[[Path], Target]:
 
         def read() -> None:
             ModelFolder.check(model)
-            as_text(describe_model(model))
+            format_summary(describe_model(model))
 
         return Target(file, [save({"a": torch.ones(2)}) if file.suffix == ".safetensors" else sample], read)
 

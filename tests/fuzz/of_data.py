@@ -6,12 +6,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from dpt.cli.prompts_file import read_prompts as read_prompt_file
-from dpt.data.files.captions import read_captions, read_prompts
-from dpt.data.files.expressions import read_expressions
+from dpt.cli.common.run_folder import read_prompts as read_prompt_file
+from dpt.data.files.annotations import read_captions, read_expressions, read_prompts
 from dpt.data.files.hard_negatives import HardNegativeFiles, HardNegativeFolder, HardNegativeTable
-from dpt.data.files.negative_types import read_negative_types
-from dpt.data.files.root import DataRoot
+from dpt.data.files.reading import DataRoot, read_negative_types
 from dpt.data.scenes.published import CAPTIONS_OF_IMAGES
 from dpt.evaluation.suites import registry
 from tests.data.files.conftest import SAMPLE

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dpt.data.pictures import read_header, read_picture
-from dpt.evaluation.bench.pictures import open_picture
+from dpt.data.images import read_header, read_image
+from dpt.evaluation.bench.requests import open_image
 from tests.fuzz.inside import changed_chunk, png_chunk
 from tests.fuzz.limits import MIB
 from tests.fuzz.mutate import changed_bytes
@@ -141,7 +141,7 @@ def data_picture(samples: tuple[bytes, ...]) -> Any:
 
         def read() -> None:
             header = read_header(file)
-            image, _ = read_picture(file)
+            image, _ = read_image(file)
             assert image.mode == "RGB" and image.size == header.size
 
         return Target(file, samples, read)
@@ -151,7 +151,7 @@ def data_picture(samples: tuple[bytes, ...]) -> Any:
 
 def drawn_picture(folder: Path) -> Target:
     file = folder / "a.png"
-    return Target(file, PNGS, lambda: open_picture(file))
+    return Target(file, PNGS, lambda: open_image(file))
 
 
 MOST = 1536 * MIB

@@ -13,24 +13,24 @@ import torch
 from safetensors.torch import save
 
 from dpt.adapter import Adapter, AdapterConfig
-from dpt.adapter.published import FILE_NAME as PUBLISHED
-from dpt.adapter.store import RECORD as ADAPTER
-from dpt.adapter.store import WEIGHTS as ADAPTER_WEIGHTS
-from dpt.adapter.store import save_adapter
+from dpt.adapter.io.native import RECORD as ADAPTER
+from dpt.adapter.io.native import WEIGHTS as ADAPTER_WEIGHTS
+from dpt.adapter.io.native import save_adapter
+from dpt.adapter.io.published import FILE_NAME as PUBLISHED
 from dpt.checkpoints import open_checkpoint
-from dpt.checkpoints.describe import as_text, describe
+from dpt.checkpoints.describe import describe, format_summary
 from dpt.lora import LoraConfig
+from dpt.lora.formats.common import _projections
 from dpt.lora.formats.diffusers import write_diffusers
 from dpt.lora.formats.kohya import write_kohya
-from dpt.lora.formats.layout import _projections
 from dpt.lora.formats.published import to_published
-from dpt.lora.store import RECORD as LORA
-from dpt.lora.store import WEIGHTS as LORA_WEIGHTS
-from dpt.lora.store import LoraRecord, StoredLora, save_lora
+from dpt.lora.io import RECORD as LORA
+from dpt.lora.io import WEIGHTS as LORA_WEIGHTS
+from dpt.lora.io import LoraRecord, StoredLora, save_lora
 from dpt.pocket.recipe import RECIPE_FILE, Recipe
 from dpt.records import read_record
-from dpt.training import checkpoint, run_folder
-from dpt.training.curve import read_log
+from dpt.training.engine import checkpoint, run_folder
+from dpt.training.engine.logging import read_log
 from tests.fuzz.inside import changed_header, changed_member, compressed
 from tests.fuzz.mutate import changed_bytes
 from tests.fuzz.of_data import JSON_WAYS, LINE_WAYS, NASTY_JSON, of_file
@@ -93,7 +93,7 @@ def small_adapter() -> Adapter:
 
 
 def opened(path: Path) -> str:
-    return as_text(describe(open_checkpoint(path)))
+    return format_summary(describe(open_checkpoint(path)))
 
 
 def adapter_record(folder: Path) -> Target:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from dpt.cli.bench_report import ReportOptions
-from dpt.cli.download import DownloadOptions
-from dpt.cli.flags import parse_options
+from dpt.cli.bench.report import ReportOptions
+from dpt.cli.commands.download import DownloadOptions
+from dpt.cli.common.console import parse_options
 from dpt.cli.main import run
 from dpt.errors import UserError, run_command
-from dpt.evaluation.bench.methods import parse_method
 from dpt.evaluation.suites import registry
+from dpt.methods.registry import parse_method
 from tests.fuzz.mutate import changed_bytes
 from tests.fuzz.parser import Parser, Target
 

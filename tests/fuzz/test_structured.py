@@ -11,15 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dpt.adapter.store import AdapterRecord
-from dpt.cli.prompts_file import read_prompts
+from dpt.adapter.io.native import AdapterRecord
+from dpt.cli.common.run_folder import read_prompts
 from dpt.data.files.hard_negatives import COLUMNS, HardNegativeTable
 from dpt.data.files.reading import checked_file_name
 from dpt.errors import LONGEST, UserError
-from dpt.evaluation.bench.methods import KEYS, Method, parse_method
-from dpt.evaluation.bench.rows import Row
+from dpt.evaluation.bench.results import ImageResult
 from dpt.evaluation.suites import registry
-from dpt.lora.store import LoraRecord
+from dpt.lora.io import LoraRecord
+from dpt.methods.registry import KEYS, Method, parse_method
 from dpt.pocket.recipe import Recipe
 from dpt.records import from_plain, to_plain
 from tests.fuzz.of_data import all_rows
@@ -41,7 +41,7 @@ WHOLE: tuple[Any, ...] = (
      "passed": None, "atoms": [], "objects": [], "unreadable": 0},
     {},
 )  # fmt: skip
-KINDS = list(zip((AdapterRecord, LoraRecord, Row, Recipe), WHOLE, strict=True))
+KINDS = list(zip((AdapterRecord, LoraRecord, ImageResult, Recipe), WHOLE, strict=True))
 
 
 @pytest.mark.parametrize(("kind", "whole"), KINDS, ids=[kind.__name__ for kind, _ in KINDS])

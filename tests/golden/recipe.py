@@ -21,6 +21,4 @@ def recipe_input(name: str, shape: Sequence[int], scale: float = 1.0) -> Tensor:
 
 def recipe_weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
     """One-dimensional `*.weight` tensors are the gains of norms."""
-    return {
-        key: recipe(key, shape, norm=len(shape) == 1 and key.endswith(".weight")) for key, shape in shapes.items()
-    }
+    return {key: recipe(key, shape, norm=len(shape) == 1 and key.endswith(".weight")) for key, shape in shapes.items()}

@@ -17,10 +17,10 @@ from torch import Tensor
 from dpt.checkpoints import open_checkpoint
 from dpt.errors import UserError
 from dpt.lora import LoraConfig
+from dpt.lora.formats.common import stable_diffusion_places
 from dpt.lora.formats.diffusers import write_diffusers
 from dpt.lora.formats.kohya import kohya_name, module_of, write_kohya
-from dpt.lora.formats.layout import stable_diffusion_places
-from dpt.lora.store import LoraRecord, StoredLora
+from dpt.lora.io import LoraRecord, StoredLora
 from tests import tiny_models
 
 PLACE = "mid_block.attentions.0.transformer_blocks.0.attn2.to_q"

@@ -10,9 +10,9 @@ import torch
 from dpt.backbone import Backbone
 from dpt.errors import UserError
 from dpt.lora import LoraConfig
-from dpt.lora.store import RECORD, WEIGHTS, attach_lora, read_lora, save_lora
+from dpt.lora.io import RECORD, WEIGHTS, attach_lora, read_lora, save_lora
 from tests import tiny_models
-from tests.lora.test_attached import filled
+from tests.lora.test_injection import filled
 
 
 @pytest.fixture(scope="module")

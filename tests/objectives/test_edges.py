@@ -14,14 +14,7 @@ from dpt.backbone.noise import NoiseSchedule
 from dpt.errors import UserError
 from dpt.objectives import assignment
 from dpt.objectives.assignment import Assignment, Targets, assign
-from dpt.objectives.boxes import (
-    cxcywh_to_xyxy,
-    giou,
-    iou,
-    pairwise_giou,
-    pairwise_iou,
-    xyxy_to_cxcywh,
-)
+from dpt.objectives.boxes import cxcywh_to_xyxy, giou, iou, pairwise_giou, pairwise_iou, xyxy_to_cxcywh
 from dpt.objectives.denoising import denoising_loss, min_snr_weight, min_snr_weight_at
 from dpt.objectives.grounding import box_loss, cardinality_error, contrastive_align_loss, giou_loss, token_loss
 from dpt.objectives.matching import image_to_text_loss, match_score, text_to_image_loss

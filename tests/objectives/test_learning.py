@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 
 from dpt.adapter import Adapter, config_for
-from dpt.adapter.phrases import BackbonePhrases
-from dpt.adapter.token_map import token_map
+from dpt.adapter.phrase_encoder import BackbonePhraseEncoder, token_map
 from dpt.backbone import Backbone
 from dpt.objectives.assignment import Targets, assign
 from dpt.objectives.boxes import cxcywh_to_xyxy, iou
@@ -29,7 +28,7 @@ def test_a_few_pairs_are_learnt_by_heart(tmp_path: Path) -> None:
     features = backbone.features(pictures[image], t, text.states[caption], "up0")
     assert not features.requires_grad
 
-    phrases = BackbonePhrases(backbone).encode(CAPTIONS, text)
+    phrases = BackbonePhraseEncoder(backbone).encode(CAPTIONS, text)
     own = [token_map(spelled, [[(2, len(said))]]) for spelled, said in zip(phrases.offsets, CAPTIONS, strict=True)]
     boxes = torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.7, 0.6, 0.3, 0.4], [0.5, 0.5, 0.8, 0.6]])
     targets = Targets.pad(list(boxes[:, None]), own)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dpt.adapter import Adapter, AdapterConfig
-from dpt.adapter.token_map import token_map
+from dpt.adapter.phrase_encoder import token_map
 from dpt.objectives.assignment import Assignment, AssignmentCosts, Targets, assign, assignment_cost
 from dpt.objectives.denoising import denoising_loss, min_snr_weight_at, signal_to_noise
 from dpt.objectives.grounding import box_loss, cardinality_error, contrastive_align_loss, giou_loss, token_loss

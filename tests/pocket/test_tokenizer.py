@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dpt.backbone.text import unknown_words
-from dpt.data.scenes.words import vocabulary
+from dpt.claims.words import vocabulary
 from dpt.pocket.tokenizer import UNKNOWN, build_tokenizer, learn_merges
 
 

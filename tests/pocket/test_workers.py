@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dpt.data.scenes.words import vocabulary
+from dpt.claims.words import vocabulary
 from dpt.data.scenes.world import POCKET_WORLD
 from dpt.errors import UserError
 from dpt.pocket.build import text_tower

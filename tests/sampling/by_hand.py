@@ -7,21 +7,21 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from dpt.adapter import Adapter
-from dpt.backbone import Backbone, Text
-from dpt.sampling.loop import Around, Call
+from dpt.backbone import Backbone, Condition
+from dpt.sampling.hooks import StepHook, StepInfo
 
 
-def prediction(backbone: Backbone, z: Tensor, t: Tensor, text: Text) -> Tensor:
+def prediction(backbone: Backbone, z: Tensor, t: Tensor, text: Condition) -> Tensor:
     with torch.no_grad():
         return backbone.unet(z, t, encoder_hidden_states=text.states).sample
 
 
-def guided(backbone: Backbone, z: Tensor, t: Tensor, text: Text, negative: Text, scale: float) -> Tensor:
+def guided(backbone: Backbone, z: Tensor, t: Tensor, text: Condition, negative: Condition, scale: float) -> Tensor:
     base = prediction(backbone, z, t, negative)
     return base + scale * (prediction(backbone, z, t, text) - base)
 
 
-def slope(backbone: Backbone, adapter: Adapter, z: Tensor, t: Tensor, text: Text) -> tuple[Tensor, Tensor]:
+def slope(backbone: Backbone, adapter: Adapter, z: Tensor, t: Tensor, text: Condition) -> tuple[Tensor, Tensor]:
     """s (B,) and its gradient, through the whole UNet, one picture at a time, with all the adapter's queries."""
     assert adapter.config.unet_feature == "up1" and not adapter.training
     caught: list[Tensor] = []
@@ -50,19 +50,19 @@ def ddim(backbone: Backbone, z: Tensor, predicted: Tensor, t: int, before: int) 
     return a_before.sqrt() * clean + (1 - a_before).sqrt() * noise
 
 
-class States(Around):
+class States(StepHook):
     """The state at each call, as it comes in and as it goes out."""
 
     def __init__(self) -> None:
         self.given: list[Tensor] = []
         self.left: list[Tensor] = []
-        self.calls: list[Call] = []
+        self.calls: list[StepInfo] = []
 
-    def before(self, z: Tensor, call: Call) -> Tensor:
+    def before(self, z: Tensor, call: StepInfo) -> Tensor:
         self.given.append(z)
         self.calls.append(call)
         return z
 
-    def after(self, z: Tensor, call: Call, x: Tensor, prediction: Tensor) -> Tensor:
+    def after(self, z: Tensor, call: StepInfo, x: Tensor, prediction: Tensor) -> Tensor:
         self.left.append(z)
         return z

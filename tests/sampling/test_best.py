@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from dpt.backbone import Backbone
-from dpt.sampling.best import Candidate, best, scored
-from dpt.sampling.draw import Request, Settings, draw, draw_latents
+from dpt.sampling.draw import Candidate, Request, Settings, best, draw, draw_latents, scored
+from dpt.sampling.hooks import Trace
 from dpt.sampling.options import Correction
-from dpt.sampling.scorer import Scorer
-from dpt.sampling.trace import Trace
+from dpt.score.matching import Scorer
 from tests import tiny_models
 from tests.checkpoints.making import tiny_adapter
 from tests.tiny_models import POCKET, PROMPT

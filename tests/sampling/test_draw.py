@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from dpt.backbone import Backbone
-from dpt.backbone.randomness import derived_seed, generator_for
+from dpt.backbone.rng import derived_seed, generator_for
+from dpt.data.images import from_pil, to_pil
 from dpt.errors import UserError
 from dpt.sampling.draw import Request, Settings, calls_per_picture, draw
-from dpt.sampling.pictures import to_picture, to_tensor
 from tests import tiny_models
 from tests.tiny_models import POCKET, PROMPT
 
@@ -89,10 +89,7 @@ def test_bad_settings_are_refused_before_anything_is_drawn(
 def test_seeds_are_fixed_for_good() -> None:
     assert derived_seed(1, 0, "initial noise") == 1102953923075740482
     seeds = {
-        derived_seed(seed, index, purpose)
-        for seed in (-1, 0, 1, 11)
-        for index in (0, 1, 11)
-        for purpose in ("a", "b")
+        derived_seed(seed, index, purpose) for seed in (-1, 0, 1, 11) for index in (0, 1, 11) for purpose in ("a", "b")
     }
     assert len(seeds) == 24
     assert all(0 <= seed < 2**63 for seed in seeds)
@@ -102,5 +99,5 @@ def test_seeds_are_fixed_for_good() -> None:
 def test_pictures_and_tensors_are_inverse() -> None:
     levels = torch.arange(256).float() / 127.5 - 1
     image = levels.reshape(1, 16, 16).repeat(3, 1, 1)
-    torch.testing.assert_close(to_tensor(to_picture(image)), image)
-    assert to_picture(image * 5).getextrema() == ((0, 255),) * 3
+    torch.testing.assert_close(from_pil(to_pil(image)), image)
+    assert to_pil(image * 5).getextrema() == ((0, 255),) * 3

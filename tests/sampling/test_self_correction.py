@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from dpt.adapter import Adapter
-from dpt.backbone import Backbone, Text
+from dpt.backbone import Backbone, Condition
 from dpt.errors import UserError
 from dpt.sampling.draw import Request, Settings, draw
 from dpt.sampling.guidance import Denoiser
-from dpt.sampling.loop import Around, Call, denoise
+from dpt.sampling.hooks import StepHook, StepInfo
+from dpt.sampling.loop import denoise
 from dpt.sampling.options import NORMS, TARGETS, Correction, Guidance, Interval
 from dpt.sampling.schedulers import SCHEDULERS, make_scheduler
-from dpt.sampling.scorer import Scorer
 from dpt.sampling.self_correction import guided
+from dpt.score.matching import Scorer
 from tests import tiny_models
 from tests.checkpoints.making import tiny_adapter
 from tests.sampling import by_hand
@@ -33,11 +34,11 @@ FIRST, SECOND = 501, 1  # DDIM's timesteps for two steps, leading spacing with o
 class World:
     backbone: Backbone
     adapter: Adapter
-    text: Text
-    negative: Text
+    text: Condition
+    negative: Condition
     noise: Tensor
 
-    def parts(self, correction: Correction, scale: float = SCALE) -> tuple[Denoiser, tuple[Around, ...]]:
+    def parts(self, correction: Correction, scale: float = SCALE) -> tuple[Denoiser, tuple[StepHook, ...]]:
         scorer = Scorer(self.backbone, self.adapter)
         return guided(self.backbone, self.text, self.negative, Guidance(scale), correction, scorer)
 
@@ -186,10 +187,10 @@ def test_every_scheduler_can_be_corrected(scheduler: str, target: str, pocket: W
     assert (corrected - plain).abs().amax(dim=(1, 2, 3)).min() > 1e-3
 
 
-class Push(Around):
+class Push(StepHook):
     """Moves the state before the second call."""
 
-    def before(self, z: Tensor, call: Call) -> Tensor:
+    def before(self, z: Tensor, call: StepInfo) -> Tensor:
         return z + 1 if call.index == 1 else z
 
 

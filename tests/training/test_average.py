@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from dpt.training.average import Average
+from dpt.training.engine.optim import ExponentialMovingAverage
 from tests.training.toy import Line, loop, same, tensors
 
 
 def test_it_follows_the_steps_that_were_applied() -> None:
     p = nn.Parameter(torch.zeros(3))
-    average = Average({"p": p}, decay=0.75)
+    average = ExponentialMovingAverage({"p": p}, decay=0.75)
     p.data.fill_(4.0)
     average.follow(torch.tensor(False))
     assert average.tensors["p"].tolist() == [1.0] * 3

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dpt.errors import UserError
-from dpt.training import checkpoint
+from dpt.training.engine import checkpoint
 
 
 def saved(root: Path, step: int) -> Path:
@@ -99,9 +99,7 @@ while True:
 
 
 def test_killed_while_saving(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", SAVE_FOR_EVER, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", SAVE_FOR_EVER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for _ in range(3):
         process.stdout.readline()

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from dpt.errors import UserError
-from dpt.training import checkpoint, run_folder
-from dpt.training.curve import read_log
+from dpt.training.engine import checkpoint, run_folder
+from dpt.training.engine.logging import read_log
 
 DEEP = "[" * 100_000
 

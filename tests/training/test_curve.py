@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dpt.errors import UserError
-from dpt.training.curve import _smoothed, plot_curve, read_log
+from dpt.training.engine.logging import _smoothed, plot_curve, read_log
 
 
 def write(root: Path, *lines: dict[str, object]) -> Path:

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from dpt.errors import UserError
-from dpt.training.eight_bit import require_eight_bit
-from dpt.training.update import Update
+from dpt.training.engine.optim import Update, require_eight_bit
 from tests.training import fake_bitsandbytes
 from tests.training.toy import Line, loop, same, settings, tensors
 

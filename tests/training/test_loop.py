@@ -11,10 +11,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from dpt.backbone.randomness import Chance
+from dpt.backbone.rng import SampleRNG
 from dpt.errors import UserError
-from dpt.training.split import Split, Steps
-from dpt.training.update import Update
+from dpt.training.engine.optim import Update
+from dpt.training.engine.settings import BatchPlan, StepRange
 from tests.training.toy import Line, difference, loop, same, settings, tensors
 
 
@@ -42,11 +42,15 @@ def test_accumulation_changes_nothing_but_rounding(tmp_path: Path, batch: int, a
 
 def test_every_split_sees_the_same_samples() -> None:
     def seen(batch: int, accumulation: int, processes: int) -> list[list[int]]:
-        splits = [Split(batch, accumulation, process, processes) for process in range(processes)]
-        dealt = [list(Steps(split, 3, 5)) for split in splits]
+        splits = [BatchPlan(batch, accumulation, process, processes) for process in range(processes)]
+        dealt = [list(StepRange(split, 3, 5)) for split in splits]
         return [
-            sorted(position for one in dealt for micro in one[step * accumulation : (step + 1) * accumulation]
-                   for position in micro)
+            sorted(
+                position
+                for one in dealt
+                for micro in one[step * accumulation : (step + 1) * accumulation]
+                for position in micro
+            )
             for step in range(2)
         ]
 
@@ -55,11 +59,11 @@ def test_every_split_sees_the_same_samples() -> None:
 
 
 def test_the_chance_of_a_sample_is_its_own() -> None:
-    together, alone = Chance(5, range(10, 14)), Chance(5, [12])
+    together, alone = SampleRNG(5, range(10, 14)), SampleRNG(5, [12])
     assert torch.equal(together.normal((2, 3), "noise")[2], alone.normal((2, 3), "noise")[0])
     assert torch.equal(together.integers(1000, "timestep")[2], alone.integers(1000, "timestep")[0])
     assert not torch.equal(alone.normal((2, 3), "noise"), alone.normal((2, 3), "other"))
-    assert not torch.equal(alone.normal((2, 3), "noise"), Chance(6, [12]).normal((2, 3), "noise"))
+    assert not torch.equal(alone.normal((2, 3), "noise"), SampleRNG(6, [12]).normal((2, 3), "noise"))
 
 
 def test_an_epoch_shows_every_example_once_and_goes_on(tmp_path: Path) -> None:
@@ -125,8 +129,14 @@ def test_weight_decay_shrinks_what_no_gradient_moves() -> None:
 def test_the_learning_rate_warms_up_and_ends_where_it_says(tmp_path: Path) -> None:
     for accumulation, batch in ((1, 4), (4, 1)):
         root = tmp_path / str(accumulation)
-        trained(root, lr_scheduler="linear", lr_warmup_steps=4, logging_steps=1, train_batch_size=batch,
-                gradient_accumulation_steps=accumulation)
+        trained(
+            root,
+            lr_scheduler="linear",
+            lr_warmup_steps=4,
+            logging_steps=1,
+            train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+        )
         rates = [one["lr"] for one in records(root)]
         assert rates[:5] == pytest.approx([0, 0.0025, 0.005, 0.0075, 0.01])
         assert rates[-1] == pytest.approx(0.01 / 8)
@@ -145,8 +155,13 @@ def test_a_step_that_is_not_finite_is_not_applied(tmp_path: Path) -> None:
 
     def take_step(micro_batches: Any) -> None:
         ordinary(micro_batches)
-        taken.append({f"{group}/{name}": value.clone() for group, content in one.update.tensors().items()
-                      for name, value in content.items()})
+        taken.append(
+            {
+                f"{group}/{name}": value.clone()
+                for group, content in one.update.tensors().items()
+                for name, value in content.items()
+            }
+        )
 
     one.take_step = take_step  # type: ignore[method-assign]
     one.run()

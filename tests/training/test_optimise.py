@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dpt.training.optimise import MasterWeights, rate
+from dpt.pocket.optim import MasterWeights, rate
 
 
 def test_the_rate_starts_and_ends_where_it_says() -> None:

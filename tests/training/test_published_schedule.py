@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from dpt.backbone import Backbone
-from dpt.backbone.randomness import Chance
-from dpt.data.batch import collate
+from dpt.backbone.rng import SampleRNG
+from dpt.data.example import collate
 from tests.training import tiny_stage1, tiny_stage2
 
 
@@ -25,7 +25,7 @@ def both(one: Any) -> list[tuple[dict[str, float], dict[str, torch.Tensor]]]:
     batch, share = collate([tiny_stage1.stream()[position] for position in range(3)]), torch.tensor(3.0)
     found = []
     for step in (one.losses, lambda *given: published_schedule.losses(one, *given)):
-        losses = step(batch, Chance(1, range(3)), share)
+        losses = step(batch, SampleRNG(1, range(3)), share)
         one.trained.zero_grad()
         sum(one.weights[name] * value for name, value in losses.items() if name in one.weights).backward()
         gradients = {name: p.grad.clone() for name, p in one.trained.named_parameters() if p.grad is not None}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers.optimization import get_scheduler
 
-from dpt.training.rates import SHAPES, rate
+from dpt.training.engine.settings import SHAPES, rate
 
 
 @pytest.mark.parametrize("name", [name for name in SHAPES if name != "constant"])

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dpt.errors import UserError
-from dpt.training import checkpoint, run_folder
+from dpt.training.engine import checkpoint, run_folder
 from tests.training.children import in_a_child
 from tests.training.toy import Line, loop, same, tensors
 

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from dpt.adapter.store import load_adapter
+from dpt.adapter.io.native import load_adapter
 from dpt.backbone import Backbone
-from dpt.backbone.randomness import Chance
-from dpt.data.batch import Batch, collate
+from dpt.backbone.rng import SampleRNG
+from dpt.data.example import Batch, collate
 from dpt.errors import UserError
 from dpt.objectives.matching import match_score
-from dpt.training import checkpoint
-from dpt.training.tasks.discriminative import OF_GROUNDING, OF_MATCHING, Objective
-from dpt.training.tasks.noised import Noise
+from dpt.training.engine import checkpoint
+from dpt.training.tasks.discriminative import OF_GROUNDING, OF_MATCHING, ObjectiveConfig
+from dpt.training.tasks.noising import NoiseConfig
 from dpt.training.tasks.stage1 import Stage1
 from tests.training import tiny_stage1, two_processes
 from tests.training.tiny_stage1 import FEATURE, loop, losses, stream, task
@@ -47,7 +47,7 @@ def batch() -> Batch:
 
 def losses_of(one: Stage1, batch: Batch, share: float | None = None) -> dict[str, float]:
     torch.manual_seed(0)
-    found = one.losses(batch, Chance(1, range(len(batch))), torch.tensor(share or float(one.count(batch))))
+    found = one.losses(batch, SampleRNG(1, range(len(batch))), torch.tensor(share or float(one.count(batch))))
     return {name: float(value.detach()) for name, value in found.items()}
 
 
@@ -91,7 +91,7 @@ def test_the_device_is_asked_once_in_a_step(backbone: Backbone, batch: Batch, mo
     for name in ("item", "tolist", "__bool__", "__float__"):
         waits = f"{name} waits for the device"
         monkeypatch.setattr(torch.Tensor, name, lambda *_, waits=waits: pytest.fail(waits))
-    one.losses(batch, Chance(1, range(len(batch))), torch.tensor(3.0))
+    one.losses(batch, SampleRNG(1, range(len(batch))), torch.tensor(3.0))
     assert len(asked) == 1
 
 
@@ -101,7 +101,7 @@ def test_six_calls_one_by_one_give_the_same_losses(backbone: Backbone, batch: Ba
     one.trained.eval()
     match, said = batch.matching, batch.expressions
     assert match is not None and said is not None
-    chance = Chance(1, range(len(batch)))
+    chance = SampleRNG(1, range(len(batch)))
     noise = chance.normal((4, 16, 16), "noise")
     t = chance.integers(backbone.noise.num_timesteps, "timestep")
 
@@ -139,13 +139,13 @@ def test_half_of_the_data_is_enough(backbone: Backbone, batch: Batch) -> None:
 
 
 def test_what_weighs_nothing_is_not_computed(backbone: Backbone, batch: Batch) -> None:
-    ordinary = Objective().weights
+    ordinary = ObjectiveConfig().weights
     for nothing, left in ((OF_MATCHING, set(OF_GROUNDING)), (OF_GROUNDING, set(OF_MATCHING))):
         weights = {name: 0.0 if name in nothing else weight for name, weight in ordinary.items()}
-        found = losses_of(task(backbone, objective=Objective(weights)), batch)
+        found = losses_of(task(backbone, objective=ObjectiveConfig(weights)), batch)
         assert found.keys() & SIX == left
     with pytest.raises(UserError, match="all weigh 0"):
-        losses_of(task(backbone, objective=Objective(dict.fromkeys(ordinary, 0.0))), batch)
+        losses_of(task(backbone, objective=ObjectiveConfig(dict.fromkeys(ordinary, 0.0))), batch)
 
 
 def test_an_expression_without_a_box_is_fine(backbone: Backbone, batch: Batch) -> None:
@@ -185,7 +185,7 @@ def test_only_the_adapter_is_trained(tmp_path: Path, backbone: Backbone) -> None
 
 @pytest.mark.parametrize(
     ("changes", "kinds"),
-    [({"noise": Noise(noise_offset=0.5)}, SIX), ({"noise": Noise(fix_timestep=3)}, SIX),
+    [({"noise": NoiseConfig(noise_offset=0.5)}, SIX), ({"noise": NoiseConfig(fix_timestep=3)}, SIX),
      ({"adapter": {"contrastive_align_loss": False}}, SIX - {"align"})],
     ids=["noise offset", "fixed timestep", "no align"],
 )  # fmt: skip
@@ -200,7 +200,7 @@ def test_what_can_be_asked_for_changes_the_losses(
 
 def test_a_timestep_that_there_is_not_is_refused(backbone: Backbone) -> None:
     with pytest.raises(UserError, match="--fix_timestep is between 0 and 999, not 1000"):
-        task(backbone, noise=Noise(fix_timestep=1000))
+        task(backbone, noise=NoiseConfig(fix_timestep=1000))
 
 
 def test_validation_is_the_same_at_any_time_and_split(backbone: Backbone) -> None:

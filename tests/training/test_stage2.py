@@ -13,20 +13,20 @@ from typing import Any
 import pytest
 import torch
 
-from dpt.adapter.store import load_adapter
+from dpt.adapter.io.native import load_adapter
 from dpt.backbone import Backbone
-from dpt.backbone.randomness import Chance
-from dpt.data.batch import Batch, collate
+from dpt.backbone.rng import SampleRNG
+from dpt.data.example import Batch, collate
 from dpt.data.pairs import HARD, TRUE
 from dpt.errors import UserError
 from dpt.lora import LoraConfig
 from dpt.lora.config import block_of
-from dpt.lora.store import attach_lora, read_lora
-from dpt.training import checkpoint
-from dpt.training.task import Task
+from dpt.lora.io import attach_lora, read_lora
+from dpt.training.engine import checkpoint
+from dpt.training.engine.task import Task
 from dpt.training.tasks.denoising import DENOISED, MENDED, Denoising
-from dpt.training.tasks.discriminative import Objective
-from dpt.training.tasks.noised import Noise, noised
+from dpt.training.tasks.discriminative import ObjectiveConfig
+from dpt.training.tasks.noising import NoiseConfig, add_noise_to_batch
 from dpt.training.tasks.stage2 import Stage2
 from tests.training import tiny_stage1, two_processes
 from tests.training.tiny_stage1 import stream
@@ -34,7 +34,7 @@ from tests.training.tiny_stage2 import FEATURE, control, loop, task
 
 ROOT = Path(__file__).parents[2]
 SIX = {"i2t", "t2i", "ce", "bbox", "giou", "align"}
-NOTHING = Objective(dict.fromkeys(Objective().weights, 0.0))
+NOTHING = ObjectiveConfig(dict.fromkeys(ObjectiveConfig().weights, 0.0))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def stirred(one: Any) -> Any:
 
 
 def losses_of(one: Any, batch: Batch) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = one.losses(batch, Chance(1, range(len(batch))), torch.tensor(3.0))
+    found: dict[str, torch.Tensor] = one.losses(batch, SampleRNG(1, range(len(batch))), torch.tensor(3.0))
     return found
 
 
@@ -135,7 +135,7 @@ def test_the_losses_are_those_of_separate_passes(backbone: Backbone, batch: Batc
     one = stirred(task(backbone))
     found = losses_of(one, batch)
     assert found.keys() - {"cardinality_error"} == SIX | {"mse"}
-    seen = noised(backbone, batch, (DENOISED,), Chance(1, range(3)), Noise())
+    seen = add_noise_to_batch(backbone, batch, (DENOISED,), SampleRNG(1, range(3)), NoiseConfig())
     predicted = backbone.predict(*seen.of((DENOISED,)))
     target = backbone.target(seen.z[TRUE], seen.noise, seen.t)
     assert float(found["mse"].detach()) == pytest.approx(float((predicted - target).square().mean().detach()), rel=1e-5)
@@ -150,7 +150,7 @@ def _features(one: Stage2, batch: Batch) -> tuple[Any, ...]:
     from dpt.training.tasks.discriminative import pairs_of
 
     pairs = pairs_of(batch)
-    seen = noised(one.backbone, batch, pairs, Chance(1, range(len(batch))), Noise())
+    seen = add_noise_to_batch(one.backbone, batch, pairs, SampleRNG(1, range(len(batch))), NoiseConfig())
     read = [one.backbone.features(*seen.of((pair,)), FEATURE) for pair in pairs]
     return torch.cat(read), seen.t.repeat(len(pairs)), seen.texts
 
@@ -172,7 +172,7 @@ def test_mending_leads_from_the_hard_negative_to_the_true_picture(backbone: Back
     """By hand: the mean square of what is missing of z_0, weighed by 1 - abar for a model that predicts v."""
     one = stirred(task(backbone, denoising=Denoising(mend=1.0)))
     found = losses_of(one, batch)
-    seen = noised(backbone, batch, (MENDED,), Chance(1, range(3)), Noise())
+    seen = add_noise_to_batch(backbone, batch, (MENDED,), SampleRNG(1, range(3)), NoiseConfig())
     with torch.no_grad():
         foreseen, _ = backbone.noise.parts(seen.noisy[HARD], backbone.predict(*seen.of((MENDED,))), seen.t)
     missing = (foreseen - seen.z[TRUE]).square().flatten(1).mean(dim=1)

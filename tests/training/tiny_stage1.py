@@ -12,14 +12,14 @@ import torch
 from accelerate import Accelerator
 
 from dpt.adapter import Adapter, config_for
-from dpt.adapter.phrases import BackbonePhrases
+from dpt.adapter.phrase_encoder import BackbonePhraseEncoder
 from dpt.backbone import Backbone
-from dpt.data.framing import Framing
-from dpt.data.scene_source import SceneSource
+from dpt.data.images import Framing
+from dpt.data.scenes.source import SceneSource
 from dpt.data.scenes.world import POCKET_WORLD
 from dpt.data.stream import Stream
-from dpt.training.loop import Loop
-from dpt.training.settings import Settings
+from dpt.training.engine.loop import Loop
+from dpt.training.engine.settings import Settings
 from dpt.training.tasks.stage1 import Stage1
 from tests import tiny_models
 
@@ -38,7 +38,7 @@ def task(backbone: Backbone, validation: int = 6, adapter: Mapping[str, Any] | N
     torch.manual_seed(0)
     built = Adapter(config_for(backbone.unet.config, FEATURE, width, width, **shape))
     held_out = Stream(SceneSource(POCKET_WORLD, 0, "val", FRAMING, validation), 0, shuffle=False)
-    return Stage1(backbone, built, BackbonePhrases(backbone), {"scenes": held_out}, val_batch_size=4, **changes)
+    return Stage1(backbone, built, BackbonePhraseEncoder(backbone), {"scenes": held_out}, val_batch_size=4, **changes)
 
 
 def stream(seed: int = 1337) -> Stream:

@@ -11,17 +11,17 @@ import torch
 from accelerate import Accelerator
 
 from dpt.adapter import Adapter, config_for
-from dpt.adapter.phrases import BackbonePhrases
+from dpt.adapter.phrase_encoder import BackbonePhraseEncoder
 from dpt.backbone import Backbone
-from dpt.data.scene_source import SceneSource
+from dpt.data.scenes.source import SceneSource
 from dpt.data.scenes.world import POCKET_WORLD
 from dpt.data.stream import Stream
 from dpt.lora import Lora, LoraConfig
-from dpt.training.loop import Loop
-from dpt.training.settings import Settings
-from dpt.training.task import Task
-from dpt.training.tasks.plain_lora import PlainLora
-from dpt.training.tasks.stage2 import How, Stage2
+from dpt.training.engine.loop import Loop
+from dpt.training.engine.settings import Settings
+from dpt.training.engine.task import Task
+from dpt.training.tasks.denoising import PlainLora
+from dpt.training.tasks.stage2 import Stage2, Stage2Config
 from tests.training.tiny_stage1 import FRAMING, SMALL, stream
 
 FEATURE = "up1"
@@ -43,8 +43,8 @@ def task(
     shape = {**SMALL, "text_encoder_type": "backbone", "dropout": 0.0, **(adapter or {})}
     built = Adapter(config_for(backbone.unet.config, FEATURE, width, width, **shape))
     added = Lora(backbone.unet, lora or LoraConfig(rank=2), seed=0)
-    options = How(**{"val_batch_size": 4, **how})
-    return Stage2(backbone, built, added, BackbonePhrases(backbone), held_out(validation), options)
+    options = Stage2Config(**{"val_batch_size": 4, **how})
+    return Stage2(backbone, built, added, BackbonePhraseEncoder(backbone), held_out(validation), options)
 
 
 def control(backbone: Backbone, lora: LoraConfig | None = None, **changes: Any) -> PlainLora:

@@ -10,14 +10,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dpt.backbone.randomness import Chance, generator_for
-from dpt.data.batch import Batch
-from dpt.data.example import Example, Expression, Picture, Region, Source
+from dpt.backbone.rng import SampleRNG, generator_for
+from dpt.data.example import Batch, Example, ExampleImage, GroundedRegion, ReferringExpression, Source
 from dpt.data.stream import Stream
-from dpt.training import checkpoint
-from dpt.training.loop import Loop
-from dpt.training.settings import Settings
-from dpt.training.task import Tally
+from dpt.training.engine import checkpoint
+from dpt.training.engine.loop import Loop
+from dpt.training.engine.settings import Settings
+from dpt.training.engine.task import Tally
 
 EXAMPLES = 10
 
@@ -30,8 +29,8 @@ class Numbers(Source):
 
     def example(self, index: int, epoch: int = 0) -> Example:
         values = torch.randn(1, 2, 2, generator=generator_for(0, index, f"epoch {epoch}"))
-        regions = (Region((0.5, 0.5, 0.1, 0.1), ((0, 1),)),) * (index % 3)
-        return Example(f"example {index}", Picture(str(index), values), Expression("x", regions))
+        regions = (GroundedRegion((0.5, 0.5, 0.1, 0.1), ((0, 1),)),) * (index % 3)
+        return Example(f"example {index}", ExampleImage(str(index), values), ReferringExpression("x", regions))
 
 
 class Line:
@@ -50,7 +49,7 @@ class Line:
         assert batch.expressions is not None
         return sum(batch.expressions.counts)
 
-    def losses(self, batch: Batch, chance: Chance, share: Tensor) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, chance: SampleRNG, share: Tensor) -> dict[str, Tensor]:
         self.seen.append((list(chance.positions), batch.ids))
         assert batch.expressions is not None
         x = batch.images.flatten(1) + 0.1 * chance.normal((4,), "noise")
@@ -72,8 +71,13 @@ class Line:
 
 
 def settings(**changes: Any) -> Settings:
-    ordinary = {"max_train_steps": 12, "train_batch_size": 4, "learning_rate": 1e-2, "checkpointing_steps": 4,
-                "logging_steps": 3}
+    ordinary = {
+        "max_train_steps": 12,
+        "train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "checkpointing_steps": 4,
+        "logging_steps": 3,
+    }
     return Settings(**{**ordinary, **changes})
 
 

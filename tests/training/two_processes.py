@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpt.training import checkpoint
+from dpt.training.engine import checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,9 +30,7 @@ def run(module: str, model: Path, root: Path) -> str:
     return done.stdout
 
 
-def assert_same(
-    one: Path, two: Path, losses: Callable[[Path], Sequence[Mapping[str, float]]], step: int = 10
-) -> None:
+def assert_same(one: Path, two: Path, losses: Callable[[Path], Sequence[Mapping[str, float]]], step: int = 10) -> None:
     """The losses of each step, and the weights after ten."""
     for first, second in zip(losses(one), losses(two), strict=True):
         assert second == pytest.approx(first, rel=1e-5, abs=1e-5)

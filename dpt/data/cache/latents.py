@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dpt.backbone import Backbone
-from dpt.data.cache.key import latents_key
-from dpt.data.cache.make import SHARD_BYTES, Encoded, Maker, Say
-from dpt.data.cache.part import Part
-from dpt.data.cache.shards import Facts
-from dpt.data.faults import BrokenPicture, DataFault
+from dpt.data.cache.contents import latents_key
+from dpt.data.cache.make import SHARD_BYTES, Encoded, OnProgress, PartMaker
+from dpt.data.cache.storage import CachePart, ShardMetadata
 from dpt.data.files.reading import checked_file_name, is_whole
-from dpt.data.framing import Framing
-from dpt.data.pictures import Header, read_picture
+from dpt.data.images import Framing, ImageHeader, read_header, read_image
 from dpt.data.stream import CorruptBudget
+from dpt.errors import BrokenImageError, DataError
 
 FOLDER = "latents"
+
 LATENTS, MIRRORED = "latents", "mirrored"
+
 ABSENT = -1
+
 COMPARED = 100
 """Pictures whose size is compared when a cache is opened: enough to notice a cache of other data."""
 
 
-class LatentsMaker(Maker):
+class LatentsMaker(PartMaker):
     """The posterior's mean, scaled, as training takes it; with --random_flip that of the mirrored picture too."""
 
     unit = "picture"
@@ -54,13 +58,13 @@ class LatentsMaker(Maker):
         self.backbone, self.images, self.framing, self.workers = backbone, images, framing, workers
         self.budget = CorruptBudget(corrupt_budget)
 
-    def is_current(self, name: str, facts: Facts) -> bool:
+    def is_current(self, name: str, facts: ShardMetadata) -> bool:
         """By its size. A picture that is gone is cached all the same."""
         size = _bytes(self.images / name)
         was_broken = isinstance(facts[1], str)
         return size == facts[0] or (size == ABSENT and not was_broken)
 
-    def missing(self, say: Say) -> list[str]:
+    def missing(self, say: OnProgress) -> list[str]:
         """Pictures that an earlier run left out count against the budget too."""
         missing = super().missing(say)
         for name, facts in self.builder.broken.items():
@@ -89,15 +93,15 @@ class LatentsMaker(Maker):
                     rows[MIRRORED] = self.backbone.encode_images(pixels.flip(-1))
             yield [(one.name, one.facts) for one in good], rows, broken
 
-    def _count(self, name: str, facts: Facts) -> None:
-        broken = BrokenPicture.of(self.images / name, facts[1])
+    def _count(self, name: str, facts: ShardMetadata) -> None:
+        broken = BrokenImageError.of(self.images / name, facts[1])
         if self.budget.allowed < 1:
             raise broken
         self.budget.note([str(broken)])
 
 
 @dataclass(frozen=True)
-class Known:
+class ImageFacts:
     """The facts of a picture that was encoded. Of a broken one they are its size in bytes and what is wrong."""
 
     bytes: int
@@ -107,24 +111,24 @@ class Known:
 
 
 @dataclass(frozen=True)
-class _Read:
+class _DecodedImage:
     name: str
-    facts: Facts
+    facts: ShardMetadata
     pixels: Tensor | None = None
 
 
-class _Pictures(Dataset[_Read]):
+class _Pictures(Dataset[_DecodedImage]):
     def __init__(self, images: Path, framing: Framing) -> None:
         self.images, self.framing = images, framing
 
-    def __getitem__(self, name: str) -> _Read:
+    def __getitem__(self, name: str) -> _DecodedImage:
         path = self.images / name
         size = _bytes(path)
         try:
-            image, header = read_picture(path, self.images / name.partition("/")[0])
-        except BrokenPicture as broken:
-            return _Read(name, [size, broken.reason])
-        return _Read(name, [size, *header.stored_size, header.orientation], self.framing.pixels(image))
+            image, header = read_image(path, self.images / name.partition("/")[0])
+        except BrokenImageError as broken:
+            return _DecodedImage(name, [size, broken.reason])
+        return _DecodedImage(name, [size, *header.stored_size, header.orientation], self.framing.pixels(image))
 
 
 def _bytes(path: Path) -> int:
@@ -137,13 +141,13 @@ def _bytes(path: Path) -> int:
 class CachedLatents:
     """A LatentStore. A picture that was broken when the cache was made is broken, for the same reason."""
 
-    def __init__(self, part: Part, images: Path) -> None:
+    def __init__(self, part: CachePart, images: Path) -> None:
         self.part, self.images = part, images
         _check_facts(part)
         for name in [*part.rows][:: -(-len(part.rows) // COMPARED) or 1]:
             size = _bytes(images / name)
             if size not in (ABSENT, part.rows[name].facts[0]):
-                raise DataFault(
+                raise DataError(
                     f"{images / name} is not the picture that the cache {part.folder} was made of: `dpt cache` makes it"
                     " again, and --cache none goes on without"
                 )
@@ -159,16 +163,16 @@ class CachedLatents:
         name = self._known(picture)
         return self.part.read(name, MIRRORED if mirrored else LATENTS).float()
 
-    def header(self, picture: Path) -> Header:
-        known = Known(*self.part.rows[self._known(picture)].facts)
-        return Header(picture, (known.width, known.height), known.orientation)
+    def header(self, picture: Path) -> ImageHeader:
+        known = ImageFacts(*self.part.rows[self._known(picture)].facts)
+        return ImageHeader(picture, (known.width, known.height), known.orientation)
 
     def _known(self, picture: Path) -> str:
         name = picture.relative_to(self.images).as_posix()
         if name in self.part.broken:
-            raise BrokenPicture.of(picture, self.part.broken[name][1])
+            raise BrokenImageError.of(picture, self.part.broken[name][1])
         if name not in self.part.rows:
-            raise DataFault(
+            raise DataError(
                 f"{picture} is not in the cache {self.part.folder}: `dpt cache` adds what is missing, and --cache none"
                 " goes on without"
             )
@@ -181,16 +185,65 @@ class CachedLatents:
         return told + (f", {broken} broken" if broken else "")
 
 
-def _check_facts(part: Part) -> None:
+def _check_facts(part: CachePart) -> None:
     """Those of pictures; a cache of other things has others."""
     if not isinstance(part.key.get("dtype"), str) or LATENTS not in part.tensors:
-        raise DataFault(f"{part.folder} is no cache of latents")
+        raise DataError(f"{part.folder} is no cache of latents")
     for name in (*part.rows, *part.broken):
         checked_file_name(name, str(part.folder))
     for name, row in part.rows.items():
         sound = all(is_whole(value) and 0 <= value < 2**62 for value in row.facts)
-        if not sound or len(row.facts) != len(fields(Known)):
-            raise DataFault(f"{part.folder} does not say what picture {name!r} is: `dpt cache` makes it again")
+        if not sound or len(row.facts) != len(fields(ImageFacts)):
+            raise DataError(f"{part.folder} does not say what picture {name!r} is: `dpt cache` makes it again")
     for name, facts in part.broken.items():
         if len(facts) != 2 or not isinstance(facts[1], str):
-            raise DataFault(f"{part.folder} does not say why {name!r} is broken: `dpt cache` makes it again")
+            raise DataError(f"{part.folder} does not say why {name!r} is broken: `dpt cache` makes it again")
+
+
+class NpyLatents:
+    """A LatentStore. Nothing in it says which model made it, nor how the pictures were framed."""
+
+    has_mirrored = False
+
+    def __init__(self, folder: Path, shape: tuple[int, int, int]) -> None:
+        self.folder, self.shape = folder, shape
+        self.stems = {file.stem for file in folder.glob("*.npy")}
+
+    def covers(self, file_names: Iterable[str]) -> bool:
+        return any(Path(name).stem in self.stems for name in file_names)
+
+    def latents(self, picture: Path, mirrored: bool = False) -> Tensor:
+        if mirrored:
+            raise DataError(f"{self.folder} has no latents of mirrored pictures")
+        file = self.folder / f"{picture.stem}.npy"
+        if picture.stem not in self.stems:
+            raise DataError(f"{picture} has no latents: there is no file {file}")
+        try:
+            # Mapped, so that a header that claims more than the file holds costs no memory.
+            values = np.load(file, mmap_mode="r", allow_pickle=False)
+        except Exception as error:  # headers are met with errors of every kind
+            raise DataError(f"{file} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from None
+        if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.shape != self.shape:
+            raise DataError(f"{file} should hold latents of the shape {self.shape}, not {_told(values)}")
+        latents = torch.from_numpy(np.array(values, np.float32))
+        if not torch.isfinite(latents).all():
+            raise DataError(f"{file} holds numbers that are not finite")
+        return latents
+
+    def header(self, picture: Path) -> ImageHeader:
+        """Sizes are not published: boxes need the picture's own."""
+        return read_header(picture)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of what is there, by name."""
+        return hashlib.sha256("\n".join(sorted(self.stems)).encode()).hexdigest()
+
+    def __str__(self) -> str:
+        return f"published latents of {len(self.stems)} picture{'' if len(self.stems) == 1 else 's'}"
+
+
+def _told(values: object) -> str:
+    if not isinstance(values, np.ndarray):
+        return "several arrays"
+    return f"{values.dtype} of {values.shape}"

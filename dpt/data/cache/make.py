@@ -13,22 +13,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dpt.data.cache.key import Key
-from dpt.data.cache.part import Builder, Part
-from dpt.data.cache.shards import Facts
-from dpt.data.faults import DataFault
-from dpt.errors import UserError
+from dpt.data.cache.contents import CacheKey
+from dpt.data.cache.storage import CachePart, PartBuilder, ShardMetadata
+from dpt.errors import DataError, UserError
 
 SHARD_BYTES = 2**28
+
 INDEX_BYTES = 250
 """Of an item, roughly."""
 
-Say = Callable[[str], None]
-Encoded = tuple[list[tuple[str, Facts]], dict[str, Tensor], dict[str, Facts]]
+
+OnProgress = Callable[[str], None]
+
+Encoded = tuple[list[tuple[str, ShardMetadata]], dict[str, Tensor], dict[str, ShardMetadata]]
 """Items, their rows in each tensor, and what could not be encoded."""
 
 
-class Maker(ABC):
+class PartMaker(ABC):
     """Latents of pictures, or states of texts."""
 
     unit: str
@@ -36,33 +37,33 @@ class Maker(ABC):
     def __init__(
         self,
         folder: Path,
-        key: Key,
+        key: CacheKey,
         names: Sequence[str],
         shapes: Mapping[str, tuple[int, ...]],
         dtype: torch.dtype,
         batch_size: int,
         shard_bytes: int = SHARD_BYTES,
     ) -> None:
-        self.builder = Builder(folder, key, list(shapes))
+        self.builder = PartBuilder(folder, key, list(shapes))
         self.names, self.shapes, self.dtype, self.batch_size = names, shapes, dtype, batch_size
         self.item_bytes = dtype.itemsize * sum(map(prod, shapes.values()))
         self.shard_items = max(1, shard_bytes // self.item_bytes)
 
     @abstractmethod
-    def is_current(self, name: str, facts: Facts) -> bool: ...
+    def is_current(self, name: str, facts: ShardMetadata) -> bool: ...
 
     @abstractmethod
     def encode(self, batches: list[list[str]]) -> Iterator[Encoded]:
         """One result for each batch, in order."""
 
-    def missing(self, say: Say) -> list[str]:
+    def missing(self, say: OnProgress) -> list[str]:
         """After a look at what is there already, all of which is read."""
         for sentence in self.builder.resume(self.is_current):
             say(sentence)
         done = self.builder.done
         return [name for name in self.names if name not in done]
 
-    def write(self, missing: list[str]) -> Part:
+    def write(self, missing: list[str]) -> CachePart:
         with tqdm(
             total=len(self.names), initial=len(self.names) - len(missing), unit=self.unit,
             desc=self.builder.folder.name, disable=None,
@@ -83,8 +84,8 @@ class Maker(ABC):
     def _write_shard(self, encoded: Iterator[Encoded], batches: list[list[str]], bar: tqdm[None]) -> None:
         most = sum(map(len, batches))
         whole = {name: torch.empty(most, *shape, dtype=self.dtype) for name, shape in self.shapes.items()}
-        items: list[tuple[str, Facts]] = []
-        broken: dict[str, Facts] = {}
+        items: list[tuple[str, ShardMetadata]] = []
+        broken: dict[str, ShardMetadata] = {}
         for batch in batches:
             found, rows, lost = next(encoded)
             for name, values in rows.items():
@@ -98,11 +99,11 @@ class Maker(ABC):
         stored = values.to("cpu", self.dtype)
         bad = (~torch.isfinite(stored).flatten(1).all(dim=1)).nonzero().flatten().tolist()
         if bad:
-            raise DataFault(f"what the model makes of {names[bad[0]]!r} is not finite; nothing of its batch was kept")
+            raise DataError(f"what the model makes of {names[bad[0]]!r} is not finite; nothing of its batch was kept")
         return stored
 
 
-def make(makers: Sequence[Maker], say: Say) -> list[Part]:
+def make(makers: Sequence[PartMaker], say: OnProgress) -> list[CachePart]:
     """All parts, or none is begun: whether there is room for them is known before the first is written."""
     with ExitStack() as claims:
         for maker in makers:

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import torch
 
-from dpt.backbone import Backbone, Text
-from dpt.data.cache.key import texts_key
-from dpt.data.cache.make import SHARD_BYTES, Encoded, Maker
-from dpt.data.cache.part import Part
-from dpt.data.cache.shards import Facts
+from dpt.backbone import Backbone, Condition
+from dpt.data.cache.contents import texts_key
+from dpt.data.cache.make import SHARD_BYTES, Encoded, PartMaker
+from dpt.data.cache.storage import CachePart, ShardMetadata
 
 FOLDER = "texts"
+
 STATES, POOLED = "states", "pooled"
 
 
-class TextsMaker(Maker):
+class TextsMaker(PartMaker):
     """In the text encoder's own number format: what is read is what would be computed."""
 
     unit = "text"
@@ -36,27 +36,27 @@ class TextsMaker(Maker):
         super().__init__(out / FOLDER, key, texts, shapes, backbone.dtype, batch_size, shard_bytes)
         self.backbone = backbone
 
-    def is_current(self, name: str, facts: Facts) -> bool:
+    def is_current(self, name: str, facts: ShardMetadata) -> bool:
         return True
 
     @torch.no_grad()
     def encode(self, batches: list[list[str]]) -> Iterator[Encoded]:
         for batch in batches:
             text = self.backbone.encode_text(batch)
-            nothing: Facts = []
+            nothing: ShardMetadata = []
             yield [(one, nothing) for one in batch], {STATES: text.states, POOLED: text.pooled}, {}
 
 
 class CachedTexts:
     """KnownTexts of a backbone."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: CachePart) -> None:
         self.part = part
 
-    def find(self, prompt: str) -> Text | None:
+    def find(self, prompt: str) -> Condition | None:
         if prompt not in self.part.rows:
             return None
-        return Text(self.part.read(prompt, STATES)[None], self.part.read(prompt, POOLED)[None])
+        return Condition(self.part.read(prompt, STATES)[None], self.part.read(prompt, POOLED)[None])
 
     def __str__(self) -> str:
         n = len(self.part.rows)

@@ -9,14 +9,19 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dpt.data.faults import DataFault
-from dpt.data.files.captions import Captions, read_captions, read_prompts
-from dpt.data.files.expressions import Referred, cut_to_picture, read_expressions
+from dpt.data.files.annotations import (
+    Captions,
+    ExpressionRow,
+    cut_to_picture,
+    read_captions,
+    read_expressions,
+    read_prompts,
+)
 from dpt.data.files.hard_negatives import HardNegativeFiles, HardNegativeFolder, HardNegativeTable
-from dpt.data.files.negative_types import read_negative_types
-from dpt.data.files.root import DataRoot
-from dpt.data.pictures import read_header, read_picture
+from dpt.data.files.reading import DataRoot, read_negative_types
+from dpt.data.images import read_header, read_image
 from dpt.data.scenes.published import HARD_NEGATIVES, REC, REC_SPLITS
+from dpt.errors import DataError
 
 FIRST_FAULTS = 5
 
@@ -33,7 +38,7 @@ class FileReport:
     faults: int = 0
     first_faults: list[str] = field(default_factory=list)
 
-    def __call__(self, fault: DataFault) -> None:
+    def __call__(self, fault: DataError) -> None:
         self.faults += 1
         if len(self.first_faults) < FIRST_FAULTS:
             self.first_faults.append(str(fault))
@@ -55,7 +60,7 @@ class FileReport:
 def check(root: DataRoot, decode: bool = False) -> list[FileReport]:
     """`decode` reads the pixels of all pictures too, which finds those that are cut, and takes long."""
     if not root.path.is_dir():
-        raise DataFault(f"the data folder {root.path} does not exist")
+        raise DataError(f"the data folder {root.path} does not exist")
     return list(_Check(root, decode).reports())
 
 
@@ -64,7 +69,7 @@ class _Check:
         self.root, self.decode = root, decode
         self.named: dict[str, dict[str, str]] = {"train2014": {}, "val2014": {}}
         """Pictures, and where each was named first."""
-        self.boxes: dict[str, list[Referred]] = {}
+        self.boxes: dict[str, list[ExpressionRow]] = {}
         self.captions: Captions | None = None
 
     def reports(self) -> Iterator[FileReport]:
@@ -91,7 +96,7 @@ class _Check:
             return report
         try:
             report.holds = read(report)
-        except DataFault as fault:
+        except DataError as fault:
             report(fault)
         return report
 
@@ -124,18 +129,18 @@ class _Check:
                 self._name("train2014", [one.file_name], one.where)
                 self.boxes.setdefault(one.file_name, []).append(one)
                 if negatives is not None and one.file_name not in negatives.ids_of:
-                    report(DataFault(f"{one.where}: no caption of {one.file_name} has hard negatives"))
+                    report(DataError(f"{one.where}: no caption of {one.file_name} has hard negatives"))
                 self._compare_with_captions(one, report)
             pictures = {one.file_name for one in found}
             return f"{_counted(len(found), 'expression')} of {_counted(len(pictures), 'picture')}"
 
         return self._read(file, read, missing, required)
 
-    def _compare_with_captions(self, one: Referred, report: FileReport) -> None:
+    def _compare_with_captions(self, one: ExpressionRow, report: FileReport) -> None:
         if self.captions is not None and one.original_id is not None:
             name = self.captions.file_names.get(one.original_id, one.file_name)
             if name != one.file_name:
-                report(DataFault(f"{one.where}: the picture {one.original_id} is {one.file_name} here, {name} in COCO"))
+                report(DataError(f"{one.where}: the picture {one.original_id} is {one.file_name} here, {name} in COCO"))
 
     def _train_negatives(self) -> tuple[HardNegativeFiles | None, list[FileReport]]:
         """The form that training would use, and reports on those that are there."""
@@ -150,7 +155,7 @@ class _Check:
         by_caption = self._read(folder, read, "training (`dpt data prepare` makes it of the table)", required=False)
         table.required = bool(by_caption.needed_for)
         if len(opened) == 2 and opened[0].ids_of != opened[1].ids_of:
-            by_caption(DataFault(f"{folder} does not give its captions to the same pictures as {folder.name}.tsv"))
+            by_caption(DataError(f"{folder} does not give its captions to the same pictures as {folder.name}.tsv"))
         return (opened[-1] if opened else None), [by_caption, table]
 
     def _table(self, part: str, opened: list[HardNegativeFiles] | None = None) -> FileReport:
@@ -170,7 +175,7 @@ class _Check:
         for id_ in tqdm(negatives.ids, desc=report.name[-40:], unit="caption", leave=False, disable=None):
             try:
                 row = negatives.row(id_)
-            except DataFault as fault:
+            except DataError as fault:
                 report(fault)
                 continue
             self._name(split, [row.file_name, *row.images], negatives.where(id_))
@@ -202,20 +207,20 @@ class _Check:
             here = {Path(at, file).relative_to(folder).as_posix() for at, _, files in os.walk(folder) for file in files}
             for name, where in tqdm(named.items(), desc=split, unit="picture", leave=False, disable=None):
                 if name not in here:
-                    report(DataFault(f"{folder / name} is missing; {where} names it"))
+                    report(DataError(f"{folder / name} is missing; {where} names it"))
                     continue
                 try:
                     self._picture(folder, name, self.boxes.get(name, []) if split == "train2014" else [])
-                except DataFault as fault:
+                except DataError as fault:
                     report(fault)
             how = "all of their pixels read" if self.decode else "only their headers read (--decode reads them whole)"
             return f"{_counted(len(here), 'file')}, {len(named)} of them needed, {how}"
 
         return self._read(folder, read, f"{len(named)} pictures that are named", required=bool(named))
 
-    def _picture(self, folder: Path, name: str, referred: list[Referred]) -> None:
+    def _picture(self, folder: Path, name: str, referred: list[ExpressionRow]) -> None:
         path = folder / name
-        header = read_picture(path, folder)[1] if self.decode else read_header(path, folder)
+        header = read_image(path, folder)[1] if self.decode else read_header(path, folder)
         for one in referred:
             for box in one.boxes:
                 cut_to_picture(header.upright(box.corners, one.size), header.size, one.where)

@@ -6,6 +6,7 @@ Both forms give the same: the rows of the table are the captions by id, the fold
 from __future__ import annotations
 
 import csv
+import json
 from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_right
@@ -13,13 +14,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
-from dpt.data.faults import DataFault, OnFault, stop
-from dpt.data.files.reading import Row, checked_file_name, is_whole, read_json, shown
-from dpt.data.files.root import DataRoot
+from tqdm import tqdm
+
+from dpt.data.files.reading import DataRoot, Row, checked_file_name, is_whole, read_json, shown
 from dpt.data.scenes.published import CAPTIONS_OF_IMAGES, HardNegatives
+from dpt.errors import DataError, OnDataError, UserError, raise_error
+from dpt.files import atomic_folder
 
 COLUMNS = ("filepath", "title", "neg_caption", "neg_image")
+
 LONGEST_FIELD = 2**24
 
 
@@ -74,14 +79,14 @@ class HardNegativeFiles(ABC):
 
 
 class HardNegativeFolder(HardNegativeFiles):
-    def __init__(self, folder: Path, on_fault: OnFault = stop) -> None:
+    def __init__(self, folder: Path, on_fault: OnDataError = raise_error) -> None:
         self.folder = folder
         index = folder / CAPTIONS_OF_IMAGES
         self.ids_of = _read_index(index, on_fault)
         self._ids = array("q", sorted(id_ for own in self.ids_of.values() for id_ in own))
         self._name_of = {id_: name for name, own in self.ids_of.items() for id_ in own}
         if not self._ids:
-            raise DataFault(f"{index} names no caption that can be used")
+            raise DataError(f"{index} names no caption that can be used")
 
     @property
     def ids(self) -> Sequence[int]:
@@ -101,7 +106,7 @@ class HardNegativeFolder(HardNegativeFiles):
 class HardNegativeTable(HardNegativeFiles):
     """Remembers where each row begins. Rows are quoted as CSV files are, or not at all, as published."""
 
-    def __init__(self, file: Path, on_fault: OnFault = stop) -> None:
+    def __init__(self, file: Path, on_fault: OnDataError = raise_error) -> None:
         self.file = file
         self.ids_of = {}
         self._starts, self._lines, self._rows = array("q"), array("q"), array("q")
@@ -110,11 +115,11 @@ class HardNegativeTable(HardNegativeFiles):
             with file.open("rb") as table:
                 self._scan(_Lines(table, file), on_fault)
         except FileNotFoundError:
-            raise DataFault(f"there is no file {file}") from None
+            raise DataError(f"there is no file {file}") from None
         except OSError as error:
-            raise DataFault(f"{file} cannot be read: {error.strerror or error}") from error
+            raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
         if not self._starts:
-            raise DataFault(f"{file} holds no row that can be used")
+            raise DataError(f"{file} holds no row that can be used")
 
     @property
     def ids(self) -> Sequence[int]:
@@ -130,16 +135,18 @@ class HardNegativeTable(HardNegativeFiles):
                 table.seek(self._starts[nth])
                 fields = next(_Lines(table, self.file, self._lines[nth]).rows(), [])
         except OSError as error:
-            raise DataFault(f"{self.file} cannot be read: {error.strerror or error}") from error
+            raise DataError(f"{self.file} cannot be read: {error.strerror or error}") from error
         record = Row(self._record(fields, self.where(id_)), self.where(id_))
         return _hard_negatives(record, record.file_name("filepath"))
 
-    def _scan(self, lines: _Lines, on_fault: OnFault) -> None:
+    def _scan(self, lines: _Lines, on_fault: OnDataError) -> None:
         rows = lines.rows()
         self._columns = next(rows, [])
         if sorted(self._columns) != sorted(COLUMNS):
-            raise DataFault(f"{self.file}, line 1: expected the columns {', '.join(COLUMNS)}, separated by tabs;"
-                            f" got {shown(self._columns)}")
+            raise DataError(
+                f"{self.file}, line 1: expected the columns {', '.join(COLUMNS)}, separated by tabs;"
+                f" got {shown(self._columns)}"
+            )
         id_ = 0
         while True:
             start, line = lines.position, lines.line + 1
@@ -152,14 +159,14 @@ class HardNegativeTable(HardNegativeFiles):
                 self.ids_of.setdefault(name, []).append(id_)
                 for column, value in ((self._starts, start), (self._lines, line), (self._rows, id_)):
                     column.append(value)
-            except DataFault as fault:
+            except DataError as fault:
                 on_fault(fault)
                 rows = lines.rows()
             id_ += 1
 
     def _record(self, fields: list[str], where: str) -> dict[str, str]:
         if len(fields) != len(self._columns):
-            raise DataFault(f"{where}: expected {len(self._columns)} fields separated by tabs, got {len(fields)}")
+            raise DataError(f"{where}: expected {len(self._columns)} fields separated by tabs, got {len(fields)}")
         return dict(zip(self._columns, fields, strict=True))
 
 
@@ -177,7 +184,7 @@ class _Lines:
             try:
                 yield raw.decode("utf-8-sig" if self.position == len(raw) else "utf-8")
             except UnicodeDecodeError:
-                raise DataFault(f"{self.file}, line {self.line}, is not UTF-8 text") from None
+                raise DataError(f"{self.file}, line {self.line}, is not UTF-8 text") from None
 
     def rows(self) -> Iterator[list[str]]:
         csv.field_size_limit(LONGEST_FIELD)
@@ -185,7 +192,7 @@ class _Lines:
         try:
             yield from reader
         except csv.Error as error:
-            raise DataFault(f"{self.file}, line {self.line}, is no row of a table: {error}") from None
+            raise DataError(f"{self.file}, line {self.line}, is no row of a table: {error}") from None
 
 
 def open_hard_negatives(root: DataRoot, part: str) -> HardNegativeFiles:
@@ -195,7 +202,7 @@ def open_hard_negatives(root: DataRoot, part: str) -> HardNegativeFiles:
         return HardNegativeFolder(folder)
     if table.is_file():
         return HardNegativeTable(table)
-    raise DataFault(f"there are no hard negatives for {part}: neither the folder {folder} nor the table {table.name}")
+    raise DataError(f"there are no hard negatives for {part}: neither the folder {folder} nor the table {table.name}")
 
 
 def _hard_negatives(record: Row, file_name: str) -> HardNegatives:
@@ -205,10 +212,10 @@ def _hard_negatives(record: Row, file_name: str) -> HardNegatives:
     return HardNegatives(file_name, record.text("title"), record.texts("neg_caption"), images)
 
 
-def _read_index(file: Path, on_fault: OnFault) -> dict[str, list[int]]:
+def _read_index(file: Path, on_fault: OnDataError) -> dict[str, list[int]]:
     content = read_json(file)
     if not isinstance(content, Mapping):
-        raise DataFault(f"{file} should hold an object from file names to caption ids, not {shown(content)}")
+        raise DataError(f"{file} should hold an object from file names to caption ids, not {shown(content)}")
     index: dict[str, list[int]] = {}
     seen: set[int] = set()
     for name, own in content.items():
@@ -216,11 +223,50 @@ def _read_index(file: Path, on_fault: OnFault) -> dict[str, list[int]]:
         try:
             checked_file_name(name, where)
             if not isinstance(own, list) or not own or not all(is_whole(id_) and 0 <= id_ < 2**62 for id_ in own):
-                raise DataFault(f"{where}: expected a list of caption ids, got {shown(own)}")
+                raise DataError(f"{where}: expected a list of caption ids, got {shown(own)}")
             if len(set(own)) < len(own) or not seen.isdisjoint(own):
-                raise DataFault(f"{where}: one of the caption ids {shown(own)} was there before")
+                raise DataError(f"{where}: one of the caption ids {shown(own)} was there before")
             seen.update(own)
             index[name] = own
-        except DataFault as fault:
+        except DataError as fault:
             on_fault(fault)
     return index
+
+
+def prepare(root: DataRoot, part: str = "train") -> bool:
+    """Whether anything had to be written. A folder that says something else than the table is not touched."""
+    if not root.path.is_dir():
+        raise DataError(f"the data folder {root.path} does not exist")
+    table, folder = HardNegativeTable(root.hard_negatives_table(part)), root.hard_negatives(part)
+    if folder.is_dir() and any(folder.iterdir()):
+        _refuse_if_other(folder, table)
+        return False
+    with atomic_folder(folder) as work:
+        for id_ in tqdm(table.ids, desc=folder.name, unit="caption", leave=False, disable=None):
+            _write_json(work / f"{id_:05d}.json", table.row(id_).record)
+        _write_json(work / CAPTIONS_OF_IMAGES, table.ids_of)
+    return True
+
+
+def _refuse_if_other(folder: Path, table: HardNegativeTable) -> None:
+    problem = _difference(folder, table)
+    if problem:
+        raise UserError(f"{folder} is there already and is not what would be written ({problem}); nothing was changed")
+
+
+def _difference(folder: Path, table: HardNegativeTable) -> str | None:
+    expected = {CAPTIONS_OF_IMAGES, *(f"{id_:05d}.json" for id_ in table.ids)}
+    others = sorted(expected ^ {path.name for path in folder.iterdir()})
+    if others:
+        return f"{others[0]} is {'missing' if others[0] in expected else 'not of the table'}"
+    try:
+        made = HardNegativeFolder(folder)
+        if made.ids_of != table.ids_of:
+            return f"{CAPTIONS_OF_IMAGES} gives captions to other pictures"
+        return next((f"{id_:05d}.json differs" for id_ in table.ids if made.row(id_) != table.row(id_)), None)
+    except DataError as fault:
+        return str(fault)
+
+
+def _write_json(file: Path, content: Any) -> None:
+    file.write_text(json.dumps(content) + "\n", encoding="utf-8", newline="\n")

@@ -1,16 +1,17 @@
-"""Data files as typed values. Whatever is not as it should be is a fault that names the file and the row."""
+"""Data files as typed values, and where they lie under the data root."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn, TypeVar
 
-from dpt.data.faults import DataFault
-from dpt.data.literals import string_list
-from dpt.plain_json import parse_json
+from dpt.data.scenes import published
+from dpt.errors import DataError
+from dpt.untrusted import parse_json, string_list
 
 T = TypeVar("T")
 
@@ -19,9 +20,9 @@ def read_bytes(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except FileNotFoundError:
-        raise DataFault(f"there is no file {file}") from None
+        raise DataError(f"there is no file {file}") from None
     except OSError as error:
-        raise DataFault(f"{file} cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
 
 
 def read_json(file: Path) -> Any:
@@ -29,11 +30,11 @@ def read_json(file: Path) -> Any:
     try:
         return parse_json(content.decode("utf-8-sig"), half_characters=True, constant=_refuse_constant)
     except UnicodeDecodeError as error:
-        raise DataFault(f"{file} is not UTF-8 text, at byte {error.start}") from None
+        raise DataError(f"{file} is not UTF-8 text, at byte {error.start}") from None
     except json.JSONDecodeError as error:
-        raise DataFault(f"{file}, line {error.lineno}, is not valid JSON: {error.msg} (column {error.colno})") from None
+        raise DataError(f"{file}, line {error.lineno}, is not valid JSON: {error.msg} (column {error.colno})") from None
     except ValueError as error:
-        raise DataFault(f"{file} is not valid JSON: {error}") from None
+        raise DataError(f"{file} is not valid JSON: {error}") from None
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -50,7 +51,7 @@ class Row:
         self.content: Mapping[str, Any] = content
 
     def fail(self, what: str) -> NoReturn:
-        raise DataFault(f"{self.where}: {what}")
+        raise DataError(f"{self.where}: {what}")
 
     def __contains__(self, key: str) -> bool:
         return key in self.content
@@ -118,5 +119,61 @@ def checked_file_name(name: str, where: str) -> str:
     """A path that stays inside the folder it is looked for in."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.name or set(name) & set("\\:") or not name.isprintable():
-        raise DataFault(f"{where}: {shown(name)} is no file name under the data folder")
+        raise DataError(f"{where}: {shown(name)} is no file name under the data folder")
     return name
+
+
+@dataclass(frozen=True)
+class DataRoot:
+    path: Path
+
+    def images(self, split: str) -> Path:
+        """split: train2014 or val2014."""
+        return self.path / published.IMAGES / split
+
+    def captions(self, split: str) -> Path:
+        return self.path / published.CAPTIONS / f"captions_{split}.json"
+
+    def expressions(self, dataset: str, split: str) -> Path:
+        """dataset: refall, refcoco, refcoco+ or refcocog; split: train, val, testA, testB or test."""
+        return self.path / published.REC / f"finetune_{dataset}_{split}.json"
+
+    def hard_negatives(self, part: str) -> Path:
+        """The folder of one file for each caption; part: train or val."""
+        return self.path / published.ITM / published.HARD_NEGATIVES.format(split=part)
+
+    def hard_negatives_table(self, part: str) -> Path:
+        folder = self.hard_negatives(part)
+        return folder.with_name(f"{folder.name}.tsv")
+
+    @property
+    def negative_types(self) -> Path:
+        """Only exports of rendered scenes have it."""
+        return self.path / "negatives.jsonl"
+
+    @property
+    def prompts(self) -> Path:
+        return self.path / published.PROMPTS
+
+
+@dataclass(frozen=True)
+class NegativeTypes:
+    captions: tuple[str, ...]
+    images: tuple[str, ...]
+
+
+def read_negative_types(file: Path, part: str) -> dict[int, NegativeTypes]:
+    """By caption id; empty if there is no such file."""
+    if not file.exists():
+        return {}
+    found: dict[int, NegativeTypes] = {}
+    for nth, line in enumerate(read_bytes(file).splitlines(), 1):
+        where = f"{file}, line {nth}"
+        try:
+            row = Row(parse_json(line.decode("utf-8"), half_characters=True), where)
+        except ValueError as error:
+            raise DataError(f"{where}, is not valid JSON: {error}") from None
+        if row.text("part") == part:
+            types = Row(row.get("types", dict), where)
+            found[row.get("id", int)] = NegativeTypes(types.texts("neg_caption"), types.texts("neg_image"))
+    return found

@@ -9,16 +9,14 @@ from typing import Protocol
 
 from torch import Tensor
 
-from dpt.data.example import Example, Expression, Matching, Picture, Region, Source
-from dpt.data.faults import DataFault
-from dpt.data.files.expressions import Referred, cut_to_picture, read_expressions
+from dpt.data.example import Example, ExampleImage, GroundedRegion, MatchingExample, ReferringExpression, Source
+from dpt.data.files.annotations import ExpressionRow, cut_to_picture, read_expressions
 from dpt.data.files.hard_negatives import HardNegativeFiles, open_hard_negatives
-from dpt.data.files.negative_types import NegativeTypes, read_negative_types
-from dpt.data.files.root import DataRoot
-from dpt.data.framing import Framing
+from dpt.data.files.reading import DataRoot, NegativeTypes, read_negative_types
+from dpt.data.images import Framing, ImageHeader, read_header, read_image
 from dpt.data.mirror import mirrored
-from dpt.data.pictures import Header, read_header, read_picture
-from dpt.data.scenes.draws import Draws
+from dpt.errors import DataError
+from dpt.keyed_random import KeyedRandom
 
 TRIES = 64
 
@@ -35,7 +33,7 @@ class LatentStore(Protocol):
 
     def latents(self, picture: Path, mirrored: bool = False) -> Tensor: ...
 
-    def header(self, picture: Path) -> Header: ...
+    def header(self, picture: Path) -> ImageHeader: ...
 
 
 class FileSource(Source):
@@ -46,7 +44,7 @@ class FileSource(Source):
         images: Path,
         framing: Framing,
         seed: int,
-        expressions: list[Referred] | None = None,
+        expressions: list[ExpressionRow] | None = None,
         negatives: HardNegativeFiles | None = None,
         types: dict[int, NegativeTypes] | None = None,
         latents: LatentStore | None = None,
@@ -54,7 +52,7 @@ class FileSource(Source):
         if expressions is None and negatives is None:
             raise ValueError("a source of examples needs expressions, or captions, or both")
         if latents is not None and framing.random_flip and not latents.has_mirrored:
-            raise DataFault("the cache has no latents of mirrored pictures: make one with --random_flip")
+            raise DataError("the cache has no latents of mirrored pictures: make one with --random_flip")
         self.images, self.framing, self.seed, self.latents = images, framing, seed, latents
         self.expressions, self.negatives, self.types = expressions, negatives, types or {}
         if expressions is not None and negatives is not None:
@@ -72,8 +70,8 @@ class FileSource(Source):
             return mirrored(example) or example
         return example
 
-    def _draws(self, index: int, epoch: int, purpose: str) -> Draws:
-        return Draws("file source", self.seed, index, epoch, purpose)
+    def _draws(self, index: int, epoch: int, purpose: str) -> KeyedRandom:
+        return KeyedRandom("file source", self.seed, index, epoch, purpose)
 
     def _referred(self, index: int, epoch: int) -> Example:
         assert self.expressions is not None
@@ -81,7 +79,7 @@ class FileSource(Source):
         example = Example(
             id=f"{referred.where} (id {referred.id})",
             image=self._picture(referred.file_name),
-            expression=Expression(referred.text, self._regions(referred)),
+            expression=ReferringExpression(referred.text, self._regions(referred)),
         )
         if self.negatives is None:
             return example
@@ -98,7 +96,7 @@ class FileSource(Source):
             matching=self._matching(id_, name, index, epoch),
         )
 
-    def _regions(self, referred: Referred) -> tuple[Region, ...]:
+    def _regions(self, referred: ExpressionRow) -> tuple[GroundedRegion, ...]:
         """Of the boxes that are in view."""
         path = self.images / referred.file_name
         header = read_header(path, self.images) if self.latents is None else self.latents.header(path)
@@ -107,22 +105,22 @@ class FileSource(Source):
             corners = header.upright(box.corners, referred.size)
             framed = self.framing.box(cut_to_picture(corners, header.size, referred.where), header.size)
             if framed is not None:
-                regions.append(Region(framed, box.spans))
+                regions.append(GroundedRegion(framed, box.spans))
         return tuple(regions)
 
-    def _matching(self, id_: int, name: str, index: int, epoch: int) -> Matching:
+    def _matching(self, id_: int, name: str, index: int, epoch: int) -> MatchingExample:
         assert self.negatives is not None
         row, where = self.negatives.row(id_), self.negatives.where(id_)
         types = self.types.get(id_)
         captions = [nth for nth, text in enumerate(row.captions) if text != row.title]
         images = [nth for nth, image in enumerate(row.images) if image != name]
         if not captions or not images:
-            raise DataFault(f"{where}: every negative is the picture's own caption, or the picture itself")
+            raise DataError(f"{where}: every negative is the picture's own caption, or the picture itself")
         if types is not None and (len(types.captions), len(types.images)) != (len(row.captions), len(row.images)):
-            raise DataFault(f"{where}: the negatives are not as many as their types in negatives.jsonl")
+            raise DataError(f"{where}: the negatives are not as many as their types in negatives.jsonl")
         caption = self._draws(index, epoch, "hard caption").pick(captions)
         image = self._draws(index, epoch, "hard image").pick(images)
-        return Matching(
+        return MatchingExample(
             caption=row.title,
             hard_caption=row.captions[caption],
             random_caption=self._random_caption(row.title, name, self._draws(index, epoch, "random caption")),
@@ -132,29 +130,29 @@ class FileSource(Source):
             hard_image_type=None if types is None else types.images[image],
         )
 
-    def _random_caption(self, title: str, name: str, draws: Draws) -> str:
+    def _random_caption(self, title: str, name: str, draws: KeyedRandom) -> str:
         """Of another picture, and in other words."""
         assert self.negatives is not None
         for _ in range(TRIES):
             id_ = self.negatives.another_id(name, draws.below)
             if id_ is not None and (other := self.negatives.row(id_).title) != title:
                 return other
-        raise DataFault(f"no other caption than {title!r} was found in {self.negatives.where(self.negatives.ids[0])} …")
+        raise DataError(f"no other caption than {title!r} was found in {self.negatives.where(self.negatives.ids[0])} …")
 
-    def _random_image(self, name: str, draws: Draws) -> Picture:
+    def _random_image(self, name: str, draws: KeyedRandom) -> ExampleImage:
         assert self.negatives is not None
         other = self.negatives.another_image(name, draws.below)
         if other is None:
-            raise DataFault(f"no other picture than {name} has captions; a random one cannot be drawn")
+            raise DataError(f"no other picture than {name} has captions; a random one cannot be drawn")
         return self._picture(other)
 
-    def _picture(self, name: str) -> Picture:
+    def _picture(self, name: str) -> ExampleImage:
         path = self.images / name
         if self.latents is not None:
             mirrored = self.latents.latents(path, mirrored=True) if self.framing.random_flip else None
-            return Picture(name, self.latents.latents(path), latent=True, mirrored=mirrored)
-        image, _ = read_picture(path, self.images)
-        return Picture(name, self.framing.pixels(image))
+            return ExampleImage(name, self.latents.latents(path), latent=True, mirrored=mirrored)
+        image, _ = read_image(path, self.images)
+        return ExampleImage(name, self.framing.pixels(image))
 
 
 def training_files(
@@ -191,10 +189,10 @@ def matching_files(
     return FileSource(root.images(f"{part}2014"), framing, seed, negatives=negatives, types=types, latents=latents)
 
 
-def _refuse_uncaptioned(expressions: list[Referred], negatives: HardNegativeFiles) -> None:
+def _refuse_uncaptioned(expressions: list[ExpressionRow], negatives: HardNegativeFiles) -> None:
     without = [one for one in expressions if one.file_name not in negatives.ids_of]
     if without:
-        raise DataFault(
+        raise DataError(
             f"{without[0].where}: no caption of {without[0].file_name} has hard negatives"
             f" ({len(without)} of {len(expressions)} expressions are of such pictures)"
         )

@@ -7,65 +7,19 @@ attributes, relations, counts or whole objects left out or made vague.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from dpt.data.scenes.draws import Draws
-from dpt.data.scenes.facts import Absent, Count, Fact, Noun, Related
-from dpt.data.scenes.layout import related
-from dpt.data.scenes.words import (
-    BACKGROUND_ENDING,
-    NUMBERS,
-    OPENINGS,
-    RELATION_WORDS,
-    SCENE_WORDS,
-    VAGUE,
-    article,
-    choose_word,
-    noun_words,
-)
-from dpt.data.scenes.world import RELATIONS, Scene, SceneObject, World
+from dpt.claims.boxes import RELATIONS, related
+from dpt.claims.description import Caption, Description, Group, caption_text
+from dpt.claims.facts import Noun
+from dpt.claims.words import SCENE_WORDS
+from dpt.data.scenes.world import Scene, SceneObject, World
+from dpt.keyed_random import KeyedRandom
 
 OMISSION = 0.3
 
 
-@dataclass(frozen=True)
-class Group:
-    noun: Noun
-    n: int
-    vague: bool = False
-    """Said without a number: "some circles"."""
-
-
-@dataclass(frozen=True)
-class Description:
-    groups: tuple[Group, ...]
-    relation: str | None = None
-    """Of the first group to the second; both are then single things."""
-    absent: Noun | None = None
-    exact: bool = True
-    """Whether "a circle" means just one circle; in vague captions it means one at least."""
-
-    @property
-    def facts(self) -> tuple[Fact, ...]:
-        facts: list[Fact] = [
-            Count(g.noun, 2 if g.vague else g.n, exact=self.exact and not g.vague) for g in self.groups
-        ]
-        if self.relation:
-            facts.append(Related(self.groups[0].noun, self.relation, self.groups[1].noun))
-        if self.absent:
-            facts.append(Absent(self.absent))
-        return tuple(facts)
-
-
-@dataclass(frozen=True)
-class Caption:
-    text: str
-    facts: tuple[Fact, ...]
-
-
-def caption(
-    scene: Scene, world: World, draws: Draws, noise: float = 0.0, omission: float = OMISSION
-) -> Caption:
+def caption(scene: Scene, world: World, draws: KeyedRandom, noise: float = 0.0, omission: float = OMISSION) -> Caption:
     """A true caption of the scene; `noise` in [0, 1] is how much of the truth alt-text would lose.
 
     `omission` is the chance, at full noise, that one kind of object goes unmentioned.
@@ -75,10 +29,10 @@ def caption(
         return Caption(draws.pick(SCENE_WORDS), ())
     if noise:
         description = blur(description, draws, noise, omission)
-    return Caption(say(description, draws), description.facts)
+    return Caption(caption_text(description, draws), description.facts)
 
 
-def describe(scene: Scene, world: World, draws: Draws) -> Description:
+def describe(scene: Scene, world: World, draws: KeyedRandom) -> Description:
     counts = Counter(thing.kind for thing in scene.objects)
     kinds = draws.some(list(counts), len(counts))
     groups = tuple(Group(Noun(colour, shape), counts[colour, shape]) for colour, shape in kinds)
@@ -97,7 +51,7 @@ def describe(scene: Scene, world: World, draws: Draws) -> Description:
     return Description(groups)
 
 
-def blur(description: Description, draws: Draws, noise: float, omission: float = OMISSION) -> Description:
+def blur(description: Description, draws: KeyedRandom, noise: float, omission: float = OMISSION) -> Description:
     groups = list(description.groups)
     relation = None if draws.chance(0.5 * noise) else description.relation
     absent = None if draws.chance(0.5 * noise) else description.absent
@@ -121,37 +75,7 @@ def blur(description: Description, draws: Draws, noise: float, omission: float =
     return Description(tuple(merged.values()), relation, absent, exact=False)
 
 
-def say(description: Description, draws: Draws | None = None) -> str:
-    """The description in words; without draws always in the same, plainest ones."""
-    parts = [_group_words(group, draws) for group in description.groups]
-    if description.relation:
-        relation = choose_word(RELATION_WORDS[description.relation], draws)
-        parts = [f"{parts[0]} {relation} {parts[1]}", *parts[2:]]
-    if description.absent:
-        absent = " ".join(noun_words(description.absent, draws, many=True))
-        parts[-1] += f" without {'any ' if draws and draws.chance(0.3) else ''}{absent}"
-    text = " and ".join(parts)
-    if draws is None:
-        return text
-    opening = draws.pick(OPENINGS)
-    if draws.chance(0.1):
-        text += f" {BACKGROUND_ENDING}"
-    return f"{opening} {text}".strip()
-
-
-def _group_words(group: Group, draws: Draws | None) -> str:
-    many = group.n > 1
-    words = noun_words(group.noun, draws, many)
-    if group.vague:
-        return " ".join([draws.pick(VAGUE) if draws else VAGUE[0], *words])
-    if many:
-        return " ".join([NUMBERS[group.n], *words])
-    if draws and draws.chance(0.1):
-        return " ".join(["one", *words])
-    return " ".join([article(words[0]), *words])
-
-
-def _true_relation(scene: Scene, first: Noun, second: Noun, world: World, draws: Draws) -> str | None:
+def _true_relation(scene: Scene, first: Noun, second: Noun, world: World, draws: KeyedRandom) -> str | None:
     a = next(thing for thing in scene.objects if first.matches(thing))
     b = next(thing for thing in scene.objects if second.matches(thing))
     true = [
@@ -170,7 +94,7 @@ def _by_shape(scene: Scene) -> tuple[Group, ...] | None:
     return tuple(Group(Noun(shape=shape), n) for shape, n in counts.items())
 
 
-def _something_absent(scene: Scene, world: World, draws: Draws) -> Noun | None:
+def _something_absent(scene: Scene, world: World, draws: KeyedRandom) -> Noun | None:
     """A shape, or a kind whose colour or shape does occur, that the scene does not contain."""
     shapes = [shape for shape in world.shapes if all(thing.shape != shape for thing in scene.objects)]
     near = [kind for kind in world.kinds if _close_to(kind, scene.objects)]

@@ -1,13 +1,9 @@
-"""Scenes as a data folder in the published formats, so that the loaders of COCO and RefCOCO read them.
-
-Published referring expressions for validation and test are of train2014 images, and so they are here; those
-images are in no training expression and no training hard negative. Three files are our own: `scenes.jsonl`
-(what is in each image), `negatives.jsonl` (the type of each hard negative) and `manifest.json`.
-"""
+"""Scenes as a data folder in the published formats, so that the loaders of COCO and RefCOCO read them."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,30 +12,76 @@ from typing import Any, TextIO
 from PIL import Image
 from tqdm import tqdm
 
+from dpt.claims.description import Caption, Description, caption_text
 from dpt.data.scenes import published
-from dpt.data.scenes.captions import Caption, Description, describe, say
-from dpt.data.scenes.draws import Draws
+from dpt.data.scenes.captions import describe
 from dpt.data.scenes.layout import scene
 from dpt.data.scenes.negatives import NEGATIVE_TYPES, contradict, falsify
-from dpt.data.scenes.prompts import alignment_prompts
-from dpt.data.scenes.published import HardNegatives, Record, Referred
+from dpt.data.scenes.published import HardNegatives, Record, SceneReferral, prompt_record
 from dpt.data.scenes.referring import KINDS, referring_expression
 from dpt.data.scenes.render import render
-from dpt.data.scenes.world import WORLDS, Scene
-from dpt.folders import whole_folder
+from dpt.data.scenes.world import WORLDS, Scene, World
+from dpt.files import atomic_folder
+from dpt.keyed_random import KeyedRandom
+
+CATEGORIES = ("numerical", "spatial", "semantic", "mixed", "null")
+
+TRIES_PER_PROMPT = 500
+
+
+def alignment_prompts(seed: int, first_index: int, n: int, world: World) -> list[Record]:
+    """About n different prompts, as many of each category; fewer if the world has no more to say."""
+    each = max(1, round(n / len(CATEGORIES)))
+    found: list[Record] = []
+    said: set[str] = set()
+    counts: Counter[str] = Counter()
+    for index in range(first_index, first_index + n * TRIES_PER_PROMPT):
+        if all(counts[category] >= each for category in CATEGORIES):
+            break
+        one = scene(seed, index, world)
+        draws = KeyedRandom("prompt", seed, index)
+        description = describe(one, world, draws)
+        text = caption_text(description, draws)
+        category = category_of(description)
+        if counts[category] < each and text not in said:
+            said.add(text)
+            counts[category] += 1
+            found.append(prompt_record(len(found), category, text, one))
+    return found
+
+
+def category_of(description: Description) -> str:
+    """Number, place, whose colour is whose, more than one of these, or just a thing."""
+    numerical = any(group.n > 1 for group in description.groups)
+    spatial = description.relation is not None
+    binding = len(description.groups) > 1 and not spatial
+    if numerical + spatial + binding > 1 or (spatial and len(description.groups) > 2):
+        return "mixed"
+    if numerical:
+        return "numerical"
+    if spatial:
+        return "spatial"
+    return "semantic" if binding or description.absent else "null"
+
 
 RANGE = 10_000_000
+
 FIRST_INDEX = {"train": 0, "val": RANGE, "rec_val": 2 * RANGE, "rec_test": 3 * RANGE, "prompts": 4 * RANGE}
 """Where each part's scenes begin, so that no scene is in two parts, whatever their sizes."""
+
 
 KINDS_OF_DATASET = {
     "refcoco": tuple(KINDS),
     "refcoco+": ("attributes",),  # its annotators were forbidden words of place
     "refcocog": ("attributes", "relation"),
 }
+
 TITLES = 2
+
 NEGATIVE_CAPTIONS = 3
+
 NEGATIVE_IMAGES = 2
+
 TRIES = 64
 
 
@@ -53,7 +95,7 @@ class Plan:
 
 
 def export_scenes(plan: Plan, out: Path) -> None:
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         Export(plan, folder).write()
 
 
@@ -65,7 +107,7 @@ class Export:
         self.images: dict[str, list[Record]] = {"train2014": [], "val2014": []}
         self.captions: dict[str, list[tuple[int, str]]] = {"train2014": [], "val2014": []}
         self.hard: dict[str, list[HardNegatives]] = {"train": [], "val": []}
-        self.referred: dict[tuple[str, str], list[Referred]] = {}
+        self.referred: dict[tuple[str, str], list[SceneReferral]] = {}
         self.negatives_by_type = {
             "captions": dict.fromkeys(NEGATIVE_TYPES, 0),
             "images": dict.fromkeys(NEGATIVE_TYPES, 0),
@@ -94,8 +136,8 @@ class Export:
         for index in tqdm(range(first, first + n), desc=part, unit="scene"):
             yield index, scene(self.plan.seed, index, self.world)
 
-    def _draws(self, index: int, purpose: str) -> Draws:
-        return Draws("export", self.plan.seed, index, purpose)
+    def _draws(self, index: int, purpose: str) -> KeyedRandom:
+        return KeyedRandom("export", self.plan.seed, index, purpose)
 
     def _add_image(self, split: str, one: Scene, **origin: object) -> Record:
         file_name = published.image_name(split, self.next_image_id, self.plan.format)
@@ -110,7 +152,7 @@ class Export:
 
     def _caption(self, one: Scene, image: Record, index: int, split: str) -> None:
         draws = self._draws(index, "caption")
-        self.captions[split].append((image["id"], say(describe(one, self.world, draws), draws)))
+        self.captions[split].append((image["id"], caption_text(describe(one, self.world, draws), draws)))
 
     def _refer(self, one: Scene, image: Record, index: int, split: str, datasets: tuple[str, ...]) -> None:
         said = set()
@@ -121,9 +163,7 @@ class Export:
                 said.add(expression.text)
                 name = "refall" if split == "train" else dataset
                 shape = one.objects[expression.target].shape
-                self.referred.setdefault((name, split), []).append(
-                    Referred(image, expression, shape, dataset)
-                )
+                self.referred.setdefault((name, split), []).append(SceneReferral(image, expression, shape, dataset))
 
     def _contrast(self, one: Scene, image: Record, index: int, part: str) -> None:
         """Captions of the image, each with captions and images that look like it but are wrong."""
@@ -147,25 +187,25 @@ class Export:
             self.captions[split].append((image["id"], title.text))
 
     def _hard_negatives(
-        self, one: Scene, draws: Draws
+        self, one: Scene, draws: KeyedRandom
     ) -> tuple[Caption, list[tuple[str, Caption]], list[tuple[str, Scene]]]:
         for _ in range(TRIES):
             right = describe(one, self.world, draws)
             wrong = self._wrong_captions(right, one, draws)
             changed = self._changed_scenes(right, one, draws)
             if wrong and changed:
-                return Caption(say(right, draws), right.facts), wrong, changed
+                return Caption(caption_text(right, draws), right.facts), wrong, changed
         raise AssertionError(f"no hard negative can be made of {one} in the {self.plan.world} world")
 
-    def _wrong_captions(self, right: Description, one: Scene, draws: Draws) -> list[tuple[str, Caption]]:
+    def _wrong_captions(self, right: Description, one: Scene, draws: KeyedRandom) -> list[tuple[str, Caption]]:
         wrong = []
         for kind in draws.some(NEGATIVE_TYPES, len(NEGATIVE_TYPES)):
             description = falsify(right, one, kind, self.world, draws)
             if description is not None:
-                wrong.append((kind, Caption(say(description, draws), description.facts)))
+                wrong.append((kind, Caption(caption_text(description, draws), description.facts)))
         return wrong[:NEGATIVE_CAPTIONS]
 
-    def _changed_scenes(self, right: Description, one: Scene, draws: Draws) -> list[tuple[str, Scene]]:
+    def _changed_scenes(self, right: Description, one: Scene, draws: KeyedRandom) -> list[tuple[str, Scene]]:
         changed = []
         for kind in draws.some(NEGATIVE_TYPES, len(NEGATIVE_TYPES)):
             other = contradict(right, one, kind, self.world, draws)
@@ -180,9 +220,7 @@ class Export:
         expressions = self._write_expressions()
         for part, rows in self.hard.items():
             table = published.ITM / (published.HARD_NEGATIVES.format(split=part) + ".tsv")
-            _in(self.folder, table).write_text(
-                published.hard_negatives_table(rows), encoding="utf-8", newline="\n"
-            )
+            _in(self.folder, table).write_text(published.hard_negatives_table(rows), encoding="utf-8", newline="\n")
         self._write_hard_negatives_by_caption()
         prompts = alignment_prompts(self.plan.seed, FIRST_INDEX["prompts"], self.plan.val, self.world)
         self._json(published.PROMPTS, prompts)
@@ -203,9 +241,7 @@ class Export:
         names += [(name, split) for name, splits in published.REC_SPLITS.items() for split in splits]
         for name, split in names:
             referred = self.referred.get((name, split), [])
-            self._json(
-                published.REC / f"finetune_{name}_{split}.json", published.referring_file(referred, first)
-            )
+            self._json(published.REC / f"finetune_{name}_{split}.json", published.referring_file(referred, first))
             first += len(referred)
             counts[f"{name}_{split}"] = len(referred)
         return counts

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dpt.data.scenes.draws import Draws
-from dpt.data.scenes.world import (
-    FULL_WORLD,
-    RELATION_MARGIN,
-    SIZES,
-    Box,
-    Kind,
-    Scene,
-    SceneObject,
-    World,
-)
+from dpt.claims.boxes import Box
+from dpt.data.scenes.world import FULL_WORLD, SIZES, Kind, Scene, SceneObject, World
+from dpt.keyed_random import KeyedRandom
 
 EDGE = 1.5
+
 GAP = 2.5
+
 TRIES_PER_OBJECT = 30
 
 
 def scene(seed: int, index: int, world: World = FULL_WORLD) -> Scene:
-    draws = Draws("scene", seed, index)
+    draws = KeyedRandom("scene", seed, index)
     sort = draws.pick_weighted(world.sorts)
     return arrange(draw_kinds(draws, sort, world), draws, world)
 
 
-def draw_kinds(draws: Draws, sort: str, world: World) -> list[Kind]:
+def draw_kinds(draws: KeyedRandom, sort: str, world: World) -> list[Kind]:
     kinds = world.kinds
     if sort == "single" or world.max_objects == 1:
         return [draws.pick(kinds)]
@@ -38,7 +32,7 @@ def draw_kinds(draws: Draws, sort: str, world: World) -> list[Kind]:
     return [draws.pick(kinds) for _ in range(3 + draws.below(world.max_objects - 2))]
 
 
-def arrange(kinds: list[Kind], draws: Draws, world: World) -> Scene:
+def arrange(kinds: list[Kind], draws: KeyedRandom, world: World) -> Scene:
     """Place objects of the given kinds at random without overlap, starting over when one does not fit."""
     background = draws.pick(world.backgrounds)
     while True:
@@ -63,9 +57,7 @@ def fits(box: Box, others: list[SceneObject] | tuple[SceneObject, ...], image_si
     return inside and all(box.gap_to(other.box) >= GAP for other in others)
 
 
-def _place(
-    shape: str, colour: str, others: list[SceneObject], draws: Draws, world: World
-) -> SceneObject | None:
+def _place(shape: str, colour: str, others: list[SceneObject], draws: KeyedRandom, world: World) -> SceneObject | None:
     size = draws.pick(world.sizes)
     for _ in range(TRIES_PER_OBJECT):
         extent = draws.between(*SIZES[size])
@@ -75,10 +67,3 @@ def _place(
         if fits(box, others, world.image_size):
             return SceneObject(shape, colour, size, box)
     return None
-
-
-def related(first: Box, second: Box, relation: str, margin: float = RELATION_MARGIN) -> bool:
-    """Whether `first` lies in the given relation to `second`, centre to centre, by at least the margin."""
-    (ax, ay), (bx, by) = first.centre, second.centre
-    ahead = {"left": bx - ax, "right": ax - bx, "above": by - ay, "below": ay - by}[relation]
-    return ahead >= margin

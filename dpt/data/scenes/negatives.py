@@ -12,14 +12,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dpt.data.scenes.captions import Caption, Description, describe, say
-from dpt.data.scenes.draws import Draws
-from dpt.data.scenes.facts import all_hold
+from dpt.claims.boxes import Box
+from dpt.claims.description import Caption, Description, caption_text
+from dpt.claims.facts import all_hold
+from dpt.claims.words import NUMBERS, OPPOSITE
+from dpt.data.scenes.captions import describe
 from dpt.data.scenes.layout import TRIES_PER_OBJECT, fits
-from dpt.data.scenes.words import NUMBERS, OPPOSITE
-from dpt.data.scenes.world import SIZES, Box, Scene, SceneObject, World
+from dpt.data.scenes.world import SIZES, Scene, SceneObject, World
+from dpt.keyed_random import KeyedRandom
 
 NEGATIVE_TYPES = ("colour", "relation", "count", "shape")
+
 TRIES = 8
 
 
@@ -41,30 +44,30 @@ class HardImage:
     scene: Scene
 
 
-def hard_caption(scene: Scene, world: World, draws: Draws, kind: str | None = None) -> HardCaption | None:
+def hard_caption(scene: Scene, world: World, draws: KeyedRandom, kind: str | None = None) -> HardCaption | None:
     """A true caption and its falsification; None if nothing in the scene can be falsified that way."""
     for _ in range(TRIES):
         chosen = kind or draws.pick(NEGATIVE_TYPES)
         right = describe(scene, world, draws)
         wrong = falsify(right, scene, chosen, world, draws)
         if wrong is not None:
-            said = Caption(say(right, draws), right.facts)
-            return HardCaption(chosen, said, Caption(say(wrong, draws), wrong.facts))
+            said = Caption(caption_text(right, draws), right.facts)
+            return HardCaption(chosen, said, Caption(caption_text(wrong, draws), wrong.facts))
     return None
 
 
-def hard_image(scene: Scene, world: World, draws: Draws, kind: str | None = None) -> HardImage | None:
+def hard_image(scene: Scene, world: World, draws: KeyedRandom, kind: str | None = None) -> HardImage | None:
     """A caption of the scene and a changed scene for which just that caption is false."""
     for _ in range(TRIES):
         chosen = kind or draws.pick(NEGATIVE_TYPES)
         right = describe(scene, world, draws)
         changed = contradict(right, scene, chosen, world, draws)
         if changed is not None:
-            return HardImage(chosen, Caption(say(right, draws), right.facts), changed)
+            return HardImage(chosen, Caption(caption_text(right, draws), right.facts), changed)
     return None
 
 
-def falsify(right: Description, scene: Scene, kind: str, world: World, draws: Draws) -> Description | None:
+def falsify(right: Description, scene: Scene, kind: str, world: World, draws: KeyedRandom) -> Description | None:
     """The description with one fact changed, so that it is false for the scene it was true of."""
     wrong = _alter(right, kind, world, draws)
     if wrong is None or not _is_sensible(wrong, world) or all_hold(wrong.facts, scene.objects):
@@ -72,7 +75,7 @@ def falsify(right: Description, scene: Scene, kind: str, world: World, draws: Dr
     return wrong
 
 
-def contradict(right: Description, scene: Scene, kind: str, world: World, draws: Draws) -> Scene | None:
+def contradict(right: Description, scene: Scene, kind: str, world: World, draws: KeyedRandom) -> Scene | None:
     """The scene with one fact changed, so that the description that was true of it is false."""
     at = draws.below(len(scene.objects))
     if kind == "relation":
@@ -86,7 +89,7 @@ def contradict(right: Description, scene: Scene, kind: str, world: World, draws:
     return None if changed is None or all_hold(right.facts, changed.objects) else changed
 
 
-def _alter(right: Description, kind: str, world: World, draws: Draws) -> Description | None:
+def _alter(right: Description, kind: str, world: World, draws: KeyedRandom) -> Description | None:
     groups = list(right.groups)
     at = draws.below(len(groups))
     noun = groups[at].noun
@@ -140,7 +143,7 @@ def _swap_related(right: Description, scene: Scene) -> Scene | None:
     return None
 
 
-def _more_or_less(scene: Scene, at: int, world: World, draws: Draws) -> Scene | None:
+def _more_or_less(scene: Scene, at: int, world: World, draws: KeyedRandom) -> Scene | None:
     objects = list(scene.objects)
     if len(objects) > 1 and (draws.chance(0.5) or len(objects) >= world.max_objects):
         del objects[at]
@@ -157,13 +160,13 @@ def _more_or_less(scene: Scene, at: int, world: World, draws: Draws) -> Scene | 
     return None
 
 
-def _reshape(scene: Scene, at: int, world: World, draws: Draws) -> Scene | None:
+def _reshape(scene: Scene, at: int, world: World, draws: KeyedRandom) -> Scene | None:
     thing = scene.objects[at]
     shapes = [s for s in world.shapes if s != thing.shape and (thing.colour, s) not in world.held_out_kinds]
     return _with(scene, {at: replace(thing, shape=draws.pick(shapes))}) if shapes else None
 
 
-def _recolour(scene: Scene, at: int, world: World, draws: Draws) -> Scene | None:
+def _recolour(scene: Scene, at: int, world: World, draws: KeyedRandom) -> Scene | None:
     """Exchange colours with an object of another shape (with one of the same it would be one of places)."""
     thing = scene.objects[at]
     swaps = [

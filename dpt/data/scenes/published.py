@@ -7,25 +7,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpt.data.scenes.referring import Expression
-from dpt.data.scenes.world import SHAPES, Box, Scene
+from dpt.claims.boxes import Box
+from dpt.claims.words import SHAPES
+from dpt.data.scenes.referring import SceneExpression
+from dpt.data.scenes.world import Scene
 
 Record = dict[str, Any]
 
+
 IMAGES = Path("coco/images")
+
 CAPTIONS = Path("coco/annotations")
+
 PROMPTS = Path("coco/annotations_processed_v1/five_category.json")
+
 REC = Path("ReC/mdetr/OpenSource")
+
 ITM = Path("ITM/coco")
+
 HARD_NEGATIVES = "{split}_hard_neg_t20_i4OpenClip_ViT-H-14"
 """The published name; here the negatives are not mined but made."""
+
 CAPTIONS_OF_IMAGES = "imgname2txtid.json"
+
 
 REC_SPLITS = {
     "refcoco": ("val", "testA", "testB"),
     "refcoco+": ("val", "testA", "testB"),
     "refcocog": ("val", "test"),
 }
+
 CATEGORIES = [{"id": i + 1, "name": shape, "supercategory": "shape"} for i, shape in enumerate(SHAPES)]
 
 
@@ -48,23 +59,22 @@ def captions_file(images: Sequence[Record], captions: Sequence[tuple[int, str]])
         "licenses": [],
         "images": list(images),
         "annotations": [
-            {"id": id_, "image_id": image_id, "caption": text}
-            for id_, (image_id, text) in enumerate(captions)
+            {"id": id_, "image_id": image_id, "caption": text} for id_, (image_id, text) in enumerate(captions)
         ],
     }
 
 
 @dataclass(frozen=True)
-class Referred:
+class SceneReferral:
     """An expression of an image."""
 
     image: Record
-    expression: Expression
+    expression: SceneExpression
     shape: str
     dataset: str
 
 
-def referring_file(referred: Sequence[Referred], first_id: int) -> Record:
+def referring_file(referred: Sequence[SceneReferral], first_id: int) -> Record:
     """MDETR's form: an image entry for each expression, and just one annotation for each image entry."""
     images, annotations = [], []
     for id_, one in enumerate(referred, first_id):

@@ -9,22 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from dpt.data.scenes.draws import Draws
-from dpt.data.scenes.facts import Noun, Thing
-from dpt.data.scenes.layout import related
-from dpt.data.scenes.words import EXTREMES, RELATION_WORDS, choose_word, noun_words
-from dpt.data.scenes.world import RELATION_MARGIN, RELATIONS, Box, Scene, SceneObject, World
+from dpt.claims.boxes import RELATION_MARGIN, RELATIONS, Box, related
+from dpt.claims.facts import Noun, Thing
+from dpt.claims.words import EXTREMES, RELATION_WORDS, choose_word, noun_words
+from dpt.data.scenes.world import Scene, SceneObject, World
+from dpt.keyed_random import KeyedRandom
 
 
 @dataclass(frozen=True)
-class Named:
+class NounReference:
     """The only thing of this description: "the red circle"."""
 
     noun: Noun
 
 
 @dataclass(frozen=True)
-class Beside:
+class RelativeReference:
     """The only such thing that lies so to the landmark: "the red circle left of the square"."""
 
     noun: Noun
@@ -33,25 +33,27 @@ class Beside:
 
 
 @dataclass(frozen=True)
-class Extreme:
+class ExtremeReference:
     """The one of several such things that lies farthest to a side: "the leftmost circle"."""
 
     noun: Noun
     side: str
 
 
-Reference = Named | Beside | Extreme
+Reference = NounReference | RelativeReference | ExtremeReference
 
-KINDS: dict[str, type[Named] | type[Beside] | type[Extreme]] = {
-    "attributes": Named,
-    "relation": Beside,
-    "extreme": Extreme,
+
+KINDS: dict[str, type[NounReference] | type[RelativeReference] | type[ExtremeReference]] = {
+    "attributes": NounReference,
+    "relation": RelativeReference,
+    "extreme": ExtremeReference,
 }
+
 KIND_WEIGHTS = {"attributes": 0.45, "relation": 0.35, "extreme": 0.2}
 
 
 @dataclass(frozen=True)
-class Expression:
+class SceneExpression:
     text: str
     reference: Reference
     target: int
@@ -68,14 +70,10 @@ class Expression:
 def resolve(reference: Reference, things: Sequence[Thing], margin: float = RELATION_MARGIN) -> list[int]:
     """Which of the things the reference may mean; just one if it is a good reference."""
     candidates = [i for i, thing in enumerate(things) if reference.noun.matches(thing)]
-    if isinstance(reference, Named):
+    if isinstance(reference, NounReference):
         return candidates
-    if isinstance(reference, Extreme):
-        return [
-            i
-            for i in candidates
-            if len(candidates) > 1 and _leads(i, candidates, things, reference.side, margin)
-        ]
+    if isinstance(reference, ExtremeReference):
+        return [i for i in candidates if len(candidates) > 1 and _leads(i, candidates, things, reference.side, margin)]
     landmarks = [i for i, thing in enumerate(things) if reference.landmark.matches(thing)]
     if len(landmarks) != 1:
         return []
@@ -91,10 +89,10 @@ def _leads(i: int, candidates: list[int], things: Sequence[Thing], side: str, ma
     return all(related(things[i].box, things[j].box, side, margin) for j in candidates if j != i)
 
 
-def referring_expressions(scene: Scene, world: World, draws: Draws) -> list[Expression]:
+def referring_expressions(scene: Scene, world: World, draws: KeyedRandom) -> list[SceneExpression]:
     """Everything by which some one object of the scene can be called, each put into words once."""
     return [
-        say_reference(reference, scene, target, draws)
+        reference_text(reference, scene, target, draws)
         for target in range(len(scene.objects))
         for reference in references(scene, target, world)
     ]
@@ -103,16 +101,16 @@ def referring_expressions(scene: Scene, world: World, draws: Draws) -> list[Expr
 def referring_expression(
     scene: Scene,
     world: World,
-    draws: Draws,
+    draws: KeyedRandom,
     kinds: Sequence[str] = tuple(KINDS),
-) -> Expression | None:
+) -> SceneExpression | None:
     """One of them: the object at random, then the kind of reference; None if nothing tells the objects apart."""
     for target in draws.some(range(len(scene.objects)), len(scene.objects)):
         known = references(scene, target, world)
         possible = {kind: [r for r in known if isinstance(r, KINDS[kind])] for kind in kinds}
         weighted = [(found, KIND_WEIGHTS[kind]) for kind, found in possible.items() if found]
         if weighted:
-            return say_reference(draws.pick(draws.pick_weighted(weighted)), scene, target, draws)
+            return reference_text(draws.pick(draws.pick_weighted(weighted)), scene, target, draws)
     return None
 
 
@@ -126,29 +124,31 @@ def references(scene: Scene, target: int, world: World) -> list[Reference]:
     ]
 
 
-def say_reference(reference: Reference, scene: Scene, target: int, draws: Draws | None = None) -> Expression:
+def reference_text(
+    reference: Reference, scene: Scene, target: int, draws: KeyedRandom | None = None
+) -> SceneExpression:
     """In words; without draws always in the same, plainest ones."""
-    extreme = [EXTREMES[reference.side]] if isinstance(reference, Extreme) else []
+    extreme = [EXTREMES[reference.side]] if isinstance(reference, ExtremeReference) else []
     words = ["the", *extreme, *noun_words(reference.noun, draws)]
     text = " ".join(words)
     span = (len(text) - len(words[-1]), len(text))
-    if isinstance(reference, Beside):
+    if isinstance(reference, RelativeReference):
         relation = choose_word(RELATION_WORDS[reference.relation], draws)
         text += f" {relation} the {' '.join(noun_words(reference.landmark, draws))}"
-    return Expression(text, reference, target, scene.objects[target].box, span)
+    return SceneExpression(text, reference, target, scene.objects[target].box, span)
 
 
 def _conceivable(scene: Scene, target: int, world: World) -> Iterator[Reference]:
     thing = scene.objects[target]
     nouns = _nouns(thing)
-    yield from (Named(noun) for noun in nouns)
-    yield from (Named(noun) for noun in _nouns_with_size(thing, scene))
+    yield from (NounReference(noun) for noun in nouns)
+    yield from (NounReference(noun) for noun in _nouns_with_size(thing, scene))
     for relation in RELATIONS:
-        yield from (Extreme(noun, relation) for noun in (*nouns, Noun()))
+        yield from (ExtremeReference(noun, relation) for noun in (*nouns, Noun()))
         for other in scene.objects:
             if (thing.shape, relation, other.shape) not in world.held_out_relations:
                 yield from (
-                    Beside(noun, relation, landmark)
+                    RelativeReference(noun, relation, landmark)
                     for noun in nouns
                     for landmark in _nouns(other)
                     if other != thing

@@ -8,13 +8,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dpt.data.scenes.world import BACKGROUNDS, COLOURS, Box, Scene
+from dpt.claims.boxes import Box
+from dpt.claims.words import COLOURS
+from dpt.data.scenes.world import BACKGROUNDS, Scene
 
 Image = npt.NDArray[np.uint8]
+
 Floats = npt.NDArray[np.floating[Any]]
 
+
 ARM = 0.36  # width of a cross's arm, of its box
+
 RIM = 0.24  # thickness of a ring, of its box
+
 INNER = 0.42  # inner radius of a star, of its outer radius
 
 

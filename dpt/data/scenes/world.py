@@ -4,20 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-RGB = tuple[int, int, int]
-
-SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "cross", "star", "ring")
-
-COLOURS: dict[str, RGB] = {
-    "red": (214, 40, 48),
-    "orange": (247, 138, 20),
-    "yellow": (250, 216, 34),
-    "green": (38, 150, 62),
-    "cyan": (44, 196, 214),
-    "blue": (40, 72, 204),
-    "purple": (136, 52, 178),
-    "pink": (246, 132, 182),
-}
+from dpt.claims.boxes import Box
+from dpt.claims.words import COLOURS, RGB, SHAPES
 
 BACKGROUNDS: dict[str, RGB] = {
     "white": (246, 246, 244),
@@ -26,16 +14,14 @@ BACKGROUNDS: dict[str, RGB] = {
     "black": (26, 26, 30),
 }
 
+
 SIZES: dict[str, tuple[float, float]] = {"small": (13.5, 15.5), "large": (20.0, 22.5)}
 """Width of an object's box in pixels, lowest and highest."""
 
-RELATIONS: tuple[str, ...] = ("left", "right", "above", "below")
-
-RELATION_MARGIN = 6.0
-"""Pixels by which one centre must lie beyond the other before a relation is said or accepted."""
 
 SMALLEST_IMAGE = 60
 """Pixels; below this four large objects may not find room however often it is tried."""
+
 
 Kind = tuple[str, str]
 """(colour, shape)"""
@@ -89,32 +75,6 @@ class World:
 
 
 @dataclass(frozen=True)
-class Box:
-    """Corners in pixels; x to the right, y downwards."""
-
-    x0: float
-    y0: float
-    x1: float
-    y1: float
-
-    @property
-    def centre(self) -> tuple[float, float]:
-        return (self.x0 + self.x1) / 2, (self.y0 + self.y1) / 2
-
-    @property
-    def width(self) -> float:
-        return self.x1 - self.x0
-
-    @property
-    def height(self) -> float:
-        return self.y1 - self.y0
-
-    def gap_to(self, other: Box) -> float:
-        """Free pixels between two boxes along the axis that separates them best; negative if they overlap."""
-        return max(self.x0 - other.x1, other.x0 - self.x1, self.y0 - other.y1, other.y0 - self.y1)
-
-
-@dataclass(frozen=True)
 class SceneObject:
     shape: str
     colour: str
@@ -135,6 +95,7 @@ class Scene:
 
 FULL_WORLD = World()
 
+
 POCKET_WORLD = World(
     shapes=("circle", "square", "triangle", "cross"),
     colours=("red", "green", "blue", "yellow", "purple", "cyan"),
@@ -142,9 +103,12 @@ POCKET_WORLD = World(
     backgrounds=("white",),
     held_out_kinds=(("yellow", "triangle"), ("purple", "cross")),
     held_out_relations=(
-        ("circle", "left", "cross"), ("cross", "right", "circle"),
-        ("square", "above", "triangle"), ("triangle", "below", "square"),
+        ("circle", "left", "cross"),
+        ("cross", "right", "circle"),
+        ("square", "above", "triangle"),
+        ("triangle", "below", "square"),
     ),
 )
+
 
 WORLDS: dict[str, World] = {"full": FULL_WORLD, "pocket": POCKET_WORLD}

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from dpt.errors import UserError
-from dpt.evaluation.bench.report import Result, results
-from dpt.evaluation.bench.rows import Row
-from dpt.plain_json import parse_json
+from dpt.evaluation.bench.results import ImageResult
+from dpt.evaluation.bench.tables import Result, results
 from dpt.records import from_plain
+from dpt.untrusted import parse_json
 
 NUMBERS, SUMMARY = "results.json", "summary.jsonl"
 
 
-def summary(found: Mapping[str, Sequence[Row]]) -> Iterator[str]:
+def summary(found: Mapping[str, Sequence[ImageResult]]) -> Iterator[str]:
     """Verdicts are in the order of the prompt's pictures; 1 is right, 0 wrong, null not judged."""
     for method, rows in found.items():
         for prompt, own in groupby(sorted(rows, key=lambda row: row.key), key=lambda row: row.prompt_id):
@@ -32,7 +32,7 @@ def summary(found: Mapping[str, Sequence[Row]]) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class Kept:
+class SavedSummary:
     """An earlier report."""
 
     record: Mapping[str, Any]
@@ -42,18 +42,18 @@ class Kept:
     """By method and prompt."""
     fidelity: Mapping[str, Any] | None = None
 
-    def rows(self, method: str, like: Sequence[Row]) -> list[Row]:
+    def rows(self, method: str, like: Sequence[ImageResult]) -> list[ImageResult]:
         """Its verdicts on the pictures that `like` has lines of; nothing else is known of them."""
         own = self.verdicts[method]
         if lacking := next((one for one in like if one.index >= len(own.get(one.prompt_id, ()))), None):
             raise UserError(f"the kept {method} has no verdict on picture {lacking.index} of {lacking.prompt_id}")
         return [
-            Row(method, one.prompt_id, one.index, one.category, one.prompt, one.unseen, one.noise_seed,
+            ImageResult(method, one.prompt_id, one.index, one.category, one.prompt, one.unseen, one.noise_seed,
                 own[one.prompt_id][one.index], (), (), 0)
             for one in like
         ]  # fmt: skip
 
-    def check(self, method: str, rows: Sequence[Row]) -> None:
+    def check(self, method: str, rows: Sequence[ImageResult]) -> None:
         """The verdicts must be those that its numbers were counted from."""
         (told,) = (one for one in self.results if one.method == method)
         (counted,) = results({method: rows})
@@ -62,7 +62,7 @@ class Kept:
             raise UserError(f"{NUMBERS} and {SUMMARY} tell different things of {method}: they are of two reports")
 
 
-def read_kept(folder: Path) -> Kept:
+def read_summary(folder: Path) -> SavedSummary:
     try:
         record = parse_json((folder / NUMBERS).read_text())
         lines = [parse_json(line) for line in (folder / SUMMARY).read_text().splitlines()]
@@ -76,7 +76,9 @@ def read_kept(folder: Path) -> Kept:
             raise UserError(f"{folder / SUMMARY} has no line of {missing[0]}, which {NUMBERS} has")
         if sorted(names) != sorted(record["methods"]):
             raise UserError(f"{folder / NUMBERS} does not have one result of each of its methods")
-        return Kept({"asked": record["asked"], "methods": record["methods"]}, told, verdicts, record.get("fidelity"))
+        return SavedSummary(
+            {"asked": record["asked"], "methods": record["methods"]}, told, verdicts, record.get("fidelity")
+        )
     except OSError as error:
         raise UserError(f"{folder} holds no report: cannot read {error.filename}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -14,18 +14,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dpt.data.scenes.facts import Count, Noun
+from dpt.claims.detections import DetectConfig
+from dpt.claims.facts import Claim, ColourOfBest, Count, FewerThan, Noun, RelationOfBest
+from dpt.claims.prompt import Prompt
 from dpt.errors import UserError
-from dpt.evaluation.suites import reading
-from dpt.evaluation.suites.base import Asking, Layout, Prompt, Suite
-from dpt.evaluation.suites.claims import Claim, Coloured, Fewer, Placed
+from dpt.evaluation.suites import files as reading
+from dpt.evaluation.suites.base import Layout, Suite
 
 JUDGE = "geneval-owl"
+
 LAYOUT: Layout = "folders"
+
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-ASKING = Asking("image of {a} {noun}", 0.20, nms=0.15, colours=COLOURS)
+
+ASKING = DetectConfig("image of {a} {noun}", 0.20, nms=0.15, colours=COLOURS)
+
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+
 RELATIONS = {"left of": "left", "right of": "right", "above": "above", "below": "below"}
+
 
 Wanted = tuple[Noun, int]
 
@@ -49,7 +56,7 @@ def _prompt(number: int, where: str, line: str) -> Prompt:
         facts += _included(where, one, included)
     for one in _list(where, content, "exclude"):
         reading.only(where, one, ("class", "count"))
-        facts.append(Fewer(Noun(shape=reading.text_of(where, one, "class")), reading.count_of(where, one, "count")))
+        facts.append(FewerThan(Noun(shape=reading.text_of(where, one, "class")), reading.count_of(where, one, "count")))
     if not included:
         raise UserError(f"{where}: 'include' names nothing, so any picture would do")
     text = reading.text_of(where, content, "prompt")
@@ -65,10 +72,10 @@ def _included(where: str, content: Mapping[str, Any], before: list[Wanted]) -> l
         colour = reading.text_of(where, content, "color")
         if colour not in COLOURS:
             raise UserError(f"{where}: there is no colour {colour!r}; the colours are {', '.join(COLOURS)}")
-        facts.append(Coloured(Noun(colour, noun.shape), n))
+        facts.append(ColourOfBest(Noun(colour, noun.shape), n))
     if "position" in content:
         relation, (second, n_second) = _position(where, content["position"], before)
-        facts.append(Placed(noun, n, relation, second, n_second))
+        facts.append(RelationOfBest(noun, n, relation, second, n_second))
     before.append((noun, n))
     return facts
 

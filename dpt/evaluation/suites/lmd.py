@@ -13,19 +13,26 @@ from functools import lru_cache
 
 import numpy as np
 
-from dpt.data.scenes.facts import Absent, Count, Noun
-from dpt.evaluation.suites.base import Asking, Prompt, Suite
-from dpt.evaluation.suites.claims import Beside, Claim
-from dpt.evaluation.suites.words import plural, with_article
+from dpt.claims.detections import DetectConfig
+from dpt.claims.facts import Absent, Claim, Count, Noun, RelationByCentres
+from dpt.claims.prompt import Prompt
+from dpt.claims.words import plural, with_article
+from dpt.evaluation.suites.base import Suite
 
 PREFIX = "A realistic photo of a scene"
+
 CLASSES = ("backpack", "book", "bottle", "bowl", "car", "cat", "chair", "cup", "dog", "laptop")
+
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray")
+
 NUMBERS = ("one", "two", "three", "four", "five")
+
 PLACES = (("left", "right"), ("right", "left"), ("top", "bottom"), ("bottom", "top"))
+
 RELATIONS = {"left": "left", "right": "right", "top": "above", "bottom": "below"}
 
-ASKING = Asking("image of {a} {noun}", 0.20, thresholds=(("attribution", 0.45),), nms=0.15)
+
+ASKING = DetectConfig("image of {a} {noun}", 0.20, thresholds=(("attribution", 0.45),), nms=0.15)
 
 
 @lru_cache(maxsize=1)
@@ -42,9 +49,7 @@ Told = tuple[str, str, tuple[Claim, ...]]
 
 
 def _negation() -> list[Told]:
-    return [
-        ("negation", f"without {plural(name)}", (Absent(Noun(shape=name)),)) for name in CLASSES for _ in range(10)
-    ]
+    return [("negation", f"without {plural(name)}", (Absent(Noun(shape=name)),)) for name in CLASSES for _ in range(10)]
 
 
 def _numeracy() -> list[Told]:
@@ -78,7 +83,7 @@ def _spatial() -> list[Told]:
             said = " and ".join(
                 f"{with_article(name)} on the {place}" for name, place in zip(names, places, strict=True)
             )
-            side = Beside(here, RELATIONS[places[0]], there, best_only=True)
+            side = RelationByCentres(here, RELATIONS[places[0]], there, best_only=True)
             both = Count(here, 1, exact=False), Count(there, 1, exact=False)
             told.append(("spatial", f"with {said}", (*both, side)))
     return told

@@ -12,17 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from dpt.data.scenes.captions import Description, Group, say
-from dpt.data.scenes.draws import Draws
-from dpt.data.scenes.facts import Noun
-from dpt.data.scenes.world import POCKET_WORLD, RELATIONS, World
+from dpt.claims.boxes import RELATIONS
+from dpt.claims.description import Description, Group, caption_text
+from dpt.claims.detections import DetectConfig
+from dpt.claims.facts import Noun
+from dpt.claims.prompt import Prompt
+from dpt.data.scenes.world import POCKET_WORLD, World
 from dpt.errors import UserError
-from dpt.evaluation.suites.base import Asking, Prompt, Suite
+from dpt.evaluation.suites.base import Suite
+from dpt.keyed_random import KeyedRandom
 
 SUITE_ID = "pocket-1"
-ASKING = Asking("image of {a} {noun}", 0.20, nms=0.15, colours=POCKET_WORLD.colours)
+
+ASKING = DetectConfig("image of {a} {noun}", 0.20, nms=0.15, colours=POCKET_WORLD.colours)
+
 USUAL = ("single", "binding", "count", "spatial", "negation")
 """Categories, and prompts of each, when nothing else is said."""
+
 USUAL_PROMPTS = 300
 
 
@@ -38,12 +44,12 @@ def suite(categories: Sequence[str] = (), per_category: int | None = None, seed:
 def pocket_prompts(category: str, n: int, seed: int = 0, world: World = POCKET_WORLD) -> list[Prompt]:
     prompts = []
     for i in range(n):
-        description = CATEGORIES[category](Draws(SUITE_ID, seed, category, i), world)
+        description = CATEGORIES[category](KeyedRandom(SUITE_ID, seed, category, i), world)
         prompts.append(
             Prompt(
                 id=f"{category}-{seed}-{i:04d}",
                 category=category,
-                text=say(description),
+                text=caption_text(description),
                 facts=description.facts,
                 closed=description.absent is None,
                 unseen=_unseen(description, world),
@@ -52,29 +58,29 @@ def pocket_prompts(category: str, n: int, seed: int = 0, world: World = POCKET_W
     return prompts
 
 
-def _single(draws: Draws, world: World) -> Description:
+def _single(draws: KeyedRandom, world: World) -> Description:
     return Description((Group(_noun(draws, world), 1),))
 
 
-def _binding(draws: Draws, world: World) -> Description:
+def _binding(draws: KeyedRandom, world: World) -> Description:
     return Description(_two(draws, world))
 
 
-def _count(draws: Draws, world: World) -> Description:
+def _count(draws: KeyedRandom, world: World) -> Description:
     return Description((Group(_noun(draws, world), 1 + draws.below(4)),))
 
 
-def _spatial(draws: Draws, world: World) -> Description:
+def _spatial(draws: KeyedRandom, world: World) -> Description:
     return Description(_two(draws, world), relation=draws.pick(RELATIONS))
 
 
-def _negation(draws: Draws, world: World) -> Description:
+def _negation(draws: KeyedRandom, world: World) -> Description:
     said = _noun(draws, world)
     absent = draws.pick([shape for shape in world.shapes if shape != said.shape])
     return Description((Group(said, 1 + draws.below(2)),), absent=Noun(shape=absent))
 
 
-def _complex(draws: Draws, world: World) -> Description:
+def _complex(draws: KeyedRandom, world: World) -> Description:
     first, second = _two(draws, world)
     used = {first.noun, second.noun}
     third = _noun(draws, world)
@@ -83,7 +89,7 @@ def _complex(draws: Draws, world: World) -> Description:
     return Description((first, second, Group(third, 1 + draws.below(2))), relation=draws.pick(RELATIONS))
 
 
-CATEGORIES: dict[str, Callable[[Draws, World], Description]] = {
+CATEGORIES: dict[str, Callable[[KeyedRandom, World], Description]] = {
     "single": _single,
     "binding": _binding,
     "count": _count,
@@ -93,12 +99,12 @@ CATEGORIES: dict[str, Callable[[Draws, World], Description]] = {
 }
 
 
-def _noun(draws: Draws, world: World) -> Noun:
+def _noun(draws: KeyedRandom, world: World) -> Noun:
     """Any colour with any shape, those held out of training included."""
     return Noun(draws.pick(world.colours), draws.pick(world.shapes))
 
 
-def _two(draws: Draws, world: World) -> tuple[Group, Group]:
+def _two(draws: KeyedRandom, world: World) -> tuple[Group, Group]:
     colours, shapes = draws.some(world.colours, 2), draws.some(world.shapes, 2)
     return Group(Noun(colours[0], shapes[0]), 1), Group(Noun(colours[1], shapes[1]), 1)
 

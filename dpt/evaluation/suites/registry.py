@@ -6,16 +6,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dpt.claims.prompt import Prompt
 from dpt.errors import UserError
-from dpt.evaluation.suites import geneval, lmd, pocket, sr2d, unjudged
-from dpt.evaluation.suites.base import Layout, Prompt, Suite
+from dpt.evaluation.suites import files as unjudged
+from dpt.evaluation.suites import geneval, lmd, pocket, sr2d
+from dpt.evaluation.suites.base import Layout, Suite
 
 BY_RULE: dict[str, Callable[[], Suite]] = {"lmd": lmd.suite, "sr2d": sr2d.suite}
+
 FROM_FILE: dict[str, Callable[[Path], Suite]] = {
     "geneval": geneval.suite,
     "coco-nss1k": unjudged.coco_suite,
     "prompts": unjudged.prompts_suite,
 }
+
 NAMES = ("pocket", *BY_RULE, *FROM_FILE)
 
 

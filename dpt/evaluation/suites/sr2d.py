@@ -12,10 +12,11 @@ from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
-from dpt.data.scenes.facts import Count, Noun
-from dpt.evaluation.suites.base import Asking, Prompt, Suite
-from dpt.evaluation.suites.claims import Beside, Claim
-from dpt.evaluation.suites.words import with_article
+from dpt.claims.detections import DetectConfig
+from dpt.claims.facts import Claim, Count, Noun, RelationByCentres
+from dpt.claims.prompt import Prompt
+from dpt.claims.words import with_article
+from dpt.evaluation.suites.base import Suite
 
 _SAID = (
     "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,"
@@ -25,12 +26,17 @@ _SAID = (
     "potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,"
     "refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"
 )
+
 NOUNS = tuple(_SAID.split(","))
+
 RELATIONS = {"to the left of": "left", "to the right of": "right", "above": "above", "below": "below"}
+
 SHA256 = "ebe9b1199fd3c00aeb32f04b17d947319f40eb6edb87e97621277e5b61379048"
 """Of the published file, which `published` gives to the byte."""
 
-ASKING = Asking("a photo of a {noun}", 0.1, above=True)
+
+ASKING = DetectConfig("a photo of a {noun}", 0.1, above=True)
+
 
 Row = dict[str, Any]
 
@@ -70,6 +76,6 @@ def _prompt(row: Row) -> Prompt:
     facts: list[Claim] = [Count(noun, 1, exact=False) for noun in nouns]
     relation = RELATIONS.get(row["rel_type"])
     if relation:
-        facts.append(Beside(nouns[0], relation, nouns[1], best_only=False))
+        facts.append(RelationByCentres(nouns[0], relation, nouns[1], best_only=False))
     category = relation or row["rel_type"]
     return Prompt(f"sr2d-{row['unique_id']:05d}", category, row["text"], tuple(facts), closed=False)

@@ -12,15 +12,18 @@ from torch import Tensor
 
 from dpt.errors import UserError
 from dpt.lora.config import LoraConfig
-from dpt.lora.formats.files import RECORD_KEY, write_lora_file
-from dpt.lora.formats.layout import A, B, check_lora, listed, lora_from, places_in
-from dpt.lora.store import StoredLora
-from dpt.plain_json import parse_json
+from dpt.lora.formats.common import RECORD_KEY, A, B, check_lora, listed, lora_from, places_in, write_lora_file
+from dpt.lora.io import StoredLora
+from dpt.untrusted import parse_json
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
+
 CONFIG_KEY = "lora_adapter_metadata"
+
 UNET, TEXT_ENCODER = "unet.", "text_encoder."
+
 _KEY = re.compile(r"unet\.(.+)\.(?:(lora\.down|lora_A)|(lora\.up|lora_B))\.weight")
+
 _OLD_KEY = re.compile(r"unet\.(.+)\.processor\.(to_[qkv]|to_out)_lora\.(?:(down)|(up))\.weight")
 
 

@@ -10,18 +10,22 @@ import torch
 from torch import Tensor
 
 from dpt.errors import UserError
-from dpt.lora.formats.files import RECORD_KEY, write_lora_file
-from dpt.lora.formats.layout import ALPHA, A, B, check_lora, lora_from, places_in
-from dpt.lora.store import StoredLora
+from dpt.lora.formats.common import ALPHA, RECORD_KEY, A, B, check_lora, lora_from, places_in, write_lora_file
+from dpt.lora.io import StoredLora
 
 UNET, TEXT_ENCODER = "lora_unet_", "lora_te_"
 """Stable Diffusion 1.x and 2.x have one text encoder; the other prefixes belong to models with two."""
+
 OTHER_TEXT_ENCODERS = ("lora_te1_", "lora_te2_")
+
 PARTS = {"lora_down.weight": A, "lora_up.weight": B, "alpha": ALPHA}
+
 SECOND_GENERATION_WIDTH = 1024
+
 _UNET = re.compile(
     r"lora_unet_((?:down|up)_blocks_\d+|mid_block)_attentions_(\d+)_transformer_blocks_(\d+)_(attn[12])_(to_[qkv]|to_out_0)"
 )
+
 _TEXT = re.compile(r"lora_te_text_model_encoder_layers_(\d+)_(self_attn|mlp)_(q_proj|k_proj|v_proj|out_proj|fc1|fc2)")
 
 

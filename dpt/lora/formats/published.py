@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from dpt.errors import UserError
-from dpt.lora.formats.layout import A, B, check_lora, listed, lora_from, places_in
-from dpt.lora.store import StoredLora
+from dpt.lora.formats.common import A, B, check_lora, listed, lora_from, places_in
+from dpt.lora.io import StoredLora
 
 PREFIX = "unet."
+
 _KEY = re.compile(r"(.+\.attn[12])\.processor\.(to_[qkv]|to_out)_lora\.(down|up)\.weight")
+
 _ATTENTION = re.compile(r"((?:down|up)_blocks)\.(\d+)\.attentions\.(\d+)\..*")
 
 

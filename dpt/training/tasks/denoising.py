@@ -1,25 +1,34 @@
-"""The denoising losses, on a pass of the UNet that may have been begun for another purpose: that of section 3, and one
-of our own, by which the model learns to mend a picture that is about to come out wrong."""
+"""The denoising loss, and the task that trains a LoRA by it alone: the control of stage 2."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
 from dpt.backbone import Backbone
-from dpt.backbone.feature_names import block_names
-from dpt.backbone.walk import Partway
-from dpt.data.batch import Batch
+from dpt.backbone.features import PartialForward, block_names
+from dpt.backbone.rng import SampleRNG
+from dpt.data.example import Batch
 from dpt.data.pairs import CAPTION, HARD, TRUE, Pair
+from dpt.data.stream import Stream
 from dpt.errors import UserError
+from dpt.lora import Lora
+from dpt.lora.io import save_lora
 from dpt.objectives.denoising import denoising_loss, min_snr_weight_at
-from dpt.training.tasks.noised import Noised
+from dpt.probes.denoising import denoising_error
+from dpt.training.engine.task import Tally
+from dpt.training.tasks.memory import tuning_memory
+from dpt.training.tasks.noising import NoiseConfig, NoisedBatch, add_noise_to_batch
 
 DENOISED = Pair(TRUE, CAPTION)
 """Call 2 of section 2.1, which goes on to the UNet's output."""
+
 MENDED = Pair(HARD, CAPTION)
 """Call 5, which does if the model learns to mend."""
+
 MSE, MEND = "mse", "mend"
 
 
@@ -46,11 +55,11 @@ class Denoising:
             raise UserError(f"--detach_unet_feature is one of {', '.join(known)}, not {self.detach_after!r}")
         return known[self.detach_after]
 
-    def finish(self, backbone: Backbone, at: Partway, seen: Noised) -> Tensor:
+    def finish(self, backbone: Backbone, at: PartialForward, seen: NoisedBatch) -> Tensor:
         """L_mse of a pass of the true pictures under their captions."""
         return self.loss(backbone, backbone.finish(at, self.block(backbone)), seen)
 
-    def finish_mending(self, backbone: Backbone, at: Partway, seen: Noised) -> Tensor:
+    def finish_mending(self, backbone: Backbone, at: PartialForward, seen: NoisedBatch) -> Tensor:
         """L_mend = mean (1 - abar)^2 (output - what would lead to the true z_0)^2.
 
         Sampling settles early, where noise is strong, which of many pictures it will be. Where that is wrong in one
@@ -60,7 +69,7 @@ class Denoising:
         target, spread = backbone.noise.leading_to(seen.z[TRUE], seen.noisy[HARD], seen.t)
         return denoising_loss(backbone.finish(at, self.block(backbone)), target, spread**4)
 
-    def loss(self, backbone: Backbone, predicted: Tensor, seen: Noised) -> Tensor:
+    def loss(self, backbone: Backbone, predicted: Tensor, seen: NoisedBatch) -> Tensor:
         weight = None
         if self.snr_gamma is not None:
             noise = backbone.noise
@@ -71,3 +80,59 @@ class Denoising:
 def need_captions(batch: Batch) -> None:
     if batch.matching is None:
         raise UserError("the data have no captions, under which the denoising loss reads pictures")
+
+
+LORA_FOLDER = "lora"
+
+
+class PlainLora:
+    def __init__(
+        self,
+        backbone: Backbone,
+        lora: Lora,
+        validation: Mapping[str, Stream] | None = None,
+        denoising: Denoising | None = None,
+        noise: NoiseConfig | None = None,
+        val_batch_size: int = 16,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        self.backbone, self.lora = backbone, lora
+        self.trained = lora.weights
+        self.denoising = denoising or Denoising()
+        self.weights = {MSE: self.denoising.weight}
+        self.noise = noise or NoiseConfig()
+        self.noise.check(backbone)
+        self.validation, self.val_batch_size = validation or {}, val_batch_size
+        self.gradient_checkpointing = gradient_checkpointing
+        if gradient_checkpointing:
+            backbone.unet.enable_gradient_checkpointing()
+
+    def count(self, batch: Batch) -> int:
+        """Nothing is summed."""
+        return 0
+
+    def losses(self, batch: Batch, chance: SampleRNG, share: Tensor) -> dict[str, Tensor]:
+        """L_mse of each picture under its caption, with the noise and the timestep that stage 2 draws for it."""
+        need_captions(batch)
+        seen = add_noise_to_batch(self.backbone, batch, (DENOISED,), chance, self.noise)
+        predicted = self.backbone.predict(*seen.of((DENOISED,)))
+        return {MSE: self.denoising.loss(self.backbone, predicted, seen)}
+
+    def validate(self, part: int, parts: int) -> Tally:
+        if not self.validation:
+            return {}
+        return {MSE: denoising_error(self.backbone, self.validation, self.val_batch_size, part, parts)}
+
+    def memory(self, examples: int) -> Mapping[str, int]:
+        return tuning_memory(self.backbone, None, None, examples, self.gradient_checkpointing)
+
+    folders = (LORA_FOLDER,)
+
+    def export(self, root: Path, base: str = "") -> list[Path]:
+        """`base` is what the model is called."""
+        return [export_lora(self.backbone, self.lora, root, base)]
+
+
+def export_lora(backbone: Backbone, lora: Lora, root: Path, base: str) -> Path:
+    save_lora(lora.state(), lora.config, root / LORA_FOLDER, **backbone.origin(base))
+    return root / LORA_FOLDER

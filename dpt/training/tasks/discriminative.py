@@ -10,19 +10,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dpt.adapter import Adapter
-from dpt.adapter.phrases import BackbonePhrases, PhraseEncoder, Phrases
-from dpt.adapter.token_map import token_map
-from dpt.backbone import Text
-from dpt.data.batch import Batch, ExpressionBatch
-from dpt.data.pairs import (
-    CAPTION,
-    EXPRESSION,
-    GROUNDING,
-    HARD_CAPTION,
-    MATCHING,
-    RANDOM_CAPTION,
-    Pair,
-)
+from dpt.adapter.phrase_encoder import BackbonePhraseEncoder, EncodedPhrases, PhraseEncoder, token_map
+from dpt.backbone import Condition
+from dpt.data.example import Batch, ExpressionBatch
+from dpt.data.pairs import CAPTION, EXPRESSION, GROUNDING, HARD_CAPTION, MATCHING, RANDOM_CAPTION, Pair
 from dpt.errors import UserError
 from dpt.objectives.assignment import AssignmentCosts, Targets, assign
 from dpt.objectives.grounding import (
@@ -37,11 +28,12 @@ from dpt.objectives.grounding import (
 from dpt.objectives.matching import image_to_text_loss, text_to_image_loss
 
 OF_MATCHING = ("i2t", "t2i")
+
 OF_GROUNDING = ("ce", "bbox", "giou", "align")
 
 
 @dataclass(frozen=True)
-class Objective:
+class ObjectiveConfig:
     """What weighs how much: section 2.2."""
 
     weights: Mapping[str, float] = field(
@@ -54,7 +46,7 @@ class Objective:
 
 class Discriminative:
     def __init__(
-        self, adapter: Adapter, phrases: PhraseEncoder, objective: Objective, gradient_checkpointing: bool = False
+        self, adapter: Adapter, phrases: PhraseEncoder, objective: ObjectiveConfig, gradient_checkpointing: bool = False
     ) -> None:
         self.adapter, self.phrases, self.objective = adapter, phrases, objective
         self.gradient_checkpointing = gradient_checkpointing
@@ -74,7 +66,7 @@ class Discriminative:
         )
 
     def losses(
-        self, features: Tensor, t: Tensor, texts: Mapping[str, Text], batch: Batch, share: Tensor
+        self, features: Tensor, t: Tensor, texts: Mapping[str, Condition], batch: Batch, share: Tensor
     ) -> dict[str, Tensor]:
         """L_stage1, in parts, from the features of `pairs_of(batch)` and their t: one pass of the adapter for all."""
         for_grounding, for_matching = self._decode(features, t, 0 if batch.expressions is None else len(batch))
@@ -93,7 +85,7 @@ class Discriminative:
             return decoded
         return self.adapter.decode_apart(features, t, grounded)
 
-    def match_losses(self, decoded: Tensor, texts: Mapping[str, Text]) -> dict[str, Tensor]:
+    def match_losses(self, decoded: Tensor, texts: Mapping[str, Condition]) -> dict[str, Tensor]:
         """L_i2t and L_t2i, from what was decoded for the pairs of MATCHING, (5,B,Q,d)."""
         vectors = self.adapter.matching_head(decoded.flatten(0, 1)).unflatten(0, decoded.shape[:2]).transpose(0, 1)
         captions = torch.stack([texts[kind].pooled for kind in (CAPTION, HARD_CAPTION, RANDOM_CAPTION)], dim=1)
@@ -103,7 +95,9 @@ class Discriminative:
             "t2i": text_to_image_loss(vectors[:, [0, 3, 4]], texts[CAPTION].pooled, scale),
         }
 
-    def ground_losses(self, decoded: Tensor, said: ExpressionBatch, text: Text, share: Tensor) -> dict[str, Tensor]:
+    def ground_losses(
+        self, decoded: Tensor, said: ExpressionBatch, text: Condition, share: Tensor
+    ) -> dict[str, Tensor]:
         """The losses of section 2.2 that are sums over boxes."""
         phrases = self._encode_phrases(said.texts, text)
         targets = self.targets(said, phrases).to(decoded.device)
@@ -122,12 +116,12 @@ class Discriminative:
             )
         return {**losses, "cardinality_error": cardinality_error(found.logits, targets)}
 
-    def _encode_phrases(self, texts: Sequence[str], text: Text) -> Phrases:
-        if isinstance(self.phrases, BackbonePhrases):  # they have been encoded already
+    def _encode_phrases(self, texts: Sequence[str], text: Condition) -> EncodedPhrases:
+        if isinstance(self.phrases, BackbonePhraseEncoder):  # they have been encoded already
             return self.phrases.encode(texts, text)
         return self.phrases.encode(texts)
 
-    def targets(self, said: ExpressionBatch, phrases: Phrases) -> Targets:
+    def targets(self, said: ExpressionBatch, phrases: EncodedPhrases) -> Targets:
         slots = self.adapter.config.token_slots
         tokens = [token_map(o, spans, slots) for o, spans in zip(phrases.offsets, said.spans, strict=True)]
         return Targets.pad(list(said.boxes_by_example()), tokens)

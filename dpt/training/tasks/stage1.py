@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from dpt.adapter import Adapter
-from dpt.adapter.phrases import PhraseEncoder
-from dpt.adapter.store import save_adapter
+from dpt.adapter.io.native import save_adapter
+from dpt.adapter.phrase_encoder import PhraseEncoder
 from dpt.backbone import Backbone
-from dpt.backbone.randomness import Chance
-from dpt.data.batch import Batch
+from dpt.backbone.rng import SampleRNG
+from dpt.data.example import Batch
 from dpt.data.stream import Stream
 from dpt.errors import UserError
-from dpt.evaluation.probes.probe import Probe
-from dpt.training.task import Tally
-from dpt.training.tasks.discriminative import Discriminative, Objective, boxes_in, pairs_of
-from dpt.training.tasks.noised import Noise, noised
-from dpt.training.tasks.stage1_memory import memory
+from dpt.probes.probe import Probe
+from dpt.training.engine.task import Tally
+from dpt.training.tasks.discriminative import Discriminative, ObjectiveConfig, boxes_in, pairs_of
+from dpt.training.tasks.memory import probing_memory
+from dpt.training.tasks.noising import NoiseConfig, add_noise_to_batch
 
 ADAPTER_FOLDER = "adapter"
 
@@ -32,17 +32,17 @@ class Stage1:
         adapter: Adapter,
         phrases: PhraseEncoder,
         validation: Mapping[str, Stream] | None = None,
-        objective: Objective | None = None,
-        noise: Noise | None = None,
+        objective: ObjectiveConfig | None = None,
+        noise: NoiseConfig | None = None,
         val_batch_size: int = 16,
         score_grounding: bool = True,
         gradient_checkpointing: bool = False,
     ) -> None:
         self.backbone, self.adapter = backbone, adapter
         self.trained = adapter
-        self.learning = Discriminative(adapter, phrases, objective or Objective(), gradient_checkpointing)
+        self.learning = Discriminative(adapter, phrases, objective or ObjectiveConfig(), gradient_checkpointing)
         self.weights = self.learning.objective.weights
-        self.noise = noise or Noise()
+        self.noise = noise or NoiseConfig()
         self.noise.check(backbone)
         self.probe = None
         if validation:
@@ -53,13 +53,13 @@ class Stage1:
         """Boxes."""
         return boxes_in(batch)
 
-    def losses(self, batch: Batch, chance: Chance, share: Tensor) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, chance: SampleRNG, share: Tensor) -> dict[str, Tensor]:
         """L_stage1, in parts: one call of each frozen part and one pass of the adapter for all six pairs."""
         batch = self.learning.wanted(batch)
         pairs = pairs_of(batch)
         if not pairs:
             raise UserError("the losses that the data allow all weigh 0: there is nothing to learn")
-        seen = noised(self.backbone, batch, pairs, chance, self.noise)
+        seen = add_noise_to_batch(self.backbone, batch, pairs, chance, self.noise)
         z, t, states = seen.of(pairs)
         with torch.no_grad():
             features = self.backbone.features(z, t, states, self.adapter.config.unet_feature)
@@ -69,7 +69,7 @@ class Stage1:
         return {} if self.probe is None else self.probe.tally(part, parts)
 
     def memory(self, examples: int) -> Mapping[str, int]:
-        return memory(self.backbone, self.learning.phrases, self.adapter.config, examples)
+        return probing_memory(self.backbone, self.learning.phrases, self.adapter.config, examples)
 
     folders = (ADAPTER_FOLDER,)
 

@@ -9,41 +9,40 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from dpt.adapter import Adapter
-from dpt.adapter.phrases import PhraseEncoder
-from dpt.adapter.store import save_adapter
+from dpt.adapter.io.native import save_adapter
+from dpt.adapter.phrase_encoder import PhraseEncoder
 from dpt.backbone import Backbone
-from dpt.backbone.feature_names import block_names, feature
-from dpt.backbone.randomness import Chance
-from dpt.data.batch import Batch
+from dpt.backbone.features import block_names, parse_feature
+from dpt.backbone.rng import SampleRNG
+from dpt.data.example import Batch
 from dpt.data.stream import Stream
 from dpt.errors import UserError
-from dpt.evaluation.probes.denoising import denoising_error
-from dpt.evaluation.probes.probe import Probe
 from dpt.lora import Lora
 from dpt.lora.config import block_of
-from dpt.training.task import Tally
-from dpt.training.tasks.denoising import DENOISED, MEND, MENDED, MSE, Denoising, need_captions
-from dpt.training.tasks.discriminative import Discriminative, Objective, boxes_in, pairs_of
-from dpt.training.tasks.noised import Noise, noised
-from dpt.training.tasks.plain_lora import LORA_FOLDER, export_lora
+from dpt.probes.denoising import denoising_error
+from dpt.probes.probe import Probe
+from dpt.training.engine.task import Tally
+from dpt.training.tasks.denoising import DENOISED, LORA_FOLDER, MEND, MENDED, MSE, Denoising, export_lora, need_captions
+from dpt.training.tasks.discriminative import Discriminative, ObjectiveConfig, boxes_in, pairs_of
+from dpt.training.tasks.memory import tuning_memory
+from dpt.training.tasks.noising import NoiseConfig, add_noise_to_batch
 from dpt.training.tasks.stage1 import ADAPTER_FOLDER
-from dpt.training.tasks.stage2_memory import memory
 
 
 @dataclass(frozen=True)
-class How:
+class Stage2Config:
     """What of the task can be had otherwise."""
 
-    objective: Objective = field(default_factory=Objective)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     denoising: Denoising = field(default_factory=Denoising)
-    noise: Noise = field(default_factory=Noise)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
     only_train_lora: bool = False
     gradient_checkpointing: bool = False
     val_batch_size: int = 16
     score_grounding: bool = True
 
 
-class Tuned(nn.Module):
+class TunedModules(nn.Module):
     """What is trained, under one roof."""
 
     def __init__(self, adapter: Adapter, lora: Lora, only_lora: bool) -> None:
@@ -52,7 +51,7 @@ class Tuned(nn.Module):
         if only_lora:
             adapter.requires_grad_(False)
 
-    def train(self, mode: bool = True) -> Tuned:
+    def train(self, mode: bool = True) -> TunedModules:
         """An adapter that does not learn does not drop anything either."""
         super().train(mode)
         if self.only_lora:
@@ -68,10 +67,10 @@ class Stage2:
         lora: Lora,
         phrases: PhraseEncoder,
         validation: Mapping[str, Stream] | None = None,
-        how: How | None = None,
+        how: Stage2Config | None = None,
     ) -> None:
-        self.backbone, self.adapter, self.lora, self.how = backbone, adapter, lora, how or How()
-        self.trained = Tuned(adapter, lora, self.how.only_train_lora)
+        self.backbone, self.adapter, self.lora, self.how = backbone, adapter, lora, how or Stage2Config()
+        self.trained = TunedModules(adapter, lora, self.how.only_train_lora)
         self.learning = Discriminative(adapter, phrases, self.how.objective, self.how.gradient_checkpointing)
         self.weights = {**self.how.objective.weights, MSE: self.how.denoising.weight, MEND: self.how.denoising.mend}
         self.how.noise.check(backbone)
@@ -90,7 +89,7 @@ class Stage2:
         if any(self.weights[name] for name in (MSE, MEND)):
             return
         unet = self.backbone.unet.config
-        last, known = feature(unet, self.adapter.config.unet_feature).deepest, block_names(unet)
+        last, known = parse_feature(unet, self.adapter.config.unet_feature).deepest, block_names(unet)
         if not any(known[block] <= last for block in map(block_of, self.lora.places) if block is not None):
             raise UserError(
                 f"--lora_blocks {' '.join(self.lora.config.blocks)} are past {self.adapter.config.unet_feature}, where "
@@ -101,7 +100,7 @@ class Stage2:
         """Boxes."""
         return boxes_in(batch)
 
-    def losses(self, batch: Batch, chance: Chance, share: Tensor) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, chance: SampleRNG, share: Tensor) -> dict[str, Tensor]:
         """L_stage2, in parts: one forward to the feature for all pairs, and to the output for those that denoise."""
         denoising = self.how.denoising
         finishing = {
@@ -116,7 +115,7 @@ class Stage2:
         pairs = (*read, *(pair for _, pair, _ in finishing.values() if pair not in read))
         if not pairs:
             raise UserError("the losses that the data allow all weigh 0: there is nothing to learn")
-        seen = noised(self.backbone, batch, pairs, chance, self.how.noise)
+        seen = add_noise_to_batch(self.backbone, batch, pairs, chance, self.how.noise)
         feature = self.adapter.config.unet_feature
         features, at = self.backbone.begin(*seen.of(pairs), feature, self.detach_after)
         losses: dict[str, Tensor] = {}
@@ -136,7 +135,7 @@ class Stage2:
 
     def memory(self, examples: int) -> Mapping[str, int]:
         config, phrases = self.adapter.config, self.learning.phrases
-        return memory(self.backbone, phrases, config, examples, self.how.gradient_checkpointing)
+        return tuning_memory(self.backbone, phrases, config, examples, self.how.gradient_checkpointing)
 
     folders = (ADAPTER_FOLDER, LORA_FOLDER)
 

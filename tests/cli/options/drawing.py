@@ -12,9 +12,9 @@ from unittest.mock import patch
 from PIL import Image
 
 from dpt.backbone import Backbone
-from dpt.cli.processes import Processes
-from dpt.cli.txt2img import run
-from dpt.cli.txt2img_options import Options
+from dpt.cli.txt2img.main import run
+from dpt.cli.txt2img.options import Options
+from dpt.distributed import Processes
 from tests.cli.options.rehearsal import opened_to_be_changed
 
 
@@ -42,7 +42,7 @@ def drawn(options: Options) -> Drawing:
     before = set(options.outdir.glob("*"))
     with ExitStack() as around:
         around.enter_context(patch.object(Backbone, "open", opened_to_be_changed))
-        around.enter_context(patch("dpt.backbone.devices.cpu_multiplies_bfloat16", lambda: True))
+        around.enter_context(patch("dpt.backbone.device.cpu_supports_bfloat16", lambda: True))
         run(options, Processes())
     (folder,) = set(options.outdir.glob("*")) - before
     return Drawing(folder)

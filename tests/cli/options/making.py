@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from dpt.adapter import Adapter, config_for
-from dpt.adapter.store import save_adapter
+from dpt.adapter.io.native import save_adapter
 from dpt.backbone import Backbone
 from tests import tiny_models, tiny_roberta
 from tests.training import tiny_stage1

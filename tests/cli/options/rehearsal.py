@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from dpt.backbone import Backbone
-from dpt.cli import train
-from dpt.cli.console import plain_warnings
-from dpt.cli.train_options import TrainOptions
-from dpt.cli.train_stage2 import Stage2Options
-from dpt.data.batch import Batch
-from dpt.training.loop import Loop, Outcome
+from dpt.cli.common.console import plain_warnings
+from dpt.cli.train import main as train
+from dpt.cli.train.options import TrainOptions
+from dpt.cli.train.stages import Stage2Options
+from dpt.data.example import Batch
+from dpt.training.engine.loop import Loop, Outcome
 from dpt.training.tasks import discriminative
 
 
@@ -173,7 +173,7 @@ def rehearse(options: TrainOptions, builder: str, whole: bool = False) -> Rehear
         # What a run says first takes longer than the run of a model as tiny as this.
         around.enter_context(patch.object(Loop, "_announce", lambda *_: None))
         # A half format is what the options ask for, and tiny enough for any CPU.
-        around.enter_context(patch("dpt.backbone.devices.cpu_multiplies_bfloat16", lambda: True))
+        around.enter_context(patch("dpt.backbone.device.cpu_supports_bfloat16", lambda: True))
         around.enter_context(plain_warnings())
         train.run(options, builder)
     return caught[0]

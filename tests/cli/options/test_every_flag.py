@@ -9,13 +9,15 @@ from collections.abc import Callable
 
 import pytest
 
-from dpt.cli import train_stage1, train_stage2, txt2img
+from dpt.cli.train import stages as train_stage1
+from dpt.cli.train import stages as train_stage2
+from dpt.cli.txt2img import main as txt2img
 from tests.cli.options.checks import Proven, Table
 from tests.cli.options.report import TABLES, table
 
 MAIN: dict[str, Callable[[list[str]], int]] = {
-    "train_stage1.py": train_stage1.main,
-    "train_stage2.py": train_stage2.main,
+    "train_stage1.py": train_stage1.main_stage1,
+    "train_stage2.py": train_stage2.main_stage2,
     "txt2img.py": txt2img.main,
 }
 

@@ -8,13 +8,13 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from dpt.backbone.speed import use_tf32
-from dpt.cli import train_stage1, train_stage2
-from dpt.cli.flags import parse_options
-from dpt.cli.train_idle import given
-from dpt.cli.train_stage1 import Stage1Options
-from dpt.cli.train_stage2 import Stage2Options
-from dpt.training.loop import Loop, Outcome
+from dpt.backbone.speedups import use_tf32
+from dpt.cli.common.console import parse_options
+from dpt.cli.train import stages as train_stage1
+from dpt.cli.train import stages as train_stage2
+from dpt.cli.train.options import given_flags
+from dpt.cli.train.stages import Stage1Options, Stage2Options
+from dpt.training.engine.loop import Loop, Outcome
 from tests.cli.options.making import SAMPLE
 from tests.cli.options.test_trainers import SMALL
 from tests.training import tiny_stage1
@@ -62,11 +62,11 @@ def test_what_changes_nothing_beside_the_others_is_known(
     kind: type[Stage1Options] | type[Stage2Options], words: str, idle: str
 ) -> None:
     options = parse_options(kind, words.split(), "train")
-    assert {name for name in given(options) if name in options.idle()} == set(idle.split())
+    assert {name for name in given_flags(options) if name in options.idle()} == set(idle.split())
 
 
 def ended(command: str, words: str, model: str, capsys: Capture, tmp_path: Path) -> tuple[int, str]:
-    main = {"1": train_stage1.main, "2": train_stage2.main}[command]
+    main = {"1": train_stage1.main_stage1, "2": train_stage2.main_stage2}[command]
     capsys.readouterr()
     with patch.object(Loop, "run", lambda *_: Outcome(0, finished=False)):
         code = main([*SMALL.format(model=model).split(), "--output_dir", str(tmp_path), *words.split()])
@@ -114,7 +114,7 @@ def test_of_a_moment_that_there_is_not_nothing_can_be_reset(model: str, capsys: 
     words = [*SMALL.format(model=model).split(), "--validation_steps", "0", "--output_dir", str(tmp_path)]
     for said in (True, False):
         capsys.readouterr()
-        assert train_stage1.main([*words, "--reset_optimizer"]) == 0
+        assert train_stage1.main_stage1([*words, "--reset_optimizer"]) == 0
         assert ("--reset_optimizer has no effect" in capsys.readouterr().out) is said
 
 

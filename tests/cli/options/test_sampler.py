@@ -13,9 +13,9 @@ import tyro
 from dpt.backbone import Backbone
 from dpt.checkpoints import open_checkpoint
 from dpt.checkpoints.export import export
-from dpt.cli import txt2img
-from dpt.cli.flags import parse_options
-from dpt.cli.txt2img_options import Options
+from dpt.cli.common.console import parse_options
+from dpt.cli.txt2img import main as txt2img
+from dpt.cli.txt2img.options import Options
 from tests import tiny_models
 from tests.checkpoints.making import tiny_result
 from tests.cli.options.checks import Effect, Proven, Refused, assert_effect, fields_of

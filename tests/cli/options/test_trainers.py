@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from accelerate.utils import LoggerType
 
-from dpt.cli import train_stage1, train_stage2
-from dpt.cli.flags import parse_options
-from dpt.cli.train_options import TrainOptions
+from dpt.cli.common.console import parse_options
+from dpt.cli.train import stages as train_stage1
+from dpt.cli.train import stages as train_stage2
+from dpt.cli.train.options import TrainOptions
 from tests.cli.options import making
 from tests.cli.options.checks import Effect, Proven, Refused, Table, Warned, assert_effect, fields_of, with_field
 from tests.cli.options.rehearsal import Rehearsal, rehearse
@@ -38,10 +39,10 @@ class Command:
 
 
 COMMANDS = {
-    "train_stage1.py": Command("train_stage1.py", train_stage1.Stage1Options, train_stage1.main,
-                               "dpt.cli.train_tasks:stage1", STAGE_1, SMALL),
-    "train_stage2.py": Command("train_stage2.py", train_stage2.Stage2Options, train_stage2.main,
-                               "dpt.cli.train_tasks:stage2", STAGE_2,
+    "train_stage1.py": Command("train_stage1.py", train_stage1.Stage1Options, train_stage1.main_stage1,
+                               "dpt.cli.train.tasks:stage1", STAGE_1, SMALL),
+    "train_stage2.py": Command("train_stage2.py", train_stage2.Stage2Options, train_stage2.main_stage2,
+                               "dpt.cli.train.tasks:stage2", STAGE_2,
                                f"{SMALL} --lora_rank 2 --lora_blocks bottom1"),
 }  # fmt: skip
 FLAGS = [(command, flag) for command in COMMANDS for flag in COMMANDS[command].table]
@@ -79,7 +80,6 @@ class Bench:
             at = replace(options, output=replace(options.output, output_dir=where))
             self._seen[key] = rehearse(at, self.command.builder, whole)
         return self._seen[key]
-
 
     def close(self) -> None:
         for one in self._seen.values():
@@ -134,7 +134,7 @@ def said_by(
 ) -> tuple[str, int]:
     from unittest.mock import patch
 
-    from dpt.training.loop import Loop, Outcome
+    from dpt.training.engine.loop import Loop, Outcome
 
     capsys.readouterr()
     try:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dpt.training import checkpoint
+from dpt.training.engine import checkpoint
 from tests.cli.options.test_trainers import COMMANDS
 from tests.training import tiny_stage1
 

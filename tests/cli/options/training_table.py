@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from pytest import approx
 
-from dpt.backbone.speed import compiled_blocks
+from dpt.backbone.speedups import compiled_blocks
 from dpt.data.example import Example
 from dpt.data.stream import load
 from dpt.errors import UserError

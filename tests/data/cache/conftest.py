@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from dpt.backbone import Backbone
+from dpt.data.cache.contents import cache_contents
 from dpt.data.cache.latents import CachedLatents, LatentsMaker
 from dpt.data.cache.make import make
 from dpt.data.cache.texts import CachedTexts, TextsMaker
-from dpt.data.cache.wanted import wanted
-from dpt.data.files.root import DataRoot
-from dpt.data.framing import Framing
+from dpt.data.files.reading import DataRoot
+from dpt.data.images import Framing
 from dpt.data.scenes.export import Plan, export_scenes
 from tests.training import tiny_stage1
 
@@ -45,14 +45,14 @@ def root(exported: DataRoot, tmp_path: Path) -> DataRoot:
 
 
 def make_latents(backbone: Backbone, root: DataRoot, framing: Framing = FRAMING, **options: Any) -> CachedLatents:
-    names = wanted(root, texts=False, random_flip=False).pictures
+    names = cache_contents(root, texts=False, random_flip=False).pictures
     maker = LatentsMaker(backbone, root.images(""), framing, names, root.path / "cache", **options)
     (part,) = make([maker], said_nowhere)
     return CachedLatents(part, root.images(""))
 
 
 def make_texts(backbone: Backbone, root: DataRoot, random_flip: bool = False, **options: Any) -> CachedTexts:
-    texts = wanted(root, texts=True, random_flip=random_flip).texts
+    texts = cache_contents(root, texts=True, random_flip=random_flip).texts
     (part,) = make([TextsMaker(backbone, texts, root.path / "cache", **options)], said_nowhere)
     return CachedTexts(part)
 

@@ -14,17 +14,15 @@ import torch
 from PIL import Image
 
 from dpt.backbone import Backbone
-from dpt.backbone.randomness import Chance
-from dpt.data.batch import Batch, collate
+from dpt.backbone.rng import SampleRNG
 from dpt.data.cache.latents import CachedLatents
-from dpt.data.cache.part import Part
-from dpt.data.example import Example
-from dpt.data.faults import BrokenPicture, DataFault
-from dpt.data.files.root import DataRoot
+from dpt.data.cache.storage import CachePart
+from dpt.data.example import Batch, Example, collate
+from dpt.data.files.reading import DataRoot
 from dpt.data.files.source import FileSource, expression_files, matching_files, training_files
-from dpt.data.framing import Framing
-from dpt.data.pictures import read_header, read_picture
+from dpt.data.images import Framing, read_header, read_image
 from dpt.data.stream import Stream, load
+from dpt.errors import BrokenImageError, DataError
 from tests.data.cache.conftest import FRAMING, contents, make_latents
 from tests.training.tiny_stage1 import task
 
@@ -62,7 +60,7 @@ def test_the_losses_are_those_without_it(backbone: Backbone, root: DataRoot, whi
 
     def losses(source: FileSource) -> torch.Tensor:
         batch = collate([source[index] for index in range(6)])
-        found = stage1.losses(batch, Chance(1, range(6)), torch.tensor(float(stage1.count(batch))))
+        found = stage1.losses(batch, SampleRNG(1, range(6)), torch.tensor(float(stage1.count(batch))))
         return torch.stack([found[name] for name in sorted(found)])
 
     torch.testing.assert_close(losses(read), losses(plain), rtol=1e-6, atol=1e-6)
@@ -72,7 +70,7 @@ def test_no_picture_is_opened(backbone: Backbone, root: DataRoot) -> None:
     expected = [[source[i] for i in range(len(source))] for source in sources(root, FRAMING)]
     make_latents(backbone, root)
     shutil.rmtree(root.images(""))
-    cached = CachedLatents(Part.open(root.path / "cache/latents"), root.images(""))
+    cached = CachedLatents(CachePart.open(root.path / "cache/latents"), root.images(""))
     for source, examples in zip(sources(root, FRAMING, cached), expected, strict=True):
         assert [source[i].expression for i in range(len(source))] == [one.expression for one in examples]
 
@@ -113,7 +111,7 @@ def test_half_the_room_costs_eleven_digits(backbone: Backbone, root: DataRoot) -
     whole = make_latents(backbone, root)
     shutil.move(root.path / "cache", root.path / "whole")
     half = make_latents(backbone, root, dtype=torch.float16)
-    whole = CachedLatents(Part.open(root.path / "whole/latents"), root.images(""))
+    whole = CachedLatents(CachePart.open(root.path / "whole/latents"), root.images(""))
     for name in whole.part.rows:
         path = root.images("") / name
         torch.testing.assert_close(half.latents(path), whole.latents(path), rtol=2**-11, atol=2**-25)
@@ -123,13 +121,13 @@ def test_half_the_room_costs_eleven_digits(backbone: Backbone, root: DataRoot) -
 
 def test_a_picture_that_is_not_in_it(backbone: Backbone, root: DataRoot) -> None:
     cached = make_latents(backbone, root)
-    with pytest.raises(DataFault, match=r"train2014/new\.jpg is not in the cache .*: `dpt cache` adds what is missing"):
+    with pytest.raises(DataError, match=r"train2014/new\.jpg is not in the cache .*: `dpt cache` adds what is missing"):
         cached.latents(root.images("train2014") / "new.jpg")
 
 
 def test_mirrored_latents_that_are_not_in_it(backbone: Backbone, root: DataRoot) -> None:
     cached = make_latents(backbone, root)
-    with pytest.raises(DataFault, match="no latents of mirrored pictures: make one with --random_flip"):
+    with pytest.raises(DataError, match="no latents of mirrored pictures: make one with --random_flip"):
         training_files(root, "refall", WHICH["flip"], 0, cached)
 
 
@@ -160,24 +158,24 @@ def test_a_broken_picture_stays_broken(backbone: Backbone, root: DataRoot) -> No
     found = shown(training_files(root, "refall", FRAMING, 1, cached), 1)
     assert [(one.id, one.skipped) for one in found] == [(one.id, one.skipped) for one in expected]
     assert any(one.skipped for one in found)
-    with pytest.raises(BrokenPicture, match=f"{path.name} cannot be used"):
+    with pytest.raises(BrokenImageError, match=f"{path.name} cannot be used"):
         shown(training_files(root, "refall", FRAMING, 1, cached), 0)
 
 
 def test_more_broken_pictures_than_allowed(backbone: Backbone, root: DataRoot) -> None:
     path = break_one(root)
-    with pytest.raises(BrokenPicture, match=f"{path.name} cannot be used"):
+    with pytest.raises(BrokenImageError, match=f"{path.name} cannot be used"):
         make_latents(backbone, root)
     missing = sorted(root.images("val2014").iterdir())[0]
     missing.unlink()
-    with pytest.warns(UserWarning), pytest.raises(DataFault, match="more than 1 pictures are broken"):
+    with pytest.warns(UserWarning), pytest.raises(DataError, match="more than 1 pictures are broken"):
         make_latents(backbone, root, corrupt_budget=1)
     assert not list((root.path / "cache/latents").glob("shard-*")), "no shard is half of one"
     with pytest.warns(UserWarning):
         cached = make_latents(backbone, root, corrupt_budget=2)
-    with pytest.raises(BrokenPicture, match="there is no such file"):
+    with pytest.raises(BrokenImageError, match="there is no such file"):
         cached.latents(missing)
-    with pytest.raises(BrokenPicture):  # those of an earlier run count too
+    with pytest.raises(BrokenImageError):  # those of an earlier run count too
         make_latents(backbone, root)
 
 
@@ -195,10 +193,10 @@ def test_a_picture_that_was_changed_is_encoded_again(backbone: Backbone, root: D
     path = root.images("train2014") / sorted(root.images("train2014").iterdir())[0].name
     before = cached.latents(path)
     Image.new("RGB", (64, 64), "red").save(path)
-    with pytest.raises(DataFault, match=rf"{path.name} is not the picture that the cache .* was made of"):
+    with pytest.raises(DataError, match=rf"{path.name} is not the picture that the cache .* was made of"):
         CachedLatents(cached.part, root.images(""))
     after = make_latents(backbone, root, batch_size=1).latents(path)
-    pixels = FRAMING.pixels(read_picture(path)[0])
+    pixels = FRAMING.pixels(read_image(path)[0])
     assert torch.equal(after, backbone.encode_images(pixels[None])[0])
     assert not torch.equal(before, after)
 
@@ -206,7 +204,7 @@ def test_a_picture_that_was_changed_is_encoded_again(backbone: Backbone, root: D
 def test_latents_that_are_not_finite(model: Path, root: DataRoot) -> None:
     backbone = Backbone.open(model, device="cpu")
     backbone.vae.quant_conv.bias[0] = torch.inf
-    with pytest.raises(DataFault, match=r"what the model makes of 'train2014/COCO_.*\.jpg' is not finite"):
+    with pytest.raises(DataError, match=r"what the model makes of 'train2014/COCO_.*\.jpg' is not finite"):
         make_latents(backbone, root)
     assert not list((root.path / "cache/latents").glob("shard-*"))
 

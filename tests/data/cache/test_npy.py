@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from dpt.data.cache.npy import NpyLatents
-from dpt.data.faults import DataFault
-from dpt.data.files.root import DataRoot
+from dpt.data.cache.latents import NpyLatents
+from dpt.data.files.reading import DataRoot
 from dpt.data.files.source import matching_files, training_files
+from dpt.errors import DataError
 from tests.data.cache.conftest import FRAMING
 
 SHAPE = (4, 16, 16)
@@ -60,12 +60,12 @@ def test_a_bad_file_is_named(published: NpyLatents, root: DataRoot, content: Any
         file.write_bytes(content)
     else:
         np.save(file, content, allow_pickle=True)
-    with pytest.raises(DataFault, match=f"^{re.escape(str(file))} {re.escape(told)}|{re.escape(told)}"):
+    with pytest.raises(DataError, match=f"^{re.escape(str(file))} {re.escape(told)}|{re.escape(told)}"):
         published.latents(root.images("train2014") / f"{file.stem}.jpg")
 
 
 def test_a_picture_without_latents(published: NpyLatents, root: DataRoot) -> None:
-    with pytest.raises(DataFault, match=r"other\.jpg has no latents: there is no file .*other\.npy"):
+    with pytest.raises(DataError, match=r"other\.jpg has no latents: there is no file .*other\.npy"):
         published.latents(root.images("train2014") / "other.jpg")
-    with pytest.raises(DataFault, match="has no latents of mirrored pictures"):
+    with pytest.raises(DataError, match="has no latents of mirrored pictures"):
         published.latents(sorted(root.images("train2014").iterdir())[0], mirrored=True)

@@ -11,10 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpt.data.cache.part import KEY, MANIFEST, Builder, Part, UnfinishedPart
-from dpt.data.cache.shards import index_file, shard_file
-from dpt.data.faults import DataFault
-from dpt.errors import UserError
+from dpt.data.cache.storage import KEY, MANIFEST, CachePart, PartBuilder, UnfinishedPartError, index_file, shard_file
+from dpt.errors import DataError, UserError
 
 KEY_OF_A = {"model": "a" * 64, "resolution": 64}
 SHAPE = (4, 2, 2)
@@ -28,8 +26,8 @@ def always(name: str, facts: object) -> bool:
     return True
 
 
-def built(folder: Path, shards: int = 2) -> Part:
-    builder = Builder(folder, KEY_OF_A, ["x", "y"])
+def built(folder: Path, shards: int = 2) -> CachePart:
+    builder = PartBuilder(folder, KEY_OF_A, ["x", "y"])
     with builder.claimed():
         builder.resume(always)
         for nth in range(len(builder.indices), shards):
@@ -40,7 +38,7 @@ def built(folder: Path, shards: int = 2) -> Part:
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     built(tmp_path)
-    part = Part.open(tmp_path)
+    part = CachePart.open(tmp_path)
     for nth in range(6):
         assert torch.equal(part.read(f"item {nth}", "x"), torch.full(SHAPE, float(nth)))
         assert torch.equal(part.read(f"item {nth}", "y"), torch.full(SHAPE, nth + 100.0, dtype=torch.bfloat16))
@@ -65,19 +63,19 @@ def test_a_shard_can_be_read_by_whoever_can_read_the_folder(tmp_path: Path) -> N
 def test_without_a_manifest_it_is_not_finished(tmp_path: Path) -> None:
     built(tmp_path)
     (tmp_path / MANIFEST).unlink()
-    with pytest.raises(UnfinishedPart, match="is not finished: `dpt cache` goes on with it"):
-        Part.open(tmp_path)
+    with pytest.raises(UnfinishedPartError, match="is not finished: `dpt cache` goes on with it"):
+        CachePart.open(tmp_path)
 
 
 def test_a_truncated_shard_is_noticed_when_opened(tmp_path: Path) -> None:
     built(tmp_path)
     file = shard_file(tmp_path, 1)
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(DataFault, match=r"shard-00001\.safetensors is corrupted: it has \d+ bytes, not \d+"):
-        Part.open(tmp_path)
+    with pytest.raises(DataError, match=r"shard-00001\.safetensors is corrupted: it has \d+ bytes, not \d+"):
+        CachePart.open(tmp_path)
     file.unlink()
-    with pytest.raises(DataFault, match=r"shard-00001\.safetensors cannot be read: No such file"):
-        Part.open(tmp_path)
+    with pytest.raises(DataError, match=r"shard-00001\.safetensors cannot be read: No such file"):
+        CachePart.open(tmp_path)
 
 
 def flip_a_bit(file: Path, at: int) -> None:
@@ -89,32 +87,32 @@ def flip_a_bit(file: Path, at: int) -> None:
 def test_a_flipped_bit_is_noticed_when_read(tmp_path: Path) -> None:
     built(tmp_path)
     flip_a_bit(shard_file(tmp_path, 1), -1)
-    part = Part.open(tmp_path)
+    part = CachePart.open(tmp_path)
     assert torch.equal(part.read("item 4", "y"), torch.full(SHAPE, 104.0, dtype=torch.bfloat16)), "the others are good"
-    with pytest.raises(DataFault, match=r"shard-00001\.safetensors is corrupted: of 'item 5' it has not what was"):
+    with pytest.raises(DataError, match=r"shard-00001\.safetensors is corrupted: of 'item 5' it has not what was"):
         part.read("item 5", "y")
     flip_a_bit(shard_file(tmp_path, 0), 7)
-    with pytest.raises(DataFault, match=r"shard-00000\.safetensors cannot be read"):
-        Part.open(tmp_path).read("item 0", "x")
+    with pytest.raises(DataError, match=r"shard-00000\.safetensors cannot be read"):
+        CachePart.open(tmp_path).read("item 0", "x")
 
 
 def test_an_index_that_was_changed_is_refused(tmp_path: Path) -> None:
     built(tmp_path)
     file = index_file(shard_file(tmp_path, 0))
     file.write_text(file.read_text().replace("item 0", "item 9"))
-    with pytest.raises(DataFault, match=r"shard-00000\.json is corrupted: its SHA-256 differs"):
-        Part.open(tmp_path)
+    with pytest.raises(DataError, match=r"shard-00000\.json is corrupted: its SHA-256 differs"):
+        CachePart.open(tmp_path)
     file.write_text("[]")
-    with pytest.raises(DataFault, match=r"shard-00000\.json is not the index of a cache"):
-        Part.open(tmp_path)
+    with pytest.raises(DataError, match=r"shard-00000\.json is not the index of a cache"):
+        CachePart.open(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"key": {}, "tensors": [], "shards": []}', "\udcff"])
 def test_a_manifest_that_is_none(tmp_path: Path, content: str) -> None:
     built(tmp_path)
     (tmp_path / MANIFEST).write_bytes(content.encode("utf-8", "surrogateescape"))
-    with pytest.raises(DataFault, match=r"manifest\.json is not the manifest of a cache"):
-        Part.open(tmp_path)
+    with pytest.raises(DataError, match=r"manifest\.json is not the manifest of a cache"):
+        CachePart.open(tmp_path)
 
 
 @pytest.mark.parametrize("harm", ["truncate", "flip", "index", "lost index", "lost shard"])
@@ -133,7 +131,7 @@ def test_a_bad_shard_is_made_again_and_is_the_same(tmp_path: Path, harm: str) ->
             index_file(file).unlink()
         case "lost shard":
             file.unlink()
-    builder = Builder(tmp_path, KEY_OF_A, ["x", "y"])
+    builder = PartBuilder(tmp_path, KEY_OF_A, ["x", "y"])
     with builder.claimed():
         (sentence,) = builder.resume(always)
     assert sentence.startswith("shard-00001.safetensors is made again: ")
@@ -145,27 +143,31 @@ def test_a_bad_shard_is_made_again_and_is_the_same(tmp_path: Path, harm: str) ->
 
 def test_a_finished_part_stays_usable_while_it_grows(tmp_path: Path) -> None:
     built(tmp_path, 1)
-    builder = Builder(tmp_path, KEY_OF_A, ["x", "y"])
+    builder = PartBuilder(tmp_path, KEY_OF_A, ["x", "y"])
     with builder.claimed():
         assert builder.resume(always) == []
         builder.add([("more", [])], {"x": rows(0)[:1], "y": rows(0)[:1]}, {})
-        assert "more" not in Part.open(tmp_path).rows
+        assert "more" not in CachePart.open(tmp_path).rows
         assert "more" in builder.finish().rows
 
 
 def test_another_key_is_refused(tmp_path: Path) -> None:
     before = built(tmp_path).digest
-    other = Builder(tmp_path, {**KEY_OF_A, "resolution": 32}, ["x", "y"])
-    with pytest.raises(UserError, match=r"is another one \(resolution is 64, not 32\): remove it, or say --out"), \
-            other.claimed():
+    other = PartBuilder(tmp_path, {**KEY_OF_A, "resolution": 32}, ["x", "y"])
+    with (
+        pytest.raises(UserError, match=r"is another one \(resolution is 64, not 32\): remove it, or say --out"),
+        other.claimed(),
+    ):
         pass
-    assert Part.open(tmp_path).digest == before
+    assert CachePart.open(tmp_path).digest == before
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match=r"is no cache, and not empty either: it has thesis\.tex"), \
-            Builder(tmp_path, KEY_OF_A, ["x"]).claimed():
+    with (
+        pytest.raises(UserError, match=r"is no cache, and not empty either: it has thesis\.tex"),
+        PartBuilder(tmp_path, KEY_OF_A, ["x"]).claimed(),
+    ):
         pass
     assert not (tmp_path / KEY).exists()
 
@@ -182,18 +184,22 @@ with Builder(Path({str(tmp_path)!r}), {KEY_OF_A!r}, ["x"]).claimed():
     with subprocess.Popen(words, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdin is not None
         assert other.stdout.readline() == "claimed\n"
-        with pytest.raises(UserError, match="another process is writing the cache"), \
-                Builder(tmp_path, KEY_OF_A, ["x"]).claimed():
+        with (
+            pytest.raises(UserError, match="another process is writing the cache"),
+            PartBuilder(tmp_path, KEY_OF_A, ["x"]).claimed(),
+        ):
             pass
         other.kill()
-    with Builder(tmp_path, KEY_OF_A, ["x"]).claimed():  # a killed one leaves no lock
+    with PartBuilder(tmp_path, KEY_OF_A, ["x"]).claimed():  # a killed one leaves no lock
         pass
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="cannot be written: Not a directory"), \
-            Builder(tmp_path / "file" / "cache", KEY_OF_A, ["x"]).claimed():
+    with (
+        pytest.raises(UserError, match="cannot be written: Not a directory"),
+        PartBuilder(tmp_path / "file" / "cache", KEY_OF_A, ["x"]).claimed(),
+    ):
         pass
 
 

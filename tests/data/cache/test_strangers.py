@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 
 from dpt.data.cache.latents import CachedLatents
-from dpt.data.cache.part import KEY, MANIFEST, Builder, Part
-from dpt.data.cache.shards import index_file, sha256, shard_file
-from dpt.data.faults import DataFault
-from dpt.errors import UserError
+from dpt.data.cache.storage import KEY, MANIFEST, CachePart, PartBuilder, file_sha256, index_file, shard_file
+from dpt.errors import DataError, UserError
 from tests.fuzz.of_benches import part
 
 
@@ -21,7 +19,7 @@ def changed(folder: Path, **changes: Any) -> Path:
     shard = shard_file(part(folder), 0)
     index, manifest = (json.loads(file.read_text()) for file in (index_file(shard), folder / MANIFEST))
     index_file(shard).write_text(json.dumps({**index, **changes}))
-    manifest["shards"][shard.name]["index_sha256"] = sha256(index_file(shard))
+    manifest["shards"][shard.name]["index_sha256"] = file_sha256(index_file(shard))
     (folder / MANIFEST).write_text(json.dumps(manifest))
     return folder
 
@@ -30,8 +28,8 @@ def changed(folder: Path, **changes: Any) -> Path:
 def test_names_stay_inside(tmp_path: Path, name: str) -> None:
     for number, changes in enumerate(({"names": ["a.jpg", "b.jpg", name]}, {"broken": {name: [3, "cut"]}})):
         folder = tmp_path / str(number)
-        with pytest.raises(DataFault, match="is no file name under the data folder"):
-            CachedLatents(Part.open(changed(folder, **changes)), folder)
+        with pytest.raises(DataError, match="is no file name under the data folder"):
+            CachedLatents(CachePart.open(changed(folder, **changes)), folder)
 
 
 @pytest.mark.parametrize(
@@ -53,8 +51,8 @@ def test_names_stay_inside(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_an_index_that_says_something_else(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
-    with pytest.raises(DataFault, match=says):
-        CachedLatents(Part.open(changed(tmp_path, **changes)), tmp_path)
+    with pytest.raises(DataError, match=says):
+        CachedLatents(CachePart.open(changed(tmp_path, **changes)), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../shard-00000.safetensors", "/etc/shard-00000.safetensors", "other.safetensors"])
@@ -62,20 +60,20 @@ def test_shards_lie_in_the_folder(tmp_path: Path, name: str) -> None:
     manifest = json.loads((part(tmp_path) / MANIFEST).read_text())
     manifest["shards"][name] = manifest["shards"].pop("shard-00000.safetensors")
     (tmp_path / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(DataFault, match="is no shard of it"):
-        Part.open(tmp_path)
+    with pytest.raises(DataError, match="is no shard of it"):
+        CachePart.open(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "5", "[]"])
 def test_a_key_that_is_none(tmp_path: Path, text: str) -> None:
     (part(tmp_path) / KEY).write_text(text)
-    with pytest.raises(UserError, match=r"key\.json is not"), Builder(tmp_path, {}, ["x"]).claimed():
+    with pytest.raises(UserError, match=r"key\.json is not"), PartBuilder(tmp_path, {}, ["x"]).claimed():
         pass
 
 
 def test_an_unfinished_index_that_knows_nothing_of_its_pictures_is_made_again(tmp_path: Path) -> None:
     changed(tmp_path, facts=[[], [], []])
-    builder = Builder(tmp_path, {"dtype": "float32", "resolution": 64}, ["latents", "mirrored"])
+    builder = PartBuilder(tmp_path, {"dtype": "float32", "resolution": 64}, ["latents", "mirrored"])
     with builder.claimed():
         (told,) = builder.resume(lambda name, facts: isinstance(facts[1], int))
     assert told == "shard-00000.safetensors is made again: its index does not say what its items are"

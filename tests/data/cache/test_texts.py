@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from dpt.backbone import Backbone, Text
-from dpt.data.batch import collate
-from dpt.data.cache.wanted import wanted
-from dpt.data.faults import DataFault
-from dpt.data.files.root import DataRoot
+from dpt.backbone import Backbone, Condition
+from dpt.data.cache.contents import cache_contents
+from dpt.data.example import collate
+from dpt.data.files.reading import DataRoot
 from dpt.data.files.source import matching_files, training_files
-from dpt.data.framing import Framing
+from dpt.data.images import Framing
+from dpt.errors import DataError
 from tests.data.cache.conftest import FRAMING, make_texts
 from tests.training.tiny_stage1 import stream
 
@@ -38,14 +38,14 @@ def own(model: Path) -> Backbone:
     return Backbone.open(model, device="cpu")
 
 
-def same(found: Text, expected: Text) -> None:
+def same(found: Condition, expected: Condition) -> None:
     torch.testing.assert_close(found.states, expected.states, rtol=0, atol=1e-6)
     torch.testing.assert_close(found.pooled, expected.pooled, rtol=0, atol=1e-6)
 
 
 def test_cached_texts_are_not_encoded_and_others_are(own: Backbone, root: DataRoot) -> None:
     known = make_texts(own, root)
-    texts = [*wanted(root, texts=True, random_flip=False).texts[:3], "never said", "nor this"]
+    texts = [*cache_contents(root, texts=True, random_flip=False).texts[:3], "never said", "nor this"]
     mixed = [texts[3], texts[0], texts[4], texts[1], texts[0], texts[3], texts[2]]
     expected = own.encode_text(mixed), own.encode_text(texts[:3]), own.encode_text(texts[3:])
     own.known_texts, own.text_encoder = known, Counting(own.text_encoder)
@@ -62,13 +62,13 @@ def asked(source: Any) -> set[str]:
 @pytest.mark.parametrize("random_flip", [False, True])
 def test_it_has_every_text_that_is_asked_for(root: DataRoot, random_flip: bool) -> None:
     framing = Framing(64, random_flip=random_flip)
-    texts = set(wanted(root, texts=True, random_flip=random_flip).texts)
+    texts = set(cache_contents(root, texts=True, random_flip=random_flip).texts)
     for source in (training_files(root, "refall", framing, 1), matching_files(root, "val", FRAMING, 0)):
         assert asked(source) <= texts
 
 
 def test_the_task_reads_them(own: Backbone, root: DataRoot) -> None:
-    from dpt.backbone.randomness import Chance
+    from dpt.backbone.rng import SampleRNG
     from tests.training.tiny_stage1 import task
 
     source = training_files(root, "refall", FRAMING, 1)
@@ -76,7 +76,7 @@ def test_the_task_reads_them(own: Backbone, root: DataRoot) -> None:
     stage1 = task(own, adapter={"dropout": 0.0})
 
     def losses() -> list[float]:
-        found = stage1.losses(batch, Chance(1, range(4)), torch.tensor(4.0))
+        found = stage1.losses(batch, SampleRNG(1, range(4)), torch.tensor(4.0))
         return [float(found[name].detach()) for name in sorted(found)]
 
     plain = losses()
@@ -92,7 +92,7 @@ def test_the_task_reads_them(own: Backbone, root: DataRoot) -> None:
 
 def test_states_that_are_not_finite(own: Backbone, root: DataRoot) -> None:
     own.text_encoder.final_layer_norm.bias[0] = torch.nan
-    with pytest.raises(DataFault, match=r"what the model makes of '.*' is not finite"):
+    with pytest.raises(DataError, match=r"what the model makes of '.*' is not finite"):
         make_texts(own, root)
 
 
@@ -104,5 +104,5 @@ def test_a_corrupted_shard(own: Backbone, root: DataRoot) -> None:
     file.write_bytes(content)
     prompts: Sequence[str] = list(known.part.rows)
     own.known_texts = known
-    with pytest.raises(DataFault, match=r"shard-00000\.safetensors is corrupted"):
+    with pytest.raises(DataError, match=r"shard-00000\.safetensors is corrupted"):
         own.encode_text(prompts)

@@ -8,16 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpt.data.faults import DataFault
-from dpt.data.files.captions import read_captions, read_prompts
-from dpt.data.files.expressions import read_expressions
+from dpt.data.files.annotations import read_captions, read_expressions, read_prompts
 from dpt.data.files.hard_negatives import HardNegativeFiles, HardNegativeFolder, HardNegativeTable
-from dpt.data.files.negative_types import read_negative_types
-from dpt.data.files.root import DataRoot
+from dpt.data.files.reading import DataRoot, read_negative_types
+from dpt.errors import DataError
 from tests.data.files.conftest import SAMPLE
 
 ROOT = DataRoot(SAMPLE)
-TELLING = b'[]{}",:\\\'\t\n\r 0-9.eE+truefalsnNaN\xff\x00\xed\xa0\x80'
+TELLING = b"[]{}\",:\\'\t\n\r 0-9.eE+truefalsnNaN\xff\x00\xed\xa0\x80"
 
 
 def all_rows(negatives: HardNegativeFiles) -> None:
@@ -62,7 +60,7 @@ def test_changed_bytes(tmp_path: Path, file: Path, read: Callable[[Path], object
         copy.write_bytes(content)
         try:
             read(copy)
-        except DataFault as fault:
+        except DataError as fault:
             refused += 1
             assert str(tmp_path) in str(fault) and "\n" not in str(fault)
     assert refused > 20

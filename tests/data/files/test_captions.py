@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from dpt.data.faults import DataFault
-from dpt.data.files.captions import read_captions, read_prompts
-from dpt.data.files.root import DataRoot
+from dpt.data.files.annotations import read_captions, read_prompts
+from dpt.data.files.reading import DataRoot
+from dpt.errors import DataError
 
 
 def write(file: Path, content: Any) -> Path:
@@ -33,7 +33,7 @@ def test_captions_of_an_export(exported: DataRoot) -> None:
     ],
 )
 def test_bad_captions(tmp_path: Path, images: list[Any], annotations: list[Any], says: str) -> None:
-    with pytest.raises(DataFault, match=says):
+    with pytest.raises(DataError, match=says):
         read_captions(write(tmp_path / "c.json", {"images": images, "annotations": annotations}))
 
 
@@ -53,5 +53,5 @@ def test_prompts_under_either_key(tmp_path: Path) -> None:
     ],
 )
 def test_bad_prompts(tmp_path: Path, content: Any, says: str) -> None:
-    with pytest.raises(DataFault, match=says):
+    with pytest.raises(DataError, match=says):
         read_prompts(write(tmp_path / "p.json", content))

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from dpt.data.faults import DataFault
 from dpt.data.files.check import FileReport, check
-from dpt.data.files.root import DataRoot
+from dpt.data.files.reading import DataRoot
+from dpt.errors import DataError
 
 
 def edit(file: Path, change: Callable[[Any], Any]) -> None:
@@ -119,6 +119,6 @@ def test_only_the_first_faults_are_shown(sample: DataRoot) -> None:
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataFault, match=r"the data folder .* does not exist"):
+    with pytest.raises(DataError, match=r"the data folder .* does not exist"):
         check(DataRoot(tmp_path / "none"))
     assert bad(check(DataRoot(tmp_path)))

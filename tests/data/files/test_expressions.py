@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from dpt.data.faults import DataFault
-from dpt.data.files.expressions import read_expressions
+from dpt.data.files.annotations import read_expressions
+from dpt.errors import DataError
 
 GOOD: dict[str, Any] = {
     "images": [
@@ -93,7 +93,7 @@ def test_what_is_wrong_is_one_sentence(tmp_path: Path, change: Change, says: str
     content = copy.deepcopy(GOOD)
     change(content)
     file = write(tmp_path / "r.json", content)
-    with pytest.raises(DataFault, match=says) as caught:
+    with pytest.raises(DataError, match=says) as caught:
         read_expressions(file)
     assert str(file) in str(caught.value) and "\n" not in str(caught.value)
 
@@ -111,17 +111,17 @@ def test_what_is_wrong_is_one_sentence(tmp_path: Path, change: Change, says: str
     ],
 )
 def test_what_is_no_such_file(tmp_path: Path, text: str, says: str) -> None:
-    with pytest.raises(DataFault, match=says):
+    with pytest.raises(DataError, match=says):
         read_expressions(write(tmp_path / "r.json", text))
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(DataFault, match=r"there is no file .*r\.json"):
+    with pytest.raises(DataError, match=r"there is no file .*r\.json"):
         read_expressions(tmp_path / "r.json")
-    with pytest.raises(DataFault, match="cannot be read"):
+    with pytest.raises(DataError, match="cannot be read"):
         read_expressions(tmp_path)
     (tmp_path / "r.json").write_bytes(b'{"images": "\xff"}')
-    with pytest.raises(DataFault, match="not UTF-8 text, at byte 12"):
+    with pytest.raises(DataError, match="not UTF-8 text, at byte 12"):
         read_expressions(tmp_path / "r.json")
 
 
@@ -129,6 +129,6 @@ def test_a_reader_that_takes_note_reads_on(tmp_path: Path) -> None:
     content = copy.deepcopy(GOOD)
     content["annotations"][0]["bbox"] = [0, 0, 0, 0]
     content["images"].append(5)
-    faults: list[DataFault] = []
+    faults: list[DataError] = []
     assert [one.id for one in read_expressions(write(tmp_path / "r.json", content), faults.append)] == [8]
     assert len(faults) == 2

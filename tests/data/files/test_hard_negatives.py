@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from dpt.data.faults import DataFault
 from dpt.data.files.hard_negatives import HardNegativeFolder, HardNegativeTable, open_hard_negatives
-from dpt.data.files.root import DataRoot
+from dpt.data.files.reading import DataRoot
 from dpt.data.scenes.published import HardNegatives, hard_negatives_table
+from dpt.errors import DataError
 
 HEADER = "filepath\ttitle\tneg_caption\tneg_image\n"
 ROW = "a.jpg\ta cup\t['a mug', \"a dog's cup\"]\t['b.jpg']\n"
@@ -37,7 +37,7 @@ def test_the_folder_is_preferred(sample: DataRoot) -> None:
     shutil.rmtree(sample.hard_negatives("train"))
     assert isinstance(open_hard_negatives(sample, "train"), HardNegativeTable)
     sample.hard_negatives_table("train").unlink()
-    with pytest.raises(DataFault, match="no hard negatives for train: neither"):
+    with pytest.raises(DataError, match="no hard negatives for train: neither"):
         open_hard_negatives(sample, "train")
 
 
@@ -82,7 +82,7 @@ def test_columns_in_any_order(tmp_path: Path) -> None:
     ],
 )
 def test_tables_that_cannot_be_read(tmp_path: Path, text: str | bytes, says: str) -> None:
-    with pytest.raises(DataFault, match=says) as caught:
+    with pytest.raises(DataError, match=says) as caught:
         table(tmp_path, text)
     assert "t.tsv" in str(caught.value) and "\n" not in str(caught.value)
 
@@ -104,10 +104,10 @@ def test_rows_that_cannot_be_used(tmp_path: Path, key: str, value: str, says: st
     good = {"filepath": "a.jpg", "title": "a cup", "neg_caption": "['a mug']", "neg_image": "['b.jpg']"}
     bad = {**good, key: value}
     rows = table(tmp_path, HEADER + ROW + "\t".join(bad.values()) + "\n")
-    with pytest.raises(DataFault, match=r"t\.tsv, row 1 \(line 3\): .*" + says):
+    with pytest.raises(DataError, match=r"t\.tsv, row 1 \(line 3\): .*" + says):
         rows.row(1)
     by_caption = write_folder(tmp_path / "f", {"a.jpg": [0, 1]}, good, bad)
-    with pytest.raises(DataFault, match=r"00001\.json: .*" + says):
+    with pytest.raises(DataError, match=r"00001\.json: .*" + says):
         HardNegativeFolder(by_caption).row(1)
 
 
@@ -133,7 +133,7 @@ def write_folder(folder: Path, index: Any, *records: Any) -> Path:
     ],
 )
 def test_indices_that_cannot_be_used(tmp_path: Path, index: Any, says: str) -> None:
-    with pytest.raises(DataFault, match=rf"imgname2txtid\.json.*{says}"):
+    with pytest.raises(DataError, match=rf"imgname2txtid\.json.*{says}"):
         HardNegativeFolder(write_folder(tmp_path / "f", index))
 
 
@@ -141,9 +141,9 @@ def test_captions_by_file_that_are_not_as_the_index_says(tmp_path: Path) -> None
     record = {"filepath": "a.jpg", "title": "a cup", "neg_caption": ["a mug"], "neg_image": "['b.jpg']"}
     folder = HardNegativeFolder(write_folder(tmp_path / "f", {"b.jpg": [0], "a.jpg": [1, 2]}, record, record))
     assert folder.row(1).captions == ("a mug",), "a list that is one is taken as such"
-    with pytest.raises(DataFault, match=r"00000\.json: 'filepath' is 'a\.jpg', but imgname2txtid\.json says 'b\.jpg'"):
+    with pytest.raises(DataError, match=r"00000\.json: 'filepath' is 'a\.jpg', but imgname2txtid\.json says 'b\.jpg'"):
         folder.row(0)
-    with pytest.raises(DataFault, match=r"there is no file .*00002\.json"):
+    with pytest.raises(DataError, match=r"there is no file .*00002\.json"):
         folder.row(2)
 
 

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from dpt.data.faults import DataFault
-from dpt.data.files.prepare import prepare
-from dpt.data.files.root import DataRoot
-from dpt.errors import UserError
+from dpt.data.files.hard_negatives import prepare
+from dpt.data.files.reading import DataRoot
+from dpt.errors import DataError, UserError
 from tests.data.files.conftest import SAMPLE
 
 
@@ -26,7 +25,7 @@ def test_it_writes_what_an_export_writes(sample: DataRoot) -> None:
 
 def test_other_layout_of_the_same_content_is_left_alone(sample: DataRoot) -> None:
     file = sample.hard_negatives("train") / "00002.json"
-    file.write_text(file.read_text().replace(", ", ",  "). replace('{"', '{ "'))
+    file.write_text(file.read_text().replace(", ", ",  ").replace('{"', '{ "'))
     before = contents(file.parent)
     assert not prepare(sample)
     assert contents(file.parent) == before
@@ -61,7 +60,7 @@ def test_a_bad_row_leaves_nothing_behind(sample: DataRoot) -> None:
     folder, table = sample.hard_negatives("train"), sample.hard_negatives_table("train")
     shutil.rmtree(folder)
     table.write_text(table.read_text().replace("['a", "[a", 1))
-    with pytest.raises(DataFault, match=r"row 0 .*'neg_caption' is not a list"):
+    with pytest.raises(DataError, match=r"row 0 .*'neg_caption' is not a list"):
         prepare(sample)
     assert not folder.exists() and {path.name for path in folder.parent.iterdir()} == {
         table.name, sample.hard_negatives_table("val").name
@@ -70,7 +69,7 @@ def test_a_bad_row_leaves_nothing_behind(sample: DataRoot) -> None:
 
 def test_nothing_to_make_it_of(tmp_path: Path, sample: DataRoot) -> None:
     sample.hard_negatives_table("train").unlink()
-    with pytest.raises(DataFault, match=r"there is no file .*\.tsv"):
+    with pytest.raises(DataError, match=r"there is no file .*\.tsv"):
         prepare(sample)
-    with pytest.raises(DataFault, match="does not exist"):
+    with pytest.raises(DataError, match="does not exist"):
         prepare(DataRoot(tmp_path / "none"))

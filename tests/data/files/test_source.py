@@ -11,21 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
-from dpt.data.batch import collate
-from dpt.data.example import BoxCentre, Example, Expression
-from dpt.data.faults import BrokenPicture, DataFault
+from dpt.claims.facts import all_hold
+from dpt.claims.words import ANYTHING, SHAPE_WORDS
+from dpt.data.example import BoxCentre, Example, ReferringExpression, collate
 from dpt.data.files.hard_negatives import HardNegativeFolder, HardNegativeTable
-from dpt.data.files.negative_types import read_negative_types
-from dpt.data.files.root import DataRoot
+from dpt.data.files.reading import DataRoot, read_negative_types
 from dpt.data.files.source import FileSource, expression_files, matching_files, training_files
-from dpt.data.framing import Framing
+from dpt.data.images import Framing, ImageHeader, read_header
 from dpt.data.mirror import mirrored
-from dpt.data.pictures import Header, read_header
-from dpt.data.scenes.facts import all_hold
 from dpt.data.scenes.referring import resolve
 from dpt.data.scenes.render import render
-from dpt.data.scenes.words import ANYTHING, SHAPE_WORDS
 from dpt.data.scenes.world import Scene
+from dpt.errors import BrokenImageError, DataError
 from dpt.records import from_plain
 from tests.data.files.conftest import SAMPLE
 from tests.data.scenes.reading import facts_of, reference_of
@@ -143,7 +140,7 @@ def test_a_flipped_example_is_the_mirrored_one(exported: DataRoot) -> None:
 def test_pictures_are_opened_only_when_asked_for(sample: DataRoot) -> None:
     shutil.rmtree(sample.images("train2014"))
     source = training_files(sample, "refall", FRAMING, 0)
-    with pytest.raises(BrokenPicture, match="no such file"):
+    with pytest.raises(BrokenImageError, match="no such file"):
         source[0]
 
 
@@ -156,7 +153,7 @@ class Latents:
     def latents(self, picture: Path, mirrored: bool = False) -> torch.Tensor:
         return torch.full((4, 8, 8), float(picture.stem[-2:]))
 
-    def header(self, picture: Path) -> Header:
+    def header(self, picture: Path) -> ImageHeader:
         return read_header(picture)
 
 
@@ -166,7 +163,7 @@ def test_cached_latents_come_instead_of_pixels(sample: DataRoot) -> None:
     assert all(picture.latent and picture.values.shape == (4, 8, 8) for picture in example.pictures)
     assert example.expression == training_files(sample, "refall", FRAMING, 0)[0].expression
     assert collate([example]).latent
-    with pytest.raises(DataFault, match="no latents of mirrored pictures"):
+    with pytest.raises(DataError, match="no latents of mirrored pictures"):
         training_files(sample, "refall", Framing(64, random_flip=True), 0, Latents())
 
 
@@ -185,8 +182,9 @@ def wide(root: DataRoot, **saving: Any) -> FileSource:
         image.update(width=200, height=100, caption="the left dog")
         boxes = [[0, 0, 40, 40], [100, 20, 20, 40]]
         content["images"] = [image]
-        content["annotations"] = [{**annotation, "id": i, "bbox": box, "tokens_positive": [[9, 12]]}
-                                  for i, box in enumerate(boxes)]
+        content["annotations"] = [
+            {**annotation, "id": i, "bbox": box, "tokens_positive": [[9, 12]]} for i, box in enumerate(boxes)
+        ]
 
     edit(file, change)
     name = json.loads(file.read_text())["images"][0]["file_name"]
@@ -194,7 +192,7 @@ def wide(root: DataRoot, **saving: Any) -> FileSource:
     return training_files(root, "refall", FRAMING, 0)
 
 
-def boxes(said: Expression) -> list[BoxCentre]:
+def boxes(said: ReferringExpression) -> list[BoxCentre]:
     return [region.box for region in said.regions]
 
 
@@ -219,13 +217,13 @@ def test_boxes_are_held_against_the_picture_if_no_size_is_recorded(sample: DataR
     file = sample.expressions("refall", "train")
     edit(file, lambda c: [image.pop(key) for image in c["images"] for key in ("width", "height")])
     edit(file, lambda c: c["annotations"][0].update(bbox=[60, 0, 30, 30]))
-    with pytest.raises(DataFault, match=r"images\[0\]: the box from .* to \(90, 30\) is not inside its picture of 64"):
+    with pytest.raises(DataError, match=r"images\[0\]: the box from .* to \(90, 30\) is not inside its picture of 64"):
         training_files(sample, "refall", FRAMING, 0)[0]
 
 
 def test_expressions_of_pictures_without_captions(sample: DataRoot) -> None:
     edit(sample.expressions("refall", "train"), lambda c: c["images"][2].update(file_name="other.jpg"))
-    with pytest.raises(DataFault, match=r"images\[2\]: no caption of other.jpg has hard negatives \(1 of 9"):
+    with pytest.raises(DataError, match=r"images\[2\]: no caption of other.jpg has hard negatives \(1 of 9"):
         training_files(sample, "refall", FRAMING, 0)
 
 
@@ -234,11 +232,11 @@ def test_negatives_that_are_none(tmp_path: Path, sample: DataRoot) -> None:
     head, *_ = table.read_text().splitlines()
     name = "COCO_val2014_000000000020.jpg"
     table.write_text(f"{head}\n{name}\ta cup\t['a cup']\t['COCO_val2014_000000000021.jpg']\n")
-    with pytest.raises(DataFault, match=r"row 0 \(line 2\): every negative is the picture's own caption"):
+    with pytest.raises(DataError, match=r"row 0 \(line 2\): every negative is the picture's own caption"):
         matching_files(sample, "val", FRAMING, 0)[0]
     sample.negative_types.unlink()
     table.write_text(f"{head}\n{name}\ta cup\t['a mug']\t['COCO_val2014_000000000021.jpg']\n")
-    with pytest.raises(DataFault, match="no other caption than 'a cup' was found"):
+    with pytest.raises(DataError, match="no other caption than 'a cup' was found"):
         matching_files(sample, "val", FRAMING, 0)[0]
 
 
@@ -248,11 +246,11 @@ def test_types_that_do_not_belong_to_the_negatives(sample: DataRoot) -> None:
     first["types"]["neg_image"].append("colour")
     sample.negative_types.write_text("\n".join([json.dumps(first), *lines[1:]]))
     source = training_files(sample, "refall", FRAMING, 0)
-    with pytest.raises(DataFault, match="not as many as their types"):
+    with pytest.raises(DataError, match="not as many as their types"):
         for epoch in range(20):
             source.example(0, epoch)
     sample.negative_types.write_text("\n".join([*lines[:2], lines[2][:30]]))
-    with pytest.raises(DataFault, match=r"negatives\.jsonl, line 3, is not valid JSON"):
+    with pytest.raises(DataError, match=r"negatives\.jsonl, line 3, is not valid JSON"):
         read_negative_types(sample.negative_types, "train")
     sample.negative_types.unlink()
     match = training_files(sample, "refall", FRAMING, 0)[0].matching

@@ -10,15 +10,13 @@ import pytest
 
 from dpt.backbone import Backbone
 from dpt.data.cache.latents import LatentsMaker
-from dpt.data.faults import BrokenPicture, DataFault
-from dpt.data.files.captions import read_captions
-from dpt.data.files.expressions import read_expressions
+from dpt.data.files.annotations import read_captions, read_expressions
 from dpt.data.files.hard_negatives import HardNegativeFolder, HardNegativeTable
-from dpt.data.files.root import DataRoot
+from dpt.data.files.reading import DataRoot
 from dpt.data.files.source import training_files
-from dpt.data.framing import Framing
-from dpt.data.pictures import read_header, read_picture
+from dpt.data.images import Framing, read_header, read_image
 from dpt.data.scenes.published import CAPTIONS_OF_IMAGES
+from dpt.errors import BrokenImageError, DataError
 from tests import tiny_models
 
 OUTSIDE = ["../up.jpg", "/etc/hostname", "a/../../b.jpg", "..", "a\\b.jpg", "C:x.jpg", "a\0.jpg", "a\n.jpg", "", "a/.."]
@@ -31,7 +29,7 @@ def test_expressions_and_captions(sample: DataRoot, name: str) -> None:
         content = json.loads(file.read_text())
         content["images"][0]["file_name"] = name
         file.write_text(json.dumps(content))
-        with pytest.raises(DataFault, match=r"is no file name under the data folder|is empty"):
+        with pytest.raises(DataError, match=r"is no file name under the data folder|is empty"):
             read(file)
 
 
@@ -41,7 +39,7 @@ def test_negatives_by_caption(tmp_path: Path, name: str) -> None:
         (tmp_path / CAPTIONS_OF_IMAGES).write_text(json.dumps({picture: [2]}))
         row = {"filepath": picture, "title": "a", "neg_caption": ["b"], "neg_image": [negative]}
         (tmp_path / "00002.json").write_text(json.dumps(row))
-        with pytest.raises(DataFault, match=r"is no file name under the data folder|is empty|one text at least"):
+        with pytest.raises(DataError, match=r"is no file name under the data folder|is empty|one text at least"):
             HardNegativeFolder(tmp_path).row(2)
 
 
@@ -49,7 +47,7 @@ def test_negatives_by_caption(tmp_path: Path, name: str) -> None:
 def test_the_table(tmp_path: Path, name: str) -> None:
     for row in (f"{name}\tx\t['y']\t['b.jpg']", f"a.jpg\tx\t['y']\t['{name}']"):
         (tmp_path / "a.tsv").write_text(f"filepath\ttitle\tneg_caption\tneg_image\n{row}\n")
-        with pytest.raises(DataFault, match=r"is no file name under the data folder"):
+        with pytest.raises(DataError, match=r"is no file name under the data folder"):
             HardNegativeTable(tmp_path / "a.tsv").row(0)
 
 
@@ -62,9 +60,9 @@ def test_a_picture_that_is_a_link_out_is_refused_and_one_within_is_not(tmp_path:
     (tmp_path / "in/out.jpg").symlink_to("../secret.jpg")
     (tmp_path / "elsewhere").symlink_to("in")
     for folder in ("in", "elsewhere"):  # the folder itself may be on another disk
-        read_picture(tmp_path / folder / "link.jpg", tmp_path / folder)
-        for read in (read_picture, read_header):
-            with pytest.raises(BrokenPicture, match=r"out\.jpg cannot be used: it is a link that leads out of"):
+        read_image(tmp_path / folder / "link.jpg", tmp_path / folder)
+        for read in (read_image, read_header):
+            with pytest.raises(BrokenImageError, match=r"out\.jpg cannot be used: it is a link that leads out of"):
                 read(tmp_path / folder / "out.jpg", tmp_path / folder)
 
 
@@ -77,10 +75,10 @@ def test_training_and_caching_follow_no_link_out(
     picture = sample.images("train2014") / name
     picture.rename(tmp_path / "secret.jpg")
     picture.symlink_to(tmp_path / "secret.jpg")
-    with pytest.raises(BrokenPicture, match=r"leads out of"):
+    with pytest.raises(BrokenImageError, match=r"leads out of"):
         source.example(0)
     model = tiny_models.save(tiny_models.SD2_BASE, tmp_path_factory.mktemp("model"))
     backbone = Backbone.open(model, device="cpu")
     maker = LatentsMaker(backbone, sample.images(""), Framing(32), [f"train2014/{name}"], tmp_path / "cache")
-    with pytest.raises(BrokenPicture, match=r"leads out of"), maker.builder.claimed():
+    with pytest.raises(BrokenImageError, match=r"leads out of"), maker.builder.claimed():
         maker.write(maker.missing(print))

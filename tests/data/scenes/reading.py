@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from dpt.data.scenes.facts import Absent, Count, Fact, Noun, Related
-from dpt.data.scenes.referring import Beside, Extreme, Named, Reference
-from dpt.data.scenes.words import (
+from dpt.claims.facts import Absent, Count, Fact, Noun, Related
+from dpt.claims.words import (
     ANYTHING,
     BACKGROUND_ENDING,
     COLOUR_WORDS,
@@ -17,13 +16,12 @@ from dpt.data.scenes.words import (
     RELATION_WORDS,
     SHAPE_WORDS,
     SIZE_WORDS,
-    plural,
+    scene_plural,
 )
+from dpt.data.scenes.referring import ExtremeReference, NounReference, Reference, RelativeReference
 
 COLOURS = {word: colour for colour, words in COLOUR_WORDS.items() for word in words}
-SHAPES = {
-    form: shape for shape, words in SHAPE_WORDS.items() for word in words for form in (word, plural(word))
-}
+SHAPES = {form: shape for shape, words in SHAPE_WORDS.items() for word in words for form in (word, scene_plural(word))}
 RELATIONS = {words: relation for relation, ways in RELATION_WORDS.items() for words in ways}
 SIDES = {word: side for side, word in EXTREMES.items()}
 SIZES = {word: size for size, words in SIZE_WORDS.items() for word in words}
@@ -60,11 +58,11 @@ def reference_of(text: str) -> Reference:
     """What a referring expression means, from its words alone."""
     parts = re.split(rf" ({'|'.join(LONGEST_FIRST)}) the ", text.removeprefix("the "))
     if len(parts) == 3:
-        return Beside(_noun_of_any_size(parts[0]), RELATIONS[parts[1]], _noun_of_any_size(parts[2]))
+        return RelativeReference(_noun_of_any_size(parts[0]), RELATIONS[parts[1]], _noun_of_any_size(parts[2]))
     first, _, rest = parts[0].partition(" ")
     if first in SIDES:
-        return Extreme(_noun_of_any_size(rest), SIDES[first])
-    return Named(_noun_of_any_size(parts[0]))
+        return ExtremeReference(_noun_of_any_size(rest), SIDES[first])
+    return NounReference(_noun_of_any_size(parts[0]))
 
 
 def _noun_of_any_size(words: str) -> Noun:

@@ -15,13 +15,12 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 from pycocotools.coco import COCO
 
-from dpt.data.scenes.export import RANGE, Plan, export_scenes
-from dpt.data.scenes.facts import all_hold
+from dpt.claims.facts import all_hold
+from dpt.claims.words import ANYTHING, SHAPE_WORDS
+from dpt.data.scenes.export import CATEGORIES, RANGE, Plan, export_scenes
 from dpt.data.scenes.layout import scene
 from dpt.data.scenes.negatives import NEGATIVE_TYPES
-from dpt.data.scenes.prompts import CATEGORIES
 from dpt.data.scenes.render import render
-from dpt.data.scenes.words import ANYTHING, SHAPE_WORDS
 from dpt.data.scenes.world import WORLDS, Scene
 from dpt.records import from_plain
 from tests.data.scenes.reading import facts_of
@@ -113,9 +112,7 @@ def test_expressions_load_in_pycocotools_and_agree_with_their_scenes(
     file = folder / REC / f"{name}.json"
     coco = COCO(str(file))
     assert coco.imgs
-    captions = {
-        i["id"]: i["file_name"] for i in read(folder / "coco/annotations/captions_train2014.json")["images"]
-    }
+    captions = {i["id"]: i["file_name"] for i in read(folder / "coco/annotations/captions_train2014.json")["images"]}
     part = {"train": "train", "val": "rec_val"}.get(name.rsplit("_", 1)[1], "rec_test")
     for image_id, image in coco.imgs.items():
         (annotation,) = coco.loadAnns(coco.getAnnIds(imgIds=[image_id]))
@@ -148,9 +145,7 @@ def test_expressions_load_in_pycocotools_and_agree_with_their_scenes(
 
 
 def test_expression_ids_are_different_across_files(folder: Path) -> None:
-    ids = [
-        image["id"] for name in EXPRESSION_FILES for image in read(folder / REC / f"{name}.json")["images"]
-    ]
+    ids = [image["id"] for name in EXPRESSION_FILES for image in read(folder / REC / f"{name}.json")["images"]]
     assert ids == list(range(len(ids)))
 
 
@@ -238,15 +233,11 @@ def test_more_training_scenes_leave_the_others_as_they_are(tmp_path: Path) -> No
             for out in (small, large)
         ]
         assert lines[0] == lines[1]
-    assert [row["title"] for row in table(small, "train")] == [row["title"] for row in table(large, "train")][
-        :6
-    ]
+    assert [row["title"] for row in table(small, "train")] == [row["title"] for row in table(large, "train")][:6]
 
 
 def test_png_keeps_every_pixel(tmp_path: Path) -> None:
     export_scenes(Plan(2, 1, 0, "pocket", "png"), tmp_path / "out")
     for line in map(json.loads, (tmp_path / "out/scenes.jsonl").read_text().splitlines()):
         with Image.open(tmp_path / "out/coco/images" / line["split"] / line["file_name"]) as picture:
-            np.testing.assert_array_equal(
-                np.asarray(picture), render(from_plain(Scene, line["scene"], "scene"))
-            )
+            np.testing.assert_array_equal(np.asarray(picture), render(from_plain(Scene, line["scene"], "scene")))

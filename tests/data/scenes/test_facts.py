@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from dpt.data.scenes.facts import Absent, Count, Noun, Related, all_hold
-from dpt.data.scenes.world import Box, SceneObject
+from dpt.claims.boxes import Box
+from dpt.claims.facts import Absent, Count, Noun, Related, all_hold
+from dpt.data.scenes.world import SceneObject
 
 RED_CIRCLE = SceneObject("circle", "red", "small", Box(2, 2, 16, 16))
 BLUE_SQUARE = SceneObject("square", "blue", "large", Box(40, 4, 60, 24))

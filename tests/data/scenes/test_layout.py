@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpt.data.scenes.layout import EDGE, GAP, move, related, scene
-from dpt.data.scenes.words import OPPOSITE
-from dpt.data.scenes.world import RELATIONS, SIZES, SMALLEST_IMAGE, Box, Scene, World
+from dpt.claims.boxes import RELATIONS, Box, related
+from dpt.claims.words import OPPOSITE
+from dpt.data.scenes.layout import EDGE, GAP, move, scene
+from dpt.data.scenes.world import SIZES, SMALLEST_IMAGE, Scene, World
 from tests.data.scenes.strategies import indices, seeds, worlds, worlds_with_scenes
 
 

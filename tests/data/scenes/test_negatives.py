@@ -6,20 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpt.data.scenes.captions import Description, Group, describe, say
-from dpt.data.scenes.draws import Draws
-from dpt.data.scenes.facts import Count, Noun, Related, all_hold
+from dpt.claims.boxes import Box
+from dpt.claims.description import Description, Group, caption_text
+from dpt.claims.facts import Count, Noun, Related, all_hold
+from dpt.claims.words import OPPOSITE, vocabulary
+from dpt.data.scenes.captions import describe
 from dpt.data.scenes.layout import fits, scene
-from dpt.data.scenes.negatives import (
-    NEGATIVE_TYPES,
-    contradict,
-    falsify,
-    hard_caption,
-    hard_image,
-)
+from dpt.data.scenes.negatives import NEGATIVE_TYPES, contradict, falsify, hard_caption, hard_image
 from dpt.data.scenes.render import render
-from dpt.data.scenes.words import OPPOSITE, vocabulary
-from dpt.data.scenes.world import FULL_WORLD, POCKET_WORLD, Box, Scene, SceneObject, World
+from dpt.data.scenes.world import FULL_WORLD, POCKET_WORLD, Scene, SceneObject, World
+from dpt.keyed_random import KeyedRandom
 from tests.data.scenes.strategies import worlds_with_scenes
 
 WORDS = set(vocabulary())
@@ -38,7 +34,7 @@ def changes(right: Description, wrong: Description) -> list[str]:
 @given(worlds_with_scenes(), types)
 def test_a_hard_caption_is_false_and_differs_in_one_fact(drawn: tuple[World, Scene, int], kind: str) -> None:
     world, one, index = drawn
-    draws = Draws("test", index)
+    draws = KeyedRandom("test", index)
     right = describe(one, world, draws)
     wrong = falsify(right, one, kind, world, draws)
     if wrong is None:
@@ -62,7 +58,7 @@ def test_a_hard_caption_is_false_and_differs_in_one_fact(drawn: tuple[World, Sce
 @given(worlds_with_scenes(), types)
 def test_a_hard_caption_is_something_one_might_say(drawn: tuple[World, Scene, int], kind: str) -> None:
     world, one, index = drawn
-    pair = hard_caption(one, world, Draws("test", index), kind)
+    pair = hard_caption(one, world, KeyedRandom("test", index), kind)
     if pair is None:
         return
     assert pair.kind == kind
@@ -86,7 +82,7 @@ def test_a_hard_image_differs_in_one_fact_and_makes_the_caption_false(
     drawn: tuple[World, Scene, int], kind: str
 ) -> None:
     world, one, index = drawn
-    hard = hard_image(one, world, Draws("test", index), kind)
+    hard = hard_image(one, world, KeyedRandom("test", index), kind)
     if hard is None:
         return
     other = hard.scene
@@ -128,7 +124,7 @@ def one_more_or_less(before: Scene, after: Scene) -> bool:
 @given(worlds_with_scenes())
 def test_a_turned_picture_shows_the_opposite_relation_clearly(drawn: tuple[World, Scene, int]) -> None:
     world, one, index = drawn
-    hard = hard_image(one, world, Draws("test", index), "relation")
+    hard = hard_image(one, world, KeyedRandom("test", index), "relation")
     if hard is None:
         return
     (said,) = (fact for fact in hard.right.facts if isinstance(fact, Related))
@@ -138,8 +134,8 @@ def test_a_turned_picture_shows_the_opposite_relation_clearly(drawn: tuple[World
 @pytest.mark.parametrize("world", [FULL_WORLD, POCKET_WORLD])
 def test_every_type_is_to_be_had_often(world: World) -> None:
     for kind in NEGATIVE_TYPES:
-        captions = [hard_caption(scene(1, i, world), world, Draws(i), kind) for i in range(100)]
-        images = [hard_image(scene(1, i, world), world, Draws(i), kind) for i in range(100)]
+        captions = [hard_caption(scene(1, i, world), world, KeyedRandom(i), kind) for i in range(100)]
+        images = [hard_image(scene(1, i, world), world, KeyedRandom(i), kind) for i in range(100)]
         # Only scenes with two single things have a relation to turn round.
         least = 25 if kind == "relation" else 80
         assert sum(c is not None for c in captions) >= least
@@ -153,27 +149,25 @@ def thing(shape: str, colour: str, x: float) -> SceneObject:
 def test_a_shape_change_never_names_a_thing_twice() -> None:
     """Of "a red circle and two red squares" it must not make "a red square and two red squares"."""
     right = Description((Group(Noun("red", "circle"), 1), Group(Noun("red", "square"), 2)))
-    one = Scene(
-        (thing("circle", "red", 2), thing("square", "red", 24), thing("square", "red", 43)), "white", 66
-    )
+    one = Scene((thing("circle", "red", 2), thing("square", "red", 24), thing("square", "red", 43)), "white", 66)
     two_shapes = World(shapes=("circle", "square"))
-    assert all(falsify(right, one, "shape", two_shapes, Draws(i)) is None for i in range(20))
+    assert all(falsify(right, one, "shape", two_shapes, KeyedRandom(i)) is None for i in range(20))
 
 
 def test_a_shape_change_never_denies_what_it_says() -> None:
     """Of "a red circle without squares" it must not make "a red square without squares"."""
     right = Description((Group(Noun("red", "circle"), 1),), absent=Noun(shape="square"))
     one = Scene((thing("circle", "red", 20),), "white")
-    found = [falsify(right, one, "shape", FULL_WORLD, Draws(i)) for i in range(40)]
+    found = [falsify(right, one, "shape", FULL_WORLD, KeyedRandom(i)) for i in range(40)]
     assert any(found)
-    assert all("square" not in say(wrong).split() for wrong in found if wrong)
+    assert all("square" not in caption_text(wrong).split() for wrong in found if wrong)
 
 
 def test_exchanging_colours_of_one_shape_would_be_exchanging_places() -> None:
     right = Description((Group(Noun("red", "circle"), 1), Group(Noun("blue", "circle"), 1)), "left")
     one = Scene((thing("circle", "red", 4), thing("circle", "blue", 34)), "white")
     for i in range(30):
-        changed = contradict(right, one, "colour", FULL_WORLD, Draws(i))
+        changed = contradict(right, one, "colour", FULL_WORLD, KeyedRandom(i))
         assert changed is not None
         assert len(exchanged(one, changed)) == 1
 
@@ -183,11 +177,11 @@ def test_a_world_with_nothing_to_change_to_gives_nothing(kind: str) -> None:
     world = World(shapes=("circle",)) if kind == "shape" else World(colours=("red",))
     for i in range(20):
         one = scene(0, i, world)
-        assert hard_caption(one, world, Draws(i), kind) is None
-        assert hard_image(one, world, Draws(i), kind) is None
+        assert hard_caption(one, world, KeyedRandom(i), kind) is None
+        assert hard_image(one, world, KeyedRandom(i), kind) is None
 
 
 def test_the_same_key_gives_the_same_negatives() -> None:
     one = scene(0, 7)
-    assert hard_caption(one, FULL_WORLD, Draws(1)) == hard_caption(one, FULL_WORLD, Draws(1))
-    assert hard_image(one, FULL_WORLD, Draws(1)) == hard_image(one, FULL_WORLD, Draws(1))
+    assert hard_caption(one, FULL_WORLD, KeyedRandom(1)) == hard_caption(one, FULL_WORLD, KeyedRandom(1))
+    assert hard_image(one, FULL_WORLD, KeyedRandom(1)) == hard_image(one, FULL_WORLD, KeyedRandom(1))

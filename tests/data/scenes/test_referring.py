@@ -3,23 +3,24 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpt.data.scenes.draws import Draws
-from dpt.data.scenes.facts import Noun
+from dpt.claims.boxes import RELATION_MARGIN, Box
+from dpt.claims.facts import Noun
+from dpt.claims.words import ANYTHING, SHAPE_WORDS, vocabulary
 from dpt.data.scenes.layout import scene
 from dpt.data.scenes.referring import (
     KINDS,
-    Beside,
-    Expression,
-    Extreme,
-    Named,
+    ExtremeReference,
+    NounReference,
     Reference,
+    RelativeReference,
+    SceneExpression,
+    reference_text,
     referring_expression,
     referring_expressions,
     resolve,
-    say_reference,
 )
-from dpt.data.scenes.words import ANYTHING, SHAPE_WORDS, vocabulary
-from dpt.data.scenes.world import FULL_WORLD, RELATION_MARGIN, Box, Scene, SceneObject, World
+from dpt.data.scenes.world import FULL_WORLD, Scene, SceneObject, World
+from dpt.keyed_random import KeyedRandom
 from tests.data.scenes.strategies import worlds_with_scenes
 
 WORDS = set(vocabulary())
@@ -38,25 +39,25 @@ CIRCLE, SQUARE = Noun(shape="circle"), Noun(shape="square")
 
 
 def test_resolving_by_attributes() -> None:
-    assert resolve(Named(CIRCLE), THREE) == [0, 2]
-    assert resolve(Named(Noun("blue")), THREE) == [1]
-    assert resolve(Named(Noun(size="small")), THREE) == [1]
-    assert resolve(Named(Noun("green")), THREE) == []
+    assert resolve(NounReference(CIRCLE), THREE) == [0, 2]
+    assert resolve(NounReference(Noun("blue")), THREE) == [1]
+    assert resolve(NounReference(Noun(size="small")), THREE) == [1]
+    assert resolve(NounReference(Noun("green")), THREE) == []
 
 
 def test_resolving_by_relation() -> None:
-    assert resolve(Beside(CIRCLE, "left", SQUARE), THREE) == [0]
-    assert resolve(Beside(CIRCLE, "right", Noun("blue")), THREE) == [2]
-    assert resolve(Beside(CIRCLE, "above", SQUARE), THREE) == [0, 2]
-    assert resolve(Beside(SQUARE, "below", CIRCLE), THREE) == [], "which circle?"
+    assert resolve(RelativeReference(CIRCLE, "left", SQUARE), THREE) == [0]
+    assert resolve(RelativeReference(CIRCLE, "right", Noun("blue")), THREE) == [2]
+    assert resolve(RelativeReference(CIRCLE, "above", SQUARE), THREE) == [0, 2]
+    assert resolve(RelativeReference(SQUARE, "below", CIRCLE), THREE) == [], "which circle?"
 
 
 def test_resolving_by_extreme() -> None:
-    assert resolve(Extreme(CIRCLE, "left"), THREE) == [0]
-    assert resolve(Extreme(Noun(), "below"), THREE) == [1]
-    assert resolve(Extreme(CIRCLE, "above"), THREE) == [], "two pixels higher are too few"
-    assert resolve(Extreme(CIRCLE, "above"), THREE, margin=1) == [2]
-    assert resolve(Extreme(SQUARE, "left"), THREE) == [], "the only square is not the leftmost one"
+    assert resolve(ExtremeReference(CIRCLE, "left"), THREE) == [0]
+    assert resolve(ExtremeReference(Noun(), "below"), THREE) == [1]
+    assert resolve(ExtremeReference(CIRCLE, "above"), THREE) == [], "two pixels higher are too few"
+    assert resolve(ExtremeReference(CIRCLE, "above"), THREE, margin=1) == [2]
+    assert resolve(ExtremeReference(SQUARE, "left"), THREE) == [], "the only square is not the leftmost one"
 
 
 def centre(box: Box) -> dict[str, float]:
@@ -72,12 +73,12 @@ def means(reference: Reference, objects: tuple[SceneObject, ...], margin: float)
         return {o for o in objects if all(getattr(o, key) == value for key, value in said.items() if value)}
 
     found = named(reference.noun)
-    if isinstance(reference, Extreme):
+    if isinstance(reference, ExtremeReference):
         side = reference.side
         ahead = sorted(found, key=lambda o: centre(o.box)[side])
         clear = len(ahead) > 1 and centre(ahead[-1].box)[side] - centre(ahead[-2].box)[side] >= margin
         found = {ahead[-1]} if clear else set()
-    if isinstance(reference, Beside):
+    if isinstance(reference, RelativeReference):
         side = reference.relation
         landmarks = named(reference.landmark)
         if len(landmarks) != 1:
@@ -91,7 +92,7 @@ def means(reference: Reference, objects: tuple[SceneObject, ...], margin: float)
 @given(worlds_with_scenes())
 def test_every_expression_means_just_its_box(drawn: tuple[World, Scene, int]) -> None:
     world, one, index = drawn
-    for expression in referring_expressions(one, world, Draws("test", index)):
+    for expression in referring_expressions(one, world, KeyedRandom("test", index)):
         target = one.objects[expression.target]
         assert expression.box == target.box
         assert resolve(expression.reference, one.objects) == [expression.target]
@@ -99,7 +100,7 @@ def test_every_expression_means_just_its_box(drawn: tuple[World, Scene, int]) ->
         check_wording(expression, target, world, one)
 
 
-def check_wording(expression: Expression, target: SceneObject, world: World, one: Scene) -> None:
+def check_wording(expression: SceneExpression, target: SceneObject, world: World, one: Scene) -> None:
     text, (begin, end) = expression.text, expression.span
     assert set(text.split()) <= WORDS
     assert text.startswith("the ")
@@ -112,7 +113,7 @@ def check_wording(expression: Expression, target: SceneObject, world: World, one
     assert len(text[:begin].split()) == 1 + sum(
         part is not None for part in (noun.colour, noun.size, getattr(expression.reference, "side", None))
     )
-    if isinstance(expression.reference, Beside):
+    if isinstance(expression.reference, RelativeReference):
         landmark = next(o for o in one.objects if expression.reference.landmark.matches(o))
         assert (target.shape, expression.reference.relation, landmark.shape) not in world.held_out_relations
     else:
@@ -122,36 +123,35 @@ def check_wording(expression: Expression, target: SceneObject, world: World, one
 @given(worlds_with_scenes(), st.sets(st.sampled_from(sorted(KINDS)), min_size=1))
 def test_a_drawn_expression_is_of_a_kind_asked_for(drawn: tuple[World, Scene, int], kinds: set[str]) -> None:
     world, one, index = drawn
-    expression = referring_expression(one, world, Draws("test", index), sorted(kinds))
+    expression = referring_expression(one, world, KeyedRandom("test", index), sorted(kinds))
     if expression is not None:
         assert expression.kind in kinds
         assert resolve(expression.reference, one.objects) == [expression.target]
-    assert expression == referring_expression(one, world, Draws("test", index), sorted(kinds))
+    assert expression == referring_expression(one, world, KeyedRandom("test", index), sorted(kinds))
 
 
 def test_size_is_said_only_where_it_tells_things_apart() -> None:
     twins = Scene((RED_LEFT, thing("circle", "red", 42, 10, "small")), "white")
-    texts = {e.text for e in referring_expressions(twins, FULL_WORLD, Draws(1))}
+    texts = {e.text for e in referring_expressions(twins, FULL_WORLD, KeyedRandom(1))}
     assert any(text.split()[1] in ("small", "little") for text in texts)
     apart = Scene((RED_LEFT, thing("square", "blue", 42, 10, "small")), "white")
-    words = {w for e in referring_expressions(apart, FULL_WORLD, Draws(1)) for w in e.text.split()}
+    words = {w for e in referring_expressions(apart, FULL_WORLD, KeyedRandom(1)) for w in e.text.split()}
     assert not words & {"small", "little", "large", "big"}
 
 
 def test_things_that_nothing_tells_apart_have_no_expression() -> None:
     grid = [thing("circle", "red", x, y) for x, y in ((2, 3), (40, 2), (3, 40), (41, 41))]
-    assert referring_expressions(Scene(tuple(grid), "white"), FULL_WORLD, Draws(1)) == []
-    assert referring_expression(Scene(tuple(grid), "white"), FULL_WORLD, Draws(1)) is None
+    assert referring_expressions(Scene(tuple(grid), "white"), FULL_WORLD, KeyedRandom(1)) == []
+    assert referring_expression(Scene(tuple(grid), "white"), FULL_WORLD, KeyedRandom(1)) is None
 
 
 def test_a_near_miss_is_not_passed_over() -> None:
     """A second circle, a little to the left of the square, makes "the circle left of the square" doubtful."""
     near = thing("circle", "green", 18, 2, "small")
     one = Scene((thing("circle", "red", 2, 42), near, thing("square", "blue", 18, 20)), "white")
-    assert len(resolve(Beside(CIRCLE, "left", SQUARE), one.objects)) == 1
+    assert len(resolve(RelativeReference(CIRCLE, "left", SQUARE), one.objects)) == 1
     texts = [
-        say_reference(e.reference, one, e.target).text
-        for e in referring_expressions(one, FULL_WORLD, Draws(1))
+        reference_text(e.reference, one, e.target).text for e in referring_expressions(one, FULL_WORLD, KeyedRandom(1))
     ]
     assert "the circle to the left of the square" not in texts
     assert "the red circle to the left of the square" in texts
@@ -160,16 +160,16 @@ def test_a_near_miss_is_not_passed_over() -> None:
 def test_the_plainest_words() -> None:
     one = Scene(THREE, "white")
     for reference, text, head in (
-        (Named(Noun("red", "circle", "small")), "the small red circle", "circle"),
-        (Beside(CIRCLE, "left", SQUARE), "the circle to the left of the square", "circle"),
-        (Extreme(Noun("red"), "left"), "the leftmost red shape", "shape"),
+        (NounReference(Noun("red", "circle", "small")), "the small red circle", "circle"),
+        (RelativeReference(CIRCLE, "left", SQUARE), "the circle to the left of the square", "circle"),
+        (ExtremeReference(Noun("red"), "left"), "the leftmost red shape", "shape"),
     ):
-        expression = say_reference(reference, one, 0)
+        expression = reference_text(reference, one, 0)
         assert expression.text == text
         assert text[slice(*expression.span)] == head
 
 
 def test_every_kind_occurs() -> None:
-    found = [referring_expression(scene(2, i), FULL_WORLD, Draws(i)) for i in range(200)]
+    found = [referring_expression(scene(2, i), FULL_WORLD, KeyedRandom(i)) for i in range(200)]
     assert {e.kind for e in found if e} == set(KINDS)
     assert sum(e is None for e in found) < 5

@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpt.claims.boxes import Box
+from dpt.claims.words import COLOURS, SHAPES
 from dpt.data.scenes.layout import scene
 from dpt.data.scenes.render import coverage, render
-from dpt.data.scenes.world import BACKGROUNDS, COLOURS, SHAPES, Box, Scene, SceneObject, World
+from dpt.data.scenes.world import BACKGROUNDS, Scene, SceneObject, World
 from tests.data.scenes.strategies import worlds_with_scenes
 
 WHOLE = slice(0, 64)
@@ -44,9 +46,7 @@ def test_the_box_is_tight_within_a_pixel(shape: str, x: float, y: float, extent:
 
 
 @given(st.sampled_from(SHAPES), corners, corners, extents)
-def test_nothing_is_drawn_beyond_the_window_of_an_object(
-    shape: str, x: float, y: float, extent: float
-) -> None:
+def test_nothing_is_drawn_beyond_the_window_of_an_object(shape: str, x: float, y: float, extent: float) -> None:
     """Rendering looks only at the pixels around each box; that must lose nothing."""
     thing = SceneObject(shape, "red", "large", box_at(x, y, extent))
     cover = coverage(shape, thing.box, WHOLE, WHOLE)[..., None]

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from dpt.data.scenes.draws import Draws
-from dpt.data.scenes.facts import Noun
-from dpt.data.scenes.words import article, noun_words, plural, vocabulary
+from dpt.claims.facts import Noun
+from dpt.claims.words import noun_words, scene_article, scene_plural, vocabulary
+from dpt.keyed_random import KeyedRandom
 
 FROZEN = """
 a above an and any background below big blue box boxes circle circles colourful cross crosses cyan
@@ -14,16 +14,16 @@ triangles turquoise two under violet with without yellow
 
 
 def test_plurals_and_articles() -> None:
-    assert [plural(word) for word in ("circle", "box", "cross", "plus", "ring")] == [
+    assert [scene_plural(word) for word in ("circle", "box", "cross", "plus", "ring")] == [
         "circles", "boxes", "crosses", "pluses", "rings",
     ]  # fmt: skip
-    assert [article(word) for word in ("orange", "red", "object", "square")] == ["an", "a", "an", "a"]
+    assert [scene_article(word) for word in ("orange", "red", "object", "square")] == ["an", "a", "an", "a"]
 
 
 def test_the_head_comes_last() -> None:
     assert noun_words(Noun("red", "circle", "small")) == ["small", "red", "circle"]
     assert noun_words(Noun("red"), many=True) == ["red", "shapes"]
-    assert noun_words(Noun("red", "circle"), Draws(3)) in (["red", "circle"], ["red", "disc"])
+    assert noun_words(Noun("red", "circle"), KeyedRandom(3)) in (["red", "circle"], ["red", "disc"])
 
 
 def test_the_vocabulary_is_frozen() -> None:

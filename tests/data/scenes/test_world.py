@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from dpt.data.scenes.world import POCKET_WORLD, SHAPES, WORLDS, World
+from dpt.claims.words import SHAPES
+from dpt.data.scenes.world import POCKET_WORLD, WORLDS, World
 
 
 @pytest.mark.parametrize(

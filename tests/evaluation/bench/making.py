@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from dpt.evaluation.bench.rows import JudgedAtom, Row, SeenObject
+from dpt.evaluation.bench.results import ImageResult, JudgedAtom, SeenObject
 
 
-def row(method: str, prompt_id: str = "a", index: int = 0, passed: bool | None = True, **more: Any) -> Row:
+def row(method: str, prompt_id: str = "a", index: int = 0, passed: bool | None = True, **more: Any) -> ImageResult:
     told: dict[str, Any] = {"category": "left", "prompt": f"a car <{prompt_id}>", "clip": None, **more}
     atoms = more.get("atoms", (JudgedAtom("count", "1 x car", bool(passed)),) if passed is not None else ())
     objects = more.get("objects", (SeenObject("car", "red", None, (2.0, 3.0, 20.0, 30.0), 0.75),))
-    return Row(
+    return ImageResult(
         method, prompt_id, index, told["category"], told["prompt"], False, 1, passed, atoms, objects, 0, told["clip"]
     )  # fmt: skip
 

@@ -16,17 +16,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpt.data.scenes.facts import Count, Noun
-from dpt.data.scenes.world import Box
+from dpt.claims.boxes import Box
+from dpt.claims.detections import Detection, Detections
+from dpt.claims.facts import Count, Noun
+from dpt.claims.prompt import Prompt
 from dpt.errors import UserError
-from dpt.evaluation.bench import rows
-from dpt.evaluation.bench.asked import Asked
-from dpt.evaluation.bench.looking import Panel
-from dpt.evaluation.bench.pictures import open_picture
-from dpt.evaluation.bench.run import Stored, run
-from dpt.evaluation.detectors.base import Detection, Detections
+from dpt.evaluation.bench import results as rows
+from dpt.evaluation.bench.judging import ImageJudge
+from dpt.evaluation.bench.requests import ImageRequest, open_image
+from dpt.evaluation.bench.run import StoredImages, run_benchmark
 from dpt.evaluation.suites import lmd
-from dpt.evaluation.suites.base import Prompt
 from tests.evaluation.bench.making import row
 
 
@@ -48,8 +47,8 @@ PROMPT = Prompt("p", "numeracy", "two cars", (Count(Noun(shape="car"), 2),), clo
 PICTURE = np.zeros((40, 64, 3), np.uint8)
 
 
-def line(*answer: Detection) -> rows.Row:
-    (found,) = Panel(Telling(answer), lmd.ASKING)("base", [Asked(PROMPT, 0, "lmd-1")], [PICTURE])
+def line(*answer: Detection) -> rows.ImageResult:
+    (found,) = ImageJudge(Telling(answer), lmd.ASKING)("base", [ImageRequest(PROMPT, 0, "lmd-1")], [PICTURE])
     return found
 
 
@@ -75,31 +74,31 @@ def test_a_score_that_is_no_number_is_refused() -> None:
 
 def test_only_who_must_be_told_is_told() -> None:
     teller = Telling(())
-    Panel(teller, lmd.ASKING)("base", [Asked(PROMPT, 0, "lmd-1")], [PICTURE])
+    ImageJudge(teller, lmd.ASKING)("base", [ImageRequest(PROMPT, 0, "lmd-1")], [PICTURE])
     assert teller.asked == [["car"]]
     knower = Telling((car(-9, 10),), classes=("car",))
-    (found,) = Panel(knower, lmd.ASKING)("base", [Asked(PROMPT, 0, "lmd-1")], [PICTURE])
+    (found,) = ImageJudge(knower, lmd.ASKING)("base", [ImageRequest(PROMPT, 0, "lmd-1")], [PICTURE])
     assert knower.asked is None and found.clipped == 0 and found.objects[0].box[0] == -9
 
 
 def test_nothing_judged_says_so() -> None:
-    (found,) = Panel(None, None)("base", [Asked(PROMPT, 0, "prompts-1")], [PICTURE])
+    (found,) = ImageJudge(None, None)("base", [ImageRequest(PROMPT, 0, "prompts-1")], [PICTURE])
     assert found.passed is None and found.atoms == ()
 
 
 def test_a_line_says_only_what_there_is_to_say(tmp_path: Path) -> None:
     file = tmp_path / "base.jsonl"
-    rows.append(file, [row("base"), row("base", "b", clip=0.25)])
+    rows.append_results(file, [row("base"), row("base", "b", clip=0.25)])
     plain, scored = (json.loads(text) for text in file.read_text().splitlines())
     assert not {"clip", "clipped", "outside"} & plain.keys() and scored["clip"] == 0.25
-    assert rows.read(file) == [row("base"), row("base", "b", clip=0.25)]
+    assert rows.read_results(file) == [row("base"), row("base", "b", clip=0.25)]
 
 
-def asked_of(n: int) -> list[Asked]:
-    return [Asked(PROMPT, index, "lmd-1") for index in range(n)]
+def asked_of(n: int) -> list[ImageRequest]:
+    return [ImageRequest(PROMPT, index, "lmd-1") for index in range(n)]
 
 
-def pictures(folder: Path, n: int = 20) -> list[Asked]:
+def pictures(folder: Path, n: int = 20) -> list[ImageRequest]:
     asked = asked_of(n)
     (folder / "base").mkdir(parents=True)
     for one in asked:
@@ -108,20 +107,20 @@ def pictures(folder: Path, n: int = 20) -> list[Asked]:
 
 
 def test_judging_stored_pictures_goes_on_after_a_kill(tmp_path: Path) -> None:
-    asked, panel = pictures(tmp_path), Panel(Telling((car(0, 10), car(30, 40))), lmd.ASKING)
+    asked, panel = pictures(tmp_path), ImageJudge(Telling((car(0, 10), car(30, 40))), lmd.ASKING)
     (tmp_path / "whole").mkdir(), (tmp_path / "cut").mkdir()
-    source = Stored(tmp_path / "base")
-    run("base", asked, source, panel, tmp_path / "whole")
+    source = StoredImages(tmp_path / "base")
+    run_benchmark("base", asked, source, panel, tmp_path / "whole")
     whole = (tmp_path / "whole/base.jsonl").read_text()
     assert len(whole.splitlines()) == 20
     for share in (3, 2):
         (tmp_path / "cut/base.jsonl").write_text(whole[: len(whole) // share])
-        run("base", asked, source, panel, tmp_path / "cut")
+        run_benchmark("base", asked, source, panel, tmp_path / "cut")
         assert (tmp_path / "cut/base.jsonl").read_text() == whole
 
 
 def test_a_picture_that_is_missing_or_half_written_is_named_not_dropped(tmp_path: Path) -> None:
-    asked, panel = pictures(tmp_path), Panel(Telling(()), lmd.ASKING)
+    asked, panel = pictures(tmp_path), ImageJudge(Telling(()), lmd.ASKING)
     file = tmp_path / "base" / asked[17].file
     whole = file.read_bytes()
     for content, sentence in [(whole[:60], "p-17.png is damaged or only half written"), (b"", "is damaged"),
@@ -131,10 +130,10 @@ def test_a_picture_that_is_missing_or_half_written_is_named_not_dropped(tmp_path
         else:
             file.write_bytes(content)
         with pytest.raises(UserError, match=sentence):
-            run("base", asked, Stored(tmp_path / "base"), panel, tmp_path)
-        assert len(rows.read(tmp_path / "base.jsonl")) == 16  # the pictures before it have their lines
+            run_benchmark("base", asked, StoredImages(tmp_path / "base"), panel, tmp_path)
+        assert len(rows.read_results(tmp_path / "base.jsonl")) == 16  # the pictures before it have their lines
     with pytest.raises(UserError, match="is missing"):
-        open_picture(file)
+        open_image(file)
 
 
 SLOWLY = """
@@ -161,9 +160,9 @@ def test_a_kill_at_any_moment_changes_no_line(tmp_path: Path) -> None:
         time.sleep(0.05)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    assert 16 <= len(rows.read(lines)) < 60
-    panel, source = Panel(Telling((car(0, 10),)), lmd.ASKING), Stored(tmp_path / "base")
-    run("base", asked, source, panel, tmp_path)
+    assert 16 <= len(rows.read_results(lines)) < 60
+    panel, source = ImageJudge(Telling((car(0, 10),)), lmd.ASKING), StoredImages(tmp_path / "base")
+    run_benchmark("base", asked, source, panel, tmp_path)
     (tmp_path / "again").mkdir()
-    run("base", asked, source, panel, tmp_path / "again")
+    run_benchmark("base", asked, source, panel, tmp_path / "again")
     assert lines.read_text() == (tmp_path / "again/base.jsonl").read_text()

@@ -12,12 +12,11 @@ import pytest
 from PIL import Image
 
 from dpt.errors import UserError
-from dpt.evaluation.bench import report
-from dpt.evaluation.bench.fidelity_table import Fidelity
-from dpt.evaluation.bench.page.cases import gain, sections
+from dpt.evaluation.bench import tables as report
+from dpt.evaluation.bench.page.gallery import Album, gain, sections
 from dpt.evaluation.bench.page.page import Counted, page
-from dpt.evaluation.bench.page.pictures import Album
-from dpt.evaluation.bench.rows import JudgedAtom, Row, SeenObject
+from dpt.evaluation.bench.results import ImageResult, JudgedAtom, SeenObject
+from dpt.evaluation.fidelity import Fidelity
 from tests.evaluation.bench.making import row
 
 VOID = {"meta", "rect", "line", "image"}
@@ -49,7 +48,7 @@ class Balanced(HTMLParser):
         self.words.append(data)
 
 
-ROWS: dict[str, list[Row]] = {
+ROWS: dict[str, list[ImageResult]] = {
     "base": [row("base", "a"), row("base", "b", passed=False), row("base", "c"), row("base", "c", 1),
              row("base", "d", passed=False), row("base", "e")],
     "tuned": [row("tuned", "a", passed=False), row("tuned", "b"), row("tuned", "c", passed=False),
@@ -57,7 +56,7 @@ ROWS: dict[str, list[Row]] = {
 }  # fmt: skip
 
 
-def written(folder: Path, rows: dict[str, list[Row]], side: int = 32) -> Path:
+def written(folder: Path, rows: dict[str, list[ImageResult]], side: int = 32) -> Path:
     for name, own in rows.items():
         (folder / name).mkdir()
         for number, one in enumerate(own):
@@ -66,7 +65,7 @@ def written(folder: Path, rows: dict[str, list[Row]], side: int = 32) -> Path:
     return folder
 
 
-def made(folder: Path, rows: dict[str, list[Row]], budget: int = 10**6) -> str:
+def made(folder: Path, rows: dict[str, list[ImageResult]], budget: int = 10**6) -> str:
     results = report.results(rows)
     apart = [report.difference(rows["tuned"], rows["base"])] if "tuned" in rows else []
     record = {"asked": {"suite": "pocket"}, "methods": {name: {"detector": "the <oracle>"} for name in rows}}
@@ -111,7 +110,7 @@ def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
 
 
 def test_no_column_is_wider_than_a_phone() -> None:
-    from dpt.evaluation.bench.page.style import STYLE
+    from dpt.evaluation.bench.page.charts import STYLE
 
     assert not re.search(r"(?<![-\w])(min-)?width: *[\d.]+(px|rem)", STYLE)
     columns = re.findall(r"repeat\([^,]+, minmax\(([^)]+\))", STYLE)
@@ -126,7 +125,7 @@ def test_a_prompt_is_no_markup(tmp_path: Path) -> None:
     assert "&lt;script&gt;" in text and "<script" not in text and "the &lt;oracle&gt;" in text
 
 
-MARKUP = '"><script>alert(1)</script><img src=x onerror=alert(1)>\'&'
+MARKUP = "\"><script>alert(1)</script><img src=x onerror=alert(1)>'&"
 
 
 def test_nothing_else_is_markup_either(tmp_path: Path) -> None:

@@ -7,15 +7,18 @@ from pathlib import Path
 import pytest
 
 from dpt.errors import UserError
-from dpt.evaluation.bench import report, rows
-from dpt.evaluation.bench.rows import Row
+from dpt.evaluation.bench import results as rows
+from dpt.evaluation.bench import tables as report
+from dpt.evaluation.bench.results import ImageResult
 
 
-def row(method: str, category: str, number: int, index: int, passed: bool, noise: int = 0) -> Row:
-    return Row(method, f"{category}-0-{number:04d}", index, category, "a red circle", False, noise, passed, (), (), 0)
+def row(method: str, category: str, number: int, index: int, passed: bool, noise: int = 0) -> ImageResult:
+    return ImageResult(
+        method, f"{category}-0-{number:04d}", index, category, "a red circle", False, noise, passed, (), (), 0
+    )
 
 
-def many(method: str, rights: dict[str, list[list[bool]]]) -> list[Row]:
+def many(method: str, rights: dict[str, list[list[bool]]]) -> list[ImageResult]:
     return [
         row(method, category, number, index, passed)
         for category, prompts in rights.items()
@@ -61,18 +64,18 @@ def test_what_was_not_drawn_from_the_same_noise_is_not_compared() -> None:
 
 def test_a_line_cut_by_a_kill_is_taken_off_and_any_other_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "base.jsonl"
-    rows.append(file, many("base", HALF))
+    rows.append_results(file, many("base", HALF))
     whole = file.read_text()
-    assert rows.read(file) == many("base", HALF)
-    assert rows.mend(file) == 0
+    assert rows.read_results(file) == many("base", HALF)
+    assert rows.repair(file) == 0
     file.write_text(whole + whole[:40])
     with pytest.raises(UserError, match=r"base.jsonl, line 13 is not JSON"):
-        rows.read(file)
-    assert rows.mend(file) == 40
+        rows.read_results(file)
+    assert rows.repair(file) == 40
     assert file.read_text() == whole
     file.write_text(whole + whole.splitlines()[0] + "\n")
     with pytest.raises(UserError, match=r"line 13: picture 0 of single-0-0000 is there twice"):
-        rows.read(file)
+        rows.read_results(file)
     file.write_text(whole.replace('"passed": true', '"passed": "yes"', 1))
     with pytest.raises(UserError, match=r"line 1: passed: expected bool, got 'yes'"):
-        rows.read(file)
+        rows.read_results(file)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from dpt.evaluation.bench import report
-from dpt.evaluation.bench.rows import Row
-from dpt.evaluation.bench.visor import visor
+from dpt.evaluation.bench import tables as report
+from dpt.evaluation.bench.results import ImageResult
+from dpt.evaluation.bench.tables import visor
 from dpt.evaluation.intervals import bootstrap_ratio
 from tests.evaluation.bench.making import both, row
 
 
-def seen(prompt: str, *pictures: tuple[bool, bool], category: str = "left") -> list[Row]:
+def seen(prompt: str, *pictures: tuple[bool, bool], category: str = "left") -> list[ImageResult]:
     return [
         row("base", prompt, i, there and placed, category=category, atoms=both(there, placed))
         for i, (there, placed) in enumerate(pictures)

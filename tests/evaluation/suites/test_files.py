@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from dpt.data.scenes.facts import Count, Noun
+from dpt.claims.facts import ColourOfBest, Count, FewerThan, Noun, RelationOfBest
 from dpt.errors import UserError
 from dpt.evaluation.suites import registry
-from dpt.evaluation.suites.base import Suite, picture_file
-from dpt.evaluation.suites.claims import Coloured, Fewer, Placed
+from dpt.evaluation.suites.base import Suite, image_file
 
 CAR, DOG = Noun(shape="car"), Noun(shape="dog")
 
@@ -36,13 +35,13 @@ def test_geneval(tmp_path: Path) -> None:
                                           {"class": "car", "count": 1, "position": ["left of", 0]}]),
     )  # fmt: skip
     assert [prompt.facts for prompt in suite.prompts] == [
-        (Count(CAR, 2, exact=False), Fewer(CAR, 3)),
-        (Count(CAR, 1, exact=False), Coloured(Noun("red", "car"), 1)),
-        (Count(DOG, 1, exact=False), Count(CAR, 1, exact=False), Placed(CAR, 1, "left", DOG, 1)),
+        (Count(CAR, 2, exact=False), FewerThan(CAR, 3)),
+        (Count(CAR, 1, exact=False), ColourOfBest(Noun("red", "car"), 1)),
+        (Count(DOG, 1, exact=False), Count(CAR, 1, exact=False), RelationOfBest(CAR, 1, "left", DOG, 1)),
     ]
     assert suite.judge == "geneval-owl" and suite.needs_colours
     assert json.loads(suite.prompts[1].source)["tag"] == "color_attr"
-    assert picture_file(suite.layout, suite.prompts[2].id, 3) == Path("00002/samples/0003.png")
+    assert image_file(suite.layout, suite.prompts[2].id, 3) == Path("00002/samples/0003.png")
     assert suite.asking is not None and list(suite.asking.phrases(suite.prompts[1])) == ["car"]
 
 

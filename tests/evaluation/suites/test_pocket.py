@@ -4,10 +4,10 @@ import hashlib
 
 import pytest
 
-from dpt.data.scenes.facts import Count, Related
-from dpt.data.scenes.words import vocabulary
+from dpt.claims.facts import Count, Related
+from dpt.claims.prompt import Prompt
+from dpt.claims.words import vocabulary
 from dpt.data.scenes.world import POCKET_WORLD
-from dpt.evaluation.suites.base import Prompt
 from dpt.evaluation.suites.pocket import CATEGORIES, pocket_prompts
 
 
@@ -37,9 +37,7 @@ def test_no_prompt_asks_for_the_impossible(prompts: list[Prompt]) -> None:
 def test_unseen_means_held_out(prompts: list[Prompt]) -> None:
     for prompt in prompts:
         kinds = {(f.noun.colour, f.noun.shape) for f in prompt.facts if isinstance(f, Count)}
-        relations = {
-            (f.first.shape, f.relation, f.second.shape) for f in prompt.facts if isinstance(f, Related)
-        }
+        relations = {(f.first.shape, f.relation, f.second.shape) for f in prompt.facts if isinstance(f, Related)}
         held_out = bool(kinds & set(POCKET_WORLD.held_out_kinds) or relations & set(POCKET_WORLD.held_out_relations))
         assert prompt.unseen == held_out
     assert any(prompt.unseen for prompt in prompts) and not all(prompt.unseen for prompt in prompts)

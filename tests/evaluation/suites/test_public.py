@@ -9,13 +9,12 @@ from collections import Counter
 
 import pytest
 
-from dpt.data.scenes.facts import Absent, Noun
-from dpt.data.scenes.facts import Count as Counted
+from dpt.claims.facts import Absent, Noun, RelationByCentres
+from dpt.claims.facts import Count as Counted
+from dpt.claims.words import plural, with_article
 from dpt.errors import UserError
 from dpt.evaluation.suites import lmd, registry, sr2d
 from dpt.evaluation.suites.base import check_classes
-from dpt.evaluation.suites.claims import Beside
-from dpt.evaluation.suites.words import plural, with_article
 
 PUBLISHED = {
     "negation": "a9da7d0b60542459",
@@ -53,10 +52,10 @@ def test_facts_say_what_the_texts_say() -> None:
     assert by_text[f"{start} without cars"] == (Absent(Noun(shape="car")),)
     assert by_text[f"{start} with three cups"] == (Counted(Noun(shape="cup"), 3),)
     pair = next(f for text, f in by_text.items() if text.startswith(start) and "the top" in text.split(" and ")[0])
-    assert isinstance(pair[2], Beside) and pair[2].relation == "above" and pair[2].best_only
+    assert isinstance(pair[2], RelationByCentres) and pair[2].relation == "above" and pair[2].best_only
     car, dog = Noun(shape="car"), Noun(shape="dog")
     there = (Counted(car, 1, exact=False), Counted(dog, 1, exact=False))
-    assert by_text["a car to the right of a dog"] == (*there, Beside(car, "right", dog, best_only=False))
+    assert by_text["a car to the right of a dog"] == (*there, RelationByCentres(car, "right", dog, best_only=False))
     assert by_text["a car and a dog"] == there
     assert by_text["a car"] == there[:1]
 
@@ -101,7 +100,7 @@ def test_what_is_not_there_is_one_sentence(said: str, more: dict, sentence: str)
 
 
 def test_suites_rules_and_tables_need_no_torch() -> None:
-    rooms = "suites.registry, dpt.evaluation.detectors.boxes, dpt.evaluation.judge, dpt.evaluation.bench.report"
+    rooms = "suites.registry, dpt.detect.base, dpt.claims.judge, dpt.evaluation.bench.tables"
     loaded = f"import sys, dpt.evaluation.{rooms}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", loaded], check=False).returncode == 0
 

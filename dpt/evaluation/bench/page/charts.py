@@ -1,12 +1,59 @@
-"""Rates and differences as bars with their intervals, in inline SVG that stretches with the page."""
+"""The report's style sheet, and its rates and differences as inline SVG bars."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
 
-from dpt.evaluation.bench.report import Difference, Result
+from dpt.evaluation.bench.tables import Difference, Result
 from dpt.evaluation.intervals import Estimate
+
+STYLE = """
+:root { color-scheme: light dark; --paper: #fff; --ink: #1c1c20; --soft: #62626c; --rule: #dcdce2; --ground: #eeeef2;
+  --right: #18794e; --wrong: #c62a2f; --box: #e5007a;
+  --m0: #6e7781; --m1: #2563c9; --m2: #b45309; --m3: #7c3aed; --m4: #0f766e; --m5: #be185d; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #16161a; --ink: #ececf0; --soft: #a2a2ae; --rule: #34343c; --ground: #26262c;
+    --right: #4cc38a; --wrong: #ff7b80; --box: #ff4fa8;
+    --m0: #9aa4ae; --m1: #6ea8fe; --m2: #f0a24a; --m3: #b197fc; --m4: #4fd1c5; --m5: #f687b3; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem; max-width: 70rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.45 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.5rem; margin: 0 0 .5rem; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
+h3 { font-size: 1rem; margin: 1rem 0 .25rem; } small, .where, .seen, .note { color: var(--soft); }
+small { font-weight: normal; } .note { font-size: .875rem; }
+dl { display: grid; grid-template-columns: fit-content(35%) 1fr; gap: .15rem .75rem; font-size: .875rem; }
+dt { color: var(--soft); } dd { margin: 0; min-width: 0; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 0 2rem; }
+.group { min-width: 0; }
+.line { display: grid; grid-template-columns: 1fr auto; gap: 0 .5rem; font-size: .875rem; margin-bottom: .35rem; }
+.line svg { grid-column: 1 / -1; grid-row: 2; width: 100%; height: 16px; display: block; }
+.said { font-variant-numeric: tabular-nums; }
+.ground { fill: var(--ground); } .bar { fill: var(--own); opacity: .75; }
+.whisker { stroke: var(--ink); stroke-width: 1.5; vector-effect: non-scaling-stroke; }
+.zero { stroke: var(--soft); stroke-width: 1; vector-effect: non-scaling-stroke; }
+.m0 { --own: var(--m0); } .m1 { --own: var(--m1); } .m2 { --own: var(--m2); }
+.m3 { --own: var(--m3); } .m4 { --own: var(--m4); } .m5 { --own: var(--m5); }
+.wide { overflow-x: auto; } pre { font-size: .8rem; white-space: pre-wrap; }
+.facts { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); }
+.fact { border: 1px solid var(--rule); border-radius: .5rem; padding: .5rem .75rem; min-width: 0; }
+.fact b { display: block; } .fact ul { list-style: none; margin: 0; padding: 0; font-size: .875rem; }
+.fact li { display: flex; justify-content: space-between; gap: 0 .5rem; flex-wrap: wrap; }
+.fact li span:last-child { margin-left: auto; }
+.cases { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); }
+article { border: 1px solid var(--rule); border-radius: .5rem; padding: .75rem; min-width: 0; }
+article p { margin: 0; } .prompt { font-weight: 600; } .where { font-size: .8rem; }
+.shots { display: grid; gap: .5rem; grid-template-columns: repeat(auto-fit, minmax(min(8.5rem, 100%), 1fr));
+  margin-top: .5rem; }
+figure { margin: 0; min-width: 0; border-top: 3px solid var(--soft); }
+figure.right { border-color: var(--right); } figure.wrong { border-color: var(--wrong); }
+figure svg { display: block; width: 100%; height: auto; max-height: 24rem; } .small { image-rendering: pixelated; }
+.box { fill: none; stroke: var(--box); stroke-width: 1.5; vector-effect: non-scaling-stroke; pointer-events: all; }
+figure text { fill: var(--box); font-weight: 700; paint-order: stroke; stroke: #fff; stroke-width: .12em; }
+figcaption { font-size: .8rem; } .right > figcaption > span, .met { color: var(--right); }
+.wrong > figcaption > span, .unmet { color: var(--wrong); } figcaption ul { list-style: none; margin: 0; padding: 0; }
+"""
+
 
 HUES = 6
 """How many colours the style sheet has for methods; then they come again."""

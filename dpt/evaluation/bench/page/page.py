@@ -7,17 +7,16 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from dpt.evaluation.bench.fidelity_table import Fidelity
-from dpt.evaluation.bench.page.cases import sections
-from dpt.evaluation.bench.page.charts import difference_charts, rate_charts
-from dpt.evaluation.bench.page.pictures import WIDEST, Album
-from dpt.evaluation.bench.page.style import STYLE
-from dpt.evaluation.bench.report import NOT_HELD_OUT, SCORES, Difference, Result
-from dpt.evaluation.bench.rows import Row
+from dpt.evaluation.bench.page.charts import STYLE, difference_charts, rate_charts
+from dpt.evaluation.bench.page.gallery import WIDEST, Album, sections
+from dpt.evaluation.bench.results import ImageResult
+from dpt.evaluation.bench.tables import NOT_HELD_OUT, SCORES, Difference, Result
+from dpt.evaluation.fidelity import Fidelity
 from dpt.evaluation.intervals import Estimate
 
 MOST = (24, 12, 12, 12, 12)
 """Cases that are shown of each section at most."""
+
 KEPT_BACK = 0.5
 """Share of the budget that the first section may take, so that something is left for the others."""
 
@@ -30,9 +29,9 @@ class Counted:
     baseline: str
     results: Sequence[Result]
     differences: Sequence[Difference]
-    rows: Mapping[str, Sequence[Row]]
+    rows: Mapping[str, Sequence[ImageResult]]
     fidelity: Fidelity | None = None
-    kept: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    kept: Mapping[str, Sequence[ImageResult]] = field(default_factory=dict)
     """Lines of methods that an earlier report counted: without pictures here."""
 
 

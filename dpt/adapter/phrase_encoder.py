@@ -1,0 +1,161 @@
+"""The encoder that reads referring expressions: token states, and which characters each token covers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dpt.backbone import Backbone, Condition
+from dpt.errors import UserError
+
+OF_BACKBONE = "backbone"
+
+POOLER = "pooler."
+
+
+@dataclass(frozen=True)
+class EncodedPhrases:
+    """Encoded expressions, padded to the longest of them."""
+
+    states: Tensor  # (B,L,D)
+    mask: Tensor  # (B,L), true at tokens that are not padding
+    offsets: Tensor  # (B,L,2) on the CPU: the characters [begin, end) of each token; empty at special tokens
+
+
+class PhraseEncoder(Protocol):
+    """Frozen and no part of the adapter, unless it is trained with one: see `EncoderPhrases.unfreeze`."""
+
+    name: str
+    width: int
+
+    def encode(self, captions: Sequence[str]) -> EncodedPhrases: ...
+
+
+def open_phrase_encoder(text_encoder_type: str, backbone: Backbone) -> PhraseEncoder:
+    """`backbone` for the frozen model's own text encoder, or a folder or hub id like `roberta-base`."""
+    if text_encoder_type == OF_BACKBONE:
+        return BackbonePhraseEncoder(backbone)
+    return PretrainedPhraseEncoder.open(text_encoder_type, backbone.device)
+
+
+class BackbonePhraseEncoder:
+    """The text encoder that the UNet is conditioned with, read token by token."""
+
+    name = OF_BACKBONE
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self.width = backbone.text_width
+
+    def encode(self, captions: Sequence[str], text: Condition | None = None) -> EncodedPhrases:
+        """`text`, where the captions have been encoded already, spares doing it again."""
+        length = self.backbone.prompt_length
+        tokens = _tokenize(self.backbone.tokenizer, captions, length)
+        if text is None:
+            text = self.backbone.encode_text(captions)
+        # Each token sees only those before it: what is cut off here is padding and changed nothing.
+        states = text.states[:, : tokens.attention_mask.shape[1]]
+        return EncodedPhrases(states.float(), tokens.attention_mask.bool().to(states.device), tokens.offset_mapping)
+
+
+class PretrainedPhraseEncoder(nn.Module):
+    """Any encoder of transformers, as `roberta-base` in the published recipe."""
+
+    def __init__(self, name: str, tokenizer: Any, encoder: Any) -> None:
+        super().__init__()
+        self.name = name
+        self.tokenizer = tokenizer
+        self.encoder = encoder.eval().requires_grad_(False)
+        self.width = int(encoder.config.hidden_size)
+
+    @classmethod
+    def open(cls, path_or_hub_id: str | Path, device: str | torch.device = "cpu") -> PretrainedPhraseEncoder:
+        from transformers import AutoModel, AutoTokenizer
+
+        path = Path(path_or_hub_id).expanduser()
+        source, local = (str(path), True) if path.is_dir() else (str(path_or_hub_id), False)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
+            encoder, report = AutoModel.from_pretrained(
+                source, dtype=torch.float32, local_files_only=local, use_safetensors=True, output_loading_info=True
+            )
+        except Exception as error:  # whatever the libraries raise, it is the name or the folder that is at fault
+            raise UserError(f"the text encoder {source!r} cannot be loaded: {_first_line(error)}") from None
+        # Heads of other tasks may be missing or left over; the encoder's own tensors may not.
+        missing = [key for key in sorted(report["missing_keys"]) if not key.startswith(POOLER)]
+        if missing or report["mismatched_keys"]:
+            lost = missing or sorted(str(key[0]) for key in report["mismatched_keys"])
+            raise UserError(f"the text encoder {source!r} does not fit its config: tensor {lost[0]} is missing")
+        if not tokenizer.is_fast:
+            raise UserError(f"the tokenizer of {source!r} cannot say which characters a token spells")
+        return cls(str(path_or_hub_id), tokenizer, encoder.to(device))
+
+    def unfreeze(self) -> PretrainedPhraseEncoder:
+        """Let gradients into all of it but the pooler, which token states do not come through."""
+        for name, p in self.encoder.named_parameters():
+            p.requires_grad_(not name.startswith(POOLER))
+        return self
+
+    def save(self, folder: Path) -> None:
+        """As `open` reads it."""
+        self.encoder.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def encode(self, captions: Sequence[str]) -> EncodedPhrases:
+        tokens = _tokenize(self.tokenizer, captions, self._room)
+        device = self.encoder.device
+        mask = tokens.attention_mask.to(device)
+        states = self.encoder(tokens.input_ids.to(device), attention_mask=mask).last_hidden_state
+        return EncodedPhrases(states.float(), mask.bool(), tokens.offset_mapping)
+
+    @property
+    def _room(self) -> int:
+        """Tokens that fit. RoBERTa and its kin begin to count positions after the padding id."""
+        embeddings = getattr(self.encoder, "embeddings", None)
+        reserved = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
+        positions = self.encoder.config.max_position_embeddings - (0 if reserved is None else reserved + 1)
+        return int(min(self.tokenizer.model_max_length, positions))
+
+
+def _tokenize(tokenizer: Any, captions: Sequence[str], length: int) -> Any:
+    return tokenizer(
+        list(captions),
+        padding="longest",
+        max_length=length,
+        truncation=True,
+        return_offsets_mapping=True,
+        return_tensors="pt",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0].strip() if text else type(error).__name__
+
+
+Span = tuple[int, int]
+
+TOKEN_SLOTS = 255
+
+
+def token_map(
+    offsets: Tensor, targets: Sequence[Sequence[Span]], slots: int = TOKEN_SLOTS, normalised: bool = True
+) -> Tensor:
+    """(T,slots+1) for T phrases, each given by its spans of characters [begin, end) in one caption.
+
+    offsets (L,2) are the characters each token of the caption spells. A token belongs to a span if they overlap,
+    so a span that begins or ends on a space, or inside a token, still finds its tokens. Rows sum to one (or are
+    0/1 where not normalised); the row of a phrase that was cut off is empty. The last column, no object, is zero.
+    """
+    spelled = offsets[:slots]
+    begin, end = spelled[:, 0], spelled[:, 1]
+    rows = torch.zeros(len(targets), slots + 1)
+    for row, spans in zip(rows, targets, strict=True):
+        for first, last in spans:
+            row[: len(spelled)][(begin < end) & (begin < last) & (end > first)] = 1
+    return rows / rows.sum(dim=1, keepdim=True).clamp(min=1) if normalised else rows

@@ -1,0 +1,112 @@
+"""Which device and which number formats a model runs in."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from dpt.errors import UserError
+
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+
+
+def resolve_device(asked: str | torch.device | None = None) -> torch.device:
+    """The device asked for, or the first GPU if there is one, or the CPU."""
+    if asked is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise UserError(f"{str(asked)!r} is not a device; say cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"{device} was asked for but this machine has {_count_gpus()}")
+    return device
+
+
+def resolve_dtype(device: torch.device, asked: str | torch.dtype | None = None) -> torch.dtype:
+    """The text encoder's and UNet's format: on a GPU what was asked, or a half format; on a CPU float32, or
+    bfloat16 if that was asked and the CPU multiplies it.
+
+    The VAE always runs in float32: it is called once per picture, several published VAEs overflow in float16,
+    and bfloat16 has too few digits for 256 levels of a colour.
+    """
+    dtype = _named_dtype(asked) if isinstance(asked, str) else asked
+    if device.type == "cpu":
+        if dtype == torch.bfloat16 and cpu_supports_bfloat16():
+            return dtype
+        if dtype not in (None, torch.float32):
+            warnings.warn(f"{_dtype_name(dtype)} is slow and coarse on a CPU: using float32", stacklevel=2)
+        return torch.float32
+    if dtype is not None:
+        return dtype
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def resolve_matmul_dtype(device: torch.device, asked: str) -> torch.dtype:
+    """The format of matrix products of what is trained: as asked, but on a CPU that would only be slower by it."""
+    dtype = _named_dtype(asked)
+    return resolve_dtype(device, dtype) if device.type == "cpu" else dtype
+
+
+def cpu_supports_bfloat16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16 (AVX512-BF16 or AMX)."""
+    tests = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(test() for test in tests if test is not None)
+
+
+def _named_dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise UserError(f"{name!r} is not a number format; say one of {', '.join(list(DTYPES)[:3])}")
+    return DTYPES[name]
+
+
+def _dtype_name(dtype: torch.dtype | None) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _count_gpus() -> str:
+    count = torch.cuda.device_count()
+    return "no GPU" if count == 0 else f"{count} GPU{'s' if count > 1 else ''} (counted from 0)"
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def full_precision(function: F) -> F:
+    """Run `function` without autocast, its half-precision tensor arguments turned into float32."""
+
+    @wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        device = next((value.device.type for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), "cpu")
+        with _without_autocast(device):
+            return function(*map(_widen, args), **{key: _widen(value) for key, value in kwargs.items()})
+
+    return wrapped  # type: ignore[return-value]
+
+
+def matmul_autocast(dtype: torch.dtype, device: str) -> AbstractContextManager[Any]:
+    """Inside, matrix products are computed in `dtype`; in float32 nothing changes."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype)
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
+def _widen(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype in _HALF else value

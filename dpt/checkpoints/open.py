@@ -1,0 +1,122 @@
+"""A trained result, opened from any of the forms that it comes in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpt.adapter.config import AdapterConfig, check_fits
+from dpt.adapter.io import native as adapter_store
+from dpt.adapter.io import published as published_adapter
+from dpt.adapter.io.native import AdapterRecord
+from dpt.adapter.model import Adapter
+from dpt.backbone import Backbone
+from dpt.errors import UserError
+from dpt.lora import io as lora_store
+from dpt.lora.formats import diffusers, kohya
+from dpt.lora.formats.common import check_lora, read_lora_file
+from dpt.lora.formats.published import from_published
+from dpt.lora.injection import Lora
+from dpt.lora.io import StoredLora
+
+KINDS = {
+    "native": "result of dpt",
+    "published": "published checkpoint",
+    "diffusers": "LoRA of diffusers",
+    "kohya": "LoRA of kohya's scripts",
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An adapter, a LoRA, or both; whole, or it would not have been opened."""
+
+    path: Path
+    kind: str
+    """A key of `KINDS`."""
+    files: tuple[Path, ...]
+    """The files that hold the tensors."""
+    adapter: Adapter | None = None
+    """In evaluation mode, on the CPU."""
+    adapter_record: AdapterRecord | None = None
+    lora: StoredLora | None = None
+
+    def check_belongs(self, backbone: Backbone) -> None:
+        """To this model: one sentence if it was trained in another, as far as the checkpoint knows, or cannot fit."""
+        if self.adapter_record is None:
+            return
+        record = self.adapter_record
+        if record.base_hash not in ("", backbone.model_hash):
+            raise UserError(
+                f"the adapter {self.path} was trained to read another model, {record.base or 'which has no name'} "
+                f"(its content hash is {record.base_hash[:12]}, that of this one {backbone.model_hash[:12]})"
+            )
+        check_fits(record.config, backbone.unet.config, backbone.text_width)
+
+    def attach(self, backbone: Backbone) -> Lora | None:
+        """Put the LoRA, if there is one, into the model that all of this belongs to."""
+        self.check_belongs(backbone)
+        return lora_store.attach_lora(backbone, self.lora, str(self.path)) if self.lora else None
+
+
+def open_checkpoint(path: Path, adapter_config: AdapterConfig | None = None) -> Checkpoint:
+    """Open a result's folder (`adapter/`, `lora/`), one of those two, the published file or its folder, or a LoRA
+    file of diffusers or kohya. All of it is checked, or nothing is returned.
+
+    `adapter_config` is for the published file, which does not say which feature its adapter reads, nor how its
+    queries are split: the published ones, unless told.
+    """
+    if not path.exists():
+        raise UserError(f"there is no checkpoint {path}")
+    opened = _open_folder(path, adapter_config) if path.is_dir() else _open_file(path, adapter_config)
+    if opened.lora:
+        check_lora(opened.lora, str(path))
+    return opened
+
+
+def _open_folder(path: Path, config: AdapterConfig | None) -> Checkpoint:
+    adapter = next((one for one in (path, path / "adapter") if (one / adapter_store.RECORD).is_file()), None)
+    lora = next((one for one in (path, path / "lora") if (one / lora_store.RECORD).is_file()), None)
+    if adapter or lora:
+        return _open_native(path, adapter, lora)
+    for name in (published_adapter.FILE_NAME, diffusers.FILE_NAME):
+        if (path / name).is_file():
+            return _open_file(path / name, config)
+    natives = [f"adapter/{adapter_store.RECORD}", f"lora/{lora_store.RECORD}"]
+    wanted = ", ".join([*natives, published_adapter.FILE_NAME, diffusers.FILE_NAME])
+    raise UserError(f"{path} holds no checkpoint: there is none of {wanted} in it")
+
+
+def _open_native(path: Path, adapter_folder: Path | None, lora_folder: Path | None) -> Checkpoint:
+    adapter, record = adapter_store.load_adapter(adapter_folder) if adapter_folder else (None, None)
+    lora = lora_store.read_lora(lora_folder) if lora_folder else None
+    hashes = {one.base_hash for one in (record, lora.record if lora else None) if one and one.base_hash}
+    if len(hashes) > 1:
+        raise UserError(f"the adapter and the LoRA in {path} were trained in different models")
+    files = [adapter_folder / adapter_store.WEIGHTS] if adapter_folder else []
+    files += [lora_folder / lora_store.WEIGHTS] if lora_folder else []
+    return Checkpoint(path, "native", tuple(files), adapter, record, lora)
+
+
+def _open_file(file: Path, config: AdapterConfig | None) -> Checkpoint:
+    if file.suffix != ".safetensors":
+        return _open_published(file, config)
+    tensors, metadata = read_lora_file(file)
+    first = next(iter(tensors), "")
+    if any(name.startswith((kohya.UNET, kohya.TEXT_ENCODER, *kohya.OTHER_TEXT_ENCODERS)) for name in tensors):
+        return Checkpoint(file, "kohya", (file,), lora=kohya.from_kohya(tensors, metadata, str(file)))
+    if any(name.startswith((diffusers.UNET, diffusers.TEXT_ENCODER)) for name in tensors):
+        return Checkpoint(file, "diffusers", (file,), lora=diffusers.from_diffusers(tensors, metadata, str(file)))
+    for record in (adapter_store.RECORD, lora_store.RECORD):
+        if file.with_name(record).is_file():
+            raise UserError(f"{file} is part of a checkpoint: give its folder, {file.parent}")
+    raise UserError(f"{file} is no LoRA file that dpt knows: {f'it holds {first}' if first else 'it is empty'}")
+
+
+def _open_published(file: Path, config: AdapterConfig | None) -> Checkpoint:
+    published = published_adapter.read_published(file)
+    adapter = published_adapter.adapter_of(published, file, config).eval() if published.adapter else None
+    lora = from_published(published.lora, str(file)) if published.lora else None
+    if adapter is None and lora is None:
+        raise UserError(f"{file} holds no tensors")
+    return Checkpoint(file, "published", (file,), adapter, AdapterRecord(adapter.config) if adapter else None, lora)

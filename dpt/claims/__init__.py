@@ -1,0 +1,1 @@
+"""What can be true of a picture, and whether it is. No torch."""

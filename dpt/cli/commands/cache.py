@@ -1,0 +1,105 @@
+"""`dpt cache`: latents and text states, made once for all trainings of one model on one data folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from dpt.cli.train.options import Flag
+from dpt.embedded import EMBEDDED
+from dpt.errors import UserError, fail
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """Write the latents of all pictures that training and validation can ask for, and with --texts the text states.
+
+    Stop and repeat at will: the same command goes on where it was left, and adds what is new in the data.
+    """
+
+    root: tyro.conf.Positional[Path]
+    """The folder that holds coco/, ReC/ and ITM/."""
+    pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
+    """The model that will be trained on. A folder is used without touching the network."""
+    revision: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Version of a hub model."""
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    """Number format of the text encoder on a GPU, as training will have it; matters to --texts only."""
+    resolution: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
+    """Side of the square that pictures are brought to; by default what the model was trained at."""
+    center_crop: Flag = False
+    """Show the middle square instead of squashing the picture."""
+    random_flip: Flag = False
+    """Also store what training with --random_flip needs: twice the latents, and the mirrored texts."""
+    texts: Flag = False
+    """Also store the states of every caption, hard negative caption and expression: large, see the size it says."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Number format of the latents on the disk. float16 takes half the room and rounds to 11 binary digits."""
+    batch_size: int = 16
+    """Pictures, or texts, encoded together."""
+    dataloader_num_workers: int = 0
+    """Processes that read pictures ahead."""
+    corrupt_budget: int = 0
+    """How many broken pictures to leave out before stopping."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Where to write; by default cache/ under the root, where training looks for it."""
+
+
+def cache(options: CacheOptions) -> None:
+    from dpt.cli.common.console import plain_warnings
+    from dpt.distributed import processes
+
+    with plain_warnings(), processes() as group:
+        group.from_main(lambda: _cache(options))  # a launcher's other processes wait: a cache has one writer
+
+
+def _cache(options: CacheOptions) -> None:
+    _check(options)
+    import torch
+
+    from dpt.backbone import Backbone
+    from dpt.cli.train.data import BESIDE, side
+    from dpt.data.cache.contents import cache_contents
+    from dpt.data.cache.latents import CachedLatents, LatentsMaker
+    from dpt.data.cache.make import PartMaker, make
+    from dpt.data.cache.texts import CachedTexts, TextsMaker
+    from dpt.data.files.reading import DataRoot
+    from dpt.data.images import Framing
+    from dpt.embedded import model_location
+
+    root = DataRoot(options.root)
+    found = cache_contents(root, options.texts, options.random_flip)
+    backbone = Backbone.open(
+        model_location(options.pretrained_model_name_or_path),
+        revision=options.revision,
+        dtype="float32" if options.mixed_precision == "no" else options.mixed_precision,
+    )
+    framing = Framing(side(options.resolution, backbone), options.center_crop, options.random_flip)
+    out = options.root / BESIDE if options.out is None else options.out
+    images, dtype = root.images(""), getattr(torch, options.dtype)
+    latents = LatentsMaker(
+        backbone, images, framing, found.pictures, out, dtype,
+        options.batch_size, options.dataloader_num_workers, options.corrupt_budget,
+    )  # fmt: skip
+    makers: list[PartMaker] = [latents]
+    if options.texts:
+        makers.append(TextsMaker(backbone, found.texts, out, options.batch_size))
+    try:
+        latents_part, *texts_part = make(makers, print)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "out of memory" not in str(error):
+            raise
+        raise UserError("the memory is not enough: lower --batch_size") from error
+    print(f"{latents_part.folder} has {CachedLatents(latents_part, images)}")
+    for part in texts_part:
+        print(f"{part.folder} has {CachedTexts(part)}")
+
+
+def _check(options: CacheOptions) -> None:
+    """What can be found wrong without loading anything."""
+    for name, least in (("batch_size", 1), ("dataloader_num_workers", 0), ("corrupt_budget", 0)):
+        if getattr(options, name) < least:
+            fail(f"--{name} must be at least {least}, not {getattr(options, name)}")

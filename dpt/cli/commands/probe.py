@@ -1,0 +1,167 @@
+"""`dpt probe`: what trained adapters know, by feature, timestep and type of negative."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from dpt.embedded import EMBEDDED
+from dpt.errors import fail
+
+if TYPE_CHECKING:
+    from dpt.backbone import Backbone
+    from dpt.backbone.noise import NoiseSchedule
+    from dpt.data.stream import Stream
+    from dpt.probes.report import ProbeResult
+
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """Ask adapters which of two captions is true of a picture, which of two pictures a caption is true of, and where
+    a thing is. The same questions with the same noise for each adapter. Writes probe.json, table.md and probe.png.
+    """
+
+    adapters: tyro.conf.Positional[tuple[Path, ...]]
+    """Adapter folders, or results of stage 2: the model is then asked with the LoRA in it."""
+    pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
+    """The frozen model that they read."""
+    revision: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Version of a hub model."""
+    out: Path = Path("outputs/probe")
+    """Where the results go."""
+    timesteps: tuple[int, ...] = (20, 100, 200, 300, 400, 500, 600, 700, 800, 900)
+    """At which noise to ask."""
+    headline: int = 500
+    """The timestep of the tables that show one only."""
+    scenes: Literal["pocket", "full"] = "pocket"
+    """Which world scenes are rendered of, where there is no --data_root."""
+    num: int = 512
+    """How many scenes, none of which training or validation sees."""
+    data_root: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """The folder that holds coco/, ReC/ and ITM/: ask about its pictures instead."""
+    datasets: tuple[str, ...] = ("refcoco:val", "refcoco+:val", "refcocog:val")
+    """Referring expressions of the data folder, as DATASET:SPLIT."""
+    resolution: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
+    """Side of the square that pictures are brought to; by default what the model was trained at."""
+    center_crop: bool = False
+    val_batch_size: int = 32
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    """Number format of the frozen model."""
+
+
+def probe(options: ProbeOptions) -> None:
+    check(options)
+    from dpt.backbone import Backbone
+    from dpt.embedded import model_location
+
+    dtype = "float32" if options.mixed_precision == "no" else options.mixed_precision
+    backbone = Backbone.open(
+        model_location(options.pretrained_model_name_or_path), revision=options.revision, dtype=dtype
+    )
+    check_timesteps(options, backbone.noise)
+    streams = open_streams(options, backbone)
+    studied = [ask(folder, options, backbone, streams) for folder in options.adapters]
+    print(write(studied, options, backbone))
+
+
+def check(options: ProbeOptions) -> None:
+    if not options.adapters:
+        fail("say which adapter folders to probe")
+    if not options.timesteps or options.headline not in options.timesteps:
+        fail(f"--headline {options.headline} is not among the --timesteps")
+    for name in ("num", "val_batch_size"):
+        if getattr(options, name) < 1:
+            fail(f"--{name} must be at least 1, not {getattr(options, name)}")
+
+
+def check_timesteps(options: ProbeOptions, noise: NoiseSchedule) -> None:
+    last = noise.num_timesteps - 1
+    for t in options.timesteps:
+        if not 0 <= t <= last:
+            fail(f"--timesteps are between 0 and {last}, not {t}")
+
+
+def open_streams(options: ProbeOptions, backbone: Backbone) -> Mapping[str, Stream]:
+    """Held-out examples by name, always the same."""
+    from dpt.cli.train.data import side
+    from dpt.data.files.reading import DataRoot
+    from dpt.data.files.source import expression_files, matching_files
+    from dpt.data.images import Framing
+    from dpt.data.scenes.source import SceneSource
+    from dpt.data.scenes.world import WORLDS
+    from dpt.data.stream import Stream
+
+    framing = Framing(side(options.resolution, backbone), options.center_crop)
+    if options.data_root is None:
+        source = SceneSource(WORLDS[options.scenes], SEED, "test", framing, options.num)
+        return {"scenes": Stream(source, SEED, shuffle=False)}
+    root = DataRoot(options.data_root)
+    if not root.path.is_dir():
+        fail(f"there is no data folder {root.path}")
+    streams = {"captions": Stream(matching_files(root, "val", framing, SEED), SEED, shuffle=False)}
+    for named in options.datasets:
+        dataset, _, split = named.partition(":")
+        files = expression_files(root, dataset, split or "val", framing, SEED)
+        streams[named] = Stream(files, SEED, shuffle=False)
+    return streams
+
+
+def ask(folder: Path, options: ProbeOptions, backbone: Backbone, streams: Mapping[str, Stream]) -> ProbeResult:
+    from tqdm import tqdm
+
+    from dpt.checkpoints.open import open_checkpoint
+    from dpt.probes.denoising import denoising_error
+    from dpt.probes.probe import Probe, count_answers
+    from dpt.probes.report import ProbeResult
+
+    def error() -> float:
+        total, asked = denoising_error(backbone, streams, options.val_batch_size)
+        return total / asked
+
+    opened = open_checkpoint(folder)
+    if opened.adapter is None:
+        fail(f"{folder} holds no adapter: there is nothing to ask")
+    lora = opened.attach(backbone)
+    feature = opened.adapter.config.unet_feature
+    name = f"{feature}, tuned" if lora else feature
+    probe = Probe(backbone, opened.adapter.to(backbone.device), streams, options.timesteps, options.val_batch_size)
+    answers = tqdm(probe.answers(), desc=f"{folder} ({name})", unit="answer", leave=False)
+    cells = tuple(count_answers(answers))
+    if lora is None:
+        return ProbeResult(name, str(folder), cells)
+    tuned = error()
+    lora.remove()
+    return ProbeResult(name, str(folder), cells, (tuned, error()))
+
+
+def write(studied: list[ProbeResult], options: ProbeOptions, backbone: Backbone) -> str:
+    """The results into the folder; the tables again."""
+    import json
+
+    from dpt.cli.common.console import versions
+    from dpt.probes.report import plot, report
+    from dpt.records import to_plain
+
+    tables = report(studied, options.headline)
+    asked = to_plain(options)
+    record = {
+        "model": backbone.model_hash,
+        "asked": {key: asked[key] for key in asked if key not in ("adapters", "out")},
+        "versions": versions(),
+        "adapters": [one.plain() for one in studied],
+    }
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "probe.json").write_text(json.dumps(record, indent=1) + "\n")
+        (options.out / "table.md").write_text(tables)
+        plot(studied, options.headline, options.out / "probe.png")
+    except OSError as error:
+        fail(f"cannot write into {options.out}: {error.strerror or error}")
+    return tables

@@ -1,0 +1,122 @@
+"""`dpt scenes …`: how well rendered scenes are read back, and their export in the published formats."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tqdm import tqdm
+
+from dpt.data.scenes.layout import scene
+from dpt.data.scenes.render import render
+from dpt.data.scenes.world import WORLDS, World
+from dpt.detect.accuracy import AccuracyRow, UnnameableRow, open_round_trip, refusals, tally
+from dpt.detect.oracle.oracle import Oracle
+from dpt.detect.test_images import DEFORMATIONS, DISTURBANCES
+from dpt.errors import fail
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """Measure how well the oracle reads fresh scenes: clean, disturbed, and after a VAE."""
+
+    num: int = 1000
+    """Scenes per row of the table."""
+    seed: int = 7
+    world: str = "full"
+    """full or pocket."""
+    vae: Path | None = None
+    """A diffusers model folder: adds a row for pictures encoded and decoded by its VAE."""
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None
+    """Also write the counts to this file."""
+
+
+def check(options: CheckOptions) -> None:
+    world = _valid_world(options)
+    round_trip = None if options.vae is None else open_round_trip(options.vae)
+    oracle = Oracle(world)
+    scenes = [scene(options.seed, index, world) for index in range(options.num)]
+    images = [render(each) for each in scenes]
+
+    rows: list[AccuracyRow] = []
+    for name, disturb in tqdm(DISTURBANCES.items(), desc="reading", leave=False):
+        disturbed = [disturb(image, options.seed + index) for index, image in enumerate(images)]
+        rows.append(AccuracyRow(name, tally(scenes, oracle.detect(disturbed))))
+    if round_trip is not None:
+        rows.append(AccuracyRow("VAE round trip", tally(scenes, oracle.detect(round_trip(images)))))
+    unnamed = [
+        UnnameableRow(name, *refusals(oracle.detect([d(options.seed, i, world) for i in range(options.num)])))
+        for name, d in tqdm(DEFORMATIONS.items(), desc="reading what has no name", leave=False)
+    ]
+
+    print(f"{oracle.identity} on {options.num} scenes of the {options.world} world, seed {options.seed}\n")
+    print("\n".join([AccuracyRow.heading(), *(str(row) for row in rows), ""]))
+    print("\n".join([UnnameableRow.heading(), *(str(row) for row in unnamed)]))
+    if options.json_file is not None:
+        _write_json(options, oracle.identity, rows, unnamed)
+
+
+def _valid_world(options: CheckOptions) -> World:
+    if options.num < 1:
+        fail(f"--num must be at least 1, not {options.num}")
+    if options.world not in WORLDS:
+        fail(f"there is no world {options.world!r}; --world is one of {', '.join(WORLDS)}")
+    if options.json_file is not None and not options.json_file.parent.is_dir():
+        fail(f"the folder of --json {options.json_file} does not exist")
+    if options.vae is not None and not options.vae.is_dir():
+        fail(f"--vae {options.vae} is not a folder")
+    return WORLDS[options.world]
+
+
+def _write_json(options: CheckOptions, identity: str, rows: list[AccuracyRow], unnamed: list[UnnameableRow]) -> None:
+    assert options.json_file is not None
+    content = {
+        "detector": identity,
+        "world": options.world,
+        "seed": options.seed,
+        "num": options.num,
+        "vae": None if options.vae is None else str(options.vae),
+        "scenes": {row.name: asdict(row.tally) for row in rows},
+        "without_a_name": {row.name: row.counts() for row in unnamed},
+    }
+    try:
+        options.json_file.write_text(json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        fail(f"--json {options.json_file} cannot be written: {error.strerror}")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write rendered scenes, their captions, expressions and hard negatives in the published formats."""
+
+    out: Path
+    """The data folder to make; it may not be there yet, or must be empty."""
+    num: int
+    """Training scenes."""
+    seed: int = 0
+    world: str = "pocket"
+    """pocket or full."""
+    val: int | None = None
+    """Scenes for each of validation captions, validation and test expressions; default: a tenth of num."""
+    format: str = "jpg"
+    """jpg (as published) or png."""
+
+
+def export(options: ExportOptions) -> None:
+    from dpt.data.scenes.export import RANGE, Plan, export_scenes
+    from dpt.data.scenes.world import WORLDS
+    from dpt.errors import fail
+
+    val = max(1, options.num // 10) if options.val is None else options.val
+    for flag, number in (("num", options.num), ("val", val)):
+        if not 1 <= number <= RANGE:
+            fail(f"--{flag} must be between 1 and {RANGE}, not {number}")
+    if options.world not in WORLDS:
+        fail(f"there is no world {options.world!r}; the worlds are {', '.join(sorted(WORLDS))}")
+    if options.format not in ("jpg", "png"):
+        fail(f"--format must be jpg or png, not {options.format!r}")
+    export_scenes(Plan(options.num, val, options.seed, options.world, options.format), options.out)
+    print(f"wrote {options.out}: see manifest.json there for what it holds")

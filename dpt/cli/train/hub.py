@@ -1,0 +1,172 @@
+"""`--push_to_hub`, and the model card that is sent along."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpt.cli.train.options import HubOptions
+from dpt.errors import UserError, fail
+from dpt.untrusted import parse_json
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+
+HIDDEN = "***"
+
+
+class NotUploadedError(UserError):
+    """The run is done and on the disk; only the upload is not. 69 is what Unix has for a service that is not there."""
+
+    exit_code = 69
+
+
+class Hub:
+    """A repository that exists and may be written to."""
+
+    def __init__(self, api: HfApi, repository: str, token: str) -> None:
+        self._api, self.repository, self._token = api, repository, token
+
+    def push(self, root: Path, folders: Sequence[Path], curve: Path) -> str:
+        """What the run trained, with a card and the curve; the address of what was uploaded."""
+        folder = folders[0] if len(folders) == 1 else root
+        try:
+            if folder != root:
+                shutil.copy(curve, folder / curve.name)
+            (folder / CARD).write_text(model_card(self.repository, root, folders))
+            parts = [CARD, curve.name, *(f"{one.name}/*" for one in folders)] if folder == root else None
+            message = "Upload what a finished run has trained"
+            self._api.upload_folder(
+                repo_id=self.repository, folder_path=folder, commit_message=message, allow_patterns=parts
+            )
+        except Exception as error:  # whatever it was, the run is not lost by it
+            raise NotUploadedError(
+                f"the run is finished and saved, but {folder} was not uploaded to {self.repository} "
+                f"({reason(error, self._token)}): repeat the command, or run `hf upload {self.repository} {folder}`"
+            ) from None
+        return f"{self._api.endpoint}/{self.repository}"
+
+
+def open_hub(options: HubOptions, root: Path) -> Hub | None:
+    if not options.push_to_hub:
+        return None
+    from huggingface_hub import HfApi, get_token
+
+    if options.hub_token:  # trackers note the command line
+        sys.argv[:] = [word.replace(options.hub_token, HIDDEN) for word in sys.argv]
+    token = (options.hub_token or get_token() or "").strip()
+    if not token:
+        fail("--push_to_hub needs a token: log in with `hf auth login`, set HF_TOKEN, or give --hub_token")
+    if not (token.isascii() and token.isprintable()):  # libraries would quote it in what they complain of
+        fail("the token for --push_to_hub has characters that no token has")
+    name = options.hub_model_id or root.resolve().name
+    api = HfApi(token=token)
+    try:
+        role = api.whoami().get("auth", {}).get("accessToken", {}).get("role")
+        if role == "read":
+            raise PermissionError("this token may only read")
+        repository = api.create_repo(name, exist_ok=True).repo_id
+    except Exception as error:  # whatever it was, it would be in the way later too
+        fail(f"--push_to_hub cannot upload {name} to {api.endpoint} ({reason(error, token)}); nothing was trained")
+    return Hub(api, repository, token)
+
+
+def reason(error: Exception, token: str) -> str:
+    """The first line of what it says, without the token."""
+    lines = str(error).strip().splitlines()
+    return (lines[0].strip() if lines else type(error).__name__).replace(token, HIDDEN)
+
+
+CARD = "README.md"
+
+HEAD = """---
+library_name: dpt
+tags:
+- text-to-image
+- discriminative-probing-and-tuning
+---
+
+# {name}
+
+{what}
+
+![the course of its training](curve.png)
+"""
+
+ADAPTER = """An adapter of Discriminative Probing and Tuning, stage 1. From the feature `{feature}` of the frozen
+text-to-image model `{base}` it tells whether a picture matches a text, and where in the picture is what an expression
+names.
+
+```python
+from pathlib import Path
+from dpt.adapter.store import load_adapter
+from dpt.plain_json import parse_json
+from huggingface_hub import snapshot_download
+
+adapter, record = load_adapter(Path(snapshot_download("{name}")))
+```"""
+
+TUNED = """What Discriminative Probing and Tuning, stage 2, has trained of the text-to-image model `{base}`: {parts}. It
+draws with
+
+```python
+from pathlib import Path
+from dpt.backbone import Backbone
+from dpt.lora.store import attach_lora, read_lora
+from huggingface_hub import snapshot_download
+
+folder = Path(snapshot_download("{name}")){lora}
+backbone = Backbone.open(BASE)
+attach_lora(backbone, read_lora(folder), str(folder)).merge()
+```"""
+
+
+def model_card(name: str, root: Path, folders: Sequence[Path]) -> str:
+    """Of what is in those folders, which the run in `root` ended with."""
+    from dpt.training.engine.run_folder import CONFIG, LOG
+
+    noted = [parse_json(line) for line in (root / LOG).read_text().splitlines()]
+    settings = {"steps": noted[-1]["step"], **parse_json((root / CONFIG).read_text())}
+    given = {f"`{key}`": f"`{_named(value)}`" for key, value in settings.items() if value is not None}
+    head = HEAD.format(name=name, what=_what(name, folders))
+    return f"{head}\n## Last validation\n\n{_validation(noted)}\n## Settings\n\n{_table('setting', 'value', given)}"
+
+
+def _what(name: str, folders: Sequence[Path]) -> str:
+    from dpt.adapter.io import native as adapters
+    from dpt.lora import io as loras
+    from dpt.records import read_record
+
+    last = folders[-1]
+    if (last / adapters.RECORD).exists():
+        adapter = read_record(adapters.AdapterRecord, last / adapters.RECORD)
+        return ADAPTER.format(name=name, feature=adapter.config.unet_feature, base=_named(adapter.base))
+    lora = read_record(loras.LoraRecord, last / loras.RECORD)
+    parts = " and ".join(f"its {folder.name}" for folder in folders)
+    inside = "" if len(folders) == 1 else f' / "{last.name}"'
+    return TUNED.format(name=name, base=_named(lora.base), parts=parts, lora=inside)
+
+
+def _validation(noted: Sequence[Mapping[str, Any]]) -> str:
+    validated = [one for one in noted if "validation" in one]
+    if not validated:
+        return "The run was not validated.\n"
+    last = validated[-1]
+    shares = {f"`{question}`": f"{share:.3f}" for question, share in last["validation"].items()}
+    return f"After step {last['step']}.\n\n{_table('question', 'share of right answers', shares)}"
+
+
+def _table(left: str, right: str, rows: Mapping[str, str]) -> str:
+    lines = [f"| {left} | {right} |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _named(value: Any) -> Any:
+    """Where something lies on the machine that trained is nobody's business: its name is enough."""
+    if isinstance(value, str) and (Path(value).is_absolute() or Path(value).exists()):
+        return Path(value).name
+    return value

@@ -1,0 +1,201 @@
+"""`train_stage1.py` and `train_stage2.py`: their flags, and what follows training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import tyro
+
+from dpt.cli.train import main as train
+from dpt.cli.train.options import REASONS, WARNED, Flag, RefusedOptions, TrainOptions
+from dpt.errors import fail
+
+if TYPE_CHECKING:
+    from dpt.score.clip import Clip
+
+
+NO_SAMPLES = "draws nothing in stage 1, which leaves the UNet as it is: see txt2img.py"
+
+
+@dataclass(frozen=True)
+class RefusedInStage1(RefusedOptions):
+    validation_prompts: tuple[str, ...] | None = None
+    num_validation_images: int | None = None
+    snr_gamma: float | None = None
+
+
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+@dataclass(frozen=True)
+class Stage1Options(TrainOptions):
+    """Stage 1: train an adapter to match and to ground by the features of a frozen UNet.
+
+    Stop and repeat at will: the same command goes on where it was left. Exit code 75 says that a run was asked to stop
+    and has saved what it had.
+    """
+
+    refused: RefusedInStage1 = field(default_factory=RefusedInStage1)
+
+    reasons: ClassVar[Mapping[str, str]] = {**REASONS, "snr_gamma": "weighs the denoising loss, which stage 1 has not"}
+    warned: ClassVar[Mapping[str, str]] = {
+        **WARNED,
+        "validation_prompts": NO_SAMPLES,
+        "num_validation_images": NO_SAMPLES,
+    }
+
+    def idle(self) -> dict[str, str]:
+        return {**super().idle(), "prediction_type": "stage 1 reads features, which are the same whatever is predicted"}
+
+
+def main_stage1(arguments: Sequence[str] | None = None) -> int:
+    return train.main(Stage1Options, "train_stage1.py", "dpt.cli.train.tasks:stage1", arguments)
+
+
+SAMPLES = "samples.png"
+
+ALIGNMENT = "alignment.json"
+
+SAMPLE_SEED = 0
+
+FOR_ALL_LOSSES = ("fix_timestep", "noise_offset")
+"""Of the objective's flags, those that the denoising loss knows too."""
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    lora_rank: int = 4
+    lora_alpha: float | None = None
+    """Strength: W + alpha / rank B A. As much as the rank by default, as published."""
+    lora_blocks: tuple[str, ...] = ("all",)
+    """Whose attention has one: all as in the published code; down as the paper's figure has it; mid, up, or feature
+    names of blocks."""
+    only_train_lora: Flag = False
+    """The adapter stays as it begins, and is saved all the same."""
+    plain_lora: Flag = False
+    """The control: no adapter, and the denoising loss alone, on the same data with the same noise."""
+
+
+@dataclass(frozen=True)
+class DenoisingOptions:
+    mse_loss_coef: float = 1.0
+    snr_gamma: float | None = None
+    """Weigh the denoising loss by min-SNR, 5 for instance."""
+    mend_loss_coef: float = 0.0
+    """Not a published loss: under the caption, lead the noised hard negative to the true picture."""
+    detach_unet_feature: Annotated[str | None, tyro.conf.arg(metavar="BLOCK")] = None
+    """The denoising loss changes nothing up to this block: bottom0 ..., mid, up0 ..., skips included."""
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    validation_prompts: tuple[str, ...] = ()
+    """Draw these when the run is finished, into samples.png."""
+    num_validation_images: int = 4
+    """How many of each."""
+    prompts_path_val: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Draw these too when the run is finished, with the LoRA and without, and say by a CLIP how near to its prompt each
+    picture is: COCO-NSS1K (.json), or a prompt on each line. Into alignment.json."""
+    clip: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
+    """The CLIP for that; the embedded model brings its own."""
+
+
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+@dataclass(frozen=True)
+class Stage2Options(TrainOptions):
+    """Stage 2: train an adapter and a LoRA of the UNet together, to match, to ground and to denoise.
+
+    Stop and repeat at will: the same command goes on where it was left. Exit code 75 says that a run was asked to stop
+    and has saved what it had.
+    """
+
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    denoising: DenoisingOptions = field(default_factory=DenoisingOptions)
+    samples: SampleOptions = field(default_factory=SampleOptions)
+
+    def check(self) -> None:
+        if self.lora.plain_lora and self.adapter.qformer_ckpt is not None:
+            fail("--plain_lora has no adapter, so --qformer_ckpt has nothing to say")
+        if self.lora.plain_lora and self.lora.only_train_lora:
+            fail("--plain_lora trains nothing but a LoRA: --only_train_lora has nothing to say")
+        for name in ("mse_loss_coef", "mend_loss_coef"):
+            weight = getattr(self.denoising, name)
+            if not (isfinite(weight) and weight >= 0):
+                fail(f"--{name} cannot be {weight}")
+        if self.lora.plain_lora and self.denoising.mend_loss_coef:
+            fail("--plain_lora learns to denoise and nothing else: --mend_loss_coef has nothing to say")
+        if self.lora.plain_lora and not self.denoising.mse_loss_coef:
+            fail("--plain_lora learns to denoise and nothing else: with --mse_loss_coef 0 it would learn nothing")
+        if self.lora.plain_lora and self.denoising.detach_unet_feature is not None:
+            fail("--plain_lora has no loss but that of denoising: --detach_unet_feature would leave blocks untrained")
+        if self.samples.num_validation_images < 1:
+            fail(f"--num_validation_images must be at least 1, not {self.samples.num_validation_images}")
+        if self.samples.prompts_path_val is not None:
+            from dpt.evaluation.alignment import read_prompts
+
+            read_prompts(self.samples.prompts_path_val)
+            self._open_clip()
+        elif self.samples.clip is not None:
+            fail("--clip has nothing to say without --prompts_path_val")
+
+    def idle(self) -> dict[str, str]:
+        found = super().idle()
+        if self.lora.plain_lora:
+            of_adapter = [one.name for one in fields(self.adapter)] + ["unet_feature", "adapter_precision"]
+            of_objective = [one.name for one in fields(self.objective) if one.name not in FOR_ALL_LOSSES]
+            found |= dict.fromkeys([*of_adapter, *of_objective], "--plain_lora has no adapter")
+        elif self.lora.only_train_lora:
+            found["dropout"] = "--only_train_lora leaves the adapter as it is, and without dropout"
+        if not self.samples.validation_prompts:
+            found["num_validation_images"] = "there are no --validation_prompts"
+        if not self.denoising.mse_loss_coef:
+            found["snr_gamma"] = "--mse_loss_coef is 0"
+            if not self.denoising.mend_loss_coef:
+                found["detach_unet_feature"] = "no denoising loss weighs anything"
+        return found
+
+    def _open_clip(self) -> Clip:
+        from dpt.embedded import EMBEDDED, EMBEDDED_CLIP, clip_location
+        from dpt.score.clip import Clip
+
+        name = self.samples.clip
+        if name is None:
+            if self.model.pretrained_model_name_or_path != EMBEDDED:
+                fail("--prompts_path_val needs a CLIP to say how near a picture is to its prompt: give --clip")
+            name = EMBEDDED_CLIP
+        return Clip.open(clip_location(name))
+
+    def after(self, task: Any) -> None:
+        if self.samples.validation_prompts:
+            self._draw_samples(task)
+        if self.samples.prompts_path_val is not None:
+            self._measure_alignment(task, self.samples.prompts_path_val)
+
+    def _measure_alignment(self, task: Any, file: Path) -> None:
+        from dpt.evaluation.alignment import alignment, read_prompts
+
+        found = alignment(task.backbone, task.lora, read_prompts(file), self._open_clip())
+        (self.root / ALIGNMENT).write_text(json.dumps(found, indent=1) + "\n")
+        print(
+            f"CLIP cosine of {found['prompts']} prompts and their pictures: {found['base']:.4f} before, "
+            f"{found['tuned']:.4f} now ({self.root / ALIGNMENT})"
+        )
+
+    def _draw_samples(self, task: Any) -> None:
+        from dpt.data.images import to_pil
+        from dpt.evaluation.contact_sheet import contact_sheet
+        from dpt.sampling.draw import Request, Settings, draw
+
+        each = self.samples.num_validation_images
+        asked = [Request(text, SAMPLE_SEED, k) for text in self.samples.validation_prompts for k in range(each)]
+        pictures = [to_pil(image) for image in draw(task.backbone, asked, Settings())]
+        sheet = contact_sheet(pictures, [one.prompt for one in asked], columns=each)
+        sheet.save(self.root / SAMPLES)
+        print(f"the validation prompts are drawn in {self.root / SAMPLES}")
+
+
+def main_stage2(arguments: Sequence[str] | None = None) -> int:
+    return train.main(Stage2Options, "train_stage2.py", "dpt.cli.train.tasks:stage2", arguments)

@@ -1,0 +1,176 @@
+"""From the flags to the task that a command trains."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dpt.adapter import Adapter, config_for
+from dpt.adapter.config import AdapterConfig
+from dpt.adapter.io.native import config_at, init_from, weights_at
+from dpt.adapter.phrase_encoder import PhraseEncoder, PretrainedPhraseEncoder, open_phrase_encoder
+from dpt.backbone import Backbone
+from dpt.backbone.device import resolve_matmul_dtype
+from dpt.backbone.rng import derived_seed
+from dpt.cli.train.options import AdapterOptions, ObjectiveOptions, TrainOptions
+from dpt.data.stream import Stream
+from dpt.errors import UserError
+from dpt.lora import Lora, LoraConfig
+from dpt.objectives.assignment import AssignmentCosts
+from dpt.training.tasks.denoising import Denoising, PlainLora
+from dpt.training.tasks.discriminative import ObjectiveConfig
+from dpt.training.tasks.noising import NoiseConfig
+from dpt.training.tasks.stage1 import Stage1
+from dpt.training.tasks.stage2 import Stage2, Stage2Config
+from dpt.weights import sha256
+
+if TYPE_CHECKING:
+    from dpt.cli.train.stages import Stage2Options
+
+
+Validation = Mapping[str, Stream]
+
+Identity = dict[str, str]
+"""What the run begins with, as its record has it."""
+
+
+def stage1(options: TrainOptions, backbone: Backbone, validation: Validation) -> tuple[Stage1, Identity]:
+    adapter, phrases, identity = open_adapter(options, backbone)
+    task = Stage1(
+        backbone,
+        adapter,
+        phrases,
+        validation,
+        objective_of(options.objective),
+        noise_of(options.objective),
+        options.data.val_batch_size,
+        score_grounding=not options.objective.no_detection,
+        gradient_checkpointing=options.model.gradient_checkpointing,
+    )
+    return task, identity
+
+
+def stage2(options: Stage2Options, backbone: Backbone, validation: Validation) -> tuple[Any, Identity]:
+    """Stage 2, or its control."""
+    told, o = options.lora, options.denoising
+    backbone.prepare_for_gradients()
+    denoising = Denoising(o.mse_loss_coef, o.snr_gamma, o.detach_unet_feature, o.mend_loss_coef)
+    config = LoraConfig(told.lora_rank, told.lora_alpha, told.lora_blocks)
+    size, checkpointing = options.data.val_batch_size, options.model.gradient_checkpointing
+    noise = noise_of(options.objective)
+    if told.plain_lora:
+        lora = Lora(backbone.unet, config, options.optimisation.seed)
+        return PlainLora(backbone, lora, validation, denoising, noise, size, checkpointing), {}
+    adapter, phrases, identity = open_adapter(options, backbone, strict=True)
+    if options.adapter.qformer_ckpt is None:
+        warnings.warn("without --qformer_ckpt the adapter begins untrained", stacklevel=2)
+    how = Stage2Config(
+        objective_of(options.objective),
+        denoising,
+        noise,
+        told.only_train_lora,
+        checkpointing,
+        size,
+        score_grounding=not options.objective.no_detection,
+    )
+    lora = Lora(backbone.unet, config, options.optimisation.seed)
+    return Stage2(backbone, adapter, lora, phrases, validation, how), identity
+
+
+def open_adapter(
+    options: TrainOptions, backbone: Backbone, strict: bool = False
+) -> tuple[Adapter, PhraseEncoder, Identity]:
+    """New, or as `--qformer_ckpt` has it; `strict` refuses one that was trained to read another model."""
+    begin, told = options.adapter.qformer_ckpt, options.adapter
+    if begin is not None and (found := config_at(begin)) is not None:
+        told = adopt_config(told, options.model.unet_feature, found, begin)
+    phrases = open_phrase_encoder(told.text_encoder_type, backbone)
+    torch.manual_seed(derived_seed(options.optimisation.seed, 0, "adapter"))
+    built = Adapter(config_of(told, options.model.unet_feature, backbone, phrases)).to(backbone.device)
+    if told.no_freeze_text_encoder:
+        assert isinstance(phrases, PretrainedPhraseEncoder), "the frozen model's own is refused before it is opened"
+        built.text_encoder = phrases.unfreeze()
+    identity: Identity = {}
+    if begin is not None:
+        init_adapter(built, begin, backbone, strict)
+        identity = {"qformer_sha256": sha256(weights_at(begin))}
+    built.product_dtype = resolve_matmul_dtype(backbone.device, options.model.adapter_precision)
+    return built, phrases, identity
+
+
+def config_of(told: AdapterOptions, unet_feature: str, backbone: Backbone, phrases: PhraseEncoder) -> AdapterConfig:
+    shape = {name: getattr(told, name) for name in SHAPE}
+    return config_for(
+        backbone.unet.config,
+        unet_feature,
+        backbone.text_width,
+        phrases.width,
+        **shape,
+        contrastive_align_loss=not told.no_contrastive_align_loss,
+    )
+
+
+SHAPE = (
+    "text_encoder_type",
+    "position_embedding",
+    "code_placement",
+    "enc_layers",
+    "dec_layers",
+    "dim_feedforward",
+    "hidden_dim",
+    "nheads",
+    "dropout",
+    "num_queries_matching",
+    "num_queries_rec",
+    "pre_norm",
+    "contrastive_loss_hdim",
+)
+"""Flags that an adapter's configuration has under the same names."""
+
+
+def adopt_config(told: AdapterOptions, unet_feature: str, found: AdapterConfig, where: Path) -> AdapterOptions:
+    """The shape of the adapter to begin with, unless a flag asks for another, which it cannot have."""
+    if found.unet_feature != unet_feature:
+        raise UserError(f"the adapter of {where} reads {found.unet_feature}, not --unet_feature {unet_feature}")
+    default = {one.name: one.default for one in fields(AdapterOptions)}
+    there = {name: getattr(found, name) for name in SHAPE}
+    there["no_contrastive_align_loss"] = not found.contrastive_align_loss
+    for name, value in there.items():
+        asked = getattr(told, name)
+        if asked not in (default[name], value) and name != "dropout":
+            raise UserError(f"the adapter of {where} has {name} {value}, not {asked}: leave the flag out")
+    if told.dropout != default["dropout"]:
+        there["dropout"] = told.dropout
+    return replace(told, **there)
+
+
+def init_adapter(built: Adapter, path: Path, backbone: Backbone, strict: bool) -> None:
+    record = init_from(built, path)
+    if record.base_hash in ("", backbone.model_hash):
+        return
+    sentence = f"the adapter of {path} was trained to read another model, {record.base or 'which has no name'}"
+    if strict:
+        raise UserError(sentence)
+    warnings.warn(sentence, stacklevel=2)
+
+
+def noise_of(options: ObjectiveOptions) -> NoiseConfig:
+    return NoiseConfig(options.fix_timestep, options.noise_offset)
+
+
+def objective_of(options: ObjectiveOptions) -> ObjectiveConfig:
+    weights = {
+        "i2t": options.i2t_loss_coef,
+        "t2i": options.t2i_loss_coef,
+        "ce": options.ce_loss_coef,
+        "bbox": options.bbox_loss_coef,
+        "giou": options.giou_loss_coef,
+        "align": options.contrastive_align_loss_coef,
+    }
+    costs = AssignmentCosts(options.set_cost_class, options.set_cost_bbox, options.set_cost_giou)
+    return ObjectiveConfig(weights, costs, options.eos_coef, options.temperature_NCE)

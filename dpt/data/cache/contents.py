@@ -1,0 +1,103 @@
+"""What a cache depends on, and which images and texts of a data folder it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from dpt.backbone.folder import TEXT_ENCODER, TOKENIZER, VAE, ModelFolder
+from dpt.backbone.text import ENCODING
+from dpt.data.files.annotations import read_expressions
+from dpt.data.files.hard_negatives import open_hard_negatives
+from dpt.data.files.reading import DataRoot
+from dpt.data.images import PREPROCESSING, Framing
+from dpt.data.mirror import mirrored_text
+from dpt.data.scenes.published import REC
+from dpt.errors import DataError
+
+FORMAT = 1
+"""Of the files of a cache."""
+
+
+CacheKey = Mapping[str, Any]
+"""As JSON would give it back."""
+
+
+FREE = ("dtype", "random_flip")
+"""What latents may have otherwise than a run asks for: any format is read, and mirrored ones may go unused."""
+
+
+def latents_key(model: ModelFolder, framing: Framing, dtype: torch.dtype = torch.float32) -> CacheKey:
+    """Of the model only the VAE: another UNet or text encoder changes no latents."""
+    return {
+        "format": FORMAT,
+        "preprocessing": PREPROCESSING,
+        "vae": model.content_hash(VAE),
+        "resolution": framing.resolution,
+        "center_crop": framing.center_crop,
+        "random_flip": framing.random_flip,
+        "dtype": name_of(dtype),
+    }
+
+
+def texts_key(model: ModelFolder, dtype: torch.dtype) -> CacheKey:
+    """`dtype` is what the text encoder runs in, and so what its states are."""
+    return {
+        "format": FORMAT,
+        "preprocessing": ENCODING,
+        "text_encoder": model.content_hash(TOKENIZER, TEXT_ENCODER),
+        "dtype": name_of(dtype),
+    }
+
+
+def differences(made: CacheKey, wanted: CacheKey, free: tuple[str, ...] = ()) -> list[str]:
+    """Each ingredient that differs, in words."""
+    names = [name for name in {**wanted, **made} if name not in free and made.get(name) != wanted.get(name)]
+    return [f"{name} is {_short(made.get(name))}, not {_short(wanted.get(name))}" for name in names]
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _short(value: Any) -> str:
+    """Of a hash, enough to tell it from another."""
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else repr(value)
+
+
+@dataclass(frozen=True)
+class CacheContents:
+    pictures: list[str]
+    """train2014/… and val2014/…, as they lie under the folder of images."""
+    texts: list[str]
+
+
+def cache_contents(root: DataRoot, texts: bool, random_flip: bool) -> CacheContents:
+    """Whatever is there of the published files counts, all sets of expressions and both parts of the negatives."""
+    if not root.path.is_dir():
+        raise DataError(f"the data folder {root.path} does not exist")
+    pictures: set[str] = set()
+    said: set[str] = set()
+    for file in sorted((root.path / REC).glob("finetune_*.json")):
+        for one in read_expressions(file):
+            pictures.add(f"train2014/{one.file_name}")
+            said.add(one.text)
+    for part in ("train", "val"):
+        if not (root.hard_negatives(part).is_dir() or root.hard_negatives_table(part).is_file()):
+            continue
+        negatives = open_hard_negatives(root, part)
+        for id_ in tqdm(negatives.ids, desc=f"reading {part} captions", unit="caption", leave=False, disable=None):
+            row = negatives.row(id_)
+            pictures.update(f"{part}2014/{name}" for name in (row.file_name, *row.images))
+            said.update((row.title, *row.captions) if texts else ())
+    if not pictures:
+        raise DataError(f"{root.path} has neither expressions nor captions with hard negatives to cache pictures for")
+    if not texts:
+        return CacheContents(sorted(pictures), [])
+    if random_flip:
+        said.update([other for text in said if (other := mirrored_text(text)) is not None])
+    return CacheContents(sorted(pictures), sorted(said))

@@ -1,0 +1,326 @@
+"""A cached part on disk: safetensors shards with an index each, under one key, the manifest written last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dpt.data.cache.contents import CacheKey, differences
+from dpt.errors import DataError, UserError
+from dpt.files import atomic_file, lock
+from dpt.untrusted import parse_json
+
+ShardMetadata = list[Any]
+"""What else is known of an item, as JSON: for a picture, what its header says."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """What one shard holds."""
+
+    bytes: int
+    sha256: str
+    names: list[str]
+    checksums: list[list[int]]
+    """CRC-32 of each row, for each tensor in the order of their names: cheap enough to hold every read against."""
+    facts: list[ShardMetadata]
+    broken: dict[str, ShardMetadata] = field(default_factory=dict)
+
+
+def shard_file(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:05d}.safetensors"
+
+
+def index_file(shard: Path) -> Path:
+    return shard.with_suffix(".json")
+
+
+def write_shard(
+    file: Path,
+    items: Sequence[tuple[str, ShardMetadata]],
+    tensors: Mapping[str, Tensor],
+    broken: Mapping[str, ShardMetadata],
+) -> Index:
+    """The index last: a shard without one was never finished."""
+    checksums = [[checksum(tensors[name][row]) for name in sorted(tensors)] for row in range(len(items))]
+    with atomic_file(file) as work:
+        work.touch()
+        mode = work.stat().st_mode  # safetensors would keep the file to its owner
+        try:
+            save_file(dict(tensors), work)
+            work.chmod(mode)
+        except SafetensorError as error:
+            raise OSError(str(error)) from None
+        size, digest = work.stat().st_size, file_sha256(work)
+    index = Index(size, digest, [name for name, _ in items], checksums, [facts for _, facts in items], dict(broken))
+    with atomic_file(index_file(file)) as work:
+        work.write_text(json.dumps(vars(index), ensure_ascii=True) + "\n", encoding="utf-8")
+    return index
+
+
+def read_index(file: Path) -> Index:
+    try:
+        index = Index(**parse_json(file.read_text(encoding="utf-8")))
+        _check_index(index)
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror or error}") from None
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{file} is not the index of a cache: {error}") from None
+    return index
+
+
+def _check_index(index: Index) -> None:
+    """Types, so that whoever goes on with it has to think of none."""
+    lists = (index.names, index.checksums, index.facts)
+    if not all(isinstance(one, list) for one in lists) or len({len(one) for one in lists}) > 1:
+        raise ValueError("its lists are not of one length")
+    if not (isinstance(index.bytes, int) and isinstance(index.sha256, str) and isinstance(index.broken, dict)):
+        raise ValueError("it does not say what its shard is like")
+    if not all(isinstance(name, str) for name in index.names):
+        raise ValueError("its names are not texts")
+    if not all(isinstance(row, list) and all(isinstance(one, int) for one in row) for row in index.checksums):
+        raise ValueError("its checksums are not whole numbers")
+    if not all(isinstance(one, list) for one in (*index.facts, *index.broken.values())):
+        raise ValueError("what it knows of its items are no lists")
+
+
+def read_row(file: Path, tensor: str, row: int, expected: int, what: str) -> Tensor:
+    """One row and no more of the file, opened and closed: nothing is held open, nothing shared between processes."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            values: Tensor = opened.get_slice(tensor)[row].clone()
+    except (SafetensorError, OSError, IndexError) as error:
+        raise DataError(f"{file} cannot be read: {error}; `dpt cache` makes it again") from None
+    except Exception as error:  # a header may say anything of its tensors
+        raise DataError(f"{file} has no row {row} of {tensor!r}: {error}; `dpt cache` makes it again") from None
+    if checksum(values) != expected:
+        raise DataError(f"{file} is corrupted: of {what} it has not what was written; `dpt cache` makes it again")
+    return values
+
+
+def checksum(values: Tensor) -> int:
+    return zlib.crc32(values.contiguous().view(torch.uint8).numpy().data)
+
+
+def file_sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+SHARD_NAME = re.compile(r"shard-\d{5,12}\.safetensors", re.ASCII)
+
+KEY, MANIFEST, LOCK = "key.json", "manifest.json", "lock"
+
+
+IsCurrent = Callable[[str, ShardMetadata], bool]
+"""Whether an item still is what was cached of it, by what was known then."""
+
+
+class UnfinishedPartError(UserError):
+    """There are shards, but no manifest."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachedItem:
+    shard: int
+    at: int
+    checksums: Sequence[int]
+    facts: ShardMetadata
+
+
+class CachePart:
+    """A finished part, to read from."""
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any], digest: str) -> None:
+        self.folder, self.digest = folder, digest
+        self.key: CacheKey = manifest["key"]
+        self.tensors: list[str] = manifest["tensors"]
+        if not isinstance(self.key, dict) or not isinstance(self.tensors, list):
+            raise TypeError("it says not what it depends on, or what it holds")
+        self.rows: dict[str, CachedItem] = {}
+        self.broken: dict[str, ShardMetadata] = {}
+        self.shards: list[Path] = []
+        for nth, (name, facts) in enumerate(manifest["shards"].items()):
+            if not SHARD_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no shard of it")
+            self.shards.append(folder / name)
+            self._add(nth, _checked_index(folder / name, facts))
+
+    @classmethod
+    def open(cls, folder: Path) -> CachePart:
+        """Sizes are checked, and the hashes of the indices; of what the shards hold, each row when it is read."""
+        file = folder / MANIFEST
+        try:
+            content = file.read_bytes()
+            manifest = parse_json(content)
+            return cls(folder, manifest, hashlib.sha256(content).hexdigest())
+        except FileNotFoundError:
+            raise UnfinishedPartError(f"the cache {folder} is not finished: `dpt cache` goes on with it") from None
+        except OSError as error:
+            raise DataError(f"{file} cannot be read: {error.strerror or error}") from None
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(f"{file} is not the manifest of a cache: {error}") from None
+
+    def _add(self, shard: int, index: Index) -> None:
+        for at, (name, checksums, facts) in enumerate(zip(index.names, index.checksums, index.facts, strict=True)):
+            if len(checksums) != len(self.tensors):
+                raise ValueError(f"{name!r} has not a checksum for each of its tensors")
+            self.rows[name] = CachedItem(shard, at, tuple(checksums), facts)
+        self.broken.update(index.broken)
+
+    def read(self, name: str, tensor: str) -> Tensor:
+        row = self.rows[name]
+        expected = row.checksums[self.tensors.index(tensor)]
+        return read_row(self.shards[row.shard], tensor, row.at, expected, repr(name))
+
+
+def _checked_index(shard: Path, facts: Mapping[str, Any]) -> Index:
+    try:
+        size = shard.stat().st_size
+    except OSError as error:
+        raise DataError(f"{shard} cannot be read: {error.strerror}; `dpt cache` makes it again") from None
+    if not isinstance(facts, dict):
+        raise TypeError(f"what it says of {shard.name} is no object")
+    if size != facts["bytes"]:
+        raise DataError(f"{shard} is corrupted: it has {size} bytes, not {facts['bytes']}; `dpt cache` makes it again")
+    index = read_index(index_file(shard))
+    if file_sha256(index_file(shard)) != facts["index_sha256"]:
+        raise DataError(f"{index_file(shard)} is corrupted: its SHA-256 differs; `dpt cache` makes it again")
+    return index
+
+
+class PartBuilder:
+    """A part in the making. Whatever shards are finished stay; what is missing is added."""
+
+    def __init__(self, folder: Path, key: CacheKey, tensors: Sequence[str]) -> None:
+        self.folder, self.key, self.tensors = folder, key, sorted(tensors)
+        self.indices: dict[int, Index] = {}
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """The folder is this key's, and nobody else writes to it."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with _locked(self.folder):
+                self._claim()
+                yield
+        except OSError as error:
+            raise UserError(f"the cache {self.folder} cannot be written: {error.strerror or error}") from None
+
+    def _claim(self) -> None:
+        file = self.folder / KEY
+        if file.exists():
+            try:
+                made = parse_json(file.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise UserError(f"{file} is not valid JSON: {error}") from None
+            if not isinstance(made, dict):
+                raise UserError(f"{file} is not the key of a cache")
+            if differing := differences(made, self.key):
+                raise UserError(
+                    f"the cache {self.folder} is another one ({'; '.join(differing)}): remove it, or say --out FOLDER"
+                )
+        elif strangers := sorted(path.name for path in self.folder.iterdir() if path.name != LOCK):
+            raise UserError(f"{self.folder} is no cache, and not empty either: it has {strangers[0]}")
+        else:
+            _write_json(file, self.key)
+        for leftover in self.folder.glob(".*.tmp"):
+            leftover.unlink()
+
+    def resume(self, is_current: IsCurrent) -> list[str]:
+        """Read each shard that is finished; those that are not as they were written go, and are made again.
+
+        Says what was thrown away.
+        """
+        told = []
+        for shard in sorted(self.folder.glob("shard-*.safetensors")):
+            problem = self._problem(shard, is_current)
+            if problem is not None:
+                (self.folder / MANIFEST).unlink(missing_ok=True)  # it promises what is not there
+                index_file(shard).unlink(missing_ok=True)
+                shard.unlink()
+                told.append(f"{shard.name} is made again: {problem}")
+        for orphan in self.folder.glob("shard-*.json"):
+            if not orphan.with_suffix(".safetensors").exists():
+                (self.folder / MANIFEST).unlink(missing_ok=True)
+                orphan.unlink()
+                told.append(f"{orphan.stem}.safetensors is made again: it was missing")
+        return told
+
+    def _problem(self, shard: Path, is_current: IsCurrent) -> str | None:
+        if not index_file(shard).exists():
+            return "it was never finished"
+        try:
+            index = read_index(index_file(shard))
+        except DataError as fault:
+            return str(fault)
+        if shard.stat().st_size != index.bytes or file_sha256(shard) != index.sha256:
+            return "it is not what was written (size or SHA-256 differs)"
+        items = [*zip(index.names, index.facts, strict=True), *index.broken.items()]
+        try:
+            changed = next((name for name, facts in items if not is_current(name, facts)), None)
+        except (IndexError, TypeError):
+            return "its index does not say what its items are"
+        if changed is not None:
+            return f"{changed} has changed since"
+        self.indices[int(shard.stem.removeprefix("shard-"))] = index
+        return None
+
+    @property
+    def done(self) -> set[str]:
+        return {name for index in self.indices.values() for name in (*index.names, *index.broken)}
+
+    @property
+    def broken(self) -> dict[str, ShardMetadata]:
+        return {name: facts for index in self.indices.values() for name, facts in index.broken.items()}
+
+    def add(
+        self,
+        items: Sequence[tuple[str, ShardMetadata]],
+        tensors: Mapping[str, Tensor],
+        broken: Mapping[str, ShardMetadata],
+    ) -> None:
+        """A shard, under the first number that is free: one that is made again gets its own."""
+        number = next(n for n in range(len(self.indices) + 1) if n not in self.indices)
+        self.indices[number] = write_shard(shard_file(self.folder, number), items, tensors, broken)
+
+    def finish(self) -> CachePart:
+        shards = {}
+        for number in sorted(self.indices):
+            file, index = shard_file(self.folder, number), self.indices[number]
+            shards[file.name] = {
+                "bytes": index.bytes,
+                "sha256": index.sha256,
+                "items": len(index.names),
+                "broken": len(index.broken),
+                "index_sha256": file_sha256(index_file(file)),
+            }
+        broken = sorted(self.broken)
+        _write_json(
+            self.folder / MANIFEST, {"key": self.key, "tensors": self.tensors, "shards": shards, "broken": broken}
+        )
+        return CachePart.open(self.folder)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with (folder / LOCK).open("w") as held:
+        lock(held, f"another process is writing the cache {folder}")
+        yield
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    with atomic_file(file) as work:
+        work.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,191 @@
+"""Images as files, as framed tensors with their boxes, and as 8-bit pictures."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from dpt.data.example import BoxCentre, BoxCorners
+from dpt.errors import BrokenImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+
+MOST_PIXELS = 2**26
+
+ORIENTATION = 0x0112
+
+Size = tuple[int, int]
+"""Width, height."""
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What is known of a picture before its pixels are decoded."""
+
+    path: Path
+    stored_size: Size
+    orientation: int
+
+    @property
+    def size(self) -> Size:
+        """Once upright."""
+        width, height = self.stored_size
+        return (height, width) if self.orientation >= 5 else (width, height)
+
+    def upright(self, box: BoxCorners, recorded_size: Size | None) -> BoxCorners:
+        """A box of the annotations, where it lies in the upright picture.
+
+        Annotations of a turned picture may have been made on the picture as stored or as shown. The size that they
+        record says which, unless the picture is square or only mirrored: then the picture is refused.
+        """
+        if recorded_size is not None and recorded_size not in (self.stored_size, self.size):
+            there, said = ("x".join(map(str, size)) for size in (self.size, recorded_size))
+            raise BrokenImageError.of(self.path, f"it is {there} pixels large, but its annotation says {said}")
+        if self.orientation == 1:
+            return box
+        if self.size == self.stored_size or recorded_size is None:
+            raise BrokenImageError.of(
+                self.path, "it is stored turned (EXIF), and nothing says whether its boxes were drawn before or after"
+            )
+        return turn_box(box, self.stored_size, self.orientation) if recorded_size == self.stored_size else box
+
+
+def read_header(path: Path, inside: Path | None = None) -> ImageHeader:
+    """`inside`: the folder that it must lie in, links followed."""
+    _refuse_outside(path, inside)
+    with _open_image(path) as image:
+        return _header(path, image)
+
+
+def read_image(path: Path, inside: Path | None = None) -> tuple[Image.Image, ImageHeader]:
+    """Upright, RGB. `inside`: the folder that it must lie in, links followed."""
+    _refuse_outside(path, inside)
+    with _open_image(path) as image:
+        header = _header(path, image)
+        image.load()
+        return _rgb(ImageOps.exif_transpose(image)), header
+
+
+def _refuse_outside(path: Path, inside: Path | None) -> None:
+    """The folder itself may be a link: data lie on other disks. A picture in it that is one was put there."""
+    if inside is not None and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(inside)):
+        raise BrokenImageError.of(path, f"it is a link that leads out of {inside}")
+
+
+@contextmanager
+def _open_image(path: Path) -> Iterator[Image.Image]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=FORMATS) as image:
+                width, height = image.size
+                if width * height > MOST_PIXELS:
+                    raise BrokenImageError.of(path, f"{width}x{height} pixels are more than {MOST_PIXELS}")
+                yield image
+    except BrokenImageError:
+        raise
+    except FileNotFoundError:
+        raise BrokenImageError.of(path, "there is no such file") from None
+    except Exception as error:  # decoders meet broken bytes with errors of every kind
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BrokenImageError.of(path, reason) from error
+
+
+def _header(path: Path, image: Image.Image) -> ImageHeader:
+    orientation = image.getexif().get(ORIENTATION, 1)
+    return ImageHeader(path, image.size, orientation if orientation in range(1, 9) else 1)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        deep = np.asarray(image)
+        upper = deep >> 8 if deep.dtype.itemsize == 2 else np.clip(deep, 0, 65535) >> 8
+        return Image.fromarray(upper.astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating point pixels have no agreed range")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def turn_box(box: BoxCorners, stored_size: Size, orientation: int) -> BoxCorners:
+    """From the picture as stored to the upright one."""
+    (width, height), (x0, y0, x1, y1) = stored_size, box
+    if orientation in (2, 3, 7, 8):
+        x0, x1 = width - x1, width - x0
+    if orientation in (3, 4, 6, 7):
+        y0, y1 = height - y1, height - y0
+    return (y0, x0, y1, x1) if orientation >= 5 else (x0, y0, x1, y1)
+
+
+PREPROCESSING = 1
+"""To be raised when the same picture file comes to give other pixels, since caches hold what was made of them."""
+
+
+LEAST_IN_VIEW = 0.5
+"""A box of which a smaller share of the area is left in the crop is lost, and its region is dropped."""
+
+
+@dataclass(frozen=True)
+class Framing:
+    """The whole picture squashed to a square (as published), or the largest square in its middle."""
+
+    resolution: int
+    center_crop: bool = False
+    random_flip: bool = False
+
+    def window(self, size: Size) -> BoxCorners:
+        """The part of the picture that is shown, in pixels."""
+        width, height = size
+        if not self.center_crop:
+            return 0, 0, width, height
+        side = min(width, height)
+        x0, y0 = (width - side) // 2, (height - side) // 2
+        return x0, y0, x0 + side, y0 + side
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """(3, resolution, resolution) in [-1, 1]."""
+        window = self.window(image.size)
+        square = (self.resolution, self.resolution)
+        if image.size != square:
+            image = image.resize(square, Image.Resampling.BICUBIC, box=window)
+        values = torch.from_numpy(np.array(image, dtype=np.float32))
+        return values.permute(2, 0, 1).contiguous() / 127.5 - 1
+
+    def box(self, box: BoxCorners, size: Size) -> BoxCentre | None:
+        """The part of a box that is in view, as shares of the view; None if the box is lost."""
+        left, top, right, bottom = self.window(size)
+        x0, x1 = max(box[0], left), min(box[2], right)
+        y0, y1 = max(box[1], top), min(box[3], bottom)
+        area = (box[2] - box[0]) * (box[3] - box[1])
+        if x1 <= x0 or y1 <= y0 or (x1 - x0) * (y1 - y0) < LEAST_IN_VIEW * area:
+            return None
+        width, height = right - left, bottom - top
+        return (
+            ((x0 + x1) / 2 - left) / width,
+            ((y0 + y1) / 2 - top) / height,
+            (x1 - x0) / width,
+            (y1 - y0) / height,
+        )
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """An image (3,H,W) in [-1,1], clipped and rounded as diffusers does it."""
+    levels = ((image / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
+
+
+def from_pil(picture: Image.Image) -> Tensor:
+    """A picture as an image (3,H,W) in [-1,1]."""
+    levels = torch.from_numpy(np.array(picture.convert("RGB")))
+    return levels.permute(2, 0, 1).float() / 127.5 - 1

@@ -1,0 +1,1 @@
+"""Detectors: images in, labelled boxes out."""

@@ -1,0 +1,65 @@
+"""Grounding DINO: all phrases in one text, each ended by a full stop; a box has a score for every token.
+
+A phrase's score is the mean over its own tokens, which are known from how the text was put together: nothing is
+matched by spelling. It was trained to be told phrases, so the words that a suite puts around a noun are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BertTokenizer, GroundingDinoForObjectDetection, GroundingDinoImageProcessorPil
+
+from dpt.backbone.hf_model import HFModelFolder
+from dpt.claims.detections import DetectConfig
+from dpt.detect.base import Image
+from dpt.detect.owl import corners
+from dpt.errors import UserError
+from dpt.score.clip import LAST
+
+
+@dataclass(frozen=True)
+class GroundingDino:
+    model: Any
+    processor: Any
+    tokenizer: Any
+
+    @classmethod
+    def load(cls, folder: HFModelFolder, device: torch.device) -> GroundingDino:
+        model = folder.load(GroundingDinoForObjectDetection).eval().to(device)
+        return cls(model, folder.load(GroundingDinoImageProcessorPil), folder.load(BertTokenizer))
+
+    def answer(self, image: Image, phrases: Sequence[str], asking: DetectConfig) -> tuple[Tensor, Tensor]:
+        ids, spans = self.text(phrases)
+        tokens = torch.tensor([ids], device=self.model.device)
+        pixels = self.processor(image, return_tensors="pt", input_data_format=LAST).to(self.model.device)
+        with torch.no_grad():
+            out = self.model(
+                pixel_values=pixels.pixel_values,
+                pixel_mask=pixels.pixel_mask,
+                input_ids=tokens,
+                attention_mask=torch.ones_like(tokens),
+                token_type_ids=torch.zeros_like(tokens),
+            )
+        by_token = out.logits[0].float().sigmoid().cpu()
+        scores = torch.stack([by_token[:, start:end].mean(-1) for start, end in spans], -1)
+        height, width = image.shape[:2]
+        return scores, corners(out.pred_boxes[0].float().cpu(), [width, height])
+
+    def text(self, phrases: Sequence[str]) -> tuple[list[int], list[tuple[int, int]]]:
+        """The text's tokens, and from where to where each phrase's lie."""
+        stop = self.tokenizer.convert_tokens_to_ids(".")
+        ids, spans = [self.tokenizer.cls_token_id], []
+        for phrase in phrases:
+            own = self.tokenizer(phrase.lower(), add_special_tokens=False).input_ids
+            spans.append((len(ids), len(ids) + len(own)))
+            ids += [*own, stop]
+        ids.append(self.tokenizer.sep_token_id)
+        most = self.model.config.max_text_len
+        if len(ids) > most:
+            raise UserError(f"the detector reads {most} tokens, too few for {len(phrases)} phrases, {len(ids)} tokens")
+        return ids, spans

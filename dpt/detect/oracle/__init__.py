@@ -1,0 +1,1 @@
+"""The oracle: reads rendered scenes back into objects by classical vision."""

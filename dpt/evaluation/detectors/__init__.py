@@ -1,1 +1,0 @@
-"""What reads a picture into objects."""

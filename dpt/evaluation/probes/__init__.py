@@ -1,1 +1,0 @@
-"""What an adapter knows: matching and grounding, asked over fixed examples."""

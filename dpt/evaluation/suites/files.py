@@ -1,0 +1,148 @@
+"""Suites that the user supplies: prompts without claims, and strict line-by-line readers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dpt.claims.prompt import Prompt
+from dpt.errors import UserError, fail
+from dpt.evaluation.suites.base import Suite
+from dpt.untrusted import parse_json
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+
+
+class Line(NamedTuple):
+    number: int
+    """From 1, as editors count."""
+    where: str
+    """ "prompts.txt, line 3" """
+    text: str
+
+
+def lines(file: Path) -> Iterator[Line]:
+    """Every line that says something."""
+    for number, text in enumerate(read_text(file).splitlines(), start=1):
+        if text.strip():
+            yield Line(number, f"{file}, line {number}", text.strip())
+
+
+def read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is not a text file in UTF-8") from None
+
+
+def parse(where: str, text: str) -> dict[str, Any]:
+    try:
+        return as_object(where, parse_json(text))
+    except ValueError:
+        raise UserError(f"{where} is not JSON: it may have been cut") from None
+
+
+def as_object(where: str, content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: expected an object, got {content!r}")
+    return content
+
+
+def only(where: str, content: Mapping[str, Any], known: Sequence[str]) -> None:
+    for key in content:
+        if key not in known:
+            raise UserError(f"{where}: unknown key {key!r}; known are {', '.join(known)}")
+
+
+def text_of(where: str, content: Mapping[str, Any], key: str, default: str | None = None) -> str:
+    value = content.get(key, default)
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{where}: {key!r} must be a text that says something, not {value!r}")
+    return value.strip()
+
+
+def count_of(where: str, content: Mapping[str, Any], key: str) -> int:
+    value = content.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{where}: {key!r} must be a whole number from 1 up, not {value!r}")
+    return value
+
+
+def name_of(where: str, content: Mapping[str, Any], key: str, default: str) -> str:
+    """An id or a category: it becomes part of a file's name."""
+    value = content.get(key, default)
+    value = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(value, str) or not is_name(value):
+        raise UserError(f"{where}: {key!r} becomes a file's name: use letters, digits, - _ and ., not {value!r}")
+    return value
+
+
+def is_name(text: str) -> bool:
+    """Whether it can be part of a file's name, and leads nowhere else."""
+    return _NAME.fullmatch(text) is not None
+
+
+class Ids:
+    """Refuses an id that was there before."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, str] = {}
+
+    def add(self, where: str, id_: str) -> str:
+        if id_ in self._first:
+            fail(f"{where}: the id {id_!r} is there already, in {self._first[id_]}")
+        self._first[id_] = where
+        return id_
+
+
+COCO_CATEGORIES = ("numerical", "spatial", "semantic", "mixed", "null")
+
+UNNAMED = "prompts"
+
+
+def prompts_suite(file: Path) -> Suite:
+    """Any text file, a prompt on each line; or, named .jsonl, an object with prompt and perhaps id and category."""
+    ids = Ids()
+    prompts = []
+    for number, where, text in lines(file):
+        id_, category = f"{number:05d}", "prompts"
+        if file.suffix == ".jsonl":
+            content = parse(where, text)
+            only(where, content, ("prompt", "id", "category"))
+            text = text_of(where, content, "prompt")
+            id_ = name_of(where, content, "id", id_)
+            category = name_of(where, content, "category", category)
+        prompts.append(Prompt(ids.add(where, id_), category, text, (), closed=False, where=where))
+    return _suite("prompts", file, prompts)
+
+
+def coco_suite(file: Path) -> Suite:
+    """COCO-NSS1K: a JSON list whose entries have the text under `captions` (or `caption`) and their category under
+    `name` (or `category`), if they have one. What else an entry has (boxes, sizes) is not read."""
+    try:
+        entries = parse_json(read_text(file))
+    except ValueError:
+        raise UserError(f"{file} is not JSON: it may have been cut") from None
+    if not isinstance(entries, list):
+        raise UserError(f"{file} must be a list of prompts")
+    prompts = []
+    for number, entry in enumerate(entries):
+        where = f"{file}, entry {number}"
+        content = as_object(where, entry)
+        text = text_of(where, content, "captions" if "captions" in content else "caption")
+        key = next((one for one in ("name", "category") if one in content), None)
+        category = UNNAMED if key is None else text_of(where, content, key)
+        if category not in (*COCO_CATEGORIES, UNNAMED):
+            raise UserError(f"{where}: there is no category {category!r}; there are {', '.join(COCO_CATEGORIES)}")
+        prompts.append(Prompt(f"nss1k-{number:04d}", category, text, (), closed=False, where=where))
+    return _suite("coco-nss1k", file, prompts)
+
+
+def _suite(name: str, file: Path, prompts: list[Prompt]) -> Suite:
+    if not prompts:
+        raise UserError(f"{file} holds no prompt")
+    return Suite(name, f"{name}-1", tuple(prompts), None)

@@ -1,0 +1,1 @@
+"""Ways to make pictures for prompts."""

@@ -1,0 +1,1 @@
+"""What an adapter or a model knows."""

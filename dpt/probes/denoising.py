@@ -1,0 +1,40 @@
+"""How well the model denoises held-out pictures under their captions: what tuning should not make it forget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from dpt.backbone import Backbone
+from dpt.backbone.rng import SampleRNG
+from dpt.data.pairs import CAPTION, TRUE, encode_pair_images, encode_texts, texts_of
+from dpt.data.stream import Stream, load
+
+NOISE_SEED = 0
+
+
+@torch.no_grad()
+def denoising_error(
+    backbone: Backbone, streams: Mapping[str, Stream], batch_size: int = 16, part: int = 0, parts: int = 1
+) -> tuple[float, int]:
+    """The sum over every `parts`-th captioned example, beginning with `part`, of its mean square error; and how many.
+
+    Each example has its own timestep and noise, always the same: two models differ by what was learnt.
+    """
+    total, asked = torch.zeros((), dtype=torch.float64, device=backbone.device), 0
+    for stream in streams.values():
+        own = range(part, len(stream), parts)
+        chunks = [list(own[i : i + batch_size]) for i in range(0, len(own), batch_size)]
+        for positions, batch in zip(chunks, load(stream, chunks), strict=True):
+            if batch.matching is None:
+                continue
+            batch, chance = batch.to(backbone.device), SampleRNG(NOISE_SEED, positions)
+            states = encode_texts(backbone, {CAPTION: texts_of(batch)[CAPTION]})[CAPTION].states
+            (z,) = encode_pair_images(backbone, batch, (TRUE,))
+            noise = chance.normal(z.shape[1:], "validation noise").to(z.device)
+            t = chance.integers(backbone.noise.num_timesteps, "validation timestep").to(z.device)
+            error = backbone.predict(backbone.add_noise(z, noise, t), t, states) - backbone.target(z, noise, t)
+            total += error.double().square().flatten(1).mean(dim=1).sum()
+            asked += len(batch)
+    return float(total), asked

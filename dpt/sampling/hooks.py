@@ -1,0 +1,62 @@
+"""Hooks around each sampling step, and a trace of scores and predicted x0."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dpt.backbone import Backbone, Condition
+from dpt.score.matching import Scorer
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """One call of the denoiser, as far as what stands around it may want to know."""
+
+    index: int
+    count: int
+    t: Tensor
+    scale: Tensor
+    """(1,): the UNet's input is the state times this."""
+    goes_on: bool
+    """Whether the scheduler goes on from the state it is given now, not from one that it kept."""
+
+    @property
+    def is_last(self) -> bool:
+        return self.index == self.count - 1
+
+
+class StepHook:
+    """What may change the state before and after a call of the denoiser. This one changes nothing."""
+
+    def before(self, z: Tensor, call: StepInfo) -> Tensor:
+        return z
+
+    def after(self, z: Tensor, call: StepInfo, x: Tensor, prediction: Tensor) -> Tensor:
+        """z is the scheduler's next state; x is what the denoiser was given, and `prediction` what it made of it."""
+        return z
+
+
+@dataclass(frozen=True)
+class TraceStep:
+    index: int
+    t: float
+    scores: Tensor | None  # (B,) of the UNet's input at this call, after any correction of the state
+    foreseen: Tensor | None  # (B,C,h,w), the z_0 that the prediction amounts to; only at the calls asked for
+
+
+class Trace(StepHook):
+    def __init__(
+        self, backbone: Backbone, text: Condition, scorer: Scorer | None, foresee_at: Collection[int] = ()
+    ) -> None:
+        self.backbone, self.text, self.scorer, self.foresee_at = backbone, text, scorer, frozenset(foresee_at)
+        self.moments: list[TraceStep] = []
+
+    def after(self, z: Tensor, call: StepInfo, x: Tensor, prediction: Tensor) -> Tensor:
+        scores = None if self.scorer is None else self.scorer.score(x, call.t, self.text).cpu()
+        wanted = call.index in self.foresee_at
+        foreseen = self.backbone.noise.parts(x, prediction, call.t)[0].cpu() if wanted else None
+        self.moments.append(TraceStep(call.index, float(call.t), scores, foreseen))
+        return z

@@ -1,0 +1,1 @@
+"""A picture and a prompt to a number."""

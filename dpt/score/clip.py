@@ -1,0 +1,78 @@
+"""How near a picture is to its text, and a picture as a vector, by any CLIP in the transformers layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+from dpt.backbone.device import resolve_device
+from dpt.backbone.hf_model import open_hf_model
+from dpt.detect.base import Image
+
+TOGETHER = 16
+
+LAST = "channels_last"
+"""Said outright: a picture three pixels high is otherwise taken for one of three channels."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    model: Any
+    processor: Any
+    tokenizer: Any
+    identity: str
+
+    @classmethod
+    def open(cls, name: str, device: str | None = None) -> Clip:
+        folder = open_hf_model(name, ("clip",), "CLIP")
+        model = folder.load(CLIPModel).eval().to(resolve_device(device))
+        return cls(model, folder.load(CLIPImageProcessorPil), folder.load(CLIPTokenizer), f"CLIP {folder.identity}")
+
+    def cosine(self, images: Sequence[Image], texts: Sequence[str]) -> list[float]:
+        """Of each picture with its own text."""
+        near = (self._images(images) * self._texts(texts)).sum(-1)
+        return [float(value) for value in near]
+
+    def nearest(self, images: Sequence[Image], texts: Sequence[str]) -> list[int]:
+        """For each picture, which of the texts is nearest to it."""
+        return [int(i) for i in (self._images(images) @ self._texts(texts).T).argmax(-1)]
+
+    def features(self, images: Sequence[Image]) -> NDArray[np.float64]:
+        """(n,width): projected by the image tower, not normalised."""
+        with torch.no_grad():
+            parts = [self._projected(images[at : at + TOGETHER]) for at in range(0, len(images), TOGETHER)]
+        features: NDArray[np.float64] = torch.cat(parts).double().cpu().numpy()
+        return features
+
+    def cut(self, texts: Sequence[str]) -> int:
+        """How many of the texts are longer than it reads: of these only the beginning counts."""
+        return sum(len(ids) > self._length for ids in self.tokenizer(list(texts)).input_ids)
+
+    @property
+    def _length(self) -> int:
+        return int(self.model.config.text_config.max_position_embeddings)
+
+    def _images(self, images: Sequence[Image]) -> Tensor:
+        with torch.no_grad():
+            return F.normalize(self._projected(images), dim=-1)
+
+    def _projected(self, images: Sequence[Image]) -> Tensor:
+        pixels = self.processor(list(images), return_tensors="pt", input_data_format=LAST).pixel_values
+        projected: Tensor = self.model.get_image_features(pixel_values=pixels.to(self.model.device)).pooler_output
+        return projected.float()
+
+    def _texts(self, texts: Sequence[str]) -> Tensor:
+        tokens = self.tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=self._length, return_tensors="pt"
+        ).to(self.model.device)
+        with torch.no_grad():
+            words = self.model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+        return F.normalize(words.pooler_output.float(), dim=-1)

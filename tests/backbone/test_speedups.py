@@ -1,0 +1,84 @@
+"""What is asked for to go faster changes what it says, and no number by more than rounding."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dpt.backbone import Backbone
+from dpt.backbone.speedups import apply_speedups, compiled_blocks
+from dpt.errors import UserError
+from dpt.lora import LoraConfig
+from tests import tiny_models
+from tests.lora.test_injection import filled
+
+BACKEND = os.environ.get("DPT_COMPILE_BACKEND", "aot_eager")
+"""What --compile uses, inductor, takes minutes here; the tracing, which is where it could go wrong, is the same."""
+
+
+@pytest.fixture
+def backbone(tmp_path: Path) -> Backbone:
+    return Backbone.open(tiny_models.save(tiny_models.SD1, tmp_path), device="cpu")
+
+
+def seen(backbone: Backbone) -> tuple[Tensor, Tensor, Tensor]:
+    """A prediction, a feature and its gradient by the latents."""
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    text = backbone.encode_text([tiny_models.PROMPT] * 2)
+    feature = backbone.features(z, torch.tensor([100, 700]), text.states, "up1")
+    (gradient,) = torch.autograd.grad(feature.square().sum(), z)
+    return backbone.predict(z, 500, text.states).detach(), feature.detach(), gradient
+
+
+def test_nothing_asked_changes_nothing(backbone: Backbone) -> None:
+    assert apply_speedups(backbone) == [] and compiled_blocks(backbone.unet) == 0
+
+
+def test_channels_last_lays_out_weights_and_changes_no_number(backbone: Backbone) -> None:
+    before = seen(backbone)
+    (said,) = apply_speedups(backbone, channels_last=True)
+    assert said.startswith("channels_last: ")
+    for part in (backbone.unet, backbone.vae):
+        wide = [p for p in part.parameters() if p.ndim == 4 and 1 not in p.shape[1:]]
+        assert wide and all(p.is_contiguous(memory_format=torch.channels_last) for p in wide)
+    for one, other in zip(before, seen(backbone), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_blocks_compute_the_same_with_a_lora_in_them(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_blocks = partial(backbone.unet.compile_repeated_blocks, backend=BACKEND)
+    monkeypatch.setattr(backbone.unet, "compile_repeated_blocks", compile_blocks)
+    monkeypatch.setattr(shutil, "which", lambda _: "a compiler")
+    lora = filled(backbone.unet, LoraConfig(rank=2))
+    backbone.prepare_for_gradients()
+    before = seen(backbone)
+    with lora.without():
+        bare = seen(backbone)
+    (said,) = apply_speedups(backbone, compiled=True)
+    blocks = sum(type(module).__name__ == "BasicTransformerBlock" for module in backbone.unet.modules())
+    assert compiled_blocks(backbone.unet) == blocks and f"compile: {blocks} blocks" in said
+    for one, other in zip(before, seen(backbone), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(before[0], bare[0], rtol=1e-3), "the LoRA does something"
+    with lora.without():
+        for one, other in zip(bare, seen(backbone), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_what_cannot_be_is_one_sentence(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(UserError, match=r"--compile needs a C\+\+ compiler"):
+        apply_speedups(backbone, compiled=True)
+
+
+def test_tf32_is_for_gpus(backbone: Backbone) -> None:
+    with pytest.warns(UserWarning, match="a CPU does not round"):
+        assert apply_speedups(backbone, tf32=True) == []

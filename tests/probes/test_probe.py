@@ -1,0 +1,121 @@
+"""The questions asked of an adapter, against answers that are known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dpt.adapter import Adapter, GroundingOutput, config_for
+from dpt.backbone import Backbone
+from dpt.data.example import ExpressionBatch
+from dpt.data.images import Framing
+from dpt.data.scenes.negatives import NEGATIVE_TYPES
+from dpt.data.scenes.source import SceneSource
+from dpt.data.scenes.world import POCKET_WORLD
+from dpt.data.stream import Stream
+from dpt.probes.probe import (
+    IMAGE,
+    MATCHING,
+    REC,
+    TEXT,
+    Probe,
+    ProbeAnswer,
+    count_answers,
+    ranks,
+    share,
+    sorts,
+    timesteps,
+)
+from tests import tiny_models
+
+TIMES = (20, 700)
+SMALL = {"hidden_dim": 16, "nheads": 2, "dim_feedforward": 32, "num_queries_matching": 3, "num_queries_rec": 5}
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    return Backbone.open(tiny_models.save(tiny_models.POCKET, tmp_path_factory.mktemp("model")), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def probe(backbone: Backbone) -> Probe:
+    torch.manual_seed(0)
+    width = backbone.text_width
+    adapter = Adapter(config_for(backbone.unet.config, "up0", width, width, text_encoder_type="backbone", **SMALL))
+    source = SceneSource(POCKET_WORLD, 0, "test", Framing(64), 10)
+    return Probe(backbone, adapter.eval(), {"scenes": Stream(source, 0, shuffle=False)}, TIMES, batch_size=4)
+
+
+def test_every_question_is_asked_once_at_each_timestep(probe: Probe) -> None:
+    answers = list(probe.answers())
+    for question in (TEXT, IMAGE, REC):
+        for t in TIMES:
+            assert sum((one.question, one.timestep) == (question, t) for one in answers) == 10
+    assert {one.sort for one in answers if one.question != REC} <= set(NEGATIVE_TYPES)
+    assert {one.sort for one in answers if one.question == REC} == {"scenes"}
+
+
+def test_an_answer_at_one_timestep_does_not_hang_on_the_others(probe: Probe) -> None:
+    alone = Probe(probe.backbone, probe.adapter, probe.streams, (700,), batch_size=4)
+    assert list(alone.answers()) == [one for one in probe.answers() if one.timestep == 700]
+
+
+def test_shares_of_two_processes_make_the_whole(probe: Probe) -> None:
+    parts = [probe.tally(part, 2) for part in range(2)]
+    whole = probe.tally()
+    assert whole == {name: tuple(map(sum, zip(parts[0][name], parts[1][name], strict=True))) for name in whole}
+    assert whole["itm_overall"][1] == 2 * 10 * len(TIMES)
+
+
+def grounding(boxes: list[list[float]], none: list[float]) -> GroundingOutput:
+    logits = torch.zeros(1, len(boxes), 4)
+    logits[0, :, -1] = torch.tensor(none)
+    return GroundingOutput(logits, torch.tensor([boxes]), None)
+
+
+def said(boxes: list[list[float]]) -> ExpressionBatch:
+    return ExpressionBatch(["x"], torch.tensor(boxes).reshape(-1, 4), [len(boxes)], [[((0, 1),)] * len(boxes)])
+
+
+A, B = [0.3, 0.3, 0.2, 0.2], [0.7, 0.7, 0.2, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "none", "meant", "rank"),
+    [
+        ([A, B], [0.0, 1.0], [A], 0),
+        ([A, B], [1.0, 0.0], [A], 1),
+        ([B, B, A], [0.0, 1.0, 2.0], [A], 2),
+        ([A, B], [1.0, 0.0], [A, B], 0),
+        ([B, B], [0.0, 1.0], [A], None),
+        ([[0.3, 0.35, 0.2, 0.2], B], [0.0, 1.0], [A], 0),  # IoU 0.6
+        ([[0.3, 0.40, 0.2, 0.2], B], [0.0, 1.0], [A], None),  # IoU 0.33
+    ],
+)
+def test_the_rank_of_the_first_right_box(
+    boxes: list[list[float]], none: list[float], meant: list[list[float]], rank: int | None
+) -> None:
+    assert ranks(grounding(boxes, none), said(meant)) == [rank]
+
+
+def test_where_nothing_is_meant_nothing_is_asked() -> None:
+    assert ranks(grounding([A], [0.0]), said([])) == []
+
+
+def test_answers_are_counted_by_k_type_and_timestep() -> None:
+    answers = [
+        ProbeAnswer(TEXT, "colour", 20, 0),
+        ProbeAnswer(TEXT, "colour", 20, 1),
+        ProbeAnswer(IMAGE, "count", 20, 0),
+        ProbeAnswer(IMAGE, "count", 500, 1),
+        ProbeAnswer(REC, "scenes", 20, 0),
+        ProbeAnswer(REC, "scenes", 20, 3),
+        ProbeAnswer(REC, "scenes", 20, 7),
+        ProbeAnswer(REC, "scenes", 20, None),
+    ]
+    cells = count_answers(answers)
+    assert timesteps(cells) == [20, 500] and set(sorts(cells)) == {"colour", "count"}
+    assert (share(cells, MATCHING).hits, share(cells, MATCHING).total) == (2, 4)
+    assert (share(cells, (TEXT,), "colour", 20).hits, share(cells, (IMAGE,), timestep=500).hits) == (1, 0)
+    assert [share(cells, (REC,), k=k).hits for k in (1, 5, 10)] == [1, 2, 3]
+    assert str(share(cells, (REC,), timestep=500)) == "-"

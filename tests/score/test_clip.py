@@ -1,0 +1,49 @@
+"""CLIP beside the judge: the shipped one knows its scenes, and any is read as the library reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dpt.data.scenes.layout import scene
+from dpt.data.scenes.render import render
+from dpt.data.scenes.world import POCKET_WORLD
+from dpt.errors import UserError
+from dpt.score.clip import Clip
+from tests.evaluation import tiny_vision
+
+SHIPPED = Path(__file__).parents[2] / "ckpt/pocket/clip"
+
+
+def test_the_shipped_one_prefers_the_right_text() -> None:
+    clip = Clip.open(str(SHIPPED), device="cpu")
+    scenes = [one for one in (scene(5, i, POCKET_WORLD) for i in range(60)) if len(one.objects) == 1]
+    images = [render(one) for one in scenes]
+    right = [f"a {one.objects[0].colour} {one.objects[0].shape}" for one in scenes]
+    wrong = [right[(i + 1) % len(right)] for i in range(len(right))]
+    pairs = zip(clip.cosine(images, right), clip.cosine(images, wrong), right, wrong, strict=True)
+    assert len(images) > 5 and all(a > b for a, b, this, that in pairs if this != that)
+    assert clip.features(images).shape == (len(images), 128)
+    assert clip.cut(["a red circle " * 20, "a red circle"]) == 1
+
+
+def test_a_cosine_is_that_of_the_librarys_embeddings(tmp_path: Path) -> None:
+    clip = Clip.open(str(tiny_vision.clip(tmp_path / "clip")), device="cpu")
+    images = [np.random.default_rng(i).integers(0, 256, (40, 24 + i, 3), dtype=np.uint8) for i in range(3)]
+    texts = ["a red circle", "a dog", "a blue square"]
+    inputs = clip.tokenizer(texts, padding=True, return_tensors="pt")
+    inputs["pixel_values"] = clip.processor(images, return_tensors="pt").pixel_values
+    with torch.no_grad():
+        out = clip.model(**inputs)
+    expected = F.cosine_similarity(out.image_embeds, out.text_embeds, dim=-1)
+    assert clip.cosine(images, texts) == pytest.approx(expected.tolist(), abs=1e-5)
+    assert clip.nearest(images, texts) == out.logits_per_image.argmax(-1).tolist()
+
+
+def test_what_is_no_clip_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a owlv2 model, and a CLIP is one of clip"):
+        Clip.open(str(tiny_vision.owl(tmp_path / "owl")))
