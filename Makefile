@@ -2,7 +2,7 @@
 # make lint   ruff and mypy                               make tables the pictures and tables under docs/
 # make stage1 the adapter of ckpt/pocket-stage1 (an hour) make study  adapters of every feature, probed (hours)
 # make stage2 ckpt/pocket-dpt and its control (an hour)   make sweep  ways to correct (an hour)
-# make results the table of docs/results (four hours)     make pictures  docs/sampling/trace.png
+# make results the table of docs/results/benchmark (four hours)     make pictures  docs/results/sampling/trace.png
 # make fuzz   broken input for every parser (10 minutes) make faults  kills, lost processes, bad disks (half an hour)
 PYTHON ?= python3
 VENV ?= .venv
@@ -23,8 +23,8 @@ lint: dev-environment
 
 tables: environment
 	$(RUN) -m dpt pocket measure --prompts 200 --guidance_scale 3
-	$(RUN) -m dpt scenes check --num 1000 --seed 7 --world pocket --vae ckpt/pocket --json docs/oracle/pocket.json
-	$(RUN) -m dpt scenes check --num 1000 --seed 7 --world full --json docs/oracle/full.json
+	$(RUN) -m dpt scenes check --num 1000 --seed 7 --world pocket --vae ckpt/pocket --json docs/results/oracle/pocket.json
+	$(RUN) -m dpt scenes check --num 1000 --seed 7 --world full --json docs/results/oracle/full.json
 
 # Grounding is learnt first and alone: it takes many examples to begin, and one pair an example instead of six.
 ADAPTER = --mixed_precision bf16 --adapter_precision bf16 --code_placement sequence --dropout 0 --dim_feedforward 512 \
@@ -48,7 +48,7 @@ stage2: environment
 
 results: environment
 	$(RUN) -m dpt bench run base control dpt corrected best4 --mixed_precision bf16 --out runs/results
-	$(RUN) -m dpt bench report runs/results --also control dpt --reference scenes --out docs/results
+	$(RUN) -m dpt bench report runs/results --also control dpt --reference scenes --out docs/results/benchmark
 
 sweep: environment
 	$(RUN) benchmarks/sweep.py --mixed_precision bf16 --out runs/sweep
@@ -56,11 +56,11 @@ sweep: environment
 pictures: environment
 	rm -rf runs/pictures
 	$(RUN) txt2img.py --prompt "three yellow squares" --n_samples 2 --seed 1 --guidance_scale 3 --trace --outdir runs/pictures
-	cp runs/pictures/three-yellow-squares-001/trace.png docs/sampling/trace.png
+	cp runs/pictures/three-yellow-squares-001/trace.png docs/results/sampling/trace.png
 
 # One thread: what has threads cannot be forked.
 faults: dev-environment
-	OMP_NUM_THREADS=1 $(RUN) -m tests.faults --out docs/reliability
+	OMP_NUM_THREADS=1 $(RUN) -m tests.faults --out docs/results/reliability
 
 FEATURES = bottom0 bottom1 bottom2 mid up0 up1 up2 bottom0_up0 all-96-8
 study: environment
@@ -70,7 +70,7 @@ study: environment
 		$(RUN) train_stage1.py $(BOTH) --max_train_steps 500 --unet_feature $$feature \
 			--output_dir runs/study --run_name $$feature --qformer_ckpt runs/study/$$feature-grounding || exit 1; \
 	done
-	$(RUN) -m dpt probe $(FEATURES:%=runs/study/%/adapter) --out docs/probe --num 500 --timesteps 100 300 500 700 900 --mixed_precision bf16
+	$(RUN) -m dpt probe $(FEATURES:%=runs/study/%/adapter) --out docs/results/probe --num 500 --timesteps 100 300 500 700 900 --mixed_precision bf16
 
 environment:
 	@$(PYTHON) tools/make_venv.py $(VENV) --goal demo
@@ -80,4 +80,4 @@ dev-environment:
 
 .PHONY: fuzz
 fuzz: dev-environment
-	$(RUN) -m tests.fuzz --write docs/reliability
+	$(RUN) -m tests.fuzz --write docs/results/reliability

@@ -1,6 +1,6 @@
 """How fast examples come: scenes rendered on the spot, and files with and without what `dpt cache` puts beside them.
 
-    python benchmarks/data.py [--examples 96] [--rounds 3] [--out docs/performance]
+    python benchmarks/data.py [--examples 96] [--rounds 3] [--out docs/results/performance]
 
 Files are scenes in the formats of COCO, made for this in a folder that is thrown away. An example counts when its
 pixels or latents and its texts' states are in hand. The ways take turns, batch by batch.

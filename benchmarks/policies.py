@@ -1,6 +1,6 @@
 """What number formats, memory layout and compilation change: a training step and a guided sampling step by each.
 
-    python benchmarks/policies.py [--size narrow] [--batch 4] [--rounds 3] [--gpu] [--out docs/performance]
+    python benchmarks/policies.py [--size narrow] [--batch 4] [--rounds 3] [--gpu] [--out docs/results/performance]
 
 Each policy has a model of its own with the same weights. They take turns; compiling happens while warming up. Beside
 the time stands how far the predictions are from those of float32, as a share of their size.

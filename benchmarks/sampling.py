@@ -1,6 +1,6 @@
 """What self-correction costs beside plain classifier-free guidance: seconds as ratios, passes and products counted.
 
-    python benchmarks/sampling.py [--size narrow] [--batches 1 4] [--rounds 3] [--gpu] [--out docs/performance]
+    python benchmarks/sampling.py [--size narrow] [--batches 1 4] [--rounds 3] [--gpu] [--out docs/results/performance]
 
 The ways take turns, so that whatever else the machine does slows all of them. Products are counted at the full size of
 Stable Diffusion 2.1 on tensors without content. `published` is the published schedule, with our formula for the state.

@@ -1,6 +1,6 @@
 """How the cost of a step grows: with the batch, with the side of the latents, with the number of processes.
 
-    python benchmarks/scale.py [--size narrow] [--rounds 3] [--gpu] [--out docs/performance]
+    python benchmarks/scale.py [--size narrow] [--rounds 3] [--gpu] [--out docs/results/performance]
 
 Beside each: what a step takes beyond the weights at its peak, measured, and what a run says before its first step. Of
 processes, each computes on one thread (or one GPU) its share of the same global batch of rendered scenes, by the real

@@ -1,6 +1,6 @@
 """How long a command takes to answer: each in a process of its own, in turns.
 
-    python benchmarks/startup.py [--rounds 5] [--out docs/performance]
+    python benchmarks/startup.py [--rounds 5] [--out docs/results/performance]
 
 `--help` should need no library that is heavy; beside it, what importing torch and diffusers takes, which a command
 that works must wait for.

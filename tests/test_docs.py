@@ -1,10 +1,18 @@
-"""The numbers in the documents are those of the files beside them, and the links lead somewhere."""
+"""The documentation: links, files and commands exist, and the measured numbers are those of the JSON beside them."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import json
 import re
+import runpy
+import shlex
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -14,156 +22,220 @@ from dpt.records import to_plain
 from dpt.sampling.options import recommended_correction
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "ckpt").rglob("*.md")])
+RESULTS = ROOT / "docs/results"
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "ckpt").rglob("*.md"), *(ROOT / "data").glob("*.md")]
+)
+
+PLACE = re.compile(r"`((?:dpt|docs|tests|tools|benchmarks|ckpt/pocket[\w-]*|data/sample)/[\w./-]*)`")
+"""A file or folder of the repository, named in the text."""
+
+WRITTEN_BY_COMMANDS = ("tests/golden",)
+"""Named in the text, and not part of the repository."""
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))
-def test_links_lead_somewhere(document: Path) -> None:
-    for link in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
-        if not link.startswith("http"):
-            assert (document.parent / link).exists(), link
+def read_json(name: str) -> dict:
+    return json.loads((RESULTS / name).read_text())
 
 
-@pytest.mark.parametrize("document", ["README.md", "ckpt/pocket/README.md"])
-def test_the_pockets_table_is_the_measured_one(document: str) -> None:
-    assert (ROOT / "docs/pocket/table.md").read_text().strip() in (ROOT / document).read_text()
+def prose(page: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.S | re.M)
 
 
-def test_the_measured_table_is_of_the_shipped_model() -> None:
+def anchors(page: Path) -> set[str]:
+    """The anchors that a renderer gives the headings of a page."""
+    titles = (re.sub(r"[`*]", "", title.strip().lower()) for title in re.findall(r"^#+ (.*)$", prose(page), re.M))
+    return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles}
+
+
+@functools.cache
+def flags(command: str) -> frozenset[str]:
+    """The flags that `--help` of a script or of a dpt command lists."""
+    words = shlex.split(command)
+    output = io.StringIO()
+    with mock.patch.object(sys, "argv", [*words, "--help"]), contextlib.redirect_stdout(output):
+        try:
+            if words[0] == "dpt":
+                runpy.run_module("dpt", run_name="__main__")
+            else:
+                runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+        except SystemExit as end:
+            assert not end.code, f"{command} --help ends with {end.code}"
+    return frozenset(re.findall(r"(?<![\w-])--?[a-z]\w*", re.sub(r"\x1b\[[\d;]*m", "", output.getvalue())))
+
+
+def documented_commands(page: Path) -> Iterator[tuple[str, list[str]]]:
+    """(command, its words) of every dpt command and script in the page's ```sh blocks."""
+    from dpt.cli.main import COMMANDS
+
+    for block in re.findall(r"^```sh\n(.*?)^```$", page.read_text(), re.S | re.M):
+        for line in re.sub(r"\\\n", " ", block).splitlines():
+            for part in re.split(r"&&|\|\||;| \| ", line):
+                words = shlex.split(part, comments=True)
+                script = next(
+                    (k for k, w in enumerate(words) if w in ("txt2img.py", "train_stage1.py", "train_stage2.py")), None
+                )
+                if script is not None:
+                    yield words[script], words[script + 1 :]
+                    continue
+                start = next((k for k, w in enumerate(words) if w == "dpt" and (k == 0 or words[k - 1] == "-m")), None)
+                if start is None:
+                    continue
+                rest = words[start + 1 :]
+                name = next((n for n in COMMANDS if rest[: len(n.split())] == n.split()), None)
+                if name is not None:
+                    yield f"dpt {name}", rest[len(name.split()) :]
+                else:
+                    assert not rest or rest[0].startswith("-") or "--help" in rest, f"no such command: {part.strip()}"
+
+
+def test_links_lead_to_files_and_headings() -> None:
+    broken = []
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+            if link.startswith("http"):
+                continue
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path).resolve() if path else page
+            if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
+                broken.append(f"{page.relative_to(ROOT)}: {link}")
+    assert not broken
+
+
+def test_files_named_in_the_text_exist() -> None:
+    missing = [
+        f"{page.relative_to(ROOT)}: {name}"
+        for page in PAGES
+        for name in PLACE.findall(page.read_text())
+        if not (ROOT / name).exists() and not name.startswith(WRITTEN_BY_COMMANDS)
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_flags_in_documented_commands_exist(page: Path) -> None:
+    for command, words in documented_commands(page):
+        given = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)} - {"-h", "--help"}
+        assert given <= flags(command), f"{command}: {sorted(given - flags(command))}"
+
+
+def test_make_targets_in_the_text_exist() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = {
+        (page.name, name)
+        for page in PAGES
+        for name in re.findall(r"`make ([\w-]+)`|^make ([\w-]+)", page.read_text(), re.M)
+        for name in name
+        if name
+    }
+    assert {(page, name) for page, name in named if name not in targets} == set()
+
+
+TABLES = [
+    ("pocket/table.md", "README.md"),
+    ("pocket/table.md", "ckpt/pocket/README.md"),
+    ("stage1/table.md", "ckpt/pocket-stage1/README.md"),
+    ("stage2/table.md", "docs/results/stage2.md"),
+    ("stage2/pilots.md", "docs/results/stage2.md"),
+    ("benchmark/table.md", "docs/results/stage2.md"),
+    ("probe/table.md", "docs/results/probe.md"),
+    ("sweep/table.md", "docs/results/sweep.md"),
+    *((f"performance/{file.name}", "docs/results/performance.md") for file in (RESULTS / "performance").glob("*.md")),
+]
+
+
+@pytest.mark.parametrize(("table", "page"), TABLES)
+def test_pages_show_the_measured_tables(table: str, page: str) -> None:
+    assert (RESULTS / table).read_text().strip() in (ROOT / page).read_text()
+
+
+def test_benchmark_records_name_their_command_date_and_machine() -> None:
+    for file in (RESULTS / "performance").glob("*.json"):
+        record = json.loads(file.read_text())
+        assert (ROOT / record["command"].split()[1]).exists()
+        assert record["date"] and record["machine"]
+
+
+def test_pocket_numbers_belong_to_the_shipped_model() -> None:
     from dpt.backbone.folder import ModelFolder
 
-    measured = json.loads((ROOT / "docs/pocket/pocket.json").read_text())
-    assert measured["model"] == ModelFolder.check(ROOT / "ckpt/pocket").content_hash()
+    measured = read_json("pocket/pocket.json")["model"]
+    assert measured == ModelFolder.check(ROOT / "ckpt/pocket").content_hash()
+    record = json.loads((ROOT / "ckpt/pocket-stage1/adapter/adapter.json").read_text())
+    assert read_json("stage1/probe.json")["model"] == record["base_hash"] == measured
 
 
 @pytest.mark.parametrize("world", ["pocket", "full"])
-def test_the_oracles_tables_are_the_measured_ones(world: str) -> None:
-    measured = json.loads((ROOT / f"docs/oracle/{world}.json").read_text())
-    document = (ROOT / "docs/oracle.md").read_text()
+def test_the_oracle_page_shows_the_measured_rows(world: str) -> None:
+    measured = read_json(f"oracle/{world}.json")
+    page = (RESULTS / "oracle.md").read_text()
+    assert measured["detector"] in page
     for name, counts in measured["scenes"].items():
-        assert str(AccuracyRow(name, Tally(**counts))) in document
-    assert measured["detector"] in document
+        assert str(AccuracyRow(name, Tally(**counts))) in page
 
 
-def test_the_card_tells_the_recipe() -> None:
+def test_the_pocket_card_states_the_recipe() -> None:
     card = (ROOT / "ckpt/pocket/README.md").read_text()
     recipe = read_recipe()
     for part in (recipe.text, recipe.vae, recipe.unet):
         assert f"{part.schedule.steps:,}" in card
     further = read_recipe(RECIPE_FILE.with_name("recipe_further.json")).unet
-    assert f"{further.schedule.steps:,} steps of {further.schedule.batch} on {further.latents:,}" in card
+    for number in (further.schedule.steps, further.schedule.batch, further.latents):
+        assert f"{number:,}" in card
 
 
-def test_the_adapters_tables_are_the_measured_ones() -> None:
-    tables = (ROOT / "docs/stage1/table.md").read_text()
-    assert tables.strip() in (ROOT / "ckpt/pocket-stage1/README.md").read_text()
-    row = next(line for line in tables.splitlines() if line.startswith("| up1 |")).split(" | ")
-    matching, grounding = row[1], row[4]
-    assert re.search(f"{_said(matching)} of 2,000 cases", _flat("README.md"))
-    assert re.search(f"{_said(grounding)} of 1,000 expressions", _flat("README.md"))
-    assert json.loads((ROOT / "docs/stage1/probe.json").read_text())["asked"]["num"] == 1000
-
-
-def test_the_measured_adapter_is_the_shipped_one_and_reads_the_shipped_model() -> None:
-    measured = json.loads((ROOT / "docs/stage1/probe.json").read_text())
-    record = json.loads((ROOT / "ckpt/pocket-stage1/adapter/adapter.json").read_text())
-    pocket = json.loads((ROOT / "docs/pocket/pocket.json").read_text())["model"]
-    assert measured["model"] == record["base_hash"] == pocket
-    assert [one["where"] for one in measured["adapters"]] == ["ckpt/pocket-stage1/adapter"]
-
-
-def test_the_study_is_the_measured_one() -> None:
-    assert (ROOT / "docs/probe/table.md").read_text().strip() in (ROOT / "docs/probe.md").read_text()
-    measured = json.loads((ROOT / "docs/probe/probe.json").read_text())
-    features = re.search(r"^FEATURES = (.*)$", (ROOT / "Makefile").read_text(), re.M)
-    assert features and [one["name"] for one in measured["adapters"]] == features[1].split()
-
-
-def test_the_results_are_the_measured_ones_of_what_is_shipped() -> None:
+def test_benchmark_results_were_made_with_the_shipped_checkpoints() -> None:
     from dpt.checkpoints import open_checkpoint
     from dpt.weights import content_hash
 
-    assert (ROOT / "docs/results/table.md").read_text().strip() in (ROOT / "docs/stage2.md").read_text()
-    measured = json.loads((ROOT / "docs/results/results.json").read_text())
-    asked = measured["asked"]
-    assert (asked["prompts"], asked["per_prompt"], asked["suite"]) == (300, 4, "pocket")
-    pocket = json.loads((ROOT / "docs/pocket/pocket.json").read_text())["model"]
-    for method, folder in {
-        "control": "pocket-plain",
-        "dpt": "pocket-dpt",
-        "best4": "pocket-dpt",
-        "corrected": "pocket-dpt",
-    }.items():
+    measured = read_json("benchmark/results.json")
+    pocket = read_json("pocket/pocket.json")["model"]
+    folders = {"control": "pocket-plain", "dpt": "pocket-dpt", "best4": "pocket-dpt", "corrected": "pocket-dpt"}
+    for method, folder in folders.items():
         checkpoint = open_checkpoint(ROOT / "ckpt" / folder)
-        made_of = measured["methods"][method]
-        assert checkpoint.lora is not None and made_of["lora"] == content_hash(checkpoint.lora.tensors)
-        assert made_of["model"] == pocket
-    assert checkpoint.adapter is not None and made_of["adapter"] == content_hash(checkpoint.adapter.state_dict())
-    assert made_of["correction"] == to_plain(recommended_correction(asked["num_timesteps"]))
+        record = measured["methods"][method]
+        assert checkpoint.lora is not None and record["lora"] == content_hash(checkpoint.lora.tensors)
+        assert record["model"] == pocket
+    assert checkpoint.adapter is not None and record["adapter"] == content_hash(checkpoint.adapter.state_dict())
+    assert record["correction"] == to_plain(recommended_correction(measured["asked"]["num_timesteps"]))
 
 
-def test_the_results_can_be_counted_again_from_their_lines() -> None:
-    lines = [json.loads(line) for line in (ROOT / "docs/results/summary.jsonl").read_text().splitlines()]
-    measured = json.loads((ROOT / "docs/results/results.json").read_text())
+def test_benchmark_rates_follow_from_the_lines() -> None:
+    lines = [json.loads(line) for line in (RESULTS / "benchmark/summary.jsonl").read_text().splitlines()]
+    measured = read_json("benchmark/results.json")
     for result in measured["results"]:
-        own = [one for one in lines if one["method"] == result["method"]]
-        assert len(own) == 1500
         for category in measured["asked"]["categories"]:
-            right = [one["right"] for one in own if one["category"] == category]
-            assert len(right) == 300 and {len(one) for one in right} == {4}
+            right = [
+                line["right"] for line in lines if line["method"] == result["method"] and line["category"] == category
+            ]
+            assert len(right) == 300 and {len(row) for row in right} == {4}
             assert result["rates"][category]["value"] == pytest.approx(sum(map(sum, right)) / 1200)
 
 
-def test_the_sweep_is_the_measured_one_and_what_is_recommended_is_in_it() -> None:
-    document = (ROOT / "docs/sampling.md").read_text()
-    assert (ROOT / "docs/sweep/table.md").read_text().strip() in document
-    ways = json.loads((ROOT / "docs/sweep/sweep.json").read_text())["ways"]
-    assert to_plain(recommended_correction(25)) in [one["correction"] for one in ways]
+def test_the_recommended_correction_is_in_the_sweep() -> None:
+    ways = read_json("sweep/sweep.json")["ways"]
+    assert to_plain(recommended_correction(25)) in [way["correction"] for way in ways]
 
 
-def test_what_it_costs_is_what_was_measured() -> None:
-    document = (ROOT / "docs/performance.md").read_text()
-    assert "{{" not in document
-    for numbers in sorted((ROOT / "docs/performance").glob("*.json")):
-        record = json.loads(numbers.read_text())
-        assert record["command"].split()[1].startswith("benchmarks/") and (ROOT / record["command"].split()[1]).exists()
-        assert record["date"] and record["machine"] and record["found"]
-        assert numbers.with_suffix(".md").read_text().strip() in document, numbers.name
+def test_the_probe_study_covers_the_features_of_the_makefile() -> None:
+    features = re.search(r"^FEATURES = (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    assert features and [row["name"] for row in read_json("probe/probe.json")["adapters"]] == features[1].split()
 
 
-def test_what_was_tried_is_the_measured_table() -> None:
-    assert (ROOT / "docs/stage2/pilots.md").read_text().strip() in (ROOT / "docs/stage2.md").read_text()
-
-
-def test_what_tuning_left_of_the_adapters_knowledge() -> None:
-    assert (ROOT / "docs/stage2/table.md").read_text().strip() in (ROOT / "docs/stage2.md").read_text()
-
-
-def test_the_faults_are_the_recorded_ones() -> None:
-    document = _flat("docs/reliability.md")
-    recorded = json.loads((ROOT / "docs/reliability/faults.json").read_text())
-    for part in recorded.values():
-        for what, facts in part.items():
-            if isinstance(facts, dict):
-                assert facts["differences"] == [], what
-            if isinstance(facts, dict) and "kills" in facts:
-                assert f"{facts['kills']}, {facts['inside_a_save']} of them inside a save" in document, what
-    line = json.loads((ROOT / "docs/reliability/long_run.json").read_text())
+def test_the_fault_runs_found_no_difference() -> None:
+    page = " ".join((RESULTS / "reliability.md").read_text().split())
+    for part in read_json("reliability/faults.json").values():
+        for name, record in part.items():
+            if isinstance(record, dict):
+                assert record["differences"] == [], name
+            if isinstance(record, dict) and "kills" in record:
+                assert f"{record['kills']}, {record['inside_a_save']} of them inside a save" in page, name
+    long_run = read_json("reliability/long_run.json")
     for name in ("rss_after_10_minutes", "rss_after_20_minutes"):
-        low, high = line[name]["interval_mib_per_hour"]
-        assert f"{line[name]['slope_mib_per_hour']:.2f} MiB an hour ({low:.2f} to {high:.2f})" in document
+        low, high = long_run[name]["interval_mib_per_hour"]
+        assert f"{long_run[name]['slope_mib_per_hour']:.2f} MiB an hour ({low:.2f} to {high:.2f})" in page
 
 
-def _said(cell: str) -> str:
-    """A table's "88.0 (86.6-89.4)" as a sentence has it."""
-    return re.escape(cell.replace(" (", " % ("))
-
-
-def _flat(document: str) -> str:
-    return " ".join((ROOT / document).read_text().split())
-
-
-def test_the_pocket_is_small() -> None:
-    files = [file for file in (ROOT / "ckpt/pocket").rglob("*") if file.is_file()]
-    assert sum(file.stat().st_size for file in files) <= 30e6
-    assert max(file.stat().st_size for file in files) < 20e6
+def test_the_pocket_stays_small() -> None:
+    sizes = [file.stat().st_size for file in (ROOT / "ckpt/pocket").rglob("*") if file.is_file()]
+    assert sum(sizes) <= 30e6 and max(sizes) < 20e6

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,6 @@ import pytest
 from dpt.cli.bench.report import ReportOptions, report
 from dpt.cli.bench.run import RunOptions, run
 from dpt.cli.bench.score import ScoreOptions, score
-from dpt.cli.common.console import parse
-from dpt.cli.main import COMMANDS
 from dpt.errors import UserError
 from tests import tiny_models
 from tests.evaluation import tiny_vision
@@ -225,12 +221,3 @@ def test_what_cannot_be_reported_is_refused(lmd: Path, tmp_path: Path, more: dic
     with pytest.raises(UserError, match=sentence):
         report(ReportOptions(lmd, out=tmp_path / "out", **more))
     assert not (tmp_path / "out").exists()
-
-
-def test_the_documents_commands_are_understood() -> None:
-    text = (Path(__file__).parents[2] / "docs/benchmark.md").read_text()
-    commands = re.findall(r"^ {4}dpt (bench \w+) (.*)$", text, re.M) + re.findall(r"`dpt (bench report) ([^`]+)`", text)
-    assert len(commands) == 11
-    for name, words in commands:
-        module, function = COMMANDS[name][0].split(":")
-        parse(getattr(importlib.import_module(module), function), words.split(), name)

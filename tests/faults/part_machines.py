@@ -33,7 +33,7 @@ def run(folder: Path) -> dict[str, Any]:
 
 
 def _on_both(hosts: Hosts, command: list[str], said: Path) -> list[subprocess.Popen[bytes]]:
-    """As docs/training.md has it, on each."""
+    """As docs/train-on-your-data.md has it, on each."""
     said.mkdir(exist_ok=True)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2",
               "--num_processes", "2", "--main_process_ip", ADDRESSES[0], "--main_process_port", PORT,

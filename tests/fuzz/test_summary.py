@@ -9,7 +9,7 @@ from tests.fuzz.campaign import Found
 from tests.fuzz.every import PARSERS
 from tests.fuzz.summary import write_summary
 
-TOLD = Path(__file__).parents[2] / "docs/reliability"
+TOLD = Path(__file__).parents[2] / "docs/results/reliability"
 
 
 def test_the_table_is_that_of_the_numbers(tmp_path: Path) -> None:

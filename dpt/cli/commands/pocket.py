@@ -76,7 +76,7 @@ class MeasureOptions:
     """Draw the pocket suite with a model and let the oracle count what is right; write a table and contact sheets."""
 
     model: Path = Path("ckpt/pocket")
-    out: Path = Path("docs/pocket")
+    out: Path = Path("docs/results/pocket")
     prompts: int = 200
     """Prompts per category."""
     per_prompt: int = 1

@@ -38,7 +38,7 @@ class ModelOptions:
     """Let Ampere and later GPUs round float32 matrix products, as PyTorch has them round convolutions anyway: faster,
     and not the same numbers."""
     compile: Flag = False
-    """Compile the UNet's transformer blocks when they are first used. What it saves: docs/performance.md."""
+    """Compile the UNet's transformer blocks when they are first used. What it saves: docs/results/performance.md."""
     channels_last: Flag = False
     """Lay out the weights of convolutions channels last, as the tensor cores of GPUs read them."""
 

@@ -165,7 +165,7 @@ class Options:
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Number format on a GPU, by default a half format; a CPU uses float32, or bfloat16 if asked and it can."""
     compile: Flag = False
-    """Compile the UNet's transformer blocks when they are first used. What it saves: docs/performance.md."""
+    """Compile the UNet's transformer blocks when they are first used. What it saves: docs/results/performance.md."""
     channels_last: Flag = False
     """Lay out the weights of convolutions channels last, as the tensor cores of GPUs read them."""
     allow_tf32: Flag = False

@@ -13,7 +13,7 @@ from dpt.cli.train import stages as train_stage1
 from dpt.cli.train import stages as train_stage2
 from dpt.cli.txt2img import main as txt2img
 from tests.cli.options.checks import Proven, Table
-from tests.cli.options.report import TABLES, table
+from tests.cli.options.report import TABLES
 
 MAIN: dict[str, Callable[[list[str]], int]] = {
     "train_stage1.py": train_stage1.main_stage1,
@@ -48,8 +48,3 @@ def test_what_another_test_proves_is_there_and_speaks_of_the_flag(checks: Table)
             check.function()
             assert f"--{flag}" in inspect.getsource(importlib.import_module(check.module)), flag
 
-
-def test_the_documented_table_is_the_real_one() -> None:
-    from tests.cli.options.making import ROOT
-
-    assert table() in (ROOT / "docs/reliability/options.md").read_text()
