@@ -98,8 +98,7 @@ NO_CORRECTION = Correction()
 
 
 def recommended_correction(steps: int) -> Correction:
-    """What the sweep on the embedded model found best for what it costs (docs/results/sweep.md). However many steps there
-    are, the whole way is corrected as much."""
+    """The best setting of the sweep on the embedded model (docs/results/sweep.md), scaled to the number of steps."""
     return Correction(2.5 / max(steps, 1), "fused", "rms", Interval(0, 0.6))
 
 

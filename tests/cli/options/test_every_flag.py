@@ -47,4 +47,3 @@ def test_what_another_test_proves_is_there_and_speaks_of_the_flag(checks: Table)
         if isinstance(check, Proven):
             check.function()
             assert f"--{flag}" in inspect.getsource(importlib.import_module(check.module)), flag
-
