@@ -1,6 +1,6 @@
 """What a training step costs: ours beside the published schedule and beside the least that it could be.
 
-    python benchmarks/train_step.py --stage 2 [--size narrow] [--batch 4] [--rounds 5] [--gpu] [--out docs/results/performance]
+    python benchmarks/train_step.py --stage 2 [--size narrow] [--batch 4] [--rounds 5] [--gpu] [--out FOLDER]
 
 The ways take turns, so that what else the machine does slows all.
 
