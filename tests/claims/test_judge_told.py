@@ -21,7 +21,7 @@ def box(label: str, x: float, y: float = 50, score: float = 0.9, colour: str | N
 
 def verdict(suite: Suite, text: str, *seen: Detection) -> tuple[bool, str]:
     prompt = next(prompt for prompt in suite.prompts if prompt.text == text)
-    found = judge(prompt, Detections(seen), suite.asking)
+    found = judge(prompt, Detections(seen), suite.detect_config)
     return found.passed, found.first_fault.sort if found.first_fault else ""
 
 

@@ -27,7 +27,7 @@ def panel_for(suite: Suite, detector: str | None, colours: str | None, beside: E
         if colours:
             fail("--colours reads the boxes of a detector, and --detector none has none")
         return ImageJudge(None, None, beside)
-    if suite.asking is None:
+    if suite.detect_config is None:
         if detector or colours:
             fail(f"the suite {suite.name} is not judged: --{'detector' if detector else 'colours'} would do nothing")
         if not beside.identities:
@@ -35,7 +35,7 @@ def panel_for(suite: Suite, detector: str | None, colours: str | None, beside: E
         return ImageJudge(None, None, beside)
     opened = _open_detector(suite, detector or suite.detector or ORACLE, colours)
     check_classes(suite.prompts, opened.classes, f"the detector {opened.identity}")
-    return ImageJudge(opened, suite.asking, beside)
+    return ImageJudge(opened, suite.detect_config, beside)
 
 
 def open_beside(suite: Suite, clip: str | None, itm: Path | None, model: str) -> ExtraScores:
@@ -74,12 +74,12 @@ def _open_detector(suite: Suite, name: str, colours: str | None) -> Any:
     from dpt.detect.zero_shot import open_zero_shot
     from dpt.score.clip import Clip
 
-    assert suite.asking is not None
-    if colours and suite.asking.coloured:
+    assert suite.detect_config is not None
+    if colours and suite.detect_config.coloured:
         fail(f"the suite {suite.name} asks for colours in its queries: --colours would do nothing")
-    if not colours and suite.needs_colours and not suite.asking.coloured:
+    if not colours and suite.needs_colours and not suite.detect_config.coloured:
         fail(f"the suite {suite.name} asks for the colours of boxes, which this detector does not name: say --colours")
-    return open_zero_shot(name, suite.asking, Clip.open(clip_location(colours)) if colours else None)
+    return open_zero_shot(name, suite.detect_config, Clip.open(clip_location(colours)) if colours else None)
 
 
 def open_clip(name: str | None, suite: Suite) -> Clip | None:

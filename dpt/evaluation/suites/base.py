@@ -1,4 +1,4 @@
-"""A prompt is its text and what must be so in a picture of it; a suite is prompts and how they are judged."""
+"""A suite: prompts, and the rules by which a detector's boxes in their pictures count."""
 
 from __future__ import annotations
 
@@ -10,25 +10,34 @@ from pathlib import Path
 from typing import Literal
 
 from dpt.claims.detections import DetectConfig
+from dpt.claims.facts import Claim, ColourOfBest, FewerThan, RelationByCentres, RelationOfBest
 from dpt.claims.prompt import Prompt
 from dpt.errors import UserError
 
 Layout = Literal["flat", "folders"]
+
+_HASHED_NAMES: dict[type, str] = {
+    RelationByCentres: "Beside",
+    RelationOfBest: "Placed",
+    ColourOfBest: "Coloured",
+    FewerThan: "Fewer",
+}
+"""Class names that `Suite.hash` has always used, where the class has been renamed since."""
 
 
 @dataclass(frozen=True)
 class Suite:
     name: str
     id: str
-    """With its version; the noise of every picture is drawn from it."""
+    """With its version; part of the seed of every picture."""
     prompts: tuple[Prompt, ...]
-    asking: DetectConfig | None
+    detect_config: DetectConfig | None
     """None: its pictures are not judged."""
     judge: str = ""
-    """The name its verdicts go by, where that is not the suite's."""
+    """The name of its verdicts, if it differs from the suite's."""
     layout: Layout = "flat"
     detector: str | None = None
-    """What judges it when nothing else is said."""
+    """The default detector."""
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -40,24 +49,28 @@ class Suite:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of every prompt with its facts, and of the rules of asking."""
+        """SHA-256 of every prompt with its claims, and of the detection config."""
         digest = hashlib.sha256(self.id.encode())
         for prompt in self.prompts:
-            told = [prompt.id, prompt.category, prompt.text, [[type(f).__name__, asdict(f)] for f in prompt.facts]]
-            digest.update(json.dumps(told).encode())
-        digest.update(json.dumps(asdict(self.asking) if self.asking else None).encode())
+            claims = [[_hashed_name(claim), asdict(claim)] for claim in prompt.facts]
+            digest.update(json.dumps([prompt.id, prompt.category, prompt.text, claims]).encode())
+        digest.update(json.dumps(asdict(self.detect_config) if self.detect_config else None).encode())
         return digest.hexdigest()
 
 
+def _hashed_name(claim: Claim) -> str:
+    return _HASHED_NAMES.get(type(claim), type(claim).__name__)
+
+
 def image_file(layout: Layout, prompt_id: str, index: int) -> Path:
-    """Where, in a method's folder, a picture lies."""
+    """The path of a picture within its method's folder."""
     if layout == "folders":
         return Path(prompt_id) / "samples" / f"{index:04d}.png"
     return Path(f"{prompt_id}-{index}.png")
 
 
 def check_classes(prompts: Iterable[Prompt], classes: tuple[str, ...] | None, detector: str) -> None:
-    """A detector that knows only its own world cannot judge a prompt about something else."""
+    """Refuse a detector with a closed set of classes that lacks a noun of the prompts."""
     if classes is None:
         return
     for prompt in prompts:

@@ -42,7 +42,7 @@ def test_geneval(tmp_path: Path) -> None:
     assert suite.judge == "geneval-owl" and suite.needs_colours
     assert json.loads(suite.prompts[1].source)["tag"] == "color_attr"
     assert image_file(suite.layout, suite.prompts[2].id, 3) == Path("00002/samples/0003.png")
-    assert suite.asking is not None and list(suite.asking.phrases(suite.prompts[1])) == ["car"]
+    assert suite.detect_config is not None and list(suite.detect_config.phrases(suite.prompts[1])) == ["car"]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_any_text_file(tmp_path: Path) -> None:
     file.write_text("a red car\n\n  two dogs \n")
     suite = registry.load(f"prompts={file}")
     assert [(prompt.id, prompt.text) for prompt in suite.prompts] == [("00001", "a red car"), ("00003", "two dogs")]
-    assert suite.asking is None and suite.prompts[1].where == f"{file}, line 3"
+    assert suite.detect_config is None and suite.prompts[1].where == f"{file}, line 3"
 
 
 def test_prompts_with_ids_and_categories(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_coco(tmp_path: Path, key: str) -> None:
     file.write_text(json.dumps([{"img_id": 5, "name": "spatial", key: "a car left of a dog", "bbox": []}]))
     suite = registry.load(f"coco-nss1k={file}")
     assert [(p.category, p.text) for p in suite.prompts] == [("spatial", "a car left of a dog")]
-    assert suite.asking is None
+    assert suite.detect_config is None
 
 
 def test_coco_without_categories(tmp_path: Path) -> None:
