@@ -13,7 +13,7 @@ from dpt.claims.detections import Detection, Detections
 from dpt.data.scenes.world import Scene, SceneObject
 from dpt.detect.base import Image
 from dpt.errors import fail
-from dpt.evaluation.intervals import wilson
+from dpt.intervals import wilson
 
 SAME_PLACE = 0.8
 """Least intersection over union of a right box."""

@@ -22,8 +22,8 @@ from dpt.data.scenes.world import POCKET_WORLD
 from dpt.detect.oracle.oracle import Oracle
 from dpt.errors import UserError
 from dpt.evaluation.contact_sheet import contact_sheet
-from dpt.evaluation.intervals import Share
 from dpt.evaluation.suites.pocket import CATEGORIES, pocket_prompts
+from dpt.intervals import Share
 from dpt.sampling.draw import Request, Settings, draw
 
 BATCH = 20

@@ -27,7 +27,7 @@ from dpt.data.pairs import (
     texts_of,
 )
 from dpt.data.stream import Stream, load
-from dpt.evaluation.intervals import Share
+from dpt.intervals import Share
 from dpt.objectives.boxes import cxcywh_to_xyxy, pairwise_iou
 from dpt.objectives.matching import match_score
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dpt.evaluation.intervals import Share
+from dpt.intervals import Share
 from dpt.probes.probe import FOREMOST, IMAGE, MATCHING, REC, TEXT, ProbeCell, share, sorts, timesteps
 
 NAMES = {TEXT: "text side", IMAGE: "image side", REC: "grounding"}

@@ -9,7 +9,7 @@ import numpy as np
 
 from dpt.errors import UserError
 from dpt.evaluation.bench.results import ImageResult
-from dpt.evaluation.intervals import Estimate, bootstrap, bootstrap_ratio
+from dpt.intervals import Estimate, bootstrap, bootstrap_ratio
 
 SR2D = "sr2d"
 

@@ -7,7 +7,7 @@ import pytest
 from dpt.evaluation.bench import tables as report
 from dpt.evaluation.bench.results import ImageResult
 from dpt.evaluation.bench.tables import visor
-from dpt.evaluation.intervals import bootstrap_ratio
+from dpt.intervals import bootstrap_ratio
 from tests.evaluation.bench.making import both, row
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from dpt.evaluation.bench.tables import Difference, Result
-from dpt.evaluation.intervals import Estimate
+from dpt.intervals import Estimate
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1c1c20; --soft: #62626c; --rule: #dcdce2; --ground: #eeeef2;

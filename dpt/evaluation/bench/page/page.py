@@ -12,7 +12,7 @@ from dpt.evaluation.bench.page.gallery import WIDEST, Album, sections
 from dpt.evaluation.bench.results import ImageResult
 from dpt.evaluation.bench.tables import NOT_HELD_OUT, SCORES, Difference, Result
 from dpt.evaluation.fidelity import Fidelity
-from dpt.evaluation.intervals import Estimate
+from dpt.intervals import Estimate
 
 MOST = (24, 12, 12, 12, 12)
 """Cases that are shown of each section at most."""

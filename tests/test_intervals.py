@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dpt.evaluation.intervals import bootstrap, wilson
+from dpt.intervals import bootstrap, wilson
 
 
 @pytest.mark.parametrize(
