@@ -1,5 +1,6 @@
-# make demo   pictures from the embedded model            make test   the whole test suite
-# make lint   ruff and mypy                               make tables the pictures and tables under docs/
+# make demo    pictures from the embedded model           make check   lint, types and the quick tests (90 seconds)
+# make lint    ruff and mypy                              make test    the test suite (8 minutes on two cores)
+# make nightly every test, fuzzing, faults (an hour)      make tables  the pictures and tables under docs/
 # make stage1 the adapter of ckpt/pocket-stage1 (an hour) make study  adapters of every feature, probed (hours)
 # make stage2 ckpt/pocket-dpt and its control (an hour)   make sweep  ways to correct (an hour)
 # make results the table of docs/results/benchmark (four hours)     make pictures  docs/results/sampling/trace.png
@@ -9,16 +10,26 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 export TORCH_INDEX TORCH_BUILD
 
-.PHONY: faults demo test lint tables stage1 stage2 results sweep pictures study environment dev-environment
+.PHONY: faults demo check test nightly lint tables stage1 stage2 results sweep pictures study environment dev-environment
 
 demo: environment
 	$(RUN) txt2img.py --prompt "a red circle to the left of a blue square" --n_samples 4 --seed 1 --guidance_scale 3
 
+# Each test process has one thread, so as many run as there are cores.
+PYTEST = $(RUN) -m pytest -q -n auto --dist worksteal
+
+check: lint
+	$(PYTEST) -m "not slow and not nightly"
+
 test: dev-environment
-	$(RUN) -m pytest -q
+	$(PYTEST) -m "not nightly"
+
+nightly: dev-environment fuzz faults
+	$(PYTEST)
 
 lint: dev-environment
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
 tables: environment
