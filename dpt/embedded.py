@@ -14,7 +14,7 @@ EMBEDDED_CKPT = "ckpt/pocket-dpt"
 
 EMBEDDED_CONTROL = "ckpt/pocket-plain"
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def model_location(name: str) -> str:
