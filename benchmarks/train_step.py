@@ -127,11 +127,14 @@ def examples(pixels: int, count: int) -> Batch:
 
 def cached(backbone: Backbone, batch: Batch) -> Batch:
     """As a warm cache gives it."""
-    match = batch.matching
-    assert match is not None
+    negatives = batch.negatives
+    assert negatives is not None and negatives.random is not None
     with torch.no_grad():
-        z, hard, random = map(backbone.encode_images, (batch.images, match.hard_images, match.random_images))
-    return replace(batch, latent=True, images=z, matching=replace(match, hard_images=hard, random_images=random))
+        z = backbone.encode_images(batch.images)
+        hard, random = (
+            replace(each, images=backbone.encode_images(each.images)) for each in (negatives.hard, negatives.random)
+        )
+    return replace(batch, latent=True, images=z, negatives=replace(negatives, hard=hard, random=random))
 
 
 class Remembered:

@@ -1,39 +1,41 @@
-"""One example, whichever source it comes from; and examples put together for one step."""
+"""An example of any source, and the batch that a step reads."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-Span = tuple[int, int]
-"""First character, one past the last."""
+T = TypeVar("T")
 
+Span = tuple[int, int]
+"""Start and end in characters; the end is exclusive."""
 
 BoxCorners = tuple[float, float, float, float]
 """x0, y0, x1, y1."""
 
 
 BoxCentre = tuple[float, float, float, float]
-"""Centre x, centre y, width, height, each as a share of the picture."""
+"""cx, cy, width, height, each relative to the picture."""
 
 
 @dataclass(frozen=True)
 class ExampleImage:
     name: str
     values: Tensor
-    """(3, resolution, resolution) in [-1, 1], or the latents (C, h, w) that a cache has of it."""
+    """(3, resolution, resolution) in [-1, 1], or cached latents (C, h, w)."""
     latent: bool = False
     mirrored: Tensor | None = None
-    """Of latents, those of the mirrored picture, where the cache has them."""
+    """Latents of the mirrored picture, where the cache has them."""
 
 
 @dataclass(frozen=True)
 class GroundedRegion:
-    """A box, and the words of the expression that name it. Several boxes may be named by the same words."""
+    """A box and the words of the expression that name it. The same words may name several boxes."""
 
     box: BoxCentre
     spans: tuple[Span, ...]
@@ -41,23 +43,47 @@ class GroundedRegion:
 
 @dataclass(frozen=True)
 class ReferringExpression:
-    """r: what is said, and where in the picture that is. No region: nothing it names is in view."""
+    """A phrase and the boxes it refers to. No regions: nothing it names is in view."""
 
     text: str
     regions: tuple[GroundedRegion, ...]
 
 
 @dataclass(frozen=True)
-class MatchingExample:
-    """y, y-, y?, z-, z?: the picture's caption, and captions and pictures that do not match."""
+class Negative:
+    """A caption that is false for the example's picture, and a picture that its caption is false for."""
 
     caption: str
-    hard_caption: str
-    random_caption: str
-    hard_image: ExampleImage
-    random_image: ExampleImage
-    hard_caption_type: str | None = None
-    hard_image_type: str | None = None
+    image: ExampleImage
+    caption_type: str | None = None
+    """What the caption changed (colour, relation, count, shape), where the source knows."""
+    image_type: str | None = None
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """`hard` differs from the example in one fact; `random` comes from an unrelated example."""
+
+    hard: Negative
+    random: Negative | None = None
+
+
+@dataclass(frozen=True)
+class ExampleParts:
+    """What a task reads of an example beside its picture and caption. Sources decode and render nothing else.
+
+    The parts decide what is left out, never what the rest looks like.
+    """
+
+    expression: bool = True
+    hard_negatives: bool = True
+    random_negatives: bool = True
+    """Taken only together with `hard_negatives`."""
+
+
+ALL_PARTS = ExampleParts()
+
+CAPTION_ONLY = ExampleParts(expression=False, hard_negatives=False, random_negatives=False)
 
 
 @dataclass(frozen=True)
@@ -65,33 +91,47 @@ class Example:
     id: str
     """Where it comes from, for error messages."""
     image: ExampleImage
+    caption: str | None = None
+    """None: the source has expressions only."""
+    weight: float = 1.0
+    """Factor of this example's denoising loss."""
     expression: ReferringExpression | None = None
-    matching: MatchingExample | None = None
+    negatives: Negatives | None = None
     skipped: tuple[str, ...] = ()
-    """Of each broken picture for whose example this one stands in: which it is and what is wrong."""
+    """One sentence for each broken picture whose place this example takes."""
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """r, y, y-, y?, as far as there are any."""
-        said = () if self.expression is None else (self.expression.text,)
-        match = self.matching
-        return said if match is None else (*said, match.caption, match.hard_caption, match.random_caption)
+        """Expression, caption, hard negative caption, random caption, as far as they exist."""
+        texts = [] if self.expression is None else [self.expression.text]
+        texts += [] if self.caption is None else [self.caption]
+        return (*texts, *(negative.caption for negative in self._negatives))
 
     @property
     def pictures(self) -> tuple[ExampleImage, ...]:
-        match = self.matching
-        return (self.image,) if match is None else (self.image, match.hard_image, match.random_image)
+        return (self.image, *(negative.image for negative in self._negatives))
+
+    @property
+    def _negatives(self) -> tuple[Negative, ...]:
+        if self.negatives is None:
+            return ()
+        return (self.negatives.hard,) if self.negatives.random is None else (self.negatives.hard, self.negatives.random)
 
 
 class Source(ABC):
-    """Examples by index. `example(index, epoch)` depends on nothing but the source and these two numbers."""
+    """Examples by index. `example(index, epoch, parts)` depends on nothing but the source and its arguments."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def example(self, index: int, epoch: int = 0) -> Example:
-        """Another epoch may show the same picture with other captions and negatives."""
+    def example(self, index: int, epoch: int = 0, parts: ExampleParts = ALL_PARTS) -> Example:
+        """Another epoch may show the same picture with another caption and other negatives."""
+
+    @property
+    def captioned(self) -> bool:
+        """Whether its examples have captions."""
+        return True
 
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
@@ -99,74 +139,72 @@ class Source(ABC):
         return self.example(index)
 
 
-class EveryNth(Source):
-    """Of a source only the examples 0, n, 2n, …: validation on a part that stays the same."""
-
-    def __init__(self, source: Source, n: int) -> None:
-        if n < 1:
-            raise ValueError(f"every n-th example needs n of at least 1, not {n}")
-        self.source, self.n = source, n
-
-    def __len__(self) -> int:
-        return -(-len(self.source) // self.n)
-
-    def example(self, index: int, epoch: int = 0) -> Example:
-        return self.source.example(index * self.n, epoch)
-
-
 @dataclass(frozen=True)
 class ExpressionBatch:
-    """The boxes of all examples one after another; `counts` says how many each has, none included."""
+    """The boxes of all examples in one tensor; `num_boxes` says how many belong to each example, 0 included."""
 
     texts: list[str]
     boxes: Tensor
-    """(sum of counts, 4): centre x, centre y, width, height, each as a share of the picture."""
-    counts: list[int]
+    """(sum of num_boxes, 4): cxcywh relative to the picture."""
+    num_boxes: list[int]
     spans: list[list[tuple[Span, ...]]]
     """For each example, for each of its boxes, the spans of its text that name the box."""
 
     def boxes_by_example(self) -> tuple[Tensor, ...]:
-        return torch.split(self.boxes, self.counts)
+        return torch.split(self.boxes, self.num_boxes)
 
 
 @dataclass(frozen=True)
-class MatchingBatch:
+class NegativeBatch:
     captions: list[str]
-    hard_captions: list[str]
-    random_captions: list[str]
-    hard_images: Tensor
-    random_images: Tensor
-    hard_caption_types: list[str | None]
-    hard_image_types: list[str | None]
+    images: Tensor
+    caption_types: list[str | None]
+    image_types: list[str | None]
+
+
+@dataclass(frozen=True)
+class NegativesBatch:
+    hard: NegativeBatch
+    random: NegativeBatch | None
 
 
 @dataclass(frozen=True)
 class Batch:
     ids: list[str]
     images: Tensor
-    """(B, 3, H, W) in [-1, 1]; or latents (B, C, h, w), and then all three sets of images are."""
+    """(B, 3, H, W) in [-1, 1]; or latents (B, C, h, w), and then those of the negatives are latents too."""
     latent: bool
+    captions: list[str] | None
+    weights: Tensor
+    """(B,)"""
     expressions: ExpressionBatch | None
-    matching: MatchingBatch | None
+    negatives: NegativesBatch | None
     skipped: list[str]
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        return self._moved(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        return self._moved(Tensor.pin_memory)
+        return self._map(Tensor.pin_memory)
 
-    def _moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
-        said, match = self.expressions, self.matching
+    def _map(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        expressions, negatives = self.expressions, self.negatives
+        if expressions is not None:
+            expressions = replace(expressions, boxes=move(expressions.boxes))
+        if negatives is not None:
+            hard, random = negatives.hard, negatives.random
+            negatives = NegativesBatch(
+                replace(hard, images=move(hard.images)), random and replace(random, images=move(random.images))
+            )
         return replace(
             self,
             images=move(self.images),
-            expressions=said and replace(said, boxes=move(said.boxes)),
-            matching=match
-            and replace(match, hard_images=move(match.hard_images), random_images=move(match.random_images)),
+            weights=move(self.weights),
+            expressions=expressions,
+            negatives=negatives,
         )
 
 
@@ -176,39 +214,50 @@ def collate(examples: Sequence[Example]) -> Batch:
     pictures = [picture for example in examples for picture in example.pictures]
     if len({(picture.latent, picture.values.shape) for picture in pictures}) > 1:
         raise ValueError("a batch cannot mix latents with pixels, or pictures of several sizes")
-    expressions = [example.expression for example in examples if example.expression is not None]
-    matchings = [example.matching for example in examples if example.matching is not None]
-    if len(expressions) not in (0, len(examples)) or len(matchings) not in (0, len(examples)):
-        raise ValueError("a batch cannot mix examples that have an expression, or captions, with such that have none")
+    captions = _all_or_none([example.caption for example in examples], "a caption")
+    expressions = _all_or_none([example.expression for example in examples], "an expression")
+    negatives = _all_or_none([example.negatives for example in examples], "negatives")
     return Batch(
         ids=[example.id for example in examples],
         images=_stack([example.image for example in examples]),
         latent=examples[0].image.latent,
-        expressions=_collate_expressions(expressions) if expressions else None,
-        matching=_collate_matchings(matchings) if matchings else None,
-        skipped=[path for example in examples for path in example.skipped],
+        captions=captions,
+        weights=torch.tensor([example.weight for example in examples], dtype=torch.float32),
+        expressions=None if expressions is None else _collate_expressions(expressions),
+        negatives=None if negatives is None else _collate_negatives(negatives),
+        skipped=[sentence for example in examples for sentence in example.skipped],
     )
+
+
+def _all_or_none(values: Sequence[T | None], what: str) -> list[T] | None:
+    present = [value for value in values if value is not None]
+    if len(present) not in (0, len(values)):
+        raise ValueError(f"a batch cannot mix examples that have {what} with examples that have none")
+    return present or None
 
 
 def _collate_expressions(expressions: Sequence[ReferringExpression]) -> ExpressionBatch:
-    boxes = [region.box for one in expressions for region in one.regions]
+    boxes = [region.box for expression in expressions for region in expression.regions]
     return ExpressionBatch(
-        texts=[one.text for one in expressions],
+        texts=[expression.text for expression in expressions],
         boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-        counts=[len(one.regions) for one in expressions],
-        spans=[[region.spans for region in one.regions] for one in expressions],
+        num_boxes=[len(expression.regions) for expression in expressions],
+        spans=[[region.spans for region in expression.regions] for expression in expressions],
     )
 
 
-def _collate_matchings(matchings: Sequence[MatchingExample]) -> MatchingBatch:
-    return MatchingBatch(
-        captions=[one.caption for one in matchings],
-        hard_captions=[one.hard_caption for one in matchings],
-        random_captions=[one.random_caption for one in matchings],
-        hard_images=_stack([one.hard_image for one in matchings]),
-        random_images=_stack([one.random_image for one in matchings]),
-        hard_caption_types=[one.hard_caption_type for one in matchings],
-        hard_image_types=[one.hard_image_type for one in matchings],
+def _collate_negatives(negatives: Sequence[Negatives]) -> NegativesBatch:
+    random = _all_or_none([each.random for each in negatives], "a random negative")
+    hard = _collate_negative([each.hard for each in negatives])
+    return NegativesBatch(hard, None if random is None else _collate_negative(random))
+
+
+def _collate_negative(negatives: Sequence[Negative]) -> NegativeBatch:
+    return NegativeBatch(
+        captions=[negative.caption for negative in negatives],
+        images=_stack([negative.image for negative in negatives]),
+        caption_types=[negative.caption_type for negative in negatives],
+        image_types=[negative.image_type for negative in negatives],
     )
 
 

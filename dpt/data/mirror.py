@@ -7,10 +7,10 @@ is left", "far R", "at three o'clock", or a word that has left or right in it an
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from dpt.data.example import Example, ExampleImage, GroundedRegion, MatchingExample, ReferringExpression
+from dpt.data.example import Example, ExampleImage, GroundedRegion, Negative, Negatives, ReferringExpression, Span
 
 PAIRS = {
     f"left{ending}": f"right{ending}"
@@ -48,16 +48,27 @@ Swap = tuple[int, int, str]
 """Where in the text a word begins and ends, and the word that comes instead."""
 
 
+def can_mirror(captions: Iterable[str], expression: str = "", spans: Iterable[Span] = ()) -> bool:
+    """Whether all texts of an example can be mirrored for sure, and no span cuts a word that changes."""
+    swaps = _swaps(expression)
+    if swaps is None or any(start < edge < end for start, end, _ in swaps for span in spans for edge in span):
+        return False
+    return all(_swaps(caption) is not None for caption in captions)
+
+
 def mirrored(example: Example) -> Example | None:
-    """None if it cannot be done for sure."""
+    """The mirrored example, or None if one of its texts cannot be mirrored."""
     if any(picture.latent and picture.mirrored is None for picture in example.pictures):
-        raise ValueError("latents cannot be mirrored: the VAE's latents of a mirrored picture are others")
-    said, match = example.expression, example.matching
-    mirrored_said = None if said is None else mirrored_expression(said)
-    mirrored_match = None if match is None else _mirrored_matching(match)
-    if (said is not None and mirrored_said is None) or (match is not None and mirrored_match is None):
+        raise ValueError("latents cannot be flipped: the VAE encodes a mirrored picture to different latents")
+    expression, negatives = example.expression, example.negatives
+    caption = None if example.caption is None else mirrored_text(example.caption)
+    mirrored_expr = None if expression is None else mirrored_expression(expression)
+    mirrored_negs = None if negatives is None else _mirrored_negatives(negatives)
+    before, after = (example.caption, expression, negatives), (caption, mirrored_expr, mirrored_negs)
+    if any(new is None and old is not None for old, new in zip(before, after, strict=True)):
         return None
-    return replace(example, image=_mirrored_picture(example.image), expression=mirrored_said, matching=mirrored_match)
+    image = _mirrored_picture(example.image)
+    return replace(example, image=image, caption=caption, expression=mirrored_expr, negatives=mirrored_negs)
 
 
 def mirrored_text(text: str) -> str | None:
@@ -66,14 +77,14 @@ def mirrored_text(text: str) -> str | None:
 
 
 def mirrored_expression(expression: ReferringExpression) -> ReferringExpression | None:
-    swaps = _swaps(expression.text)
-    spans = {span for region in expression.regions for span in region.spans}
-    if swaps is None or any(start < edge < end for start, end, _ in swaps for span in spans for edge in span):
+    spans = [span for region in expression.regions for span in region.spans]
+    if not can_mirror((), expression.text, spans):
         return None
+    swaps = _swaps(expression.text) or []
     regions = []
     for region in expression.regions:
         cx, cy, width, height = region.box
-        moved = tuple((_moved(first, swaps), _moved(last, swaps)) for first, last in region.spans)
+        moved = tuple((_moved(start, swaps), _moved(end, swaps)) for start, end in region.spans)
         regions.append(GroundedRegion((1 - cx, cy, width, height), moved))
     return ReferringExpression(_swapped(expression.text, swaps), tuple(regions))
 
@@ -116,19 +127,17 @@ def _other_side(word: str) -> str | None:
     return word if NO_SIDE_AT_ALL.fullmatch(lower) else None
 
 
-def _mirrored_matching(match: MatchingExample) -> MatchingExample | None:
-    captions = [mirrored_text(text) for text in (match.caption, match.hard_caption, match.random_caption)]
-    known = [text for text in captions if text is not None]
-    if len(known) < len(captions):
+def _mirrored_negatives(negatives: Negatives) -> Negatives | None:
+    hard = _mirrored_negative(negatives.hard)
+    random = None if negatives.random is None else _mirrored_negative(negatives.random)
+    if hard is None or (random is None) != (negatives.random is None):
         return None
-    return replace(
-        match,
-        caption=known[0],
-        hard_caption=known[1],
-        random_caption=known[2],
-        hard_image=_mirrored_picture(match.hard_image),
-        random_image=_mirrored_picture(match.random_image),
-    )
+    return Negatives(hard, random)
+
+
+def _mirrored_negative(negative: Negative) -> Negative | None:
+    caption = mirrored_text(negative.caption)
+    return None if caption is None else replace(negative, caption=caption, image=_mirrored_picture(negative.image))
 
 
 def _mirrored_picture(picture: ExampleImage) -> ExampleImage:

@@ -43,16 +43,14 @@ MATCHING = (
 
 def texts_of(batch: Batch) -> dict[str, list[str]]:
     """The texts of a batch by kind."""
-    said = {} if batch.expressions is None else {EXPRESSION: batch.expressions.texts}
-    match = batch.matching
-    if match is None:
-        return said
-    return {
-        **said,
-        CAPTION: match.captions,
-        HARD_CAPTION: match.hard_captions,
-        RANDOM_CAPTION: match.random_captions,
-    }
+    texts = {} if batch.expressions is None else {EXPRESSION: batch.expressions.texts}
+    if batch.captions is not None:
+        texts[CAPTION] = batch.captions
+    if batch.negatives is not None:
+        texts[HARD_CAPTION] = batch.negatives.hard.captions
+        if batch.negatives.random is not None:
+            texts[RANDOM_CAPTION] = batch.negatives.random.captions
+    return texts
 
 
 def encode_texts(backbone: Backbone, said: dict[str, list[str]]) -> dict[str, Condition]:
@@ -65,12 +63,16 @@ def encode_texts(backbone: Backbone, said: dict[str, list[str]]) -> dict[str, Co
 
 def encode_pair_images(backbone: Backbone, batch: Batch, kinds: Sequence[int]) -> Tensor:
     """Latents of those kinds of picture, (kinds,B,C,h,w): the posterior's mean, so that a cache holds the same."""
-    match = batch.matching
-    pictures = [batch.images] if match is None else [batch.images, match.hard_images, match.random_images]
-    wanted = torch.cat([pictures[kind] for kind in kinds])
+    negatives = batch.negatives
+    by_kind = {TRUE: batch.images}
+    if negatives is not None:
+        by_kind[HARD] = negatives.hard.images
+        if negatives.random is not None:
+            by_kind[RANDOM] = negatives.random.images
+    latents = torch.cat([by_kind[kind] for kind in kinds])
     if not batch.latent:
-        wanted = torch.cat([backbone.encode_images(part) for part in wanted.split(PICTURES_AT_ONCE)])
-    return wanted.unflatten(0, (len(kinds), len(batch)))
+        latents = torch.cat([backbone.encode_images(part) for part in latents.split(PICTURES_AT_ONCE)])
+    return latents.unflatten(0, (len(kinds), len(batch)))
 
 
 def pair_features(

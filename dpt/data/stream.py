@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dpt.backbone.rng import derived_seed
-from dpt.data.example import Batch, Example, Source, collate
+from dpt.data.example import ALL_PARTS, Batch, Example, ExampleParts, Source, collate
 from dpt.errors import BrokenImageError, DataError, UserError
 from dpt.keyed_random import KeyedRandom
 
@@ -70,8 +70,20 @@ class Stream(Dataset[Example]):
     files give the same data whichever way positions are split into batches, processes or runs.
     """
 
-    def __init__(self, source: Source, seed: int, shuffle: bool = True, corrupt_budget: int = 0) -> None:
+    def __init__(
+        self,
+        source: Source,
+        seed: int,
+        shuffle: bool = True,
+        corrupt_budget: int = 0,
+        parts: ExampleParts = ALL_PARTS,
+    ) -> None:
         self.source, self.seed, self.shuffle, self.corrupt_budget = source, seed, shuffle, corrupt_budget
+        self.parts = parts
+
+    def only(self, parts: ExampleParts) -> Stream:
+        """The same examples, reduced to what a task reads of them."""
+        return Stream(self.source, self.seed, self.shuffle, self.corrupt_budget, parts)
 
     def __len__(self) -> int:
         """Of one epoch."""
@@ -85,7 +97,7 @@ class Stream(Dataset[Example]):
         skipped: list[str] = []
         for attempt in range(MOST_STAND_INS):
             try:
-                return replace(self.source.example(index, epoch), skipped=tuple(skipped))
+                return replace(self.source.example(index, epoch, self.parts), skipped=tuple(skipped))
             except BrokenImageError as broken:
                 if self.corrupt_budget < 1:
                     raise

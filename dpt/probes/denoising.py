@@ -8,6 +8,7 @@ import torch
 
 from dpt.backbone import Backbone
 from dpt.backbone.rng import SampleRNG
+from dpt.data.example import CAPTION_ONLY
 from dpt.data.pairs import CAPTION, TRUE, encode_pair_images, encode_texts, texts_of
 from dpt.data.stream import Stream, load
 
@@ -24,11 +25,12 @@ def denoising_error(
     """
     total, asked = torch.zeros((), dtype=torch.float64, device=backbone.device), 0
     for stream in streams.values():
+        if not stream.source.captioned:
+            continue
+        stream = stream.only(CAPTION_ONLY)
         own = range(part, len(stream), parts)
         chunks = [list(own[i : i + batch_size]) for i in range(0, len(own), batch_size)]
         for positions, batch in zip(chunks, load(stream, chunks), strict=True):
-            if batch.matching is None:
-                continue
             batch, chance = batch.to(backbone.device), SampleRNG(NOISE_SEED, positions)
             states = encode_texts(backbone, {CAPTION: texts_of(batch)[CAPTION]})[CAPTION].states
             (z,) = encode_pair_images(backbone, batch, (TRUE,))

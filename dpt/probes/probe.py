@@ -12,7 +12,7 @@ from torch import Tensor
 from dpt.adapter import Adapter, GroundingOutput
 from dpt.backbone import Backbone, Condition
 from dpt.backbone.rng import SampleRNG
-from dpt.data.example import Batch, ExpressionBatch, MatchingBatch
+from dpt.data.example import Batch, ExampleParts, ExpressionBatch, NegativeBatch
 from dpt.data.pairs import (
     CAPTION,
     EXPRESSION,
@@ -74,6 +74,7 @@ class Probe:
     def answers(self, part: int = 0, parts: int = 1) -> Iterator[ProbeAnswer]:
         """Of every `parts`-th example of each stream, beginning with `part`."""
         for label, stream in self.streams.items():
+            stream = stream.only(ExampleParts(expression=self.score_grounding, random_negatives=False))
             own = range(part, len(stream), parts)
             chunks = [list(own[i : i + self.batch_size]) for i in range(0, len(own), self.batch_size)]
             for positions, batch in zip(chunks, load(stream, chunks), strict=True):
@@ -95,10 +96,10 @@ class Probe:
     def answers_about(self, batch: Batch, positions: Sequence[int], label: str) -> Iterator[ProbeAnswer]:
         """To all questions about these examples, with one truncated forward for each timestep."""
         grounding = GROUNDING if batch.expressions is not None and self.score_grounding else ()
-        pairs = (*grounding, *(COMPARED if batch.matching is not None else ()))
+        pairs = (*grounding, *(COMPARED if batch.negatives is not None else ()))
         said = texts_of(batch)
         texts = encode_texts(self.backbone, {kind: said[kind] for kind in _texts_of(pairs)})
-        z = encode_pair_images(self.backbone, batch, (TRUE, HARD) if batch.matching is not None else (TRUE,))
+        z = encode_pair_images(self.backbone, batch, (TRUE, HARD) if batch.negatives is not None else (TRUE,))
         noise = SampleRNG(NOISE_SEED, positions).normal(z.shape[2:], "validation noise").to(z.device)
         for timestep in self.timesteps:
             t = torch.full((len(batch),), timestep, device=z.device)
@@ -106,22 +107,22 @@ class Probe:
             features = pair_features(self.backbone, self.adapter.config.unet_feature, noisy, t, texts, pairs)
             grounded = len(batch) * len(grounding)
             for_grounding, for_matching = self.adapter.decode_apart(features, t.repeat(len(pairs)), grounded)
-            if batch.matching is not None:
+            if batch.negatives is not None:
                 vectors = self.adapter.matching_head(for_matching).split(len(batch))
-                yield from self._compare(vectors, texts, batch.matching, timestep)
+                yield from self._compare(vectors, texts, batch.negatives.hard, timestep)
             if grounding and batch.expressions is not None:
                 found = self.adapter.grounding_head(for_grounding)
                 yield from (ProbeAnswer(REC, label, timestep, rank) for rank in ranks(found, batch.expressions))
 
     def _compare(
-        self, vectors: Sequence[Tensor], texts: Mapping[str, Condition], match: MatchingBatch, timestep: int
+        self, vectors: Sequence[Tensor], texts: Mapping[str, Condition], negatives: NegativeBatch, timestep: int
     ) -> Iterator[ProbeAnswer]:
         true, false_text, false_image = (
             match_score(own, texts[pair.text].pooled) for own, pair in zip(vectors, COMPARED, strict=True)
         )
         for question, false, sorts in (
-            (TEXT, false_text, match.hard_caption_types),
-            (IMAGE, false_image, match.hard_image_types),
+            (TEXT, false_text, negatives.caption_types),
+            (IMAGE, false_image, negatives.image_types),
         ):
             for right, sort in zip((true > false).tolist(), sorts, strict=True):
                 yield ProbeAnswer(question, sort or "", timestep, 0 if right else 1)

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from dpt.claims.boxes import Box
 from dpt.claims.facts import all_hold
 from dpt.claims.words import ANYTHING, SHAPE_WORDS
-from dpt.data.example import Example, ExampleImage, GroundedRegion, MatchingExample, ReferringExpression
+from dpt.data.example import Example, ExampleImage, GroundedRegion, Negative, Negatives, ReferringExpression
 from dpt.data.images import Framing
 from dpt.data.mirror import mirrored, mirrored_expression, mirrored_text
 from dpt.data.scenes.referring import resolve
 from dpt.data.scenes.source import SceneSource
 from dpt.data.scenes.world import WORLDS, Scene
-from tests.data.scenes.reading import facts_of, reference_of
+from tests.data.scenes.reading import facts_of, negatives_of, reference_of
 
 HEADS = {*ANYTHING, *(word for words in SHAPE_WORDS.values() for word in words)}
 words = st.sampled_from(
@@ -119,10 +119,11 @@ def test_what_is_said_of_a_mirrored_scene_is_true_of_it(world: str) -> None:
     for index in range(len(source)):
         example, scene = source[index], flipped(source.scene(index))
         other = mirrored(example)
-        assert other is not None and other.expression is not None and other.matching is not None
-        assert all_hold(facts_of(other.matching.caption), scene.objects), other.matching.caption
-        assert not all_hold(facts_of(other.matching.hard_caption), scene.objects)
-        assert not all_hold(facts_of(other.matching.random_caption), scene.objects)
+        assert other is not None and other.expression is not None
+        caption, hard, random = negatives_of(other)
+        assert all_hold(facts_of(caption), scene.objects), caption
+        assert not all_hold(facts_of(hard.caption), scene.objects)
+        assert not all_hold(facts_of(random.caption), scene.objects)
         (region,) = other.expression.regions
         (span,) = region.spans
         assert other.expression.text[slice(*span)] in HEADS
@@ -145,11 +146,13 @@ def test_one_text_that_is_not_sure_keeps_the_whole_example_as_it_is() -> None:
     for place in range(3):
         captions = ["left dog"] * 3
         captions[place] = "right behind the dog"
-        assert mirrored(Example("1", picture, None, MatchingExample(*captions, picture, picture))) is None
+        true, hard, random = captions
+        negatives = Negatives(Negative(hard, picture), Negative(random, picture))
+        assert mirrored(Example("1", picture, true, negatives=negatives)) is None
 
 
 def test_latents_are_not_mirrored() -> None:
-    with pytest.raises(ValueError, match="latents cannot be mirrored"):
+    with pytest.raises(ValueError, match="latents cannot be flipped"):
         mirrored(Example("1", ExampleImage("a", torch.zeros(4, 2, 2), latent=True)))
 
 

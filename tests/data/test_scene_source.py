@@ -17,7 +17,7 @@ from dpt.data.scenes.referring import RelativeReference, resolve
 from dpt.data.scenes.render import render
 from dpt.data.scenes.source import FIRST_SCENE, SceneSource
 from dpt.data.scenes.world import POCKET_WORLD, WORLDS
-from tests.data.scenes.reading import facts_of, reference_of
+from tests.data.scenes.reading import facts_of, negatives_of, reference_of
 
 
 def source(world: str = "pocket", split: str = "train", **more: object) -> SceneSource:
@@ -29,11 +29,12 @@ def test_an_example_says_what_its_scene_shows(world: str) -> None:
     examples = source(world)
     for index in range(len(examples)):
         example, one = examples[index], examples.scene(index)
-        match, said = example.matching, example.expression
-        assert match is not None and said is not None
-        assert all_hold(facts_of(match.caption), one.objects)
-        assert not all_hold(facts_of(match.hard_caption), one.objects)
-        assert not all_hold(facts_of(match.random_caption), one.objects)
+        said = example.expression
+        assert said is not None
+        caption, hard, random = negatives_of(example)
+        assert all_hold(facts_of(caption), one.objects)
+        assert not all_hold(facts_of(hard.caption), one.objects)
+        assert not all_hold(facts_of(random.caption), one.objects)
         pixels = (example.image.values.permute(1, 2, 0) + 1) * 127.5
         np.testing.assert_allclose(pixels.numpy(), render(one), atol=1e-3)
         (target,) = resolve(reference_of(said.text), one.objects)
@@ -44,7 +45,7 @@ def test_an_example_says_what_its_scene_shows(world: str) -> None:
         )
         ((first, last),) = region.spans
         assert said.text[first:last] in (*SHAPE_WORDS[thing.shape], *ANYTHING)
-        for other in (match.hard_image, match.random_image):
+        for other in (hard.image, random.image):
             assert other.values.shape == (3, 64, 64)
             assert not torch.equal(other.values, example.image.values)
 
@@ -68,10 +69,10 @@ def test_splits_are_of_scenes_of_their_own() -> None:
 
 def test_negatives_are_of_every_type_and_of_the_one_asked_for() -> None:
     for types in (NEGATIVE_TYPES, ("colour",)):
-        matches = [source(negative_types=types)[index].matching for index in range(80)]
+        drawn = [negatives_of(source(negative_types=types)[index])[1] for index in range(80)]
         for found in (
-            Counter(match.hard_caption_type for match in matches if match),
-            Counter(match.hard_image_type for match in matches if match),
+            Counter(hard.caption_type for hard in drawn),
+            Counter(hard.image_type for hard in drawn),
         ):
             assert set(found) <= set(NEGATIVE_TYPES)
             assert all(found[kind] >= (5 if types == NEGATIVE_TYPES else 70) for kind in types)
@@ -84,7 +85,7 @@ def test_flips_happen_and_never_say_what_is_held_out() -> None:
     for index in range(400):
         example = flipping[index]
         flips += not torch.equal(example.image.values, plain[index].image.values)
-        assert example.matching is not None and example.expression is not None
+        assert example.expression is not None
         for text in example.texts[1:]:
             for fact in facts_of(text):
                 if isinstance(fact, Related):

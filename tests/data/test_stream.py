@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpt.data.example import Example, ExampleImage, Source
+from dpt.data.example import ALL_PARTS, Example, ExampleImage, ExampleParts, Source
 from dpt.data.images import Framing
 from dpt.data.scenes.source import SceneSource
 from dpt.data.scenes.world import POCKET_WORLD
@@ -22,7 +22,7 @@ class SomeBroken(Source):
     def __len__(self) -> int:
         return self.n
 
-    def example(self, index: int, epoch: int = 0) -> Example:
+    def example(self, index: int, epoch: int = 0, parts: ExampleParts = ALL_PARTS) -> Example:
         if index in self.broken:
             raise BrokenImageError.of(Path(f"{index}.jpg"), "it is cut")
         return Example(f"{index} in {epoch}", ExampleImage("", torch.zeros(3, 2, 2)))

@@ -99,8 +99,8 @@ def test_six_calls_one_by_one_give_the_same_losses(backbone: Backbone, batch: Ba
     """The table of section 2.1, read out call by call, without anything put together."""
     one = task(backbone)
     one.trained.eval()
-    match, said = batch.matching, batch.expressions
-    assert match is not None and said is not None
+    negatives, captions = batch.negatives, batch.captions
+    assert negatives is not None and negatives.random is not None and captions is not None
     chance = SampleRNG(1, range(len(batch)))
     noise = chance.normal((4, 16, 16), "noise")
     t = chance.integers(backbone.noise.num_timesteps, "timestep")
@@ -113,11 +113,11 @@ def test_six_calls_one_by_one_give_the_same_losses(backbone: Backbone, batch: Ba
 
     with torch.no_grad():
         calls = [
-            read(batch.images, match.captions),
-            read(batch.images, match.hard_captions),
-            read(batch.images, match.random_captions),
-            read(match.hard_images, match.captions),
-            read(match.random_images, match.captions),
+            read(batch.images, captions),
+            read(batch.images, negatives.hard.captions),
+            read(batch.images, negatives.random.captions),
+            read(negatives.hard.images, captions),
+            read(negatives.random.images, captions),
         ]
         scores = torch.stack([one.adapter.scale * match_score(*call) for call in calls], dim=1)
         found = losses_of(one, batch)
@@ -130,12 +130,12 @@ def test_half_of_the_data_is_enough(backbone: Backbone, batch: Batch) -> None:
     one.trained.eval()
     both = losses_of(one, batch)
     matched = losses_of(one, replace(batch, expressions=None), share=1.0)
-    grounded = losses_of(one, replace(batch, matching=None))
+    grounded = losses_of(one, replace(batch, negatives=None))
     assert matched.keys() == {"i2t", "t2i"} and SIX - grounded.keys() == {"i2t", "t2i"}
     for name, value in {**matched, **grounded}.items():
         assert value == pytest.approx(both[name], rel=1e-3, abs=1e-4)
-    with pytest.raises(UserError, match="neither expressions nor captions"):
-        losses_of(one, replace(batch, matching=None, expressions=None), share=1.0)
+    with pytest.raises(UserError, match="neither expressions nor hard negatives"):
+        losses_of(one, replace(batch, negatives=None, expressions=None), share=1.0)
 
 
 def test_what_weighs_nothing_is_not_computed(backbone: Backbone, batch: Batch) -> None:
@@ -151,17 +151,24 @@ def test_what_weighs_nothing_is_not_computed(backbone: Backbone, batch: Batch) -
 def test_an_expression_without_a_box_is_fine(backbone: Backbone, batch: Batch) -> None:
     said = batch.expressions
     assert said is not None
-    none = replace(said, boxes=said.boxes[:0], counts=[0] * 3, spans=[[]] * 3)
+    none = replace(said, boxes=said.boxes[:0], num_boxes=[0] * 3, spans=[[]] * 3)
     found = losses_of(task(backbone), replace(batch, expressions=none), share=1.0)
     assert all(map(math.isfinite, found.values()))
     assert found["bbox"] == 0
 
 
+def with_latents(backbone: Backbone, batch: Batch) -> Batch:
+    negatives = batch.negatives
+    assert negatives is not None and negatives.random is not None
+    hard, random = (
+        replace(each, images=backbone.encode_images(each.images)) for each in (negatives.hard, negatives.random)
+    )
+    images = backbone.encode_images(batch.images)
+    return replace(batch, latent=True, images=images, negatives=replace(negatives, hard=hard, random=random))
+
+
 def test_latents_of_a_cache_give_the_same_losses(backbone: Backbone, batch: Batch) -> None:
-    match = batch.matching
-    assert match is not None
-    z, hard, random = map(backbone.encode_images, (batch.images, match.hard_images, match.random_images))
-    cached = replace(batch, latent=True, images=z, matching=replace(match, hard_images=hard, random_images=random))
+    cached = with_latents(backbone, batch)
     one = task(backbone)
     for name, value in losses_of(one, batch).items():
         assert losses_of(one, cached)[name] == pytest.approx(value, rel=1e-4)

@@ -229,7 +229,7 @@ def test_what_weighs_nothing_is_not_computed(backbone: Backbone, batch: Batch) -
 def test_without_captions_there_is_nothing_to_denoise_under(backbone: Backbone, batch: Batch) -> None:
     for one in (task(backbone), control_beside(backbone)):
         with pytest.raises(UserError, match="no captions"):
-            losses_of(one, replace(batch, matching=None))
+            losses_of(one, replace(batch, captions=None))
 
 
 def control_beside(backbone: Backbone) -> Any:

@@ -11,7 +11,16 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dpt.backbone.rng import SampleRNG, generator_for
-from dpt.data.example import Batch, Example, ExampleImage, GroundedRegion, ReferringExpression, Source
+from dpt.data.example import (
+    ALL_PARTS,
+    Batch,
+    Example,
+    ExampleImage,
+    ExampleParts,
+    GroundedRegion,
+    ReferringExpression,
+    Source,
+)
 from dpt.data.stream import Stream
 from dpt.training.engine import checkpoint
 from dpt.training.engine.loop import Loop
@@ -27,16 +36,19 @@ class Numbers(Source):
     def __len__(self) -> int:
         return EXAMPLES
 
-    def example(self, index: int, epoch: int = 0) -> Example:
+    def example(self, index: int, epoch: int = 0, parts: ExampleParts = ALL_PARTS) -> Example:
         values = torch.randn(1, 2, 2, generator=generator_for(0, index, f"epoch {epoch}"))
         regions = (GroundedRegion((0.5, 0.5, 0.1, 0.1), ((0, 1),)),) * (index % 3)
-        return Example(f"example {index}", ExampleImage(str(index), values), ReferringExpression("x", regions))
+        return Example(
+            f"example {index}", ExampleImage(str(index), values), expression=ReferringExpression("x", regions)
+        )
 
 
 class Line:
     """`mean` is a mean over samples, `sum` a sum over boxes: the two sorts of loss there are."""
 
     weights: Mapping[str, float] = {"mean": 1.0, "sum": 0.5}
+    parts = ALL_PARTS
 
     def __init__(self, dropout: float = 0.0, bad: range = range(0)) -> None:
         torch.manual_seed(1)
@@ -47,7 +59,7 @@ class Line:
 
     def count(self, batch: Batch) -> int:
         assert batch.expressions is not None
-        return sum(batch.expressions.counts)
+        return sum(batch.expressions.num_boxes)
 
     def losses(self, batch: Batch, chance: SampleRNG, share: Tensor) -> dict[str, Tensor]:
         self.seen.append((list(chance.positions), batch.ids))
@@ -57,7 +69,7 @@ class Line:
         error = (y - x.sum(dim=1)) ** 2
         if any(position in self.bad for position in chance.positions):
             error = error * float("nan")
-        boxes = torch.tensor(batch.expressions.counts, dtype=torch.float32)
+        boxes = torch.tensor(batch.expressions.num_boxes, dtype=torch.float32)
         return {"mean": error.mean(), "sum": (boxes * y.abs()).sum() / share, "watched": y.detach().mean()}
 
     def validate(self, part: int, parts: int) -> Tally:

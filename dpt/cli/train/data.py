@@ -14,10 +14,11 @@ from dpt.data.cache.contents import FREE, differences, latents_key, texts_key
 from dpt.data.cache.latents import CachedLatents, NpyLatents
 from dpt.data.cache.storage import CachePart, UnfinishedPartError
 from dpt.data.cache.texts import CachedTexts
-from dpt.data.example import EveryNth, Source
+from dpt.data.example import Source
 from dpt.data.files.reading import DataRoot
 from dpt.data.files.source import LatentStore, expression_files, matching_files, training_files
 from dpt.data.images import Framing
+from dpt.data.mixture import EveryNth
 from dpt.data.scenes.source import SceneSource
 from dpt.data.scenes.world import WORLDS
 from dpt.data.stream import Stream

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
 
-from dpt.data.example import Example, ExampleImage, GroundedRegion, MatchingExample, ReferringExpression, Source
+from dpt.data.example import (
+    ALL_PARTS,
+    Example,
+    ExampleImage,
+    ExampleParts,
+    GroundedRegion,
+    Negative,
+    Negatives,
+    ReferringExpression,
+    Source,
+)
 from dpt.data.files.annotations import ExpressionRow, cut_to_picture, read_expressions
 from dpt.data.files.hard_negatives import HardNegativeFiles, open_hard_negatives
 from dpt.data.files.reading import DataRoot, NegativeTypes, read_negative_types
 from dpt.data.images import Framing, ImageHeader, read_header, read_image
-from dpt.data.mirror import mirrored
+from dpt.data.mirror import can_mirror, mirrored
 from dpt.errors import DataError
 from dpt.keyed_random import KeyedRandom
 
@@ -64,95 +74,131 @@ class FileSource(Source):
         assert self.negatives is not None
         return len(self.negatives)
 
-    def example(self, index: int, epoch: int = 0) -> Example:
-        example = self._matched(index, epoch) if self.expressions is None else self._referred(index, epoch)
-        if self.framing.random_flip and self._draws(index, epoch, "flip").chance(0.5):
+    @property
+    def captioned(self) -> bool:
+        return self.negatives is not None
+
+    def example(self, index: int, epoch: int = 0, parts: ExampleParts = ALL_PARTS) -> Example:
+        if self.expressions is None:
+            assert self.negatives is not None
+            example, caption_id = self._captioned_example(self.negatives, self.negatives.ids[index])
+        else:
+            row = self.expressions[index]
+            example, caption_id = self._referring_example(row, parts), None
+            if self.negatives is not None:
+                caption_id = self._rng(index, epoch, "caption").pick(self.negatives.ids_of[row.file_name])
+                example = replace(example, caption=self.negatives.row(caption_id).title)
+        flip = self.framing.random_flip and self._rng(index, epoch, "flip").chance(0.5)
+        drawn = None
+        if caption_id is not None and (parts.hard_negatives or flip):
+            drawn = self._draw_negatives(caption_id, index, epoch)
+        if drawn is not None and parts.hard_negatives:
+            example = replace(example, negatives=self._open_negatives(drawn, parts.random_negatives))
+        if flip and self._can_mirror(index, example.caption, drawn):
             return mirrored(example) or example
         return example
 
-    def _draws(self, index: int, epoch: int, purpose: str) -> KeyedRandom:
+    def _rng(self, index: int, epoch: int, purpose: str) -> KeyedRandom:
         return KeyedRandom("file source", self.seed, index, epoch, purpose)
 
-    def _referred(self, index: int, epoch: int) -> Example:
-        assert self.expressions is not None
-        referred = self.expressions[index]
-        example = Example(
-            id=f"{referred.where} (id {referred.id})",
-            image=self._picture(referred.file_name),
-            expression=ReferringExpression(referred.text, self._regions(referred)),
-        )
-        if self.negatives is None:
-            return example
-        id_ = self._draws(index, epoch, "caption").pick(self.negatives.ids_of[referred.file_name])
-        return replace(example, matching=self._matching(id_, referred.file_name, index, epoch))
+    def _captioned_example(self, negatives: HardNegativeFiles, caption_id: int) -> tuple[Example, int]:
+        row = negatives.row(caption_id)
+        return Example(negatives.where(caption_id), self._picture(row.file_name), row.title), caption_id
 
-    def _matched(self, index: int, epoch: int) -> Example:
-        assert self.negatives is not None
-        id_ = self.negatives.ids[index]
-        name = self.negatives.row(id_).file_name
+    def _referring_example(self, row: ExpressionRow, parts: ExampleParts) -> Example:
         return Example(
-            id=self.negatives.where(id_),
-            image=self._picture(name),
-            matching=self._matching(id_, name, index, epoch),
+            id=f"{row.where} (id {row.id})",
+            image=self._picture(row.file_name),
+            expression=ReferringExpression(row.text, self._regions(row)) if parts.expression else None,
         )
 
-    def _regions(self, referred: ExpressionRow) -> tuple[GroundedRegion, ...]:
-        """Of the boxes that are in view."""
-        path = self.images / referred.file_name
+    def _can_mirror(self, index: int, caption: str | None, drawn: _DrawnNegatives | None) -> bool:
+        """Decided by every text of the example, so that the parts that a task reads do not change which ones flip."""
+        texts = [] if drawn is None else [drawn.hard_caption, drawn.random_caption]
+        texts += [] if caption is None else [caption]
+        if self.expressions is None:
+            return can_mirror(texts)
+        row = self.expressions[index]
+        return can_mirror(texts, row.text, [span for box in row.boxes for span in box.spans])
+
+    def _regions(self, row: ExpressionRow) -> tuple[GroundedRegion, ...]:
+        """The boxes that are in view."""
+        path = self.images / row.file_name
         header = read_header(path, self.images) if self.latents is None else self.latents.header(path)
         regions = []
-        for box in referred.boxes:
-            corners = header.upright(box.corners, referred.size)
-            framed = self.framing.box(cut_to_picture(corners, header.size, referred.where), header.size)
+        for box in row.boxes:
+            corners = header.upright(box.corners, row.size)
+            framed = self.framing.box(cut_to_picture(corners, header.size, row.where), header.size)
             if framed is not None:
                 regions.append(GroundedRegion(framed, box.spans))
         return tuple(regions)
 
-    def _matching(self, id_: int, name: str, index: int, epoch: int) -> MatchingExample:
+    def _draw_negatives(self, caption_id: int, index: int, epoch: int) -> _DrawnNegatives:
         assert self.negatives is not None
-        row, where = self.negatives.row(id_), self.negatives.where(id_)
-        types = self.types.get(id_)
+        row, where = self.negatives.row(caption_id), self.negatives.where(caption_id)
+        types = self.types.get(caption_id)
         captions = [nth for nth, text in enumerate(row.captions) if text != row.title]
-        images = [nth for nth, image in enumerate(row.images) if image != name]
+        images = [nth for nth, image in enumerate(row.images) if image != row.file_name]
         if not captions or not images:
             raise DataError(f"{where}: every negative is the picture's own caption, or the picture itself")
         if types is not None and (len(types.captions), len(types.images)) != (len(row.captions), len(row.images)):
-            raise DataError(f"{where}: the negatives are not as many as their types in negatives.jsonl")
-        caption = self._draws(index, epoch, "hard caption").pick(captions)
-        image = self._draws(index, epoch, "hard image").pick(images)
-        return MatchingExample(
-            caption=row.title,
+            raise DataError(
+                f"{where}: the number of negatives differs from the number of their types in negatives.jsonl"
+            )
+        caption = self._rng(index, epoch, "hard caption").pick(captions)
+        image = self._rng(index, epoch, "hard image").pick(images)
+        return _DrawnNegatives(
             hard_caption=row.captions[caption],
-            random_caption=self._random_caption(row.title, name, self._draws(index, epoch, "random caption")),
-            hard_image=self._picture(row.images[image]),
-            random_image=self._random_image(name, self._draws(index, epoch, "random image")),
+            hard_image=row.images[image],
             hard_caption_type=None if types is None else types.captions[caption],
             hard_image_type=None if types is None else types.images[image],
+            random_caption=self._random_caption(row.title, row.file_name, self._rng(index, epoch, "random caption")),
+            random_image=self._random_image(row.file_name, self._rng(index, epoch, "random image")),
         )
 
-    def _random_caption(self, title: str, name: str, draws: KeyedRandom) -> str:
-        """Of another picture, and in other words."""
+    def _open_negatives(self, drawn: _DrawnNegatives, with_random: bool) -> Negatives:
+        hard = Negative(
+            drawn.hard_caption, self._picture(drawn.hard_image), drawn.hard_caption_type, drawn.hard_image_type
+        )
+        random = Negative(drawn.random_caption, self._picture(drawn.random_image)) if with_random else None
+        return Negatives(hard, random)
+
+    def _random_caption(self, title: str, file_name: str, rng: KeyedRandom) -> str:
+        """The caption of another picture, with another text."""
         assert self.negatives is not None
         for _ in range(TRIES):
-            id_ = self.negatives.another_id(name, draws.below)
-            if id_ is not None and (other := self.negatives.row(id_).title) != title:
+            caption_id = self.negatives.another_id(file_name, rng.below)
+            if caption_id is not None and (other := self.negatives.row(caption_id).title) != title:
                 return other
-        raise DataError(f"no other caption than {title!r} was found in {self.negatives.where(self.negatives.ids[0])} …")
+        first = self.negatives.where(self.negatives.ids[0])
+        raise DataError(f"{first}: no caption other than {title!r} exists to draw a random negative from")
 
-    def _random_image(self, name: str, draws: KeyedRandom) -> ExampleImage:
+    def _random_image(self, file_name: str, rng: KeyedRandom) -> str:
         assert self.negatives is not None
-        other = self.negatives.another_image(name, draws.below)
+        other = self.negatives.another_image(file_name, rng.below)
         if other is None:
-            raise DataError(f"no other picture than {name} has captions; a random one cannot be drawn")
-        return self._picture(other)
+            raise DataError(f"no picture other than {file_name} has captions: a random negative cannot be drawn")
+        return other
 
-    def _picture(self, name: str) -> ExampleImage:
-        path = self.images / name
+    def _picture(self, file_name: str) -> ExampleImage:
+        path = self.images / file_name
         if self.latents is not None:
             mirrored = self.latents.latents(path, mirrored=True) if self.framing.random_flip else None
-            return ExampleImage(name, self.latents.latents(path), latent=True, mirrored=mirrored)
+            return ExampleImage(file_name, self.latents.latents(path), latent=True, mirrored=mirrored)
         image, _ = read_image(path, self.images)
-        return ExampleImage(name, self.framing.pixels(image))
+        return ExampleImage(file_name, self.framing.pixels(image))
+
+
+@dataclass(frozen=True)
+class _DrawnNegatives:
+    """Which negatives an example has, before their pictures are opened."""
+
+    hard_caption: str
+    hard_image: str
+    hard_caption_type: str | None
+    hard_image_type: str | None
+    random_caption: str
+    random_image: str
 
 
 def training_files(

@@ -9,15 +9,24 @@ from PIL import Image
 
 from dpt.claims.description import Caption, caption_text
 from dpt.claims.facts import Related, all_hold
-from dpt.data.example import Example, ExampleImage, GroundedRegion, MatchingExample, ReferringExpression, Source
+from dpt.data.example import (
+    ALL_PARTS,
+    Example,
+    ExampleImage,
+    ExampleParts,
+    GroundedRegion,
+    Negative,
+    Negatives,
+    ReferringExpression,
+    Source,
+)
 from dpt.data.images import Framing
-from dpt.data.mirror import mirrored
-from dpt.data.scenes import referring
+from dpt.data.mirror import can_mirror, mirrored
 from dpt.data.scenes.captions import describe
 from dpt.data.scenes.export import FIRST_INDEX, RANGE
 from dpt.data.scenes.layout import scene
 from dpt.data.scenes.negatives import NEGATIVE_TYPES, contradict, falsify
-from dpt.data.scenes.referring import RelativeReference, referring_expression
+from dpt.data.scenes.referring import RelativeReference, SceneExpression, referring_expression
 from dpt.data.scenes.render import render
 from dpt.data.scenes.world import Scene, World
 from dpt.keyed_random import KeyedRandom
@@ -48,28 +57,33 @@ class HardNegativePair:
 
 @dataclass(frozen=True)
 class SceneAnnotation:
-    """A scene, and all that an example says about it."""
+    """A scene, its referring expression, its captions and its negatives."""
 
     scene: Scene
-    said: referring.SceneExpression
-    contrast: HardNegativePair
+    expression: SceneExpression
+    negatives: HardNegativePair
     random_caption: Caption
 
+    @property
+    def captions(self) -> tuple[Caption, Caption, Caption]:
+        return self.negatives.caption, self.negatives.hard_caption, self.random_caption
+
     def relations(self) -> Iterator[tuple[str | None, str, str | None]]:
-        """(shape, relation, shape), whichever text says it."""
-        for caption in (self.contrast.caption, self.contrast.hard_caption, self.random_caption):
+        """(shape, relation, shape) of every relation in its texts."""
+        for caption in self.captions:
             for fact in caption.facts:
                 if isinstance(fact, Related):
                     yield fact.first.shape, fact.relation, fact.second.shape
-        reference = self.said.reference
+        reference = self.expression.reference
         if isinstance(reference, RelativeReference):
             (landmark,) = reference.landmark.among(self.scene.objects)
-            yield self.scene.objects[self.said.target].shape, reference.relation, landmark.shape
+            yield self.scene.objects[self.expression.target].shape, reference.relation, landmark.shape
 
-    def flips_to_held_out(self, world: World) -> bool:
-        """Whether a text, when mirrored, would say what no caption of this world may say."""
-        other_side = {"left": "right", "right": "left"}
-        return any((a, other_side.get(said, said), b) in world.held_out_relations for a, said, b in self.relations())
+    def can_mirror(self, world: World) -> bool:
+        """Whether no mirrored text states a relation that the world holds out."""
+        flipped = {"left": "right", "right": "left"}
+        held_out = world.held_out_relations
+        return all((a, flipped.get(relation, relation), b) not in held_out for a, relation, b in self.relations())
 
 
 class SceneSource(Source):
@@ -101,87 +115,104 @@ class SceneSource(Source):
         return self.size
 
     def scene(self, index: int, epoch: int = 0) -> Scene:
-        return self._told(index, epoch).scene
+        return self._annotation(index, epoch).scene
 
-    def example(self, index: int, epoch: int = 0) -> Example:
-        told = self._told(index, epoch)
-        example = self._example(f"{self.split} scene {index}", told, self._draws(index, epoch, "random scene"))
-        flip = self.framing.random_flip and self._draws(index, epoch, "flip").chance(0.5)
-        if flip and not told.flips_to_held_out(self.world):
+    def example(self, index: int, epoch: int = 0, parts: ExampleParts = ALL_PARTS) -> Example:
+        annotation = self._annotation(index, epoch)
+        example = self._example(index, epoch, annotation, parts)
+        flip = self.framing.random_flip and self._rng(index, epoch, "flip").chance(0.5)
+        texts = (*(caption.text for caption in annotation.captions), annotation.expression.text)
+        if flip and annotation.can_mirror(self.world) and can_mirror(texts):
             return mirrored(example) or example
         return example
 
-    def _draws(self, index: int, epoch: int, purpose: str) -> KeyedRandom:
+    def _rng(self, index: int, epoch: int, purpose: str) -> KeyedRandom:
         return KeyedRandom("scene source", self.seed, FIRST_SCENE[self.split] + index, epoch, purpose)
 
-    def _told(self, index: int, epoch: int) -> SceneAnnotation:
-        """Of the scene of the index, or the next elsewhere about which something can be said."""
+    def _annotation(self, index: int, epoch: int) -> SceneAnnotation:
+        """Of the scene with this index, or of the next one elsewhere that admits an expression and negatives."""
         first = FIRST_SCENE[self.split] + index
         for at in range(first, first + TRIES_OF_ANY_TYPE * ELSEWHERE, ELSEWHERE):
-            one = scene(self.seed, at, self.world)
-            said = referring_expression(one, self.world, self._draws(index, epoch, "expression"))
-            contrast = self._contrast(one, self._draws(index, epoch, "contrast"))
-            if said and contrast:
-                random = self._random_caption(one, self._draws(index, epoch, "random caption"))
-                return SceneAnnotation(one, said, contrast, random)
-        raise AssertionError(f"nothing can be said about scene {index} of the split {self.split}")
+            candidate = scene(self.seed, at, self.world)
+            expression = referring_expression(candidate, self.world, self._rng(index, epoch, "expression"))
+            negatives = self._hard_negatives(candidate, self._rng(index, epoch, "contrast"))
+            if expression and negatives:
+                random = self._random_caption(candidate, self._rng(index, epoch, "random caption"))
+                return SceneAnnotation(candidate, expression, negatives, random)
+        raise AssertionError(f"scene {index} of the split {self.split} admits no expression or no negatives")
 
-    def _contrast(self, one: Scene, draws: KeyedRandom) -> HardNegativePair | None:
-        wanted = [draws.pick(self.negative_types)], [draws.pick(self.negative_types)]
-        any_type = tuple(draws.some(NEGATIVE_TYPES, len(NEGATIVE_TYPES)) for _ in range(2))
+    def _hard_negatives(self, scene_: Scene, rng: KeyedRandom) -> HardNegativePair | None:
+        requested = [rng.pick(self.negative_types)], [rng.pick(self.negative_types)]
+        any_type = tuple(rng.some(NEGATIVE_TYPES, len(NEGATIVE_TYPES)) for _ in range(2))
         for nth in range(TRIES + TRIES_OF_ANY_TYPE):
-            right = describe(one, self.world, draws)
-            for_caption, for_scene = wanted if nth < TRIES else any_type
-            wrong = [(kind, falsify(right, one, kind, self.world, draws)) for kind in for_caption]
-            other = [(kind, contradict(right, one, kind, self.world, draws)) for kind in for_scene]
-            captions = [(kind, found) for kind, found in wrong if found is not None]
-            scenes = [(kind, found) for kind, found in other if found is not None]
+            description = describe(scene_, self.world, rng)
+            caption_types, scene_types = requested if nth < TRIES else any_type
+            false = [(kind, falsify(description, scene_, kind, self.world, rng)) for kind in caption_types]
+            changed = [(kind, contradict(description, scene_, kind, self.world, rng)) for kind in scene_types]
+            captions = [(kind, candidate) for kind, candidate in false if candidate is not None]
+            scenes = [(kind, candidate) for kind, candidate in changed if candidate is not None]
             if captions and scenes:
-                (caption_type, false), (scene_type, changed) = captions[0], scenes[0]
+                (caption_type, false_description), (scene_type, false_scene) = captions[0], scenes[0]
                 return HardNegativePair(
-                    Caption(caption_text(right, draws), right.facts),
-                    Caption(caption_text(false, draws), false.facts),
+                    Caption(caption_text(description, rng), description.facts),
+                    Caption(caption_text(false_description, rng), false_description.facts),
                     caption_type,
-                    changed,
+                    false_scene,
                     scene_type,
                 )
         return None
 
-    def _example(self, name: str, told: SceneAnnotation, draws: KeyedRandom) -> Example:
-        one, contrast, box = told.scene, told.contrast, told.said.box
-        framed = self.framing.box((box.x0, box.y0, box.x1, box.y1), (one.image_size, one.image_size))
-        assert framed is not None, "scenes are square and their boxes inside"
+    def _example(self, index: int, epoch: int, annotation: SceneAnnotation, parts: ExampleParts) -> Example:
+        name = f"{self.split} scene {index}"
         return Example(
             id=f"{name} of seed {self.seed}",
-            image=self._picture(name, one),
-            expression=ReferringExpression(told.said.text, (GroundedRegion(framed, (told.said.span,)),)),
-            matching=MatchingExample(
-                caption=contrast.caption.text,
-                hard_caption=contrast.hard_caption.text,
-                random_caption=told.random_caption.text,
-                hard_image=self._picture(f"{name}, {contrast.hard_scene_type} changed", contrast.hard_scene),
-                random_image=self._picture(f"random for {name}", self._random_scene(contrast.caption, draws)),
-                hard_caption_type=contrast.hard_caption_type,
-                hard_image_type=contrast.hard_scene_type,
-            ),
+            image=self._picture(name, annotation.scene),
+            caption=annotation.negatives.caption.text,
+            expression=self._expression(annotation) if parts.expression else None,
+            negatives=self._negatives(name, index, epoch, annotation, parts) if parts.hard_negatives else None,
         )
 
-    def _random_caption(self, one: Scene, draws: KeyedRandom) -> Caption:
-        while True:
-            other = self._any_scene(draws)
-            right = describe(other, self.world, draws)
-            if not all_hold(right.facts, one.objects):
-                return Caption(caption_text(right, draws), right.facts)
+    def _expression(self, annotation: SceneAnnotation) -> ReferringExpression:
+        expression, size = annotation.expression, annotation.scene.image_size
+        box = self.framing.box(
+            (expression.box.x0, expression.box.y0, expression.box.x1, expression.box.y1), (size, size)
+        )
+        assert box is not None, "scenes are square and their boxes inside"
+        return ReferringExpression(expression.text, (GroundedRegion(box, (expression.span,)),))
 
-    def _random_scene(self, caption: Caption, draws: KeyedRandom) -> Scene:
+    def _negatives(
+        self, name: str, index: int, epoch: int, annotation: SceneAnnotation, parts: ExampleParts
+    ) -> Negatives:
+        pair = annotation.negatives
+        hard = Negative(
+            pair.hard_caption.text,
+            self._picture(f"{name}, {pair.hard_scene_type} changed", pair.hard_scene),
+            pair.hard_caption_type,
+            pair.hard_scene_type,
+        )
+        if not parts.random_negatives:
+            return Negatives(hard)
+        random_scene = self._random_scene(pair.caption, self._rng(index, epoch, "random scene"))
+        picture = self._picture(f"random for {name}", random_scene)
+        return Negatives(hard, Negative(annotation.random_caption.text, picture))
+
+    def _random_caption(self, scene_: Scene, rng: KeyedRandom) -> Caption:
+        """The caption of another scene that is false for this one."""
         while True:
-            other = self._any_scene(draws)
+            description = describe(self._any_scene(rng), self.world, rng)
+            if not all_hold(description.facts, scene_.objects):
+                return Caption(caption_text(description, rng), description.facts)
+
+    def _random_scene(self, caption: Caption, rng: KeyedRandom) -> Scene:
+        """Another scene that this caption is false for."""
+        while True:
+            other = self._any_scene(rng)
             if not all_hold(caption.facts, other.objects):
                 return other
 
-    def _any_scene(self, draws: KeyedRandom) -> Scene:
-        """Of the same split, so that a small source cannot be told by its few pictures."""
-        return scene(self.seed, FIRST_SCENE[self.split] + draws.below(RANGE), self.world)
+    def _any_scene(self, rng: KeyedRandom) -> Scene:
+        """A scene of the whole split, so that a small source does not repeat its few pictures."""
+        return scene(self.seed, FIRST_SCENE[self.split] + rng.below(RANGE), self.world)
 
-    def _picture(self, name: str, one: Scene) -> ExampleImage:
-        return ExampleImage(name, self.framing.pixels(Image.fromarray(render(one))))
+    def _picture(self, name: str, scene_: Scene) -> ExampleImage:
+        return ExampleImage(name, self.framing.pixels(Image.fromarray(render(scene_))))

@@ -49,7 +49,8 @@ class Loop:
         config: run_folder.Config,
         accelerator: Accelerator,
     ) -> None:
-        self.task, self.stream, self.settings, self.root, self.accelerator = task, stream, settings, root, accelerator
+        self.task, self.settings, self.root, self.accelerator = task, settings, root, accelerator
+        self.stream = stream.only(task.parts)
         self.split = BatchPlan(
             settings.train_batch_size,
             settings.gradient_accumulation_steps,

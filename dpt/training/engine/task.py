@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from dpt.backbone.rng import SampleRNG
-from dpt.data.example import Batch
+from dpt.data.example import Batch, ExampleParts
 
 Tally = Mapping[str, tuple[float, float]]
 """For each question of a validation, how often it was answered rightly and how often it was asked."""
@@ -22,6 +22,10 @@ class Task(Protocol):
     @property
     def weights(self) -> Mapping[str, float]:
         """How much each loss weighs in the total. A value without a weight is only logged."""
+
+    @property
+    def parts(self) -> ExampleParts:
+        """What its losses read of an example; nothing else is decoded."""
 
     def count(self, batch: Batch) -> int:
         """How many things the losses that are sums are summed over; known on the host."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from dpt.backbone import Backbone
 from dpt.backbone.features import PartialForward, block_names
 from dpt.backbone.rng import SampleRNG
-from dpt.data.example import Batch
+from dpt.data.example import CAPTION_ONLY, Batch, ExampleParts
 from dpt.data.pairs import CAPTION, HARD, TRUE, Pair
 from dpt.data.stream import Stream
 from dpt.errors import UserError
@@ -70,15 +70,15 @@ class Denoising:
         return denoising_loss(backbone.finish(at, self.block(backbone)), target, spread**4)
 
     def loss(self, backbone: Backbone, predicted: Tensor, seen: NoisedBatch) -> Tensor:
-        weight = None
+        weight = seen.weights
         if self.snr_gamma is not None:
             noise = backbone.noise
-            weight = min_snr_weight_at(noise.alphas_cumprod, seen.t, self.snr_gamma, noise.prediction_type)
+            weight = weight * min_snr_weight_at(noise.alphas_cumprod, seen.t, self.snr_gamma, noise.prediction_type)
         return denoising_loss(predicted, backbone.target(seen.z[TRUE], seen.noise, seen.t), weight)
 
 
 def need_captions(batch: Batch) -> None:
-    if batch.matching is None:
+    if batch.captions is None:
         raise UserError("the data have no captions, under which the denoising loss reads pictures")
 
 
@@ -106,6 +106,10 @@ class PlainLora:
         self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             backbone.unet.enable_gradient_checkpointing()
+
+    @property
+    def parts(self) -> ExampleParts:
+        return CAPTION_ONLY
 
     def count(self, batch: Batch) -> int:
         """Nothing is summed."""

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from dpt.adapter import Adapter
 from dpt.adapter.phrase_encoder import BackbonePhraseEncoder, EncodedPhrases, PhraseEncoder, token_map
 from dpt.backbone import Condition
-from dpt.data.example import Batch, ExpressionBatch
+from dpt.data.example import Batch, ExampleParts, ExpressionBatch
 from dpt.data.pairs import CAPTION, EXPRESSION, GROUNDING, HARD_CAPTION, MATCHING, RANDOM_CAPTION, Pair
 from dpt.errors import UserError
 from dpt.objectives.assignment import AssignmentCosts, Targets, assign
@@ -53,16 +53,22 @@ class Discriminative:
         if adapter.config.num_queries_rec < 1 and any(objective.weights[name] for name in OF_GROUNDING):
             raise UserError("--num_queries_rec 0 has nothing to ground with, but losses of grounding weigh something")
 
-    def wanted(self, batch: Batch) -> Batch:
-        """Without what no loss weighs anything for: it would cost as much as the rest, and change nothing."""
-        if batch.expressions is None and batch.matching is None:
-            raise UserError("the data have neither expressions nor captions: there is nothing to learn from")
+    @property
+    def parts(self) -> ExampleParts:
+        """What the losses with a weight read of an example."""
         weights = self.objective.weights
         matched, grounded = (any(weights[name] for name in names) for names in (OF_MATCHING, OF_GROUNDING))
+        return ExampleParts(expression=grounded, hard_negatives=matched, random_negatives=matched)
+
+    def select(self, batch: Batch) -> Batch:
+        """The batch without what no weighted loss reads."""
+        parts = self.parts
+        if (parts.expression or parts.hard_negatives) and batch.expressions is None and batch.negatives is None:
+            raise UserError("the data have neither expressions nor hard negatives: there is nothing to learn from")
         return replace(
             batch,
-            matching=batch.matching if matched else None,
-            expressions=batch.expressions if grounded else None,
+            negatives=batch.negatives if parts.hard_negatives else None,
+            expressions=batch.expressions if parts.expression else None,
         )
 
     def losses(
@@ -71,7 +77,7 @@ class Discriminative:
         """L_stage1, in parts, from the features of `pairs_of(batch)` and their t: one pass of the adapter for all."""
         for_grounding, for_matching = self._decode(features, t, 0 if batch.expressions is None else len(batch))
         losses: dict[str, Tensor] = {}
-        if batch.matching is not None:
+        if batch.negatives is not None:
             losses |= self.match_losses(for_matching.unflatten(0, (len(MATCHING), len(batch))), texts)
         if batch.expressions is not None:
             losses |= self.ground_losses(for_grounding, batch.expressions, texts[EXPRESSION], share)
@@ -130,8 +136,8 @@ class Discriminative:
 def pairs_of(batch: Batch) -> tuple[Pair, ...]:
     """What of a batch is read under what: call 1 of section 2.1, if there are expressions, then calls 2 to 6."""
     grounding = GROUNDING if batch.expressions is not None else ()
-    return (*grounding, *(MATCHING if batch.matching is not None else ()))
+    return (*grounding, *(MATCHING if batch.negatives is not None else ()))
 
 
 def boxes_in(batch: Batch) -> int:
-    return 0 if batch.expressions is None else sum(batch.expressions.counts)
+    return 0 if batch.expressions is None else sum(batch.expressions.num_boxes)

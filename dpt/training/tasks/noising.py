@@ -41,6 +41,7 @@ class NoisedBatch:
     noise: Tensor  # (B,C,h,w)
     t: Tensor  # (B,)
     noisy: Tensor  # (kinds,B,C,h,w), z_t
+    weights: Tensor  # (B,), of the denoising loss
 
     def of(self, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, Tensor]:
         """z_t, t and text states of each pair, (pairs*B,...): what one forward of the UNet takes."""
@@ -66,4 +67,4 @@ def add_noise_to_batch(
     if how.fix_timestep is not None:
         t = torch.full_like(t, how.fix_timestep)
     noise, t = noise.to(z.device, non_blocking=True), t.to(z.device, non_blocking=True)
-    return NoisedBatch(texts, z, noise, t, torch.stack([backbone.add_noise(one, noise, t) for one in z]))
+    return NoisedBatch(texts, z, noise, t, torch.stack([backbone.add_noise(one, noise, t) for one in z]), batch.weights)

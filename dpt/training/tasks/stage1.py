@@ -13,7 +13,7 @@ from dpt.adapter.io.native import save_adapter
 from dpt.adapter.phrase_encoder import PhraseEncoder
 from dpt.backbone import Backbone
 from dpt.backbone.rng import SampleRNG
-from dpt.data.example import Batch
+from dpt.data.example import Batch, ExampleParts
 from dpt.data.stream import Stream
 from dpt.errors import UserError
 from dpt.probes.probe import Probe
@@ -49,13 +49,17 @@ class Stage1:
             timesteps = (self.noise.middle(backbone),)
             self.probe = Probe(backbone, adapter, validation, timesteps, val_batch_size, score_grounding)
 
+    @property
+    def parts(self) -> ExampleParts:
+        return self.learning.parts
+
     def count(self, batch: Batch) -> int:
         """Boxes."""
         return boxes_in(batch)
 
     def losses(self, batch: Batch, chance: SampleRNG, share: Tensor) -> dict[str, Tensor]:
         """L_stage1, in parts: one call of each frozen part and one pass of the adapter for all six pairs."""
-        batch = self.learning.wanted(batch)
+        batch = self.learning.select(batch)
         pairs = pairs_of(batch)
         if not pairs:
             raise UserError("the losses that the data allow all weigh 0: there is nothing to learn")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from dpt.adapter.phrase_encoder import PhraseEncoder
 from dpt.backbone import Backbone
 from dpt.backbone.features import block_names, parse_feature
 from dpt.backbone.rng import SampleRNG
-from dpt.data.example import Batch
+from dpt.data.example import Batch, ExampleParts
 from dpt.data.stream import Stream
 from dpt.errors import UserError
 from dpt.lora import Lora
@@ -96,6 +96,12 @@ class Stage2:
                 "only the denoising loss reaches, and --mse_loss_coef is 0: the LoRA would learn nothing"
             )
 
+    @property
+    def parts(self) -> ExampleParts:
+        """Mending denoises the hard negatives even where no matching loss reads them."""
+        parts = self.learning.parts
+        return replace(parts, hard_negatives=True, random_negatives=True) if self.weights[MEND] else parts
+
     def count(self, batch: Batch) -> int:
         """Boxes."""
         return boxes_in(batch)
@@ -110,7 +116,7 @@ class Stage2:
         finishing = {name: told for name, told in finishing.items() if told[0] != 0}
         if finishing:
             need_captions(batch)
-        probed = self.learning.wanted(batch)
+        probed = self.learning.select(batch)
         read = pairs_of(probed)
         pairs = (*read, *(pair for _, pair, _ in finishing.values() if pair not in read))
         if not pairs:

@@ -25,7 +25,7 @@ from dpt.data.scenes.world import Scene
 from dpt.errors import BrokenImageError, DataError
 from dpt.records import from_plain
 from tests.data.files.conftest import SAMPLE
-from tests.data.scenes.reading import facts_of, reference_of
+from tests.data.scenes.reading import facts_of, negatives_of, reference_of
 
 FRAMING = Framing(64)
 
@@ -47,13 +47,13 @@ def agrees_with_its_scenes(example: Example, scenes: dict[str, Scene]) -> None:
         assert region.box == pytest.approx([n / 64 for n in (*box.centre, box.width, box.height)], abs=1e-4)
         ((first, last),) = region.spans
         assert example.expression.text[first:last] in (*SHAPE_WORDS[objects[target].shape], *ANYTHING)
-    match = example.matching
-    if match is not None:
-        assert all_hold(facts_of(match.caption), objects)
-        assert not all_hold(facts_of(match.hard_caption), objects)
-        assert not all_hold(facts_of(match.caption), scenes[match.hard_image.name].objects)
-        assert match.random_caption != match.caption and match.random_image.name != example.image.name
-        assert match.hard_caption_type and match.hard_image_type
+    if example.negatives is not None:
+        caption, hard, random = negatives_of(example)
+        assert all_hold(facts_of(caption), objects)
+        assert not all_hold(facts_of(hard.caption), objects)
+        assert not all_hold(facts_of(caption), scenes[hard.image.name].objects)
+        assert random.caption != caption and random.image.name != example.image.name
+        assert hard.caption_type and hard.image_type
 
 
 @pytest.mark.parametrize("name", ["sample", "export"])
@@ -72,7 +72,7 @@ def test_examples_are_what_the_scenes_say(name: str, exported: DataRoot) -> None
             agrees_with_its_scenes(source[index], scenes)
         batch = collate([source[index] for index in range(len(source))])
         assert batch.images.shape == (len(source), 3, 64, 64)
-    assert sources[1][0].expression is None and sources[2][0].matching is None
+    assert sources[1][0].expression is None and sources[2][0].negatives is None
 
 
 def test_the_types_of_negatives_are_those_of_the_files(exported: DataRoot) -> None:
@@ -80,8 +80,8 @@ def test_the_types_of_negatives_are_those_of_the_files(exported: DataRoot) -> No
     type_of = {line["file_name"]: line.get("negative_type") for line in lines}
     source = matching_files(exported, "val", FRAMING, 0)
     for index in range(len(source)):
-        match = source[index].matching
-        assert match is not None and match.hard_image_type == type_of[match.hard_image.name]
+        _, hard, _ = negatives_of(source[index])
+        assert hard.image_type == type_of[hard.image.name]
 
 
 def test_both_forms_give_the_same_examples(sample: DataRoot) -> None:
@@ -115,13 +115,13 @@ def test_over_the_epochs_every_other_caption_and_picture_is_drawn(exported: Data
     source = training_files(exported, "refall", FRAMING, 0)
     assert source.negatives is not None
     name = source[0].image.name
-    drawn = [source.example(0, epoch).matching for epoch in range(250)]
+    drawn = [negatives_of(source.example(0, epoch)) for epoch in range(250)]
     own_ids = source.negatives.ids_of[name]
     own = {source.negatives.row(id_).title for id_ in own_ids}
     titles = {source.negatives.row(id_).title for id_ in source.negatives.ids if id_ not in own_ids}
-    assert {match.caption for match in drawn if match} == own
-    assert {match.random_caption for match in drawn if match} >= titles - own
-    assert {match.random_image.name for match in drawn if match} == set(source.negatives.ids_of) - {name}
+    assert {caption for caption, _, _ in drawn} == own
+    assert {random.caption for _, _, random in drawn} >= titles - own
+    assert {random.image.name for _, _, random in drawn} == set(source.negatives.ids_of) - {name}
 
 
 def test_a_flipped_example_is_the_mirrored_one(exported: DataRoot) -> None:
@@ -236,7 +236,7 @@ def test_negatives_that_are_none(tmp_path: Path, sample: DataRoot) -> None:
         matching_files(sample, "val", FRAMING, 0)[0]
     sample.negative_types.unlink()
     table.write_text(f"{head}\n{name}\ta cup\t['a mug']\t['COCO_val2014_000000000021.jpg']\n")
-    with pytest.raises(DataError, match="no other caption than 'a cup' was found"):
+    with pytest.raises(DataError, match="no caption other than 'a cup'"):
         matching_files(sample, "val", FRAMING, 0)[0]
 
 
@@ -246,12 +246,12 @@ def test_types_that_do_not_belong_to_the_negatives(sample: DataRoot) -> None:
     first["types"]["neg_image"].append("colour")
     sample.negative_types.write_text("\n".join([json.dumps(first), *lines[1:]]))
     source = training_files(sample, "refall", FRAMING, 0)
-    with pytest.raises(DataError, match="not as many as their types"):
+    with pytest.raises(DataError, match="differs from the number of their types"):
         for epoch in range(20):
             source.example(0, epoch)
     sample.negative_types.write_text("\n".join([*lines[:2], lines[2][:30]]))
     with pytest.raises(DataError, match=r"negatives\.jsonl, line 3, is not valid JSON"):
         read_negative_types(sample.negative_types, "train")
     sample.negative_types.unlink()
-    match = training_files(sample, "refall", FRAMING, 0)[0].matching
-    assert match is not None and match.hard_caption_type is None
+    _, hard, _ = negatives_of(training_files(sample, "refall", FRAMING, 0)[0])
+    assert hard.caption_type is None

@@ -18,6 +18,7 @@ from dpt.claims.words import (
     SIZE_WORDS,
     scene_plural,
 )
+from dpt.data.example import Example, Negative
 from dpt.data.scenes.referring import ExtremeReference, NounReference, Reference, RelativeReference
 
 COLOURS = {word: colour for colour, words in COLOUR_WORDS.items() for word in words}
@@ -68,3 +69,9 @@ def reference_of(text: str) -> Reference:
 def _noun_of_any_size(words: str) -> Noun:
     first, _, rest = words.partition(" ")
     return replace(_noun(rest), size=SIZES[first]) if first in SIZES else _noun(words)
+
+
+def negatives_of(example: Example) -> tuple[str, Negative, Negative]:
+    """The caption, the hard and the random negative of an example that has them."""
+    assert example.caption is not None and example.negatives is not None and example.negatives.random is not None
+    return example.caption, example.negatives.hard, example.negatives.random
