@@ -1,18 +1,32 @@
-"""What went wrong because of what the user gave us: one clear sentence, exit code 2, no traceback."""
+"""User errors: one sentence and exit code 2 instead of a traceback."""
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
 LONGEST = 1500
-"""Characters of a sentence. Whatever it quotes may have been written by anybody."""
+"""Characters of a message, which may quote hostile text."""
+
+OUTSIDE_FAULTS = {
+    errno.ENOSPC: "free some space, then run the command again",
+    errno.EDQUOT: "free some of your quota, then run the command again",
+    errno.EFBIG: "raise the limit on the size of files, then run the command again",
+    errno.EROFS: "choose another output folder",
+    errno.EPIPE: "the program that reads the output has ended",
+    errno.EIO: "check the disk",
+}
+"""System errors that are nobody's bug, and what to do about each."""
 
 
 class UserError(Exception):
-    """A mistake in what was asked for. The message is one sentence that names the thing at fault."""
+    """A mistake in the input. The message is one sentence that names the file or flag at fault."""
 
     exit_code = 2
 
@@ -21,7 +35,7 @@ class UserError(Exception):
 
 
 def presentable(message: str) -> str:
-    """On one line that any terminal can show, and that cannot steer one; cut in the middle if it is endless."""
+    """The message on one line, of bounded length and without characters that could steer a terminal."""
     message = _cut(message)
     if message.isprintable():
         return message
@@ -38,21 +52,45 @@ def fail(message: str) -> NoReturn:
 
 
 def run_command(command: Callable[[], object]) -> int:
-    """Run a command-line entry point; user errors become one line on stderr and their exit code, 2."""
+    """Run a command-line entry point and return its exit code; a user error becomes one line on stderr and 2."""
     try:
-        command()
+        try:
+            command()
+        finally:
+            sys.stdout.flush()  # or a full disk behind it would be noticed only when Python ends
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        if error.filename is None or error.strerror is None:
-            raise
-        print(f"error: {presentable(f'{error.filename}: {error.strerror}')}", file=sys.stderr)
-        return UserError.exit_code
+        return _report(str(error), error.exit_code)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return _report("", 130)
+    except Exception as error:
+        if (message := system_fault(error)) is None:
+            raise
+        return _report(message, UserError.exit_code)
     return 0
+
+
+def system_fault(error: BaseException | None) -> str | None:
+    """The sentence for a full disk, a lost reader and the like, whichever library wrapped the error; else None."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        advice = OUTSIDE_FAULTS.get(error.errno or 0, "")
+        return presentable(f"{error.filename}: {error.strerror}{advice and f'; {advice}'}")
+    while error is not None:
+        wrapped = re.search(r"\(os error (\d+)\)", str(error))  # as safetensors writes it
+        number = error.errno if isinstance(error, OSError) else int(wrapped[1]) if wrapped else None
+        if number in OUTSIDE_FAULTS:
+            return presentable(f"the output cannot be written: {os.strerror(number)}; {OUTSIDE_FAULTS[number]}")
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _report(message: str, exit_code: int) -> int:
+    try:
+        sys.stdout.flush()
+    except OSError:  # what is still in its buffer would fail again, loudly, when Python ends
+        with suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(f"error: {message}" if message else "interrupted", file=sys.stderr)
+    return exit_code
 
 
 class DataError(UserError):
@@ -73,7 +111,7 @@ class BrokenImageError(DataError):
 
 
 OnDataError = Callable[[DataError], None]
-"""What a reader does about a row it cannot use: stop there (training), or take note and read on (a check)."""
+"""What a reader does with a row it cannot use: stop (training), or count it and continue (a check)."""
 
 
 def raise_error(fault: DataError) -> None:

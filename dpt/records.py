@@ -1,63 +1,72 @@
-"""Dataclasses to and from plain JSON values, strictly: an unknown key or a wrong type is an error that names it."""
+"""Dataclasses to and from JSON values, strictly: an unknown key or a wrong type is an error that names it."""
 
 from __future__ import annotations
 
 import json
 import types
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from dpt.errors import UserError
-from dpt.untrusted import parse_json
+from dpt.untrusted import parse_json, read_json
 
 T = TypeVar("T")
 
 
 def to_plain(record: Any) -> dict[str, Any]:
     """As JSON would give it back: tuples are lists, paths are strings."""
-    plain: dict[str, Any] = parse_json(json.dumps(asdict(record), default=str), half_characters=True)
+    plain: dict[str, Any] = parse_json(json.dumps(asdict(record), default=str), surrogates=True)
     return plain
 
 
 def from_plain(kind: type[T], content: Any, where: str) -> T:
+    """`content` as a `kind`: a dataclass, int, float, str, bool, tuple, list, dict, Literal or union of these.
+
+    A bool is not an int, NaN and infinity are not floats, and a whole number is a float.
+    """
     built: T = _convert(kind, content, where)
     return built
 
 
 def read_record(kind: type[T], file: Path) -> T:
-    try:
-        content = parse_json(file.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON: {error}") from error
-    return from_plain(kind, content, str(file))
+    return from_plain(kind, read_json(file), str(file))
+
+
+def is_number(content: Any) -> bool:
+    """Whether it is a finite number, which a bool is not."""
+    if isinstance(content, bool) or not isinstance(content, int | float):
+        return False
+    return abs(content) < 1e300 if isinstance(content, int) else isfinite(content)
 
 
 def _convert(kind: Any, content: Any, where: str) -> Any:
-    origin = get_origin(kind)
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return content
     if is_dataclass(kind):
         return _build(kind, content, where)
     if origin in (Union, types.UnionType):
-        if content is None and type(None) in get_args(kind):
-            return None
-        return _convert(next(arm for arm in get_args(kind) if arm is not type(None)), content, where)
-    if origin is tuple:
-        if not isinstance(content, list):
-            raise UserError(f"{where}: expected a list, got {content!r}")
-        arms = get_args(kind)
-        if len(arms) == 2 and arms[1] is Ellipsis:
-            return tuple(_convert(arms[0], item, f"{where}[{i}]") for i, item in enumerate(content))
-        if len(arms) != len(content):
-            raise UserError(f"{where}: expected {len(arms)} values, got {len(content)}")
-        pairs = zip(arms, content, strict=True)
+        return _one_of(arguments, content, where)
+    if origin is Literal:
+        if not any(content == value and type(content) is type(value) for value in arguments):
+            raise UserError(f"{where}: expected one of {', '.join(map(repr, arguments))}, got {content!r}")
+        return content
+    if origin is tuple and arguments[-1:] != (Ellipsis,):
+        items = _list(content, where)
+        if len(arguments) != len(items):
+            raise UserError(f"{where}: expected {len(arguments)} values, got {len(items)}")
+        pairs = zip(arguments, items, strict=True)
         return tuple(_convert(arm, item, f"{where}[{i}]") for i, (arm, item) in enumerate(pairs))
-    if origin is dict:
+    if origin in (tuple, list, Sequence):
+        converted = [_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(_list(content, where))]
+        return tuple(converted) if origin is tuple else converted
+    if origin in (dict, Mapping):
         if not isinstance(content, dict):
             raise UserError(f"{where}: expected an object, got {content!r}")
-        return {key: _convert(get_args(kind)[1], value, f"{where}: {key}") for key, value in content.items()}
+        return {key: _convert(arguments[1], value, f"{where}: {key}") for key, value in content.items()}
     if kind is float and is_number(content):
         return float(content)
     if kind is Path and isinstance(content, str):
@@ -67,11 +76,22 @@ def _convert(kind: Any, content: Any, where: str) -> Any:
     return content
 
 
-def is_number(content: Any) -> bool:
-    """Neither infinite nor none at all, which JSON can spell in several ways."""
-    if isinstance(content, bool) or not isinstance(content, int | float):
-        return False
-    return abs(content) < 1e300 if isinstance(content, int) else isfinite(content)
+def _one_of(kinds: tuple[Any, ...], content: Any, where: str) -> Any:
+    if content is None and type(None) in kinds:
+        return None
+    *first, last = [kind for kind in kinds if kind is not type(None)]
+    for kind in first:
+        try:
+            return _convert(kind, content, where)
+        except UserError:
+            continue
+    return _convert(last, content, where)
+
+
+def _list(content: Any, where: str) -> list[Any]:
+    if not isinstance(content, list):
+        raise UserError(f"{where}: expected a list, got {content!r}")
+    return content
 
 
 def _build(kind: Any, content: Any, where: str) -> Any:

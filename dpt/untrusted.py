@@ -1,58 +1,128 @@
-"""Files that anybody may have written, read without running or building what they hold: JSON, literals, pickles."""
+"""The one place that reads files anybody may have written: regular files of bounded size, JSON, pickles, literals."""
 
 from __future__ import annotations
 
 import json
+import os
 import pickletools
 import re
+import stat
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-_MAY_BE_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+from dpt.errors import UserError
+
+MIB = 2**20
+
+LARGEST_TEXT = 256 * MIB
+"""Bytes of a JSON or text file, unless the caller says otherwise."""
 
 
-def parse_json(
-    text: str | bytes, *, half_characters: bool = False, constant: Callable[[str], Any] | None = None
-) -> Any:
-    """`half_characters`: whether texts may hold what cannot be written as UTF-8. `constant`: what to make of NaN."""
+def open_regular(file: Path, largest: int | None = None, within: Path | None = None) -> IO[bytes]:
+    """Open a file to read, or raise UserError if it is a device, a pipe or a folder, or has more than `largest` bytes.
+
+    `within`: the folder that a link may not lead out of. A missing file is a FileNotFoundError.
+    """
+    if within is not None and not file.resolve().is_relative_to(within.resolve()):
+        raise UserError(f"{file} is a link to a file outside {within}, which is not followed")
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would be waited for
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise UserError(f"{file} is not a regular file but {_kind(facts.st_mode)}")
+        if largest is not None and facts.st_size > largest:
+            raise UserError(f"{file} has {facts.st_size / MIB:,.0f} MiB; the limit is {largest / MIB:,.0f} MiB")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def check_regular(file: Path) -> None:
+    """For files that a library opens by itself."""
+    open_regular(file).close()
+
+
+def read_bytes(file: Path, largest: int = LARGEST_TEXT, within: Path | None = None) -> bytes:
+    with open_regular(file, largest, within) as stream:
+        return stream.read(largest + 1)
+
+
+def read_text(file: Path, largest: int = LARGEST_TEXT, within: Path | None = None) -> str:
+    """As UTF-8, a byte order mark left out. A file in another encoding is a UserError."""
+    try:
+        return read_bytes(file, largest, within).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text (byte {error.start})") from None
+
+
+def read_json(file: Path, largest: int = LARGEST_TEXT) -> Any:
+    """The value in a JSON file; whatever is wrong with the file is a UserError that names it."""
+    try:
+        return parse_json(read_text(file, largest))
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON: {error}") from None
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    content = read_json(file)
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is not a JSON object")
+    return content
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a named pipe", stat.S_ISSOCK: "a socket"}
+    return next((name for is_kind, name in kinds.items() if is_kind(mode)), "a device")
+
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def parse_json(text: str | bytes, *, surrogates: bool = False, constant: Callable[[str], Any] | None = None) -> Any:
+    """The value, or a ValueError. `surrogates` allows strings that UTF-8 cannot hold; `constant` replaces NaN."""
     try:
         value = json.loads(text, parse_constant=constant)
         written = text if isinstance(text, str) else text.decode("latin-1")
-        if not half_characters and _MAY_BE_HALF.search(written):
+        if not surrogates and _SURROGATE.search(written):
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     except UnicodeEncodeError:
-        raise ValueError("it holds half a character") from None
+        raise ValueError("it holds half a character (a lone surrogate)") from None
     return value
 
 
 LONGEST_NAME = 1000
 
-IN_A_LEGACY_FILE = 5
-"""Pickles one after another: a number, the protocol, the machine, the tensors, the names of their storages."""
+PICKLES_IN_A_LEGACY_FILE = 5
+"""One after another: magic number, protocol, system, tensors, names of their storages."""
 
 CONTAINERS = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "LIST", "APPEND", "APPENDS", "DICT", "SETITEM", "SETITEMS",
               "EMPTY_LIST", "EMPTY_DICT")  # fmt: skip
 
 
 def is_safe_pickle(file: Path) -> bool:
-    """False for what no checkpoint has: endless names, or one container in several places, which unfolds endlessly."""
+    """False for what no checkpoint has: very long names, or a container used twice, which may unfold without end."""
     try:
-        with file.open("rb") as stream:
-            return all(_is_safe_stream(one) for one in _pickles(stream))
+        with open_regular(file) as stream:
+            return all(_is_safe_stream(pickle) for pickle in _pickles(stream))
     except FileNotFoundError:
         return True
-    except Exception:  # no pickle, or a broken one
+    except UserError:
+        raise
+    except Exception:  # not a pickle, or a broken one
         return False
 
 
 def _pickles(stream: IO[bytes]) -> Iterator[IO[bytes]]:
     if not zipfile.is_zipfile(stream):
         stream.seek(0)
-        for _ in range(IN_A_LEGACY_FILE):
+        for _ in range(PICKLES_IN_A_LEGACY_FILE):
             yield stream
         return
     with zipfile.ZipFile(stream) as archive:
@@ -64,20 +134,20 @@ def _pickles(stream: IO[bytes]) -> Iterator[IO[bytes]]:
 
 def _is_safe_stream(stream: IO[bytes]) -> bool:
     containers: set[int] = set()
-    put, before = 0, ""
+    memo_size, previous = 0, ""
     for code, argument, _ in pickletools.genops(stream):
         name = code.name
         if isinstance(argument, str | bytes) and len(argument) > LONGEST_NAME:
             return False
         if name.endswith("PUT") or name == "MEMOIZE":
-            at = argument if isinstance(argument, int) else put
-            containers.discard(at)
-            if before in CONTAINERS:
-                containers.add(at)
-            put += 1
+            slot = argument if isinstance(argument, int) else memo_size
+            containers.discard(slot)
+            if previous in CONTAINERS:
+                containers.add(slot)
+            memo_size += 1
         elif (name.endswith("GET") and argument in containers) or name == "DUP":
             return False
-        before = name
+        previous = name
     return True
 
 
@@ -91,7 +161,7 @@ SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def string_list(text: str) -> list[str]:
-    """The strings of the list; a ValueError says what is wrong and at which character."""
+    """Parse a Python list of string literals; a ValueError says what is wrong and at which character."""
     at = _expect(text, _skip(text, 0), "[")
     strings: list[str] = []
     at = _skip(text, at)
@@ -115,9 +185,9 @@ def _skip(text: str, at: int) -> int:
     return space.end()
 
 
-def _expect(text: str, at: int, wanted: str) -> int:
-    if text[at : at + 1] != wanted:
-        raise ValueError(f"expected {wanted!r} at character {at}, found {_character_at(text, at)}")
+def _expect(text: str, at: int, expected: str) -> int:
+    if text[at : at + 1] != expected:
+        raise ValueError(f"expected {expected!r} at character {at}, found {_character_at(text, at)}")
     return at + 1
 
 
@@ -126,7 +196,7 @@ def _character_at(text: str, at: int) -> str:
 
 
 def _string(text: str, at: int) -> tuple[str, int]:
-    """The quoted string that begins at `at`, and where it ends."""
+    """The quoted string that begins at character `at`, and the position behind it."""
     quote = text[at : at + 1]
     if quote not in PLAIN:
         raise ValueError(f"expected a quoted string at character {at}, found {_character_at(text, at)}")

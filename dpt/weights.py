@@ -1,65 +1,117 @@
-"""Files of weights: nothing damaged is read, and what is read fills its place exactly or not at all."""
+"""Weights on disk: safetensors files are checked before they are used, and fill a module exactly or not at all."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dpt.errors import UserError
+from dpt.files import sha256
+from dpt.untrusted import check_regular
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def write_weights(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str] | None = None) -> str:
-    """The file's SHA-256. safetensors has no checksum of its own, so whoever writes one must keep this."""
+    """Write a safetensors file and return its SHA-256: the format has no checksum of its own."""
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(content, file, metadata={"format": "pt", **(metadata or {})})
+    save_tensors(content, file, {"format": "pt", **(metadata or {})})
     return sha256(file)
 
 
-def read_weights(file: Path, expected_sha256: str = "") -> dict[str, Tensor]:
+def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """As safetensors does it, but with the permissions of other files, and a full disk is an OSError."""
+    file.touch()
+    mode = file.stat().st_mode
     try:
+        save_file(dict(tensors), file, metadata=dict(metadata) if metadata else None)
+        file.chmod(mode)
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
+
+
+def read_weights(file: Path, expected_sha256: str = "") -> dict[str, Tensor]:
+    """All tensors of a safetensors file on the CPU."""
+    try:
+        check_regular(file)
         if expected_sha256 and sha256(file) != expected_sha256:
             raise UserError(f"{file} is damaged: it is not the file that was saved (its SHA-256 differs)")
         return load_file(file)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"{file.parent} has no {file.name}") from None
     except (SafetensorError, OSError):
         raise UserError(f"{file} is truncated or not a safetensors file") from None
-    except Exception as error:  # of a number format, for one, that this version of torch does not have
+    except Exception as error:  # for instance a number format that this version of torch does not have
         raise UserError(f"{file} cannot be read: {type(error).__name__}: {error}") from None
 
 
+def build_strictly(build: Callable[[], M], tensors: Mapping[str, Tensor], where: str, into: str = "the adapter") -> M:
+    """The module that `build` makes, filled with `tensors`. Shapes are compared before any memory is taken for it."""
+    try:
+        with torch.device("meta"):
+            outline = build()
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except Exception as error:  # torch refuses impossible sizes with errors of many kinds and lengths
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{into} that {where} describes cannot be built: {reason[:200]}") from None
+    check_shapes(outline.state_dict(), tensors, where, into)
+    module = build()
+    load_strictly(module, tensors, where, into)
+    return module
+
+
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], where: str, into: str = "the adapter") -> int:
-    """Returns how many tensors were applied. Numbers of another format are turned into the module's."""
-    wanted = module.state_dict()
-    check_shapes(wanted, tensors, where, into)
+    """Fill all tensors of the module, converting the float format; return how many. Anything else is an error."""
+    expected = module.state_dict()
+    check_shapes(expected, tensors, where, into)
+    check_numbers({name: tensor for name, tensor in tensors.items() if expected[name].is_floating_point()}, where)
     module.load_state_dict(dict(tensors), strict=True)
-    return len(wanted)
+    return len(expected)
 
 
-def check_shapes(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str, into: str) -> None:
-    faults = [f"{key} is missing" for key in wanted if key not in tensors]
-    faults += [f"{key} is left over" for key in tensors if key not in wanted]
+def check_shapes(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str, into: str) -> None:
+    faults = [f"{key} is missing" for key in expected if key not in tensors]
+    faults += [f"{key} is left over" for key in tensors if key not in expected]
     faults += [
-        f"{key} is {_shape(tensors[key])} instead of {_shape(tensor)}"
-        for key, tensor in wanted.items()
+        f"{key} is {shape(tensors[key])} instead of {shape(tensor)}"
+        for key, tensor in expected.items()
         if key in tensors and tensors[key].shape != tensor.shape
     ]
     if faults:
-        listed = ", ".join(faults[:3]) + (f" and {len(faults) - 3} more" if len(faults) > 3 else "")
-        raise UserError(f"the weights in {where} do not fit {into}: {listed}")
+        raise UserError(f"the weights in {where} do not fit {into}: {listed(faults)}")
 
 
-def sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def check_numbers(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Weights are finite floating-point numbers. Converting anything else would lose what it says."""
+    if wrong := [name for name, tensor in tensors.items() if not tensor.is_floating_point()]:
+        kind = str(tensors[wrong[0]].dtype).removeprefix("torch.")
+        raise UserError(f"{where} does not hold floating-point weights: {wrong[0]} is of type {kind}")
+    if wrong := [name for name, tensor in tensors.items() if not is_finite(tensor)]:
+        raise UserError(
+            f"{where} holds NaN or infinite weights, in {listed(wrong)}: its training diverged or the file is damaged; "
+            "use an earlier checkpoint"
+        )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    if tensor.is_meta:
+        return True
+    return bool(torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all())
 
 
 def content_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -72,5 +124,11 @@ def content_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _shape(tensor: Tensor) -> str:
+def shape(tensor: Tensor) -> str:
     return " x ".join(map(str, tensor.shape)) or "one number"
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first three, and how many more."""
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

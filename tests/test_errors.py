@@ -1,16 +1,22 @@
-"""One sentence on one line, whatever it quotes."""
+"""User errors and system faults are one sentence on one line, with exit code 2."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from dpt.errors import LONGEST, DataError, UserError, fail, run_command
 
+ROOT = Path(__file__).parents[1]
+
 
 @pytest.mark.parametrize(
-    ("said", "shown"),
+    ("message", "shown"),
     [
         ("there is no file a.txt", "there is no file a.txt"),
         ("é, ü, 猫", "é, ü, 猫"),
@@ -20,29 +26,66 @@ from dpt.errors import LONGEST, DataError, UserError, fail, run_command
         ("turned \u202e round", "turned \\u202e round"),
     ],
 )
-def test_what_is_quoted_cannot_steer_the_terminal(said: str, shown: str) -> None:
-    assert str(UserError(said)) == shown
-    assert str(DataError(said)) == shown
+def test_quoted_text_cannot_steer_the_terminal(message: str, shown: str) -> None:
+    assert str(UserError(message)) == shown
+    assert str(DataError(message)) == shown
 
 
-def test_an_endless_sentence_keeps_its_beginning_and_its_end() -> None:
+def test_a_very_long_message_keeps_its_beginning_and_its_end() -> None:
     sentence = str(UserError(f"the name {'a' * 10**6} is too long"))
     assert len(sentence) == LONGEST
     assert len(str(UserError("\udcff" * 10**6))) == LONGEST
     assert sentence.startswith("the name aaa") and sentence.endswith("aaa is too long") and " … " in sentence
 
 
-def test_what_cannot_be_opened_is_told_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command((tmp_path / ("a" * 300)).read_text) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and said.endswith(": File name too long\n") and said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.endswith(": File name too long\n") and message.count("\n") == 1
 
 
-def test_other_errors_stay_what_they_are() -> None:
+def test_bugs_stay_tracebacks() -> None:
     def broken() -> None:
-        raise OSError("a device of ours")
+        raise OSError("a bug of ours")
 
     with pytest.raises(OSError, match="of ours"):
         run_command(broken)
     with pytest.raises(UserError, match="plainly"):
         fail("plainly")
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("I/O error: No space left on device (os error 28)")]
+)
+def test_a_full_disk_is_one_sentence_whichever_library_meets_it(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full() -> None:
+        try:
+            raise error
+        except Exception as cause:
+            raise RuntimeError("wrapped") from cause
+
+    assert run_command(full) == 2
+    message = capsys.readouterr().err
+    assert message == "error: the output cannot be written: No space left on device; free some space, then run the " \
+        "command again\n"  # fmt: skip
+
+
+def run(words: Sequence[str], stdout: int) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "dpt", *words], cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False
+    )
+    return done.returncode, done.stderr
+
+
+def test_a_standard_output_that_cannot_be_written_is_one_sentence() -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    code, message = run(["--help"], full)
+    os.close(full)
+    assert code == 2 and message.count("\n") == 1 and "No space left on device" in message, message
+    reader, closed = os.pipe()
+    os.close(reader)
+    code, message = run(["--help"], closed)
+    os.close(closed)
+    assert code == 2 and message.count("\n") == 1 and "Broken pipe" in message, message

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -24,15 +25,18 @@ class Outer:
     where: Path | None = None
     pairs: tuple[tuple[str, float], ...] = ()
     named: dict[str, Inner] = field(default_factory=dict)
+    mode: Literal["a", "b"] = "a"
+    value: int | str | None = None
+    steps: list[int] = field(default_factory=list)
 
 
-def test_there_and_back() -> None:
-    record = Outer("x", Inner((1.0, 2.0)), 3, Path("a/b"), (("p", 0.5),), {"one": Inner((3.0,))})
+def test_a_record_survives_json() -> None:
+    record = Outer("x", Inner((1.0, 2.0)), 3, Path("a/b"), (("p", 0.5),), {"one": Inner((3.0,))}, "b", 3, [1, 2])
     assert from_plain(Outer, to_plain(record), "here") == record
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ({"name": "x", "nmae": 1}, "unknown key 'nmae'"),
         ({}, "name"),
@@ -42,6 +46,9 @@ def test_there_and_back() -> None:
         ({"name": "x", "inner": {"rates": ["a"]}}, "here: inner: rates[0]: expected float"),
         ({"name": "x", "inner": {"rates": 1}}, "expected a list"),
         ({"name": "x", "pairs": [["p"]]}, "expected 2 values, got 1"),
+        ({"name": "x", "mode": "c"}, "here: mode: expected one of 'a', 'b', got 'c'"),
+        ({"name": "x", "value": True}, "here: value: expected str, got True"),
+        ({"name": "x", "steps": [1, True]}, "here: steps[1]: expected int, got True"),
         ([], "expected an object"),
         ({"name": "x", "named": []}, "here: named: expected an object, got []"),
         ({"name": "x", "named": {"one": {"rate": 1}}}, "here: named: one: unknown key 'rate'"),
@@ -50,13 +57,13 @@ def test_there_and_back() -> None:
         ({"name": "x", "inner": {"rates": [10**400]}}, "rates[0]: expected float, got 1000"),
     ],
 )
-def test_faults_are_named(content: object, said: str) -> None:
+def test_faults_are_named(content: object, message: str) -> None:
     with pytest.raises(UserError) as error:
         from_plain(Outer, content, "here")
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read"):
         read_record(Outer, tmp_path / "none.json")
     for text in ('{"name": ', "[" * 100_000, '{"name": "\\ud800"}', "9" * 5000):

@@ -12,8 +12,8 @@ from transformers.utils import logging
 
 from dpt.backbone.loading import locate_model
 from dpt.errors import UserError
+from dpt.files import sha256
 from dpt.untrusted import parse_json
-from dpt.weights import sha256
 
 WANTED = ("*.json", "*.txt", "*.safetensors")
 

@@ -7,8 +7,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 from dpt.errors import UserError
-from dpt.files import atomic_new_file
-from dpt.weights import sha256
+from dpt.files import atomic_new_file, sha256
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,6 @@ def _wait_for_lines(process: subprocess.Popen[bytes], root: Path, more: int) -> 
 
 def _wait_for_saves(process: subprocess.Popen[bytes], root: Path, saves: int) -> None:
     """Until the temporary folder of so many saves has been seen."""
-    mine, seen = f".{process.pid}.tmp", set[str]()
+    mine, seen = f"-{process.pid}.tmp", set[str]()
     while process.poll() is None and len(seen) < saves:
         seen |= {path.name for path in root.glob(".checkpoint-*") if path.name.endswith(mine)}

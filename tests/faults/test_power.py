@@ -31,7 +31,7 @@ def test_all_of_a_checkpoint_and_the_log_are_on_the_disk_before_it_has_its_name(
         patched.setattr(Path, "rename", noted_rename)
         one.run()
     named = done.index("checkpoint-1 is there")
-    files = [path.name for path in (tmp_path / "run" / "checkpoint-1").iterdir()]
-    assert set(done[:named]) == {*files, "log.jsonl", f".checkpoint-1.{os.getpid()}.tmp"}
-    assert done.index("manifest.json") == named - 2, "after all that it lists, and before the folder"
+    files = {path.name for path in (tmp_path / "run" / "checkpoint-1").iterdir()}
+    assert {*files, "log.jsonl"} < set(done[:named])
+    assert done[named - 1].startswith(".checkpoint-1."), "the list of its files too"
     assert done[named + 1] == "run", "and the name itself"

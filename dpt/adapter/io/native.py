@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from dpt.adapter.config import AdapterConfig
-from dpt.adapter.io.published import FILE_NAME, load_published
+from dpt.adapter.io.published import FILE_NAME, build_adapter, load_published
 from dpt.adapter.model import Adapter
 from dpt.adapter.phrase_encoder import PretrainedPhraseEncoder
 from dpt.errors import UserError
-from dpt.files import atomic_folder
+from dpt.files import atomic_folder, sha256
 from dpt.records import read_record, to_plain
-from dpt.weights import check_shapes, load_strictly, read_weights, sha256, write_weights
+from dpt.weights import load_strictly, read_weights, write_weights
 
 WEIGHTS, RECORD = "adapter.safetensors", "adapter.json"
 
@@ -60,29 +56,10 @@ def load_adapter(folder: Path) -> tuple[Adapter, AdapterRecord]:
     if record.format != 1:
         raise UserError(f"{folder / RECORD} has format {record.format}; this version of dpt reads format 1")
     weights = read_weights(folder / WEIGHTS, record.weights_sha256)
-    adapter = build_for(record.config, weights, str(folder / WEIGHTS))
+    adapter = build_adapter(record.config, weights, str(folder / WEIGHTS))
     if record.text_encoder_sha256:
         adapter.text_encoder = _open_text_encoder(folder / TEXT_ENCODER, record.text_encoder_sha256)
     return adapter.eval(), record
-
-
-def build_for(config: AdapterConfig, weights: Mapping[str, Tensor], where: str) -> Adapter:
-    """The adapter with those weights. A config that asks for others is refused before any memory is taken for it."""
-    layers = config.enc_layers + config.dec_layers + len(config.feature_channels)
-    if layers > len(weights):
-        raise UserError(f"the weights in {where} do not fit the adapter: its record speaks of {layers} layers or maps")
-    try:
-        with torch.device("meta"):
-            outline = Adapter(config)
-    except UserError:
-        raise
-    except Exception as error:  # torch refuses impossible sizes with errors of many kinds, and pages of them
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"there is no adapter as the record of {where} says: {reason[:200]}") from None
-    check_shapes(outline.state_dict(), weights, where, into="the adapter")
-    adapter = Adapter(config)
-    load_strictly(adapter, weights, where)
-    return adapter
 
 
 def of_text(key: str) -> bool:

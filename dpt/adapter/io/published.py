@@ -13,8 +13,8 @@ from torch import Tensor
 from dpt.adapter.config import PUBLISHED_POSITION_ROWS, AdapterConfig
 from dpt.adapter.model import Adapter
 from dpt.errors import UserError
-from dpt.untrusted import is_safe_pickle
-from dpt.weights import load_strictly
+from dpt.untrusted import check_regular, is_safe_pickle
+from dpt.weights import build_strictly, check_numbers, shape
 
 LORA_PREFIX = "unet."
 
@@ -32,41 +32,45 @@ class Published:
 def read_published(file: Path) -> Published:
     """Read the file, or the checkpoint folder that holds it, without running anything that is in it."""
     file = file / FILE_NAME if file.is_dir() else file
-    _refuse_compressed(file)
-    if not is_safe_pickle(file):
-        raise UserError(f"{file} was not read: it is truncated, no checkpoint, or holds more than tensors")
     try:
+        check_regular(file)
+        _refuse_compressed(file)
+        if not is_safe_pickle(file):
+            raise ValueError
         content = torch.load(file, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"there is no published checkpoint {file}") from None
-    except Exception:  # whatever torch raises, it is the file that is at fault
+    except Exception:  # whatever torch raises, the file is at fault
         raise UserError(f"{file} was not read: it is truncated, no checkpoint, or holds more than tensors") from None
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{file} is not a flat list of named tensors")
     if odd := [key for key, value in content.items() if not (isinstance(key, str) and _is_plain(value))]:
         raise UserError(f"{file} holds more than plain floating-point numbers: {odd[0]}")
     _check_sums(file)
+    check_numbers(content, str(file))
     return split_published(content)
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Every number of it is in the file: a stride of 0 would make terabytes of four bytes."""
+    """Whether all its numbers are in the file: a stride of 0 would make terabytes of four bytes."""
     if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
         return False
     return tensor.is_floating_point() and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
 
 
 def _refuse_compressed(file: Path) -> None:
-    """torch never compresses: what is small on the disk and large in memory was made to do harm."""
+    """torch never compresses: a file that is small on disk and large in memory was made to do harm."""
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return  # of an older format, or damaged, which is found out by reading it
-    if any(one.compress_type != zipfile.ZIP_STORED for one in members):
+        return  # an older format, or damaged, which reading it will show
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise UserError(f"{file} is compressed, as no checkpoint is")
-    if sum(one.file_size for one in members) > file.stat().st_size:
-        raise UserError(f"{file} says that it holds more than it does")
+    if sum(member.file_size for member in members) > file.stat().st_size:
+        raise UserError(f"{file} declares more content than it has bytes")
 
 
 def has_checksums(file: Path) -> bool:
@@ -75,13 +79,13 @@ def has_checksums(file: Path) -> bool:
 
 
 def _check_sums(file: Path) -> None:
-    """torch itself does not look at the checksums that it writes."""
+    """torch writes checksums but does not check them."""
     if not has_checksums(file):
         return
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
-    except Exception:  # of encryption, of other versions, of names: whatever it is, torch wrote none of it
+    except Exception:  # encryption, other versions, odd names: torch wrote none of it
         damaged = "its list of contents"
     if damaged:
         raise UserError(f"{file} is damaged: {damaged} in it is not what was saved (its CRC-32 differs)")
@@ -94,7 +98,7 @@ def split_published(tensors: Mapping[str, Tensor]) -> Published:
 
 
 def load_published(file: Path, config: AdapterConfig | None = None) -> tuple[Adapter, dict[str, Tensor]]:
-    """The adapter, every tensor of it filled and none left over, and the LoRA tensors (none after stage 1).
+    """The adapter, and the LoRA tensors (none after stage 1).
 
     Without a config, what the file does not show is as published: see `config_of`.
     """
@@ -107,10 +111,28 @@ def load_published(file: Path, config: AdapterConfig | None = None) -> tuple[Ada
 def adapter_of(published: Published, file: Path, config: AdapterConfig | None = None) -> Adapter:
     trained = [key for key in published.adapter if key.startswith("text_encoder.")]
     if trained:
-        raise UserError(f"{file} was trained with its own text encoder ({trained[0]}), which is not read here")
-    adapter = Adapter(config or config_of(published.adapter, str(file)))
-    load_strictly(adapter, published.adapter, str(file))
-    return adapter
+        raise UserError(f"{file} was trained with its own text encoder ({trained[0]}), which is not supported")
+    return build_adapter(config or config_of(published.adapter, str(file)), published.adapter, str(file))
+
+
+def build_adapter(config: AdapterConfig, weights: Mapping[str, Tensor], where: str) -> Adapter:
+    """The adapter with those weights. A config that does not fit them is refused before memory is taken for it."""
+    layers = config.enc_layers + config.dec_layers + len(config.feature_channels)
+    if layers > len(weights):
+        raise UserError(f"the weights in {where} do not fit the adapter: its config has {layers} layers or maps")
+    return build_strictly(lambda: Adapter(config), weights, where)
+
+
+SHAPES = {
+    "query_embed.weight": 2,
+    "input_proj.weight": 4,
+    "map_to_clip.2.weight": 2,
+    "class_embed.weight": 2,
+    "transformer.decoder.layers.0.linear1.weight": 2,
+    "position_embedding.row_embed.weight": 2,
+    "contrastive_align_projection_text.weight": 2,
+}
+"""Dimensions of the tensors that tell how large the adapter is; `fusion_proj.N.weight` has four."""
 
 
 def config_of(
@@ -120,36 +142,50 @@ def config_of(
     num_queries_matching: int = AdapterConfig.num_queries_matching,
     nheads: int = AdapterConfig.nheads,
 ) -> AdapterConfig:
-    """The shape of a published adapter, as far as its tensors show it; what they do not show are arguments."""
+    """The config of a published adapter, read off its tensors' shapes; the arguments are what those do not show."""
+    fusion = [f"fusion_proj.{i}.weight" for i in range(_count(tensors, "fusion_proj."))]
+    for name, dimensions in {**SHAPES, **dict.fromkeys(fusion, 4)}.items():
+        if name in tensors and (tensors[name].ndim != dimensions or 0 in tensors[name].shape):
+            raise UserError(f"{where}: tensor {name} is {shape(tensors[name])}; it must have {dimensions} dimensions")
     try:
-        fusion = [tensors[f"fusion_proj.{i}.weight"] for i in range(_count(tensors, "fusion_proj."))]
-        projection, queries = tensors["input_proj.weight"], tensors["query_embed.weight"]
-        learned = tensors.get("position_embedding.row_embed.weight")
-        align = tensors.get("contrastive_align_projection_text.weight")
-        if fusion and not unet_feature.startswith("all-"):
-            raise UserError(f"{where} reads all maps, resized; say to which size, as all-{projection.shape[1]}-SIDE")
-        return AdapterConfig(
-            unet_feature,
-            fused_channels=projection.shape[1] if fusion else None,
-            nheads=nheads,
-            feature_channels=tuple(one.shape[1] for one in fusion) or (projection.shape[1],),
-            text_width=len(tensors["map_to_clip.2.weight"]),
-            phrase_width=AdapterConfig.phrase_width if align is None else align.shape[1],
-            hidden_dim=len(projection),
-            enc_layers=_count(tensors, "transformer.encoder.layers."),
-            dec_layers=_count(tensors, "transformer.decoder.layers."),
-            dim_feedforward=len(tensors["transformer.decoder.layers.0.linear1.weight"]),
-            pre_norm="transformer.encoder.norm.weight" in tensors,
-            position_embedding="sine" if learned is None else "learned",
-            position_rows=PUBLISHED_POSITION_ROWS if learned is None else len(learned),
-            num_queries_matching=num_queries_matching,
-            num_queries_rec=len(queries) - num_queries_matching,
-            token_slots=len(tensors["class_embed.weight"]) - 1,
-            contrastive_align_loss=align is not None,
-            contrastive_loss_hdim=AdapterConfig.contrastive_loss_hdim if align is None else len(align),
-        )
+        sizes = {name: tensors[name].shape for name in (*SHAPES, *fusion) if name in tensors or name not in _OPTIONAL}
     except KeyError as error:
         raise UserError(f"{where} is not a published adapter: it has no tensor {error.args[0]}") from None
+    projection, queries = sizes["input_proj.weight"], sizes["query_embed.weight"]
+    learned, align = (sizes.get(name) for name in _OPTIONAL)
+    if fusion and not unet_feature.startswith("all-"):
+        raise UserError(f"{where} reads all maps, resized; say to which size, as all-{projection[1]}-SIDE")
+    if queries[0] < num_queries_matching:
+        raise UserError(
+            f"{where}: tensor query_embed.weight is {queries[0]} x {queries[1]}; "
+            f"its first dimension must be at least {num_queries_matching}, the number of matching queries"
+        )
+    try:
+        return AdapterConfig(
+            unet_feature,
+            fused_channels=projection[1] if fusion else None,
+            nheads=nheads,
+            feature_channels=tuple(sizes[name][1] for name in fusion) or (projection[1],),
+            text_width=sizes["map_to_clip.2.weight"][0],
+            phrase_width=AdapterConfig.phrase_width if align is None else align[1],
+            hidden_dim=projection[0],
+            enc_layers=_count(tensors, "transformer.encoder.layers."),
+            dec_layers=_count(tensors, "transformer.decoder.layers."),
+            dim_feedforward=sizes["transformer.decoder.layers.0.linear1.weight"][0],
+            pre_norm="transformer.encoder.norm.weight" in tensors,
+            position_embedding="sine" if learned is None else "learned",
+            position_rows=PUBLISHED_POSITION_ROWS if learned is None else learned[0],
+            num_queries_matching=num_queries_matching,
+            num_queries_rec=queries[0] - num_queries_matching,
+            token_slots=sizes["class_embed.weight"][0] - 1,
+            contrastive_align_loss=align is not None,
+            contrastive_loss_hdim=AdapterConfig.contrastive_loss_hdim if align is None else align[0],
+        )
+    except UserError as error:
+        raise UserError(f"{where} is not a published adapter: {error}") from None
+
+
+_OPTIONAL = ("position_embedding.row_embed.weight", "contrastive_align_projection_text.weight")
 
 
 def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:

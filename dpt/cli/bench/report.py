@@ -144,7 +144,7 @@ def write(options: ReportOptions, tables: str, counted: Counted) -> None:
 def manifest(options: ReportOptions, counted: Counted) -> dict[str, Any]:
     """What the numbers were counted from, and by which versions of what."""
     from dpt.cli.common.console import versions
-    from dpt.weights import sha256
+    from dpt.files import sha256
 
     record = counted.record
     hashes = {identity.get("suite_hash") for identity in record["methods"].values()} - {None}

@@ -20,6 +20,7 @@ from dpt.backbone.rng import derived_seed
 from dpt.cli.train.options import AdapterOptions, ObjectiveOptions, TrainOptions
 from dpt.data.stream import Stream
 from dpt.errors import UserError
+from dpt.files import sha256
 from dpt.lora import Lora, LoraConfig
 from dpt.objectives.assignment import AssignmentCosts
 from dpt.training.tasks.denoising import Denoising, PlainLora
@@ -27,7 +28,6 @@ from dpt.training.tasks.discriminative import ObjectiveConfig
 from dpt.training.tasks.noising import NoiseConfig
 from dpt.training.tasks.stage1 import Stage1
 from dpt.training.tasks.stage2 import Stage2, Stage2Config
-from dpt.weights import sha256
 
 if TYPE_CHECKING:
     from dpt.cli.train.stages import Stage2Options

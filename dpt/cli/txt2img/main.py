@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import tyro
 
 from dpt.cli.common.console import plain_warnings, warn
-from dpt.cli.common.run_folder import RunFolder, new_run_folder, read_prompts
+from dpt.cli.common.run_folder import new_run_folder, read_prompts
 from dpt.cli.txt2img.options import Options, check
 from dpt.distributed import Processes, own_gpu, processes
 from dpt.embedded import checkpoint_for, model_location
 from dpt.errors import UserError, run_command
+from dpt.files import NumberedFolder
 
 if TYPE_CHECKING:
     from dpt.cli.txt2img.model import TunedModel
@@ -127,17 +128,17 @@ def draw_own(
 
 
 @contextmanager
-def shared_run_folder(group: Processes, parent: Path, text: str) -> Iterator[RunFolder]:
+def shared_run_folder(group: Processes, parent: Path, text: str) -> Iterator[NumberedFolder]:
     """One for all processes; the main one opens it and gives it its name."""
     with ExitStack() as stack:
-        opened: list[RunFolder] = []
+        opened: list[NumberedFolder] = []
 
         def open_it() -> Path:
             opened.append(stack.enter_context(new_run_folder(parent, text)))
             return opened[0].work
 
         work = group.from_main(open_it)
-        yield opened[0] if opened else RunFolder(work)
+        yield opened[0] if opened else NumberedFolder(work)
 
 
 def words_lost(options: Options, trained: TunedModel, own: Sequence[tuple[int, str]]) -> list[str]:

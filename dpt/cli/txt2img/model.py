@@ -16,8 +16,8 @@ from dpt.backbone.speedups import apply_speedups
 from dpt.checkpoints import Checkpoint, open_checkpoint
 from dpt.cli.txt2img.options import NONE, Options, ShapeOptions
 from dpt.errors import UserError, fail
+from dpt.files import sha256
 from dpt.lora import Lora
-from dpt.weights import sha256
 
 
 @dataclass

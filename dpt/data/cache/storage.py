@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dpt.data.cache.contents import CacheKey, differences
 from dpt.errors import DataError, UserError
-from dpt.files import atomic_file, lock
+from dpt.files import atomic_file, exclusive_lock, sha256
 from dpt.untrusted import parse_json
+from dpt.weights import save_tensors
 
 ShardMetadata = list[Any]
 """What else is known of an item, as JSON: for a picture, what its header says."""
@@ -56,14 +56,8 @@ def write_shard(
     """The index last: a shard without one was never finished."""
     checksums = [[checksum(tensors[name][row]) for name in sorted(tensors)] for row in range(len(items))]
     with atomic_file(file) as work:
-        work.touch()
-        mode = work.stat().st_mode  # safetensors would keep the file to its owner
-        try:
-            save_file(dict(tensors), work)
-            work.chmod(mode)
-        except SafetensorError as error:
-            raise OSError(str(error)) from None
-        size, digest = work.stat().st_size, file_sha256(work)
+        save_tensors(tensors, work)
+        size, digest = work.stat().st_size, sha256(work)
     index = Index(size, digest, [name for name, _ in items], checksums, [facts for _, facts in items], dict(broken))
     with atomic_file(index_file(file)) as work:
         work.write_text(json.dumps(vars(index), ensure_ascii=True) + "\n", encoding="utf-8")
@@ -112,11 +106,6 @@ def read_row(file: Path, tensor: str, row: int, expected: int, what: str) -> Ten
 
 def checksum(values: Tensor) -> int:
     return zlib.crc32(values.contiguous().view(torch.uint8).numpy().data)
-
-
-def file_sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 SHARD_NAME = re.compile(r"shard-\d{5,12}\.safetensors", re.ASCII)
@@ -196,7 +185,7 @@ def _checked_index(shard: Path, facts: Mapping[str, Any]) -> Index:
     if size != facts["bytes"]:
         raise DataError(f"{shard} is corrupted: it has {size} bytes, not {facts['bytes']}; `dpt cache` makes it again")
     index = read_index(index_file(shard))
-    if file_sha256(index_file(shard)) != facts["index_sha256"]:
+    if sha256(index_file(shard)) != facts["index_sha256"]:
         raise DataError(f"{index_file(shard)} is corrupted: its SHA-256 differs; `dpt cache` makes it again")
     return index
 
@@ -213,7 +202,7 @@ class PartBuilder:
         """The folder is this key's, and nobody else writes to it."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with _locked(self.folder):
+            with exclusive_lock(self.folder / LOCK, f"another process is writing the cache {self.folder}"):
                 self._claim()
                 yield
         except OSError as error:
@@ -266,7 +255,7 @@ class PartBuilder:
             index = read_index(index_file(shard))
         except DataError as fault:
             return str(fault)
-        if shard.stat().st_size != index.bytes or file_sha256(shard) != index.sha256:
+        if shard.stat().st_size != index.bytes or sha256(shard) != index.sha256:
             return "it is not what was written (size or SHA-256 differs)"
         items = [*zip(index.names, index.facts, strict=True), *index.broken.items()]
         try:
@@ -305,20 +294,13 @@ class PartBuilder:
                 "sha256": index.sha256,
                 "items": len(index.names),
                 "broken": len(index.broken),
-                "index_sha256": file_sha256(index_file(file)),
+                "index_sha256": sha256(index_file(file)),
             }
         broken = sorted(self.broken)
         _write_json(
             self.folder / MANIFEST, {"key": self.key, "tensors": self.tensors, "shards": shards, "broken": broken}
         )
         return CachePart.open(self.folder)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with (folder / LOCK).open("w") as held:
-        lock(held, f"another process is writing the cache {folder}")
-        yield
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ def read_bytes(file: Path) -> bytes:
 def read_json(file: Path) -> Any:
     content = read_bytes(file)
     try:
-        return parse_json(content.decode("utf-8-sig"), half_characters=True, constant=_refuse_constant)
+        return parse_json(content.decode("utf-8-sig"), surrogates=True, constant=_refuse_constant)
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not UTF-8 text, at byte {error.start}") from None
     except json.JSONDecodeError as error:
@@ -170,7 +170,7 @@ def read_negative_types(file: Path, part: str) -> dict[int, NegativeTypes]:
     for nth, line in enumerate(read_bytes(file).splitlines(), 1):
         where = f"{file}, line {nth}"
         try:
-            row = Row(parse_json(line.decode("utf-8"), half_characters=True), where)
+            row = Row(parse_json(line.decode("utf-8"), surrogates=True), where)
         except ValueError as error:
             raise DataError(f"{where}, is not valid JSON: {error}") from None
         if row.text("part") == part:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -11,13 +10,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dpt.errors import UserError
+from dpt.files import atomic_folder, sha256
 from dpt.untrusted import parse_json
-from dpt.weights import read_weights, sha256
+from dpt.weights import read_weights, save_tensors
 
 MANIFEST, STATE = "manifest.json", "state.json"
 
@@ -29,30 +27,16 @@ SET_ASIDE = "set-aside-"
 def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
     """Write `tensors` (one safetensors file per group) and `state` as root/checkpoint-STEP, all or nothing."""
     final = root / f"checkpoint-{step}"
-    temporary = root / f".checkpoint-{step}.{os.getpid()}.tmp"
-    try:
-        temporary.mkdir(parents=True)
+    advice = "; earlier checkpoints are unchanged, and the same command resumes from the newest"
+    with atomic_folder(final, replace=True, advice=advice) as work:
         for group, content in tensors.items():
-            _write_tensors(temporary / f"{group}.safetensors", content)
-        (temporary / STATE).write_text(json.dumps({"step": step, **state}, indent=1))
-        files = sorted(temporary.iterdir())
+            save_tensors(
+                {key: value.detach().contiguous() for key, value in content.items()}, work / f"{group}.safetensors"
+            )
+        (work / STATE).write_text(json.dumps({"step": step, **state}, indent=1))
+        files = sorted(work.iterdir())
         manifest = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files}
-        for file in files:
-            _flush(file)
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        _flush(temporary / MANIFEST)
-        _flush(temporary)
-        if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
-        _flush(root)
-    except OSError as error:
-        raise UserError(
-            f"{final} cannot be written: {error.strerror or error}; what was saved before is as it was, and the same "
-            "command goes on from there"
-        ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        (work / MANIFEST).write_text(json.dumps(manifest, indent=1))
     return final
 
 
@@ -130,21 +114,3 @@ def _step_folders(root: Path) -> Iterator[Path]:
 
 def _step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("checkpoint-"))
-
-
-def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    try:
-        save_file({key: value.detach().contiguous() for key, value in tensors.items()}, file)
-    except SafetensorError as error:  # also what a full disk is for it
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dpt.errors import UserError
-from dpt.files import lock
+from dpt.files import atomic_file, exclusive_lock
 from dpt.training.engine import checkpoint
 from dpt.untrusted import parse_json
 
@@ -34,9 +34,7 @@ def claimed(root: Path, config: Config) -> Iterator[None]:
             raise UserError(f"{root} has checkpoints but no {CONFIG}; choose another --output_dir or --run_name")
         else:
             _write(root / CONFIG, json.dumps(config, indent=1) + "\n")
-        held = (root / CONFIG).open("r+")
-    with held:
-        lock(held, f"another process is training in {root}")
+    with exclusive_lock(root / CONFIG, f"another process is training in {root}"):
         for leftover in root.glob(".*.tmp"):
             _remove(leftover)
         yield
@@ -126,6 +124,5 @@ def _remove(leftover: Path) -> None:
 
 
 def _write(file: Path, text: str) -> None:
-    work = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    work.write_text(text)
-    work.replace(file)
+    with atomic_file(file) as work:
+        work.write_text(text)
