@@ -19,7 +19,7 @@ from dpt.checkpoints.describe import describe_model, format_summary
 from dpt.cli.bench import record as bench_record
 from dpt.cli.bench.report import file_of
 from dpt.data.cache.latents import CachedLatents, NpyLatents
-from dpt.data.cache.storage import KEY, MANIFEST, CachePart, PartBuilder, file_sha256, index_file, shard_file
+from dpt.data.cache.storage import KEY, MANIFEST, CachePart, PartBuilder, index_file, shard_file
 from dpt.errors import BrokenImageError, UserError
 from dpt.evaluation.bench import results as rows
 from dpt.evaluation.bench import tables as report
@@ -122,7 +122,7 @@ def cache_file(of: Callable[[Path], Path]) -> Callable[[Path], Target]:
 
         def read() -> None:
             facts = manifest["shards"][shard.name]
-            facts |= {"bytes": shard.stat().st_size, "index_sha256": file_sha256(index_file(shard))}
+            facts |= {"bytes": shard.stat().st_size, "index_sha256": sha256(index_file(shard))}
             (folder / MANIFEST).write_text(json.dumps(manifest))
             read_part(folder)
 

@@ -103,8 +103,8 @@ names.
 
 ```python
 from pathlib import Path
-from dpt.adapter.store import load_adapter
-from dpt.plain_json import parse_json
+from dpt.adapter.io.native import load_adapter
+from dpt.untrusted import parse_json
 from huggingface_hub import snapshot_download
 
 adapter, record = load_adapter(Path(snapshot_download("{name}")))

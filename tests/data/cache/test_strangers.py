@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from dpt.data.cache.latents import CachedLatents
-from dpt.data.cache.storage import KEY, MANIFEST, CachePart, PartBuilder, file_sha256, index_file, shard_file
+from dpt.data.cache.storage import KEY, MANIFEST, CachePart, PartBuilder, index_file, shard_file
 from dpt.errors import DataError, UserError
+from dpt.files import sha256
 from tests.fuzz.of_benches import part
 
 
@@ -19,7 +20,7 @@ def changed(folder: Path, **changes: Any) -> Path:
     shard = shard_file(part(folder), 0)
     index, manifest = (json.loads(file.read_text()) for file in (index_file(shard), folder / MANIFEST))
     index_file(shard).write_text(json.dumps({**index, **changes}))
-    manifest["shards"][shard.name]["index_sha256"] = file_sha256(index_file(shard))
+    manifest["shards"][shard.name]["index_sha256"] = sha256(index_file(shard))
     (folder / MANIFEST).write_text(json.dumps(manifest))
     return folder
 
