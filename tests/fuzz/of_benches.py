@@ -27,6 +27,7 @@ from dpt.evaluation.bench.page.gallery import Album
 from dpt.evaluation.bench.page.page import Counted, page
 from dpt.evaluation.bench.summary import NUMBERS, SUMMARY, read_summary, summary
 from dpt.evaluation.suites.pocket import USUAL
+from dpt.files import sha256
 from tests import tiny_models
 from tests.evaluation.bench.making import row
 from tests.fuzz.inside import changed_header
