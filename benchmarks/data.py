@@ -18,7 +18,7 @@ import torch
 from timing import compared, in_turns, keep, table
 from torch import Tensor
 
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, open_backbone
 from dpt.cli.common.console import parse_options
 from dpt.cli.main import run as dpt
 from dpt.cli.train.data import side
@@ -55,7 +55,7 @@ def main(options: Options) -> None:
 
 @torch.no_grad()
 def measured(options: Options, root: DataRoot) -> None:
-    backbone = Backbone.open(model_location(EMBEDDED), device="cpu", dtype="float32")
+    backbone = open_backbone(model_location(EMBEDDED), device="cpu", dtype="float32")
     framing = Framing(side(None, backbone))
     latents = CachedLatents(CachePart.open(root.path / "cache/latents"), root.images(""))
     texts = CachedTexts(CachePart.open(root.path / "cache/texts"))
@@ -70,7 +70,7 @@ def measured(options: Options, root: DataRoot) -> None:
     size = min(options.examples, len(plain)) // BATCH * BATCH
 
     def read(name: str) -> None:
-        source, backbone.known_texts, encoded = sources[name]
+        source, backbone.text_cache, encoded = sources[name]
         for first in range(0, size, BATCH):
             batch = collate([source.example(index) for index in range(first, first + BATCH)])
             if encoded:

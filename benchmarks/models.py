@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from dpt.adapter import Adapter, config_for
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, open_backbone
 from dpt.backbone import memory_saving_layers as lean
 from dpt.backbone.device import resolve_dtype
 from dpt.embedded import EMBEDDED, model_location
@@ -54,7 +54,7 @@ def unet_of(size: Size) -> Any:
 
 def open_size(name: SizeName, device: torch.device, dtype: str | None = None) -> Backbone:
     """A whole model: the narrow one has the pocket's text encoder and VAE, the full one all parts of its own."""
-    backbone = Backbone.open(model_location(EMBEDDED), device=device, dtype=dtype)
+    backbone = open_backbone(model_location(EMBEDDED), device=device, dtype=dtype)
     if name == "pocket":
         return backbone
     precision = resolve_dtype(device, dtype)
@@ -103,7 +103,7 @@ def _vae() -> Any:
 def adapter_for(backbone: Backbone, **shape: Any) -> Adapter:
     """Of the published size."""
     width = backbone.text_width
-    config = config_for(backbone.unet.config, FEATURE, width, width, **shape)
+    config = config_for(backbone, FEATURE, width, **shape)
     return Adapter(config).to(backbone.device)
 
 

@@ -72,7 +72,7 @@ def main(options: Options) -> None:
         drawing[name] = partial(draw, one, "plain", Correction(), 1)
         predicted[name] = prediction(drawn, one)
         task: Any = task_for(StepOptions(size=options.size), trained)
-        side = trained.default_latent_size[0] * trained.downscale_factor
+        side = trained.default_latent_size[0] * trained.vae_scale_factor
         training[name] = stepping(task, ways_for(task, examples(side, options.batch).to(device))["ours"])
         begun = time.perf_counter()
         training[name]()

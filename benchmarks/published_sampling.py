@@ -25,7 +25,7 @@ class PublishedState(StepHook):
             backbone.finish(at)  # which is thrown away
             decoded = scorer.adapter.decode(feature, call.t.to(feature.device).expand(len(x)))
             scorer.adapter.grounding_head(decoded)
-            score = match_score(scorer.adapter.matching_head(decoded), text.pooled)
+            score = match_score(scorer.adapter.matching_head(decoded), text.match)
             (gradient,) = torch.autograd.grad(score.sum(), x)
         return z + self.ours.correction.factor * gradient / call.scale
 

@@ -49,4 +49,6 @@ def noised(task: Stage1 | Stage2, batch: Batch, chance: SampleRNG) -> NoisedBatc
     z = torch.cat([encode_pair_images(backbone, batch, (kind,)) for kind in (TRUE, HARD, RANDOM)])
     noise = chance.normal(z.shape[2:], "noise").to(z.device)
     t = chance.integers(backbone.noise.num_timesteps, "timestep").to(z.device)
-    return NoisedBatch(texts, z, noise, t, torch.stack([backbone.add_noise(one, noise, t) for one in z]), batch.weights)
+    return NoisedBatch(
+        texts, z, noise, t, torch.stack([backbone.noise.add_noise(one, noise, t) for one in z]), batch.weights
+    )

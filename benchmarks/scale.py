@@ -70,7 +70,7 @@ def main(options: Options) -> None:
     wanted += [(options.batches[0], side) for side in options.sides if (options.batches[0], side) not in wanted]
     works = {}
     for batch, side in wanted:
-        data = examples(side * backbone.downscale_factor, batch).to(device)
+        data = examples(side * backbone.vae_scale_factor, batch).to(device)
         works[f"{batch} x {side}"] = stepping(task, ways_for(task, data)["ours"])
     took = in_turns(works, options.rounds, device)
     points = []

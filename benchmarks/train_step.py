@@ -81,7 +81,7 @@ def main(options: Options) -> None:
     task = task_for(options, backbone)
     side = options.side or backbone.default_latent_size[0]
     begun = time.perf_counter()
-    batch = examples(side * backbone.downscale_factor, options.batch)
+    batch = examples(side * backbone.vae_scale_factor, options.batch)
     loading = time.perf_counter() - begun
     batch = batch.to(device)
     ways = ways_for(task, batch)
@@ -117,7 +117,7 @@ def task_for(options: Options, backbone: Backbone) -> Task:
     if options.stage == 1:
         return Stage1(backbone, adapter, phrases, gradient_checkpointing=checkpointing)
     how = Stage2Config(gradient_checkpointing=checkpointing)
-    return Stage2(backbone, adapter, Lora(backbone.unet, LoraConfig()), phrases, how=how)
+    return Stage2(backbone, adapter, Lora(backbone, LoraConfig()), phrases, how=how)
 
 
 def examples(pixels: int, count: int) -> Batch:
@@ -144,7 +144,7 @@ class Remembered:
         said = sorted({text for texts in texts_of(batch).values() for text in texts})
         with torch.no_grad():
             text = backbone.encode_text(said)
-        self.known = {one: Condition(text.states[i], text.pooled[i]) for i, one in enumerate(said)}
+        self.known = {one: Condition(text.states[i], text.match[i]) for i, one in enumerate(said)}
 
     def __call__(self, prompts: list[str]) -> Condition:
         found = [self.known[one] for one in prompts]
@@ -177,7 +177,7 @@ def ways_for(task: Task, batch: Batch) -> dict[str, Callable[[], Tensor]]:
     rest = {"published": published, "ours": ours, "ours, cached": with_cache}
     if isinstance(task, Stage2):
         one = add_noise_to_batch(backbone, batch, (DENOISED,), chance, task.how.noise)
-        target = backbone.target(one.z[0], one.noise, one.t)
+        target = backbone.noise.target(one.z[0], one.noise, one.t)
         plain = lambda: (backbone.predict(*one.of((DENOISED,))) - target).square().mean()  # noqa: E731
         return {"plain": plain, "plain, lean": plain, **rest}
     seen = add_noise_to_batch(backbone, batch, pairs, chance, task.noise)

@@ -19,6 +19,9 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from dpt.backbone import unet_features
+from dpt.backbone.base import FeatureSpec, Grid
+
 START, END = "<|startoftext|>", "<|endoftext|>"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 VOCABULARY = (
@@ -201,3 +204,22 @@ def save(model: TinyModel, folder: Path, seed: int = 0) -> Path:
     """The model as an ordinary diffusers folder."""
     pipeline(model, seed).save_pretrained(folder)
     return folder
+
+
+@dataclass(frozen=True)
+class BareUNet:
+    """What a backbone knows from a UNet, or from its config alone."""
+
+    network: Any = None
+    config: Any = None
+    match_width: int = 1024
+
+    def lora_targets(self, blocks: Sequence[str]) -> list[str]:
+        return unet_features.lora_targets(self.network, blocks)
+
+    def feature_spec(self, name: str) -> FeatureSpec:
+        return unet_features.parse_feature(self.config, name)
+
+    def feature_grid(self, name: str) -> Grid:
+        side = self.config["sample_size"]
+        return unet_features.feature_grid(self.config, name, (side, side))

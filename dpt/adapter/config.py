@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dpt.backbone.features import feature_grid, parse_feature
+from dpt.backbone import Backbone
 from dpt.errors import UserError
 
 POSITIONS = ("sine", "learned")
@@ -77,34 +76,32 @@ class AdapterConfig:
         return self.num_queries_matching + self.num_queries_rec
 
 
-def config_for(
-    unet_config: Mapping[str, Any], unet_feature: str, text_width: int, phrase_width: int, **others: Any
-) -> AdapterConfig:
-    """The adapter that reads `unet_feature` of that UNet.
+def config_for(backbone: Backbone, feature: str, phrase_width: int, **overrides: Any) -> AdapterConfig:
+    """The config of an adapter that reads this feature of this model.
 
-    Learned positions get the published 50 rows, or as many as the feature has at the UNet's own latent size.
+    Learned positions get the published 50 rows, or as many as the feature has at the model's default size.
     """
-    asked = parse_feature(unet_config, unet_feature)
-    size = unet_config["sample_size"]
-    grid = feature_grid(unet_config, unet_feature, (size, size) if isinstance(size, int) else tuple(size))
+    spec = backbone.feature_spec(feature)
     derived = {
-        "feature_channels": asked.channels,
-        "fused_channels": asked.fused_channels,
-        "position_rows": max(PUBLISHED_POSITION_ROWS, *grid),
+        "feature_channels": spec.channels,
+        "fused_channels": spec.fused_channels,
+        "position_rows": max(PUBLISHED_POSITION_ROWS, *backbone.feature_grid(feature)),
+        "text_width": backbone.match_width,
+        "phrase_width": phrase_width,
     }
-    return AdapterConfig(unet_feature, text_width=text_width, phrase_width=phrase_width, **{**derived, **others})
+    return AdapterConfig(feature, **{**derived, **overrides})
 
 
-def check_fits(config: AdapterConfig, unet_config: Mapping[str, Any], text_width: int) -> None:
-    """An adapter may be sound and yet not belong to the model at hand."""
-    channels = sum(parse_feature(unet_config, config.unet_feature).channels)
+def check_fits(config: AdapterConfig, backbone: Backbone) -> None:
+    """Refuse an adapter whose shapes belong to another model."""
+    channels = sum(backbone.feature_spec(config.unet_feature).channels)
     if channels != sum(config.feature_channels):
         raise UserError(
             f"the adapter does not fit the model: it reads {config.unet_feature} with "
             f"{sum(config.feature_channels)} channels, and the UNet's has {channels}"
         )
-    if text_width != config.text_width:
+    if backbone.match_width != config.text_width:
         raise UserError(
             f"the adapter does not fit the model: it matches text {config.text_width} wide, "
-            f"and the text encoder writes {text_width}"
+            f"and the text encoder writes {backbone.match_width}"
         )

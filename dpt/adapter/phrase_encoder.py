@@ -54,8 +54,7 @@ class BackbonePhraseEncoder:
 
     def encode(self, captions: Sequence[str], text: Condition | None = None) -> EncodedPhrases:
         """`text`, where the captions have been encoded already, spares doing it again."""
-        length = self.backbone.prompt_length
-        tokens = _tokenize(self.backbone.tokenizer, captions, length)
+        tokens = self.backbone.tokenize(captions)
         if text is None:
             text = self.backbone.encode_text(captions)
         # Each token sees only those before it: what is cut off here is padding and changed nothing.

@@ -1,6 +1,6 @@
-"""The frozen text-to-image model: text to states, images to latents and back, noise, prediction."""
+"""The frozen text-to-image model: encodes text and images, decodes latents, and predicts noise."""
 
-from dpt.backbone.text import Condition
-from dpt.backbone.unet import Backbone
+from dpt.backbone.base import Backbone, Condition, NoiseSchedule
+from dpt.backbone.opening import open_backbone
 
-__all__ = ["Backbone", "Condition"]
+__all__ = ["Backbone", "Condition", "NoiseSchedule", "open_backbone"]

@@ -67,6 +67,11 @@ def cpu_supports_bfloat16() -> bool:
     return any(test() for test in tests if test is not None)
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64 where the device has it; Apple's GPUs (mps) do not."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _named_dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise UserError(f"{name!r} is not a number format; say one of {', '.join(list(DTYPES)[:3])}")

@@ -86,7 +86,7 @@ class ModelFolder:
     def check(cls, path: Path) -> ModelFolder:
         """Look at every file that will be needed before anything slow is done with one."""
         missing = f"{path} is not a diffusers model: it has no model_index.json"
-        index = _read_json(path / "model_index.json", missing)
+        index = read_json_object(path / "model_index.json", missing)
         folder = cls(path)
         for component in COMPONENTS:
             folder._check_class(component, index)
@@ -101,7 +101,7 @@ class ModelFolder:
 
     def config(self, component: Component) -> dict[str, Any]:
         file = self.component(component) / component.config_file
-        return _read_json(file, f"{self.path} has no {component.name}/{component.config_file}")
+        return read_json_object(file, f"{self.path} has no {component.name}/{component.config_file}")
 
     def weights(self, component: Component) -> list[Path]:
         """The safetensors files of a component: one, or the shards its index names."""
@@ -111,7 +111,7 @@ class ModelFolder:
         index_file = single.with_name(f"{single.name}.index.json")
         if single.is_file() or not index_file.is_file():
             return [single]
-        index = _read_json(index_file, f"{index_file} is missing")
+        index = read_json_object(index_file, f"{index_file} is missing")
         return [single.with_name(shard) for shard in _shards(index, index_file)]
 
     def content_hash(self, *components: Component) -> str:
@@ -175,7 +175,7 @@ def _shards(index: dict[str, Any], file: Path) -> list[str]:
     return sorted(set(named.values()))
 
 
-def _read_json(file: Path, when_missing: str) -> dict[str, Any]:
+def read_json_object(file: Path, when_missing: str) -> dict[str, Any]:
     try:
         content = parse_json(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

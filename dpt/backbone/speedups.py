@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dpt.backbone.unet import Backbone
+from dpt.backbone.base import Backbone
 from dpt.errors import UserError
 
 VERSIONS = 64
@@ -32,13 +32,13 @@ def _compile(backbone: Backbone) -> str:
     """The blocks that repeat, each kind once: what is compiled is their call, and their code stays as it is."""
     if backbone.device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
         raise UserError("--compile needs a C++ compiler on a CPU, and there is none (g++ or clang++)")
-    kinds = tuple(getattr(backbone.unet, "_repeated_blocks", None) or ())
-    blocks = [module for module in backbone.unet.modules() if type(module).__name__ in kinds]
+    kinds = tuple(getattr(backbone.network, "_repeated_blocks", None) or ())
+    blocks = [module for module in backbone.network.modules() if type(module).__name__ in kinds]
     if not blocks:
         raise UserError("--compile finds no blocks in this UNet that repeat")
     # A version for each width, with gradients and without: past PyTorch's own limit the rest would not be compiled.
     torch._dynamo.config.recompile_limit = max(VERSIONS, torch._dynamo.config.recompile_limit)
-    backbone.unet.compile_repeated_blocks()
+    backbone.network.compile_repeated_blocks()
     return (
         f"compile: {len(blocks)} blocks of the UNet ({', '.join(kinds)}) are compiled as they are first used, "
         "which takes from seconds to minutes"
@@ -50,7 +50,7 @@ def compiled_blocks(unet: Any) -> int:
 
 
 def _channels_last(backbone: Backbone) -> str:
-    for part in (backbone.unet, backbone.vae):
+    for part in backbone.modules():
         part.to(memory_format=torch.channels_last)
     return "channels_last: the weights of the UNet's and the VAE's convolutions are laid out channels last"
 

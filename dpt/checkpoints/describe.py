@@ -12,8 +12,8 @@ from dpt.adapter.io import native as adapter_store
 from dpt.adapter.io.native import AdapterRecord
 from dpt.adapter.io.published import has_checksums
 from dpt.adapter.model import Adapter
-from dpt.backbone.features import block_names
 from dpt.backbone.folder import SCHEDULER, TEXT_ENCODER, UNET, VAE, ModelFolder
+from dpt.backbone.unet_features import block_names
 from dpt.checkpoints.open import KINDS, Checkpoint
 from dpt.lora.formats.common import places_in
 from dpt.lora.io import LoraRecord, StoredLora

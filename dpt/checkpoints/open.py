@@ -51,7 +51,7 @@ class Checkpoint:
                 f"the adapter {self.path} was trained to read another model, {record.base or 'which has no name'} "
                 f"(its content hash is {record.base_hash[:12]}, that of this one {backbone.model_hash[:12]})"
             )
-        check_fits(record.config, backbone.unet.config, backbone.text_width)
+        check_fits(record.config, backbone)
 
     def attach(self, backbone: Backbone) -> Lora | None:
         """Put the LoRA, if there is one, into the model that all of this belongs to."""

@@ -57,8 +57,7 @@ def encode_texts(backbone: Backbone, said: dict[str, list[str]]) -> dict[str, Co
     """All texts of a batch in one call of the text encoder."""
     encoded = backbone.encode_text([text for texts in said.values() for text in texts])
     sizes = [len(texts) for texts in said.values()]
-    parts = zip(encoded.states.split(sizes), encoded.pooled.split(sizes), strict=True)
-    return {kind: Condition(*part) for kind, part in zip(said, parts, strict=True)}
+    return dict(zip(said, encoded.split(sizes), strict=True))
 
 
 def encode_pair_images(backbone: Backbone, batch: Batch, kinds: Sequence[int]) -> Tensor:
@@ -80,5 +79,5 @@ def pair_features(
 ) -> Tensor:
     """The feature of each pair, (pairs*B,C,h,w), for z_t (kinds,B,...) and t (B,): one truncated forward."""
     z = torch.cat([noisy[pair.picture] for pair in pairs])
-    states = torch.cat([texts[pair.text].states for pair in pairs])
-    return backbone.features(z, t.repeat(len(pairs)), states, name)
+    condition = Condition.stack([texts[pair.text] for pair in pairs])
+    return backbone.features(z, t.repeat(len(pairs)), condition, name)[0]

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from dpt.backbone.rng import derived_seed
-from dpt.lora.config import LoraConfig, places
+from dpt.lora.config import LoraConfig
 from dpt.weights import load_strictly
 
 NAME = "dpt"
 """What the layers are called inside peft."""
+
+
+class LoraTarget(Protocol):
+    """What a LoRA needs of a `Backbone`."""
+
+    @property
+    def network(self) -> Any: ...
+
+    def lora_targets(self, blocks: Sequence[str]) -> list[str]: ...
 
 
 class Lora:
@@ -24,15 +33,16 @@ class Lora:
     `….to_q.lora_B.weight` (out, rank).
     """
 
-    def __init__(self, unet: Any, config: LoraConfig, seed: int = 0) -> None:
+    def __init__(self, backbone: LoraTarget, config: LoraConfig, seed: int = 0) -> None:
         """Put it there. A ~ N(0, 1/rank) and B = 0: at first nothing changes."""
         from peft import LoraConfig as PeftConfig
 
-        self.unet, self.config = unet, config
-        self.places = places(unet, config.blocks)
+        network = backbone.network
+        self.network, self.config = network, config
+        self.places = backbone.lora_targets(config.blocks)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, 0, "lora"))
-            unet.add_adapter(
+            network.add_adapter(
                 PeftConfig(
                     r=config.rank,
                     lora_alpha=config.strength,  # type: ignore[arg-type]  # peft divides it: any number will do
@@ -41,7 +51,7 @@ class Lora:
                 ),
                 adapter_name=NAME,
             )
-        self.layers: dict[str, Any] = {place: unet.get_submodule(place) for place in self.places}
+        self.layers: dict[str, Any] = {place: network.get_submodule(place) for place in self.places}
         self.weights = _tree(self._pairs())
 
     def _pairs(self) -> dict[str, nn.Parameter]:
@@ -63,11 +73,11 @@ class Lora:
     @contextmanager
     def without(self) -> Iterator[None]:
         """Inside, the UNet computes as if it had none."""
-        self.unet.disable_adapters()
+        self.network.disable_adapters()
         try:
             yield
         finally:
-            self.unet.enable_adapters()
+            self.network.enable_adapters()
 
     def change(self, place: str) -> Tensor:
         """What it adds to the weights of one projection: (alpha / rank) B A."""
@@ -80,13 +90,13 @@ class Lora:
         changes = {place: self.change(place) for place in self.places}
         self.remove()
         for place, change in changes.items():
-            weight = self.unet.get_submodule(place).weight
+            weight = self.network.get_submodule(place).weight
             weight.copy_((weight.float() + change).to(weight.dtype))
 
     def remove(self) -> None:
         """Take it away: the UNet is as it was."""
-        self.unet.delete_adapters(NAME)
-        self.unet.unload_lora()
+        self.network.delete_adapters(NAME)
+        self.network.unload_lora()
 
 
 def _tree(named: Mapping[str, nn.Parameter]) -> nn.Module:

@@ -71,7 +71,7 @@ def attach_lora(backbone: Backbone, stored: StoredLora, where: str) -> Lora:
             f"the LoRA {where} was trained in another model, {record.base or 'which has no name'} "
             f"(its content hash is {record.base_hash[:12]}, that of this one {backbone.model_hash[:12]})"
         )
-    lora = Lora(backbone.unet, record.config)
+    lora = Lora(backbone, record.config)
     try:
         lora.load(stored.tensors, where)
     except UserError:

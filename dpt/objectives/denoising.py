@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from dpt.backbone.device import full_precision
@@ -14,12 +13,6 @@ def denoising_loss(predicted: Tensor, target: Tensor, weight: Tensor | None = No
     """L_mse: mean of (predicted - target)^2 over each sample (B,...), then over the batch, weighted by (B,)."""
     by_sample = (predicted - target).square().flatten(1).mean(dim=1)
     return (by_sample if weight is None else weight * by_sample).mean()
-
-
-def signal_to_noise(alphas_cumprod: Tensor, t: Tensor) -> Tensor:
-    """abar_t / (1 - abar_t), for t (B,)."""
-    abar = alphas_cumprod.to(t.device)[t].float()
-    return abar / (1 - abar)
 
 
 def min_snr_weight(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
@@ -36,8 +29,3 @@ def min_snr_weight(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
             return snr.clamp(max=gamma)
         case _:
             raise UserError(f"min-SNR weighting is not known for the prediction type {prediction_type!r}")
-
-
-def min_snr_weight_at(alphas_cumprod: Tensor, t: Tensor, gamma: float, prediction_type: str) -> Tensor:
-    with torch.no_grad():
-        return min_snr_weight(signal_to_noise(alphas_cumprod, t), gamma, prediction_type)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from dpt.backbone import Backbone
+from dpt.backbone.device import widest_float
 from dpt.backbone.rng import SampleRNG
 from dpt.data.example import CAPTION_ONLY
 from dpt.data.pairs import CAPTION, TRUE, encode_pair_images, encode_texts, texts_of
@@ -23,7 +24,7 @@ def denoising_error(
 
     Each example has its own timestep and noise, always the same: two models differ by what was learnt.
     """
-    total, asked = torch.zeros((), dtype=torch.float64, device=backbone.device), 0
+    total, asked = torch.zeros((), dtype=widest_float(backbone.device), device=backbone.device), 0
     for stream in streams.values():
         if not stream.source.captioned:
             continue
@@ -32,11 +33,12 @@ def denoising_error(
         chunks = [list(own[i : i + batch_size]) for i in range(0, len(own), batch_size)]
         for positions, batch in zip(chunks, load(stream, chunks), strict=True):
             batch, chance = batch.to(backbone.device), SampleRNG(NOISE_SEED, positions)
-            states = encode_texts(backbone, {CAPTION: texts_of(batch)[CAPTION]})[CAPTION].states
+            condition = encode_texts(backbone, {CAPTION: texts_of(batch)[CAPTION]})[CAPTION]
             (z,) = encode_pair_images(backbone, batch, (TRUE,))
             noise = chance.normal(z.shape[1:], "validation noise").to(z.device)
-            t = chance.integers(backbone.noise.num_timesteps, "validation timestep").to(z.device)
-            error = backbone.predict(backbone.add_noise(z, noise, t), t, states) - backbone.target(z, noise, t)
-            total += error.double().square().flatten(1).mean(dim=1).sum()
+            t = backbone.noise.sample_t(chance, "validation timestep").to(z.device)
+            prediction = backbone.predict(backbone.noise.add_noise(z, noise, t), t, condition)
+            error = prediction - backbone.noise.target(z, noise, t)
+            total += error.to(total).square().flatten(1).mean(dim=1).sum()
             asked += len(batch)
     return float(total), asked

@@ -103,7 +103,7 @@ class Probe:
         noise = SampleRNG(NOISE_SEED, positions).normal(z.shape[2:], "validation noise").to(z.device)
         for timestep in self.timesteps:
             t = torch.full((len(batch),), timestep, device=z.device)
-            noisy = torch.stack([self.backbone.add_noise(one, noise, t) for one in z])
+            noisy = torch.stack([self.backbone.noise.add_noise(one, noise, t) for one in z])
             features = pair_features(self.backbone, self.adapter.config.unet_feature, noisy, t, texts, pairs)
             grounded = len(batch) * len(grounding)
             for_grounding, for_matching = self.adapter.decode_apart(features, t.repeat(len(pairs)), grounded)
@@ -118,7 +118,7 @@ class Probe:
         self, vectors: Sequence[Tensor], texts: Mapping[str, Condition], negatives: NegativeBatch, timestep: int
     ) -> Iterator[ProbeAnswer]:
         true, false_text, false_image = (
-            match_score(own, texts[pair.text].pooled) for own, pair in zip(vectors, COMPARED, strict=True)
+            match_score(own, texts[pair.text].match) for own, pair in zip(vectors, COMPARED, strict=True)
         )
         for question, false, sorts in (
             (TEXT, false_text, negatives.caption_types),

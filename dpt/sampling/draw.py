@@ -143,13 +143,13 @@ def intervals_without_a_step(backbone: Backbone, settings: Settings) -> list[str
     """A sentence for guidance and for a correction that were asked for where none of the steps is."""
     scheduler = make_scheduler(settings.scheduler, backbone.scheduler_config)
     set_steps(scheduler, settings.steps)
-    steps, levels = [float(t) for t in scheduler.timesteps], backbone.noise.num_timesteps
+    steps = [backbone.noise.level(float(t)) for t in scheduler.timesteps]
     guidance, correction = settings.guidance, settings.correction
     found = []
-    if guidance.scale != 1 and not any(guidance.interval.holds(t, levels) for t in steps):
+    if guidance.scale != 1 and not any(guidance.interval.contains(level) for level in steps):
         found.append(f"nothing is guided: no step is in {guidance.interval} of the way")
     movable = steps[:-1] if correction.target == "fused" else steps  # which moves the state after a step
-    if correction.on and not any(correction.interval.holds(t, levels) for t in movable):
+    if correction.on and not any(correction.interval.contains(level) for level in movable):
         found.append(f"nothing is corrected: no step that {correction.target} could move is in {correction.interval} "
                      "of the way")  # fmt: skip
     return found

@@ -1,6 +1,6 @@
 """Ways to turn a network into a denoiser.
 
-`predict(x, t, states)` is the network; `denoiser(x, t) -> prediction` is what the sampling loop calls. A
+`predict(x, t, condition)` is the network; `denoiser(x, t) -> prediction` is what the sampling loop calls. A
 guidance is a function that returns a denoiser, built from `predict` or around another denoiser.
 """
 
@@ -12,24 +12,25 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from dpt.backbone import Condition, NoiseSchedule
 from dpt.sampling.options import ALWAYS, Guidance
 
-Predict: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+Predict: TypeAlias = Callable[[Tensor, Tensor, Condition], Tensor]
 
 Denoiser: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 When: TypeAlias = Callable[[Tensor], bool]
 
 
-def conditional(predict: Predict, states: Tensor) -> Denoiser:
-    """The network's own prediction for these texts, unguided."""
-    return lambda x, t: predict(x, t, states)
+def conditional(predict: Predict, condition: Condition) -> Denoiser:
+    """The network's own prediction for these prompts, unguided."""
+    return lambda x, t: predict(x, t, condition)
 
 
 def classifier_free(
     predict: Predict,
-    states: Tensor,
-    negative_states: Tensor,
+    condition: Condition,
+    negative: Condition,
     scale: float,
     *,
     rescale: float = 0.0,
@@ -39,16 +40,16 @@ def classifier_free(
 
     scale = 1 is the text alone and costs one forward pass instead of two; 0 is the negative text alone.
     """
-    plain = conditional(predict, states)
+    plain = conditional(predict, condition)
     if scale == 1:
         return plain
-    both = torch.cat([negative_states, states])
+    both = Condition.stack([negative, condition])
 
     def denoiser(x: Tensor, t: Tensor) -> Tensor:
         if not when(t):
             return plain(x, t)
-        negative, positive = predict(torch.cat([x, x]), t, both).chunk(2)
-        return mix(negative, positive, scale, rescale)
+        uncond, cond = predict(torch.cat([x, x]), t, both).chunk(2)
+        return mix(uncond, cond, scale, rescale)
 
     return denoiser
 
@@ -62,8 +63,8 @@ def mix(negative: Tensor, positive: Tensor, scale: float, rescale: float = 0.0) 
     return rescale * (guided * (wanted / found)) + (1 - rescale) * guided
 
 
-def guides_at(guidance: Guidance, levels: int) -> When:
-    """Whether the negative text is asked at a timestep, of a model with that many."""
+def guides_at(guidance: Guidance, noise: NoiseSchedule) -> When:
+    """Whether a step at timestep t is guided."""
     if guidance.interval == ALWAYS:
         return lambda t: guidance.scale != 1  # without looking at t, which may have to come from a GPU
-    return lambda t: guidance.scale != 1 and guidance.interval.holds(float(t), levels)
+    return lambda t: guidance.scale != 1 and guidance.interval.contains(noise.level(float(t)))

@@ -57,6 +57,6 @@ class Trace(StepHook):
     def after(self, z: Tensor, call: StepInfo, x: Tensor, prediction: Tensor) -> Tensor:
         scores = None if self.scorer is None else self.scorer.score(x, call.t, self.text).cpu()
         wanted = call.index in self.foresee_at
-        foreseen = self.backbone.noise.parts(x, prediction, call.t)[0].cpu() if wanted else None
+        foreseen = self.backbone.noise.x0(x, prediction, call.t).cpu() if wanted else None
         self.moments.append(TraceStep(call.index, float(call.t), scores, foreseen))
         return z

@@ -12,9 +12,13 @@ TARGETS = ("state", "input", "fused")
 NORMS = ("none", "unit", "rms", "relative")
 
 
+ROUNDING = 1e-9
+"""Far below the distance of two timesteps: 1 - 0.7 counts as 0.3."""
+
+
 @dataclass(frozen=True)
 class Interval:
-    """The noise levels from `start` to before `end`, as shares of the way from pure noise (0) to the picture (1).
+    """The steps from `start` to before `end`, as fractions of the way from pure noise (0) to the picture (1).
 
     Where steps are evenly spread, as DDIM's are, these are shares of the steps too.
     """
@@ -26,10 +30,10 @@ class Interval:
         if not 0 <= self.start < self.end <= 1:
             raise UserError(f"{what} is on from a start to an end with 0 <= start < end <= 1, not {self}")
 
-    def holds(self, t: float, levels: int) -> bool:
-        """Whether timestep t, of a model with that many, is in it."""
-        # One division of whole numbers: a share that both sides can write is compared without rounding.
-        return self.start <= (levels - 1 - t) / levels < self.end
+    def contains(self, level: float) -> bool:
+        """Whether a step at this noise level (`NoiseSchedule.level`) lies in it."""
+        progress = 1 - level
+        return self.start - ROUNDING <= progress < self.end - ROUNDING
 
     def __str__(self) -> str:
         return f"{self.start:g} to {self.end:g}"

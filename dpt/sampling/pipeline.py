@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dpt.adapter import Adapter
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, open_backbone
 from dpt.checkpoints import open_checkpoint
 from dpt.data.images import to_pil
 from dpt.errors import UserError
@@ -54,7 +54,7 @@ class DPTPipeline:
         torch_dtype: str | torch.dtype | None = None,
     ) -> DPTPipeline:
         """A model in the diffusers layout, and a trained result in any form that `open_checkpoint` reads."""
-        backbone = Backbone.open(model, revision=revision, device=device, dtype=torch_dtype)
+        backbone = open_backbone(model, revision=revision, device=device, dtype=torch_dtype)
         if checkpoint is None:
             return cls(backbone, None, scheduler)
         opened = open_checkpoint(Path(checkpoint))

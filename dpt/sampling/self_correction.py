@@ -54,7 +54,7 @@ class SelfCorrected(StepHook):
     ) -> None:
         self.backbone, self.text, self.negative = backbone, text, negative
         self.guidance, self.correction, self.scorer = guidance, correction, scorer
-        self.guides = guides_at(guidance, backbone.noise.num_timesteps)
+        self.guides = guides_at(guidance, backbone.noise)
         self.plain = _plain(backbone, text, negative, guidance)
         self.within = {"input": self._with_moved_input, "fused": self._and_slope}.get(correction.target)
         self.due = False
@@ -87,7 +87,7 @@ class SelfCorrected(StepHook):
         target = self.correction.target
         # Where the scheduler does not go on from the state, there is nothing that moving it would change.
         possible = target == "input" or (call.goes_on and not (target == "fused" and call.is_last))
-        if not (possible and self.correction.interval.holds(float(call.t), self.backbone.noise.num_timesteps)):
+        if not (possible and self.correction.interval.contains(self.backbone.noise.level(float(call.t)))):
             return False
         self.seen += 1
         return (self.seen - 1) % self.correction.every == 0
@@ -95,8 +95,8 @@ class SelfCorrected(StepHook):
     def _with_moved_input(self, x: Tensor, t: Tensor) -> Tensor:
         moved = x + self._step(self.scorer.slope(x, t, self.text), x, t)
         if not self.guides(t):
-            return self.backbone.predict(moved, t, self.text.states)
-        both = torch.cat([self.negative.states, self.text.states])
+            return self.backbone.predict(moved, t, self.text)
+        both = Condition.stack([self.negative, self.text])
         negative, positive = self.backbone.predict(torch.cat([x, moved]), t, both).chunk(2)
         return mix(negative, positive, self.guidance.scale, self.guidance.rescale)
 
@@ -106,8 +106,8 @@ class SelfCorrected(StepHook):
             positive = self.backbone.finish(slope.paused)
             self.shift = self._step(slope, x, t, positive)
             return positive
-        begun = self.backbone.begin(x, t, self.negative.states, self.scorer.adapter.config.unet_feature)[1]
-        negative, positive = self.backbone.finish(begun.joined(slope.paused)).chunk(2)
+        _, uncond = self.backbone.features(x, t, self.negative, self.scorer.adapter.config.unet_feature)
+        negative, positive = self.backbone.finish(uncond.concat(slope.paused)).chunk(2)
         self.shift = self._step(slope, x, t, positive)
         return mix(negative, positive, self.guidance.scale, self.guidance.rescale)
 
@@ -123,15 +123,13 @@ class SelfCorrected(StepHook):
         if self.correction.norm == "rms":
             return factor * math.sqrt(g[0].numel()) * direction
         prediction = self.backbone.finish(slope.paused) if prediction is None else prediction
-        noise = self.backbone.noise.parts(x, prediction, t)[1]
+        noise = self.backbone.noise.eps(x, prediction, t)
         return factor * _norm(noise) * direction
 
 
 def _plain(backbone: Backbone, text: Condition, negative: Condition, guidance: Guidance) -> Denoiser:
-    when = guides_at(guidance, backbone.noise.num_timesteps)
-    return classifier_free(
-        backbone.predict, text.states, negative.states, guidance.scale, rescale=guidance.rescale, when=when
-    )
+    when = guides_at(guidance, backbone.noise)
+    return classifier_free(backbone.predict, text, negative, guidance.scale, rescale=guidance.rescale, when=when)
 
 
 def _norm(x: Tensor) -> Tensor:

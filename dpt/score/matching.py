@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dpt.adapter import Adapter
 from dpt.adapter.config import check_fits
 from dpt.backbone import Backbone, Condition
-from dpt.backbone.features import PartialForward
+from dpt.backbone.base import PartialForward
 from dpt.backbone.rng import generator_for
 from dpt.detect.base import Image
 from dpt.objectives.matching import match_score
@@ -36,22 +36,22 @@ class Scorer:
     parameters that ask for gradients; here both evaluate, and only z_t asks for one."""
 
     def __init__(self, backbone: Backbone, adapter: Adapter) -> None:
-        check_fits(adapter.config, backbone.unet.config, backbone.text_width)
+        check_fits(adapter.config, backbone)
         self.backbone, self.adapter = backbone, adapter.to(backbone.device)
 
     @torch.no_grad()
     def score(self, x: Tensor, t: Tensor, text: Condition) -> Tensor:
         """(B,) for what the UNet is given, x (B,C,h,w), at t, () or (B,)."""
-        with frozen(self.backbone.unet, self.adapter):
-            feature = self.backbone.features(x, t, text.states, self.adapter.config.unet_feature)
+        with frozen(self.backbone.network, self.adapter):
+            feature, _ = self.backbone.features(x, t, text, self.adapter.config.unet_feature)
             return self._read(feature, t, text)
 
     def slope(self, x: Tensor, t: Tensor, text: Condition) -> ScoreGradient:
         """The same score, and its gradient; nothing of the UNet past the feature is computed."""
-        with frozen(self.backbone.unet, self.adapter), torch.enable_grad():
+        with frozen(self.backbone.network, self.adapter), torch.enable_grad():
             x = x.detach().float().requires_grad_()
             with self._quickly_differentiated():
-                feature, paused = self.backbone.begin(x, t, text.states, self.adapter.config.unet_feature)
+                feature, paused = self.backbone.features(x, t, text, self.adapter.config.unet_feature)
             free = feature.detach().requires_grad_()
             score = self._read(free, t, text)
             (upper,) = torch.autograd.grad(score.sum(), free)
@@ -61,18 +61,17 @@ class Scorer:
 
     def clean_score(self, latents: Tensor, text: Condition, at: Sequence[float] = CLEAN_AT) -> Tensor:
         """(B,) for finished latents (B,C,h,w): the mean over a few small amounts of a noise that is always the same."""
-        levels = self.backbone.noise.num_timesteps
         total = latents.new_zeros(len(latents))
         for share in at:
-            t = torch.full((len(latents),), round(share * levels), device=latents.device)
+            t = torch.full((len(latents),), self.backbone.noise.timestep_at(share), device=latents.device)
             noise = torch.randn(latents.shape[1:], generator=generator_for(0, int(t[0]), "score noise"))
-            noisy = self.backbone.add_noise(latents, noise.to(latents.device).expand_as(latents), t)
+            noisy = self.backbone.noise.add_noise(latents, noise.to(latents.device).expand_as(latents), t)
             total += self.score(noisy, t, text)
         return total / len(at)
 
     @contextmanager
     def _quickly_differentiated(self) -> Iterator[None]:
-        if self.backbone.differentiates_plain_attention_faster:
+        if self.backbone.prefers_math_attention:
             with sdpa_kernel(SDPBackend.MATH):
                 yield
         else:
@@ -80,7 +79,7 @@ class Scorer:
 
     def _read(self, feature: Tensor, t: Tensor, text: Condition) -> Tensor:
         vectors = self.adapter.match(feature, t.to(feature.device).expand(len(feature)))
-        return match_score(vectors, text.pooled)
+        return match_score(vectors, text.match)
 
     def _strength(self, upper: Tensor) -> Tensor | float:
         """What to divide by on the way back through a UNet of a half format, where small numbers would be lost."""

@@ -12,6 +12,7 @@ from dpt.adapter import Adapter, AdapterConfig, check_fits, config_for
 from dpt.errors import UserError
 from dpt.records import from_plain, to_plain
 from tests.golden.reference import key_shapes
+from tests.tiny_models import BareUNet
 
 STABLE_DIFFUSION = {"block_out_channels": [320, 640, 1280, 1280], "sample_size": 64}
 SMALL = AdapterConfig(
@@ -45,9 +46,13 @@ def inputs(channels: int = 16, side: int = 4) -> tuple[Tensor, Tensor]:
     return torch.randn(2, channels, side, side + 1), torch.tensor([10, 700])
 
 
+def model(match_width: int = 1024) -> BareUNet:
+    return BareUNet(config=STABLE_DIFFUSION, match_width=match_width)
+
+
 def on_meta(feature: str = "up1", text_width: int = 1024, **others: Any) -> Adapter:
     with torch.device("meta"):
-        return Adapter(config_for(STABLE_DIFFUSION, feature, text_width, 768, **others))
+        return Adapter(config_for(model(text_width), feature, 768, **others))
 
 
 def size(module: torch.nn.Module | Tensor) -> int:
@@ -296,13 +301,13 @@ def test_a_shape_that_cannot_be_is_refused(changes: dict[str, Any], sentence: st
 
 
 def test_whether_it_fits_a_model() -> None:
-    check_fits(AdapterConfig(), STABLE_DIFFUSION, 1024)
-    check_fits(AdapterConfig("bottom1_up0", (1920,)), STABLE_DIFFUSION, 1024)
-    check_fits(on_meta("all-1280-8").config, STABLE_DIFFUSION, 1024)
+    check_fits(AdapterConfig(), model())
+    check_fits(AdapterConfig("bottom1_up0", (1920,)), model())
+    check_fits(on_meta("all-1280-8").config, model())
     with pytest.raises(UserError, match="it reads up1 with 96 channels, and the UNet's has 1280"):
-        check_fits(AdapterConfig("up1", (96,)), STABLE_DIFFUSION, 1024)
+        check_fits(AdapterConfig("up1", (96,)), model())
     with pytest.raises(UserError, match="it matches text 1024 wide, and the text encoder writes 768"):
-        check_fits(AdapterConfig(), STABLE_DIFFUSION, 768)
+        check_fits(AdapterConfig(), model(768))
 
 
 def test_the_config_survives_json() -> None:

@@ -16,7 +16,7 @@ from dpt.adapter.phrase_encoder import (
     open_phrase_encoder,
     token_map,
 )
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, open_backbone
 from dpt.errors import UserError
 from tests import tiny_models, tiny_roberta
 from tests.tiny_models import POCKET, SD2_BASE
@@ -32,7 +32,7 @@ def roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=[POCKET, SD2_BASE], ids=lambda model: model.name)
 def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return Backbone.open(tiny_models.save(request.param, tmp_path_factory.mktemp("model") / "m"), device="cpu")
+    return open_backbone(tiny_models.save(request.param, tmp_path_factory.mktemp("model") / "m"), device="cpu")
 
 
 def spelled(phrases: EncodedPhrases, row: int, caption: str) -> list[str]:

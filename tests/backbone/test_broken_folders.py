@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dpt.backbone import Backbone
+from dpt.backbone import open_backbone
 from dpt.errors import UserError
 from tests import tiny_models
 
@@ -163,40 +163,40 @@ def test_a_broken_folder_is_refused_in_one_sentence(case: str, folder: Path) -> 
     break_it, sentence = BROKEN[case]
     break_it(folder)
     with pytest.raises(UserError, match=sentence) as caught:
-        Backbone.open(folder, device="cpu")
+        open_backbone(folder, device="cpu")
     assert "\n" not in str(caught.value)
 
 
 def test_loading_prints_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    Backbone.open(folder, device="cpu")
+    open_backbone(folder, device="cpu")
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_path_that_is_not_there() -> None:
     with pytest.raises(UserError, match="there is no model folder '/no/such/folder'"):
-        Backbone.open("/no/such/folder")
+        open_backbone("/no/such/folder")
 
 
 def test_a_file_is_not_a_model(tmp_path: Path) -> None:
     (tmp_path / "model.ckpt").touch()
     with pytest.raises(UserError, match=r"model.ckpt is a file, not a model folder"):
-        Backbone.open(tmp_path / "model.ckpt")
+        open_backbone(tmp_path / "model.ckpt")
 
 
 def test_a_hub_id_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="'someone/some-model' is not a folder here, not in the local cache"):
-        Backbone.open("someone/some-model")
+        open_backbone("someone/some-model")
 
 
 def test_a_revision_of_a_folder_is_ignored_aloud(folder: Path) -> None:
     with pytest.warns(UserWarning, match="revision 'main' is ignored"):
-        Backbone.open(folder, revision="main", device="cpu")
+        open_backbone(folder, revision="main", device="cpu")
 
 
 def test_the_older_layout_of_text_encoder_and_tokenizer_opens_the_same(folder: Path) -> None:
     """Published files name the tensors text_model.* and keep the vocabulary in vocab.json and merges.txt."""
-    new = Backbone.open(folder, device="cpu")
+    new = open_backbone(folder, device="cpu")
     model = json.loads((folder / "tokenizer/tokenizer.json").read_text())["model"]
     (folder / "tokenizer/tokenizer.json").unlink()
     (folder / "tokenizer/vocab.json").write_text(json.dumps(model["vocab"]))
@@ -208,5 +208,5 @@ def test_the_older_layout_of_text_encoder_and_tokenizer_opens_the_same(folder: P
     length = new.prompt_length
     weights["text_model.embeddings.position_ids"] = torch.arange(length)[None]
     save_file(weights, folder / TEXT, metadata={"format": "pt"})
-    old = Backbone.open(folder, device="cpu")
+    old = open_backbone(folder, device="cpu")
     assert torch.equal(old.encode_text([tiny_models.PROMPT]).states, new.encode_text([tiny_models.PROMPT]).states)

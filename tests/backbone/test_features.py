@@ -12,16 +12,9 @@ from peft import LoraConfig
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from dpt.backbone import Backbone
-from dpt.backbone.features import (
-    begin_forward,
-    block_names,
-    feature_channels,
-    feature_grid,
-    finish_forward,
-    parse_feature,
-    read_feature,
-)
+from dpt.backbone import open_backbone
+from dpt.backbone.unet_features import block_names, feature_grid, parse_feature
+from dpt.backbone.unet_forward import finish_forward, read_feature, start_forward
 from dpt.errors import UserError
 from tests import tiny_models
 from tests.tiny_models import POCKET, PROMPT, SD1, SD2_BASE, TinyModel
@@ -95,10 +88,10 @@ def test_every_feature_is_bit_for_bit_that_of_the_full_pass(unet: UNet2DConditio
     for name, expected in seen.items():
         found, at = read_feature(unet, z, t, c, name)
         assert torch.equal(found, expected), name
-        assert found.shape[1] == feature_channels(unet.config, name)
+        assert found.shape[1] == sum(parse_feature(unet.config, name).channels)
         assert tuple(found.shape[2:]) == feature_grid(unet.config, name, size)
         assert torch.equal(finish_forward(unet, at), output), name
-    assert torch.equal(finish_forward(unet, begin_forward(unet, z, t, c)), output)
+    assert torch.equal(finish_forward(unet, start_forward(unet, z, t, c)), output)
 
 
 def test_a_number_as_timestep(unet: UNet2DConditionModel) -> None:
@@ -145,10 +138,10 @@ def test_two_passes_go_on_as_one(model: TinyModel) -> None:
     z, t, c = inputs(unet, (9, 7), rows=4)
     expected = unet(z, t, encoder_hidden_states=c).sample
     first, second = (read_feature(unet, z[rows], t[rows], c[rows], "up0")[1] for rows in (slice(1), slice(1, 4)))
-    torch.testing.assert_close(finish_forward(unet, first.joined(second)), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(finish_forward(unet, first.concat(second)), expected, rtol=0, atol=1e-6)
     further = read_feature(unet, z, t, c, "up1")[1]
     with pytest.raises(ValueError, match="cannot go on with"):
-        first.joined(further)
+        first.concat(further)
 
 
 def test_the_gradient_of_the_rows_that_go_on() -> None:
@@ -180,7 +173,7 @@ def test_maps_are_joined_in_the_order_named(unet: UNet2DConditionModel) -> None:
         name = "_".join(parts)
         found, _ = read_feature(unet, z, t, c, name)
         assert torch.equal(found, torch.cat([seen[part] for part in parts], dim=1)), name
-        assert found.shape[1] == feature_channels(unet.config, name)
+        assert found.shape[1] == sum(parse_feature(unet.config, name).channels)
 
 
 def test_all_maps_resized_and_joined(unet: UNet2DConditionModel) -> None:
@@ -212,7 +205,7 @@ def test_all_maps_resized_and_joined(unet: UNet2DConditionModel) -> None:
     ],
 )
 def test_the_published_table_of_stable_diffusion(name: str, channels: int, side: int) -> None:
-    assert feature_channels(STABLE_DIFFUSION, name) == channels
+    assert sum(parse_feature(STABLE_DIFFUSION, name).channels) == channels
     assert feature_grid(STABLE_DIFFUSION, name, (64, 64)) == (side, side)
 
 
@@ -249,9 +242,9 @@ def test_a_unet_that_asks_for_more_is_refused() -> None:
 
 
 def test_backbone_gives_features(tmp_path: Path) -> None:
-    backbone = Backbone.open(tiny_models.save(POCKET, tmp_path / "model"), device="cpu")
-    states = backbone.encode_text([PROMPT]).states
+    backbone = open_backbone(tiny_models.save(POCKET, tmp_path / "model"), device="cpu")
+    condition = backbone.encode_text([PROMPT])
     z = torch.randn(1, 4, 16, 16)
-    found = backbone.features(z, 10, states, "up0")
-    assert torch.equal(found, hooked(backbone.unet, z, torch.tensor([10]), states)[0]["up0"])
+    found, _ = backbone.features(z, 10, condition, "up0")
+    assert torch.equal(found, hooked(backbone.unet, z, torch.tensor([10]), condition.states)[0]["up0"])
     assert found.dtype == torch.float32

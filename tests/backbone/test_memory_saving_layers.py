@@ -11,7 +11,7 @@ import torch
 from timing import kept_bytes
 from torch import Tensor, nn
 
-from dpt.backbone import Backbone
+from dpt.backbone import open_backbone
 from dpt.backbone.memory_saving_layers import (
     MemorySavingConv,
     MemorySavingGEGLU,
@@ -25,7 +25,7 @@ from tests.lora.test_injection import filled
 
 @pytest.fixture(params=[tiny_models.SD1, tiny_models.SD2_BASE], ids=lambda one: one.name)
 def unet(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    return Backbone.open(tiny_models.save(request.param, tmp_path), device="cpu").unet
+    return open_backbone(tiny_models.save(request.param, tmp_path), device="cpu").unet
 
 
 def learnt(unet: Any, side: int = 8) -> dict[str, Tensor]:

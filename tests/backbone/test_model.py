@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, open_backbone
 from dpt.backbone import device as devices
 from dpt.backbone.folder import SCHEDULER, TEXT_ENCODER, TOKENIZER, UNET, VAE, ModelFolder
 from dpt.errors import UserError
@@ -26,16 +26,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=tiny_models.ALL, ids=lambda model: model.name)
 def opened(request: pytest.FixtureRequest, folders: Path) -> tuple[TinyModel, Backbone]:
-    return request.param, Backbone.open(folders / request.param.name, device="cpu")
+    return request.param, open_backbone(folders / request.param.name, device="cpu")
 
 
 def test_it_says_what_the_configuration_says(opened: tuple[TinyModel, Backbone]) -> None:
     model, backbone = opened
     factor = 2 ** (len(model.vae_widths) - 1)
-    assert backbone.prediction_type == model.prediction_type
+    assert backbone.noise.prediction_type == model.prediction_type
     assert backbone.text_width == model.text_width
     assert backbone.latent_channels == 4
-    assert backbone.downscale_factor == factor
+    assert backbone.vae_scale_factor == factor
     assert backbone.default_image_size == (model.latent_size * factor,) * 2
     assert backbone.prompt_length == model.prompt_length
 
@@ -53,7 +53,7 @@ def test_text_states_are_those_of_diffusers(opened: tuple[TinyModel, Backbone]) 
     expected, _ = tiny_models.pipeline(model).encode_prompt(prompts, "cpu", 1, False)
     text = backbone.encode_text(prompts)
     torch.testing.assert_close(text.states, expected, rtol=0, atol=1e-6)
-    assert text.pooled.shape == (3, model.text_width)
+    assert text.match.shape == (3, model.text_width)
 
 
 def test_pooled_is_the_state_at_the_end_token_even_after_an_unknown_word(
@@ -63,14 +63,14 @@ def test_pooled_is_the_state_at_the_end_token_even_after_an_unknown_word(
     # "7" becomes the unknown token, which for CLIP tokenizers is the end token: it must not end the prompt.
     text = backbone.encode_text(["a red 7 circle", "a red circle"])
     for row, end in ((0, 5), (1, 4)):
-        assert torch.equal(text.pooled[row], text.states[row, end])
+        assert torch.equal(text.match[row], text.states[row, end])
 
 
 def test_pooled_agrees_with_transformers(folders: Path) -> None:
-    backbone = Backbone.open(folders / "sd2-base", device="cpu")
+    backbone = open_backbone(folders / "sd2-base", device="cpu")
     tokens = backbone.tokenizer(PROMPT, padding="max_length", max_length=24, return_tensors="pt")
     expected = backbone.text_encoder(tokens.input_ids).pooler_output
-    torch.testing.assert_close(backbone.encode_text([PROMPT]).pooled, expected, rtol=0, atol=0)
+    torch.testing.assert_close(backbone.encode_text([PROMPT]).match, expected, rtol=0, atol=0)
 
 
 def test_latents_use_the_configured_scaling(opened: tuple[TinyModel, Backbone]) -> None:
@@ -85,7 +85,7 @@ def test_latents_use_the_configured_scaling(opened: tuple[TinyModel, Backbone]) 
 
 
 def test_a_shift_factor_is_used_both_ways(folders: Path) -> None:
-    backbone = Backbone.open(folders / "pocket", device="cpu")
+    backbone = open_backbone(folders / "pocket", device="cpu")
     images = torch.rand(1, 3, 64, 64) * 2 - 1
     plain = backbone.encode_images(images)
     backbone.vae.register_to_config(shift_factor=0.5)
@@ -100,7 +100,7 @@ def test_a_shift_factor_is_used_both_ways(folders: Path) -> None:
 
 
 def test_a_sampled_latent_depends_on_its_own_generator_only(folders: Path) -> None:
-    backbone = Backbone.open(folders / "pocket", device="cpu")
+    backbone = open_backbone(folders / "pocket", device="cpu")
     images = torch.rand(2, 3, 64, 64) * 2 - 1
 
     def generator(seed: int) -> torch.Generator:
@@ -122,29 +122,29 @@ def test_noise_and_target_are_those_of_diffusers(opened: tuple[TinyModel, Backbo
     latents, noise = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8)
     t = torch.tensor([0, 400, 999])
     torch.testing.assert_close(
-        backbone.add_noise(latents, noise, t), reference.add_noise(latents, noise, t), rtol=1e-5, atol=1e-6
+        backbone.noise.add_noise(latents, noise, t), reference.add_noise(latents, noise, t), rtol=1e-5, atol=1e-6
     )
     velocity = reference.get_velocity(latents, noise, t)
-    expected = velocity if backbone.prediction_type == "v_prediction" else noise
-    torch.testing.assert_close(backbone.target(latents, noise, t), expected, rtol=1e-5, atol=1e-6)
+    expected = velocity if backbone.noise.prediction_type == "v_prediction" else noise
+    torch.testing.assert_close(backbone.noise.target(latents, noise, t), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("model", [SD1, SD2_V], ids=lambda model: model.name)
 def test_the_prediction_type_can_be_overridden(model: TinyModel, folders: Path) -> None:
-    backbone = Backbone.open(folders / model.name, device="cpu", prediction_type="sample")
+    backbone = open_backbone(folders / model.name, device="cpu", prediction_type="sample")
     latents, noise = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
-    assert backbone.target(latents, noise, torch.tensor([5])) is latents
+    assert backbone.noise.target(latents, noise, torch.tensor([5])) is latents
     assert backbone.scheduler_config["prediction_type"] == "sample"
     with pytest.raises(UserError, match="'nonsense' is not one of epsilon"):
-        Backbone.open(folders / model.name, device="cpu", prediction_type="nonsense")
+        open_backbone(folders / model.name, device="cpu", prediction_type="nonsense")
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_a_prediction_can_lead_to_another_picture(folders: Path, kind: str) -> None:
-    noise = Backbone.open(folders / SD1.name, device="cpu", prediction_type=kind).noise
+    noise = open_backbone(folders / SD1.name, device="cpu", prediction_type=kind).noise
     z_t, other, t = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([1, 400, 990])
     prediction, spread = noise.leading_to(other, z_t, t)
-    torch.testing.assert_close(noise.parts(z_t, prediction, t)[0], other, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(noise.x0(z_t, prediction, t), other, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(spread, (1 - noise.alphas_cumprod[t]).sqrt(), rtol=1e-5, atol=1e-6)
 
 
@@ -153,9 +153,9 @@ def test_prediction_is_the_unets_and_carries_gradients_to_its_input(
 ) -> None:
     _, backbone = opened
     latents = torch.randn(2, 4, *backbone.default_latent_size, requires_grad=True)
-    states = backbone.encode_text([PROMPT, ""]).states
-    predicted = backbone.predict(latents, torch.tensor([10, 700]), states)
-    expected = backbone.unet(latents, torch.tensor([10, 700]), states).sample
+    condition = backbone.encode_text([PROMPT, ""])
+    predicted = backbone.predict(latents, torch.tensor([10, 700]), condition)
+    expected = backbone.unet(latents, torch.tensor([10, 700]), condition.states).sample
     assert torch.equal(predicted, expected)
     predicted.sum().backward()
     assert latents.grad is not None and latents.grad.abs().sum() > 0
@@ -164,9 +164,9 @@ def test_prediction_is_the_unets_and_carries_gradients_to_its_input(
 def test_the_hash_follows_the_content_and_not_the_place(folders: Path, tmp_path: Path) -> None:
     tiny_models.save(SD2_BASE, tmp_path / "same")
     tiny_models.save(SD2_BASE, tmp_path / "other", seed=1)
-    original = Backbone.open(folders / "sd2-base", device="cpu").model_hash
-    assert Backbone.open(tmp_path / "same", device="cpu").model_hash == original
-    assert Backbone.open(tmp_path / "other", device="cpu").model_hash != original
+    original = open_backbone(folders / "sd2-base", device="cpu").model_hash
+    assert open_backbone(tmp_path / "same", device="cpu").model_hash == original
+    assert open_backbone(tmp_path / "other", device="cpu").model_hash != original
 
 
 def test_a_part_has_a_hash_of_its_own(folders: Path, tmp_path: Path) -> None:
@@ -184,30 +184,30 @@ def test_a_part_has_a_hash_of_its_own(folders: Path, tmp_path: Path) -> None:
 
 def test_half_precision_on_a_cpu_is_declined_aloud(folders: Path) -> None:
     with pytest.warns(UserWarning, match="float16 is slow and coarse on a CPU"):
-        backbone = Backbone.open(folders / "pocket", device="cpu", dtype="float16")
+        backbone = open_backbone(folders / "pocket", device="cpu", dtype="float16")
     assert backbone.dtype == torch.float32
 
 
 def test_bfloat16_on_a_cpu_is_taken_where_it_is_multiplied(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "cpu_multiplies_bfloat16", lambda: True)
-    backbone = Backbone.open(folders / "pocket", device="cpu", dtype="bf16")
+    monkeypatch.setattr(devices, "cpu_supports_bfloat16", lambda: True)
+    backbone = open_backbone(folders / "pocket", device="cpu", dtype="bf16")
     assert backbone.dtype == torch.bfloat16 and backbone.vae.dtype == torch.float32
     text = backbone.encode_text([PROMPT])
-    assert backbone.features(torch.randn(1, 4, 16, 16), 3, text.states, "up0").dtype == torch.float32
-    monkeypatch.setattr(devices, "cpu_multiplies_bfloat16", lambda: False)
+    assert backbone.features(torch.randn(1, 4, 16, 16), 3, text, "up0")[0].dtype == torch.float32
+    monkeypatch.setattr(devices, "cpu_supports_bfloat16", lambda: False)
     with pytest.warns(UserWarning, match="bfloat16 is slow and coarse on a CPU"):
-        assert Backbone.open(folders / "pocket", device="cpu", dtype="bf16").dtype == torch.float32
+        assert open_backbone(folders / "pocket", device="cpu", dtype="bf16").dtype == torch.float32
 
 
 def test_half_precision_files_open_as_float32(tmp_path: Path) -> None:
     tiny_models.pipeline(POCKET).to(dtype=torch.float16).save_pretrained(tmp_path / "half")
-    backbone = Backbone.open(tmp_path / "half", device="cpu")
+    backbone = open_backbone(tmp_path / "half", device="cpu")
     assert {weight.dtype for weight in backbone.unet.parameters()} == {torch.float32}
     assert backbone.vae.dtype == backbone.text_encoder.dtype == torch.float32
 
 
 def test_sizes(folders: Path) -> None:
-    backbone = Backbone.open(folders / "pocket", device="cpu")
+    backbone = open_backbone(folders / "pocket", device="cpu")
     assert backbone.latent_size() == (16, 16)
     assert backbone.latent_size(32, None) == (8, 16)
     with pytest.raises(UserError, match="the width must be divisible by 4, not 30"):
@@ -217,8 +217,8 @@ def test_sizes(folders: Path) -> None:
 
 
 def test_attention_for_gradients_computes_the_same(tmp_path: Path) -> None:
-    backbone = Backbone.open(tiny_models.save(tiny_models.SD2_BASE, tmp_path), device="cpu")
-    z, states = torch.randn(2, 4, 8, 8), backbone.encode_text(["a red circle", "a star"]).states
-    before = backbone.predict(z, 500, states)
+    backbone = open_backbone(tiny_models.save(tiny_models.SD2_BASE, tmp_path), device="cpu")
+    z, condition = torch.randn(2, 4, 8, 8), backbone.encode_text(["a red circle", "a star"])
+    before = backbone.predict(z, 500, condition)
     backbone.prepare_for_gradients()
-    torch.testing.assert_close(backbone.predict(z, 500, states), before, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(backbone.predict(z, 500, condition), before, rtol=1e-4, atol=1e-5)

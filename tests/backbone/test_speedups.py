@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, open_backbone
 from dpt.backbone.speedups import apply_speedups, compiled_blocks
 from dpt.errors import UserError
 from dpt.lora import LoraConfig
@@ -24,16 +24,16 @@ BACKEND = os.environ.get("DPT_COMPILE_BACKEND", "aot_eager")
 
 @pytest.fixture
 def backbone(tmp_path: Path) -> Backbone:
-    return Backbone.open(tiny_models.save(tiny_models.SD1, tmp_path), device="cpu")
+    return open_backbone(tiny_models.save(tiny_models.SD1, tmp_path), device="cpu")
 
 
 def seen(backbone: Backbone) -> tuple[Tensor, Tensor, Tensor]:
     """A prediction, a feature and its gradient by the latents."""
     z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
     text = backbone.encode_text([tiny_models.PROMPT] * 2)
-    feature = backbone.features(z, torch.tensor([100, 700]), text.states, "up1")
+    feature, _ = backbone.features(z, torch.tensor([100, 700]), text, "up1")
     (gradient,) = torch.autograd.grad(feature.square().sum(), z)
-    return backbone.predict(z, 500, text.states).detach(), feature.detach(), gradient
+    return backbone.predict(z, 500, text).detach(), feature.detach(), gradient
 
 
 def test_nothing_asked_changes_nothing(backbone: Backbone) -> None:
@@ -57,7 +57,7 @@ def test_compiled_blocks_compute_the_same_with_a_lora_in_them(
     compile_blocks = partial(backbone.unet.compile_repeated_blocks, backend=BACKEND)
     monkeypatch.setattr(backbone.unet, "compile_repeated_blocks", compile_blocks)
     monkeypatch.setattr(shutil, "which", lambda _: "a compiler")
-    lora = filled(backbone.unet, LoraConfig(rank=2))
+    lora = filled(backbone, LoraConfig(rank=2))
     backbone.prepare_for_gradients()
     before = seen(backbone)
     with lora.without():

@@ -52,14 +52,14 @@ def write(folder: Path, content: Any) -> Path:
 def tiny_adapter(backbone: Backbone, feature: str = "up1", **changes: Any) -> Adapter:
     torch.manual_seed(0)
     width = backbone.text_width
-    return Adapter(config_for(backbone.unet.config, feature, width, width, **{**SMALL, **changes})).eval()
+    return Adapter(config_for(backbone, feature, width, **{**SMALL, **changes})).eval()
 
 
 def tiny_result(backbone: Backbone, folder: Path, config: LoraConfig = SCALED) -> Path:
     """As training leaves it: `adapter/` and `lora/`."""
-    about = {"base": "tiny", "base_hash": backbone.model_hash, "prediction_type": backbone.prediction_type}
+    about = {"base": "tiny", "base_hash": backbone.model_hash, "prediction_type": backbone.noise.prediction_type}
     save_adapter(tiny_adapter(backbone), folder / "adapter", **about)
-    lora = filled(backbone.unet, config)
+    lora = filled(backbone, config)
     save_lora(lora.state(), config, folder / "lora", **about)
     lora.remove()
     return folder

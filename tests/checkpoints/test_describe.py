@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, open_backbone
 from dpt.cli.main import run
 from dpt.errors import UserError
 from tests import tiny_models
@@ -17,7 +17,7 @@ from tests.checkpoints.making import published_adapter, published_lora, tiny_res
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return Backbone.open(tiny_models.save(tiny_models.POCKET, tmp_path_factory.mktemp("model")), device="cpu")
+    return open_backbone(tiny_models.save(tiny_models.POCKET, tmp_path_factory.mktemp("model")), device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from dpt.adapter.io.native import save_adapter
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, open_backbone
+from dpt.backbone.unet_features import lora_targets
 from dpt.checkpoints import Checkpoint, open_checkpoint
 from dpt.cli.main import run
 from dpt.errors import UserError
 from dpt.lora import LoraConfig
-from dpt.lora.config import places
 from dpt.lora.formats.common import read_lora_file
 from tests import tiny_models
 from tests.checkpoints.making import SCALED, published_adapter, published_lora, tiny_adapter, tiny_result, write
@@ -30,7 +30,7 @@ FORMATS = sorted(OUT)
 @pytest.fixture(scope="module", params=MODELS)
 def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     folder = tiny_models.save(MODELS[request.param], tmp_path_factory.mktemp("model"))
-    return Backbone.open(folder, device="cpu")
+    return open_backbone(folder, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def merged_by_hand(checkpoint: Checkpoint, unet: Any) -> dict[str, Tensor]:
     assert checkpoint.lora
     config, tensors = checkpoint.lora.record.config, checkpoint.lora.tensors
     weights = {}
-    for place in places(unet, ["all"]):
+    for place in lora_targets(unet, ["all"]):
         a, b = tensors[f"{place}.lora_A.weight"].double(), tensors[f"{place}.lora_B.weight"].double()
         weights[place] = unet.get_submodule(place).weight.double() + config.scale * (b @ a)
     return weights
@@ -188,7 +188,7 @@ def test_only_some_blocks(backbone: Backbone, tmp_path: Path) -> None:
     part = tiny_result(backbone, tmp_path / "part", asked)
     for form in FORMATS:
         lora = open_checkpoint(exported(part, form, tmp_path / form)).attach(backbone)
-        assert lora and set(lora.places) == set(places(backbone.unet, ["down", "mid"]))
+        assert lora and set(lora.places) == set(backbone.lora_targets(["down", "mid"]))
         lora.remove()
 
 

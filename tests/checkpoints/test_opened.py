@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dpt.adapter.io.native import save_adapter
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, open_backbone
 from dpt.checkpoints import open_checkpoint
 from dpt.cli.main import run
 from dpt.errors import UserError, run_command
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return Backbone.open(tiny_models.save(tiny_models.SD2_BASE, tmp_path_factory.mktemp("model")), device="cpu")
+    return open_backbone(tiny_models.save(tiny_models.SD2_BASE, tmp_path_factory.mktemp("model")), device="cpu")
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_it_is_put_into_its_model(backbone: Backbone, result: Path) -> None:
 
 
 def test_another_base_is_refused(backbone: Backbone, result: Path, tmp_path: Path) -> None:
-    other = Backbone.open(tiny_models.save(tiny_models.SD2_BASE, tmp_path / "other", seed=1), device="cpu")
+    other = open_backbone(tiny_models.save(tiny_models.SD2_BASE, tmp_path / "other", seed=1), device="cpu")
     with pytest.raises(UserError, match=r"the adapter .* was trained to read another model, tiny \(its content hash"):
         open_checkpoint(result).attach(other)
     with pytest.raises(UserError, match=r"the LoRA .*lora was trained in another model, tiny"):
@@ -71,7 +71,7 @@ def test_another_base_is_refused(backbone: Backbone, result: Path, tmp_path: Pat
 
 def test_another_feature_or_width_is_refused(backbone: Backbone, tmp_path: Path) -> None:
     """What no hash says, the shapes may."""
-    narrow = Backbone.open(tiny_models.save(tiny_models.SD1, tmp_path / "sd1"), device="cpu")
+    narrow = open_backbone(tiny_models.save(tiny_models.SD1, tmp_path / "sd1"), device="cpu")
     save_adapter(tiny_adapter(backbone), tmp_path / "a")
     with pytest.raises(UserError, match=r"matches text 32 wide, and the text encoder writes 24"):
         open_checkpoint(tmp_path / "a").check_belongs(narrow)

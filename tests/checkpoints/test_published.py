@@ -18,6 +18,7 @@ from dpt.lora import Lora, LoraConfig
 from tests.adapter.test_store import Payload
 from tests.checkpoints.making import published_adapter, published_lora, write
 from tests.golden.reference import FULL
+from tests.tiny_models import BareUNet
 
 FIRST = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora"
 LAST = "up_blocks.3.attentions.2.transformer_blocks.0"
@@ -53,7 +54,7 @@ def test_the_whole_file(tmp_path: Path, text_width: int, values: int) -> None:
     assert torch.equal(found.lora.tensors[f"{place}.to_out.0.lora_A.weight"], content[f"{key}.down.weight"])
     assert torch.equal(found.lora.tensors[f"{place}.to_out.0.lora_B.weight"], content[f"{key}.up.weight"])
     with torch.device("meta"):
-        lora = Lora(real_unet(text_width), found.lora.record.config)
+        lora = Lora(BareUNet(real_unet(text_width)), found.lora.record.config)
     assert lora.load({name: tensor.to("meta") for name, tensor in found.lora.tensors.items()}, "here") == 256
 
 
@@ -69,7 +70,7 @@ def test_the_models_do_not_mix(tmp_path: Path) -> None:
     found = open_checkpoint(write(tmp_path, published_lora(768)))
     assert found.adapter is None and found.lora
     with torch.device("meta"):
-        lora = Lora(real_unet(1024), found.lora.record.config)
+        lora = Lora(BareUNet(real_unet(1024)), found.lora.record.config)
     with pytest.raises(UserError, match=r"do not fit this LoRA: .*to_k.lora_A.weight is 4 x 768 instead of 4 x 1024"):
         lora.load({name: tensor.to("meta") for name, tensor in found.lora.tensors.items()}, "here")
 

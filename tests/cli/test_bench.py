@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpt.backbone import Backbone
+from dpt.backbone import open_backbone
 from dpt.cli.bench.report import ReportOptions, report
 from dpt.cli.bench.run import RunOptions, run
 from dpt.errors import UserError
@@ -31,8 +31,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tuned(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    backbone, root = Backbone.open(model, device="cpu"), tmp_path_factory.mktemp("tuned")
-    lora = filled(backbone.unet, LoraConfig(rank=2))
+    backbone, root = open_backbone(model, device="cpu"), tmp_path_factory.mktemp("tuned")
+    lora = filled(backbone, LoraConfig(rank=2))
     save_lora(lora.state(), lora.config, root / "lora", base="tiny", base_hash=backbone.model_hash)
     return root
 
@@ -153,9 +153,9 @@ def whole(tuned: Path, model: Path) -> Path:
     from dpt.adapter.io.native import save_adapter
     from tests.training.tiny_stage1 import SMALL as SHAPE
 
-    backbone = Backbone.open(model, device="cpu")
+    backbone = open_backbone(model, device="cpu")
     width = backbone.text_width
-    built = Adapter(config_for(backbone.unet.config, "up0", width, width, text_encoder_type="backbone", **SHAPE))
+    built = Adapter(config_for(backbone, "up0", width, text_encoder_type="backbone", **SHAPE))
     save_adapter(built, tuned / "adapter", base="tiny", base_hash=backbone.model_hash)
     return tuned
 
@@ -192,7 +192,7 @@ def test_the_best_of_several_is_what_the_adapter_finds_best(whole: Path, model: 
     from dpt.score.matching import Scorer
 
     run(options(model, tmp_path, f"best={whole},candidates=2,lora=off", categories=("single",), prompts=1))
-    backbone, adapter = Backbone.open(model, device="cpu"), open_checkpoint(whole).adapter
+    backbone, adapter = open_backbone(model, device="cpu"), open_checkpoint(whole).adapter
     assert adapter is not None
     for one in all_requests(load("pocket", ("single",), 1, 0), 2):
         requests = [Request(one.prompt.text, one.seed, one.index + APART * k) for k in range(2)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dpt.backbone import Backbone
+from dpt.backbone import open_backbone
 from dpt.checkpoints import open_checkpoint
 from dpt.cli.bench.report import ReportOptions, report
 from dpt.cli.bench.run import run
@@ -32,7 +32,7 @@ def scored(whole: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_the_score_is_the_adapters_of_the_picture_as_it_was_saved(scored: Path, whole: Path, model: Path) -> None:
-    backbone, checkpoint = Backbone.open(model, device="cpu"), open_checkpoint(whole)
+    backbone, checkpoint = open_backbone(model, device="cpu"), open_checkpoint(whole)
     checkpoint.attach(backbone)
     assert checkpoint.adapter is not None
     scorer = Scorer(backbone, checkpoint.adapter)

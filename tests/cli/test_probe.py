@@ -12,7 +12,7 @@ from PIL import Image
 
 from dpt.adapter import Adapter, config_for
 from dpt.adapter.io.native import save_adapter
-from dpt.backbone import Backbone
+from dpt.backbone import open_backbone
 from dpt.cli.main import run
 from dpt.errors import UserError
 from dpt.lora import Lora, LoraConfig
@@ -30,11 +30,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def adapters(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    backbone, folder = Backbone.open(model, device="cpu"), tmp_path_factory.mktemp("adapters")
+    backbone, folder = open_backbone(model, device="cpu"), tmp_path_factory.mktemp("adapters")
     for feature in ("bottom0", "up0"):
         torch.manual_seed(0)
         width = backbone.text_width
-        built = Adapter(config_for(backbone.unet.config, feature, width, width, text_encoder_type="backbone", **SMALL))
+        built = Adapter(config_for(backbone, feature, width, text_encoder_type="backbone", **SMALL))
         save_adapter(built, folder / feature, base="tiny", base_hash=backbone.model_hash)
     return [str(folder / feature) for feature in ("bottom0", "up0")]
 
@@ -66,9 +66,9 @@ def test_it_writes_counts_tables_and_a_plot(
 def test_a_tuned_model_is_asked_with_its_lora_and_the_next_one_without(
     model: Path, adapters: list[str], tmp_path: Path
 ) -> None:
-    backbone, tuned = Backbone.open(model, device="cpu"), tmp_path / "tuned"
+    backbone, tuned = open_backbone(model, device="cpu"), tmp_path / "tuned"
     shutil.copytree(adapters[1], tuned / "adapter")
-    lora = Lora(backbone.unet, LoraConfig(rank=2))
+    lora = Lora(backbone, LoraConfig(rank=2))
     for name, weights in lora.weights.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weights)
@@ -84,8 +84,8 @@ def test_a_tuned_model_is_asked_with_its_lora_and_the_next_one_without(
 
 
 def test_what_holds_no_adapter_cannot_be_asked(model: Path, tmp_path: Path) -> None:
-    backbone = Backbone.open(model, device="cpu")
-    lora = Lora(backbone.unet, LoraConfig(rank=2))
+    backbone = open_backbone(model, device="cpu")
+    lora = Lora(backbone, LoraConfig(rank=2))
     save_lora(lora.state(), lora.config, tmp_path / "lora", base_hash=backbone.model_hash)
     with pytest.raises(UserError, match="holds no adapter"):
         run(command(model, [str(tmp_path / "lora")], tmp_path / "out"))

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dpt import embedded
 from dpt.adapter.io.native import save_adapter
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, open_backbone
 from dpt.checkpoints import open_checkpoint
 from dpt.checkpoints.export import export
 from dpt.claims.description import caption_text
@@ -46,12 +46,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def backbone(model: Path) -> Backbone:
-    return Backbone.open(model, device="cpu")
+    return open_backbone(model, device="cpu")
 
 
 @pytest.fixture(scope="module")
 def result(model: Path) -> Path:
-    return tiny_result(Backbone.open(model, device="cpu"), model.parent / "result")
+    return tiny_result(open_backbone(model, device="cpu"), model.parent / "result")
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpt.backbone import Backbone
+from dpt.backbone import open_backbone
 from dpt.training.engine.loop import Loop
 from tests.training import tiny_stage1, tiny_stage2, toy
 
@@ -45,7 +45,7 @@ def line() -> Subject:
 
 
 def stage1(model: Path) -> Subject:
-    opened = Backbone.open(model, device="cpu")
+    opened = open_backbone(model, device="cpu")
 
     def begin(root: Path, **other: Any) -> Loop:
         return tiny_stage1.loop(root, tiny_stage1.task(opened, 1, {"dropout": 0.1}), **{**SETTINGS, **other})
@@ -55,7 +55,7 @@ def stage1(model: Path) -> Subject:
 
 def stage2(model: Path) -> Subject:
     """To be begun in a child: it puts its LoRA into the model."""
-    opened = Backbone.open(model, device="cpu")
+    opened = open_backbone(model, device="cpu")
     opened.prepare_for_gradients()
 
     def begin(root: Path, **other: Any) -> Loop:

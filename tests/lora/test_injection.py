@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from dpt.backbone.unet_features import PROJECTIONS, block_of, lora_targets
 from dpt.errors import UserError
 from dpt.lora import Lora, LoraConfig
-from dpt.lora.config import PROJECTIONS, block_of, places
 from tests import tiny_models
+from tests.tiny_models import BareUNet
 
 
 @pytest.fixture
@@ -28,9 +29,10 @@ def output(unet: Any) -> Tensor:
     return result
 
 
-def filled(unet: Any, config: LoraConfig | None = None) -> Lora:
-    """One that changes something."""
-    lora = Lora(unet, config or LoraConfig())
+def filled(target: Any, config: LoraConfig | None = None) -> Lora:
+    """A LoRA that changes something, in a backbone or a bare UNet."""
+    backbone = target if hasattr(target, "lora_targets") else BareUNet(target)
+    lora = Lora(backbone, config or LoraConfig())
     chance = torch.Generator().manual_seed(2)
     lora.load({name: 0.2 * torch.randn(p.shape, generator=chance) for name, p in lora.state().items()}, "here")
     return lora
@@ -38,7 +40,7 @@ def filled(unet: Any, config: LoraConfig | None = None) -> Lora:
 
 def test_every_projection_of_every_attention_layer_has_one(unet: Any) -> None:
     layers = [name for name, module in unet.named_modules() if name.endswith((".attn1", ".attn2"))]
-    assert places(unet, ["all"]) == [f"{layer}.{projection}" for layer in layers for projection in PROJECTIONS]
+    assert lora_targets(unet, ["all"]) == [f"{layer}.{projection}" for layer in layers for projection in PROJECTIONS]
 
 
 def test_the_published_number_of_tensors_and_values() -> None:
@@ -53,14 +55,14 @@ def test_the_published_number_of_tensors_and_values() -> None:
         sd1 = UNet2DConditionModel(**common, cross_attention_dim=768, attention_head_dim=8)
     for unet, values in ((sd2, 829_952), (sd1, 797_184)):
         with torch.device("meta"):
-            tensors = Lora(unet, LoraConfig()).state()
+            tensors = Lora(BareUNet(unet), LoraConfig()).state()
         assert len(tensors) == 256
         assert sum(tensor.numel() for tensor in tensors.values()) == values
 
 
 def test_at_first_nothing_changes(unet: Any) -> None:
     before = output(unet)
-    lora = Lora(unet, LoraConfig())
+    lora = Lora(BareUNet(unet), LoraConfig())
     assert torch.equal(output(unet), before)
     assert all(p.dtype == torch.float32 and p.requires_grad for p in lora.weights.parameters())
 
@@ -68,12 +70,12 @@ def test_at_first_nothing_changes(unet: Any) -> None:
 def test_the_seed_decides_what_it_begins_with(unet: Any) -> None:
     torch.manual_seed(5)
     kept = torch.get_rng_state()
-    first = {name: tensor.clone() for name, tensor in Lora(unet, LoraConfig(), seed=3).state().items()}
+    first = {name: tensor.clone() for name, tensor in Lora(BareUNet(unet), LoraConfig(), seed=3).state().items()}
     assert torch.equal(torch.get_rng_state(), kept)
     unet.unload_lora()
-    again = Lora(unet, LoraConfig(), seed=3).state()
+    again = Lora(BareUNet(unet), LoraConfig(), seed=3).state()
     unet.unload_lora()
-    other = Lora(unet, LoraConfig(), seed=4).state()
+    other = Lora(BareUNet(unet), LoraConfig(), seed=4).state()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
     spread = torch.cat([tensor.flatten() for name, tensor in first.items() if "lora_A" in name]).std()
@@ -120,14 +122,14 @@ def test_it_can_be_taken_away(unet: Any) -> None:
     ],
 )
 def test_it_goes_into_the_blocks_asked_for(unet: Any, asked: tuple[str, ...], expected: set[str]) -> None:
-    assert {block_of(place) for place in Lora(unet, LoraConfig(blocks=asked)).places} == expected
+    assert {block_of(place) for place in Lora(BareUNet(unet), LoraConfig(blocks=asked)).places} == expected
 
 
 def test_wrong_wishes_are_one_sentence(unet: Any) -> None:
     with pytest.raises(UserError, match=r"no block 'top'.* valid are all, down, mid, up, bottom0"):
-        Lora(unet, LoraConfig(blocks=("top",)))
+        Lora(BareUNet(unet), LoraConfig(blocks=("top",)))
     with pytest.raises(UserError, match="blocks up0 of this UNet have no attention layer"):
-        Lora(unet, LoraConfig(blocks=("up0",)))
+        Lora(BareUNet(unet), LoraConfig(blocks=("up0",)))
     with pytest.raises(UserError, match="rank of a LoRA must be at least 1, not 0"):
         LoraConfig(rank=0)
     with pytest.raises(UserError, match="alpha of a LoRA must be positive, not -1"):

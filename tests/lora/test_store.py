@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, open_backbone
 from dpt.errors import UserError
 from dpt.lora import LoraConfig
 from dpt.lora.io import RECORD, WEIGHTS, attach_lora, read_lora, save_lora
@@ -22,12 +22,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def backbone(model: Path) -> Backbone:
-    return Backbone.open(model, device="cpu")
+    return open_backbone(model, device="cpu")
 
 
 @pytest.fixture
 def stored(backbone: Backbone, tmp_path: Path) -> Path:
-    lora = filled(backbone.unet, LoraConfig(rank=2, alpha=3.0, blocks=("down",)))
+    lora = filled(backbone, LoraConfig(rank=2, alpha=3.0, blocks=("down",)))
     where = {"base": "tiny", "base_hash": backbone.model_hash, "prediction_type": "epsilon"}
     save_lora(lora.state(), lora.config, tmp_path / "lora", **where)
     lora.remove()
@@ -54,7 +54,7 @@ def test_damage_is_noticed(stored: Path) -> None:
 
 
 def test_another_model_is_refused(backbone: Backbone, stored: Path, tmp_path: Path) -> None:
-    other = Backbone.open(tiny_models.save(tiny_models.SD2_BASE, tmp_path / "other", seed=1), device="cpu")
+    other = open_backbone(tiny_models.save(tiny_models.SD2_BASE, tmp_path / "other", seed=1), device="cpu")
     with pytest.raises(UserError, match=r"was trained in another model, tiny"):
         attach_lora(other, read_lora(stored), str(stored))
 

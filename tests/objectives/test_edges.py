@@ -10,12 +10,12 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dpt.backbone.noise import NoiseSchedule
+from dpt.backbone.noise import DDPMSchedule
 from dpt.errors import UserError
 from dpt.objectives import assignment
 from dpt.objectives.assignment import Assignment, Targets, assign
 from dpt.objectives.boxes import cxcywh_to_xyxy, giou, iou, pairwise_giou, pairwise_iou, xyxy_to_cxcywh
-from dpt.objectives.denoising import denoising_loss, min_snr_weight, min_snr_weight_at
+from dpt.objectives.denoising import denoising_loss, min_snr_weight
 from dpt.objectives.grounding import box_loss, cardinality_error, contrastive_align_loss, giou_loss, token_loss
 from dpt.objectives.matching import image_to_text_loss, match_score, text_to_image_loss
 
@@ -249,8 +249,8 @@ def test_a_nan_box_harms_no_other() -> None:
     assert torch.equal(found[[0, 2]], pairwise_giou(BOXES, BOXES)[[0, 2]])
 
 
-def schedule(**config: Any) -> NoiseSchedule:
-    return NoiseSchedule({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", **config})
+def schedule(**config: Any) -> DDPMSchedule:
+    return DDPMSchedule({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", **config})
 
 
 def test_min_snr_weighs_the_error_in_the_picture_whatever_is_predicted() -> None:
@@ -267,8 +267,7 @@ def test_min_snr_weighs_the_error_in_the_picture_whatever_is_predicted() -> None
         "v_prediction": ((abar.sqrt() * z - guessed) / (1 - abar).sqrt(), velocity),
     }
     found = {
-        kind: denoising_loss(*pair, min_snr_weight_at(noise.alphas_cumprod, t, 5.0, kind)).item()
-        for kind, pair in guesses.items()
+        kind: denoising_loss(*pair, min_snr_weight(noise.snr(t), 5.0, kind)).item() for kind, pair in guesses.items()
     }
     assert found["epsilon"] == pytest.approx(found["sample"], rel=1e-3)
     assert found["v_prediction"] == pytest.approx(found["sample"], rel=1e-3)
@@ -279,18 +278,16 @@ def test_the_weights_are_those_of_diffusers_training_scripts() -> None:
 
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     t = torch.tensor([0, 3, 500, 999])
-    snr = compute_snr(scheduler, t)
-    torch.testing.assert_close(
-        min_snr_weight_at(scheduler.alphas_cumprod, t, 5.0, "v_prediction"), snr.clamp(max=5) / (snr + 1)
-    )
-    torch.testing.assert_close(min_snr_weight_at(scheduler.alphas_cumprod, t, 5.0, "epsilon"), snr.clamp(max=5) / snr)
+    snr, own = compute_snr(scheduler, t), schedule().snr(t)
+    torch.testing.assert_close(min_snr_weight(own, 5.0, "v_prediction"), snr.clamp(max=5) / (snr + 1))
+    torch.testing.assert_close(min_snr_weight(own, 5.0, "epsilon"), snr.clamp(max=5) / snr)
 
 
 def test_weights_where_there_is_no_signal() -> None:
-    abar = schedule(rescale_betas_zero_snr=True).alphas_cumprod
-    last = torch.tensor([len(abar) - 1])
-    assert min_snr_weight_at(abar, last, 5.0, "epsilon").item() == pytest.approx(1)
-    assert min_snr_weight_at(abar, last, 5.0, "v_prediction").isfinite().all()
+    noise = schedule(rescale_betas_zero_snr=True)
+    last = noise.snr(torch.tensor([noise.num_timesteps - 1]))
+    assert min_snr_weight(last, 5.0, "epsilon").item() == pytest.approx(1)
+    assert min_snr_weight(last, 5.0, "v_prediction").isfinite().all()
     with pytest.raises(UserError, match="not known for the prediction type 'flow'"):
         min_snr_weight(torch.ones(1), 5.0, "flow")
 

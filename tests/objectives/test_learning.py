@@ -8,7 +8,7 @@ import torch
 
 from dpt.adapter import Adapter, config_for
 from dpt.adapter.phrase_encoder import BackbonePhraseEncoder, token_map
-from dpt.backbone import Backbone
+from dpt.backbone import open_backbone
 from dpt.objectives.assignment import Targets, assign
 from dpt.objectives.boxes import cxcywh_to_xyxy, iou
 from dpt.objectives.grounding import box_loss, contrastive_align_loss, giou_loss, token_loss
@@ -20,12 +20,12 @@ CAPTIONS = ["a red circle", "a blue square", "two green stars"]
 
 def test_a_few_pairs_are_learnt_by_heart(tmp_path: Path) -> None:
     """Three pictures, three captions: every picture read under every caption, in one batch of nine."""
-    backbone = Backbone.open(tiny_models.save(tiny_models.POCKET, tmp_path / "model"), device="cpu")
+    backbone = open_backbone(tiny_models.save(tiny_models.POCKET, tmp_path / "model"), device="cpu")
     text = backbone.encode_text(CAPTIONS)
     torch.manual_seed(0)
     pictures, t = torch.randn(3, 4, 16, 16), torch.full((9,), 100)
     image, caption = torch.arange(9) // 3, torch.arange(9) % 3
-    features = backbone.features(pictures[image], t, text.states[caption], "up0")
+    features, _ = backbone.features(pictures[image], t, text[caption], "up0")
     assert not features.requires_grad
 
     phrases = BackbonePhraseEncoder(backbone).encode(CAPTIONS, text)
@@ -35,7 +35,7 @@ def test_a_few_pairs_are_learnt_by_heart(tmp_path: Path) -> None:
 
     small = {"hidden_dim": 32, "nheads": 4, "dim_feedforward": 64, "num_queries_rec": 6, "dropout": 0.0}
     width = backbone.text_width
-    adapter = Adapter(config_for(backbone.unet.config, "up0", width, width, text_encoder_type="backbone", **small))
+    adapter = Adapter(config_for(backbone, "up0", width, text_encoder_type="backbone", **small))
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=3e-3)
     diagonal = torch.arange(3) * 4
     true_first = torch.stack([torch.arange(3).roll(-i) for i in range(3)])  # row i begins with i
@@ -43,8 +43,8 @@ def test_a_few_pairs_are_learnt_by_heart(tmp_path: Path) -> None:
         reading = adapter(features, t)
         vectors = reading.matching.unflatten(0, (3, 3))  # (image,caption,M,D)
         rows = torch.arange(3)[:, None]
-        i2t = image_to_text_loss(vectors[rows, true_first], text.pooled[true_first], adapter.scale)
-        t2i = text_to_image_loss(vectors[true_first, rows], text.pooled, adapter.scale)
+        i2t = image_to_text_loss(vectors[rows, true_first], text.match[true_first], adapter.scale)
+        t2i = text_to_image_loss(vectors[true_first, rows], text.match, adapter.scale)
         found = reading.grounding
         logits, predicted = found.logits[diagonal], found.boxes[diagonal]
         assert found.queries is not None
@@ -60,7 +60,7 @@ def test_a_few_pairs_are_learnt_by_heart(tmp_path: Path) -> None:
 
     adapter.eval()
     with torch.no_grad():
-        scores = match_score(adapter.match(features, t), text.pooled[caption]).unflatten(0, (3, 3))
+        scores = match_score(adapter.match(features, t), text.match[caption]).unflatten(0, (3, 3))
         found = adapter.ground(features[diagonal], t[:3])
     assert torch.equal(scores.argmax(dim=0), torch.arange(3))
     assert torch.equal(scores.argmax(dim=1), torch.arange(3))

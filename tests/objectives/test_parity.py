@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from dpt.adapter import Adapter, AdapterConfig
 from dpt.adapter.phrase_encoder import token_map
+from dpt.backbone.noise import DDPMSchedule
 from dpt.objectives.assignment import Assignment, AssignmentCosts, Targets, assign, assignment_cost
-from dpt.objectives.denoising import denoising_loss, min_snr_weight_at, signal_to_noise
+from dpt.objectives.denoising import denoising_loss, min_snr_weight
 from dpt.objectives.grounding import box_loss, cardinality_error, contrastive_align_loss, giou_loss, token_loss
 from dpt.objectives.matching import image_to_text_loss, text_to_image_loss
 from dpt.weights import load_strictly
@@ -179,10 +179,10 @@ def test_grounding_losses_on_the_adapters_own_output(reference: Reference) -> No
 
 
 def test_denoising(reference: Reference) -> None:
-    abar = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod
+    schedule = DDPMSchedule({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"})
     predicted, target = recipe_input("mse.pred", (4, 4, 16, 16)), recipe_input("mse.target", (4, 4, 16, 16))
     t = reference["mse.timesteps"]
-    reference.agrees("mse.snr", signal_to_noise(abar, t))
+    reference.agrees("mse.snr", schedule.snr(t))
     reference.agrees("mse.none", denoising_loss(predicted, target))
-    weight = min_snr_weight_at(abar, t, 5.0, "epsilon")
+    weight = min_snr_weight(schedule.snr(t), 5.0, "epsilon")
     reference.agrees("mse.snr_gamma_5", denoising_loss(predicted, target, weight))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dpt.adapter import Adapter, GroundingOutput, config_for
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, open_backbone
 from dpt.data.example import ExpressionBatch
 from dpt.data.images import Framing
 from dpt.data.scenes.negatives import NEGATIVE_TYPES
@@ -34,14 +34,14 @@ SMALL = {"hidden_dim": 16, "nheads": 2, "dim_feedforward": 32, "num_queries_matc
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return Backbone.open(tiny_models.save(tiny_models.POCKET, tmp_path_factory.mktemp("model")), device="cpu")
+    return open_backbone(tiny_models.save(tiny_models.POCKET, tmp_path_factory.mktemp("model")), device="cpu")
 
 
 @pytest.fixture(scope="module")
 def probe(backbone: Backbone) -> Probe:
     torch.manual_seed(0)
     width = backbone.text_width
-    adapter = Adapter(config_for(backbone.unet.config, "up0", width, width, text_encoder_type="backbone", **SMALL))
+    adapter = Adapter(config_for(backbone, "up0", width, text_encoder_type="backbone", **SMALL))
     source = SceneSource(POCKET_WORLD, 0, "test", Framing(64), 10)
     return Probe(backbone, adapter.eval(), {"scenes": Stream(source, 0, shuffle=False)}, TIMES, batch_size=4)
 

@@ -32,7 +32,7 @@ def slope(backbone: Backbone, adapter: Adapter, z: Tensor, t: Tensor, text: Cond
             one = z[row : row + 1].detach().clone().requires_grad_()
             backbone.unet(one, t, encoder_hidden_states=text.states[row : row + 1])
             vectors = adapter(caught.pop(), t.reshape(1)).matching[0]
-            score = cosine_similarity(vectors, text.pooled[row][None], dim=-1).max()
+            score = cosine_similarity(vectors, text.match[row][None], dim=-1).max()
             gradients.append(torch.autograd.grad(score, one)[0])
             scores.append(score.detach())
     hook.remove()
@@ -43,7 +43,7 @@ def ddim(backbone: Backbone, z: Tensor, predicted: Tensor, t: int, before: int) 
     """From timestep t to the one before it (Song et al. 2021, eq. 12, eta = 0); -1 is the schedule's own end."""
     abar = backbone.noise.alphas_cumprod
     a, a_before = abar[t], abar[max(before, 0)]
-    if backbone.prediction_type == "v_prediction":
+    if backbone.noise.prediction_type == "v_prediction":
         clean, noise = a.sqrt() * z - (1 - a).sqrt() * predicted, (1 - a).sqrt() * z + a.sqrt() * predicted
     else:
         clean, noise = (z - (1 - a).sqrt() * predicted) / a.sqrt(), predicted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, open_backbone
 from dpt.sampling.draw import Candidate, Request, Settings, best, draw, draw_latents, scored
 from dpt.sampling.hooks import Trace
 from dpt.sampling.options import Correction
@@ -19,7 +19,7 @@ REQUESTS = [Request(PROMPT, 3, index) for index in range(5)]
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return Backbone.open(tiny_models.save(POCKET, tmp_path_factory.mktemp("pocket") / "model"), device="cpu")
+    return open_backbone(tiny_models.save(POCKET, tmp_path_factory.mktemp("pocket") / "model"), device="cpu")
 
 
 @pytest.fixture(scope="module")

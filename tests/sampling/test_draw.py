@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, open_backbone
 from dpt.backbone.rng import derived_seed, generator_for
 from dpt.data.images import from_pil, to_pil
 from dpt.errors import UserError
@@ -26,7 +26,7 @@ REQUESTS = [
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     folder: Path = tiny_models.save(POCKET, tmp_path_factory.mktemp("pocket") / "model")
-    return Backbone.open(folder, device="cpu")
+    return open_backbone(folder, device="cpu")
 
 
 def images(backbone: Backbone, requests: list[Request], settings: Settings, **how: object) -> torch.Tensor:

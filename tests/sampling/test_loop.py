@@ -14,7 +14,8 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, Condition, open_backbone
+from dpt.backbone.noise import DDPMSchedule
 from dpt.sampling.guidance import classifier_free, conditional, guides_at, mix
 from dpt.sampling.loop import denoise
 from dpt.sampling.options import Guidance, Interval
@@ -40,7 +41,7 @@ def models(
     folder = tiny_models.save(model, tmp_path_factory.mktemp(model.name) / "model")
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline, Backbone.open(folder, device="cpu")
+    return pipeline, open_backbone(folder, device="cpu")
 
 
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
@@ -64,10 +65,10 @@ def test_guided_sampling_equals_the_pipeline(
         output_type="pt",
         callback_on_step_end=lambda pipe, step, t, tensors: last.update(tensors) or {},
     ).images
-    states = backbone.encode_text(PROMPTS).states
-    negative = backbone.encode_text(["a red star"] * 2).states
+    condition = backbone.encode_text(PROMPTS)
+    negative = backbone.encode_text(["a red star"] * 2)
     latents = denoise(
-        classifier_free(backbone.predict, states, negative, 5.0, rescale=rescale),
+        classifier_free(backbone.predict, condition, negative, 5.0, rescale=rescale),
         make_scheduler(scheduler, backbone.scheduler_config),
         noise,
         STEPS,
@@ -78,28 +79,33 @@ def test_guided_sampling_equals_the_pipeline(
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
 
 
+def constant(*shape: int, value: float = 0.0) -> Condition:
+    states = torch.full(shape, value)
+    return Condition(states, states[:, 0])
+
+
 def test_guidance_is_the_line_through_both_predictions() -> None:
-    def predict(x: torch.Tensor, t: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        return x * states.mean(dim=(1, 2)).reshape(-1, 1, 1, 1) + t
+    def predict(x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
+        return x * condition.states.mean(dim=(1, 2)).reshape(-1, 1, 1, 1) + t
 
     x, t = torch.randn(2, 4, 3, 3), torch.tensor(7)
-    states, negative = torch.full((2, 5, 6), 2.0), torch.full((2, 5, 6), 3.0)
-    at = {scale: classifier_free(predict, states, negative, scale)(x, t) for scale in (0.0, 1.0, 4.0)}
+    condition, negative = constant(2, 5, 6, value=2.0), constant(2, 5, 6, value=3.0)
+    at = {scale: classifier_free(predict, condition, negative, scale)(x, t) for scale in (0.0, 1.0, 4.0)}
     torch.testing.assert_close(at[0.0], conditional(predict, negative)(x, t))
-    torch.testing.assert_close(at[1.0], conditional(predict, states)(x, t))
+    torch.testing.assert_close(at[1.0], conditional(predict, condition)(x, t))
     torch.testing.assert_close(at[4.0], 3 * x + 7 + 4 * (2 * x - 3 * x))
 
 
 def test_no_guidance_costs_one_prediction_per_image() -> None:
     seen = []
 
-    def predict(x: torch.Tensor, t: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    def predict(x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
         seen.append(len(x))
         return x
 
-    states = torch.zeros(3, 2, 2)
+    condition = constant(3, 2, 2)
     for scale in (1.0, 2.0):
-        classifier_free(predict, states, states, scale)(torch.zeros(3, 4, 2, 2), torch.tensor(0))
+        classifier_free(predict, condition, condition, scale)(torch.zeros(3, 4, 2, 2), torch.tensor(0))
     assert seen == [3, 6]
 
 
@@ -119,17 +125,19 @@ def test_guidance_keeps_to_its_interval() -> None:
     """In steps: DDIM's are evenly spread, so half of the noise levels are half of the steps."""
     asked: list[int] = []
 
-    def predict(x: torch.Tensor, t: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    def predict(x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
         asked.append(len(x))
         return torch.zeros_like(x)
 
-    states = torch.zeros(1, 2, 2)
+    condition = constant(1, 2, 2)
     for spacing in ("leading", "trailing"):
         for start, end, expected in ((0.0, 1.0, [2] * 10), (0.3, 0.5, [1] * 3 + [2] * 2 + [1] * 5)):
             asked.clear()
-            when = guides_at(Guidance(5.0, Interval(start, end)), 1000)
+            when = guides_at(Guidance(5.0, Interval(start, end)), DDPMSchedule({}))
             scheduler = make_scheduler("ddim", {"timestep_spacing": spacing})
-            denoise(classifier_free(predict, states, states, 5.0, when=when), scheduler, torch.randn(1, 4, 2, 2), 10)
+            denoise(
+                classifier_free(predict, condition, condition, 5.0, when=when), scheduler, torch.randn(1, 4, 2, 2), 10
+            )
             assert asked == expected
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dpt.adapter import Adapter
-from dpt.backbone import Backbone, Condition
+from dpt.backbone import Backbone, Condition, open_backbone
 from dpt.errors import UserError
 from dpt.sampling.draw import Request, Settings, draw
 from dpt.sampling.guidance import Denoiser
@@ -60,7 +60,7 @@ class World:
 
 
 def made(model: TinyModel, folder: Path) -> World:
-    backbone = Backbone.open(tiny_models.save(model, folder), device="cpu")
+    backbone = open_backbone(tiny_models.save(model, folder), device="cpu")
     noise = torch.randn(2, 4, *backbone.default_latent_size, generator=torch.Generator().manual_seed(3))
     text = backbone.encode_text([PROMPT, "two green stars"])
     return World(backbone, tiny_adapter(backbone), text, backbone.encode_text(["blue", ""]), noise)
@@ -125,7 +125,7 @@ def test_norms_are_each_pictures_own(target: str, world: World) -> None:
     direction = unit(world.slope(z, FIRST))
     positive = by_hand.prediction(world.backbone, z, t, world.text)
     a = world.backbone.noise.alphas_cumprod[FIRST]
-    v = world.backbone.prediction_type == "v_prediction"
+    v = world.backbone.noise.prediction_type == "v_prediction"
     noise = (1 - a).sqrt() * z + a.sqrt() * positive if v else positive
     wanted = {"unit": 4 * direction, "relative": 0.3 * length(noise) * direction,
               "rms": 0.3 * z[0].numel() ** 0.5 * direction}  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, open_backbone
 from dpt.score.matching import CLEAN_AT, Scorer, frozen
 from tests import tiny_models
 from tests.checkpoints.making import SCALED, tiny_adapter
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def backbone(folder: Path) -> Backbone:
-    return Backbone.open(folder, device="cpu")
+    return open_backbone(folder, device="cpu")
 
 
 def latents(seed: int = 0) -> torch.Tensor:
@@ -46,13 +46,13 @@ def test_score_and_gradient_are_those_of_the_formula(layers: int, backbone: Back
 def test_the_pass_that_was_read_goes_on_to_the_prediction(backbone: Backbone) -> None:
     text, t = backbone.encode_text(TEXTS), torch.tensor(300)
     found = Scorer(backbone, tiny_adapter(backbone)).slope(latents(), t, text)
-    whole = backbone.predict(latents(), t, text.states)
+    whole = backbone.predict(latents(), t, text)
     torch.testing.assert_close(backbone.finish(found.paused), whole, rtol=0, atol=1e-6)
     assert not backbone.finish(found.paused).requires_grad
 
 
 def test_no_parameter_is_given_a_gradient_or_changed_in_kind(backbone: Backbone) -> None:
-    filled(backbone.unet, SCALED)
+    filled(backbone, SCALED)
     adapter = tiny_adapter(backbone).train()
     trained = [p for part in (adapter, backbone.unet) for p in part.parameters() if p.requires_grad]
     assert len(trained) > len(list(adapter.parameters()))
@@ -98,5 +98,6 @@ def test_parts_are_the_inverse_of_the_mixture(backbone: Backbone) -> None:
             at = torch.full((2,), t)
             z = backbone.noise.add_noise(clean, noise, at)
             for given in (at, at[0]):
-                found = backbone.noise.parts(z, backbone.noise.target(clean, noise, at), given)
+                output = backbone.noise.target(clean, noise, at)
+                found = backbone.noise.x0(z, output, given), backbone.noise.eps(z, output, given)
                 torch.testing.assert_close(found, (clean, noise), rtol=0, atol=1e-3)

@@ -9,7 +9,7 @@ import published_schedule
 import pytest
 import torch
 
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, open_backbone
 from dpt.backbone.rng import SampleRNG
 from dpt.data.example import collate
 from tests.training import tiny_stage1, tiny_stage2
@@ -17,7 +17,7 @@ from tests.training import tiny_stage1, tiny_stage2
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return Backbone.open(tiny_stage1.model(tmp_path_factory.mktemp("model")), device="cpu")
+    return open_backbone(tiny_stage1.model(tmp_path_factory.mktemp("model")), device="cpu")
 
 
 def both(one: Any) -> list[tuple[dict[str, float], dict[str, torch.Tensor]]]:

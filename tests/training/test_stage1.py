@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dpt.adapter.io.native import load_adapter
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, open_backbone
 from dpt.backbone.rng import SampleRNG
 from dpt.data.example import Batch, collate
 from dpt.errors import UserError
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def backbone(folder: Path) -> Backbone:
-    return Backbone.open(folder, device="cpu")
+    return open_backbone(folder, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +107,9 @@ def test_six_calls_one_by_one_give_the_same_losses(backbone: Backbone, batch: Ba
 
     def read(pictures: torch.Tensor, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         text = backbone.encode_text(texts)
-        z = backbone.add_noise(backbone.encode_images(pictures), noise, t)
-        vectors = one.adapter(backbone.features(z, t, text.states, FEATURE), t).matching
-        return vectors, text.pooled
+        z = backbone.noise.add_noise(backbone.encode_images(pictures), noise, t)
+        vectors = one.adapter(backbone.features(z, t, text, FEATURE)[0], t).matching
+        return vectors, text.match
 
     with torch.no_grad():
         calls = [

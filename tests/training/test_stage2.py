@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from dpt.adapter.io.native import load_adapter
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, open_backbone
 from dpt.backbone.rng import SampleRNG
+from dpt.backbone.unet_features import block_of
 from dpt.data.example import Batch, collate
 from dpt.data.pairs import HARD, TRUE
 from dpt.errors import UserError
 from dpt.lora import LoraConfig
-from dpt.lora.config import block_of
 from dpt.lora.io import attach_lora, read_lora
 from dpt.training.engine import checkpoint
 from dpt.training.engine.task import Task
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def opened(folder: Path) -> Backbone:
-    return Backbone.open(folder, device="cpu")
+    return open_backbone(folder, device="cpu")
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_the_losses_are_those_of_separate_passes(backbone: Backbone, batch: Batc
     assert found.keys() - {"cardinality_error"} == SIX | {"mse"}
     seen = add_noise_to_batch(backbone, batch, (DENOISED,), SampleRNG(1, range(3)), NoiseConfig())
     predicted = backbone.predict(*seen.of((DENOISED,)))
-    target = backbone.target(seen.z[TRUE], seen.noise, seen.t)
+    target = backbone.noise.target(seen.z[TRUE], seen.noise, seen.t)
     assert float(found["mse"].detach()) == pytest.approx(float((predicted - target).square().mean().detach()), rel=1e-5)
     with torch.no_grad():
         every = one.learning.losses(*_features(one, batch), batch, torch.tensor(3.0))
@@ -151,7 +151,7 @@ def _features(one: Stage2, batch: Batch) -> tuple[Any, ...]:
 
     pairs = pairs_of(batch)
     seen = add_noise_to_batch(one.backbone, batch, pairs, SampleRNG(1, range(len(batch))), NoiseConfig())
-    read = [one.backbone.features(*seen.of((pair,)), FEATURE) for pair in pairs]
+    read = [one.backbone.features(*seen.of((pair,)), FEATURE)[0] for pair in pairs]
     return torch.cat(read), seen.t.repeat(len(pairs)), seen.texts
 
 
@@ -174,7 +174,7 @@ def test_mending_leads_from_the_hard_negative_to_the_true_picture(backbone: Back
     found = losses_of(one, batch)
     seen = add_noise_to_batch(backbone, batch, (MENDED,), SampleRNG(1, range(3)), NoiseConfig())
     with torch.no_grad():
-        foreseen, _ = backbone.noise.parts(seen.noisy[HARD], backbone.predict(*seen.of((MENDED,))), seen.t)
+        foreseen = backbone.noise.x0(seen.noisy[HARD], backbone.predict(*seen.of((MENDED,))), seen.t)
     missing = (foreseen - seen.z[TRUE]).square().flatten(1).mean(dim=1)
     assert backbone.noise.prediction_type == "v_prediction"
     by_hand = ((1 - backbone.noise.alphas_cumprod[seen.t]) * missing).mean()

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from dpt.adapter import Adapter, config_for
 from dpt.adapter.phrase_encoder import BackbonePhraseEncoder
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, open_backbone
 from dpt.data.images import Framing
 from dpt.data.scenes.source import SceneSource
 from dpt.data.scenes.world import POCKET_WORLD
@@ -36,7 +36,7 @@ def task(backbone: Backbone, validation: int = 6, adapter: Mapping[str, Any] | N
     width = backbone.text_width
     shape = {**SMALL, "text_encoder_type": "backbone", **(adapter or {})}
     torch.manual_seed(0)
-    built = Adapter(config_for(backbone.unet.config, FEATURE, width, width, **shape))
+    built = Adapter(config_for(backbone, FEATURE, width, **shape))
     held_out = Stream(SceneSource(POCKET_WORLD, 0, "val", FRAMING, validation), 0, shuffle=False)
     return Stage1(backbone, built, BackbonePhraseEncoder(backbone), {"scenes": held_out}, val_batch_size=4, **changes)
 
@@ -60,5 +60,5 @@ def losses(root: Path) -> list[dict[str, float]]:
 
 
 if __name__ == "__main__":  # python -m tests.training.tiny_stage1 MODEL ROOT BATCH: one process of several
-    opened = Backbone.open(sys.argv[1], device="cpu")
+    opened = open_backbone(sys.argv[1], device="cpu")
     loop(Path(sys.argv[2]), task(opened, adapter={"dropout": 0.0}), train_batch_size=int(sys.argv[3])).run()

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from dpt.adapter import Adapter, config_for
 from dpt.adapter.phrase_encoder import BackbonePhraseEncoder
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, open_backbone
 from dpt.data.scenes.source import SceneSource
 from dpt.data.scenes.world import POCKET_WORLD
 from dpt.data.stream import Stream
@@ -41,14 +41,14 @@ def task(
     width = backbone.text_width
     torch.manual_seed(0)
     shape = {**SMALL, "text_encoder_type": "backbone", "dropout": 0.0, **(adapter or {})}
-    built = Adapter(config_for(backbone.unet.config, FEATURE, width, width, **shape))
-    added = Lora(backbone.unet, lora or LoraConfig(rank=2), seed=0)
+    built = Adapter(config_for(backbone, FEATURE, width, **shape))
+    added = Lora(backbone, lora or LoraConfig(rank=2), seed=0)
     options = Stage2Config(**{"val_batch_size": 4, **how})
     return Stage2(backbone, built, added, BackbonePhraseEncoder(backbone), held_out(validation), options)
 
 
 def control(backbone: Backbone, lora: LoraConfig | None = None, **changes: Any) -> PlainLora:
-    added = Lora(backbone.unet, lora or LoraConfig(rank=2), seed=0)
+    added = Lora(backbone, lora or LoraConfig(rank=2), seed=0)
     return PlainLora(backbone, added, held_out(), val_batch_size=4, **changes)
 
 
@@ -59,5 +59,5 @@ def loop(root: Path, built: Task, **changes: Any) -> Loop:
 
 
 if __name__ == "__main__":  # python -m tests.training.tiny_stage2 MODEL ROOT BATCH: one process of several
-    opened = Backbone.open(sys.argv[1], device="cpu")
+    opened = open_backbone(sys.argv[1], device="cpu")
     loop(Path(sys.argv[2]), task(opened), train_batch_size=int(sys.argv[3])).run()

@@ -48,7 +48,7 @@ def open_matching(checkpoint: Path | None, model: str) -> MatchingScorer | None:
     """The adapter there, and the model as that adapter was trained to read it: with its LoRA, if it has one."""
     if checkpoint is None:
         return None
-    from dpt.backbone import Backbone
+    from dpt.backbone import open_backbone
     from dpt.checkpoints import open_checkpoint
     from dpt.score.matching import MatchingScorer
     from dpt.weights import content_hash
@@ -56,7 +56,7 @@ def open_matching(checkpoint: Path | None, model: str) -> MatchingScorer | None:
     opened = open_checkpoint(checkpoint)
     if opened.adapter is None:
         fail(f"{checkpoint} has no adapter, whose score --itm asks for")
-    backbone = Backbone.open(model_location(model), dtype="float32")
+    backbone = open_backbone(model_location(model), dtype="float32")
     if lora := opened.attach(backbone):
         lora.merge()
     digest = content_hash({**opened.adapter.state_dict(), **(opened.lora.tensors if opened.lora else {})})

@@ -135,14 +135,14 @@ def what_is_asked(options: RunOptions) -> dict[str, Any]:
 
 def open_method(method: Method, options: RunOptions) -> tuple[Backbone, Adapter | None, dict[str, Any]]:
     """The model as that method has it, the adapter if it reads by one, and what they are made of."""
-    from dpt.backbone import Backbone
+    from dpt.backbone import open_backbone
     from dpt.checkpoints import open_checkpoint
     from dpt.embedded import model_location
     from dpt.records import to_plain
     from dpt.weights import content_hash
 
     dtype = "float32" if options.mixed_precision == "no" else options.mixed_precision
-    backbone = Backbone.open(model_location(options.pretrained_model_name_or_path), dtype=dtype)
+    backbone = open_backbone(model_location(options.pretrained_model_name_or_path), dtype=dtype)
     made_of: dict[str, Any] = {"model": backbone.model_hash}
     if method.checkpoint is None:
         return backbone, None, made_of

@@ -60,7 +60,7 @@ def _cache(options: CacheOptions) -> None:
     _check(options)
     import torch
 
-    from dpt.backbone import Backbone
+    from dpt.backbone import open_backbone
     from dpt.cli.train.data import BESIDE, side
     from dpt.data.cache.contents import cache_contents
     from dpt.data.cache.latents import CachedLatents, LatentsMaker
@@ -72,7 +72,7 @@ def _cache(options: CacheOptions) -> None:
 
     root = DataRoot(options.root)
     found = cache_contents(root, options.texts, options.random_flip)
-    backbone = Backbone.open(
+    backbone = open_backbone(
         model_location(options.pretrained_model_name_or_path),
         revision=options.revision,
         dtype="float32" if options.mixed_precision == "no" else options.mixed_precision,

@@ -91,10 +91,10 @@ def measure(options: MeasureOptions) -> None:
     for name in ("prompts", "per_prompt", "num_timesteps"):
         if getattr(options, name) < 1:
             fail(f"--{name} must be at least 1, not {getattr(options, name)}")
-    from dpt.backbone import Backbone
+    from dpt.backbone import open_backbone
     from dpt.pocket.measure import measure as measure_pocket
     from dpt.sampling.draw import Settings
 
     settings = Settings(options.num_timesteps, options.guidance_scale, options.scheduler)
-    backbone = Backbone.open(options.model)
+    backbone = open_backbone(options.model)
     print(measure_pocket(backbone, options.out, options.prompts, options.seed, settings, options.per_prompt))

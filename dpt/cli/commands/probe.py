@@ -13,8 +13,7 @@ from dpt.embedded import EMBEDDED
 from dpt.errors import fail
 
 if TYPE_CHECKING:
-    from dpt.backbone import Backbone
-    from dpt.backbone.noise import NoiseSchedule
+    from dpt.backbone import Backbone, NoiseSchedule
     from dpt.data.stream import Stream
     from dpt.probes.report import ProbeResult
 
@@ -58,11 +57,11 @@ class ProbeOptions:
 
 def probe(options: ProbeOptions) -> None:
     check(options)
-    from dpt.backbone import Backbone
+    from dpt.backbone import open_backbone
     from dpt.embedded import model_location
 
     dtype = "float32" if options.mixed_precision == "no" else options.mixed_precision
-    backbone = Backbone.open(
+    backbone = open_backbone(
         model_location(options.pretrained_model_name_or_path), revision=options.revision, dtype=dtype
     )
     check_timesteps(options, backbone.noise)

@@ -115,12 +115,12 @@ draws with
 
 ```python
 from pathlib import Path
-from dpt.backbone import Backbone
+from dpt.backbone import open_backbone
 from dpt.lora.store import attach_lora, read_lora
 from huggingface_hub import snapshot_download
 
 folder = Path(snapshot_download("{name}")){lora}
-backbone = Backbone.open(BASE)
+backbone = open_backbone(BASE)
 attach_lora(backbone, read_lora(folder), str(folder)).merge()
 ```"""
 

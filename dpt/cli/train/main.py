@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpt.cli.common.console import parse_options, plain_warnings
 from dpt.cli.train.options import NEVER_READ, AdapterOptions, ObjectiveOptions, TrainOptions, warn_unused_flags
-from dpt.cli.train.setup import open_backbone, recorded, settings_for, start_processes
+from dpt.cli.train.setup import open_training_backbone, recorded, settings_for, start_processes
 from dpt.errors import UserError, fail, run_command
 from dpt.training.engine.interrupts import EXIT_STOPPED
 
@@ -50,10 +50,10 @@ def run(options: TrainOptions, builder: str) -> Outcome:
     if options.optimisation.use_8bit_adam:
         require_eight_bit(accelerator.device)
     hub = open_hub(options.hub, options.root) if accelerator.is_main_process else None
-    backbone = open_backbone(options, accelerator)
+    backbone = open_training_backbone(options, accelerator)
     framing = framing_of(options.data, backbone)
     cache = open_cache(options.data, framing, backbone)
-    backbone.known_texts = cache.texts
+    backbone.text_cache = cache.texts
     source, validation = open_data(options.data, framing, options.optimisation.seed, cache.latents)
     module, function = builder.split(":")
     task, begun_with = getattr(import_module(module), function)(options, backbone, validation)

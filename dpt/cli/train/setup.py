@@ -105,15 +105,15 @@ def start_processes(options: TrainOptions) -> Accelerator:
     return accelerator
 
 
-def open_backbone(options: TrainOptions, accelerator: Accelerator) -> Backbone:
-    from dpt.backbone import Backbone
+def open_training_backbone(options: TrainOptions, accelerator: Accelerator) -> Backbone:
+    from dpt.backbone import open_backbone
     from dpt.backbone.speedups import apply_speedups
 
     model = options.model
     # A launcher that was told nothing says "no", so its "no" asks for nothing.
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     asked = model.mixed_precision or (None if launched == "no" else launched)
-    backbone = Backbone.open(
+    backbone = open_backbone(
         model_location(model.pretrained_model_name_or_path),
         revision=model.revision,
         device=accelerator.device,
@@ -136,4 +136,4 @@ def use_xformers(backbone: Backbone) -> None:
         why = "runs on GPUs only" if backbone.device.type == "cpu" else "is not installed"
         warnings.warn(f"xformers {why}: using PyTorch's own attention", stacklevel=2)
         return
-    backbone.unet.enable_xformers_memory_efficient_attention()
+    backbone.network.enable_xformers_memory_efficient_attention()

@@ -64,7 +64,7 @@ def stage2(options: Stage2Options, backbone: Backbone, validation: Validation) -
     size, checkpointing = options.data.val_batch_size, options.model.gradient_checkpointing
     noise = noise_of(options.objective)
     if told.plain_lora:
-        lora = Lora(backbone.unet, config, options.optimisation.seed)
+        lora = Lora(backbone, config, options.optimisation.seed)
         return PlainLora(backbone, lora, validation, denoising, noise, size, checkpointing), {}
     adapter, phrases, identity = open_adapter(options, backbone, strict=True)
     if options.adapter.qformer_ckpt is None:
@@ -78,7 +78,7 @@ def stage2(options: Stage2Options, backbone: Backbone, validation: Validation) -
         size,
         score_grounding=not options.objective.no_detection,
     )
-    lora = Lora(backbone.unet, config, options.optimisation.seed)
+    lora = Lora(backbone, config, options.optimisation.seed)
     return Stage2(backbone, adapter, lora, phrases, validation, how), identity
 
 
@@ -106,9 +106,8 @@ def open_adapter(
 def config_of(told: AdapterOptions, unet_feature: str, backbone: Backbone, phrases: PhraseEncoder) -> AdapterConfig:
     shape = {name: getattr(told, name) for name in SHAPE}
     return config_for(
-        backbone.unet.config,
+        backbone,
         unet_feature,
-        backbone.text_width,
         phrases.width,
         **shape,
         contrastive_align_loss=not told.no_contrastive_align_loss,

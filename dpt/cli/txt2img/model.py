@@ -11,7 +11,7 @@ from typing import Any
 from dpt.adapter import Adapter, AdapterConfig
 from dpt.adapter.io.native import config_at
 from dpt.adapter.io.published import FILE_NAME, config_of, read_published
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, open_backbone
 from dpt.backbone.speedups import apply_speedups
 from dpt.checkpoints import Checkpoint, open_checkpoint
 from dpt.cli.txt2img.options import NONE, Options, ShapeOptions
@@ -59,7 +59,7 @@ class TunedModel:
 
 
 def open_tuned_model(options: Options, model: str, device: str, default_ckpt: Path | None) -> TunedModel:
-    backbone = Backbone.open(model, revision=options.revision, device=device, dtype=options.dtype)
+    backbone = open_backbone(model, revision=options.revision, device=device, dtype=options.dtype)
     path = default_ckpt if options.ckpt is None else None if options.ckpt == NONE else Path(options.ckpt)
     if path is None:
         if options.shape.told:

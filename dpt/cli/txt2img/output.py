@@ -58,7 +58,7 @@ def write_record(
 ) -> None:
     """All that is needed to draw these pictures again."""
     backbone = trained.backbone
-    height, width = (side * backbone.downscale_factor for side in backbone.latent_size(*options.size))
+    height, width = (side * backbone.vae_scale_factor for side in backbone.latent_size(*options.size))
     numbered = options.prompts_file is not None
     record: dict[str, Any] = {
         **({"prompts": list(prompts)} if numbered else {"prompt": prompts[0]}),
@@ -70,7 +70,7 @@ def write_record(
             "name": options.pretrained_model_name_or_path,
             "revision": options.revision,
             "sha256": backbone.model_hash,
-            "prediction_type": backbone.prediction_type,
+            "prediction_type": backbone.noise.prediction_type,
         },
         "checkpoint": trained.described(),
         "device": str(backbone.device),

@@ -15,6 +15,7 @@ from dpt.data.cache.storage import CachePart, ShardMetadata
 FOLDER = "texts"
 
 STATES, POOLED = "states", "pooled"
+"""Tensors on disk: `Condition.states` and `Condition.match`."""
 
 
 class TextsMaker(PartMaker):
@@ -44,7 +45,7 @@ class TextsMaker(PartMaker):
         for batch in batches:
             text = self.backbone.encode_text(batch)
             nothing: ShardMetadata = []
-            yield [(one, nothing) for one in batch], {STATES: text.states, POOLED: text.pooled}, {}
+            yield [(one, nothing) for one in batch], {STATES: text.states, POOLED: text.match}, {}
 
 
 class CachedTexts:

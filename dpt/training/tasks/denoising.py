@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dpt.backbone import Backbone
-from dpt.backbone.features import PartialForward, block_names
+from dpt.backbone.base import PartialForward
 from dpt.backbone.rng import SampleRNG
 from dpt.data.example import CAPTION_ONLY, Batch, ExampleParts
 from dpt.data.pairs import CAPTION, HARD, TRUE, Pair
@@ -17,7 +17,7 @@ from dpt.data.stream import Stream
 from dpt.errors import UserError
 from dpt.lora import Lora
 from dpt.lora.io import save_lora
-from dpt.objectives.denoising import denoising_loss, min_snr_weight_at
+from dpt.objectives.denoising import denoising_loss, min_snr_weight
 from dpt.probes.denoising import denoising_error
 from dpt.training.engine.task import Tally
 from dpt.training.tasks.memory import tuning_memory
@@ -50,7 +50,7 @@ class Denoising:
         """Where `detach_after` stands along the forward pass."""
         if self.detach_after is None:
             return None
-        known = block_names(backbone.unet.config)
+        known = backbone.blocks()
         if self.detach_after not in known:
             raise UserError(f"--detach_unet_feature is one of {', '.join(known)}, not {self.detach_after!r}")
         return known[self.detach_after]
@@ -66,15 +66,14 @@ class Denoising:
         fact, the nearest right picture is the one that has this fact right. The less noise, the less is left to mend:
         hence the weight.
         """
-        target, spread = backbone.noise.leading_to(seen.z[TRUE], seen.noisy[HARD], seen.t)
+        target, spread = backbone.noise.leading_to(seen.z[TRUE], seen.noisy[HARD], seen.t)  # type: ignore[attr-defined]
         return denoising_loss(backbone.finish(at, self.block(backbone)), target, spread**4)
 
     def loss(self, backbone: Backbone, predicted: Tensor, seen: NoisedBatch) -> Tensor:
         weight = seen.weights
         if self.snr_gamma is not None:
-            noise = backbone.noise
-            weight = weight * min_snr_weight_at(noise.alphas_cumprod, seen.t, self.snr_gamma, noise.prediction_type)
-        return denoising_loss(predicted, backbone.target(seen.z[TRUE], seen.noise, seen.t), weight)
+            weight = weight * min_snr_weight(backbone.noise.snr(seen.t), self.snr_gamma, backbone.noise.prediction_type)
+        return denoising_loss(predicted, backbone.noise.target(seen.z[TRUE], seen.noise, seen.t), weight)
 
 
 def need_captions(batch: Batch) -> None:
@@ -105,7 +104,7 @@ class PlainLora:
         self.validation, self.val_batch_size = validation or {}, val_batch_size
         self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
-            backbone.unet.enable_gradient_checkpointing()
+            backbone.network.enable_gradient_checkpointing()
 
     @property
     def parts(self) -> ExampleParts:

@@ -94,11 +94,11 @@ class Discriminative:
     def match_losses(self, decoded: Tensor, texts: Mapping[str, Condition]) -> dict[str, Tensor]:
         """L_i2t and L_t2i, from what was decoded for the pairs of MATCHING, (5,B,Q,d)."""
         vectors = self.adapter.matching_head(decoded.flatten(0, 1)).unflatten(0, decoded.shape[:2]).transpose(0, 1)
-        captions = torch.stack([texts[kind].pooled for kind in (CAPTION, HARD_CAPTION, RANDOM_CAPTION)], dim=1)
+        captions = torch.stack([texts[kind].match for kind in (CAPTION, HARD_CAPTION, RANDOM_CAPTION)], dim=1)
         scale = self.adapter.scale
         return {
             "i2t": image_to_text_loss(vectors[:, [0, 1, 2]], captions, scale),
-            "t2i": text_to_image_loss(vectors[:, [0, 3, 4]], texts[CAPTION].pooled, scale),
+            "t2i": text_to_image_loss(vectors[:, [0, 3, 4]], texts[CAPTION].match, scale),
         }
 
     def ground_losses(

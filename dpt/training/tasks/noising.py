@@ -43,11 +43,11 @@ class NoisedBatch:
     noisy: Tensor  # (kinds,B,C,h,w), z_t
     weights: Tensor  # (B,), of the denoising loss
 
-    def of(self, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, Tensor]:
-        """z_t, t and text states of each pair, (pairs*B,...): what one forward of the UNet takes."""
+    def of(self, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, Condition]:
+        """z_t, t and condition of each pair, (pairs*B,...): what one forward of the network takes."""
         z = torch.cat([self.noisy[pair.picture] for pair in pairs])
-        states = torch.cat([self.texts[pair.text].states for pair in pairs])
-        return z, self.t.repeat(len(pairs)), states
+        condition = Condition.stack([self.texts[pair.text] for pair in pairs])
+        return z, self.t.repeat(len(pairs)), condition
 
 
 @torch.no_grad()
@@ -63,8 +63,10 @@ def add_noise_to_batch(
     noise = chance.normal(shape, "noise")
     if how.noise_offset:
         noise = noise + how.noise_offset * chance.normal((shape[0], 1, 1), "noise offset")
-    t = chance.integers(backbone.noise.num_timesteps, "timestep")
+    t = backbone.noise.sample_t(chance)
     if how.fix_timestep is not None:
         t = torch.full_like(t, how.fix_timestep)
     noise, t = noise.to(z.device, non_blocking=True), t.to(z.device, non_blocking=True)
-    return NoisedBatch(texts, z, noise, t, torch.stack([backbone.add_noise(one, noise, t) for one in z]), batch.weights)
+    return NoisedBatch(
+        texts, z, noise, t, torch.stack([backbone.noise.add_noise(one, noise, t) for one in z]), batch.weights
+    )

@@ -64,9 +64,9 @@ class Stage1:
         if not pairs:
             raise UserError("the losses that the data allow all weigh 0: there is nothing to learn")
         seen = add_noise_to_batch(self.backbone, batch, pairs, chance, self.noise)
-        z, t, states = seen.of(pairs)
+        z, t, condition = seen.of(pairs)
         with torch.no_grad():
-            features = self.backbone.features(z, t, states, self.adapter.config.unet_feature)
+            features, _ = self.backbone.features(z, t, condition, self.adapter.config.unet_feature)
         return self.learning.losses(features, t, seen.texts, batch, share)
 
     def validate(self, part: int, parts: int) -> Tally:

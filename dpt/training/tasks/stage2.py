@@ -12,13 +12,11 @@ from dpt.adapter import Adapter
 from dpt.adapter.io.native import save_adapter
 from dpt.adapter.phrase_encoder import PhraseEncoder
 from dpt.backbone import Backbone
-from dpt.backbone.features import block_names, parse_feature
 from dpt.backbone.rng import SampleRNG
 from dpt.data.example import Batch, ExampleParts
 from dpt.data.stream import Stream
 from dpt.errors import UserError
 from dpt.lora import Lora
-from dpt.lora.config import block_of
 from dpt.probes.denoising import denoising_error
 from dpt.probes.probe import Probe
 from dpt.training.engine.task import Tally
@@ -77,7 +75,7 @@ class Stage2:
         self.detach_after = self.how.denoising.block(backbone)
         self._check_reached()
         if self.how.gradient_checkpointing:
-            backbone.unet.enable_gradient_checkpointing()
+            backbone.network.enable_gradient_checkpointing()
         self.validation = validation or {}
         self.probe = None
         if validation:
@@ -88,9 +86,9 @@ class Stage2:
         """What is past the feature learns by denoising alone."""
         if any(self.weights[name] for name in (MSE, MEND)):
             return
-        unet = self.backbone.unet.config
-        last, known = parse_feature(unet, self.adapter.config.unet_feature).deepest, block_names(unet)
-        if not any(known[block] <= last for block in map(block_of, self.lora.places) if block is not None):
+        last, known = self.backbone.feature_spec(self.adapter.config.unet_feature).deepest, self.backbone.blocks()
+        lora_blocks = map(self.backbone.block_of, self.lora.places)
+        if not any(known[block] <= last for block in lora_blocks if block is not None):
             raise UserError(
                 f"--lora_blocks {' '.join(self.lora.config.blocks)} are past {self.adapter.config.unet_feature}, where "
                 "only the denoising loss reaches, and --mse_loss_coef is 0: the LoRA would learn nothing"
@@ -123,7 +121,7 @@ class Stage2:
             raise UserError("the losses that the data allow all weigh 0: there is nothing to learn")
         seen = add_noise_to_batch(self.backbone, batch, pairs, chance, self.how.noise)
         feature = self.adapter.config.unet_feature
-        features, at = self.backbone.begin(*seen.of(pairs), feature, self.detach_after)
+        features, at = self.backbone.features(*seen.of(pairs), feature, self.detach_after)
         losses: dict[str, Tensor] = {}
         if read:
             rows = len(read) * len(batch)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dpt.adapter import Adapter, config_for
 from dpt.adapter.io.native import save_adapter
-from dpt.backbone import Backbone
+from dpt.backbone import open_backbone
 from tests import tiny_models, tiny_roberta
 from tests.training import tiny_stage1
 
@@ -73,11 +73,11 @@ def widened(told: dict[str, Any]) -> dict[str, Any]:
 
 def adapter(model: Path, folder: Path) -> Path:
     """Of the shape that the tables' commands ask for, with other weights than theirs begin with."""
-    backbone = Backbone.open(model, device="cpu")
+    backbone = open_backbone(model, device="cpu")
     shape = {**tiny_stage1.SMALL, "text_encoder_type": "backbone"}
     torch.manual_seed(77)
     width = backbone.text_width
-    built = Adapter(config_for(backbone.unet.config, tiny_stage1.FEATURE, width, width, **shape))
+    built = Adapter(config_for(backbone, tiny_stage1.FEATURE, width, **shape))
     save_adapter(built, folder, **backbone.origin("tiny"))
     return folder
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tyro
 
-from dpt.backbone import Backbone
+from dpt.backbone import open_backbone
 from dpt.checkpoints import open_checkpoint
 from dpt.checkpoints.export import export
 from dpt.cli.common.console import parse_options
@@ -58,7 +58,7 @@ class Bench:
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     folder = tmp_path_factory.mktemp("places")
     model = tiny_models.save(tiny_models.POCKET, folder / "model")
-    result = tiny_result(Backbone.open(model, device="cpu"), folder / "result")
+    result = tiny_result(open_backbone(model, device="cpu"), folder / "result")
     export(open_checkpoint(result / "adapter"), "published", folder / "published")
     (folder / "prompts.txt").write_text("a star\ntwo circles\n")
     places = {

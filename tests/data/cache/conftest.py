@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, open_backbone
 from dpt.data.cache.contents import cache_contents
 from dpt.data.cache.latents import CachedLatents, LatentsMaker
 from dpt.data.cache.make import make
@@ -26,7 +26,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def backbone(model: Path) -> Backbone:
-    return Backbone.open(model, device="cpu")
+    return open_backbone(model, device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, open_backbone
 from dpt.backbone.rng import SampleRNG
 from dpt.data.cache.latents import CachedLatents
 from dpt.data.cache.storage import CachePart
@@ -202,7 +202,7 @@ def test_a_picture_that_was_changed_is_encoded_again(backbone: Backbone, root: D
 
 
 def test_latents_that_are_not_finite(model: Path, root: DataRoot) -> None:
-    backbone = Backbone.open(model, device="cpu")
+    backbone = open_backbone(model, device="cpu")
     backbone.vae.quant_conv.bias[0] = torch.inf
     with pytest.raises(DataError, match=r"what the model makes of 'train2014/COCO_.*\.jpg' is not finite"):
         make_latents(backbone, root)
@@ -214,10 +214,10 @@ def test_latents_that_are_not_finite(model: Path, root: DataRoot) -> None:
 KILLED = """
 import sys
 from pathlib import Path
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, open_backbone
 from dpt.data.files.root import DataRoot
 from tests.data.cache.conftest import make_latents
-make_latents(Backbone.open(sys.argv[1], device="cpu"), DataRoot(Path(sys.argv[2])), shard_bytes=1, workers=1)
+make_latents(open_backbone(sys.argv[1], device="cpu"), DataRoot(Path(sys.argv[2])), shard_bytes=1, workers=1)
 """
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from dpt.backbone import Backbone, Condition
+from dpt.backbone import Backbone, Condition, open_backbone
 from dpt.data.cache.contents import cache_contents
 from dpt.data.example import collate
 from dpt.data.files.reading import DataRoot
@@ -35,12 +35,12 @@ class Counting:
 @pytest.fixture
 def own(model: Path) -> Backbone:
     """To be changed."""
-    return Backbone.open(model, device="cpu")
+    return open_backbone(model, device="cpu")
 
 
 def same(found: Condition, expected: Condition) -> None:
     torch.testing.assert_close(found.states, expected.states, rtol=0, atol=1e-6)
-    torch.testing.assert_close(found.pooled, expected.pooled, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.match, expected.match, rtol=0, atol=1e-6)
 
 
 def test_cached_texts_are_not_encoded_and_others_are(own: Backbone, root: DataRoot) -> None:
@@ -48,7 +48,7 @@ def test_cached_texts_are_not_encoded_and_others_are(own: Backbone, root: DataRo
     texts = [*cache_contents(root, texts=True, random_flip=False).texts[:3], "never said", "nor this"]
     mixed = [texts[3], texts[0], texts[4], texts[1], texts[0], texts[3], texts[2]]
     expected = own.encode_text(mixed), own.encode_text(texts[:3]), own.encode_text(texts[3:])
-    own.known_texts, own.text_encoder = known, Counting(own.text_encoder)
+    own.text_cache, own.text_encoder = known, Counting(own.text_encoder)
     for prompts, encoded, text in zip((mixed, texts[:3], texts[3:]), (2, 0, 2), expected, strict=True):
         own.text_encoder.prompts = 0
         same(own.encode_text(prompts), text)
@@ -81,7 +81,7 @@ def test_the_task_reads_them(own: Backbone, root: DataRoot) -> None:
 
     plain = losses()
     known = make_texts(own, root)
-    own.known_texts, own.text_encoder = known, Counting(own.text_encoder)
+    own.text_cache, own.text_encoder = known, Counting(own.text_encoder)
     assert losses() == pytest.approx(plain, rel=1e-5, abs=1e-6)
     assert stage1.probe is not None and own.text_encoder.prompts == 0
     assert len(list(stage1.probe.answers_about(batch, [0, 1, 2, 3], "files"))) == 12
@@ -103,6 +103,6 @@ def test_a_corrupted_shard(own: Backbone, root: DataRoot) -> None:
     content[-1] ^= 128
     file.write_bytes(content)
     prompts: Sequence[str] = list(known.part.rows)
-    own.known_texts = known
+    own.text_cache = known
     with pytest.raises(DataError, match=r"shard-00000\.safetensors is corrupted"):
         own.encode_text(prompts)

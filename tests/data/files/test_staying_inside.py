@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dpt.backbone import Backbone
+from dpt.backbone import open_backbone
 from dpt.data.cache.latents import LatentsMaker
 from dpt.data.files.annotations import read_captions, read_expressions
 from dpt.data.files.hard_negatives import HardNegativeFolder, HardNegativeTable
@@ -78,7 +78,7 @@ def test_training_and_caching_follow_no_link_out(
     with pytest.raises(BrokenImageError, match=r"leads out of"):
         source.example(0)
     model = tiny_models.save(tiny_models.SD2_BASE, tmp_path_factory.mktemp("model"))
-    backbone = Backbone.open(model, device="cpu")
+    backbone = open_backbone(model, device="cpu")
     maker = LatentsMaker(backbone, sample.images(""), Framing(32), [f"train2014/{name}"], tmp_path / "cache")
     with pytest.raises(BrokenImageError, match=r"leads out of"), maker.builder.claimed():
         maker.write(maker.missing(print))
