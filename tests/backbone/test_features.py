@@ -133,14 +133,14 @@ def test_some_rows_go_on_to_the_output(model: TinyModel) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
-def test_two_passes_go_on_as_one(model: TinyModel) -> None:
+def test_joined_passes_finish_together(model: TinyModel) -> None:
     unet = unet_of(model)
     z, t, c = inputs(unet, (9, 7), rows=4)
     expected = unet(z, t, encoder_hidden_states=c).sample
     first, second = (read_feature(unet, z[rows], t[rows], c[rows], "up0")[1] for rows in (slice(1), slice(1, 4)))
     torch.testing.assert_close(finish_forward(unet, first.concat(second)), expected, rtol=0, atol=1e-6)
     further = read_feature(unet, z, t, c, "up1")[1]
-    with pytest.raises(ValueError, match="cannot go on with"):
+    with pytest.raises(ValueError, match="cannot join a forward pass after"):
         first.concat(further)
 
 

@@ -67,7 +67,7 @@ def test_nothing_changes(unet: Any, side: int, dtype: torch.dtype) -> None:
     unet.to(dtype)
     before = learnt(unet, side)
     use_memory_saving_layers(unet)
-    assert {"LeanConv", "LeanResnet", "LeanGate"} <= kinds(unet)
+    assert {"MemorySavingConv", "MemorySavingResnet", "MemorySavingGEGLU"} <= kinds(unet)
     assert not {"Conv2d", "ResnetBlock2D", "GEGLU"} & kinds(unet)
     same(before, learnt(unet, side))
 
