@@ -101,7 +101,7 @@ def opened(size: SizeName, policy: Policy, device: torch.device) -> Backbone:
 
 @torch.no_grad()
 def prediction(backbone: Backbone, drawing: Drawing) -> Tensor:
-    return backbone.predict(drawing.noise, 500, drawing.text.states).float()
+    return backbone.predict(drawing.noise, 500, drawing.text).float()
 
 
 if __name__ == "__main__":

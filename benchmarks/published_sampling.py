@@ -21,7 +21,7 @@ class PublishedState(StepHook):
         backbone, scorer, text = self.ours.backbone, self.ours.scorer, self.ours.text
         with torch.enable_grad():
             x = (z * call.scale).detach().requires_grad_()
-            feature, at = backbone.begin(x, call.t, text.states, scorer.adapter.config.unet_feature)
+            feature, at = backbone.features(x, call.t, text, scorer.adapter.config.unet_feature)
             backbone.finish(at)  # which is thrown away
             decoded = scorer.adapter.decode(feature, call.t.to(feature.device).expand(len(x)))
             scorer.adapter.grounding_head(decoded)

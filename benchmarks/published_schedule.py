@@ -29,7 +29,7 @@ def losses(task: Stage1 | Stage2, batch: Batch, chance: SampleRNG, share: Tensor
     decoded = []
     for pair in pairs_of(batch):
         with torch.set_grad_enabled(isinstance(task, Stage2)):
-            read, at = backbone.begin(*seen.of((pair,)), feature)
+            read, at = backbone.features(*seen.of((pair,)), feature)
             if isinstance(task, Stage2) and pair == DENOISED:
                 found[MSE] = task.how.denoising.finish(backbone, at, seen)
         decoded.append(task.adapter.decode(read, seen.t))

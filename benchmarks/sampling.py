@@ -26,6 +26,7 @@ from torch import Tensor
 
 from dpt.adapter import Adapter
 from dpt.backbone import Backbone, Condition
+from dpt.backbone.unet import UNetBackbone
 from dpt.backbone.speedups import apply_speedups
 from dpt.checkpoints import open_checkpoint
 from dpt.cli.common.console import parse_options
@@ -197,7 +198,7 @@ def products(ways: Mapping[str, Correction]) -> dict[str, float]:
 
 def without_texts() -> Any:
     """A backbone of a full UNet alone."""
-    return Backbone(
+    return UNetBackbone(
         tokenizer=None,
         text_encoder=SimpleNamespace(config=SimpleNamespace(hidden_size=FULL.text_width)),
         vae=None,

@@ -144,11 +144,10 @@ class Remembered:
         said = sorted({text for texts in texts_of(batch).values() for text in texts})
         with torch.no_grad():
             text = backbone.encode_text(said)
-        self.known = {one: Condition(text.states[i], text.match[i]) for i, one in enumerate(said)}
+        self.known = {prompt: text[i : i + 1] for i, prompt in enumerate(said)}
 
     def __call__(self, prompts: list[str]) -> Condition:
-        found = [self.known[one] for one in prompts]
-        return Condition(torch.stack([one.states for one in found]), torch.stack([one.pooled for one in found]))
+        return Condition.stack([self.known[prompt] for prompt in prompts])
 
 
 def total(task: Task, losses: Mapping[str, Tensor]) -> Tensor:
@@ -181,11 +180,11 @@ def ways_for(task: Task, batch: Batch) -> dict[str, Callable[[], Tensor]]:
         plain = lambda: (backbone.predict(*one.of((DENOISED,))) - target).square().mean()  # noqa: E731
         return {"plain": plain, "plain, lean": plain, **rest}
     seen = add_noise_to_batch(backbone, batch, pairs, chance, task.noise)
-    z, t, states = seen.of(pairs)
+    z, t, condition = seen.of(pairs)
 
     def bare() -> Tensor:
         with torch.no_grad():
-            features = backbone.features(z, t, states, FEATURE)
+            features, _ = backbone.features(z, t, condition, FEATURE)
         grounding, matching = adapter.decode_apart(features, t, len(batch))
         return grounding.square().mean() + matching.square().mean()
 
