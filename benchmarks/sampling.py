@@ -25,9 +25,9 @@ from timing import Timed, compared, in_turns, keep, table
 from torch import Tensor
 
 from dpt.adapter import Adapter
-from dpt.backbone import Backbone, Condition
-from dpt.backbone.unet import UNetBackbone
+from dpt.backbone import Condition
 from dpt.backbone.speedups import apply_speedups
+from dpt.backbone.unet import UNetBackbone
 from dpt.checkpoints import open_checkpoint
 from dpt.cli.common.console import parse_options
 from dpt.sampling.hooks import StepInfo
