@@ -52,7 +52,7 @@ def test_the_backbones_own_encoder_token_by_token(backbone: Backbone) -> None:
 
 def test_states_that_are_known_are_not_computed_again(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     text = backbone.encode_text(CAPTIONS)
-    monkeypatch.setattr(Backbone, "encode_text", None)
+    monkeypatch.setattr(backbone, "encode_text", None)
     assert torch.equal(BackbonePhraseEncoder(backbone).encode(CAPTIONS, text).states, text.states[:, :8])
 
 

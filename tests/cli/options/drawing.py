@@ -11,7 +11,6 @@ from unittest.mock import patch
 
 from PIL import Image
 
-from dpt.backbone import Backbone
 from dpt.cli.txt2img.main import run
 from dpt.cli.txt2img.options import Options
 from dpt.distributed import Processes
@@ -41,7 +40,7 @@ class Drawing:
 def drawn(options: Options) -> Drawing:
     before = set(options.outdir.glob("*"))
     with ExitStack() as around:
-        around.enter_context(patch.object(Backbone, "open", opened_to_be_changed))
+        around.enter_context(patch("dpt.cli.txt2img.model.open_backbone", opened_to_be_changed))
         around.enter_context(patch("dpt.backbone.device.cpu_supports_bfloat16", lambda: True))
         run(options, Processes())
     (folder,) = set(options.outdir.glob("*")) - before

@@ -16,7 +16,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, open_backbone
 from dpt.cli.common.console import plain_warnings
 from dpt.cli.train import main as train
 from dpt.cli.train.options import TrainOptions
@@ -143,7 +143,7 @@ def _opened(where: str, **how: Any) -> Backbone:
     return _open(where, **how)
 
 
-_open = Backbone.open
+_open = open_backbone
 
 
 def opened(where: str, **how: Any) -> Backbone:
@@ -169,7 +169,7 @@ def rehearse(options: TrainOptions, builder: str, whole: bool = False) -> Rehear
     with ExitStack() as around:
         around.enter_context(patch.object(Loop, "run", run))
         changed = isinstance(options, Stage2Options) or options.model.compile or options.model.channels_last
-        around.enter_context(patch.object(Backbone, "open", opened_to_be_changed if changed else opened))
+        around.enter_context(patch("dpt.backbone.open_backbone", opened_to_be_changed if changed else opened))
         # What a run says first takes longer than the run of a model as tiny as this.
         around.enter_context(patch.object(Loop, "_announce", lambda *_: None))
         # A half format is what the options ask for, and tiny enough for any CPU.
