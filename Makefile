@@ -33,7 +33,7 @@ lint: dev-environment
 	$(RUN) -m mypy
 
 tables: environment
-	$(RUN) -m dpt pocket measure --prompts 200 --guidance_scale 3
+	$(RUN) -m dpt pocket measure --prompts 200 --out docs/results/pocket
 	$(RUN) -m dpt scenes check --num 1000 --seed 7 --world pocket --vae ckpt/pocket --json docs/results/oracle/pocket.json
 	$(RUN) -m dpt scenes check --num 1000 --seed 7 --world full --json docs/results/oracle/full.json
 

@@ -30,6 +30,7 @@ from dpt.backbone.speedups import apply_speedups
 from dpt.backbone.unet import UNetBackbone
 from dpt.checkpoints import open_checkpoint
 from dpt.cli.common.console import parse_options
+from dpt.embedded import embedded_defaults
 from dpt.sampling.hooks import StepInfo
 from dpt.sampling.loop import denoise
 from dpt.sampling.options import Correction, Guidance, Interval, recommended_correction
@@ -51,7 +52,7 @@ def ways_for(steps: int) -> dict[str, Correction]:
         "state": Correction(SMALL, "state"),
         "input": Correction(SMALL, "input"),
         "fused": Correction(SMALL, "fused"),
-        "default": recommended_correction(steps),
+        "default": recommended_correction(embedded_defaults().correction, steps),
         "state, rms, to 0.6": Correction(SMALL, "state", "rms", Interval(0, 0.6)),
         "state, relative": Correction(SMALL, "state", "relative"),
         "fused, relative": Correction(SMALL, "fused", "relative"),

@@ -30,11 +30,11 @@ from dpt.sampling.options import ALWAYS, Correction
 PLAIN = "uncorrected"
 TO_60 = "end=0.6"
 WAYS = {
-    "state-10": "factor=0.1,norm=rms",
-    "state-5-early": f"factor=0.05,norm=rms,{TO_60}",
-    "state-10-early": f"factor=0.1,norm=rms,{TO_60}",
-    "state-15-early": f"factor=0.15,norm=rms,{TO_60}",
-    "state-12-plain": f"factor=12,{TO_60}",
+    "state-10": "factor=0.1,target=state,norm=rms",
+    "state-5-early": f"factor=0.05,target=state,norm=rms,{TO_60}",
+    "state-10-early": f"factor=0.1,target=state,norm=rms,{TO_60}",
+    "state-15-early": f"factor=0.15,target=state,norm=rms,{TO_60}",
+    "state-12-plain": f"factor=12,target=state,{TO_60}",
     "input-10-early": f"factor=0.1,target=input,norm=rms,{TO_60}",
     "fused-10": "factor=0.1,target=fused,norm=rms",
     "fused-10-early": f"factor=0.1,target=fused,norm=rms,{TO_60}",
@@ -67,14 +67,14 @@ def main(options: Options) -> None:
         name: "base" if name == PLAIN and not lora else f"{name}={options.ckpt}{',' if how else ''}{how}"
         for name, how in words.items()
     }
-    asked = bench.RunOptions(
+    asked = bench.completed(bench.RunOptions(
         tuple(said[name] for name in options.only or words),
         out=options.out,
         prompts=options.prompts,
         per_prompt=options.per_prompt,
         seed=options.seed,
         mixed_precision=options.mixed_precision,
-    )
+    ))
     bench.run(asked)
     if options.only:
         return

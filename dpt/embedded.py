@@ -1,10 +1,11 @@
-"""What is part of this checkout: the embedded model, its CLIP, and what was trained on it."""
+"""The model, CLIP and checkpoints that are part of this checkout."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from dpt.errors import UserError
+from dpt.generation_defaults import GenerationDefaults, generation_defaults
 
 EMBEDDED = "ckpt/pocket"
 
@@ -18,7 +19,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def model_location(name: str) -> str:
-    """Where the model is: the embedded one is found wherever the command was started."""
+    """The path of a model; the embedded one is found from any working directory."""
     if name != EMBEDDED:
         return name
     embedded = CHECKOUT / EMBEDDED
@@ -31,7 +32,12 @@ def clip_location(name: str) -> str:
     return str(CHECKOUT / EMBEDDED_CLIP) if name == EMBEDDED_CLIP else name
 
 
+def embedded_defaults() -> GenerationDefaults:
+    """The generation defaults of the embedded model and the checkpoint trained on it."""
+    return generation_defaults(CHECKOUT / EMBEDDED, CHECKOUT / EMBEDDED_CKPT)
+
+
 def checkpoint_for(model: str) -> Path | None:
-    """What was trained on the embedded model, for the embedded model."""
+    """The default checkpoint of a model: the embedded model has one."""
     trained = CHECKOUT / EMBEDDED_CKPT
     return trained if model == EMBEDDED and trained.is_dir() else None

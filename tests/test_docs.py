@@ -19,7 +19,8 @@ import pytest
 from dpt.detect.accuracy import AccuracyRow, Tally
 from dpt.pocket.recipe import RECIPE_FILE, read_recipe
 from dpt.records import to_plain
-from dpt.sampling.options import recommended_correction
+from dpt.embedded import embedded_defaults
+from dpt.sampling.options import Correction, recommended_correction
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs/results"
@@ -184,6 +185,10 @@ def test_the_pocket_card_states_the_recipe() -> None:
         assert f"{number:,}" in card
 
 
+def shipped_correction(steps: int) -> Correction:
+    return recommended_correction(embedded_defaults().correction, steps)
+
+
 def test_benchmark_results_were_made_with_the_shipped_checkpoints() -> None:
     from dpt.checkpoints import open_checkpoint
     from dpt.weights import content_hash
@@ -197,7 +202,7 @@ def test_benchmark_results_were_made_with_the_shipped_checkpoints() -> None:
         assert checkpoint.lora is not None and record["lora"] == content_hash(checkpoint.lora.tensors)
         assert record["model"] == pocket
     assert checkpoint.adapter is not None and record["adapter"] == content_hash(checkpoint.adapter.state_dict())
-    assert record["correction"] == to_plain(recommended_correction(measured["asked"]["num_timesteps"]))
+    assert record["correction"] == to_plain(shipped_correction(measured["asked"]["num_timesteps"]))
 
 
 def test_benchmark_rates_follow_from_the_lines() -> None:
@@ -214,7 +219,7 @@ def test_benchmark_rates_follow_from_the_lines() -> None:
 
 def test_the_recommended_correction_is_in_the_sweep() -> None:
     ways = read_json("sweep/sweep.json")["ways"]
-    assert to_plain(recommended_correction(25)) in [way["correction"] for way in ways]
+    assert to_plain(shipped_correction(25)) in [way["correction"] for way in ways]
 
 
 def test_the_probe_study_covers_the_features_of_the_makefile() -> None:

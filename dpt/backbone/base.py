@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dpt.backbone.folder import ModelFolder
 from dpt.backbone.rng import SampleRNG
+from dpt.generation_defaults import GenerationDefaults
 
 Grid = tuple[int, int]
 
@@ -126,13 +127,6 @@ class PartialForward(Protocol):
 
     def detached(self) -> PartialForward:
         """The same pass, cut off from the graph behind it."""
-
-
-@dataclass(frozen=True)
-class GenerationDefaults:
-    """How a model is sampled unless the user says otherwise: `generation_defaults.json` beside `model_index.json`."""
-
-    guidance_scale: float = 7.5
 
 
 class Backbone(Protocol):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from dpt.backbone.base import GenerationDefaults
 from dpt.backbone.folder import (
     COMPONENTS,
     SCHEDULER,
@@ -23,11 +21,9 @@ from dpt.backbone.folder import (
     VAE,
     Component,
     ModelFolder,
-    read_json_object,
 )
 from dpt.errors import UserError
-
-GENERATION_DEFAULTS = "generation_defaults.json"
+from dpt.generation_defaults import FILE_NAME as GENERATION_DEFAULTS_FILE
 
 _HUB_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w.-]+))?", re.ASCII)
 
@@ -59,7 +55,7 @@ def _diffusers_files() -> list[str]:
     endings = ("json", "txt", "safetensors")
     return [
         "model_index.json",
-        GENERATION_DEFAULTS,
+        GENERATION_DEFAULTS_FILE,
         *(f"{part.name}/*.{ending}" for part in COMPONENTS for ending in endings),
     ]
 
@@ -145,17 +141,6 @@ def check_parts_fit(folder: ModelFolder, tokenizer: Any) -> None:
 
 def scheduler_config(folder: ModelFolder) -> dict[str, Any]:
     return folder.config(SCHEDULER)
-
-
-def generation_defaults(folder: ModelFolder) -> GenerationDefaults:
-    """From `generation_defaults.json` beside the model; a model without one is sampled as Stable Diffusion is."""
-    file = folder.path / GENERATION_DEFAULTS
-    if not file.is_file():
-        return GenerationDefaults()
-    scale = read_json_object(file, f"{file} is missing").get("guidance_scale", GenerationDefaults.guidance_scale)
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale < math.inf:
-        raise UserError(f"{file}: guidance_scale should be a number from 0 up, not {scale!r}")
-    return GenerationDefaults(float(scale))
 
 
 def _load(kind: type[Any], folder: ModelFolder, component: Component, dtype: torch.dtype) -> nn.Module:

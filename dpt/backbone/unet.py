@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from dpt.backbone import activation_memory, loading, unet_features
-from dpt.backbone.base import Condition, ConditionCache, FeatureSpec, GenerationDefaults, Grid, NoiseSchedule
+from dpt.backbone.base import Condition, ConditionCache, FeatureSpec, Grid, NoiseSchedule
 from dpt.backbone.folder import ModelFolder
 from dpt.backbone.memory_saving_layers import use_memory_saving_layers
 from dpt.backbone.noise import DDPMSchedule
 from dpt.backbone.text import encode_prompts, encode_with_cache, truncated_part, unknown_words
 from dpt.backbone.unet_forward import UNetPartialForward, finish_forward, read_feature
 from dpt.errors import UserError
+from dpt.generation_defaults import GenerationDefaults, generation_defaults
 
 
 class UNetBackbone:
@@ -58,7 +59,7 @@ class UNetBackbone:
             scheduler_config=loading.scheduler_config(folder),
             folder=folder,
             prediction_type=prediction_type,
-            generation_defaults=loading.generation_defaults(folder),
+            generation_defaults=generation_defaults(folder.path),
         )
 
     # Text

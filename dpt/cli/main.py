@@ -1,55 +1,90 @@
-"""The `dpt` command: finds the entry point that the first words name and hands it the rest."""
+"""The `dpt` command: finds the command that the first words name and hands it the rest."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any
 
+import dpt
 from dpt.cli.common.console import parse
 from dpt.errors import UserError, run_command
 
+SCRIPTS: dict[str, tuple[str, str]] = {
+    "train-stage1": ("dpt.cli.train.stages:main_stage1", "train an adapter on a frozen UNet: train_stage1.py"),
+    "train-stage2": ("dpt.cli.train.stages:main_stage2", "train an adapter and a LoRA together: train_stage2.py"),
+    "txt2img": ("dpt.cli.txt2img.main:main", "sample images for a prompt or a file of prompts: txt2img.py"),
+}
+"""Aliases of the scripts: main(words) -> exit code."""
+
 COMMANDS: dict[str, tuple[str, str]] = {
-    "bench report": ("dpt.cli.bench.report:report", "count what was judged, compare methods in pairs, show it all"),
-    "bench run": ("dpt.cli.bench.run:run", "draw a suite by several methods and judge every picture"),
-    "bench score": ("dpt.cli.bench.score:score", "judge drawn pictures once more, by another detector or CLIP"),
-    "cache": ("dpt.cli.commands.cache:cache", "encode all pictures of a data folder once, and its texts if asked to"),
-    "data check": ("dpt.cli.commands.data:check", "say what of a data folder is missing or broken, by file"),
-    "data prepare": ("dpt.cli.commands.data:prepare", "make the hard negatives by caption of their table"),
-    "download": ("dpt.cli.commands.download:download", "fetch the published checkpoint from the hub"),
-    "export": (
-        "dpt.cli.commands.export:export",
-        "write a trained result for other programs: diffusers, ComfyUI, A1111",
-    ),
-    "info": ("dpt.cli.commands.info:info", "say what a trained result, a LoRA file or a model is"),
-    "pocket build": ("dpt.cli.commands.pocket:build", "make the embedded model from nothing, resumably"),
-    "pocket measure": (
-        "dpt.cli.commands.pocket:measure",
-        "draw the pocket suite and let the oracle count what is right",
-    ),
-    "probe": ("dpt.cli.commands.probe:probe", "ask adapters what they know, by feature, timestep and type of negative"),
+    "bench report": ("dpt.cli.bench.report:report", "count verdicts, compare methods in pairs, write tables and a page"),
+    "bench run": ("dpt.cli.bench.run:run", "sample a suite with several methods and judge every image"),
+    "bench score": ("dpt.cli.bench.score:score", "judge existing images again with another detector or CLIP"),
+    "cache": ("dpt.cli.commands.cache:cache", "encode the images, and optionally the texts, of a data folder once"),
+    "data check": ("dpt.cli.commands.data:check", "report what is missing or broken in a data folder, file by file"),
+    "data prepare": ("dpt.cli.commands.data:prepare", "write the per-caption hard negatives from their table"),
+    "download": ("dpt.cli.commands.download:download", "download the published checkpoint from the hub"),
+    "export": ("dpt.cli.commands.export:export", "convert a checkpoint for diffusers, ComfyUI or A1111"),
+    "info": ("dpt.cli.commands.info:info", "describe a checkpoint, a LoRA file, a training state or a model"),
+    "pocket build": ("dpt.cli.commands.pocket:build", "train the embedded model from scratch, resumably"),
+    "pocket measure": ("dpt.cli.commands.pocket:measure", "sample the pocket suite and count correct images"),
+    "probe": ("dpt.cli.commands.probe:probe", "measure adapters by feature, timestep and type of negative"),
     "scenes check": ("dpt.cli.commands.scenes:check", "measure how well the oracle reads rendered scenes"),
     "scenes export": ("dpt.cli.commands.scenes:export", "write rendered scenes in the published data formats"),
 }
 
+GROUPS = sorted({name.split()[0] for name in COMMANDS if " " in name})
+
+TITLE = "Discriminative probing and tuning for text-to-image models."
+
 
 def main() -> None:
-    sys.exit(run_command(lambda: run(sys.argv[1:])))
+    words = sys.argv[1:]
+    if words and words[0] in SCRIPTS:
+        sys.exit(load(SCRIPTS[words[0]][0])(words[1:]))
+    sys.exit(run_command(lambda: run(words)))
 
 
 def run(words: list[str]) -> None:
     if not words or words[0] in ("-h", "--help"):
-        print(overview())
-        return
-    name = next((n for n in COMMANDS if words[: len(n.split())] == n.split()), None)
-    if name is None:
-        raise UserError(f"there is no command 'dpt {' '.join(words[:2])}'; the commands are: {', '.join(COMMANDS)}")
-    module, function = COMMANDS[name][0].split(":")
-    entry = getattr(importlib.import_module(module), function)
-    entry(parse(entry, words[len(name.split()) :], prog=f"dpt {name}"))
+        print(overview(TITLE, {**COMMANDS, **SCRIPTS}))
+    elif words[0] == "--version":
+        print(f"dpt {dpt.__version__}")
+    elif words[0] in GROUPS and (len(words) == 1 or words[1] in ("-h", "--help")):
+        print(overview(f"dpt {words[0]} has these commands:", commands_of(words[0])))
+    else:
+        name = command_name(words)
+        entry = load(COMMANDS[name][0])
+        entry(parse(entry, words[len(name.split()) :], prog=f"dpt {name}"))
 
 
-def overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  dpt {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items()]
-    title = "Discriminative probing and tuning for text-to-image models."
-    return "\n".join([title, "", *lines, "", "Each has --help."])
+def command_name(words: list[str]) -> str:
+    """The command that the first words name."""
+    for name in COMMANDS:
+        if words[: len(name.split())] == name.split():
+            return name
+    known = commands_of(words[0]) if words[0] in GROUPS else {**COMMANDS, **SCRIPTS}
+    given = " ".join(words[:2] if words[0] in GROUPS else words[:1])
+    close = get_close_matches(given, [*known, *GROUPS], n=1) or get_close_matches(words[0], [*known, *GROUPS], n=1)
+    hint = f", did you mean 'dpt {close[0]}'?" if close else f"; the commands are: {', '.join(known)}"
+    raise UserError(f"there is no command 'dpt {given}'{hint}")
+
+
+def commands_of(group: str) -> dict[str, tuple[str, str]]:
+    return {name: entry for name, entry in COMMANDS.items() if name.split()[0] == group}
+
+
+def load(entry: str) -> Callable[..., Any]:
+    """MODULE:FUNCTION, imported only when the command runs."""
+    module, function = entry.split(":")
+    loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return loaded
+
+
+def overview(title: str, commands: dict[str, tuple[str, str]]) -> str:
+    width = max(map(len, commands))
+    lines = [f"  dpt {name:<{width}}  {summary}" for name, (_, summary) in sorted(commands.items())]
+    return "\n".join([title, "", *lines, "", "Each command has --help."])

@@ -11,12 +11,13 @@ import numpy as np
 from dpt.backbone import Backbone
 from dpt.data.images import to_pil
 from dpt.evaluation.suites import registry
+from dpt.generation_defaults import generation_defaults
 from dpt.lora import Lora
 from dpt.sampling.draw import Request, Settings, draw
 from dpt.score.clip import Clip
 
-DRAWN = Settings(steps=20)
-"""As the published evaluation draws, but for the scheduler."""
+NUM_TIMESTEPS = 20
+"""As in the published evaluation."""
 
 SEED = 0
 
@@ -44,8 +45,9 @@ def alignment(backbone: Backbone, lora: Lora, prompts: Sequence[str], clip: Clip
 
 
 def _cosines(backbone: Backbone, prompts: Sequence[str], clip: Clip) -> Iterator[float]:
+    settings = Settings(NUM_TIMESTEPS, generation_defaults(backbone.folder.path).guidance_scale)
     for first in range(0, len(prompts), TOGETHER):
         some = prompts[first : first + TOGETHER]
         requests = [Request(text, SEED, first + k) for k, text in enumerate(some)]
-        images = draw(backbone, requests, DRAWN, batch_size=TOGETHER, exact=False)
+        images = draw(backbone, requests, settings, batch_size=TOGETHER, exact=False)
         yield from clip.cosine([np.asarray(to_pil(image)) for image in images], some)

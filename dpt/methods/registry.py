@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpt.embedded import CHECKOUT, EMBEDDED_CKPT, EMBEDDED_CONTROL
+from dpt.embedded import CHECKOUT, EMBEDDED_CKPT, EMBEDDED_CONTROL, embedded_defaults
 from dpt.errors import UserError, fail
-from dpt.sampling.options import NO_CORRECTION, Correction, Interval, recommended_correction
+from dpt.sampling.options import NO_CORRECTION, PUBLISHED_TARGET, Correction, Interval, recommended_correction
 
 BASE = "base"
 
@@ -71,6 +71,8 @@ def parse_method(said: str) -> Method:
             raise UserError(f"the method {name} has {key}={value}, which cannot be") from None
     interval = Interval(told.pop("start", 0.0), told.pop("end", 1.0))
     candidates, lora = told.pop("candidates", 1), told.pop("lora", True)
+    if "factor" in told:
+        told.setdefault("target", PUBLISHED_TARGET)
     try:
         correction = Correction(interval=interval, **told)
     except UserError as error:
@@ -87,7 +89,7 @@ def known_methods(steps: int) -> dict[str, Method]:
         Method(BASE),
         Method("control", control),
         Method("dpt", trained),
-        Method("corrected", trained, correction=recommended_correction(steps)),
+        Method("corrected", trained, correction=recommended_correction(embedded_defaults().correction, steps)),
         Method("best4", trained, candidates=4),
     ]
     return {one.name: one for one in entries}

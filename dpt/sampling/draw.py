@@ -15,7 +15,7 @@ from dpt.backbone.rng import generator_for
 from dpt.errors import UserError
 from dpt.sampling.hooks import StepHook
 from dpt.sampling.loop import denoise
-from dpt.sampling.options import ALWAYS, NO_CORRECTION, Correction, Guidance, Interval
+from dpt.sampling.options import ALWAYS, MAX_SIDE, NO_CORRECTION, Correction, Guidance, Interval
 from dpt.sampling.schedulers import check_name, make_scheduler, set_steps
 from dpt.sampling.self_correction import check_correction, guided
 from dpt.score.matching import CLEAN_AT, Scorer
@@ -54,8 +54,8 @@ class Settings:
             raise UserError(f"the number of steps must be at least 1, not {self.steps}")
         _ = self.guidance
         for name, side in (("height", self.height), ("width", self.width)):
-            if side is not None and side < 1:
-                raise UserError(f"the {name} must be positive, not {side}")
+            if side is not None and not 1 <= side <= MAX_SIDE:
+                raise UserError(f"the {name} must be between 1 and {MAX_SIDE}, not {side}")
 
     @property
     def guidance(self) -> Guidance:

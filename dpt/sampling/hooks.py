@@ -43,20 +43,27 @@ class StepHook:
 class TraceStep:
     index: int
     t: float
-    scores: Tensor | None  # (B,) of the UNet's input at this call, after any correction of the state
-    foreseen: Tensor | None  # (B,C,h,w), the z_0 that the prediction amounts to; only at the calls asked for
+    scores: Tensor | None  # (B,), of the UNet's input at this call, after any correction of the latents
+    x0_pred: Tensor | None  # (B,C,h,w), only at the steps chosen
 
 
 class Trace(StepHook):
+    """Records the matching score at each call, and the predicted x0 at some."""
+
     def __init__(
-        self, backbone: Backbone, text: Condition, scorer: Scorer | None, foresee_at: Collection[int] = ()
+        self, backbone: Backbone, text: Condition, scorer: Scorer | None, x0_pred_at: Collection[int] = ()
     ) -> None:
-        self.backbone, self.text, self.scorer, self.foresee_at = backbone, text, scorer, frozenset(foresee_at)
-        self.moments: list[TraceStep] = []
+        self.backbone, self.text, self.scorer, self.x0_pred_at = backbone, text, scorer, frozenset(x0_pred_at)
+        self.steps: list[TraceStep] = []
+
+    @property
+    def scores(self) -> list[list[float]]:
+        """One row per call, one score per image."""
+        return [step.scores.tolist() for step in self.steps if step.scores is not None]
 
     def after(self, z: Tensor, call: StepInfo, x: Tensor, prediction: Tensor) -> Tensor:
         scores = None if self.scorer is None else self.scorer.score(x, call.t, self.text).cpu()
-        wanted = call.index in self.foresee_at
-        foreseen = self.backbone.noise.x0(x, prediction, call.t).cpu() if wanted else None
-        self.moments.append(TraceStep(call.index, float(call.t), scores, foreseen))
+        shown = call.index in self.x0_pred_at
+        x0_pred = self.backbone.noise.x0(x, prediction, call.t).cpu() if shown else None
+        self.steps.append(TraceStep(call.index, float(call.t), scores, x0_pred))
         return z

@@ -6,8 +6,12 @@ import math
 from dataclasses import dataclass
 
 from dpt.errors import UserError
+from dpt.generation_defaults import RecommendedCorrection
 
 TARGETS = ("state", "input", "fused")
+
+MAX_SIDE = 16_384
+"""Pixels of an image's height or width."""
 
 NORMS = ("none", "unit", "rms", "relative")
 
@@ -101,14 +105,21 @@ class Correction:
 NO_CORRECTION = Correction()
 
 
-def recommended_correction(steps: int) -> Correction:
-    """The best setting of the sweep on the embedded model (docs/results/sweep.md), scaled to the number of steps."""
-    return Correction(2.5 / max(steps, 1), "fused", "rms", Interval(0, 0.6))
+PUBLISHED_TARGET = "input"
+"""What a factor alone moves: as in the published code, which leaves the state itself uncorrected."""
+
+
+def recommended_correction(recommended: RecommendedCorrection | None, steps: int) -> Correction:
+    """The correction a checkpoint recommends, spread over this many steps."""
+    if recommended is None:
+        return NO_CORRECTION
+    interval = Interval(recommended.start, recommended.end)
+    factor = recommended.strength / max(steps, 1)
+    return Correction(factor, recommended.target, recommended.norm, interval, recommended.every)
 
 
 def resolve_correction(
-    steps: int,
-    has_adapter: bool,
+    recommended: Correction,
     factor: float | None = None,
     target: str | None = None,
     norm: str | None = None,
@@ -116,16 +127,16 @@ def resolve_correction(
     end: float | None = None,
     every: int | None = None,
 ) -> Correction:
-    """With a factor, a correction of it, and what else is said; without one, the recommended one and what else is
-    said, if there is an adapter to correct by. A factor by itself means what it means in the published code."""
-    if factor is None and not has_adapter:
-        return NO_CORRECTION
-    begin = recommended_correction(steps) if factor is None else Correction(factor)
-    interval = Interval(begin.interval.start if start is None else start, begin.interval.end if end is None else end)
+    """The recommended correction with the given values in place of its own.
+
+    With a factor nothing of the recommended one is used: a factor alone means what it means in the published code.
+    """
+    base = recommended if factor is None else Correction(factor, PUBLISHED_TARGET)
+    interval = Interval(base.interval.start if start is None else start, base.interval.end if end is None else end)
     return Correction(
-        begin.factor,
-        begin.target if target is None else target,
-        begin.norm if norm is None else norm,
+        base.factor,
+        base.target if target is None else target,
+        base.norm if norm is None else norm,
         interval,
-        begin.every if every is None else every,
+        base.every if every is None else every,
     )

@@ -15,10 +15,11 @@ from dpt.backbone import Backbone, open_backbone
 from dpt.checkpoints import open_checkpoint
 from dpt.data.images import to_pil
 from dpt.errors import UserError
+from dpt.generation_defaults import GenerationDefaults, generation_defaults
 from dpt.sampling.draw import Settings, calls_per_picture
 from dpt.sampling.hooks import StepHook, StepInfo
 from dpt.sampling.loop import denoise
-from dpt.sampling.options import Interval, resolve_correction
+from dpt.sampling.options import Interval, recommended_correction, resolve_correction
 from dpt.sampling.schedulers import MODELS_OWN, make_scheduler
 from dpt.sampling.self_correction import guided
 from dpt.score.matching import Scorer
@@ -39,8 +40,16 @@ class DPTPipelineOutput:
 class DPTPipeline:
     """Text to pictures. With nothing of this project's asked for, these are StableDiffusionPipeline's pictures."""
 
-    def __init__(self, backbone: Backbone, adapter: Adapter | None = None, scheduler: str = MODELS_OWN) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        adapter: Adapter | None = None,
+        scheduler: str = MODELS_OWN,
+        defaults: GenerationDefaults | None = None,
+    ) -> None:
+        """`defaults` are the model's own if not given."""
         self.backbone, self.adapter, self.scheduler = backbone, adapter, scheduler
+        self.defaults = generation_defaults(backbone.folder.path) if defaults is None else defaults
 
     @classmethod
     def from_pretrained(
@@ -60,17 +69,17 @@ class DPTPipeline:
         opened = open_checkpoint(Path(checkpoint))
         if lora := opened.attach(backbone):
             lora.merge()
-        return cls(backbone, opened.adapter, scheduler)
+        return cls(backbone, opened.adapter, scheduler, generation_defaults(backbone.folder.path, opened.path))
 
     @torch.no_grad()
     def __call__(
         self,
         prompt: str | Sequence[str],
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 50,
-        guidance_scale: float = 7.5,
+        guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
         guidance_start: float = 0.0,
         guidance_end: float = 1.0,
@@ -86,11 +95,14 @@ class DPTPipeline:
         correction_end: float | None = None,
         correction_every: int | None = None,
     ) -> DPTPipelineOutput:
-        """`latents` are standard normal noise (B,C,h,w), and are drawn from `generator` if not given. Without a
-        correction_factor the recommended correction is made, if there is an adapter; 0 is none."""
+        """Sample images. `latents` are standard normal noise (B,C,h,w), drawn from `generator` if not given.
+
+        Guidance scale and negative prompt default to the model's and checkpoint's `generation_defaults.json`. Without
+        a correction_factor the correction that the checkpoint recommends is used, if any; 0 turns it off.
+        """
+        recommended = None if self.adapter is None else self.defaults.correction
         correction = resolve_correction(
-            num_inference_steps,
-            self.adapter is not None,
+            recommended_correction(recommended, num_inference_steps),
             correction_factor,
             correction_target,
             correction_norm,
@@ -100,7 +112,7 @@ class DPTPipeline:
         )
         settings = Settings(
             num_inference_steps,
-            guidance_scale,
+            self.defaults.guidance_scale if guidance_scale is None else guidance_scale,
             self.scheduler,
             height,
             width,
@@ -108,6 +120,7 @@ class DPTPipeline:
             guidance_rescale,
             correction,
         )
+        negative_prompt = self.defaults.negative_prompt if negative_prompt is None else negative_prompt
         prompts, negatives = _repeated(prompt, negative_prompt, num_images_per_prompt)
         if output_type not in OUTPUT_TYPES:
             raise UserError(f"the output type is one of {', '.join(OUTPUT_TYPES)}, not {output_type!r}")

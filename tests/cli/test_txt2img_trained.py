@@ -20,7 +20,7 @@ from dpt.checkpoints import open_checkpoint
 from dpt.checkpoints.export import export
 from dpt.claims.description import caption_text
 from dpt.cli.txt2img import main as txt2img
-from dpt.cli.txt2img.sampling import verdict_on
+from dpt.cli.txt2img.sampling import oracle_verdict
 from dpt.data.images import to_pil
 from dpt.data.scenes.captions import describe
 from dpt.data.scenes.layout import scene
@@ -96,17 +96,9 @@ def test_adapter_and_lora_are_used_as_far_as_they_are_there(model: Path, result:
     assert len(told["sha256"]["adapter.safetensors"]) == 64
 
 
-def test_unless_told_it_corrects_as_is_recommended(
+def test_correction_flags_without_an_adapter_are_warned_about(
     model: Path, result: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = ("--correction_factor", "1.25", "--correction_target", "fused")
-    said += ("--correction_norm", "rms", "--correction_end", "0.6")
-    runs = []
-    for words in ((), said, PLAIN):
-        assert call(model, "--ckpt", str(result), *words) == 0
-        runs.append(digests(newest()))
-    assert runs[0] == runs[1] != runs[2]
-    assert record()["settings"]["correction"]["factor"] == 0  # type: ignore[index]
     assert call(model, "--ckpt", str(result / "lora"), "--correction_every", "2") == 0
     assert "warning: --correction_every has no effect: there is no adapter" in capsys.readouterr().err
 
@@ -231,7 +223,7 @@ def test_processes_share_a_file_of_prompts_without_changing_a_picture(model: Pat
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("30 pictures drawn") == 1
+    assert done.stdout.count("30 images sampled") == 1
     together = newest()
     assert together != alone
     assert digests(together, "*.png") == digests(alone, "*.png")
@@ -267,18 +259,18 @@ def test_the_shape_of_an_adapter_may_be_said_and_must_be_true(
     true = ("--hidden_dim", "16", "--nheads", "8", "--num_queries_rec", "5", "--unet_feature", "up1")
     assert call(model, "--ckpt", str(result), *true) == 0
     false = {
-        ("--hidden_dim", "32"): "is not of the shape that --hidden_dim says: its hidden_dim is 16",
-        ("--unet_feature", "mid"): "is not of the shape that --unet_feature says: its unet_feature is 'up1'",
-        ("--pre_norm",): "is not of the shape that --pre_norm says: its pre_norm is False",
-        ("--no_contrastive_align_loss",): "is not of the shape that --no_contrastive_align_loss says",
-        ("--nheads", "5"): "cannot be of the shape that was said: hidden_dim must be divisible by 4 and by nheads",
+        ("--hidden_dim", "32"): "--hidden_dim does not match the adapter of",
+        ("--unet_feature", "mid"): "its unet_feature is 'up1'",
+        ("--pre_norm",): "its pre_norm is False",
+        ("--no_contrastive_align_loss",): "--no_contrastive_align_loss does not match the adapter",
+        ("--nheads", "5"): "the shape flags do not fit the adapter",
     }
     capsys.readouterr()
     for words, sentence in false.items():
         assert call(model, "--ckpt", str(result), *words) == 2
         assert sentence in capsys.readouterr().err
     assert call(model, "--ckpt", str(result / "lora"), "--nheads", "8") == 2
-    assert "--nheads tells what an adapter is like, and" in capsys.readouterr().err
+    assert "--nheads describes an adapter, and" in capsys.readouterr().err
 
 
 def test_of_a_published_file_the_shape_is_told(model: Path, result: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -299,19 +291,19 @@ def test_of_a_published_file_the_shape_is_told(model: Path, result: Path, capsys
     assert call(model, "--ckpt", "published", "--unet_feature", "up2") == 2
     assert "the adapter does not fit the model: it reads up2" in capsys.readouterr().err
     assert call(model, "--ckpt", "published", "--hidden_dim", "32") == 2
-    assert "is not of the shape that --hidden_dim says" in capsys.readouterr().err
+    assert "--hidden_dim does not match the adapter" in capsys.readouterr().err
 
 
 BAD = [
     (("--ckpt", "{lora}", *CORRECTED), "--correction_factor needs an adapter, and "),
-    (("--ckpt", "{lora}", "--n_candidates", "4"), "--n_candidates needs an adapter to choose, and "),
+    (("--ckpt", "{lora}", "--n_candidates", "4"), "--n_candidates needs an adapter for the matching score, and "),
     (("--ckpt", "none", "--compare"), "--compare has nothing to compare: there is no LoRA, and"),
     (("--ckpt", "{other}"), "the adapter {other} was trained to read another model, somewhere"),
     (("--ckpt", "{result}", "--correction_factor", "1e38"), "the latents are no longer finite after step 1 of 2: the"),
-    (("--ckpt", "{result}", *CORRECTED, "--compare", "--trace"), "--compare and --trace do not go together"),
-    (("--compare", "--n_candidates", "3"), "--compare and --n_candidates do not go together"),
-    (("--resolution", "64", "--height", "64"), "--resolution is height and width at once"),
-    (("--prompts_file", "bad.jsonl", "--prompt", "a star"), "--prompt and --prompts_file are two answers to one"),
+    (("--ckpt", "{result}", *CORRECTED, "--compare", "--trace"), "--compare and --trace cannot be combined"),
+    (("--compare", "--n_candidates", "3"), "--compare and --n_candidates cannot be combined"),
+    (("--resolution", "64", "--height", "64"), "give either --resolution or --height and --width, not both"),
+    (("--prompts_file", "bad.jsonl", "--prompt", "a star"), "give either --prompt or --prompts_file, not both"),
     (("--prompts_file", "empty.txt"), "there is no prompt in empty.txt"),
     (("--prompts_file", "bad.jsonl"), "line 2 of bad.jsonl is not JSON"),
     (("--prompts_file", "other.jsonl"), 'line 1 of other.jsonl has no text under "prompt"'),
@@ -337,7 +329,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     save_adapter(tiny_adapter(backbone), other, base="somewhere", base_hash="0" * 64)
     where = {"lora": str(result / "lora"), "result": str(result), "other": str(other)}
     assert call(model, *(word.format(**where) for word in words)) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("drawing:")]
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("sampling:")]
     assert lines[-1].startswith(f"error: {sentence.format(**where)}")
     assert not Path("outputs").exists()
 
@@ -346,10 +338,10 @@ def test_the_oracle_gives_its_verdict_on_scenes_only() -> None:
     one = scene(3, 1, POCKET_WORLD)
     picture = Image.fromarray(render(one))
     sentence = caption_text(describe(one, POCKET_WORLD, KeyedRandom("verdict", 0)))
-    assert verdict_on(picture, sentence) == "right"
-    assert (verdict_on(picture, "four purple crosses") or "").startswith("not ")
-    assert verdict_on(picture, "a cat on a sofa") is None
-    assert verdict_on(picture.resize((128, 128)), sentence) is None
+    assert oracle_verdict(picture, sentence) == "right"
+    assert (oracle_verdict(picture, "four purple crosses") or "").startswith("not ")
+    assert oracle_verdict(picture, "a cat on a sofa") is None
+    assert oracle_verdict(picture.resize((128, 128)), sentence) is None
 
 
 def test_a_run_of_the_shipped_pocket_and_its_adapter() -> None:

@@ -53,16 +53,16 @@ def test_a_trace_sees_the_corrected_input_and_changes_nothing(backbone: Backbone
     traces: list[Trace] = []
 
     def watch(requests: object, text: object) -> Trace:
-        traces.append(Trace(backbone, text, scorer, foresee_at=(0, 3)))  # type: ignore[arg-type]
+        traces.append(Trace(backbone, text, scorer, x0_pred_at=(0, 3)))  # type: ignore[arg-type]
         return traces[-1]
 
     (watched,) = draw_latents(backbone, REQUESTS[:1], settings, adapter=scorer.adapter, watch=watch)
     (alone,) = draw_latents(backbone, REQUESTS[:1], settings, adapter=scorer.adapter)
     assert torch.equal(watched.latents, alone.latents)
     (trace,) = traces
-    assert [moment.index for moment in trace.moments] == [0, 1, 2, 3]
-    assert all(moment.scores is not None and -1 <= float(moment.scores) <= 1 for moment in trace.moments)
-    foreseen = [moment.foreseen for moment in trace.moments]
-    assert [one is not None for one in foreseen] == [True, False, False, True]
-    # Euler's last step goes all the way to what is foreseen in it.
-    torch.testing.assert_close(foreseen[3], watched.latents, rtol=0, atol=1e-3)
+    assert [step.index for step in trace.steps] == [0, 1, 2, 3]
+    assert all(step.scores is not None and -1 <= float(step.scores) <= 1 for step in trace.steps)
+    predicted = [step.x0_pred for step in trace.steps]
+    assert [x0_pred is not None for x0_pred in predicted] == [True, False, False, True]
+    # Euler's last step goes all the way to its predicted x0.
+    torch.testing.assert_close(predicted[3], watched.latents, rtol=0, atol=1e-3)

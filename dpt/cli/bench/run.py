@@ -12,8 +12,9 @@ import tyro
 from dpt.cli.bench.judges import identity_of, open_beside, panel_for
 from dpt.cli.bench.record import claim
 from dpt.distributed import Processes, processes, take_own_gpu
-from dpt.embedded import EMBEDDED
+from dpt.embedded import EMBEDDED, model_location
 from dpt.errors import fail
+from dpt.generation_defaults import GenerationDefaults, generation_defaults
 from dpt.methods.registry import BASE, Method, parse_methods
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ class RunOptions:
     seed: int = 0
     """Another seed has other prompts; the pocket suite only."""
     num_timesteps: int = 25
-    guidance_scale: float = 3.0
+    guidance_scale: float | None = None
+    """By default the model's own: its generation_defaults.json, or 7.5."""
     scheduler: str = "ddim"
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     """Number format of the UNet and the text encoder; by default what the device does well. A CPU that multiplies
@@ -72,6 +74,8 @@ class RunOptions:
 
 
 def run(options: RunOptions) -> None:
+    if options.guidance_scale is None and (line := model_defaults(options).describe(["guidance_scale"])):
+        print(line)
     options = completed(options)
     for name in ("prompts", "per_prompt", "num_timesteps"):
         value = getattr(options, name)
@@ -101,6 +105,7 @@ def run_method(method: Method, options: RunOptions, group: Processes, suite: Sui
     from dpt.sampling.draw import Settings
 
     asked, lines = all_requests(suite, options.per_prompt), options.out / f"{method.name}.jsonl"
+    assert options.guidance_scale is not None
     settings = Settings(options.num_timesteps, options.guidance_scale, options.scheduler, correction=method.correction)
     backbone, adapter, made_of = open_method(method, options)
 
@@ -117,10 +122,18 @@ def run_method(method: Method, options: RunOptions, group: Processes, suite: Sui
     group.from_main(lambda: merge_shards(lines, asked))
 
 
+def model_defaults(options: RunOptions) -> GenerationDefaults:
+    from dpt.backbone.loading import locate_model
+
+    return generation_defaults(locate_model(model_location(options.pretrained_model_name_or_path)))
+
+
 def completed(options: RunOptions) -> RunOptions:
-    """With what the pocket suite leaves unsaid said, as it is recorded."""
+    """The options with the defaults of the model and of the pocket suite filled in, as they are recorded."""
     from dpt.evaluation.suites.pocket import USUAL, USUAL_PROMPTS
 
+    if options.guidance_scale is None:
+        options = replace(options, guidance_scale=model_defaults(options).guidance_scale)
     if options.suite != "pocket":
         return options
     prompts = USUAL_PROMPTS if options.prompts is None else options.prompts
@@ -137,7 +150,6 @@ def open_method(method: Method, options: RunOptions) -> tuple[Backbone, Adapter 
     """The model as that method has it, the adapter if it reads by one, and what they are made of."""
     from dpt.backbone import open_backbone
     from dpt.checkpoints import open_checkpoint
-    from dpt.embedded import model_location
     from dpt.records import to_plain
     from dpt.weights import content_hash
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpt.errors import fail
+from dpt.generation_defaults import generation_defaults
 
 if TYPE_CHECKING:
     from dpt.pocket.workers import Workers
@@ -76,14 +77,16 @@ class MeasureOptions:
     """Draw the pocket suite with a model and let the oracle count what is right; write a table and contact sheets."""
 
     model: Path = Path("ckpt/pocket")
-    out: Path = Path("docs/results/pocket")
+    out: Path = Path("outputs/pocket")
+    """Folder for the table and the contact sheets."""
     prompts: int = 200
     """Prompts per category."""
     per_prompt: int = 1
     """Pictures per prompt."""
     seed: int = 0
     num_timesteps: int = 25
-    guidance_scale: float = 3.0
+    guidance_scale: float | None = None
+    """By default the model's own: its generation_defaults.json, or 7.5."""
     scheduler: str = "ddim"
 
 
@@ -95,6 +98,10 @@ def measure(options: MeasureOptions) -> None:
     from dpt.pocket.measure import measure as measure_pocket
     from dpt.sampling.draw import Settings
 
-    settings = Settings(options.num_timesteps, options.guidance_scale, options.scheduler)
+    defaults = generation_defaults(options.model)
+    scale = defaults.guidance_scale if options.guidance_scale is None else options.guidance_scale
+    settings = Settings(options.num_timesteps, scale, options.scheduler)
+    if options.guidance_scale is None and (line := defaults.describe(["guidance_scale"])):
+        print(line)
     backbone = open_backbone(options.model)
     print(measure_pocket(backbone, options.out, options.prompts, options.seed, settings, options.per_prompt))

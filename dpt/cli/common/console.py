@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
 import dpt
+from dpt.errors import fail
 
 
 def warn(message: str) -> None:
@@ -21,7 +25,7 @@ def warn(message: str) -> None:
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Warnings meant for the user come as one line each, without a file name or a line of code."""
+    """Print user warnings as one line each, without a file name or a line of code."""
     with warnings.catch_warnings():
         ordinary = warnings.showwarning
 
@@ -37,26 +41,123 @@ def plain_warnings() -> Iterator[None]:
 
 T = TypeVar("T")
 
+DIFFUSERS_NAMES = {
+    "model": "pretrained_model_name_or_path",
+    "pretrained_model": "pretrained_model_name_or_path",
+    "num_inference_steps": "num_timesteps",
+    "num_images_per_prompt": "n_samples",
+    "output_dir": "outdir",
+    "outdir": "output_dir",
+    "batch_size": "train_batch_size",
+    "max_steps": "max_train_steps",
+    "rank": "lora_rank",
+    "lr": "learning_rate",
+    "train_data_dir": "data_root",
+    "checkpoint": "ckpt",
+    "torch_dtype": "dtype",
+    "device": "gpu",
+}
+"""Flag names of diffusers' scripts and pipelines, accepted where a command has the flag on the right but not the one
+on the left."""
+
+
+@dataclass(frozen=True)
+class PublishedFlags:
+    """Flags of the published scripts that a command no longer has, each with the reason."""
+
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """These end the command."""
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    """These are dropped with a warning."""
+
+
+NO_PUBLISHED_FLAGS = PublishedFlags()
+
 
 def parse(entry: Callable[[T], object], words: Sequence[str], prog: str) -> T:
-    """The options that `entry` takes as its only argument, read from the command line's words."""
+    """Parse the command line into the options that `entry` takes as its only argument."""
     (name,) = [name for name in get_type_hints(entry) if name != "return"]
     return parse_options(get_type_hints(entry)[name], words, prog)
 
 
-def parse_options(options: type[T], words: Sequence[str], prog: str) -> T:
-    parsed: Any = tyro.cli(options, prog=prog, args=list(words), use_underscores=True)
+def parse_options(
+    options: type[T], words: Sequence[str], prog: str, published: PublishedFlags = NO_PUBLISHED_FLAGS
+) -> T:
+    """Parse words into a dataclass of options; unknown and dead flags end in one sentence."""
+    known = flag_names(options)
+    checked = _check_flags(words, known, prog, published)
+    parsed: Any = tyro.cli(options, prog=prog, args=checked, use_underscores=True)
     return parsed
+
+
+def flag_names(options: Any) -> set[str]:
+    """The flags of a dataclass and its nested groups, without dashes; aliases included."""
+    kind = get_args(options)[0] if get_origin(options) is Annotated else options
+    names: set[str] = set()
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        if name not in {one.name for one in fields(kind)}:
+            continue
+        bare = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+        if is_dataclass(bare):
+            names |= flag_names(bare)
+            continue
+        names.add(name)
+        if bare is bool:
+            names.add(f"no_{name}")
+        for extra in hint.__metadata__ if get_origin(hint) is Annotated else ():
+            names |= {alias.lstrip("-") for alias in getattr(extra, "aliases", None) or ()}
+            names |= {extra.name} if isinstance(getattr(extra, "name", None), str) else set()
+    return names
+
+
+def _check_flags(words: Sequence[str], known: set[str], prog: str, published: PublishedFlags) -> list[str]:
+    """The words with aliases replaced and ignored flags left out; fails at the first flag that cannot be used."""
+    kept: list[str] = []
+    dropping = False
+    for word in words:
+        if not word.isprintable() and any("\ud800" <= c <= "\udfff" for c in word):
+            fail(f"the argument {word!r} holds bytes that are not UTF-8")
+        if not _is_flag(word):
+            if not dropping:
+                kept.append(word)
+            continue
+        given, equals, value = word[2:].partition("=")
+        name = given.replace("-", "_")
+        dropping = False
+        if name in known or name == "help":
+            kept.append(f"--{name}{equals}{value}")
+        elif name in published.refused:
+            fail(f"--{name} {published.refused[name]}")
+        elif name in published.ignored:
+            dropping = not equals
+            if os.environ.get("RANK", "0") == "0":
+                warn(f"--{name} {published.ignored[name]}")
+        elif DIFFUSERS_NAMES.get(name) in known:
+            kept.append(f"--{DIFFUSERS_NAMES[name]}{equals}{value}")
+        else:
+            fail(f"{prog} has no flag --{given}{suggestion(name, known)}; {prog} --help lists them")
+    return kept
+
+
+def _is_flag(word: str) -> bool:
+    return word.startswith("--") and word[2:3].isalpha()
+
+
+def suggestion(name: str, known: set[str] | Sequence[str]) -> str:
+    """', did you mean X?' as the end of a sentence, or nothing where no name is close."""
+    named = dict.fromkeys((name, DIFFUSERS_NAMES.get(name, name)))
+    close = [match for one in named for match in get_close_matches(one, sorted(known), n=1, cutoff=0.6)]
+    return f", did you mean --{close[0]}?" if close else ""
 
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "pillow")
 
 
 def versions() -> dict[str, str]:
-    found = {"dpt": dpt.__version__, "python": platform.python_version()}
+    installed = {"dpt": dpt.__version__, "python": platform.python_version()}
     for library in LIBRARIES:
         try:
-            found[library] = version(library)
+            installed[library] = version(library)
         except PackageNotFoundError:
             continue
-    return found
+    return installed

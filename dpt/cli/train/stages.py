@@ -14,6 +14,7 @@ import tyro
 from dpt.cli.train import main as train
 from dpt.cli.train.options import REASONS, WARNED, Flag, RefusedOptions, TrainOptions
 from dpt.errors import fail
+from dpt.generation_defaults import generation_defaults
 
 if TYPE_CHECKING:
     from dpt.score.clip import Clip
@@ -190,11 +191,17 @@ class Stage2Options(TrainOptions):
         from dpt.sampling.draw import Request, Settings, draw
 
         each = self.samples.num_validation_images
-        asked = [Request(text, SAMPLE_SEED, k) for text in self.samples.validation_prompts for k in range(each)]
-        pictures = [to_pil(image) for image in draw(task.backbone, asked, Settings())]
-        sheet = contact_sheet(pictures, [one.prompt for one in asked], columns=each)
+        defaults = generation_defaults(task.backbone.folder.path)
+        settings = Settings(guidance_scale=defaults.guidance_scale)
+        requests = [
+            Request(text, SAMPLE_SEED, k, defaults.negative_prompt)
+            for text in self.samples.validation_prompts
+            for k in range(each)
+        ]
+        pictures = [to_pil(image) for image in draw(task.backbone, requests, settings)]
+        sheet = contact_sheet(pictures, [request.prompt for request in requests], columns=each)
         sheet.save(self.root / SAMPLES)
-        print(f"the validation prompts are drawn in {self.root / SAMPLES}")
+        print(f"samples of the validation prompts are in {self.root / SAMPLES}")
 
 
 def main_stage2(arguments: Sequence[str] | None = None) -> int:

@@ -1,14 +1,16 @@
-"""`txt2img.py`: pictures for prompts, with a contact sheet and a manifest of how they were made."""
+"""`txt2img.py`: options -> open the model -> sample -> write images, contact sheet and manifest."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
+<<<<<<< HEAD
 from dpt.cli.common.console import plain_warnings, warn
 from dpt.cli.common.run_folder import new_run_folder, read_prompts
 from dpt.cli.txt2img.options import Options, check
@@ -16,21 +18,33 @@ from dpt.distributed import Processes, own_gpu, processes
 from dpt.embedded import checkpoint_for, model_location
 from dpt.errors import UserError, run_command
 from dpt.files import NumberedFolder
+=======
+from dpt.cli.common.console import parse_options, plain_warnings, warn
+from dpt.cli.common.run_folder import new_run_folder, read_prompts
+from dpt.cli.txt2img.options import LIMITS, PUBLISHED, Options, check
+from dpt.distributed import Processes, own_gpu, processes
+from dpt.embedded import checkpoint_for, model_location
+from dpt.errors import fail, run_command
+from dpt.files import NumberedFolder
+>>>>>>> 00c8d85 (Generation defaults belong to the model and the checkpoint; a bare correction factor means the published code's; aliases and suggestions)
 
 if TYPE_CHECKING:
     from dpt.cli.txt2img.model import TunedModel
     from dpt.cli.txt2img.sampling import ImageRecord, SamplingVariant
     from dpt.sampling.draw import Settings
+    from dpt.sampling.options import Correction
 
 
 GPU_BATCH = 4
 
+FLAT: Any = tyro.conf.OmitArgPrefixes[Options]
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    flat = tyro.conf.OmitArgPrefixes[Options]
-    options: Options = tyro.cli(flat, prog="txt2img.py", args=arguments, use_underscores=True)
+    words = sys.argv[1:] if arguments is None else arguments
 
     def command() -> None:
+        options: Options = parse_options(FLAT, words, "txt2img.py", PUBLISHED)
         with plain_warnings(), processes() as group:
             run(options, group)
 
@@ -40,50 +54,66 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: Options, group: Processes) -> None:
     check(options)
     prompts = [options.prompt] if options.prompts_file is None else read_prompts(options.prompts_file)
-    # Everything above this line answers at once; from here on, the libraries are loaded.
-    from dpt.cli.txt2img.model import open_tuned_model
+    if len(prompts) * options.num_candidates > LIMITS["n_samples"]:
+        fail(f"{len(prompts)} prompts with {options.num_candidates} images each are more than {LIMITS['n_samples']}")
+    # Everything above answers at once; torch is loaded from here on.
+    from dpt.cli.txt2img.model import check_parts, open_tuned_model
     from dpt.cli.txt2img.output import SHEET, write_record, write_sheet
-    from dpt.cli.txt2img.sampling import methods_for
+    from dpt.cli.txt2img.sampling import variants_for
     from dpt.sampling.draw import calls_per_picture, intervals_without_a_step
 
     named = options.pretrained_model_name_or_path
-    _ = settings_of(options, has_adapter=True)  # what is wrong with them is said before anything is opened
-    trained = open_tuned_model(options, model_location(named), choose_device(options.gpu), checkpoint_for(named))
-    settings = settings_of(options, trained.adapter is not None)
-    calls_per_picture(trained.backbone, settings)
-    trained.backbone.latent_size(settings.height, settings.width)
+    tuned = open_tuned_model(options, model_location(named), choose_device(options.gpu), checkpoint_for(named))
+    has_adapter = tuned.adapter is not None
+    correction = options.correction.correction(options.num_timesteps, tuned.defaults, has_adapter)
+    check_parts(options, tuned, correction)
+    applied = tuned.defaults.describe(options.applied_defaults(correction))
+    options = options.with_defaults(tuned.defaults)
+    settings = settings_of(options, correction)
+    calls_per_picture(tuned.backbone, settings)
+    tuned.backbone.latent_size(settings.height, settings.width)
     own = group.share(list(enumerate(prompts)))
-    losses = [sentence for each in group.gather(lambda: words_lost(options, trained, own)) for sentence in each]
-    notes = [*options.without_effect, *intervals_without_a_step(trained.backbone, settings)]
-    if trained.adapter is None:
-        notes += [f"--{name} has no effect: there is no adapter" for name in options.correction.given_beside_factor]
-    on_cpu = trained.backbone.device.type == "cpu"
+    cut = [sentence for each in group.gather(lambda: prompt_warnings(options, tuned, own)) for sentence in each]
+    notes = [*options.unused_flags(has_adapter, correction), *intervals_without_a_step(tuned.backbone, settings)]
+    on_cpu = tuned.backbone.device.type == "cpu"
     if on_cpu and (options.batch_size or 1) > 1:
-        notes.append("--batch_size has no effect on a CPU, where pictures are drawn one by one")
+        notes.append("--batch_size has no effect on a CPU, which samples one image at a time")
     if group.is_main:
-        for sentence in (*losses, *notes):
+        for sentence in (*cut, *notes):
             warn(sentence)
-        for sentence in trained.sped:
-            print(sentence)
+        for line in (applied, describe_correction(options, correction), *tuned.speedups):
+            if line:
+                print(line)
     batch_size = 1 if on_cpu else options.batch_size or GPU_BATCH
-    methods = methods_for(options, settings, trained)
+    variants = variants_for(options, settings, tuned)
     name = options.prompt if options.prompts_file is None else options.prompts_file.stem
     with shared_run_folder(group, options.outdir, name) as folder:
-        everyone = group.gather(lambda: draw_own(folder.work, options, trained, methods, own, batch_size, group))
-        entries = sorted((one for each in everyone for one in each), key=lambda one: one.prompt)
+        per_process = group.gather(lambda: sample_own(folder.work, options, tuned, variants, own, batch_size, group))
+        entries = sorted((entry for each in per_process for entry in each), key=lambda entry: entry.prompt)
         if group.is_main:
-            if not options.sheet_for_each:
-                write_sheet(folder.work, SHEET, entries, len(methods), prompts)
-            write_record(folder.work, options, trained, settings, methods, prompts, entries, batch_size, losses)
+            if not options.sheet_per_prompt:
+                write_sheet(folder.work, SHEET, entries, len(variants), prompts)
+            write_record(folder.work, options, tuned, settings, variants, prompts, entries, batch_size, cut)
     if group.is_main:
-        sheet = "the contact sheets" if options.sheet_for_each else SHEET
-        where = "the CPU" if on_cpu else f"GPU {trained.backbone.device.index}"
-        print(f"{_count(len(entries), 'picture')} drawn on {where}: see {sheet} in {folder.final}")
+        sheet = "the contact sheets" if options.sheet_per_prompt else SHEET
+        where = "the CPU" if on_cpu else f"GPU {tuned.backbone.device.index}"
+        images = f"{len(entries)} image{'' if len(entries) == 1 else 's'}"
+        print(f"{images} sampled on {where}: see {sheet} in {folder.final}")
 
 
-def settings_of(options: Options, has_adapter: bool) -> Settings:
+def describe_correction(options: Options, correction: Correction) -> str | None:
+    """One line about a correction that was asked for by its factor: what it moves depends on other flags."""
+    if not (correction.on and options.correction.correction_factor is not None):
+        return None
+    published = "" if options.correction.correction_target else ", as in the published code"
+    return f"correction: factor {correction.factor:g}, target {correction.target}{published}, norm {correction.norm}"
+
+
+def settings_of(options: Options, correction: Correction) -> Settings:
+    """The sampler's settings; the generation defaults must have been filled in."""
     from dpt.sampling.draw import Settings
 
+    assert options.guidance_scale is not None
     height, width = options.size
     return Settings(
         steps=options.num_timesteps,
@@ -93,80 +123,92 @@ def settings_of(options: Options, has_adapter: bool) -> Settings:
         width=width,
         guidance_interval=options.guidance_interval,
         guidance_rescale=options.guidance_rescale,
-        correction=options.correction.correction(options.num_timesteps, has_adapter),
+        correction=correction,
     )
 
 
-def draw_own(
+def sample_own(
     folder: Path,
     options: Options,
-    trained: TunedModel,
-    methods: Sequence[SamplingVariant],
+    tuned: TunedModel,
+    variants: Sequence[SamplingVariant],
     own: Sequence[tuple[int, str]],
     batch_size: int,
     group: Processes,
 ) -> list[ImageRecord]:
-    """This process's prompts: their pictures and what belongs to a single prompt, into the folder."""
+    """Sample this process's prompts and write their images, traces and sheets into the folder."""
     from tqdm import tqdm
 
     from dpt.cli.txt2img.output import SHEET, write_sheet, write_trace
     from dpt.cli.txt2img.sampling import ImageWriter
     from dpt.sampling.draw import calls_per_picture
 
-    calls = sum(calls_per_picture(trained.backbone, method.settings) for method in methods)
+    calls = sum(calls_per_picture(tuned.backbone, variant.settings) for variant in variants)
+    total = calls * options.num_candidates * len(own)
     entries: list[ImageRecord] = []
-    with tqdm(total=calls * options.drawn * len(own), desc="drawing", unit="step", disable=not group.is_main) as bar:
-        studio = ImageWriter(options, trained, methods, batch_size, folder, bar.update)
+    with tqdm(total=total, desc="sampling", unit="step", disable=not group.is_main) as bar:
+        writer = ImageWriter(options, tuned, variants, batch_size, folder, bar.update)
         for number, prompt in own:
-            drawn = studio.draw(number, prompt)
-            entries += drawn
+            written = writer.write(number, prompt)
+            entries += written
             if options.trace:
-                write_trace(folder / studio.name(number, "trace.png"), trained, studio.traces, prompt)
-            if options.sheet_for_each:
-                write_sheet(folder, studio.name(number, SHEET), drawn, len(methods), [prompt])
+                write_trace(folder / writer.file_name(number, "trace.png"), tuned, writer.traces, prompt)
+            if options.sheet_per_prompt:
+                write_sheet(folder, writer.file_name(number, SHEET), written, len(variants), [prompt])
     return entries
 
 
 @contextmanager
+<<<<<<< HEAD
 def shared_run_folder(group: Processes, parent: Path, text: str) -> Iterator[NumberedFolder]:
     """One for all processes; the main one opens it and gives it its name."""
     with ExitStack() as stack:
         opened: list[NumberedFolder] = []
+=======
+def shared_run_folder(group: Processes, parent: Path, text: str) -> Iterator[NumberedFolder]:
+    """One run folder for all processes: the main one creates and names it."""
+    with ExitStack() as stack:
+        created: list[NumberedFolder] = []
+>>>>>>> 00c8d85 (Generation defaults belong to the model and the checkpoint; a bare correction factor means the published code's; aliases and suggestions)
 
-        def open_it() -> Path:
-            opened.append(stack.enter_context(new_run_folder(parent, text)))
-            return opened[0].work
+        def create() -> Path:
+            created.append(stack.enter_context(new_run_folder(parent, text)))
+            return created[0].work
 
+<<<<<<< HEAD
         work = group.from_main(open_it)
         yield opened[0] if opened else NumberedFolder(work)
+=======
+        work = group.from_main(create)
+        yield created[0] if created else NumberedFolder(work)
+>>>>>>> 00c8d85 (Generation defaults belong to the model and the checkpoint; a bare correction factor means the published code's; aliases and suggestions)
 
 
-def words_lost(options: Options, trained: TunedModel, own: Sequence[tuple[int, str]]) -> list[str]:
-    """What the model will not see of its prompts."""
+def prompt_warnings(options: Options, tuned: TunedModel, own: Sequence[tuple[int, str]]) -> list[str]:
+    """What the text encoder cuts off or does not know of this process's prompts and of the negative prompt."""
     numbered = options.prompts_file is not None
-    found = [
+    sentences = [
         f"prompt {number}: {sentence}" if numbered else sentence
         for number, prompt in own
-        for sentence in trained.backbone.prompt_warnings(prompt)
+        for sentence in tuned.backbone.prompt_warnings(prompt)
     ]
-    said = [prompt for _, prompt in own]
-    if options.negative_prompt in said or not any(number == 0 for number, _ in own):
-        return found
-    return [*found, *trained.backbone.prompt_warnings(options.negative_prompt)]
+    prompts = [prompt for _, prompt in own]
+    negative = options.negative_prompt or ""
+    if negative in prompts or not any(number == 0 for number, _ in own):
+        return sentences
+    return [*sentences, *tuned.backbone.prompt_warnings(negative)]
 
 
 def choose_device(gpu: str | None) -> str:
-    """The device for --gpu. Only the default falls back to the CPU; a choice is taken at its word."""
+    """The device for --gpu. A machine without a GPU samples on the CPU; a wrong index on one with GPUs is an error."""
     import torch
 
     if gpu == "cpu":
         return "cpu"
-    if gpu is None:
-        return f"cuda:{own_gpu() or 0}" if torch.cuda.is_available() else "cpu"
-    if not gpu.isdecimal():
-        raise UserError(f"--gpu takes the number of one GPU or cpu, not {gpu!r}")
-    return f"cuda:{gpu}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    if gpu is not None and not gpu.isdecimal():
+        fail(f"--gpu takes the index of one GPU or cpu, not {gpu!r}")
+    if not torch.cuda.is_available():
+        if gpu is not None:
+            warn(f"--gpu {gpu} has no effect: this machine has no GPU that PyTorch can use; sampling on the CPU")
+        return "cpu"
+    return f"cuda:{own_gpu() or 0}" if gpu is None else f"cuda:{gpu}"

@@ -1,10 +1,10 @@
-"""The model of a drawing command, with what was trained on it."""
+"""The model of a sampling command, with the adapter and the LoRA of a checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,28 @@ from dpt.backbone.speedups import apply_speedups
 from dpt.checkpoints import Checkpoint, open_checkpoint
 from dpt.cli.txt2img.options import NONE, Options, ShapeOptions
 from dpt.errors import UserError, fail
+<<<<<<< HEAD
 from dpt.files import sha256
 from dpt.lora import Lora
+=======
+from dpt.files import sha256
+from dpt.generation_defaults import GenerationDefaults, generation_defaults
+from dpt.lora import Lora
+from dpt.sampling.options import Correction
+>>>>>>> 00c8d85 (Generation defaults belong to the model and the checkpoint; a bare correction factor means the published code's; aliases and suggestions)
 
 
 @dataclass
 class TunedModel:
-    """A model, and as far as they are there an adapter that reads it and a LoRA in it."""
+    """A backbone and, where the checkpoint has them, an adapter and a LoRA."""
 
     backbone: Backbone
     checkpoint: Checkpoint | None = None
     lora: Lora | None = None
-    """One that can still be switched off."""
-    sped: Sequence[str] = ()
-    """What was changed to draw faster, a sentence each."""
+    """The LoRA, if it is attached and not merged."""
+    defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
+    speedups: Sequence[str] = ()
+    """One sentence for each speed-up that was applied."""
 
     @property
     def adapter(self) -> Adapter | None:
@@ -40,13 +48,13 @@ class TunedModel:
         return self.checkpoint is not None and self.checkpoint.lora is not None
 
     @contextmanager
-    def tuned(self, wanted: bool) -> Iterator[None]:
-        """Inside, the model is as its LoRA makes it, or as it was without."""
-        with nullcontext() if wanted or self.lora is None else self.lora.without():
+    def with_lora(self, on: bool) -> Iterator[None]:
+        """Inside the block the LoRA is on or off."""
+        with nullcontext() if on or self.lora is None else self.lora.without():
             yield
 
-    def described(self) -> dict[str, Any] | None:
-        """What was opened, for the record."""
+    def record(self) -> dict[str, Any] | None:
+        """The checkpoint, as the manifest records it."""
         if self.checkpoint is None:
             return None
         parts = {"adapter": self.checkpoint.adapter, "lora": self.checkpoint.lora}
@@ -62,61 +70,59 @@ def open_tuned_model(options: Options, model: str, device: str, default_ckpt: Pa
     backbone = open_backbone(model, revision=options.revision, device=device, dtype=options.dtype)
     path = default_ckpt if options.ckpt is None else None if options.ckpt == NONE else Path(options.ckpt)
     if path is None:
-        if options.shape.told:
-            fail(f"--{next(iter(options.shape.told))} tells what an adapter is like, and there is none: say --ckpt")
-        trained = TunedModel(backbone)
+        if options.shape.given:
+            fail(f"--{next(iter(options.shape.given))} describes an adapter, and there is none: give --ckpt")
+        tuned = TunedModel(backbone)
     else:
         checkpoint = open_checkpoint_with_shape(path, options.shape)
         lora = checkpoint.attach(backbone)
         if lora is not None and not options.compare:
-            lora.merge()  # faster, and nobody will want to draw without it
+            lora.merge()  # merged weights are faster, and only --compare switches the LoRA off
             lora = None
-        trained = TunedModel(backbone, checkpoint, lora)
-    check_parts(options, trained)
-    trained.sped = apply_speedups(
+        tuned = TunedModel(backbone, checkpoint, lora)
+    tuned.defaults = generation_defaults(backbone.folder.path, path)
+    tuned.speedups = apply_speedups(
         backbone, compiled=options.compile, channels_last=options.channels_last, tf32=options.allow_tf32
     )
-    return trained
+    return tuned
 
 
 def open_checkpoint_with_shape(path: Path, shape: ShapeOptions) -> Checkpoint:
-    """The checkpoint at `path`; what was said of its adapter's shape helps to read it, and must be true."""
-    told, config = shape.told, None
-    if told and _is_published(path):
-        said = ("unet_feature", "num_queries_matching", "nheads")
+    """Open the checkpoint at `path`. Shape flags complete what a published file does not record, and must match."""
+    given, config = shape.given, None
+    if given and _is_published(path):
+        unrecorded = ("unet_feature", "num_queries_matching", "nheads")
         tensors = read_published(path).adapter
-        config = config_of(tensors, str(path), **{name: told[name] for name in said if name in told})
+        config = config_of(tensors, str(path), **{name: given[name] for name in unrecorded if name in given})
     checkpoint = open_checkpoint(path, config)
-    if told and checkpoint.adapter is None:
-        fail(f"--{next(iter(told))} tells what an adapter is like, and {path} has none")
+    if given and checkpoint.adapter is None:
+        fail(f"--{next(iter(given))} describes an adapter, and {path} has none")
     if checkpoint.adapter is not None:
-        _check_shape_flags(told, checkpoint.adapter.config, path)
+        _check_shape_flags(given, checkpoint.adapter.config, path)
     return checkpoint
 
 
-def check_parts(options: Options, trained: TunedModel) -> None:
-    """Whether what was asked for can be had of what is there."""
-    corrects = bool(options.correction.correction_factor)
-    if trained.adapter is None:
-        reason = f"and {trained.checkpoint.path} has none" if trained.checkpoint else "and there is none: say --ckpt"
-        if corrects:
+def check_parts(options: Options, tuned: TunedModel, correction: Correction) -> None:
+    """Refuse flags that need an adapter or a LoRA which the checkpoint lacks."""
+    if tuned.adapter is None:
+        reason = f"and {tuned.checkpoint.path} has none" if tuned.checkpoint else "and there is none: give --ckpt"
+        if options.correction.correction_factor:
             fail(f"--correction_factor needs an adapter, {reason}")
         if options.n_candidates is not None:
-            fail(f"--n_candidates needs an adapter to choose, {reason}")
-    corrects = options.correction.correction(options.num_timesteps, trained.adapter is not None).on
-    if options.compare and not (corrects or trained.has_lora):
-        fail("--compare has nothing to compare: there is no LoRA, and nothing is corrected")
+            fail(f"--n_candidates needs an adapter for the matching score, {reason}")
+    if options.compare and not (correction.on or tuned.has_lora):
+        fail("--compare has nothing to compare: there is no LoRA, and no correction is on")
 
 
-def _check_shape_flags(told: dict[str, Any], config: AdapterConfig, path: Path) -> None:
+def _check_shape_flags(given: dict[str, Any], config: AdapterConfig, path: Path) -> None:
     try:
-        differing = [name for name in told if replace(config, **{name: told[name]}) != config]
+        differing = [name for name in given if replace(config, **{name: given[name]}) != config]
     except UserError as error:
-        raise UserError(f"the adapter of {path} cannot be of the shape that was said: {error}") from None
+        raise UserError(f"the shape flags do not fit the adapter of {path}: {error}") from None
     if differing:
         name = differing[0]
         flag = "no_contrastive_align_loss" if name == "contrastive_align_loss" else name
-        fail(f"the adapter of {path} is not of the shape that --{flag} says: its {name} is {getattr(config, name)!r}")
+        fail(f"--{flag} does not match the adapter of {path}: its {name} is {getattr(config, name)!r}")
 
 
 def _is_published(path: Path) -> bool:

@@ -2,50 +2,74 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from dpt.cli.common.console import PublishedFlags
 from dpt.embedded import EMBEDDED
 from dpt.errors import fail
-from dpt.sampling.options import Correction, Guidance, Interval, resolve_correction
+from dpt.generation_defaults import GenerationDefaults
+from dpt.sampling.options import (
+    MAX_SIDE,
+    NO_CORRECTION,
+    Correction,
+    Guidance,
+    Interval,
+    recommended_correction,
+    resolve_correction,
+)
 from dpt.sampling.schedulers import SCHEDULER_NAMES, check_name
 
 DEFAULT_PROMPT = "a red circle to the left of a blue square"
 
-SCHEDULER_HELP = f"One of {', '.join(SCHEDULER_NAMES)}; own is what the model's folder says."
+SCHEDULER_HELP = f"One of {', '.join(SCHEDULER_NAMES)}; own is the one in the model's folder."
 
 NONE = "none"
 
-
 Flag = tyro.conf.FlagCreatePairsOff[bool]
+
+LIMITS = {
+    "n_samples": 100_000,
+    "n_candidates": 10_000,
+    "batch_size": 4096,
+    "num_timesteps": 10_000,
+    "resolution": MAX_SIDE,
+    "height": MAX_SIDE,
+    "width": MAX_SIDE,
+}
+"""Largest value of each flag. The smallest is 1."""
 
 
 @dataclass(frozen=True)
 class CorrectionOptions:
-    correction_factor: float | None = None
-    """How far to follow the gradient of the adapter's matching score at each step; 0 is not at all. Left out: as far,
-    and in the way, that was measured to be best on the embedded model, if there is an adapter."""
-    correction_target: Literal["state", "input", "fused"] | None = None
-    """What is moved: the state, before it is denoised (the paper; the default with a --correction_factor); only what
-    the conditional branch sees of it (the published code); or the next state, by a gradient that guidance's own forward
-    pass is made to yield (the default without)."""
-    correction_norm: Literal["none", "unit", "rms", "relative"] | None = None
-    """none: the gradient as it is; the default with a --correction_factor. unit: its direction, the factor being its
-    length. rms: its direction, the factor being its length as a share of that of noise; the default without. relative:
-    as a share of that of the predicted noise, which is nearly the same and costs more."""
-    correction_start: float | None = None
-    """From here on, as a share of the way from noise to picture."""
-    correction_end: float | None = None
-    """Up to here."""
-    correction_every: int | None = None
-    """Only every so many steps of these."""
+    """Self-correction by the gradient of the adapter's matching score. Default: what the checkpoint recommends."""
 
-    def correction(self, steps: int, has_adapter: bool) -> Correction:
-        said = {name.removeprefix("correction_"): value for name, value in self.given.items()}
-        return resolve_correction(steps, has_adapter, **said)
+    correction_factor: float | None = None
+    """Step size along the gradient; 0 turns the correction off. Given alone it means what it means in the published
+    code: --correction_target input and --correction_norm none, on every step."""
+    correction_target: Literal["state", "input", "fused"] | None = None
+    """What is moved. state: the latents before the step (the paper's formula). input: only what the conditional
+    branch sees (the published code, and the default with --correction_factor). fused: the latents after the step, by a
+    gradient from guidance's own forward pass (the cheapest)."""
+    correction_norm: Literal["none", "unit", "rms", "relative"] | None = None
+    """none: the gradient as it is (the default with --correction_factor). unit: its direction only. rms: its direction,
+    with the factor relative to the length of unit noise. relative: relative to the length of the predicted noise."""
+    correction_start: float | None = None
+    """Start of the correction, as a fraction of the way from noise to image."""
+    correction_end: float | None = None
+    """End of the correction."""
+    correction_every: int | None = None
+    """Correct only every n-th step of these."""
+
+    def correction(self, steps: int, defaults: GenerationDefaults, has_adapter: bool) -> Correction:
+        recommended = recommended_correction(defaults.correction if has_adapter else None, steps)
+        if self.correction_factor is None and not recommended.on:
+            return NO_CORRECTION
+        return resolve_correction(recommended, **{name.removeprefix("correction_"): v for name, v in self.given.items()})
 
     @property
     def given(self) -> dict[str, Any]:
@@ -58,14 +82,14 @@ class CorrectionOptions:
 
 @dataclass(frozen=True)
 class ShapeOptions:
-    """What an adapter is like. Its own checkpoint says so: needed only where a published file does not."""
+    """The adapter's shape. Native checkpoints record it; a published file needs it where it is not the published one."""
 
     unet_feature: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """What a published adapter reads, if not up1."""
+    """The UNet feature that a published adapter reads, if not up1."""
     num_queries_matching: int | None = None
-    """How many of a published adapter's queries match, if not 10."""
+    """Number of matching queries of a published adapter, if not 10."""
     nheads: int | None = None
-    """A published adapter's attention heads, if not 8."""
+    """Attention heads of a published adapter, if not 8."""
     num_queries_rec: int | None = None
     position_embedding: Literal["sine", "learned"] | None = None
     enc_layers: int | None = None
@@ -77,104 +101,87 @@ class ShapeOptions:
     contrastive_loss_hdim: int | None = None
 
     @property
-    def told(self) -> dict[str, Any]:
-        """Fields of an `AdapterConfig`, as far as they were given."""
-        found = {name: value for name, value in asdict(self).items() if value not in (None, False)}
-        if found.pop("no_contrastive_align_loss", False):
-            found["contrastive_align_loss"] = False
-        return found
+    def given(self) -> dict[str, Any]:
+        """The fields of an `AdapterConfig` that were given."""
+        values = {name: value for name, value in asdict(self).items() if value not in (None, False)}
+        if values.pop("no_contrastive_align_loss", False):
+            values["contrastive_align_loss"] = False
+        return values
 
 
-@dataclass(frozen=True)
-class UnusedOptions:
-    """Published flags that nothing hangs on here: given, they are warned about."""
-
-    dropout: float | None = None
-    text_encoder_type: str | None = None
-    no_freeze_text_encoder: Flag = False
-    fix_timestep: int | None = None
-    masks: Flag = False
-    no_detection: Flag = False
-
-    @property
-    def warnings(self) -> list[str]:
-        given = [name for name, value in asdict(self).items() if value not in (None, False)]
-        return [f"--{name} has no effect: {UNUSED[name]}" for name in given]
-
-
-UNUSED = {
-    "dropout": "nothing is dropped while drawing",
-    "text_encoder_type": "no referring expression is read while drawing",
-    "no_freeze_text_encoder": "nothing is trained while drawing",
-    "fix_timestep": "the scheduler lays out the timesteps",
-    "masks": "nothing is segmented while drawing",
-    "no_detection": "nothing is located while drawing",
-}
+PUBLISHED = PublishedFlags(
+    ignored={
+        "dropout": "has no effect: sampling uses no dropout",
+        "text_encoder_type": "has no effect: sampling reads no referring expression",
+        "no_freeze_text_encoder": "has no effect: sampling trains nothing",
+        "fix_timestep": "has no effect: the scheduler sets the timesteps",
+        "masks": "has no effect: sampling segments nothing",
+        "no_detection": "has no effect: sampling locates nothing",
+    }
+)
 
 
 @dataclass(frozen=True)
 class Options:
-    """Draw pictures for a prompt, or for each of a file of prompts."""
+    """Sample images for a prompt, or for each prompt of a file."""
 
     prompt: str = DEFAULT_PROMPT
-    """What to draw."""
     prompts_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Instead: one prompt a line or, in a .jsonl file, under "prompt". Started by a launcher, processes share them."""
+    """Instead of --prompt: one prompt a line, or a .jsonl file with a "prompt" key. Launched processes share them."""
     n_samples: int = 3
-    """How many pictures of a prompt."""
-    n_candidates: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Draw so many instead, and keep the --n_samples that the adapter finds to match best, the best first."""
-    seed: int = 42
-    """Picture k depends on the model, the prompt, the seed, k and the settings, and on nothing else."""
-    negative_prompt: str = ""
-    """What to steer away from."""
+    """Images per prompt."""
     num_timesteps: int = 25
-    """Denoising steps. 25 is what the embedded model is evaluated with; the published script takes 50."""
-    guidance_scale: float = 7.5
-    """Strength of classifier-free guidance; 1 is none, and twice as fast."""
-    guidance_start: float = 0.0
-    """Guide from here on, as a share of the way from noise to picture."""
-    guidance_end: float = 1.0
-    """Guide up to here."""
-    guidance_rescale: float = 0.0
-    """How much of the contrast that guidance adds to a prediction to take back: 0 to 1."""
-    correction: CorrectionOptions = field(default_factory=CorrectionOptions)
-    scheduler: Annotated[str, tyro.conf.arg(metavar="NAME", help=SCHEDULER_HELP)] = "ddim"
+    """Denoising steps. The embedded model is evaluated with 25; the published script uses 50."""
+    guidance_scale: float | None = None
+    """Strength of classifier-free guidance; 1 turns it off and is twice as fast. Default: what the checkpoint's or the
+    model's generation_defaults.json says, else 7.5."""
+    negative_prompt: str | None = None
+    """What to steer away from. Default: as for the guidance scale, else empty."""
+    seed: int = 42
+    """Image k depends on the model, the prompt, the seed, k and the settings, and on nothing else."""
     height: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
-    """By default the size the model was trained at."""
+    """Default: the size the model was trained at."""
     width: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
-    """By default the size the model was trained at."""
+    """Default: the size the model was trained at."""
     resolution: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
     """Height and width at once."""
     batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Pictures drawn together on a GPU (4 by default). On a CPU they are always drawn one by one."""
-    compare: Flag = False
-    """Draw each picture by the model itself, with the checkpoint's LoRA, and corrected too: side by side, from the
-    same noise, with the adapter's score and, of scenes that it can read, what the oracle says."""
-    trace: Flag = False
-    """Plot the adapter's score along the steps, and the picture that is foreseen at some of them."""
+    """Images sampled together on a GPU (default 4). A CPU always samples one at a time."""
     outdir: Path = Path("outputs")
     """Each run makes a new folder in here."""
     pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
-    """A Stable Diffusion model in the diffusers layout. A folder is used without touching the network."""
+    """A Stable Diffusion model in the diffusers layout. A folder is used without network access."""
     revision: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Version of a hub model."""
+    """Revision of a hub model."""
     ckpt: Annotated[str | None, tyro.conf.arg(metavar="PATH|none")] = None
-    """An adapter, a LoRA or both: a result of training, the published checkpoint, or a LoRA file. By default that
-    of the embedded model, for the embedded model."""
-    dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """Number format on a GPU, by default a half format; a CPU uses float32, or bfloat16 if asked and it can."""
-    compile: Flag = False
-    """Compile the UNet's transformer blocks when they are first used. What it saves: docs/results/performance.md."""
-    channels_last: Flag = False
-    """Lay out the weights of convolutions channels last, as the tensor cores of GPUs read them."""
-    allow_tf32: Flag = False
-    """Let Ampere and later GPUs round float32 matrix products, as PyTorch has them round convolutions anyway: faster,
-    and not the same numbers."""
+    """An adapter, a LoRA or both: a training result, the published checkpoint, or a LoRA file. Default: the embedded
+    model's own checkpoint, for the embedded model."""
     gpu: Annotated[str | None, tyro.conf.arg(aliases=["-g", "--gpuid"], metavar="N|cpu")] = None
-    """Number of the GPU, or cpu. By default the first GPU, or the CPU where there is none."""
+    """Index of the GPU, or cpu. Default: the first GPU, or the CPU if there is none."""
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """Number format on a GPU, by default a half format; a CPU uses float32, or bfloat16 on request."""
+    scheduler: Annotated[str, tyro.conf.arg(metavar="NAME", help=SCHEDULER_HELP)] = "ddim"
+    guidance_start: float = 0.0
+    """Start of guidance, as a fraction of the way from noise to image."""
+    guidance_end: float = 1.0
+    """End of guidance."""
+    guidance_rescale: float = 0.0
+    """How much of the contrast added by guidance to take back: 0 to 1."""
+    n_candidates: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Sample this many per prompt and keep the --n_samples with the best matching score, best first."""
+    compare: Flag = False
+    """Sample each image with the base model, with the checkpoint's LoRA, and with correction: side by side, from the
+    same noise, with the adapter's score and, for rendered scenes, the oracle's verdict."""
+    trace: Flag = False
+    """Plot the adapter's score along the steps, and the predicted x0 at some of them."""
+    compile: Flag = False
+    """Compile the UNet's transformer blocks on first use."""
+    channels_last: Flag = False
+    """Store convolution weights channels last, which GPU tensor cores prefer."""
+    allow_tf32: Flag = False
+    """Let Ampere and later GPUs round float32 matrix products: faster, slightly different numbers."""
+    correction: CorrectionOptions = field(default_factory=CorrectionOptions)
     shape: ShapeOptions = field(default_factory=ShapeOptions)
-    idle: UnusedOptions = field(default_factory=UnusedOptions)
 
     @property
     def guidance_interval(self) -> Interval:
@@ -187,47 +194,62 @@ class Options:
         return self.resolution, self.resolution
 
     @property
-    def sheet_for_each(self) -> bool:
-        """Whether each prompt has a sheet of its own, or all share one."""
+    def sheet_per_prompt(self) -> bool:
+        """Whether each prompt has a contact sheet of its own, or all share one."""
         return self.compare and self.prompts_file is not None
 
     @property
-    def without_effect(self) -> list[str]:
-        """A sentence for each flag that was given and changes nothing."""
-        found = self.idle.warnings
-        if self.correction.correction_factor == 0:
-            found += [
-                f"--{name} has no effect: --correction_factor is 0" for name in self.correction.given_beside_factor
-            ]
+    def num_candidates(self) -> int:
+        """Images sampled per prompt, kept or not."""
+        return self.n_samples if self.n_candidates is None else self.n_candidates
+
+    def with_defaults(self, defaults: GenerationDefaults) -> Options:
+        """These options with the defaults in place of flags that were not given."""
+        scale = defaults.guidance_scale if self.guidance_scale is None else self.guidance_scale
+        negative = defaults.negative_prompt if self.negative_prompt is None else self.negative_prompt
+        return replace(self, guidance_scale=scale, negative_prompt=negative)
+
+    def applied_defaults(self, correction: Correction) -> Collection[str]:
+        """The entries of the generation defaults that these flags leave in force."""
+        names = [name for name in ("guidance_scale", "negative_prompt") if getattr(self, name) is None]
+        return [*names, "correction"] if correction.on and self.correction.correction_factor is None else names
+
+    def unused_flags(self, has_adapter: bool, correction: Correction) -> list[str]:
+        """A sentence for each flag that was given and has no effect beside the others."""
+        reasons: list[tuple[str, str]] = []
+        beside = self.correction.given_beside_factor
+        if not has_adapter:
+            reasons += [(name, "there is no adapter") for name in beside]
+        elif self.correction.correction_factor == 0:
+            reasons += [(name, "--correction_factor is 0") for name in beside]
+        elif not correction.on:
+            why = "the checkpoint recommends no correction, and there is no --correction_factor"
+            reasons += [(name, why) for name in beside]
         if self.guidance_scale == 1:
             guiding = ("guidance_start", "guidance_end", "guidance_rescale", "negative_prompt")
-            given = [name for name in guiding if getattr(self, name) != getattr(Options, name)]
-            found += [f"--{name} has no effect: --guidance_scale 1 is no guidance" for name in given]
-        return found
-
-    @property
-    def drawn(self) -> int:
-        """Pictures of a prompt that are drawn, if not all kept."""
-        return self.n_samples if self.n_candidates is None else self.n_candidates
+            given = [name for name in guiding if getattr(self, name) not in (getattr(Options, name), "")]
+            reasons += [(name, "--guidance_scale 1 is no guidance") for name in given]
+        return [f"--{name} has no effect: {why}" for name, why in reasons]
 
 
 def check(options: Options) -> None:
-    """What can be found wrong without loading anything."""
+    """Refuse what is wrong with the flags alone, before anything is loaded."""
     if options.prompts_file is not None and options.prompt != DEFAULT_PROMPT:
-        fail("--prompt and --prompts_file are two answers to one question: leave one out")
+        fail("give either --prompt or --prompts_file, not both")
     if not options.prompt.strip():
         fail("the prompt is empty")
-    for name in ("n_samples", "batch_size", "resolution"):
+    for name, limit in LIMITS.items():
         value = getattr(options, name)
-        if value is not None and value < 1:
-            fail(f"--{name} must be at least 1, not {value}")
+        if value is not None and not 1 <= value <= limit:
+            fail(f"--{name} must be between 1 and {limit}, not {value}")
     if options.n_candidates is not None and options.n_candidates < options.n_samples:
-        fail(f"--n_candidates {options.n_candidates} are too few to keep --n_samples {options.n_samples} of")
+        fail(f"--n_candidates {options.n_candidates} must be at least --n_samples {options.n_samples}")
     if options.resolution is not None and (options.height is not None or options.width is not None):
-        fail("--resolution is height and width at once: leave it out, or --height and --width")
+        fail("give either --resolution or --height and --width, not both")
     for one, other in (("compare", "n_candidates"), ("compare", "trace"), ("trace", "n_candidates")):
         if getattr(options, one) and getattr(options, other):
-            fail(f"--{one} and --{other} do not go together")
+            fail(f"--{one} and --{other} cannot be combined")
     check_name(options.scheduler)
-    Guidance(options.guidance_scale, options.guidance_interval, options.guidance_rescale)
-    options.correction.correction(options.num_timesteps, has_adapter=True)
+    scale = 1.0 if options.guidance_scale is None else options.guidance_scale
+    Guidance(scale, options.guidance_interval, options.guidance_rescale)
+    resolve_correction(NO_CORRECTION, **{k.removeprefix("correction_"): v for k, v in options.correction.given.items()})

@@ -1,4 +1,4 @@
-"""What a drawing command leaves behind besides the pictures: sheets, traces, and how it was all made."""
+"""What a run writes beside its images: contact sheets, traces and the manifest."""
 
 from __future__ import annotations
 
@@ -23,48 +23,48 @@ from dpt.sampling.hooks import Trace
 
 SHEET = "contact_sheet.png"
 
-MOST_ON_A_SHEET = 64
+MAX_ON_SHEET = 64
 
 
 def write_sheet(folder: Path, name: str, entries: Sequence[ImageRecord], columns: int, titles: Sequence[str]) -> None:
-    """The pictures of these entries, read back from the folder; with one title, or a prompt for each."""
-    shown = entries[:MOST_ON_A_SHEET]
-    pictures = [Image.open(folder / one.file) for one in shown]
+    """A contact sheet of written images, with one title or with each image's prompt."""
+    shown = entries[:MAX_ON_SHEET]
+    images = [Image.open(folder / entry.file) for entry in shown]
     several = len(titles) > 1
-    captions = [caption(one, titles[one.prompt] if several else "") for one in shown]
+    captions = [caption(entry, titles[entry.prompt] if several else "") for entry in shown]
     title = titles[0]
     if several:
-        title = f"the first {len(shown)} of {len(entries)} pictures" if len(shown) < len(entries) else ""
-    sheet = contact_sheet(pictures, captions, columns=columns if columns > 1 else None, title=title)
+        title = f"the first {len(shown)} of {len(entries)} images" if len(shown) < len(entries) else ""
+    sheet = contact_sheet(images, captions, columns=columns if columns > 1 else None, title=title)
     sheet.save(folder / name)
 
 
 def caption(entry: ImageRecord, prompt: str = "") -> str:
-    said = prompt or entry.method or str(entry.index)
+    name = prompt or entry.method or str(entry.index)
     score = None if entry.score is None else f"ITM {entry.score:.3f}"
-    return ", ".join(part for part in (said, score, entry.verdict) if part)
+    return ", ".join(part for part in (name, score, entry.verdict) if part)
 
 
 def write_record(
     folder: Path,
     options: Options,
-    trained: TunedModel,
+    tuned: TunedModel,
     settings: Settings,
-    methods: Sequence[SamplingVariant],
+    variants: Sequence[SamplingVariant],
     prompts: Sequence[str],
     entries: Sequence[ImageRecord],
     batch_size: int,
     warnings: Sequence[str],
 ) -> None:
-    """All that is needed to draw these pictures again."""
-    backbone = trained.backbone
+    """Write manifest.json: everything needed to sample these images again."""
+    backbone = tuned.backbone
     height, width = (side * backbone.vae_scale_factor for side in backbone.latent_size(*options.size))
     numbered = options.prompts_file is not None
     record: dict[str, Any] = {
         **({"prompts": list(prompts)} if numbered else {"prompt": prompts[0]}),
         "negative_prompt": options.negative_prompt,
         "seed": options.seed,
-        "images": [_told(one, options.seed, numbered) for one in entries],
+        "images": [_image_record(entry, options.seed, numbered) for entry in entries],
         "settings": {**asdict(settings), "height": height, "width": width},
         "model": {
             "name": options.pretrained_model_name_or_path,
@@ -72,62 +72,62 @@ def write_record(
             "sha256": backbone.model_hash,
             "prediction_type": backbone.noise.prediction_type,
         },
-        "checkpoint": trained.described(),
+        "checkpoint": tuned.record(),
         "device": str(backbone.device),
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "batch_size": batch_size,
-        "changed_for_speed": list(trained.sped),
+        "changed_for_speed": list(tuned.speedups),
         "warnings": list(warnings),
         "versions": versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     if options.compare:
-        record["methods"] = [{"name": one.name, "lora": one.tuned and trained.has_lora,
-                              "corrected": one.settings.correction.on} for one in methods]  # fmt: skip
+        record["methods"] = [
+            {"name": each.name, "lora": each.lora and tuned.has_lora, "corrected": each.settings.correction.on}
+            for each in variants
+        ]
     if options.n_candidates is not None:
         record["n_candidates"] = options.n_candidates
     text = json.dumps(record, indent=2, ensure_ascii=False)
-    (folder / "manifest.json").write_text(f"{text}\n", encoding="utf-8")
+    # A path may hold bytes that are not UTF-8: they become \\udcXX, which JSON can hold.
+    (folder / "manifest.json").write_bytes(f"{text}\n".encode("utf-8", "backslashreplace"))
 
 
-def _told(entry: ImageRecord, seed: int, numbered: bool) -> dict[str, Any]:
-    told = {key: value for key, value in asdict(entry).items() if value not in (None, "")}
+def _image_record(entry: ImageRecord, seed: int, numbered: bool) -> dict[str, Any]:
+    record = {key: value for key, value in asdict(entry).items() if value not in (None, "")}
     if not numbered:
-        told.pop("prompt")
-    return {**told, "noise_seed": derived_seed(seed, entry.index, INITIAL_NOISE)}
+        record.pop("prompt")
+    return {**record, "noise_seed": derived_seed(seed, entry.index, INITIAL_NOISE)}
 
 
-def write_trace(file: Path, trained: TunedModel, traces: Sequence[Trace], title: str) -> None:
-    """The score at each call, a line a picture; and the first picture as it is foreseen on the way."""
+def write_trace(file: Path, tuned: TunedModel, traces: Sequence[Trace], title: str) -> None:
+    """Plot the matching score at each call, one line per image, above the first image's predicted x0."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    foreseen = [moment for moment in traces[0].moments if moment.foreseen is not None]
+    shown = [step for step in traces[0].steps if step.x0_pred is not None]
     figure = pyplot.figure(figsize=(11, 6), layout="constrained")
-    grid = figure.add_gridspec(2, len(foreseen), height_ratios=(2, 1))
+    grid = figure.add_gridspec(2, len(shown), height_ratios=(2, 1))
     axis = figure.add_subplot(grid[0, :])
     if traces[0].scorer is None:
         axis.text(0.5, 0.5, "no adapter, so no score", ha="center", va="center")
         axis.set_axis_off()
     else:
-        index = 0
-        for trace in traces:
-            for scores in zip(*(moment.scores.tolist() for moment in trace.moments if moment.scores is not None),
-                              strict=True):  # fmt: skip
-                axis.plot(range(1, len(scores) + 1), scores, marker="o", markersize=3, label=f"picture {index}")
-                index += 1
+        curves = [curve for trace in traces for curve in zip(*trace.scores, strict=True)]
+        for index, scores in enumerate(curves):
+            axis.plot(range(1, len(scores) + 1), scores, marker="o", markersize=3, label=f"image {index}")
         axis.set(xlabel="step", ylabel="matching score s(z_t, y)")
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
-    axis.set_title(title)
-    for column, moment in enumerate(foreseen):
+    axis.set_title(title, parse_math=False)
+    for column, step in enumerate(shown):
         below = figure.add_subplot(grid[1, column])
-        assert moment.foreseen is not None
-        image = trained.backbone.decode_latents(moment.foreseen[:1])[0].detach().cpu()
+        assert step.x0_pred is not None
+        image = tuned.backbone.decode_latents(step.x0_pred[:1])[0].detach().cpu()
         below.imshow(to_pil(image))
-        below.set_title(f"step {moment.index + 1}, t = {moment.t:g}", fontsize="small")
+        below.set_title(f"step {step.index + 1}, t = {step.t:g}", fontsize="small")
         below.set_axis_off()
     figure.savefig(file, dpi=110)
     pyplot.close(figure)

@@ -1,4 +1,4 @@
-"""Drawing what was asked for, prompt by prompt, into a folder."""
+"""Sampling prompts with one or several variants of the sampler, and writing the images into a folder."""
 
 from __future__ import annotations
 
@@ -29,21 +29,22 @@ if TYPE_CHECKING:
     from dpt.sampling.hooks import StepHook
 
 
-X0_PRED = 6
-"""At how many steps a trace shows the picture that is foreseen."""
+TRACE_COLUMNS = 6
+"""At how many steps a trace shows the predicted x0."""
 
 
 @dataclass(frozen=True)
 class SamplingVariant:
+    """One column of a comparison: the settings, and whether the LoRA is on."""
+
     name: str
     settings: Settings
-    tuned: bool = True
-    """With the LoRA, if there is one."""
+    lora: bool = True
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """A picture that was kept, for the record."""
+    """One written image, as the manifest records it."""
 
     file: str
     prompt: int
@@ -53,103 +54,107 @@ class ImageRecord:
     verdict: str | None = None
 
 
-def methods_for(options: Options, settings: Settings, trained: TunedModel) -> list[SamplingVariant]:
-    """The one that was asked for, or all that can be compared: the model itself, tuned, and corrected too."""
+def variants_for(options: Options, settings: Settings, tuned: TunedModel) -> list[SamplingVariant]:
+    """One variant, or with --compare: the base model, the tuned model, and the corrected one."""
     if not options.compare:
         return [SamplingVariant("", settings)]
     plain = replace(settings, correction=NO_CORRECTION)
-    methods = [SamplingVariant("base", plain, tuned=False)]
-    if trained.has_lora:
-        methods.append(SamplingVariant("tuned", plain))
+    variants = [SamplingVariant("base", plain, lora=False)]
+    if tuned.has_lora:
+        variants.append(SamplingVariant("tuned", plain))
     if settings.correction.on:
-        methods.append(SamplingVariant("tuned and corrected" if trained.has_lora else "corrected", settings))
-    return methods
+        variants.append(SamplingVariant("tuned and corrected" if tuned.has_lora else "corrected", settings))
+    return variants
 
 
 class ImageWriter:
-    """Draws prompts by one method or several, from the same noise."""
+    """Samples prompts with every variant from the same noise, and writes the images."""
 
     def __init__(
         self,
         options: Options,
-        trained: TunedModel,
-        methods: Sequence[SamplingVariant],
+        tuned: TunedModel,
+        variants: Sequence[SamplingVariant],
         batch_size: int,
         folder: Path,
         on_step: Callable[[int], None] | None = None,
     ) -> None:
-        self.options, self.trained, self.methods = options, trained, methods
+        self.options, self.tuned, self.variants = options, tuned, variants
         self.batch_size, self.folder, self.on_step = batch_size, folder, on_step
         self.numbered = options.prompts_file is not None
-        adapter = trained.adapter
-        wanted = options.compare or options.trace or options.n_candidates is not None
-        self.scorer = Scorer(trained.backbone, adapter) if wanted and adapter is not None else None
+        adapter = tuned.adapter
+        scores = options.compare or options.trace or options.n_candidates is not None
+        self.scorer = Scorer(tuned.backbone, adapter) if scores and adapter is not None else None
         self.traces: list[Trace] = []
 
-    def draw(self, number: int, prompt: str) -> list[ImageRecord]:
-        """All pictures of a prompt; in the order of a sheet with a column for each method."""
+    def write(self, number: int, prompt: str) -> list[ImageRecord]:
+        """Sample and write all images of a prompt, ordered as a sheet with one column per variant."""
         self.traces.clear()
-        rows = [
-            [self._keep(number, prompt, place, one, method) for place, one in enumerate(self._drawn(prompt, method))]
-            for method in self.methods
+        columns = [
+            [
+                self._save(number, prompt, place, image, variant)
+                for place, image in enumerate(self._sample(prompt, variant))
+            ]
+            for variant in self.variants
         ]
-        return [entry for row in zip(*rows, strict=True) for entry in row]
+        return [entry for row in zip(*columns, strict=True) for entry in row]
 
-    def name(self, number: int, ending: str) -> str:
-        """Of a file that belongs to a prompt; of a single prompt they need no number."""
+    def file_name(self, number: int, ending: str) -> str:
+        """The name of a prompt's file; a single prompt needs no number."""
         return f"{number:04d}-{ending}" if self.numbered else ending
 
-    def _drawn(self, prompt: str, method: SamplingVariant) -> Iterator[tuple[int, Tensor, float | None]]:
-        """Number, image and score of each picture to be kept."""
-        options, backbone = self.options, self.trained.backbone
-        requests = [Request(prompt, options.seed, i, options.negative_prompt) for i in range(options.drawn)]
-        with self.trained.tuned(method.tuned):
+    def _sample(self, prompt: str, variant: SamplingVariant) -> Iterator[tuple[int, Tensor, float | None]]:
+        """Index, image and score of each image to keep."""
+        options, backbone = self.options, self.tuned.backbone
+        negative = options.negative_prompt or ""
+        requests = [Request(prompt, options.seed, k, negative) for k in range(options.num_candidates)]
+        with self.tuned.with_lora(variant.lora):
             batches: Iterable[SampledBatch] = draw_latents(
                 backbone,
                 requests,
-                method.settings,
-                adapter=self.trained.adapter,
+                variant.settings,
+                adapter=self.tuned.adapter,
                 batch_size=self.batch_size,
                 on_step=self.on_step,
-                watch=self._watch if options.trace else None,
+                watch=self._trace if options.trace else None,
             )
             if self.scorer is None or options.trace:
-                for drawn in batches:
-                    images = zip(drawn.requests, drawn.decode(backbone), strict=True)
+                for batch in batches:
+                    images = zip(batch.requests, batch.decode(backbone), strict=True)
                     yield from ((request.index, image, None) for request, image in images)
                 return
             batches = list(batches)
-        # All methods are judged by one reader: the adapter, and the model as it was trained with it.
-        for one in self._chosen(scored(batches, self.scorer)):
-            yield one.request.index, one.decode(backbone), one.score
+        # Scored outside the block: the adapter was trained with the LoRA on, and scores every variant that way.
+        for candidate in self._kept(scored(batches, self.scorer)):
+            yield candidate.request.index, candidate.decode(backbone), candidate.score
 
-    def _chosen(self, candidates: Iterator[Candidate]) -> Iterable[Candidate]:
+    def _kept(self, candidates: Iterator[Candidate]) -> Iterable[Candidate]:
         return candidates if self.options.n_candidates is None else best(candidates, self.options.n_samples)
 
-    def _keep(
-        self, number: int, prompt: str, place: int, drawn: tuple[int, Tensor, float | None], method: SamplingVariant
+    def _save(
+        self, number: int, prompt: str, place: int, sampled: tuple[int, Tensor, float | None], variant: SamplingVariant
     ) -> ImageRecord:
-        index, image, score = drawn
-        picture = to_pil(image)
-        column = f"{method.name.replace(' ', '-')}-" if method.name else ""
-        file = self.name(number, f"{column}{place:03d}.png")
-        picture.save(self.folder / file)
-        verdict = verdict_on(picture, prompt) if self.options.compare else None
-        return ImageRecord(file, number, index, method.name, score, verdict)
+        index, values, score = sampled
+        image = to_pil(values)
+        column = f"{variant.name.replace(' ', '-')}-" if variant.name else ""
+        file = self.file_name(number, f"{column}{place:03d}.png")
+        image.save(self.folder / file)
+        verdict = oracle_verdict(image, prompt) if self.options.compare else None
+        return ImageRecord(file, number, index, variant.name, score, verdict)
 
-    def _watch(self, requests: Sequence[Request], text: Condition) -> StepHook:
-        calls = calls_per_picture(self.trained.backbone, self.methods[0].settings)
-        shown = {round(at) for at in np.linspace(0, calls - 1, X0_PRED)} if not self.traces else set()
-        self.traces.append(Trace(self.trained.backbone, text, self.scorer, shown))
+    def _trace(self, requests: Sequence[Request], text: Condition) -> StepHook:
+        calls = calls_per_picture(self.tuned.backbone, self.variants[0].settings)
+        shown = {round(at) for at in np.linspace(0, calls - 1, TRACE_COLUMNS)} if not self.traces else set()
+        self.traces.append(Trace(self.tuned.backbone, text, self.scorer, shown))
         return self.traces[-1]
 
 
-def verdict_on(picture: Image.Image, prompt: str) -> str | None:
-    """What the oracle says of a picture of a scene; None where it cannot know the prompt or the sort of picture."""
+def oracle_verdict(image: Image.Image, prompt: str) -> str | None:
+    """The oracle's verdict on an image of a scene; None for prompts and image sizes it does not know."""
     world = POCKET_WORLD
-    described = parse_caption(prompt, world)
-    if described is None or picture.size != (world.image_size, world.image_size):
+    description = parse_caption(prompt, world)
+    if description is None or image.size != (world.image_size, world.image_size):
         return None
-    asked = Prompt("", "", prompt, described.facts, closed=described.absent is None)
-    fault = judge(asked, Oracle(world).read(np.asarray(picture))).first_fault
+    claims = Prompt("", "", prompt, description.facts, closed=description.absent is None)
+    fault = judge(claims, Oracle(world).read(np.asarray(image))).first_fault
     return "right" if fault is None else f"not {fault.text}"

@@ -1,0 +1,102 @@
+"""Sampling defaults that belong to a model or a checkpoint: guidance scale, negative prompt, recommended correction.
+
+They are read from `generation_defaults.json` beside a model and beside a checkpoint. A checkpoint's entries win over
+its model's, and a flag wins over both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dpt.errors import UserError
+from dpt.records import from_plain
+from dpt.untrusted import parse_json
+
+FILE_NAME = "generation_defaults.json"
+
+LARGEST_FILE = 100_000
+"""Bytes."""
+
+PARTS_OF_A_RESULT = ("adapter", "lora")
+
+
+@dataclass(frozen=True)
+class RecommendedCorrection:
+    """A self-correction measured with this checkpoint, for any number of steps."""
+
+    strength: float
+    """Sum of the factors over a full run: each step's factor is strength / num_timesteps."""
+    target: str
+    norm: str
+    start: float = 0.0
+    end: float = 1.0
+    every: int = 1
+    measured: str = ""
+    """Where it was measured."""
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """What to sample with where no flag says otherwise. Without a file: Stable Diffusion's 7.5 and no correction."""
+
+    guidance_scale: float = 7.5
+    negative_prompt: str = ""
+    correction: RecommendedCorrection | None = None
+    sources: Mapping[str, Path] = field(default_factory=dict, compare=False)
+    """The file that each entry was read from."""
+
+    def describe(self, names: Collection[str]) -> str | None:
+        """One line about the entries in `names` that came from a file; None if there are none."""
+        lines = [f"{name} {self._value(name)} from {self.sources[name]}" for name in names if name in self.sources]
+        return f"generation defaults: {'; '.join(lines)}" if lines else None
+
+    def _value(self, name: str) -> str:
+        value = getattr(self, name)
+        if not isinstance(value, RecommendedCorrection):
+            return f"{value:g}" if isinstance(value, float) else repr(value)
+        measured = f", measured on {value.measured}" if value.measured else ""
+        return f"({value.target}, {value.norm}, strength {value.strength:g}{measured})"
+
+
+ENTRIES = ("guidance_scale", "negative_prompt", "correction")
+
+
+def generation_defaults(*places: Path | None) -> GenerationDefaults:
+    """The defaults beside each of these files or folders; later places win over earlier ones."""
+    content: dict[str, Any] = {}
+    sources: dict[str, Path] = {}
+    for place in places:
+        file = None if place is None else _file_beside(place)
+        if file is not None:
+            entries = _read(file)
+            content |= entries
+            sources |= dict.fromkeys(entries, file)
+    defaults = from_plain(GenerationDefaults, content, " and ".join(map(str, dict.fromkeys(sources.values()))))
+    return GenerationDefaults(defaults.guidance_scale, defaults.negative_prompt, defaults.correction, sources)
+
+
+def _file_beside(place: Path) -> Path | None:
+    folder = place if place.is_dir() else place.parent
+    candidates = [folder, folder.parent] if folder.name in PARTS_OF_A_RESULT else [folder]
+    return next((file for one in candidates if (file := one / FILE_NAME).is_file()), None)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > LARGEST_FILE:
+            raise UserError(f"{file} is larger than {LARGEST_FILE} bytes")
+        content = parse_json(file.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} must hold a JSON object with {', '.join(ENTRIES)}")
+    if unknown := sorted(set(content) - set(ENTRIES)):
+        raise UserError(f"{file}: unknown key {unknown[0]!r}; known are {', '.join(ENTRIES)}")
+    if not from_plain(GenerationDefaults, content, str(file)).guidance_scale >= 0:
+        raise UserError(f"{file}: guidance_scale must be a number from 0 up")
+    return content

@@ -1,0 +1,137 @@
+"""Guidance scale, negative prompt and correction come from the model and the checkpoint, everywhere the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dpt.cli.bench import run as bench
+from dpt.cli.commands import pocket
+from dpt.cli.txt2img import main as txt2img
+from dpt.embedded import CHECKOUT, embedded_defaults
+from dpt.errors import UserError
+from dpt.generation_defaults import FILE_NAME, GenerationDefaults, generation_defaults
+from dpt.sampling.draw import Settings
+from dpt.sampling.options import Interval, recommended_correction
+from dpt.sampling.pipeline import DPTPipeline
+from tests import tiny_models
+from tests.checkpoints.making import tiny_result
+from tests.tiny_models import POCKET, PROMPT
+
+CORRECTION = {"strength": 2.0, "target": "fused", "norm": "rms", "end": 0.6, "measured": "here"}
+
+
+def put(folder: Path, **entries: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / FILE_NAME).write_text(json.dumps(entries))
+    return folder
+
+
+def test_the_checkpoints_entries_win_over_the_models(tmp_path: Path) -> None:
+    model = put(tmp_path / "model", guidance_scale=3, negative_prompt="blurry")
+    checkpoint = put(tmp_path / "result", guidance_scale=2, correction=CORRECTION)
+    (checkpoint / "adapter").mkdir()
+    assert generation_defaults(tmp_path, None) == GenerationDefaults(7.5, "", None)
+    merged = generation_defaults(model, checkpoint)
+    assert (merged.guidance_scale, merged.negative_prompt) == (2.0, "blurry")
+    assert merged.correction is not None and merged.correction.measured == "here"
+    assert generation_defaults(model, checkpoint / "adapter") == merged, "a part of a result has the result's defaults"
+    line = merged.describe(["guidance_scale", "correction"]) or ""
+    assert f"guidance_scale 2 from {checkpoint / FILE_NAME}" in line and "measured on here" in line
+    assert "negative_prompt" not in line and merged.describe([]) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[3]", "must hold a JSON object"),
+        ('{"guidance": 3}', "unknown key 'guidance'"),
+        ('{"guidance_scale": "3"}', "guidance_scale: expected float"),
+        ('{"correction": {"strength": 1}}', "missing"),
+        ("{", "is not valid JSON"),
+        (" " * 200_000, "is larger than"),
+    ],
+)
+def test_a_broken_file_is_one_sentence_that_names_it(text: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_text(text)
+    with pytest.raises(UserError, match=sentence) as error:
+        generation_defaults(tmp_path)
+    assert FILE_NAME in str(error.value)
+
+
+def test_the_shipped_model_and_checkpoints_say_what_was_measured() -> None:
+    shipped = embedded_defaults()
+    assert shipped.guidance_scale == 3.0
+    for folder in ("pocket-dpt", "pocket-stage1"):
+        correction = generation_defaults(CHECKOUT / "ckpt" / folder).correction
+        assert correction is not None and correction.measured
+        found = recommended_correction(correction, 25)
+        assert (found.factor, found.target, found.norm, found.interval) == (0.1, "fused", "rms", Interval(0, 0.6))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return put(tiny_models.save(POCKET, tmp_path_factory.mktemp("pocket") / "model"), guidance_scale=2.5)
+
+
+def test_every_command_samples_with_the_models_guidance_scale(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--pretrained_model_name_or_path", str(model), "--num_timesteps", "1", "--n_samples", "1", "--gpu", "cpu"]
+    scales = {}
+    assert txt2img.main(words) == 0
+    assert f"guidance_scale 2.5 from {model / FILE_NAME}" in capsys.readouterr().out
+    (folder,) = Path("outputs").iterdir()
+    scales["txt2img"] = json.loads((folder / "manifest.json").read_text())["settings"]["guidance_scale"]
+    bench_options = bench.RunOptions(("base",), pretrained_model_name_or_path=str(model))
+    scales["bench"] = bench.completed(bench_options).guidance_scale
+    seen: list[Settings] = []
+    monkeypatch.setattr("dpt.pocket.measure.measure", lambda *args: seen.append(args[4]))
+    pocket.measure(pocket.MeasureOptions(model=model))
+    scales["pocket measure"] = seen[0].guidance_scale
+    pipe = DPTPipeline.from_pretrained(model, device="cpu")
+    scales["pipeline"] = pipe.defaults.guidance_scale
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    latents = [
+        pipe(PROMPT, latents=noise, num_inference_steps=2, output_type="latent", **more).images
+        for more in ({}, {"guidance_scale": 2.5}, {"guidance_scale": 7.5})
+    ]
+    assert torch.equal(latents[0], latents[1]) and not torch.equal(latents[0], latents[2])
+    assert set(scales.values()) == {2.5}, scales
+    capsys.readouterr()
+    assert txt2img.main([*words, "--guidance_scale", "4", "--outdir", "other"]) == 0
+    assert "generation defaults" not in capsys.readouterr().out
+
+
+def test_a_correction_is_on_only_where_the_checkpoint_recommends_one(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dpt.backbone import Backbone
+
+    monkeypatch.chdir(tmp_path)
+    result = tiny_result(Backbone.open(model, device="cpu"), tmp_path / "result")
+    words = ["--pretrained_model_name_or_path", str(model), "--num_timesteps", "2", "--n_samples", "1", "--gpu", "cpu"]
+
+    def correction(*more: str) -> dict[str, Any]:
+        before = set(Path("outputs").glob("*"))
+        assert txt2img.main([*words, "--ckpt", str(result), *more]) == 0
+        (folder,) = set(Path("outputs").glob("*")) - before
+        settings: dict[str, Any] = json.loads((folder / "manifest.json").read_text())["settings"]
+        return settings["correction"]
+
+    assert correction()["factor"] == 0
+    assert correction("--correction_target", "fused")["factor"] == 0
+    assert "--correction_target has no effect: the checkpoint recommends no correction" in capsys.readouterr().err
+    alone = correction("--correction_factor", "0.5")
+    assert (alone["factor"], alone["target"], alone["norm"]) == (0.5, "input", "none")
+    assert "target input, as in the published code" in capsys.readouterr().out
+    put(result, correction=CORRECTION)
+    assert correction() == {"factor": 1.0, "target": "fused", "norm": "rms", "interval": {"start": 0.0, "end": 0.6},
+                            "every": 1}  # fmt: skip
+    assert "measured on here" in capsys.readouterr().out
+    assert correction("--correction_factor", "0")["factor"] == 0
