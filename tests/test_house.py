@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "dpt").rglob("*.py"))
 
 RANKS = (
-    ("errors", "records", "files", "weights", "untrusted", "keyed_random", "distributed", "embedded", "intervals"),
+    ("errors", "records", "files", "weights", "untrusted", "keyed_random", "distributed", "embedded", "intervals",
+     "generation_defaults"),
     ("claims",),
     ("backbone",),
     ("data", "adapter", "lora", "objectives"),
