@@ -67,14 +67,16 @@ def main(options: Options) -> None:
         name: "base" if name == PLAIN and not lora else f"{name}={options.ckpt}{',' if how else ''}{how}"
         for name, how in words.items()
     }
-    asked = bench.completed(bench.RunOptions(
-        tuple(said[name] for name in options.only or words),
-        out=options.out,
-        prompts=options.prompts,
-        per_prompt=options.per_prompt,
-        seed=options.seed,
-        mixed_precision=options.mixed_precision,
-    ))
+    asked = bench.completed(
+        bench.RunOptions(
+            tuple(said[name] for name in options.only or words),
+            out=options.out,
+            prompts=options.prompts,
+            per_prompt=options.per_prompt,
+            seed=options.seed,
+            mixed_precision=options.mixed_precision,
+        )
+    )
     bench.run(asked)
     if options.only:
         return

@@ -12,8 +12,18 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "dpt").rglob("*.py"))
 
 RANKS = (
-    ("errors", "records", "files", "weights", "untrusted", "keyed_random", "distributed", "embedded", "intervals",
-     "generation_defaults"),
+    (
+        "errors",
+        "records",
+        "files",
+        "weights",
+        "untrusted",
+        "keyed_random",
+        "distributed",
+        "embedded",
+        "intervals",
+        "generation_defaults",
+    ),
     ("claims",),
     ("backbone",),
     ("data", "adapter", "lora", "objectives"),

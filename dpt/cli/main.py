@@ -20,7 +20,10 @@ SCRIPTS: dict[str, tuple[str, str]] = {
 """Aliases of the scripts: main(words) -> exit code."""
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "bench report": ("dpt.cli.bench.report:report", "count verdicts, compare methods in pairs, write tables and a page"),
+    "bench report": (
+        "dpt.cli.bench.report:report",
+        "count verdicts, compare methods in pairs, write tables and a page",
+    ),
     "bench run": ("dpt.cli.bench.run:run", "sample a suite with several methods and judge every image"),
     "bench score": ("dpt.cli.bench.score:score", "judge existing images again with another detector or CLIP"),
     "cache": ("dpt.cli.commands.cache:cache", "encode the images, and optionally the texts, of a data folder once"),

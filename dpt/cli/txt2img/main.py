@@ -10,15 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-<<<<<<< HEAD
-from dpt.cli.common.console import plain_warnings, warn
-from dpt.cli.common.run_folder import new_run_folder, read_prompts
-from dpt.cli.txt2img.options import Options, check
-from dpt.distributed import Processes, own_gpu, processes
-from dpt.embedded import checkpoint_for, model_location
-from dpt.errors import UserError, run_command
-from dpt.files import NumberedFolder
-=======
 from dpt.cli.common.console import parse_options, plain_warnings, warn
 from dpt.cli.common.run_folder import new_run_folder, read_prompts
 from dpt.cli.txt2img.options import LIMITS, PUBLISHED, Options, check
@@ -26,7 +17,6 @@ from dpt.distributed import Processes, own_gpu, processes
 from dpt.embedded import checkpoint_for, model_location
 from dpt.errors import fail, run_command
 from dpt.files import NumberedFolder
->>>>>>> 00c8d85 (Generation defaults belong to the model and the checkpoint; a bare correction factor means the published code's; aliases and suggestions)
 
 if TYPE_CHECKING:
     from dpt.cli.txt2img.model import TunedModel
@@ -159,29 +149,17 @@ def sample_own(
 
 
 @contextmanager
-<<<<<<< HEAD
-def shared_run_folder(group: Processes, parent: Path, text: str) -> Iterator[NumberedFolder]:
-    """One for all processes; the main one opens it and gives it its name."""
-    with ExitStack() as stack:
-        opened: list[NumberedFolder] = []
-=======
 def shared_run_folder(group: Processes, parent: Path, text: str) -> Iterator[NumberedFolder]:
     """One run folder for all processes: the main one creates and names it."""
     with ExitStack() as stack:
         created: list[NumberedFolder] = []
->>>>>>> 00c8d85 (Generation defaults belong to the model and the checkpoint; a bare correction factor means the published code's; aliases and suggestions)
 
         def create() -> Path:
             created.append(stack.enter_context(new_run_folder(parent, text)))
             return created[0].work
 
-<<<<<<< HEAD
-        work = group.from_main(open_it)
-        yield opened[0] if opened else NumberedFolder(work)
-=======
         work = group.from_main(create)
         yield created[0] if created else NumberedFolder(work)
->>>>>>> 00c8d85 (Generation defaults belong to the model and the checkpoint; a bare correction factor means the published code's; aliases and suggestions)
 
 
 def prompt_warnings(options: Options, tuned: TunedModel, own: Sequence[tuple[int, str]]) -> list[str]:

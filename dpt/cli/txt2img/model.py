@@ -16,15 +16,10 @@ from dpt.backbone.speedups import apply_speedups
 from dpt.checkpoints import Checkpoint, open_checkpoint
 from dpt.cli.txt2img.options import NONE, Options, ShapeOptions
 from dpt.errors import UserError, fail
-<<<<<<< HEAD
-from dpt.files import sha256
-from dpt.lora import Lora
-=======
 from dpt.files import sha256
 from dpt.generation_defaults import GenerationDefaults, generation_defaults
 from dpt.lora import Lora
 from dpt.sampling.options import Correction
->>>>>>> 00c8d85 (Generation defaults belong to the model and the checkpoint; a bare correction factor means the published code's; aliases and suggestions)
 
 
 @dataclass

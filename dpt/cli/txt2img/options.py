@@ -69,7 +69,9 @@ class CorrectionOptions:
         recommended = recommended_correction(defaults.correction if has_adapter else None, steps)
         if self.correction_factor is None and not recommended.on:
             return NO_CORRECTION
-        return resolve_correction(recommended, **{name.removeprefix("correction_"): v for name, v in self.given.items()})
+        return resolve_correction(
+            recommended, **{name.removeprefix("correction_"): v for name, v in self.given.items()}
+        )
 
     @property
     def given(self) -> dict[str, Any]:
