@@ -111,10 +111,10 @@ def test_every_command_samples_with_the_models_guidance_scale(
 def test_a_correction_is_on_only_where_the_checkpoint_recommends_one(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from dpt.backbone import Backbone
+    from dpt.backbone import open_backbone
 
     monkeypatch.chdir(tmp_path)
-    result = tiny_result(Backbone.open(model, device="cpu"), tmp_path / "result")
+    result = tiny_result(open_backbone(model, device="cpu"), tmp_path / "result")
     words = ["--pretrained_model_name_or_path", str(model), "--num_timesteps", "2", "--n_samples", "1", "--gpu", "cpu"]
 
     def correction(*more: str) -> dict[str, Any]:
