@@ -17,9 +17,9 @@ from unittest import mock
 import pytest
 
 from dpt.detect.accuracy import AccuracyRow, Tally
+from dpt.embedded import embedded_defaults
 from dpt.pocket.recipe import RECIPE_FILE, read_recipe
 from dpt.records import to_plain
-from dpt.embedded import embedded_defaults
 from dpt.sampling.options import Correction, recommended_correction
 
 ROOT = Path(__file__).parent.parent

@@ -84,7 +84,7 @@ class CorrectionOptions:
 
 @dataclass(frozen=True)
 class ShapeOptions:
-    """The adapter's shape. Native checkpoints record it; a published file needs it where it is not the published one."""
+    """The adapter's shape, where a published file differs from the published one. Native checkpoints record it."""
 
     unet_feature: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """The UNet feature that a published adapter reads, if not up1."""
