@@ -133,7 +133,6 @@ def test_make_targets_in_the_text_exist() -> None:
 
 
 TABLES = [
-    ("pocket/table.md", "README.md"),
     ("pocket/table.md", "ckpt/pocket/README.md"),
     ("stage1/table.md", "ckpt/pocket-stage1/README.md"),
     ("stage2/table.md", "docs/results/stage2.md"),
