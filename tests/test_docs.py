@@ -31,8 +31,7 @@ PAGES = sorted(
 PLACE = re.compile(r"`((?:dpt|docs|tests|tools|benchmarks|ckpt/pocket[\w-]*|data/sample)/[\w./-]*)`")
 """A file or folder of the repository, named in the text."""
 
-WRITTEN_BY_COMMANDS = ("tests/golden",)
-"""Named in the text, and not part of the repository."""
+SCRIPTS = ("txt2img.py", "train_stage1.py", "train_stage2.py")
 
 
 def read_json(name: str) -> dict:
@@ -65,29 +64,35 @@ def flags(command: str) -> frozenset[str]:
     return frozenset(re.findall(r"(?<![\w-])--?[a-z]\w*", re.sub(r"\x1b\[[\d;]*m", "", output.getvalue())))
 
 
+def simple_commands(line: str) -> Iterator[list[str]]:
+    """The words of each command in a line of shell."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    words: list[str] = []
+    for word in [*lexer, ";"]:
+        if word in ("&&", "||", ";", "|"):
+            yield words
+            words = []
+        else:
+            words.append(word)
+
+
 def documented_commands(page: Path) -> Iterator[tuple[str, list[str]]]:
     """(command, its words) of every dpt command and script in the page's ```sh blocks."""
     from dpt.cli.main import COMMANDS
 
-    for block in re.findall(r"^```sh\n(.*?)^```$", page.read_text(), re.S | re.M):
+    for block in re.findall(r"^ *```sh\n(.*?)^ *```$", page.read_text(), re.S | re.M):
         for line in re.sub(r"\\\n", " ", block).splitlines():
-            for part in re.split(r"&&|\|\||;| \| ", line):
-                words = shlex.split(part, comments=True)
-                script = next(
-                    (k for k, w in enumerate(words) if w in ("txt2img.py", "train_stage1.py", "train_stage2.py")), None
-                )
-                if script is not None:
-                    yield words[script], words[script + 1 :]
-                    continue
-                start = next((k for k, w in enumerate(words) if w == "dpt" and (k == 0 or words[k - 1] == "-m")), None)
-                if start is None:
-                    continue
-                rest = words[start + 1 :]
-                name = next((n for n in COMMANDS if rest[: len(n.split())] == n.split()), None)
-                if name is not None:
-                    yield f"dpt {name}", rest[len(name.split()) :]
-                else:
-                    assert not rest or rest[0].startswith("-") or "--help" in rest, f"no such command: {part.strip()}"
+            for words in simple_commands(line):
+                start = next((k for k, word in enumerate(words) if word in SCRIPTS), None)
+                if start is not None:
+                    yield words[start], words[start + 1 :]
+                elif words[:1] == ["dpt"] or ["-m", "dpt"] in [words[k : k + 2] for k in range(len(words))]:
+                    words = words[words.index("dpt") + 1 :]
+                    name = next((n for n in COMMANDS if words[: len(n.split())] == n.split()), None)
+                    assert name or words[:1] == ["--help"], f"no such command: {line.strip()}"
+                    if name:
+                        yield f"dpt {name}", words[len(name.split()) :]
 
 
 def test_links_lead_to_files_and_headings() -> None:
@@ -108,7 +113,7 @@ def test_files_named_in_the_text_exist() -> None:
         f"{page.relative_to(ROOT)}: {name}"
         for page in PAGES
         for name in PLACE.findall(page.read_text())
-        if not (ROOT / name).exists() and not name.startswith(WRITTEN_BY_COMMANDS)
+        if not (ROOT / name).exists()
     ]
     assert not missing
 
