@@ -24,6 +24,7 @@ from dpt.backbone.folder import (
 )
 from dpt.errors import UserError
 from dpt.generation_defaults import FILE_NAME as GENERATION_DEFAULTS_FILE
+from dpt.hub import HubSource, fetch_from_hub
 
 _HUB_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w.-]+))?", re.ASCII)
 
@@ -61,29 +62,13 @@ def _diffusers_files() -> list[str]:
 
 
 def _fetch(hub_id: str, revision: str | None, wanted: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import constants, snapshot_download
 
-    try:
-        return Path(
-            snapshot_download(hub_id, revision=revision, allow_patterns=wanted, ignore_patterns=_UNUSED_WEIGHTS)
-        )
-    except GatedRepoError:
-        raise UserError(f"the hub asks for a login and consent before it hands out {hub_id!r}") from None
-    except RevisionNotFoundError:
-        raise UserError(f"the hub has {hub_id!r} but not its revision {revision!r}") from None
-    except RepositoryNotFoundError:
-        raise UserError(f"{hub_id!r} is neither a folder here nor a model on the hub") from None
-    # What a missing network raises depends on where it is noticed and on the HTTP client of the day.
-    except Exception as error:
-        raise UserError(
-            f"{hub_id!r} is not a folder here, not in the local cache, "
-            f"and cannot be fetched from the hub ({type(error).__name__})"
-        ) from None
+    def download() -> str:
+        return snapshot_download(hub_id, revision=revision, allow_patterns=wanted, ignore_patterns=_UNUSED_WEIGHTS)
+
+    cached = Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
+    return fetch_from_hub(download, HubSource(hub_id, revision), cached)
 
 
 # Buffers that older versions of transformers wrote to the file and newer ones compute.

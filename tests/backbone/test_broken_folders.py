@@ -185,7 +185,7 @@ def test_a_file_is_not_a_model(tmp_path: Path) -> None:
 
 def test_a_hub_id_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="'someone/some-model' is not a folder here, not in the local cache"):
+    with pytest.raises(UserError, match="someone/some-model is not on this machine, and HF_HUB_OFFLINE forbids"):
         open_backbone("someone/some-model")
 
 

@@ -6,7 +6,9 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -32,7 +34,9 @@ class Hub:
     sends: int = len(CONTENT)
     """Where the connection breaks off."""
     fault: tuple[int, str] | None = None
-    asked: list[tuple[str, str]] = field(default_factory=list)
+    drips: bool = False
+    """Whether its answers are headers without end, a byte now and then."""
+    requests: list[tuple[str, str]] = field(default_factory=list)
     tokens: list[str | None] = field(default_factory=list)
 
 
@@ -42,8 +46,11 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
-            state.asked.append((self.command, self.path))
+            state.requests.append((self.command, self.path))
             state.tokens.append(self.headers.get("Authorization"))
+            if state.drips:
+                self.drip()
+                return
             status, fault = state.fault or ((200, "") if self.path == FILE else (404, "EntryNotFound"))
             self.send_response(status)
             if fault:
@@ -54,6 +61,14 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             self.end_headers()
             if self.command == "GET" and not fault:
                 self.wfile.write(CONTENT[: state.sends])
+
+        def drip(self) -> None:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            with suppress(OSError):
+                while state.drips:
+                    self.wfile.write(b"a")
+                    self.wfile.flush()
+                    time.sleep(0.05)
 
         do_GET = do_HEAD = answer
 
@@ -68,6 +83,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setenv(name, "127.0.0.1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS", True)
     yield state
+    state.drips = False
     server.shutdown()
     server.server_close()
 
@@ -80,17 +96,17 @@ def listing(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def test_it_comes_whole_and_once(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_file_is_fetched_once(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--size", str(len(CONTENT)), "--sha256", SHA256.upper()]
     fetch(hub, tmp_path / "ckpt" / "dpt-v2.1", *words)
     assert listing(tmp_path) == ["ckpt", "ckpt/dpt-v2.1", "ckpt/dpt-v2.1/pytorch_model.bin"]
     assert (tmp_path / "ckpt/dpt-v2.1/pytorch_model.bin").read_bytes() == CONTENT
     assert f"was fetched from leigangqu/DPT-T2I (256,000 bytes, SHA-256 {SHA256})" in capsys.readouterr().out
-    asked = list(hub.asked)
-    assert ("GET", FILE) in asked
+    requests = list(hub.requests)
+    assert ("GET", FILE) in requests
     fetch(hub, tmp_path / "ckpt" / "dpt-v2.1", *words)
     assert "pytorch_model.bin is there already (256,000 bytes" in capsys.readouterr().out
-    assert hub.asked == asked
+    assert hub.requests == requests
 
 
 def test_other_files_beside_it_are_left_alone(hub: Hub, tmp_path: Path) -> None:
@@ -99,22 +115,24 @@ def test_other_files_beside_it_are_left_alone(hub: Hub, tmp_path: Path) -> None:
     assert listing(tmp_path) == ["README.md", "pytorch_model.bin"]
 
 
-def test_a_stranger_is_not_sent_the_token(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_endpoint_is_not_sent_the_token(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     fetch(hub, tmp_path)
     assert hub.tokens and set(hub.tokens) == {None}
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--size", "7"], "pytorch_model.bin of leigangqu/DPT-T2I was not kept: it has 256000 bytes instead of 7$"),
         (["--sha256", "0" * 64], f"was not kept: it has the SHA-256 {SHA256} instead of 0000"),
     ],
     ids=["size", "sha256"],
 )
-def test_what_was_not_expected_is_not_kept(hub: Hub, tmp_path: Path, words: list[str], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_a_file_that_is_not_the_expected_one_is_not_kept(
+    hub: Hub, tmp_path: Path, words: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
         fetch(hub, tmp_path / "new", *words)
     assert listing(tmp_path) == []
     fetch(hub, tmp_path)
@@ -125,36 +143,58 @@ def test_what_was_not_expected_is_not_kept(hub: Hub, tmp_path: Path, words: list
 
 def test_a_broken_connection_leaves_nothing(hub: Hub, tmp_path: Path) -> None:
     hub.sends = 1000
-    with pytest.raises(UserError, match=r"cannot be fetched from the hub .* put it at .*new/pytorch_model.bin$"):
+    with pytest.raises(UserError, match=r"the download broke off .*; try again, or .* put it at .*new/pytorch_model.b"):
         fetch(hub, tmp_path / "new")
-    assert ("GET", FILE) in hub.asked and listing(tmp_path) == []
+    assert ("GET", FILE) in hub.requests and listing(tmp_path) == []
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "message"),
     [
-        ((404, "RepoNotFound"), "the hub has no repository 'leigangqu/DPT-T2I'"),
-        ((404, "RevisionNotFound"), "the hub has 'leigangqu/DPT-T2I' but not its revision 'main'"),
-        ((404, "EntryNotFound"), "the hub has 'leigangqu/DPT-T2I' but no file 'pytorch_model.bin' in it"),
-        ((403, "GatedRepo"), "the hub asks for a login and consent"),
-        ((418, "Teapot"), "cannot be fetched from the hub .* put it at"),
+        ((404, "RepoNotFound"), "no repository 'leigangqu/DPT-T2I', or it is private: check the name, or log in"),
+        ((404, "RevisionNotFound"), "not its revision 'main': check the branch, tag or commit$"),
+        ((404, "EntryNotFound"), "no file 'pytorch_model.bin' in it: check the name of the file$"),
+        ((403, "GatedRepo"), "is gated: accept its conditions on its page, then log in with `hf auth login`$"),
+        ((401, "Other"), r"refuses access to .* \(401\): log in"),
+        ((403, "Other"), r"refuses access to .* \(403\): log in"),
+        ((503, "Busy"), "the hub answered 503; try again later, or .* put it at"),
     ],
-    ids=lambda value: value[1] if isinstance(value, tuple) else "",
+    ids=lambda value: f"{value[0]} {value[1]}" if isinstance(value, tuple) else "",
 )
-def test_what_the_hub_refuses(hub: Hub, tmp_path: Path, fault: tuple[int, str], said: str) -> None:
+def test_each_refusal_of_the_hub_has_its_next_step(
+    hub: Hub, tmp_path: Path, fault: tuple[int, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between its retries
     hub.fault = fault
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         fetch(hub, tmp_path / "new", "--revision", "main")
     assert "\n" not in str(caught.value) and listing(tmp_path) == []
 
 
-def test_wrong_wishes_are_one_sentence(tmp_path: Path) -> None:
-    for words, said in (
+def test_a_hub_that_cannot_be_reached(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    hub.endpoint = "http://127.0.0.1:9"
+    with pytest.raises(UserError, match="no hub can be reached from here; check the network and the proxy, or fetch"):
+        fetch(hub, tmp_path / "new")
+    assert listing(tmp_path) == []
+
+
+def test_a_hub_that_drips_headers_is_not_waited_for_for_ever(hub: Hub, tmp_path: Path) -> None:
+    hub.drips = True
+    began = time.monotonic()
+    with pytest.raises(UserError, match="the hub sent nothing for 1 seconds; try again later"):
+        fetch(hub, tmp_path / "new", "--timeout", "1")
+    assert time.monotonic() - began < 30 and listing(tmp_path) == []
+
+
+def test_wrong_options_are_one_sentence(tmp_path: Path) -> None:
+    for words, message in (
         (["--sha256", "abc"], "--sha256 takes 64 hexadecimal digits, not 'abc'"),
         (["--repo", ""], "--repo is empty"),
+        (["--timeout", "0"], "--timeout must be positive, not 0"),
         (["--repo", "no/such/name"], "'no/such/name' is not the name of a repository"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             run(["download", "--out", str(tmp_path / "new"), *words])
     assert listing(tmp_path) == []
 
@@ -173,4 +213,7 @@ def test_as_a_command_of_its_own(hub: Hub, tmp_path: Path, reachable: bool) -> N
         assert done.returncode == 0 and (tmp_path / "out/pytorch_model.bin").read_bytes() == CONTENT
     else:
         assert done.returncode == 2 and done.stderr.count("\n") == 1
-        assert "put it at" in done.stderr and not (tmp_path / "out").exists()
+        assert (
+            "HF_HUB_OFFLINE forbids fetching it: unset it, or fetch the file" in done.stderr
+            and not (tmp_path / "out").exists()
+        )
