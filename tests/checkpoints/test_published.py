@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpt.adapter import AdapterConfig
+from dpt.adapter import Adapter, AdapterConfig
 from dpt.checkpoints import open_checkpoint
 from dpt.errors import UserError
 from dpt.lora import Lora, LoraConfig
@@ -130,7 +130,45 @@ def test_a_lora_that_is_not_whole_is_one_sentence(
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_checkpoint_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+ADAPTER_FAULTS = {
+    "query_embed.weight": [torch.ones(()), torch.ones(5, 256), torch.ones(0, 256)],
+    "input_proj.weight": [torch.ones(256), torch.ones(12000, 1, 1, 1)],
+    "transformer.decoder.layers.0.linear1.weight": [torch.ones(())],
+    "map_to_clip.2.weight": [torch.ones(())],
+    "class_embed.weight": [torch.ones(()), torch.ones(1, 256)],
+    "contrastive_align_projection_text.weight": [torch.ones(64)],
+}
+
+
+@pytest.mark.parametrize("name", ADAPTER_FAULTS)
+def test_an_adapter_tensor_of_a_wrong_shape_is_named_before_memory_is_taken(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def built(config: AdapterConfig) -> Adapter:
+        assert torch.get_default_device().type == "meta", "7.5 GB for an adapter 12,000 wide"
+        return Adapter(config)
+
+    monkeypatch.setattr("dpt.adapter.io.published.Adapter", built)
+    for tensor in ADAPTER_FAULTS[name]:
+        file = write(tmp_path, published_adapter() | {name: tensor})
+        with pytest.raises(UserError) as caught:
+            open_checkpoint(file)
+        sentence = str(caught.value)
+        assert str(file) in sentence and "\n" not in sentence
+        assert name in sentence or "token_slots must be at least 1, not 0" in sentence
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["class_embed.weight", "logit_scale", f"{FIRST}.up.weight"])
+def test_weights_that_are_not_finite_are_refused_on_opening(tmp_path: Path, name: str, value: float) -> None:
+    content = published_adapter() | published_lora()
+    content[name] = content[name].clone()
+    content[name].view(-1)[-1] = value
+    with pytest.raises(UserError, match=rf"holds NaN or infinite weights, in {name}: its training diverged or"):
+        open_checkpoint(write(tmp_path, content))
+
+
+def test_files_that_are_no_checkpoint_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="there is no checkpoint"):
         open_checkpoint(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"holds no checkpoint: there is none of adapter/adapter.json, lora/lora.json"):

@@ -160,6 +160,11 @@ def config_of(
             f"{where}: tensor query_embed.weight is {queries[0]} x {queries[1]}; "
             f"its first dimension must be at least {num_queries_matching}, the number of matching queries"
         )
+    if projection[0] != queries[1]:
+        raise UserError(
+            f"{where}: tensors input_proj.weight ({shape(tensors['input_proj.weight'])}) and query_embed.weight "
+            f"({shape(tensors['query_embed.weight'])}) disagree on the width of the adapter"
+        )
     try:
         return AdapterConfig(
             unet_feature,
