@@ -47,7 +47,7 @@ def check_regular(file: Path) -> None:
 
 def read_bytes(file: Path, largest: int = LARGEST_TEXT, within: Path | None = None) -> bytes:
     with open_regular(file, largest, within) as stream:
-        return stream.read(largest + 1)
+        return stream.read(os.fstat(stream.fileno()).st_size)  # and no more, should it grow meanwhile
 
 
 def read_text(file: Path, largest: int = LARGEST_TEXT, within: Path | None = None) -> str:

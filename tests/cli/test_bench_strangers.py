@@ -16,8 +16,8 @@ from dpt.errors import UserError
 from dpt.evaluation.bench import results as rows
 from dpt.evaluation.bench import tables as counting
 from tests.evaluation.bench.making import row
-from tests.fuzz.of_benches import BENCH
-from tests.fuzz.of_pictures import png
+from tests.fuzz.benchmarks import BENCH
+from tests.fuzz.images import png
 
 
 def record(folder: Path, **changes: Any) -> Path:

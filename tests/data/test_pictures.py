@@ -12,8 +12,8 @@ from PIL import Image
 from dpt.data.images import ORIENTATION, read_header, read_image
 from dpt.errors import BrokenImageError
 from tests.fuzz.campaign import campaign
+from tests.fuzz.images import webp_that_claims
 from tests.fuzz.limits import MIB
-from tests.fuzz.of_pictures import webp_that_claims
 from tests.fuzz.parser import Parser, Target
 
 SIZE = (40, 24)

@@ -7,8 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.fuzz.campaign import attempt, campaign, say
-from tests.fuzz.every import PARSERS
+from tests.fuzz.campaign import attempt, campaign, print_faults
+from tests.fuzz.parsers import PARSERS
 from tests.fuzz.summary import write_summary
 
 
@@ -26,20 +26,20 @@ def main() -> int:
     chosen = args.parsers or list(PARSERS)
     if args.case is not None:
         return repeat(chosen[0], args.case, args.keep)
-    every = []
+    results = []
     for name in chosen:
-        found = campaign(PARSERS[name], args.cases, args.first)
-        every.append(found)
+        result = campaign(PARSERS[name], args.cases, args.first)
+        results.append(result)
         print(
-            f"{name}: {found.cases} cases, {found.refused} refused, {found.accepted} accepted, "
-            f"{len(found.faults)} faults, slowest {found.slowest:.3f} s (case {found.slowest_case}), "
-            f"{found.peak_bytes / 2**20:.0f} MiB, {found.seconds:.0f} s in all",
+            f"{name}: {result.cases} cases, {result.refused} refused, {result.accepted} accepted, "
+            f"{len(result.faults)} faults, slowest {result.slowest:.3f} s (case {result.slowest_case}), "
+            f"{result.peak_bytes / 2**20:.0f} MiB, {result.seconds:.0f} s in all",
             flush=True,
         )
-        say(found)
+        print_faults(result)
         if args.write:
-            write_summary(every, args.write)
-    return 1 if any(found.faults for found in every) else 0
+            write_summary(results, args.write)
+    return 1 if any(result.faults for result in results) else 0
 
 
 def repeat(name: str, number: int, keep: Path | None) -> int:
@@ -49,8 +49,8 @@ def repeat(name: str, number: int, keep: Path | None) -> int:
         target.file.write_bytes(content)
         if keep:
             keep.write_bytes(content)
-        outcome, told = attempt(target.read)
-    print(f"{len(content)} bytes, beginning {content[:200]!r}\n{outcome}: {told}")
+        outcome, message = attempt(target.read)
+    print(f"{len(content)} bytes, beginning {content[:200]!r}\n{outcome}: {message}")
     return 1 if outcome == "fault" else 0
 
 

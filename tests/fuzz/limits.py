@@ -1,4 +1,4 @@
-"""Limits that hold: the kernel refuses the memory, a timer ends the case, and whoever watches ends the process."""
+"""Limits of memory and time for one case, enforced by the kernel."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from types import FrameType
 MIB = 2**20
 
 
-class TookTooLong(BaseException):
-    """Not an Exception, so that no handler of the code under test takes it for a fault of the file."""
+class TimeLimitExceeded(BaseException):
+    """Not an Exception, so that the code under test cannot catch it as a fault of the file."""
 
 
 def limit_memory(more: int) -> None:
-    """Let this process's address space grow by so many bytes and no further."""
-    wanted = status("VmSize") + more
-    resource.setrlimit(resource.RLIMIT_AS, (wanted, wanted))
+    """Let the address space of this process grow by so many bytes at most."""
+    limit = status("VmSize") + more
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     Path("/proc/self/clear_refs").write_text("5")  # so that the peak is counted from here
 
 
 def status(name: str) -> int:
-    """A size in bytes, as the kernel tells it: VmSize, VmRSS, VmHWM."""
+    """A size in bytes as the kernel reports it: VmSize, VmRSS, VmHWM."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
@@ -33,10 +33,10 @@ def status(name: str) -> int:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Of the processor's time, so that a busy machine is not a slow parser."""
+    """Processor time, so that a busy machine is not a slow parser."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise TookTooLong(f"more than {seconds:g} s")
+        raise TimeLimitExceeded(f"more than {seconds:g} s")
 
     before = signal.signal(signal.SIGPROF, stop)
     signal.setitimer(signal.ITIMER_PROF, seconds, 0.5)

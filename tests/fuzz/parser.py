@@ -1,4 +1,4 @@
-"""What is under test: something that reads a file, and good files for it to begin with."""
+"""A parser under test: a function that reads a file, valid samples, and ways to break them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 from random import Random
 
 from tests.fuzz.limits import MIB
-from tests.fuzz.mutate import Way, changed_bytes
+from tests.fuzz.mutations import Mutation, mutate_bytes
 
 
 @dataclass(frozen=True)
 class Target:
     file: Path
-    """Every case is written there."""
+    """Each case is written here."""
     samples: Sequence[bytes]
-    """Good ones."""
+    """Valid files."""
     read: Callable[[], object]
 
 
@@ -24,18 +24,18 @@ class Target:
 class Parser:
     name: str
     make: Callable[[Path], Target]
-    """In a fresh folder, with all that lies beside the file."""
-    ways: tuple[Way, ...] = (changed_bytes,)
-    nasty: tuple[bytes, ...] = ()
-    """Whole files thought out to do harm; they are the first cases."""
+    """Set up a new folder with the files that the parser expects beside this one."""
+    mutations: tuple[Mutation, ...] = (mutate_bytes,)
+    hostile: tuple[bytes, ...] = ()
+    """Complete files written to do harm; they are the first cases."""
     memory: int = 256 * MIB
-    """By how much the process may grow."""
+    """Bytes that the process may grow by."""
 
     def case(self, target: Target, number: int) -> bytes:
-        """A function of the parser's name and the number, and of nothing else."""
+        """The case is a function of the parser's name and the number alone."""
         if number < len(target.samples):
             return target.samples[number]
-        if number < len(target.samples) + len(self.nasty):
-            return self.nasty[number - len(target.samples)]
+        if number < len(target.samples) + len(self.hostile):
+            return self.hostile[number - len(target.samples)]
         rng = Random(f"{self.name} {number}")
-        return rng.choice(self.ways)(rng.choice(target.samples), rng)
+        return rng.choice(self.mutations)(rng.choice(target.samples), rng)

@@ -1,4 +1,4 @@
-"""What was found, to be kept: as JSON and as a table."""
+"""Results of all campaigns as JSON and as a table."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz.campaign import SECONDS, Found
-from tests.fuzz.every import PARSERS
+from tests.fuzz.campaign import SECONDS, CampaignResult
 from tests.fuzz.limits import MIB
+from tests.fuzz.parsers import PARSERS
 
-HEAD = """Written by `make fuzz` on {date} ({machine}, Python {python}). Each case is a file that is nearly right, drawn
-from the parser's name and the case's number; it is read in a process whose address space may not grow by more than the
-limit of its parser, and whose processor time for a case is limited to {seconds:g} s. *Refused* is a typed error of one
-sentence; *other* is anything else that is not acceptance: another error, a crash, a hang. Seconds are of the processor.
+HEAD = """Written by `make fuzz` on {date} ({machine}, Python {python}). Each case is a valid file after
+random changes that depend on the parser's name and the case's number. It is read in a process with limited memory and at
+most {seconds:g} s of processor time per case. *Refused* is a `UserError` of one sentence; *other* is another error, a
+crash or a hang. Seconds are processor time.
 
 | parser | cases | refused | accepted | other | slowest, s | peak memory, MiB |
 |---|---|---|---|---|---|---|
 """
 
 
-def write_summary(every: Sequence[Found], folder: Path) -> None:
-    """Of parsers that were not run this time, what was found before stays."""
+def write_summary(every: Sequence[CampaignResult], folder: Path) -> None:
+    """Parsers that were not run this time keep their row."""
     today = datetime.now(UTC).date().isoformat()
     about = {
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
@@ -46,7 +46,7 @@ def write_summary(every: Sequence[Found], folder: Path) -> None:
     (folder / "fuzz.md").write_text(text)
 
 
-def _row(one: Found, date: str) -> dict[str, Any]:
+def _row(one: CampaignResult, date: str) -> dict[str, Any]:
     return {
         "parser": one.parser,
         "date": date,

@@ -22,7 +22,7 @@ from dpt.lora.io import LoraRecord
 from dpt.methods.registry import KEYS, Method, parse_method
 from dpt.pocket.recipe import Recipe
 from dpt.records import from_plain, to_plain
-from tests.fuzz.of_data import all_rows
+from tests.fuzz.data_files import all_rows
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "50"))
 many = settings(

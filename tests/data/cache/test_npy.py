@@ -27,7 +27,7 @@ def published(root: DataRoot) -> NpyLatents:
     return NpyLatents(folder, SHAPE)
 
 
-def test_they_come_instead_of_pictures(published: NpyLatents, root: DataRoot) -> None:
+def test_they_come_instead_images(published: NpyLatents, root: DataRoot) -> None:
     source = training_files(root, "refall", FRAMING, 0, published)
     plain = training_files(root, "refall", FRAMING, 0)
     for index in range(len(source)):

@@ -12,7 +12,7 @@ from dpt.data.cache.latents import CachedLatents
 from dpt.data.cache.storage import KEY, MANIFEST, CachePart, PartBuilder, index_file, shard_file
 from dpt.errors import DataError, UserError
 from dpt.files import sha256
-from tests.fuzz.of_benches import part
+from tests.fuzz.benchmarks import part
 
 
 def changed(folder: Path, **changes: Any) -> Path:

@@ -221,7 +221,7 @@ def test_boxes_are_held_against_the_picture_if_no_size_is_recorded(sample: DataR
         training_files(sample, "refall", FRAMING, 0)[0]
 
 
-def test_expressions_of_pictures_without_captions(sample: DataRoot) -> None:
+def test_expressions_images_without_captions(sample: DataRoot) -> None:
     edit(sample.expressions("refall", "train"), lambda c: c["images"][2].update(file_name="other.jpg"))
     with pytest.raises(DataError, match=r"images\[2\]: no caption of other.jpg has hard negatives \(1 of 9"):
         training_files(sample, "refall", FRAMING, 0)

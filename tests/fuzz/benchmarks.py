@@ -1,4 +1,4 @@
-"""Parsers of a benchmark's folder, of caches and of model folders."""
+"""Parsers of benchmark folders, caches and model folders."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from dpt.evaluation.suites.pocket import USUAL
 from dpt.files import sha256
 from tests import tiny_models
 from tests.evaluation.bench.making import row
-from tests.fuzz.inside import changed_header
-from tests.fuzz.mutate import changed_bytes
-from tests.fuzz.of_data import JSON_WAYS, LINE_WAYS, NASTY_JSON
-from tests.fuzz.of_results import HEADERS, NASTY_HEADERS
+from tests.fuzz.checkpoints import HEADERS, HOSTILE_HEADERS
+from tests.fuzz.containers import mutate_header
+from tests.fuzz.data_files import HOSTILE_JSON, JSON_MUTATIONS, LINE_MUTATIONS
+from tests.fuzz.mutations import mutate_bytes
 from tests.fuzz.parser import Parser, Target
 
-ASKED = {
+SETTINGS = {
     "suite": "pocket",
     "categories": list(USUAL),
     "prompts": 2,
@@ -49,7 +49,10 @@ ASKED = {
     "colours": None,
     "clip": None,
 }
-BENCH = {"asked": ASKED, "methods": {"base": {"model": "ab" * 32, "detector": "oracle"}, "dpt": {"detector": "oracle"}}}
+BENCH = {
+    "asked": SETTINGS,
+    "methods": {"base": {"model": "ab" * 32, "detector": "oracle"}, "dpt": {"detector": "oracle"}},
+}
 
 
 def bench(folder: Path) -> Target:
@@ -59,13 +62,13 @@ def bench(folder: Path) -> Target:
         for method in record["methods"]:
             file_of(folder, record, method, row(method))
         bench_record.all_requests(record, bench_record.suite_of(record))
-        bench_record.claim(folder, ASKED, "base", BENCH["methods"]["base"])
+        bench_record.claim(folder, SETTINGS, "base", BENCH["methods"]["base"])
 
     return Target(folder / bench_record.RECORD, [json.dumps(BENCH).encode()], read)
 
 
 def lines(folder: Path) -> Target:
-    """Read, counted, compared and shown."""
+    """Read, count, compare and render them."""
     file = folder / "base.jsonl"
     other = [row("dpt", "a", clip=0.3), row("dpt", "b", passed=False, clip=0.4)]
     for method in ("base", "dpt"):
@@ -115,7 +118,7 @@ def cache_manifest(folder: Path) -> Target:
 
 
 def cache_file(of: Callable[[Path], Path]) -> Callable[[Path], Target]:
-    """An index or a shard, with a manifest that agrees to it: checksums do not keep out who writes them."""
+    """An index or a shard, with a manifest that agrees: who changes a file can change its checksum too."""
 
     def make(folder: Path) -> Target:
         shard = shard_file(part(folder), 0)
@@ -133,7 +136,7 @@ def cache_file(of: Callable[[Path], Path]) -> Callable[[Path], Target]:
 
 
 def cache_resumed(folder: Path) -> Target:
-    """A part that is gone on with: the index of its shard is all that is known of it."""
+    """Resuming an unfinished part, which trusts the index of its shard."""
     shard = shard_file(part(folder), 0)
     whole = shard.read_bytes()
 
@@ -141,10 +144,10 @@ def cache_resumed(folder: Path) -> Target:
         shard.write_bytes(whole)
         builder = PartBuilder(folder, {"dtype": "float32", "resolution": 64}, ["latents", "mirrored"])
         with builder.claimed():
-            told = builder.resume(lambda name, facts: isinstance(facts[0], int))
+            messages = builder.resume(lambda name, facts: isinstance(facts[0], int))
             _ = builder.done, builder.broken
-        if told:  # in a sentence, too
-            raise UserError(*told)
+        if messages:
+            raise UserError(*messages)
 
     return Target(index_file(shard), [index_file(shard).read_bytes()], read)
 
@@ -173,12 +176,12 @@ def npy(folder: Path) -> Target:
 
 
 def kept(name: str) -> Callable[[Path], Target]:
-    """An earlier report, with the methods of which another one is put together."""
+    """An earlier report, whose methods are merged into a new one."""
 
     def make(folder: Path) -> Target:
         own = [row("base", "a"), row("base", "b", passed=False)]
         results = [asdict(one) for one in report.results({"base": own})]
-        numbers = {"asked": ASKED, "methods": {"base": {"detector": "oracle"}}, "results": results}
+        numbers = {"asked": SETTINGS, "methods": {"base": {"detector": "oracle"}}, "results": results}
         (folder / NUMBERS).write_text(json.dumps(numbers))
         (folder / SUMMARY).write_text("".join(summary({"base": own})))
         file = folder / name
@@ -204,7 +207,7 @@ def model_file(name: str) -> Callable[[Path], Target]:
             file.write_text(json.dumps({"metadata": {}, "weight_map": {"a": "part-1.safetensors"}}))
 
         sample = file.read_bytes()
-        for weights in model.rglob("*.safetensors"):  # what is in them is not looked at: the less, the faster
+        for weights in model.rglob("*.safetensors"):  # their content is not read here
             weights.write_bytes(save({"a": torch.ones(1)}))
 
         def read() -> None:
@@ -217,7 +220,7 @@ def model_file(name: str) -> Callable[[Path], Target]:
 
 
 HEADER = b"\x93NUMPY\x01\x00"
-NASTY_NPY = tuple(
+HOSTILE_NPY = tuple(
     HEADER + len(one).to_bytes(2, "little") + one
     for one in (
         b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }\n",
@@ -230,28 +233,28 @@ NASTY_NPY = tuple(
 )
 
 PARSERS = (
-    Parser("benchmark: bench.json", bench, JSON_WAYS, NASTY_JSON),
-    Parser("benchmark: lines", lines, LINE_WAYS, NASTY_JSON),
-    Parser("benchmark: numbers of a kept report", kept(NUMBERS), JSON_WAYS, NASTY_JSON),
-    Parser("benchmark: summary of a kept report", kept(SUMMARY), LINE_WAYS, NASTY_JSON),
-    Parser("cache: manifest", cache_manifest, JSON_WAYS, NASTY_JSON),
-    Parser("cache: index", cache_file(index_file), JSON_WAYS, NASTY_JSON),
-    Parser("cache: shard", cache_file(lambda shard: shard), HEADERS, NASTY_HEADERS),
-    Parser("cache: index of an unfinished one", cache_resumed, JSON_WAYS, NASTY_JSON),
-    Parser("cache: key", cache_key, JSON_WAYS, NASTY_JSON),
-    Parser("cache: published latents", npy, (changed_bytes,), NASTY_NPY),
-    Parser("model: index", model_file("model_index.json"), JSON_WAYS, NASTY_JSON),
-    Parser("model: configuration", model_file(f"{UNET.name}/config.json"), JSON_WAYS, NASTY_JSON),
+    Parser("benchmark: bench.json", bench, JSON_MUTATIONS, HOSTILE_JSON),
+    Parser("benchmark: lines", lines, LINE_MUTATIONS, HOSTILE_JSON),
+    Parser("benchmark: numbers of a kept report", kept(NUMBERS), JSON_MUTATIONS, HOSTILE_JSON),
+    Parser("benchmark: summary of a kept report", kept(SUMMARY), LINE_MUTATIONS, HOSTILE_JSON),
+    Parser("cache: manifest", cache_manifest, JSON_MUTATIONS, HOSTILE_JSON),
+    Parser("cache: index", cache_file(index_file), JSON_MUTATIONS, HOSTILE_JSON),
+    Parser("cache: shard", cache_file(lambda shard: shard), HEADERS, HOSTILE_HEADERS),
+    Parser("cache: index of an unfinished one", cache_resumed, JSON_MUTATIONS, HOSTILE_JSON),
+    Parser("cache: key", cache_key, JSON_MUTATIONS, HOSTILE_JSON),
+    Parser("cache: published latents", npy, (mutate_bytes,), HOSTILE_NPY),
+    Parser("model: index", model_file("model_index.json"), JSON_MUTATIONS, HOSTILE_JSON),
+    Parser("model: configuration", model_file(f"{UNET.name}/config.json"), JSON_MUTATIONS, HOSTILE_JSON),
     Parser(
         "model: weights",
         model_file(f"{VAE.name}/diffusion_pytorch_model.safetensors"),
-        (changed_header,),
-        NASTY_HEADERS,
+        (mutate_header,),
+        HOSTILE_HEADERS,
     ),
     Parser(
         "model: index of weights",
         model_file(f"{VAE.name}/diffusion_pytorch_model.safetensors.index.json"),
-        JSON_WAYS,
-        NASTY_JSON,
+        JSON_MUTATIONS,
+        HOSTILE_JSON,
     ),
 )

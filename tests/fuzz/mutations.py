@@ -1,4 +1,4 @@
-"""Bytes that are nearly right. Every change is drawn from the generator it is given, so a case can be made again."""
+"""Random changes of valid files, reproducible from the generator they are given."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from copy import deepcopy
 from random import Random
 from typing import Any
 
-Way = Callable[[bytes, Random], bytes]
-"""How to spoil a good file."""
+Mutation = Callable[[bytes, Random], bytes]
+"""A valid file to a broken one."""
 
 DEEP = 20_000
-"""Brackets in a row: far more than any parser may follow down."""
+"""Nested brackets, far beyond any recursion limit."""
 NUMBERS = (0, 1, -1, 127, 255, 256, 32767, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63 - 1, 2**63, 2**64 - 1)
 DIGITS = "9" * 5000
-"""More than Python turns into a number."""
+"""More digits than Python converts to an int."""
 HUGE = "@huge@"
 DEEPEST = "@deep@"
 EDGES: tuple[Any, ...] = (
@@ -33,35 +33,35 @@ TOKENS = (
 )  # fmt: skip
 
 
-def changed_bytes(content: bytes, rng: Random) -> bytes:
-    """One change in most cases, now and then several."""
+def mutate_bytes(content: bytes, rng: Random) -> bytes:
+    """Mostly one change, sometimes several."""
     whole = bytearray(content)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
         rng.choice(CHANGES)(whole, rng)
     return bytes(whole)
 
 
-def changed_json(content: bytes, rng: Random) -> bytes:
-    """One value of a JSON file replaced, removed or doubled; the rest stays JSON."""
+def mutate_json(content: bytes, rng: Random) -> bytes:
+    """Replace, remove or repeat one value of a JSON file; the rest stays JSON."""
     try:
         tree = json.loads(content)
     except ValueError:
-        return changed_bytes(content, rng)
+        return mutate_bytes(content, rng)
     holder = [tree]
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         _change_value(holder, rng)
     return _written(holder[0])
 
 
-def changed_json_line(content: bytes, rng: Random) -> bytes:
+def mutate_json_line(content: bytes, rng: Random) -> bytes:
     lines = content.split(b"\n")
     at = rng.randrange(len(lines))
-    lines[at] = changed_json(lines[at], rng)
+    lines[at] = mutate_json(lines[at], rng)
     return b"\n".join(lines)
 
 
-def changed_fields(content: bytes, rng: Random) -> bytes:
-    """Of a table with tabs: one field replaced, in one row."""
+def mutate_fields(content: bytes, rng: Random) -> bytes:
+    """Replace one field in one row of a tab-separated table."""
     lines = content.split(b"\n")
     at = rng.randrange(len(lines))
     fields = lines[at].split(b"\t")
@@ -73,7 +73,7 @@ def changed_fields(content: bytes, rng: Random) -> bytes:
 
 
 def _change_value(holder: list[Any], rng: Random) -> None:
-    """Walk down to some value, and spoil it where it hangs."""
+    """Descend to a random value and change it."""
     at: Any = holder
     while True:
         keys = list(range(len(at))) if isinstance(at, list) else list(at)
@@ -143,7 +143,7 @@ def _double(whole: bytearray, rng: Random) -> None:
 
 
 def _number(whole: bytearray, rng: Random) -> None:
-    """As a length, an offset or a size is written in a header."""
+    """Overwrite bytes as a length, offset or size in a header would be written."""
     size = rng.choice((1, 2, 4, 8))
     value = rng.choice(NUMBERS) & (256**size - 1)
     at = rng.randrange(min(len(whole), rng.choice((16, 64, 10**9))) + 1)

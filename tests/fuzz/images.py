@@ -1,4 +1,4 @@
-"""Pictures of every kind that is read, and of some that are not."""
+"""Images in all formats that are read, and in some that are not."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from PIL import Image
 
 from dpt.data.images import read_header, read_image
 from dpt.evaluation.bench.requests import open_image
-from tests.fuzz.inside import changed_chunk, png_chunk
+from tests.fuzz.containers import mutate_chunk, png_chunk
 from tests.fuzz.limits import MIB
-from tests.fuzz.mutate import changed_bytes
+from tests.fuzz.mutations import mutate_bytes
 from tests.fuzz.parser import Parser, Target
 
 ORIENTATION = 0x0112
@@ -25,13 +25,13 @@ def pixels(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def encoded(picture: Image.Image, kind: str, **how: Any) -> bytes:
+def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
     out = BytesIO()
-    picture.save(out, kind, **how)
+    picture.save(out, kind, **options)
     return out.getvalue()
 
 
-def turned(orientation: int) -> Image.Exif:
+def rotated(orientation: int) -> Image.Exif:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     return exif
@@ -45,7 +45,7 @@ JPEGS = (
     encoded(RGB, "JPEG"),
     encoded(GREY, "JPEG"),
     encoded(RGB.convert("CMYK"), "JPEG"),
-    encoded(RGB, "JPEG", exif=turned(6)),
+    encoded(RGB, "JPEG", exif=rotated(6)),
     encoded(RGB, "JPEG", progressive=True, subsampling=0),
     encoded(RGB, "JPEG", comment=b"x" * 300),
 )
@@ -56,7 +56,7 @@ PNGS = (
     encoded(DEEP, "PNG"),
     encoded(RGB.convert("1"), "PNG"),
     encoded(ALPHA.convert("LA"), "PNG"),
-    encoded(RGB, "PNG", exif=turned(8)),
+    encoded(RGB, "PNG", exif=rotated(8)),
     encoded(RGB, "PNG", save_all=True, append_images=[RGB.rotate(180), RGB]),
     encoded(RGB.quantize(16), "PNG", transparency=3),
 )
@@ -64,7 +64,7 @@ WEBPS = (
     encoded(RGB, "WEBP"),
     encoded(ALPHA, "WEBP", lossless=True),
     encoded(RGB, "WEBP", save_all=True, append_images=[RGB.rotate(180)]),
-    encoded(RGB, "WEBP", exif=turned(3)),
+    encoded(RGB, "WEBP", exif=rotated(3)),
 )
 BMPS = (encoded(RGB, "BMP"), encoded(RGB.quantize(16), "BMP"), encoded(RGB.convert("1"), "BMP"), encoded(GREY, "BMP"))
 
@@ -81,13 +81,13 @@ def png(width: int, height: int, *, depth: int = 8, kind: int = 2, body: bytes =
 
 
 def zeros(count: int) -> bytes:
-    """Compressed: a thousandth of what they become."""
+    """A thousandth of their size when compressed."""
     return zlib.compress(bytes(count), 1)
 
 
 def webp_that_claims(side: int) -> bytes:
-    """As a whole canvas, and in the only frame of it."""
-    whole = bytearray(encoded(ALPHA, "WEBP", lossless=True, exif=turned(1)))
+    """An image that declares sides of that length, in its canvas and in its only frame."""
+    whole = bytearray(encoded(ALPHA, "WEBP", lossless=True, exif=rotated(1)))
     canvas, frame = whole.index(b"VP8X"), whole.index(b"VP8L")
     whole[canvas + 12 : canvas + 18] = (side - 1).to_bytes(3, "little") * 2
     whole[frame + 9 : frame + 13] = ((side - 1) | (side - 1) << 14 | 1 << 28).to_bytes(4, "little")
@@ -95,7 +95,7 @@ def webp_that_claims(side: int) -> bytes:
 
 
 SIDE = 20_000
-NASTY = (
+HOSTILE = (
     b"",
     b"\x89PNG\r\n\x1a\n",
     b"\xff\xd8\xff",
@@ -130,12 +130,12 @@ NASTY = (
 )
 
 
-def spoilt(content: bytes, rng: Random) -> bytes:
+def mutate_image(content: bytes, rng: Random) -> bytes:
     png_file = content.startswith(b"\x89PNG")
-    return changed_chunk(content, rng) if png_file and rng.random() < 0.7 else changed_bytes(content, rng)
+    return mutate_chunk(content, rng) if png_file and rng.random() < 0.7 else mutate_bytes(content, rng)
 
 
-def data_picture(samples: tuple[bytes, ...]) -> Any:
+def training_image(samples: tuple[bytes, ...]) -> Any:
     def make(folder: Path) -> Target:
         file = folder / "a picture"
 
@@ -149,16 +149,16 @@ def data_picture(samples: tuple[bytes, ...]) -> Any:
     return make
 
 
-def drawn_picture(folder: Path) -> Target:
+def generated_image(folder: Path) -> Target:
     file = folder / "a.png"
     return Target(file, PNGS, lambda: open_image(file))
 
 
 MOST = 1536 * MIB
 PARSERS = (
-    Parser("pictures: JPEG", data_picture(JPEGS), (spoilt,), memory=MOST),
-    Parser("pictures: PNG", data_picture(PNGS), (spoilt,), NASTY, MOST),
-    Parser("pictures: WebP", data_picture(WEBPS), (spoilt,), memory=MOST),
-    Parser("pictures: BMP", data_picture(BMPS), (spoilt,), memory=MOST),
-    Parser("pictures: drawn by a benchmark", drawn_picture, (spoilt,), NASTY, MOST),
+    Parser("pictures: JPEG", training_image(JPEGS), (mutate_image,), memory=MOST),
+    Parser("pictures: PNG", training_image(PNGS), (mutate_image,), HOSTILE, MOST),
+    Parser("pictures: WebP", training_image(WEBPS), (mutate_image,), memory=MOST),
+    Parser("pictures: BMP", training_image(BMPS), (mutate_image,), memory=MOST),
+    Parser("pictures: drawn by a benchmark", generated_image, (mutate_image,), HOSTILE, MOST),
 )

@@ -15,8 +15,8 @@ from dpt.adapter.io.published import FILE_NAME
 from dpt.checkpoints import open_checkpoint
 from dpt.errors import UserError
 from tests.checkpoints.making import write
+from tests.fuzz.checkpoints import adapter_record, published, small_adapter
 from tests.fuzz.limits import MIB, time_limit
-from tests.fuzz.of_results import adapter_record, published, small_adapter
 
 SMALL = {"input_proj.weight": torch.ones(4)}
 

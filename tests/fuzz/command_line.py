@@ -1,4 +1,4 @@
-"""What is typed: methods, suites, flags. The file holds the words, with a NUL between them."""
+"""Command lines: methods, suites, flags. The file holds the words, separated by NUL."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dpt.cli.main import run
 from dpt.errors import UserError, run_command
 from dpt.evaluation.suites import registry
 from dpt.methods.registry import parse_method
-from tests.fuzz.mutate import changed_bytes
+from tests.fuzz.mutations import mutate_bytes
 from tests.fuzz.parser import Parser, Target
 
 METHODS = (
@@ -63,7 +63,7 @@ WORDS = (
 )
 
 
-def changed_words(content: bytes, rng: Random) -> bytes:
+def mutate_words(content: bytes, rng: Random) -> bytes:
     words = content.split(b"\0")
     for _ in range(rng.choice((1, 1, 2, 4))):
         at = rng.randrange(len(words) + 1)
@@ -75,8 +75,8 @@ def words_of(file: Path) -> list[str]:
     return [word.decode("utf-8", "surrogateescape") for word in file.read_bytes().split(b"\0")]
 
 
-def ended(command: Callable[[], object]) -> None:
-    """A command line that cannot be parsed ends the process with 2, one that asks for help with 0."""
+def run_parser(command: Callable[[], object]) -> None:
+    """A command line that cannot be parsed exits with 2, help with 0."""
     try:
         command()
     except SystemExit as end:
@@ -86,7 +86,7 @@ def ended(command: Callable[[], object]) -> None:
             raise UserError("usage") from None
 
 
-def of_words(read: Callable[[list[str]], object], samples: tuple[bytes, ...]) -> Callable[[Path], Target]:
+def words_target(read: Callable[[list[str]], object], samples: tuple[bytes, ...]) -> Callable[[Path], Target]:
     def make(folder: Path) -> Target:
         return Target(folder / "words", samples, lambda: read(words_of(folder / "words")))
 
@@ -94,20 +94,19 @@ def of_words(read: Callable[[list[str]], object], samples: tuple[bytes, ...]) ->
 
 
 def options(words: list[str]) -> None:
-    """The second has few flags and so is fast: it takes most of the cases."""
+    """DownloadOptions has few flags and so is fast: it takes most of the cases."""
     kind: type[ReportOptions] | type[DownloadOptions] = ReportOptions if "--baseline" in words else DownloadOptions
-    ended(lambda: parse_options(kind, words, "dpt"))
+    run_parser(lambda: parse_options(kind, words, "dpt"))
 
 
-def safe(words: list[str]) -> None:
-    """Only commands that write nothing, and cannot, since the folders are not there."""
+def harmless_command(words: list[str]) -> None:
+    """Only commands that write nothing, on folders that do not exist."""
     if words[:1] not in (["bench"], ["info"], ["export"], ["data"]) or words[1:2] in (["prepare"], ["run"], ["score"]):
         raise UserError("another command")
-    ended(lambda: told(run_command(lambda: run(words))))
+    run_parser(lambda: check_exit(run_command(lambda: run(words))))
 
 
-def told(code: int) -> None:
-    """What the user got wrong is exit code 2 and one sentence, whoever found it."""
+def check_exit(code: int) -> None:
     if code:
         assert code == UserError.exit_code, code
         raise UserError("refused")
@@ -121,8 +120,8 @@ def suite(words: list[str]) -> None:
 
 
 PARSERS = (
-    Parser("methods", of_words(lambda words: parse_method(words[0]), METHODS)),
-    Parser("names of suites", of_words(suite, SUITES)),
-    Parser("flags", of_words(options, FLAGS), (changed_words, changed_words, changed_bytes)),
-    Parser("commands", of_words(safe, COMMANDS), (changed_words, changed_words, changed_bytes)),
+    Parser("methods", words_target(lambda words: parse_method(words[0]), METHODS)),
+    Parser("names of suites", words_target(suite, SUITES)),
+    Parser("flags", words_target(options, FLAGS), (mutate_words, mutate_words, mutate_bytes)),
+    Parser("commands", words_target(harmless_command, COMMANDS), (mutate_words, mutate_words, mutate_bytes)),
 )

@@ -1,4 +1,4 @@
-"""Parsers of data folders, prompts and suites."""
+"""Parsers of data folders, prompt files and suites."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dpt.data.files.reading import DataRoot, read_negative_types
 from dpt.data.scenes.published import CAPTIONS_OF_IMAGES
 from dpt.evaluation.suites import registry
 from tests.data.files.conftest import SAMPLE
-from tests.fuzz.mutate import DEEP, DIGITS, changed_bytes, changed_fields, changed_json, changed_json_line
+from tests.fuzz.mutations import DEEP, DIGITS, mutate_bytes, mutate_fields, mutate_json, mutate_json_line
 from tests.fuzz.parser import Parser, Target
 
 ROOT = DataRoot(SAMPLE)
-JSON_WAYS = (changed_json, changed_json, changed_bytes)
-LINE_WAYS = (changed_json_line, changed_json_line, changed_bytes)
-NASTY_JSON = (
+JSON_MUTATIONS = (mutate_json, mutate_json, mutate_bytes)
+LINE_MUTATIONS = (mutate_json_line, mutate_json_line, mutate_bytes)
+HOSTILE_JSON = (
     b"",
     b"\n",
     b"[" * DEEP,
@@ -72,20 +72,22 @@ PROMPTS = (
 )
 
 
-def of_file(name: str, file: Path, read: Callable[[Path], object], ways: tuple[object, ...] = JSON_WAYS) -> Parser:
+def file_parser(
+    name: str, file: Path, read: Callable[[Path], object], mutations: tuple[object, ...] = JSON_MUTATIONS
+) -> Parser:
     def make(folder: Path) -> Target:
         copy = folder / file.name
         return Target(copy, [file.read_bytes()], lambda: read(copy))
 
-    return Parser(name, make, ways, NASTY_JSON)  # type: ignore[arg-type]
+    return Parser(name, make, mutations, HOSTILE_JSON)  # type: ignore[arg-type]
 
 
-def of_lines(name: str, file_name: str, sample: bytes, read: Callable[[Path], object], ways: object) -> Parser:
+def lines_parser(name: str, file_name: str, sample: bytes, read: Callable[[Path], object], mutations: object) -> Parser:
     def make(folder: Path) -> Target:
         file = folder / file_name
         return Target(file, [sample], lambda: read(file))
 
-    return Parser(name, make, ways, NASTY_JSON)  # type: ignore[arg-type]
+    return Parser(name, make, mutations, HOSTILE_JSON)  # type: ignore[arg-type]
 
 
 def all_rows(negatives: HardNegativeFiles) -> None:
@@ -125,14 +127,16 @@ def table(folder: Path) -> Target:
 
 
 PARSERS = (
-    of_file("expressions (MDETR)", ROOT.expressions("refcoco", "val"), read_expressions),
-    of_file("captions (COCO)", ROOT.captions("val2014"), read_captions),
-    of_file("prompts of a data folder", ROOT.prompts, read_prompts),
-    of_file("types of negatives", ROOT.negative_types, lambda file: read_negative_types(file, "train"), LINE_WAYS),
+    file_parser("expressions (MDETR)", ROOT.expressions("refcoco", "val"), read_expressions),
+    file_parser("captions (COCO)", ROOT.captions("val2014"), read_captions),
+    file_parser("prompts of a data folder", ROOT.prompts, read_prompts),
+    file_parser(
+        "types of negatives", ROOT.negative_types, lambda file: read_negative_types(file, "train"), LINE_MUTATIONS
+    ),
     Parser(
         "hard negatives (TSV)",
         table,
-        (changed_fields, changed_bytes),
+        (mutate_fields, mutate_bytes),
         (
             b"",
             b"filepath\ttitle\tneg_caption\tneg_image\n",
@@ -141,13 +145,13 @@ PARSERS = (
             b"filepath\ttitle\tneg_caption\tneg_image\n" + b'"\n' * 20_000,
         ),
     ),
-    Parser("index of captions", index_of_captions, JSON_WAYS, NASTY_JSON),
-    Parser("negatives by caption", one_caption, JSON_WAYS, NASTY_JSON),
-    of_lines(
-        "prompts (text)", "prompts.txt", "a red circle\n\n two dogs \né\n".encode(), read_prompt_file, (changed_bytes,)
+    Parser("index of captions", index_of_captions, JSON_MUTATIONS, HOSTILE_JSON),
+    Parser("negatives by caption", one_caption, JSON_MUTATIONS, HOSTILE_JSON),
+    lines_parser(
+        "prompts (text)", "prompts.txt", "a red circle\n\n two dogs \né\n".encode(), read_prompt_file, (mutate_bytes,)
     ),
-    of_lines("prompts (JSON lines)", "prompts.jsonl", jsonl(PROMPTS), read_prompt_file, LINE_WAYS),
-    of_lines("suite: GenEval", "metadata.jsonl", jsonl(GENEVAL), suite("geneval"), LINE_WAYS),
-    of_lines("suite: COCO-NSS1K", "nss.json", json.dumps(NSS).encode(), suite("coco-nss1k"), JSON_WAYS),
-    of_lines("suite: prompts", "prompts.jsonl", jsonl(PROMPTS), suite("prompts"), LINE_WAYS),
+    lines_parser("prompts (JSON lines)", "prompts.jsonl", jsonl(PROMPTS), read_prompt_file, LINE_MUTATIONS),
+    lines_parser("suite: GenEval", "metadata.jsonl", jsonl(GENEVAL), suite("geneval"), LINE_MUTATIONS),
+    lines_parser("suite: COCO-NSS1K", "nss.json", json.dumps(NSS).encode(), suite("coco-nss1k"), JSON_MUTATIONS),
+    lines_parser("suite: prompts", "prompts.jsonl", jsonl(PROMPTS), suite("prompts"), LINE_MUTATIONS),
 )

@@ -1,4 +1,4 @@
-"""Parsers of what training and benchmarks leave: records, checkpoints, lines."""
+"""Parsers of records, weights, training states and logs."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from dpt.pocket.recipe import RECIPE_FILE, Recipe
 from dpt.records import read_record
 from dpt.training.engine import checkpoint, run_folder
 from dpt.training.engine.logging import read_log
-from tests.fuzz.inside import changed_header, changed_member, compressed
-from tests.fuzz.mutate import changed_bytes
-from tests.fuzz.of_data import JSON_WAYS, LINE_WAYS, NASTY_JSON, of_file
+from tests.fuzz.containers import compressed, mutate_header, mutate_member
+from tests.fuzz.data_files import HOSTILE_JSON, JSON_MUTATIONS, LINE_MUTATIONS, file_parser
+from tests.fuzz.mutations import mutate_bytes
 from tests.fuzz.parser import Parser, Target
 
 SMALL = AdapterConfig(
@@ -50,8 +50,8 @@ SMALL = AdapterConfig(
     contrastive_loss_hdim=4,
     position_embedding="learned",
 )
-HEADERS = (changed_header, changed_header, changed_bytes)
-NASTY_HEADERS = (
+HEADERS = (mutate_header, mutate_header, mutate_bytes)
+HOSTILE_HEADERS = (
     b"",
     b"\x00" * 8,
     b"\xff" * 8,
@@ -92,30 +92,30 @@ def small_adapter() -> Adapter:
     return Adapter(SMALL)
 
 
-def opened(path: Path) -> str:
+def summary_of(path: Path) -> str:
     return format_summary(describe(open_checkpoint(path)))
 
 
 def adapter_record(folder: Path) -> Target:
     save_adapter(small_adapter(), folder / "adapter", base="tiny")
     file = folder / "adapter" / ADAPTER
-    return Target(file, [file.read_bytes()], lambda: opened(folder))
+    return Target(file, [file.read_bytes()], lambda: summary_of(folder))
 
 
 def adapter_weights(folder: Path) -> Target:
-    """Without the checksum that would refuse every change of it, as the first adapters were."""
+    """Without the checksum, which would refuse every change."""
     save_adapter(small_adapter(), folder / "adapter")
     record = folder / "adapter" / ADAPTER
     record.write_text(json.dumps({**json.loads(record.read_text()), "weights_sha256": ""}))
     file = folder / "adapter" / ADAPTER_WEIGHTS
-    return Target(file, [file.read_bytes()], lambda: opened(folder))
+    return Target(file, [file.read_bytes()], lambda: summary_of(folder))
 
 
 def lora_record(folder: Path) -> Target:
     lora = small_lora()
     save_lora(lora.tensors, lora.record.config, folder / "lora")
     file = folder / "lora" / LORA
-    return Target(file, [file.read_bytes()], lambda: opened(folder))
+    return Target(file, [file.read_bytes()], lambda: summary_of(folder))
 
 
 def lora_weights(folder: Path) -> Target:
@@ -124,7 +124,7 @@ def lora_weights(folder: Path) -> Target:
     record = folder / "lora" / LORA
     record.write_text(json.dumps({**json.loads(record.read_text()), "weights_sha256": ""}))
     file = folder / "lora" / LORA_WEIGHTS
-    return Target(file, [file.read_bytes()], lambda: opened(folder))
+    return Target(file, [file.read_bytes()], lambda: summary_of(folder))
 
 
 def foreign_lora(write: Callable[[StoredLora, Path, str], None]) -> Callable[[Path], Target]:
@@ -134,10 +134,12 @@ def foreign_lora(write: Callable[[StoredLora, Path, str], None]) -> Callable[[Pa
         whole = file.read_bytes()
         size = int.from_bytes(whole[:8], "little")
         header = json.loads(whole[8 : 8 + size])
-        header["__metadata__"].pop("dpt_lora")  # it holds a checksum: without, changes are read further
-        stranger = json.dumps(header).encode()
+        header["__metadata__"].pop("dpt_lora")  # its checksum would refuse every change
+        without_record = json.dumps(header).encode()
         return Target(
-            file, [whole, len(stranger).to_bytes(8, "little") + stranger + whole[8 + size :]], lambda: opened(file)
+            file,
+            [whole, len(without_record).to_bytes(8, "little") + without_record + whole[8 + size :]],
+            lambda: summary_of(file),
         )
 
     return make
@@ -152,13 +154,13 @@ def published(folder: Path) -> Target:
         for modern in (True, False):
             torch.save(content, file, _use_new_zipfile_serialization=modern)
             samples.append(file.read_bytes())
-    return Target(file, samples, lambda: opened(file))
+    return Target(file, samples, lambda: summary_of(file))
 
 
-def spoilt_archive(content: bytes, rng: Any) -> bytes:
+def mutate_archive(content: bytes, rng: Any) -> bytes:
     if not content.startswith(b"PK"):
-        return changed_bytes(content, rng)
-    return rng.choice((changed_member, changed_member, compressed, changed_bytes))(content, rng)  # type: ignore[no-any-return]
+        return mutate_bytes(content, rng)
+    return rng.choice((mutate_member, mutate_member, compressed, mutate_bytes))(content, rng)  # type: ignore[no-any-return]
 
 
 def run_of_training(folder: Path) -> Path:
@@ -177,7 +179,7 @@ def manifest(folder: Path) -> Target:
 
 
 def with_right_manifest(name: str) -> Callable[[Path], Target]:
-    """Whoever changes a file may change its manifest too."""
+    """With a manifest that agrees: who changes a file can change its manifest too."""
 
     def make(folder: Path) -> Target:
         saved = run_of_training(folder)
@@ -236,17 +238,17 @@ def run_log(folder: Path) -> Target:
 
 NOT_FLAT = save({"x": torch.ones(2)})
 PARSERS = (
-    of_file("record: recipe", RECIPE_FILE, lambda file: read_record(Recipe, file)),
-    Parser("record: adapter", adapter_record, JSON_WAYS, NASTY_JSON),
-    Parser("record: LoRA", lora_record, JSON_WAYS, NASTY_JSON),
-    Parser("record: configuration of a run", run_config, JSON_WAYS, NASTY_JSON),
-    Parser("log of a run", run_log, LINE_WAYS, NASTY_JSON),
-    Parser("weights: adapter", adapter_weights, HEADERS, NASTY_HEADERS),
-    Parser("weights: LoRA", lora_weights, HEADERS, NASTY_HEADERS),
-    Parser("weights: LoRA of diffusers", foreign_lora(write_diffusers), HEADERS, NASTY_HEADERS),
-    Parser("weights: LoRA of kohya", foreign_lora(write_kohya), HEADERS, NASTY_HEADERS),
-    Parser("weights: published checkpoint", published, (spoilt_archive,), (b"", b"PK", b"\x80\x02", NOT_FLAT)),
-    Parser("checkpoint: manifest", manifest, JSON_WAYS, NASTY_JSON),
-    Parser("checkpoint: state", with_right_manifest("state.json"), JSON_WAYS, NASTY_JSON),
-    Parser("checkpoint: tensors", with_right_manifest("model.safetensors"), HEADERS, NASTY_HEADERS),
+    file_parser("record: recipe", RECIPE_FILE, lambda file: read_record(Recipe, file)),
+    Parser("record: adapter", adapter_record, JSON_MUTATIONS, HOSTILE_JSON),
+    Parser("record: LoRA", lora_record, JSON_MUTATIONS, HOSTILE_JSON),
+    Parser("record: configuration of a run", run_config, JSON_MUTATIONS, HOSTILE_JSON),
+    Parser("log of a run", run_log, LINE_MUTATIONS, HOSTILE_JSON),
+    Parser("weights: adapter", adapter_weights, HEADERS, HOSTILE_HEADERS),
+    Parser("weights: LoRA", lora_weights, HEADERS, HOSTILE_HEADERS),
+    Parser("weights: LoRA of diffusers", foreign_lora(write_diffusers), HEADERS, HOSTILE_HEADERS),
+    Parser("weights: LoRA of kohya", foreign_lora(write_kohya), HEADERS, HOSTILE_HEADERS),
+    Parser("weights: published checkpoint", published, (mutate_archive,), (b"", b"PK", b"\x80\x02", NOT_FLAT)),
+    Parser("checkpoint: manifest", manifest, JSON_MUTATIONS, HOSTILE_JSON),
+    Parser("checkpoint: state", with_right_manifest("state.json"), JSON_MUTATIONS, HOSTILE_JSON),
+    Parser("checkpoint: tensors", with_right_manifest("model.safetensors"), HEADERS, HOSTILE_HEADERS),
 )
