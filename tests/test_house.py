@@ -16,6 +16,7 @@ RANKS = (
         "errors",
         "records",
         "files",
+        "hub",
         "weights",
         "untrusted",
         "keyed_random",

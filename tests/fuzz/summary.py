@@ -16,8 +16,8 @@ from tests.fuzz.parsers import PARSERS
 
 HEAD = """Written by `make fuzz` on {date} ({machine}, Python {python}). Each case is a valid file after
 random changes that depend on the parser's name and the case's number. It is read in a process with limited
-memory and at most {seconds:g} s of processor time per case. *Refused* is a `UserError` of one sentence; *other* is another error, a
-crash or a hang. Seconds are processor time.
+memory and at most {seconds:g} s of processor time per case. *Refused* is a `UserError` of one sentence; *other* is
+another error, a crash or a hang. Seconds are processor time.
 
 | parser | cases | refused | accepted | other | slowest, s | peak memory, MiB |
 |---|---|---|---|---|---|---|
