@@ -1,125 +1,136 @@
-"""Collectives for the processes of a run, and work shared between processes."""
+"""The processes of one run: collectives, shared work, and how they are started."""
 
 from __future__ import annotations
 
 import os
+import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
-
-import torch
-from accelerate import Accelerator
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dpt.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""How long a process waits for another: one may still be fetching the model."""
+"""How long a training process waits for another: one may still be fetching the model."""
 
-
-class LostProcessError(UserError):
-    """Nothing that the user got wrong: the same command goes on (EX_TEMPFAIL of sysexits.h)."""
-
-    exit_code = 75
-
-
-@contextmanager
-def _listening(accelerator: Accelerator) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if accelerator.num_processes == 1 or "out of memory" in str(error):
-            raise
-        raise LostProcessError(
-            f"process {accelerator.process_index} hears nothing more of another process of this run, so it ends too: "
-            f"the same command goes on from the newest checkpoint ({str(error).splitlines()[0].split('. ')[0]})"
-        ) from error
-
-
-def sum_over(accelerator: Accelerator, own: Tensor) -> Tensor:
-    with _listening(accelerator):
-        return accelerator.reduce(own, reduction="sum")
-
-
-def mean_over(accelerator: Accelerator, own: Tensor) -> Tensor:
-    with _listening(accelerator):
-        return accelerator.reduce(own, reduction="mean")
-
-
-def barrier(accelerator: Accelerator) -> None:
-    """Nobody goes on before everybody is here."""
-    with _listening(accelerator):
-        accelerator.wait_for_everyone()
-
-
-def require_same_step(accelerator: Accelerator, step: int, root: Path) -> None:
-    """All have found the same checkpoint."""
-    with _listening(accelerator):
-        steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
-    if odd := [process for process, other in enumerate(steps) if other != steps[0]]:
-        raise UserError(
-            f"process 0 would go on after step {steps[0]} and process {odd[0]} after step {steps[odd[0]]}: "
-            f"the machines of a run must share the file system of {root}"
-        )
-
-
-def any_process(accelerator: Accelerator, own: Tensor) -> Tensor:
-    """True on every process if it is true on one. Stays on the device."""
-    return sum_over(accelerator, own.float()) > 0
-
-
-def any_true(accelerator: Accelerator, own: bool) -> bool:
-    """The same for a value of the host, which waits for the answer."""
-    if accelerator.num_processes == 1:
-        return own
-    return bool(any_process(accelerator, torch.tensor(float(own), device=accelerator.device)))
-
+JOIN_TIMEOUT = timedelta(hours=12)
+"""The same where one process may finish its part of the work long before another."""
 
 T = TypeVar("T")
 
 
-JOIN_TIMEOUT = timedelta(hours=12)
-"""One may be done with its share long before another."""
+class LostProcessError(UserError):
+    """Not the user's mistake: the same command continues the run (EX_TEMPFAIL of sysexits.h)."""
+
+    exit_code = 75
 
 
 @dataclass(frozen=True)
 class Processes:
+    """This process among those of the run. By default there is one, on the CPU, and collectives are free."""
+
     rank: int = 0
     count: int = 1
+    device: torch.device | str = "cpu"
+    """Where the tensors of collectives live."""
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> list[T]:
+        """This process's part of the work."""
         return list(items[self.rank :: self.count])
 
-    def gather(self, make: Callable[[], T]) -> list[T]:
-        """What each process makes, in their order, on every one; where one fails, all fail alike."""
-        made, fault = _attempt(make)
+    def sum(self, own: Tensor) -> Tensor:
+        total = own.clone()
+        if self.count > 1:
+            import torch.distributed as dist
+
+            with self._report_lost_process():
+                dist.all_reduce(total)
+        return total
+
+    def mean(self, own: Tensor) -> Tensor:
+        return self.sum(own).div_(self.count) if self.count > 1 else own.clone()
+
+    def any_tensor(self, own: Tensor) -> Tensor:
+        """True on every process if it is true on one. Stays on the device."""
+        return self.sum(own.float()) > 0
+
+    def any(self, own: bool) -> bool:
+        """The same for a value of the host, which waits for the answer."""
         if self.count == 1:
-            everyone = [(made, fault)]
+            return own
+        import torch
+
+        return bool(self.any_tensor(torch.tensor(float(own), device=self.device)))
+
+    def barrier(self) -> None:
+        if self.count > 1:
+            import torch.distributed as dist
+
+            with self._report_lost_process():
+                dist.barrier()
+
+    def require_same_step(self, step: int, root: Path) -> None:
+        """All processes resume from the same checkpoint."""
+        if self.count == 1:
+            return
+        import torch
+
+        own = torch.zeros(self.count, dtype=torch.int64, device=self.device)
+        own[self.rank] = step
+        steps = self.sum(own).tolist()
+        if odd := [rank for rank, other in enumerate(steps) if other != steps[0]]:
+            raise UserError(
+                f"process 0 would continue after step {steps[0]} and process {odd[0]} after step {steps[odd[0]]}: "
+                f"the machines of a run must share the file system of {root}"
+            )
+
+    def gather(self, make: Callable[[], T]) -> list[T]:
+        """The result of `make` on each process, in order of rank, on every process; where one fails, all fail alike."""
+        result, error = _attempt(make)
+        if self.count == 1:
+            everyone = [(result, error)]
         else:
             import torch.distributed as dist
 
             everyone: list[Any] = [None] * self.count  # type: ignore[no-redef]
-            dist.all_gather_object(everyone, (made, fault))
-        for _, one in everyone:
-            if one is not None:
-                raise UserError(one)
-        return [one for one, _ in everyone]  # type: ignore[misc]
+            dist.all_gather_object(everyone, (result, error))
+        for _, failure in everyone:
+            if failure is not None:
+                raise UserError(failure)
+        return [gathered for gathered, _ in everyone]  # type: ignore[misc]
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """What the main process makes, on every one."""
+        """The main process's result of `make`, on every process."""
         return self.gather(lambda: make() if self.is_main else None)[0]  # type: ignore[return-value]
+
+    @contextmanager
+    def _report_lost_process(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if "out of memory" in str(error):
+                raise
+            raise LostProcessError(
+                f"process {self.rank} lost contact with another process of this run and ends too: run the same "
+                f"command again to continue from the newest checkpoint ({str(error).splitlines()[0].split('. ')[0]})"
+            ) from error
 
 
 @contextmanager
 def processes() -> Iterator[Processes]:
-    """Those of this run. They only tell each other names and numbers, so they talk by way of the CPU."""
+    """The processes that a launcher started. They exchange names and numbers only, over the CPU."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield Processes()
         return
@@ -132,13 +143,43 @@ def processes() -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
+def launch(count: int, work: Callable[[Processes], None]) -> None:
+    """Run `work` in `count` processes on this machine's CPU, and wait for them."""
+    if count == 1:
+        work(Processes())
+        return
+    import torch.multiprocessing as mp
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(_enter, args=(count, port, work), nprocs=count)
+
+
+def _enter(rank: int, count: int, port: int, work: Callable[[Processes], None]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(count))
+    with processes() as own:
+        work(own)
+
+
+def _end_with_parent() -> None:
+    """However the parent ends, also by a signal, its children end with it."""
+    import multiprocessing
+
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def own_gpu() -> str | None:
-    """The number of the GPU that a launcher means this process to use."""
+    """The number of the GPU that a launcher assigned to this process."""
     return os.environ.get("LOCAL_RANK") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
 
 
 def take_own_gpu() -> None:
-    """What opens a model without saying on which GPU then gets this process its own."""
+    """Make that GPU the default one of this process."""
     number = own_gpu()
     if number is None:
         return

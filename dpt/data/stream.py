@@ -85,6 +85,14 @@ class Stream(Dataset[Example]):
         """The same examples, reduced to what a task reads of them."""
         return Stream(self.source, self.seed, self.shuffle, self.corrupt_budget, parts)
 
+    def batches(
+        self, positions: Iterable[Sequence[int]], workers: int = 0, pin_memory: bool = False
+    ) -> Iterator[Batch]:
+        return load(self, positions, workers, pin_memory=pin_memory)
+
+    def example_id(self, position: int) -> str:
+        return self[position].id
+
     def __len__(self) -> int:
         """Of one epoch."""
         return len(self.source)
@@ -151,11 +159,12 @@ def load(
 
 
 def _leave_stopping_to_the_parent(worker: int) -> None:
-    """A scheduler signals all processes of a job; a worker that obeys takes its parent down before it has saved.
+    """A scheduler or Ctrl-C signals all processes of a job; a worker that obeys takes its parent down unsaved.
 
     Workers end when they are told to by their queue, or when their parent is gone.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from dpt.data.scenes.captions import caption
 from dpt.data.scenes.layout import scene
 from dpt.data.scenes.world import Scene, World
+from dpt.distributed import Processes
 from dpt.keyed_random import KeyedRandom
 from dpt.pocket.clip import tokens
 from dpt.pocket.recipe import Phase, UNetRecipe
 from dpt.pocket.vae import pictures, row_noise
-from dpt.pocket.workers import Workers
 
 CHUNK = 1000
 
@@ -60,12 +60,12 @@ def build_scheduler(recipe: UNetRecipe) -> DDIMScheduler:
 
 
 @torch.no_grad()
-def encode_scenes(vae: AutoencoderKL, world: World, seed: int, n: int, folder: Path, workers: Workers) -> Tensor:
+def encode_scenes(vae: AutoencoderKL, world: World, seed: int, n: int, folder: Path, processes: Processes) -> Tensor:
     """Latents (posterior means) of scenes 0 … n-1, kept in `folder` by chunks so that a cut run continues."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {first: folder / f"{first:07d}.safetensors" for first in range(0, n, CHUNK)}
-    mine = [first for i, first in enumerate(files) if i % workers.count == workers.rank and not files[first].exists()]
-    for first in tqdm(mine, desc="latents", unit="chunk", disable=not workers.first):
+    own = [first for first in processes.share(list(files)) if not files[first].exists()]
+    for first in tqdm(own, desc="latents", unit="chunk", disable=not processes.is_main):
         last = min(first + CHUNK, n)
         parts = [
             vae.encode(pictures(world, seed, start, min(50, last - start)).to(vae.device)).latent_dist.mean.half().cpu()
@@ -74,13 +74,13 @@ def encode_scenes(vae: AutoencoderKL, world: World, seed: int, n: int, folder: P
         temporary = files[first].with_suffix(".tmp")
         save_file({"latents": torch.cat(parts).contiguous()}, temporary)
         temporary.rename(files[first])
-    workers.wait()
+    processes.barrier()
     return torch.cat([load_file(file)["latents"] for file in files.values()])
 
 
-def narrowest_gap(one: Scene) -> float:
-    """Free pixels between the two objects that are closest; infinite if there is but one."""
-    pairs = itertools.combinations(one.objects, 2)
+def narrowest_gap(of: Scene) -> float:
+    """Free pixels between the two closest objects; infinite if there is only one."""
+    pairs = itertools.combinations(of.objects, 2)
     return min((a.box.gap_to(b.box) for a, b in pairs), default=float("inf"))
 
 
@@ -120,8 +120,8 @@ class UNetStage:
         for i in rows:
             draws = KeyedRandom("unet", self.seed, step, i)
             index = draws.pick(self.scenes[phase.gap][draws.pick_weighted(phase.sorts or self.world.sorts)])
-            said = caption(scene(self.seed, index, self.world), self.world, draws, phase.noise, phase.omission)
-            texts.append("" if draws.chance(self.recipe.caption_dropout) else said.text)
+            drawn = caption(scene(self.seed, index, self.world), self.world, draws, phase.noise, phase.omission)
+            texts.append("" if draws.chance(self.recipe.caption_dropout) else drawn.text)
             indices.append(index)
         device, dtype = self.model.device, self.model.dtype
         clean = self.latents[indices].float().to(device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -18,7 +18,12 @@ NOISE_SEED = 0
 
 @torch.no_grad()
 def denoising_error(
-    backbone: Backbone, streams: Mapping[str, Stream], batch_size: int = 16, part: int = 0, parts: int = 1
+    backbone: Backbone,
+    streams: Mapping[str, Stream],
+    batch_size: int = 16,
+    part: int = 0,
+    parts: int = 1,
+    on_batch: Callable[[int], None] = lambda examples: None,
 ) -> tuple[float, int]:
     """The sum over every `parts`-th captioned example, beginning with `part`, of its mean square error; and how many.
 
@@ -41,4 +46,10 @@ def denoising_error(
             error = prediction - backbone.noise.target(z, noise, t)
             total += error.to(total).square().flatten(1).mean(dim=1).sum()
             asked += len(batch)
+            on_batch(len(batch))
     return float(total), asked
+
+
+def num_captioned(streams: Mapping[str, Stream]) -> int:
+    """How many examples `denoising_error` reads at most."""
+    return sum(map(len, streams.values()))

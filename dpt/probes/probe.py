@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -30,6 +30,9 @@ from dpt.data.stream import Stream, load
 from dpt.intervals import Share
 from dpt.objectives.boxes import cxcywh_to_xyxy, pairwise_iou
 from dpt.objectives.matching import match_score
+
+OnBatch = Callable[[int], None]
+"""Called with the number of examples just done."""
 
 NOISE_SEED = 0
 
@@ -71,7 +74,13 @@ class Probe:
         self.backbone, self.adapter, self.streams = backbone, adapter, streams
         self.timesteps, self.batch_size, self.score_grounding = tuple(timesteps), batch_size, score_grounding
 
-    def answers(self, part: int = 0, parts: int = 1) -> Iterator[ProbeAnswer]:
+    @property
+    def num_examples(self) -> int:
+        return sum(map(len, self.streams.values()))
+
+    def answers(
+        self, part: int = 0, parts: int = 1, on_batch: OnBatch = lambda examples: None
+    ) -> Iterator[ProbeAnswer]:
         """Of every `parts`-th example of each stream, beginning with `part`."""
         for label, stream in self.streams.items():
             stream = stream.only(ExampleParts(expression=self.score_grounding, random_negatives=False))
@@ -79,13 +88,16 @@ class Probe:
             chunks = [list(own[i : i + self.batch_size]) for i in range(0, len(own), self.batch_size)]
             for positions, batch in zip(chunks, load(stream, chunks), strict=True):
                 yield from self.answers_about(batch.to(self.backbone.device), positions, label)
+                on_batch(len(batch))
 
-    def tally(self, part: int = 0, parts: int = 1) -> dict[str, tuple[int, int]]:
+    def tally(
+        self, part: int = 0, parts: int = 1, on_batch: OnBatch = lambda examples: None
+    ) -> dict[str, tuple[int, int]]:
         """Right answers and questions by name; the names are the same on every process, whatever examples it has."""
         several = [f"{REC}_p1_{label}" for label in self.streams] if len(self.streams) > 1 else []
         names = [TEXT, IMAGE, OVERALL, *([f"{REC}_p1", *several] if self.score_grounding else [])]
         right, asked = Counter[str](), Counter[str]()
-        for answer in self.answers(part, parts):
+        for answer in self.answers(part, parts, on_batch):
             matching = answer.question in (TEXT, IMAGE)
             for name in (answer.question, OVERALL) if matching else (f"{REC}_p1", f"{REC}_p1_{answer.sort}"):
                 right[name] += answer.within(1)

@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,6 @@ from dpt.cli.main import run
 from dpt.data.scenes.layout import scene
 from dpt.data.scenes.world import WORLDS, Scene
 from dpt.errors import UserError
-from dpt.pocket import loop
 from dpt.pocket.build import text_tower
 from dpt.pocket.clip import ClipStage
 from dpt.pocket.recipe import Phase, Recipe, Schedule, TextRecipe, UNetRecipe, VaeRecipe
@@ -85,7 +85,7 @@ def test_cut_and_continued_is_the_same_to_the_bit(
     whole = weights(build("whole", "--threads", "1"))
     for steps in (2, 3, 2):
         with monkeypatch.context() as patch:
-            patch.setattr(loop.time, "time", _clock_that_runs_out(after=1 + steps))
+            patch.setattr(time, "time", _clock_that_runs_out(after=1 + steps))
             build("cut", "--minutes", "1", "--threads", "1")
         assert "not complete yet" in capsys.readouterr().out
     cut = weights(build("cut", "--threads", "1"))
@@ -102,7 +102,7 @@ def _clock_that_runs_out(after: int) -> Callable[[], float]:
 def test_two_processes_build_too(build: Callable[..., Path]) -> None:
     one, two = weights(build("one", "--threads", "1")), weights(build("two", "--processes", "2"))
     for key in one:
-        if key.split("/")[0] == "unet":  # its batches are shared; see test_workers for equality of gradients
+        if key.split("/")[0] == "unet":  # its batches are shared; see test_training for equality of gradients
             assert torch.isfinite(two[key]).all()
         else:
             assert torch.equal(one[key], two[key]), key
@@ -112,7 +112,9 @@ def test_a_work_folder_keeps_to_its_recipe(build: Callable[..., Path], tmp_path:
     build("pocket", "--last", "clip", "--threads", "1")
     other = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, layers=2))
     (tmp_path / "recipe.json").write_text(json.dumps(to_plain(other)))
-    with pytest.raises(UserError, match="begun with another recipe"):
+    with pytest.raises(
+        UserError, match="is the folder of a run with another configuration \\(layers was 1 and is 2\\)"
+    ):
         build("pocket", "--threads", "1")
     longer = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, schedule=schedule(5, 8)))
     (tmp_path / "recipe.json").write_text(json.dumps(to_plain(longer)))
@@ -148,10 +150,10 @@ def test_a_finished_denoiser_is_trained_further(build: Callable[..., Path]) -> N
     assert max(float((before[key] - after[key]).float().abs().max()) for key in moved) < 0.1, "it began where it was"
 
 
-def test_what_cannot_be_gone_on_from_is_named(build: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot go on from .*clip, which is not what the recipe describes"):
+def test_a_start_that_does_not_fit_is_named(build: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot start from .*clip, which is not what the recipe describes"):
         build("pocket", "--start", str(tmp_path / "nothing"))
-    with pytest.raises(UserError, match="--last has nothing to say"):
+    with pytest.raises(UserError, match="leave --last out"):
         build("pocket", "--start", str(tmp_path / "nothing"), "--last", "vae")
 
 

@@ -73,7 +73,7 @@ def test_a_damaged_one_is_passed_over_aloud_and_refused_by_name(
     break_it(bad)
     newest = checkpoint.newest_good(tmp_path)
     assert newest is not None and newest.name == "checkpoint-1"
-    assert "passing over" in capsys.readouterr().out
+    assert "warning: skipping" in capsys.readouterr().out
     with pytest.raises(UserError, match=said):
         checkpoint.load(bad)
 
@@ -88,7 +88,7 @@ def test_old_ones_go_and_the_newest_stay(tmp_path: Path) -> None:
 SAVE_FOR_EVER = """
 import sys, torch
 from pathlib import Path
-from dpt.training import checkpoint
+from dpt.training.engine import checkpoint
 step = 0
 while True:
     step += 1

@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 from dpt.errors import UserError
 from dpt.training.engine import checkpoint, run_folder
 from dpt.training.engine.logging import read_log
+from dpt.training.engine.run_folder import RunConfig
+from tests.training.toy import loop
 
 DEEP = "[" * 100_000
 
@@ -40,13 +42,13 @@ def test_a_manifest_names_files_of_its_folder_only(saved: Path, name: str) -> No
     manifest = json.loads((saved / checkpoint.MANIFEST).read_text())
     facts = {"bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
     (saved / checkpoint.MANIFEST).write_text(json.dumps({**manifest, name: facts}))
-    with pytest.raises(UserError, match=r"which is no file in it"):
+    with pytest.raises(UserError, match=r"which is not a file name"):
         checkpoint.load(saved)
 
 
 def test_tensors_that_the_manifest_does_not_vouch_for_are_not_read(saved: Path) -> None:
     save_file({"evil": torch.ones(1)}, saved / "more.safetensors")
-    with pytest.raises(UserError, match=r"says nothing of more.safetensors"):
+    with pytest.raises(UserError, match=r"does not list more.safetensors"):
         checkpoint.load(saved)
 
 
@@ -55,15 +57,41 @@ def test_a_manifest_without_a_state(saved: Path) -> None:
     del manifest[checkpoint.STATE]
     (saved / checkpoint.MANIFEST).write_text(json.dumps(manifest))
     assert checkpoint.newest_good(saved.parent) is None
-    with pytest.raises(UserError, match=r"says nothing of state.json"):
+    with pytest.raises(UserError, match=r"does not list state.json"):
         checkpoint.load(saved)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", DEEP, '{"step": "7"}', "9" * 5000, "\udcff"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", DEEP, '{"step": "7"}', '{"step": true}', '{"step": -1}', "9" * 5000, "\udcff"]
+)
 def test_a_state_that_is_none(saved: Path, text: str) -> None:
     with_manifest_of(saved, state_json=text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=r"state.json (cannot be read|does not say)"):
         checkpoint.load(saved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"config": []}, {"config": None}, {"images": "48"}, {"meters": "loss"}, {"meters": [1]}, {"meters": None},
+     {"bad_in_a_row": True}, {"bad_in_a_row": None}, {"step": True}, {"meters": ["loss"]}],
+)  # fmt: skip
+def test_a_state_with_a_corrected_checksum_is_refused_by_name(tmp_path: Path, change: dict[str, Any]) -> None:
+    loop(tmp_path, max_train_steps=4).run()
+    folder = tmp_path / "checkpoint-4"
+    state = json.loads((folder / checkpoint.STATE).read_text())
+    with_manifest_of(folder, state_json=json.dumps({**state, **change}))
+    name = next(iter(change))
+    with pytest.raises(UserError, match=f"state.json.*({name}|step)|losses in the checkpoint .*checkpoint-4"):
+        loop(tmp_path, max_train_steps=8).run()
+
+
+def test_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    loop(tmp_path, max_train_steps=4).run()
+    folder = tmp_path / "checkpoint-4"
+    save_file({"9.weight|exp_avg": torch.ones(2)}, folder / "moments.safetensors")
+    with_manifest_of(folder, moments_safetensors=(folder / "moments.safetensors").read_bytes())
+    with pytest.raises(UserError, match=r"moments '9.weight\|exp_avg' that do not fit"):
+        loop(tmp_path, max_train_steps=8).run()
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 64, b"\x02\0\0\0\0\0\0\0[]"])
@@ -77,7 +105,7 @@ def test_tensors_that_are_none(saved: Path, content: bytes) -> None:
 def test_a_configuration_that_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / run_folder.CONFIG).write_text(text)
     said = r"config\.json (cannot be read|is not the configuration)"
-    with pytest.raises(UserError, match=said), run_folder.claimed(tmp_path, {"seed": 1}):
+    with pytest.raises(UserError, match=said), run_folder.claimed(tmp_path, RunConfig({"seed": 1})):
         pytest.fail("it was taken for one")
 
 

@@ -33,15 +33,15 @@ def test_it_needs_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_library_is_not_asked_for_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    assert Update(Line().trained, settings()).bytes_each == 16
+    assert Update(Line().parameter_groups(), settings()).bytes_per_parameter == 16
 
 
 def test_options_reach_it(installed: None) -> None:
-    update = Update(Line().trained, settings(use_8bit_adam=True, adam_beta1=0.5, adam_epsilon=0.1))
+    update = Update(Line().parameter_groups(), settings(use_8bit_adam=True, adam_beta1=0.5, adam_epsilon=0.1))
     assert isinstance(update.adam, fake_bitsandbytes.AdamW8bit)
     group = update.adam.param_groups[0]
     assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.5, 0.999), 0.1, 0.01)
-    assert update.bytes_each == 10
+    assert update.bytes_per_parameter == 10
 
 
 def test_what_was_saved_goes_on_bit_for_bit(installed: None, tmp_path: Path) -> None:
@@ -57,12 +57,12 @@ def test_what_was_saved_goes_on_bit_for_bit(installed: None, tmp_path: Path) -> 
 
 def test_a_step_that_is_not_finite_changes_nothing(installed: None) -> None:
     task = Line()
-    update = Update(task.trained, settings(use_8bit_adam=True))
+    update = Update(task.parameter_groups(), settings(use_8bit_adam=True))
 
     def step(size: float, bad: bool = False) -> dict[str, torch.Tensor]:
         for p in task.trained.parameters():
             p.grad = torch.full_like(p, size)
-        update.apply(0.1, torch.tensor(bad))
+        update.apply(0, torch.tensor(bad))
         return {f"{group}/{name}": value.detach().clone() for group, content in update.tensors().items()
                 for name, value in content.items()}  # fmt: skip
 

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from dpt.backbone.rng import SampleRNG
+from dpt.distributed import Processes
 from dpt.errors import UserError
+from dpt.training.engine.logging import APPLIED
 from dpt.training.engine.optim import Update
 from dpt.training.engine.settings import BatchPlan, StepRange
+from dpt.training.engine.task import matrices_decay
 from tests.training.toy import Line, difference, loop, same, settings, tensors
 
 
@@ -42,8 +44,8 @@ def test_accumulation_changes_nothing_but_rounding(tmp_path: Path, batch: int, a
 
 def test_every_split_sees_the_same_samples() -> None:
     def seen(batch: int, accumulation: int, processes: int) -> list[list[int]]:
-        splits = [BatchPlan(batch, accumulation, process, processes) for process in range(processes)]
-        dealt = [list(StepRange(split, 3, 5)) for split in splits]
+        plans = [BatchPlan(batch, accumulation, process, processes) for process in range(processes)]
+        dealt = [list(StepRange(plan, 3, 5)) for plan in plans]
         return [
             sorted(
                 position
@@ -58,7 +60,7 @@ def test_every_split_sees_the_same_samples() -> None:
     assert seen(8, 1, 1) == seen(2, 4, 1) == seen(2, 2, 2) == seen(1, 2, 4) == expected
 
 
-def test_the_chance_of_a_sample_is_its_own() -> None:
+def test_the_random_numbers_of_a_sample_are_its_own() -> None:
     together, alone = SampleRNG(5, range(10, 14)), SampleRNG(5, [12])
     assert torch.equal(together.normal((2, 3), "noise")[2], alone.normal((2, 3), "noise")[0])
     assert torch.equal(together.integers(1000, "timestep")[2], alone.integers(1000, "timestep")[0])
@@ -92,23 +94,23 @@ def gradient_of(task: Line, size: float) -> None:
 
 def test_clipping_clips() -> None:
     task, fine = Line(), torch.tensor(False)
-    update = Update(task.trained, settings(max_grad_norm=0.5))
+    update = Update(task.parameter_groups(), settings(max_grad_norm=0.5))
     gradient_of(task, 3.0)
     seen: list[float] = []
     update.adam.register_step_pre_hook(lambda *_: seen.append(_norm(task)))
-    norm, bad = update.apply(0.1, fine)
+    norm, status = update.apply(0, fine)
     count = sum(p.numel() for p in task.trained.parameters())
-    assert float(norm) == pytest.approx(3 * math.sqrt(count)) and not bad
+    assert float(norm) == pytest.approx(3 * math.sqrt(count)) and status == APPLIED
     assert seen == [pytest.approx(0.5, abs=1e-5)]
 
 
 def test_no_clipping_at_zero() -> None:
     task = Line()
-    update = Update(task.trained, settings(max_grad_norm=0.0))
+    update = Update(task.parameter_groups(), settings(max_grad_norm=0.0))
     gradient_of(task, 3.0)
     before, seen = _norm(task), list[float]()
     update.adam.register_step_pre_hook(lambda *_: seen.append(_norm(task)))
-    update.apply(0.1, torch.tensor(False))
+    update.apply(0, torch.tensor(False))
     assert seen == [pytest.approx(before)]
 
 
@@ -116,14 +118,15 @@ def _norm(task: Line) -> float:
     return float(torch.stack([p.grad.norm() for p in task.trained.parameters() if p.grad is not None]).norm())
 
 
-def test_weight_decay_shrinks_what_no_gradient_moves() -> None:
+def test_weight_decay_shrinks_matrices_without_gradient_and_leaves_biases() -> None:
     task = Line()
-    before = [p.detach().clone() for p in task.trained.parameters()]
-    update = Update(task.trained, settings(adam_weight_decay=0.25))
-    update.average_gradients(Accelerator(cpu=True))  # a parameter without gradient counts as zero
-    update.apply(0.1, torch.tensor(False))
-    for p, old in zip(task.trained.parameters(), before, strict=True):
-        assert torch.allclose(p, old * (1 - 0.1 * 0.25))
+    before = {name: p.detach().clone() for name, p in task.trained.named_parameters()}
+    update = Update(task.parameter_groups(), settings(adam_weight_decay=0.25, learning_rate=0.1))
+    update.average_gradients(Processes())  # a parameter without gradient counts as zero
+    update.apply(0, torch.tensor(False))
+    for name, p in task.trained.named_parameters():
+        kept = 1.0 if name.endswith("bias") else 1 - 0.1 * 0.25
+        assert torch.allclose(p, before[name] * kept), name
 
 
 def test_the_learning_rate_warms_up_and_ends_where_it_says(tmp_path: Path) -> None:
@@ -143,7 +146,9 @@ def test_the_learning_rate_warms_up_and_ends_where_it_says(tmp_path: Path) -> No
 
 
 def test_betas_and_epsilon_reach_the_optimizer() -> None:
-    group = Update(Line().trained, settings(adam_beta1=0.5, adam_beta2=0.6, adam_epsilon=0.1)).adam.param_groups[0]
+    group = Update(
+        Line().parameter_groups(), settings(adam_beta1=0.5, adam_beta2=0.6, adam_epsilon=0.1)
+    ).adam.param_groups[0]
     assert (group["betas"], group["eps"]) == ((0.5, 0.6), 0.1)
 
 
@@ -197,7 +202,7 @@ def test_what_is_known_before_the_first_step_is_said(tmp_path: Path, capsys: pyt
     said = capsys.readouterr().out
     assert "effective batch: 6 = 2 examples x 3 accumulated x 1 process\n" in said
     assert "trainable parameters: 19\n" in said
-    assert "memory of each device, estimated" in said
+    assert "estimated memory per device" in said
 
 
 def test_validation_comes_when_it_should_and_is_logged(tmp_path: Path) -> None:
@@ -219,12 +224,12 @@ def test_the_host_does_not_wait_for_the_device_within_a_step(tmp_path: Path, mon
 
 def test_half_precision_is_not_trained() -> None:
     with pytest.raises(UserError, match=r"must be float32, not torch\.float16"):
-        Update(Line().trained.half(), settings())
+        Update(matrices_decay(Line().trained.half()), settings())
 
 
 def test_nothing_to_train_is_said() -> None:
     with pytest.raises(UserError, match="every parameter is frozen"):
-        Update(Line().trained.requires_grad_(False), settings())
+        Update(matrices_decay(Line().trained.requires_grad_(False)), settings())
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers.optimization import get_scheduler
 
-from dpt.training.engine.settings import SHAPES, rate
+from dpt.training.engine.settings import SHAPES, Settings, learning_rate
 
 
 @pytest.mark.parametrize("name", [name for name in SHAPES if name != "constant"])
@@ -14,11 +14,19 @@ def test_as_in_diffusers(name: str, warmup: int) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
     scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
     for step in range(steps):
-        assert rate(name, step, steps, peak, warmup) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-12)
+        assert learning_rate(name, step, steps, peak, warmup) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-12)
         optimizer.step()
         scheduler.step()
 
 
 def test_a_constant_rate_with_a_warm_up_warms_up() -> None:
     """In diffusers it would not, and say nothing."""
-    assert [rate("constant", step, 9, 1.0, 2) for step in range(4)] == [0.0, 0.5, 1.0, 1.0]
+    assert [learning_rate("constant", step, 9, 1.0, 2) for step in range(4)] == [0.0, 0.5, 1.0, 1.0]
+
+
+def test_the_rate_decays_to_zero_over_the_last_steps() -> None:
+    settings = Settings(100, learning_rate=1.0, lr_warmup_steps=10, lr_decay_steps=20)
+    rates = [settings.learning_rate_at(step) for step in range(101)]
+    assert rates[:11] == pytest.approx([step / 10 for step in range(11)])
+    assert rates[10:81] == [1.0] * 71
+    assert rates[99] == pytest.approx(0.05) and rates[100] == 0

@@ -15,6 +15,8 @@ import torch
 
 from dpt.errors import UserError
 from dpt.training.engine import checkpoint, run_folder
+from dpt.training.engine.loop import Outcome
+from dpt.training.engine.run_folder import RunConfig
 from tests.training.children import in_a_child
 from tests.training.toy import Line, loop, same, tensors
 
@@ -50,15 +52,15 @@ def test_stopped_and_resumed(tmp_path: Path, uninterrupted: Path, stops: tuple[i
     assert_same_run(tmp_path, uninterrupted)
 
 
-def _stop_after(one: Any, step: int) -> None:
-    ordinary = one.take_step
+def _stop_after(running: Any, step: int, number: signal.Signals = signal.SIGTERM) -> None:
+    ordinary = running.take_step
 
     def take_step(micro_batches: Any) -> None:
         ordinary(micro_batches)
-        if one.step == step:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if running.step == step:
+            os.kill(os.getpid(), number)
 
-    one.take_step = take_step
+    running.take_step = take_step
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -95,15 +97,63 @@ def test_killed_in_the_middle_of_saving(
     assert_same_run(tmp_path, uninterrupted)
 
 
-def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_the_process_at_once(tmp_path: Path, number: signal.Signals) -> None:
     def work() -> None:
-        one = loop(tmp_path)
-        one.take_step = lambda micro_batches: [os.kill(os.getpid(), signal.SIGTERM) for _ in range(2)]  # type: ignore
-        one.run()
+        running = loop(tmp_path)
+        running.take_step = lambda micro_batches: [os.kill(os.getpid(), number) for _ in range(2)]  # type: ignore
+        running.run()
 
     status = os.waitpid(in_a_child(work), 0)[1]
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == number
     assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_ctrl_c_saves_and_stops(tmp_path: Path, uninterrupted: Path) -> None:
+    running = loop(tmp_path, Line(dropout=0.3))
+    _stop_after(running, 5, signal.SIGINT)
+    assert running.run() == Outcome(5, finished=False)
+    assert loop(tmp_path, Line(dropout=0.3)).run().finished
+    assert_same_run(tmp_path, uninterrupted)
+
+
+class SlowToValidate(Line):
+    """A stop is requested in the middle of its first validation."""
+
+    validated = 0
+
+    def validate(self, part: int, parts: int, on_batch: Any) -> Any:
+        self.validated += 1
+        if self.validated == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            on_batch(0)
+            pytest.fail("the validation was not left")
+        return super().validate(part, parts, on_batch)
+
+
+@pytest.mark.parametrize("validation_steps", [4, 5, 12])
+def test_a_stop_within_a_validation_leaves_it_and_the_next_run_makes_it(tmp_path: Path, validation_steps: int) -> None:
+    """Also in that of the last step, and where no loss was logged at the step."""
+    changes: Any = {"validation_steps": validation_steps}
+    loop(tmp_path / "whole", Line(), **changes).run()
+    cut = tmp_path / "cut"
+    assert loop(cut, SlowToValidate(), **changes).run() == Outcome(validation_steps, finished=False)
+    assert not any("validation" in record for record in log(cut))
+    assert loop(cut, Line(), **changes).run().finished
+    assert log(cut) == log(tmp_path / "whole")
+
+
+def test_a_stop_comes_before_a_validation_that_is_due(tmp_path: Path) -> None:
+    task = SlowToValidate()
+    running = loop(tmp_path, task)
+    _stop_after(running, 4)
+    assert running.run() == Outcome(4, finished=False)
+    assert task.validated == 0
+
+
+def test_a_deadline_stops_a_run(tmp_path: Path) -> None:
+    assert loop(tmp_path).run(until=time.time() - 1) == Outcome(1, finished=False)
+    assert (tmp_path / "checkpoint-1").is_dir()
 
 
 def test_a_finished_run_stays_as_it_is(tmp_path: Path) -> None:
@@ -122,7 +172,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     one.run()
     (tmp_path / "checkpoint-9" / "weights.safetensors").write_bytes(b"short")
     loop(tmp_path, Line(dropout=0.3)).run()
-    assert "passing over" in capsys.readouterr().out
+    assert "warning: skipping" in capsys.readouterr().out
     assert_same_run(tmp_path, uninterrupted)
 
 
@@ -186,6 +236,38 @@ def test_a_signal_to_the_whole_group_does_not_cost_the_save(tmp_path: Path) -> N
     os.killpg(child, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
     assert checkpoint.newest_good(tmp_path) is not None
+
+
+def test_leftovers_of_a_killed_process_are_removed_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    names = [".checkpoint-4.123.tmp/w", "adapter/.adapter.json.9.tmp", ".partial-weights", "adapter/.keep"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("half")
+    loop(tmp_path, max_train_steps=1).run()
+    hidden = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob(".*"))
+    assert hidden == ["adapter/.keep"]
+
+
+def test_a_record_is_compared_by_what_decides_numbers(tmp_path: Path) -> None:
+    """Older records lack what is resolved today, and have flags that decide nothing."""
+    recorded = {"seed": 1, "prompts": ["x"], "dtype": "torch.bfloat16"}
+    same = RunConfig({"seed": 1, "dtype": "torch.bfloat16"}, frozenset({"prompts"}), frozenset({"dtype", "device"}))
+    same.check_same(recorded, "a run")
+    RunConfig({"seed": 1, "device": "cpu"}, frozenset({"prompts"}), frozenset({"dtype", "device"})).check_same(
+        {"seed": 1}, "a run"
+    )
+    with pytest.raises(UserError, match=r"\(dtype was 'torch.bfloat16' and is 'torch.float32'\)"):
+        RunConfig({**same.values, "dtype": "torch.float32"}, same.not_compared, same.newer).check_same(
+            recorded, "a run"
+        )
+
+
+def test_a_short_run_saves_on_its_way(tmp_path: Path) -> None:
+    loop(tmp_path, checkpointing_steps=None).run()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [
+        f"checkpoint-{step}" for step in (12, 3, 6, 9)
+    ]
 
 
 def test_nothing_is_resumed_by_accident(tmp_path: Path) -> None:

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from dpt.adapter import Adapter, config_for
 from dpt.adapter.phrase_encoder import BackbonePhraseEncoder
 from dpt.backbone import Backbone, open_backbone
+from dpt.data.example import Batch
 from dpt.data.images import Framing
 from dpt.data.scenes.source import SceneSource
 from dpt.data.scenes.world import POCKET_WORLD
 from dpt.data.stream import Stream
+from dpt.distributed import Processes, processes
 from dpt.training.engine.loop import Loop
+from dpt.training.engine.run_folder import RunConfig
 from dpt.training.engine.settings import Settings
 from dpt.training.tasks.stage1 import Stage1
 from tests import tiny_models
@@ -45,11 +47,10 @@ def stream(seed: int = 1337) -> Stream:
     return Stream(SceneSource(POCKET_WORLD, seed, "train", FRAMING), seed)
 
 
-def loop(root: Path, built: Stage1, **changes: Any) -> Loop:
+def loop(root: Path, built: Stage1, among: Processes | None = None, **changes: Any) -> Loop[Batch]:
     ordinary = {"max_train_steps": 10, "train_batch_size": 2, "logging_steps": 1, "validation_steps": 0}
     settings = Settings(**{**ordinary, **changes})
-    accelerator = Accelerator(cpu=True, mixed_precision="no")
-    return Loop(built, stream(settings.seed), settings, root, {}, accelerator)
+    return Loop(built, stream(settings.seed), settings, root, RunConfig({}), among)
 
 
 def losses(root: Path) -> list[dict[str, float]]:
@@ -61,4 +62,6 @@ def losses(root: Path) -> list[dict[str, float]]:
 
 if __name__ == "__main__":  # python -m tests.training.tiny_stage1 MODEL ROOT BATCH: one process of several
     opened = open_backbone(sys.argv[1], device="cpu")
-    loop(Path(sys.argv[2]), task(opened, adapter={"dropout": 0.0}), train_batch_size=int(sys.argv[3])).run()
+    with processes() as own:
+        built = task(opened, adapter={"dropout": 0.0})
+        loop(Path(sys.argv[2]), built, own, train_batch_size=int(sys.argv[3])).run()

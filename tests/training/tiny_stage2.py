@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from dpt.adapter import Adapter, config_for
 from dpt.adapter.phrase_encoder import BackbonePhraseEncoder
 from dpt.backbone import Backbone, open_backbone
+from dpt.data.example import Batch
 from dpt.data.scenes.source import SceneSource
 from dpt.data.scenes.world import POCKET_WORLD
 from dpt.data.stream import Stream
+from dpt.distributed import Processes, processes
 from dpt.lora import Lora, LoraConfig
 from dpt.training.engine.loop import Loop
+from dpt.training.engine.run_folder import RunConfig
 from dpt.training.engine.settings import Settings
 from dpt.training.engine.task import Task
 from dpt.training.tasks.denoising import PlainLora
@@ -52,12 +54,13 @@ def control(backbone: Backbone, lora: LoraConfig | None = None, **changes: Any) 
     return PlainLora(backbone, added, held_out(), val_batch_size=4, **changes)
 
 
-def loop(root: Path, built: Task, **changes: Any) -> Loop:
+def loop(root: Path, built: Task[Batch], among: Processes | None = None, **changes: Any) -> Loop[Batch]:
     ordinary = {"max_train_steps": 10, "train_batch_size": 2, "logging_steps": 1, "validation_steps": 0}
     settings = Settings(**{**ordinary, **changes})
-    return Loop(built, stream(settings.seed), settings, root, {}, Accelerator(cpu=True, mixed_precision="no"))
+    return Loop(built, stream(settings.seed), settings, root, RunConfig({}), among)
 
 
 if __name__ == "__main__":  # python -m tests.training.tiny_stage2 MODEL ROOT BATCH: one process of several
     opened = open_backbone(sys.argv[1], device="cpu")
-    loop(Path(sys.argv[2]), task(opened), train_batch_size=int(sys.argv[3])).run()
+    with processes() as own:
+        loop(Path(sys.argv[2]), task(opened), own, train_batch_size=int(sys.argv[3])).run()

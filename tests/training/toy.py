@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dpt.backbone.rng import SampleRNG, generator_for
@@ -24,8 +23,9 @@ from dpt.data.example import (
 from dpt.data.stream import Stream
 from dpt.training.engine import checkpoint
 from dpt.training.engine.loop import Loop
+from dpt.training.engine.run_folder import RunConfig
 from dpt.training.engine.settings import Settings
-from dpt.training.engine.task import Tally
+from dpt.training.engine.task import OnBatch, ParameterGroup, Tally, matrices_decay
 
 EXAMPLES = 10
 
@@ -45,7 +45,7 @@ class Numbers(Source):
 
 
 class Line:
-    """`mean` is a mean over samples, `sum` a sum over boxes: the two sorts of loss there are."""
+    """`mean` is a mean over samples, `sum` a sum over boxes: the two kinds of loss there are."""
 
     weights: Mapping[str, float] = {"mean": 1.0, "sum": 0.5}
     parts = ALL_PARTS
@@ -61,25 +61,36 @@ class Line:
         assert batch.expressions is not None
         return sum(batch.expressions.num_boxes)
 
-    def losses(self, batch: Batch, chance: SampleRNG, share: Tensor) -> dict[str, Tensor]:
-        self.seen.append((list(chance.positions), batch.ids))
+    def losses(self, batch: Batch, rng: SampleRNG, num_boxes: Tensor) -> dict[str, Tensor]:
+        self.seen.append((list(rng.positions), batch.ids))
         assert batch.expressions is not None
-        x = batch.images.flatten(1) + 0.1 * chance.normal((4,), "noise")
+        x = batch.images.flatten(1) + 0.1 * rng.normal((4,), "noise")
         y = self.trained(x)[:, 0]
         error = (y - x.sum(dim=1)) ** 2
-        if any(position in self.bad for position in chance.positions):
+        if any(position in self.bad for position in rng.positions):
             error = error * float("nan")
         boxes = torch.tensor(batch.expressions.num_boxes, dtype=torch.float32)
-        return {"mean": error.mean(), "sum": (boxes * y.abs()).sum() / share, "watched": y.detach().mean()}
+        return {"mean": error.mean(), "sum": (boxes * y.abs()).sum() / num_boxes, "watched": y.detach().mean()}
 
-    def validate(self, part: int, parts: int) -> Tally:
+    scales_loss = False
+    num_validation_examples = 1
+    folders = ("line",)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        return matrices_decay(self.trained)
+
+    def validate(self, part: int, parts: int, on_batch: OnBatch) -> Tally:
         assert not self.trained.training
+        on_batch(1)
         with torch.no_grad():
             y = self.trained(torch.ones(1, 4))
         return {"positive": (float(y > 0), 1.0)}
 
     def memory(self, examples: int) -> Mapping[str, int]:
         return {"pictures": 16 * examples}
+
+    def export(self, root: Path, base: str = "") -> list[Path]:
+        raise NotImplementedError
 
 
 def settings(**changes: Any) -> Settings:
@@ -95,8 +106,8 @@ def settings(**changes: Any) -> Settings:
 
 def loop(root: Path, task: Line | None = None, config: Mapping[str, Any] | None = None, **changes: Any) -> Loop:
     chosen = settings(**changes)
-    accelerator = Accelerator(cpu=True, mixed_precision="no")
-    return Loop(task or Line(), Stream(Numbers(), chosen.seed), chosen, root, config or {"what": "toy"}, accelerator)
+    record = RunConfig(config or {"what": "toy"})
+    return Loop(task or Line(), Stream(Numbers(), chosen.seed), chosen, root, record)
 
 
 def tensors(root: Path, step: int = 12) -> dict[str, Tensor]:

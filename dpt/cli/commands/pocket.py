@@ -12,12 +12,12 @@ from dpt.errors import fail
 from dpt.generation_defaults import generation_defaults
 
 if TYPE_CHECKING:
-    from dpt.pocket.workers import Workers
+    from dpt.distributed import Processes
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """Train the pocket model's stages and write it as a diffusers folder. Stop and repeat at will: it resumes."""
+    """Train the stages of the pocket model and write it as a diffusers folder. A stopped build resumes."""
 
     out: Path = Path("ckpt/pocket")
     """Where the finished model goes."""
@@ -28,9 +28,9 @@ class BuildOptions:
     start: Path | None = None
     """A finished model whose denoiser to train further; its CLIP and VAE stay as they are."""
     minutes: float | None = None
-    """Stop this sitting after so many minutes."""
+    """Stop after so many minutes; the same command continues."""
     last: str = "unet"
-    """Go no further than this stage: clip, vae or unet."""
+    """The last stage to train: clip, vae or unet."""
     device: str | None = None
     """cpu, or cuda where minutes do what takes hours on a CPU; default: cuda if there is one."""
     processes: int = 1
@@ -40,41 +40,41 @@ class BuildOptions:
 
 
 def build(options: BuildOptions) -> None:
+    from dpt.distributed import launch
     from dpt.pocket.build import STAGES
-    from dpt.pocket.workers import launch
 
     if options.last not in STAGES:
         fail(f"there is no stage {options.last!r}; the stages are {', '.join(STAGES)}")
     if options.start is not None and options.last != "unet":
-        fail("--start keeps CLIP and VAE as they are: only the unet is trained, so --last has nothing to say")
+        fail("--start keeps CLIP and VAE as they are and trains the unet alone: leave --last out")
     if options.processes < 1:
         fail(f"--processes must be at least 1, not {options.processes}")
     until = None if options.minutes is None else time.time() + 60 * options.minutes
     launch(options.processes, partial(_build, options, until))
 
 
-def _build(options: BuildOptions, until: float | None, workers: Workers) -> None:
+def _build(options: BuildOptions, until: float | None, processes: Processes) -> None:
     import torch
 
     from dpt.backbone.device import resolve_device
     from dpt.pocket.build import build as build_pocket
     from dpt.pocket.recipe import RECIPE_FILE, read_recipe
 
-    threads = options.threads or (1 if workers.count > 1 else None)
+    threads = options.threads or (1 if processes.count > 1 else None)
     if threads:
         torch.set_num_threads(threads)
     recipe = read_recipe(options.recipe or RECIPE_FILE)
     device = resolve_device(options.device)
-    if device.type != "cpu" and workers.count > 1:
+    if device.type != "cpu" and processes.count > 1:
         fail("--processes shares the work of a CPU; a GPU takes one")
-    done = build_pocket(recipe, options.work, options.out, until, options.last, str(device), workers, options.start)
-    if workers.first:
-        print("every stage is complete" if done else "not complete yet: run the same command again to go on")
+    done = build_pocket(recipe, options.work, options.out, until, options.last, str(device), processes, options.start)
+    if processes.is_main:
+        print("every stage is complete" if done else "not complete yet: run the same command again to continue")
 
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """Draw the pocket suite with a model and let the oracle count what is right; write a table and contact sheets."""
+    """Generate the pocket suite with a model and judge it by the oracle; write a table and contact sheets."""
 
     model: Path = Path("ckpt/pocket")
     out: Path = Path("outputs/pocket")

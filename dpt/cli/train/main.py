@@ -1,19 +1,28 @@
-"""A training command: from parsed options to a task, its data and the loop; and what is left when it is done."""
+"""A training command: from parsed options to a task, its data and the loop; then the export of what was trained."""
 
 from __future__ import annotations
 
 import shutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from importlib import import_module
 from math import inf, isfinite
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpt.cli.common.console import parse_options, plain_warnings
 from dpt.cli.train.options import NEVER_READ, AdapterOptions, ObjectiveOptions, TrainOptions, warn_unused_flags
-from dpt.cli.train.setup import open_training_backbone, recorded, settings_for, start_processes
+from dpt.cli.train.setup import (
+    data_identity,
+    open_training_backbone,
+    resolved_formats,
+    run_config,
+    settings_for,
+    start_processes,
+)
 from dpt.errors import UserError, fail, run_command
 from dpt.training.engine.interrupts import EXIT_STOPPED
 
@@ -26,13 +35,13 @@ CURVE = "curve.png"
 
 
 def main(kind: type[TrainOptions], script: str, builder: str, arguments: Sequence[str] | None = None) -> int:
-    """`builder` is MODULE:FUNCTION, imported only when all that can be known without has been checked: from the
-    options, the model and what to validate on, the task, and what else decides what the run computes."""
+    """`builder` is MODULE:FUNCTION: from options, backbone and validation streams to the task, and its further record.
+    It is imported only after the options have been checked."""
     options = parse_options(kind, sys.argv[1:] if arguments is None else arguments, script)
-    reached: list[Outcome] = []
+    outcomes: list[Outcome] = []
     with plain_warnings():
-        code = run_command(lambda: reached.append(run(options, builder)))
-    return code or (0 if reached[0].finished else EXIT_STOPPED)
+        code = run_command(lambda: outcomes.append(run(options, builder)))
+    return code or (0 if outcomes[0].finished else EXIT_STOPPED)
 
 
 def run(options: TrainOptions, builder: str) -> Outcome:
@@ -40,6 +49,7 @@ def run(options: TrainOptions, builder: str) -> Outcome:
     from dpt.cli.train.data import framing_of, open_cache, open_data
     from dpt.cli.train.hub import open_hub
     from dpt.data.stream import Stream
+    from dpt.distributed import Processes
     from dpt.training.engine.logging import start_trackers
     from dpt.training.engine.loop import Loop
     from dpt.training.engine.optim import require_eight_bit
@@ -56,21 +66,30 @@ def run(options: TrainOptions, builder: str) -> Outcome:
     backbone.text_cache = cache.texts
     source, validation = open_data(options.data, framing, options.optimisation.seed, cache.latents)
     module, function = builder.split(":")
-    task, begun_with = getattr(import_module(module), function)(options, backbone, validation)
+    task, initial_weights = getattr(import_module(module), function)(options, backbone, validation)
     if accelerator.is_main_process:
         for sentence in cache.said:
             print(sentence)
     settings = settings_for(options, len(source), accelerator.num_processes)
     if settings.lr_warmup_steps >= settings.max_train_steps and accelerator.is_main_process:
         warnings.warn(
-            f"the run ends at step {settings.max_train_steps}, before its learning rate has warmed up for "
-            f"--lr_warmup_steps {settings.lr_warmup_steps}",
+            f"the run ends at step {settings.max_train_steps}, before the warm-up of --lr_warmup_steps "
+            f"{settings.lr_warmup_steps} is over",
             stacklevel=2,
         )
-    record = {**recorded(options, settings), "model_sha256": backbone.model_hash, "cache": cache.identity, **begun_with}
+    config = run_config(
+        options,
+        settings,
+        model_sha256=backbone.model_hash,
+        cache=cache.identity,
+        data=data_identity(options),
+        **resolved_formats(backbone, task),
+        **initial_weights,
+    )
     stream = Stream(source, settings.seed, corrupt_budget=options.data.corrupt_budget)
-    loop = Loop(task, stream, settings, options.root, record, accelerator)
-    start_trackers(accelerator, record)
+    own = Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
+    loop = Loop(task, stream, settings, options.root, config, own, tracker=accelerator.log)
+    start_trackers(accelerator, config.values)
     try:
         outcome = loop.run(options.output.resume_from_checkpoint, options.output.reset_optimizer)
     except MemoryError as error:
@@ -88,13 +107,18 @@ def run(options: TrainOptions, builder: str) -> Outcome:
 
 
 OUT_OF_MEMORY = (
-    "the memory is not enough: lower --train_batch_size (and raise --gradient_accumulation_steps as much), give "
-    "--gradient_checkpointing, or read a feature of fewer places"
+    "out of memory: lower --train_batch_size (and raise --gradient_accumulation_steps as much), give "
+    "--gradient_checkpointing, or choose a smaller --unet_feature"
+)
+
+WORKER_LOST = (
+    "run the same command again to continue from the newest checkpoint; if memory was short, lower "
+    "--dataloader_num_workers"
 )
 
 
 def explained(error: RuntimeError) -> str | None:
-    """PyTorch raises the second wherever the run is just then, also in the middle of a save."""
+    """A sentence for errors of PyTorch that are not faults of the code."""
     if "out of memory" in str(error):
         return OUT_OF_MEMORY
     if "DataLoader worker" in str(error):
@@ -102,41 +126,57 @@ def explained(error: RuntimeError) -> str | None:
     return None
 
 
-WORKER_LOST = (
-    "the same command goes on from the newest checkpoint; if memory was short, give a lower --dataloader_num_workers"
-)
-
-
-def finish(options: TrainOptions, loop: Loop, outcome: Outcome, hub: Hub | None) -> None:
-    from dpt.training.engine.logging import plot_curve
-
+def finish(options: TrainOptions, loop: Loop[Any], outcome: Outcome, hub: Hub | None) -> None:
+    """What follows the last step: export, samples, the plot, the upload."""
     if not outcome.finished:
-        print(f"stopped after step {outcome.step}: run the same command again to go on")
+        print(f"stopped after step {outcome.step}: run the same command again to continue")
         return
-    task: Any = loop.task
-    for folder in task.folders:
-        shutil.rmtree(options.root / folder, ignore_errors=True)
-    with loop.update.averaged():
-        folders = task.export(options.root, options.model.pretrained_model_name_or_path)
-        options.after(loop.task)
     curve = options.root / CURVE
-    plot_curve(options.root, curve)
-    said = " and ".join(f"the {folder.name} is in {folder}" for folder in folders)
-    print(f"trained to step {outcome.step}: {said}, the course of the training in {curve}")
+    with not_lost(options.root):
+        folders = export(options, loop, curve)
+    names = " and ".join(f"the {folder.name} is in {folder}" for folder in folders)
+    print(f"trained to step {outcome.step}: {names}, the course of the training in {curve}")
     if hub is not None:
         print(f"uploaded to {hub.push(options.root, folders, curve)}")
 
 
+def export(options: TrainOptions, loop: Loop[Any], curve: Path) -> list[Path]:
+    from dpt.training.engine.logging import plot_curve
+
+    for folder in loop.task.folders:
+        shutil.rmtree(options.root / folder, ignore_errors=True)
+    with loop.update.averaged():
+        folders = loop.task.export(options.root, options.model.pretrained_model_name_or_path)
+        options.after(loop.task)
+    plot_curve(options.root, curve)
+    return folders
+
+
+@contextmanager
+def not_lost(root: Path) -> Iterator[None]:
+    """What cannot be written after the last step is one sentence: the checkpoint of that step is safe."""
+    from safetensors import SafetensorError
+
+    saved = "the last checkpoint is complete, and the same command continues from it"
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"the results in {root} cannot be written: {reason}; {saved}") from None
+    except UserError as error:
+        raise UserError(f"{error}; {saved}") from None
+
+
 def check(options: TrainOptions) -> None:
-    """What can be found wrong without loading anything."""
+    """Refuse what is wrong without loading anything."""
     untouched = type(options.refused)()
-    for one in fields(untouched):
-        if getattr(options.refused, one.name) == getattr(untouched, one.name):
+    for field in fields(untouched):
+        if getattr(options.refused, field.name) == getattr(untouched, field.name):
             continue
-        if one.name in options.warned:
-            warnings.warn(f"--{one.name} {options.warned[one.name]}", stacklevel=2)
+        if field.name in options.warned:
+            warnings.warn(f"--{field.name} {options.warned[field.name]}", stacklevel=2)
         else:
-            fail(f"--{one.name} {options.reasons.get(one.name, NEVER_READ)}")
+            fail(f"--{field.name} {options.reasons.get(field.name, NEVER_READ)}")
     check_numbers(options.objective)
     for name in ("val_batch_size", "validation_scenes"):
         if getattr(options.data, name) < 1:
@@ -153,8 +193,8 @@ def check(options: TrainOptions) -> None:
 
 
 def check_numbers(objective: ObjectiveOptions) -> None:
-    """What weighs a loss or a cost, and what noise and similarity are scaled by."""
-    for name in (one.name for one in fields(objective)):
+    """Loss weights, assignment costs, noise offset and temperature."""
+    for name in (field.name for field in fields(objective)):
         if ("_coef" in name or "set_cost" in name) and not 0 <= getattr(objective, name) < inf:
             fail(f"--{name} must be a number from 0 up, not {getattr(objective, name)}")
     if not 0 < objective.temperature_NCE < inf:
@@ -167,7 +207,7 @@ def check_text_encoder(adapter: AdapterOptions, objective: ObjectiveOptions) -> 
     if adapter.text_encoder_type == "backbone":
         fail(
             "--no_freeze_text_encoder needs an encoder of its own, as --text_encoder_type roberta-base: the frozen "
-            "model's also says to the UNet what to draw, in states that the UNet would no longer understand"
+            "model's own also conditions the UNet, which was not trained on changed embeddings"
         )
     if adapter.no_contrastive_align_loss or not objective.contrastive_align_loss_coef:
-        fail("--no_freeze_text_encoder trains by the contrastive align loss alone, and this run is without it")
+        fail("--no_freeze_text_encoder trains by the contrastive align loss alone, which this run leaves out")

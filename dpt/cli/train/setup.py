@@ -1,4 +1,4 @@
-"""From options to what a run needs: processes, the model, the loop's settings, the record of what decides."""
+"""From options to what a run needs: processes, the model, the loop's settings, and the record of its configuration."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from dpt.cli.train.options import TrainOptions
 from dpt.embedded import model_location
 from dpt.errors import fail
-from dpt.training.engine.settings import Settings
+from dpt.training.engine.run_folder import RunConfig
+from dpt.training.engine.settings import FLAT, Settings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -23,29 +24,41 @@ STEPS_ON_SCENES = 3000
 EPOCHS_ON_FILES = 100
 
 
-MAY_CHANGE = {
-    # where things are; the model itself and what is read of a cache are recorded by their hashes
-    "pretrained_model_name_or_path", "cache", "revision", "output_dir", "run_name", "logging_dir", "report_to",
-    # how the work is dealt out; the effective batch is recorded
+NOT_COMPARED = frozenset({
+    # where things are; the model, the data and the cache are recorded by what they hold
+    "pretrained_model_name_or_path", "data_root", "cache", "revision", "output_dir", "run_name", "logging_dir",
+    "report_to",
+    # how the work is split; the effective batch is recorded
     "train_batch_size", "gradient_accumulation_steps", "val_batch_size", "dataloader_num_workers",
     "gradient_checkpointing",
-    # how often something is saved, said or looked at
+    # how often something is saved, logged or validated, and what is drawn afterwards
     "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "reset_optimizer", "logging_steps",
-    "validation_steps", "max_bad_steps", "no_detection", "val_fullset", "validation_scenes", "combine_datasets_val",
-    "dataset_name_val",
+    "validation_steps", "max_bad_steps", "corrupt_budget", "no_detection", "val_fullset", "validation_scenes",
+    "combine_datasets_val", "dataset_name_val", "validation_prompts", "num_validation_images", "prompts_path_val",
+    "clip",
     # recorded as the number of steps
     "num_train_epochs", "max_train_steps",
+    # recorded as the number formats they resolve to
+    "mixed_precision", "adapter_precision",
+})  # fmt: skip
+"""Flags that may differ between a run and its continuation, since they change none of its numbers."""
+
+OPTIONAL = {
+    "use_8bit_adam", "no_freeze_text_encoder", "ema_decay", "compile", "channels_last", "text_encoder_lr",
+    "weight_decay_on",
 }  # fmt: skip
-"""Options that a resumed run may have otherwise than the run that it resumes."""
+"""Flags recorded only where they are given: earlier versions did not have them."""
 
+RESOLVED = frozenset({"data", "device", "dtype", "adapter_dtype"})
+"""What flags, launcher and machine resolved to. Earlier versions did not record it."""
 
-YOUNGER = {"use_8bit_adam", "no_freeze_text_encoder", "ema_decay", "compile", "channels_last"}
-"""Flags that no run could have at first: recorded where they are given, so that runs without them can go on."""
+REMOVED = frozenset({"mend_loss_coef"})
+"""Flags of earlier versions, still in the records of their runs."""
 
 
 def settings_for(options: TrainOptions, examples: int, processes: int) -> Settings:
     flat = {**asdict(options.data), **asdict(options.optimisation), **asdict(options.output)}
-    known = {one.name for one in fields(Settings)}
+    known = {field.name for field in fields(Settings)}
     o = options.optimisation
     effective = options.data.train_batch_size * o.gradient_accumulation_steps * processes
     settings = {name: value for name, value in flat.items() if name in known}
@@ -67,30 +80,44 @@ def _steps(options: TrainOptions, examples: int, effective: int) -> int:
     return -(-epochs * examples // max(1, effective))
 
 
-def recorded(options: TrainOptions, settings: Settings) -> dict[str, Any]:
-    """What decides what the run computes."""
+def run_config(options: TrainOptions, settings: Settings, **resolved: Any) -> RunConfig:
+    """What decides the numbers of the run: flags, and what they resolved to."""
     from dpt.records import to_plain
-    from dpt.training.engine.settings import FLAT
 
     groups = {name: group for name, group in to_plain(options).items() if name not in ("refused", "hub")}
-    flat = {name: value for group in groups.values() for name, value in group.items() if name not in MAY_CHANGE}
-    flat = {name: value for name, value in flat.items() if name not in YOUNGER or value}
-    if settings.lr_scheduler in FLAT:  # then it does not matter to any step where the run ends
-        return flat
-    return {**flat, "max_train_steps": settings.max_train_steps}
+    flags = {name: value for group in groups.values() for name, value in group.items() if name not in NOT_COMPARED}
+    untouched = {name: value for group in to_plain(type(options)()).values() for name, value in group.items()}
+    flags = {name: value for name, value in flags.items() if name not in OPTIONAL or value != untouched[name]}
+    not_compared = NOT_COMPARED | REMOVED
+    if settings.lr_scheduler not in FLAT:  # a flat rate does not depend on where the run ends
+        flags["max_train_steps"] = settings.max_train_steps
+        not_compared -= {"max_train_steps"}
+    return RunConfig({**flags, **resolved}, not_compared, RESOLVED)
+
+
+def resolved_formats(backbone: Backbone, task: Any) -> dict[str, str]:
+    adapter = getattr(task, "adapter", None)
+    formats = {"device": backbone.device.type, "dtype": str(backbone.dtype)}
+    return formats if adapter is None else {**formats, "adapter_dtype": str(adapter.product_dtype)}
+
+
+def data_identity(options: TrainOptions) -> str:
+    """What there is to train on, wherever it lies."""
+    root = options.data.data_root
+    return "scenes" if root is None else str(root.expanduser().resolve())
 
 
 def start_processes(options: TrainOptions) -> Accelerator:
-    """Accelerate says which process this is and on which device; number formats are the backbone's own affair."""
+    """Accelerate knows which process this is and its device; number formats are the backbone's own business."""
     from accelerate import Accelerator
     from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration
 
     from dpt.distributed import COLLECTIVE_TIMEOUT
     from dpt.training.engine.logging import choose_trackers
 
-    told = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    if told not in ("1", str(options.optimisation.gradient_accumulation_steps)):
-        fail(f"the launcher's --gradient_accumulation_steps {told} is not read: give it to the script")
+    accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if accumulation not in ("1", str(options.optimisation.gradient_accumulation_steps)):
+        fail(f"the launcher's --gradient_accumulation_steps {accumulation} is not read: give it to the script")
     accelerator = Accelerator(
         mixed_precision="no",
         log_with=choose_trackers(options.output.report_to) or None,
@@ -98,7 +125,7 @@ def start_processes(options: TrainOptions) -> Accelerator:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
     )
     if int(os.environ.get("WORLD_SIZE", "1")) > accelerator.num_processes:
-        fail("the launcher has started processes that do not know of one another: on CPUs, use accelerate launch --cpu")
+        fail("the launcher started processes that do not know of each other: on CPUs, use accelerate launch --cpu")
     supported = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if accelerator.distributed_type not in supported:
         fail(f"{accelerator.distributed_type} is not supported: one model per device is")
@@ -110,21 +137,23 @@ def open_training_backbone(options: TrainOptions, accelerator: Accelerator) -> B
     from dpt.backbone.speedups import apply_speedups
 
     model = options.model
-    # A launcher that was told nothing says "no", so its "no" asks for nothing.
+    # The launcher's default is "no", so its "no" decides nothing.
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    asked = model.mixed_precision or (None if launched == "no" else launched)
+    precision = model.mixed_precision or (None if launched == "no" else launched)
     backbone = open_backbone(
         model_location(model.pretrained_model_name_or_path),
         revision=model.revision,
         device=accelerator.device,
-        dtype="float32" if asked == "no" else asked,
+        dtype="float32" if precision == "no" else precision,
         prediction_type=model.prediction_type,
     )
     if model.enable_xformers_memory_efficient_attention:
         use_xformers(backbone)
-    ways = apply_speedups(backbone, compiled=model.compile, channels_last=model.channels_last, tf32=model.allow_tf32)
+    sentences = apply_speedups(
+        backbone, compiled=model.compile, channels_last=model.channels_last, tf32=model.allow_tf32
+    )
     if accelerator.is_main_process:
-        for sentence in ways:
+        for sentence in sentences:
             print(sentence)
     return backbone
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ SET_ASIDE = "set-aside-"
 
 
 def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
-    """Write `tensors` (one safetensors file per group) and `state` as root/checkpoint-STEP, all or nothing."""
+    """Write root/checkpoint-STEP, all or nothing: `state` as JSON, and one safetensors file per group of tensors."""
     final = root / f"checkpoint-{step}"
     advice = "; earlier checkpoints are unchanged, and the same command resumes from the newest"
     with atomic_folder(final, replace=True, advice=advice) as work:
@@ -41,6 +42,7 @@ def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], sta
 
 
 def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The tensors by group, and the state with its step checked."""
     problem = fault(folder)
     if problem:
         raise UserError(f"checkpoint {folder} cannot be used: {problem}")
@@ -54,18 +56,54 @@ def _state(file: Path) -> dict[str, Any]:
         state = parse_json(file.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {error}") from None
-    if not (isinstance(state, dict) and isinstance(state.get("step"), int)):
+    if not (isinstance(state, dict) and type(state.get("step")) is int and state["step"] >= 0):
         raise UserError(f"{file} does not say after which step it was saved")
     return state
 
 
+@dataclass(frozen=True)
+class TrainingState:
+    """What a checkpoint of the training loop holds besides tensors."""
+
+    step: int
+    images: int
+    config: Mapping[str, Any]
+    """What decides the numbers of the run; see `run_folder.RunConfig`."""
+    metrics: tuple[str, ...]
+    """Names of the accumulated losses."""
+    bad_in_a_row: int
+
+    def plain(self) -> dict[str, Any]:
+        return {
+            "images": self.images,
+            "config": dict(self.config),
+            "meters": list(self.metrics),
+            "bad_in_a_row": self.bad_in_a_row,
+        }
+
+    @classmethod
+    def parse(cls, state: Mapping[str, Any], folder: Path) -> TrainingState:
+        file = folder / STATE
+        if "config" not in state:
+            raise UserError(f"{folder} is not a checkpoint of this kind of run: it does not say how it was configured")
+        if not isinstance(state["config"], dict):
+            raise UserError(f"{file}: config must be an object, not {state['config']!r}")
+        for name in ("images", "bad_in_a_row"):
+            if type(state.get(name)) is not int or state[name] < 0:
+                raise UserError(f"{file}: {name} must be a whole number from 0 up, not {state.get(name)!r}")
+        names = state.get("meters")
+        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise UserError(f"{file}: meters must be a list of names, not {names!r}")
+        return cls(state["step"], state["images"], state["config"], tuple(names), state["bad_in_a_row"])
+
+
 def newest_good(root: Path) -> Path | None:
-    """The newest complete checkpoint; says aloud which newer ones it had to pass over."""
+    """The newest complete checkpoint; warns of newer ones that are damaged."""
     for folder in sorted(_step_folders(root), key=_step_of, reverse=True):
         problem = fault(folder)
         if problem is None:
             return folder
-        print(f"warning: passing over {folder}: {problem}")
+        print(f"warning: skipping {folder}: {problem}")
     return None
 
 
@@ -75,17 +113,17 @@ def fault(folder: Path) -> str | None:
         manifest = parse_json((folder / MANIFEST).read_text())
         unlisted = sorted({STATE, *(file.name for file in folder.glob("*.safetensors"))} - manifest.keys())
         if unlisted:
-            return f"its {MANIFEST} says nothing of {unlisted[0]}"
-        for name, facts in manifest.items():
+            return f"its {MANIFEST} does not list {unlisted[0]}"
+        for name, entry in manifest.items():
             file = folder / name
             if Path(name).name != name:
-                return f"its {MANIFEST} names {name!r}, which is no file in it"
+                return f"its {MANIFEST} lists {name!r}, which is not a file name"
             if not file.is_file():
                 return f"{name} is missing"
-            if file.stat().st_size != facts["bytes"] or sha256(file) != facts["sha256"]:
+            if file.stat().st_size != entry["bytes"] or sha256(file) != entry["sha256"]:
                 return f"{name} is not what was saved (size or SHA-256 differs)"
     except FileNotFoundError:
-        return f"it has no {MANIFEST}, so it was never finished"
+        return f"it has no {MANIFEST}, so its saving was never finished"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its {MANIFEST} cannot be read ({error})"
     return None
@@ -97,11 +135,11 @@ def keep_newest(root: Path, limit: int) -> None:
 
 
 def set_aside(root: Path, after: int) -> list[Path]:
-    """Those of steps that a run which begins after step `after` will take again are not of that run: rename them."""
+    """Rename the checkpoints of steps later than `after`, which a run that starts there will take again."""
     moved = []
     for folder in sorted(_step_folders(root), key=_step_of, reverse=True):
         if _step_of(folder) > after:
-            names = (f"{SET_ASIDE}{folder.name}" + (f"-{nth}" if nth else "") for nth in count())
+            names = (f"{SET_ASIDE}{folder.name}" + (f"-{n}" if n else "") for n in count())
             free = next(root / name for name in names if not (root / name).exists())
             moved.append(folder.rename(free))
     return moved

@@ -1,252 +1,262 @@
-"""One loop for any task. What it does at a step is a function of the weights, the step and the seed: no history."""
+"""The training loop, for any task. A step is a function of the weights, the step and the seed: it has no history."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
 from dpt.backbone.rng import SampleRNG
-from dpt.data.example import Batch
-from dpt.data.stream import Stream, load
-from dpt.distributed import any_process, any_true, barrier, require_same_step, sum_over
+from dpt.distributed import Processes
 from dpt.errors import UserError
 from dpt.training.engine import checkpoint, run_folder
+from dpt.training.engine.checkpoint import TrainingState
 from dpt.training.engine.interrupts import NonFiniteSteps, StopRequest
 from dpt.training.engine.logging import Metrics, banner
-from dpt.training.engine.optim import Update
-from dpt.training.engine.settings import BatchPlan, Settings, StepRange, rate
-from dpt.training.engine.task import Task
-
-Micro = tuple[list[int], Batch]
+from dpt.training.engine.optim import LossScaler, Update
+from dpt.training.engine.run_folder import RunConfig
+from dpt.training.engine.settings import BatchPlan, Settings, StepRange
+from dpt.training.engine.task import B, BatchStream, Task
+from dpt.training.engine.validation import Validation
 
 CLOCK_NAMES = ("seconds", "data_share")
-"""Entries of the log that say how fast it was: the only ones that another run of the same may differ in."""
+"""Log entries that say how fast it was: the only ones that may differ between two equal runs."""
+
+Tracker = Callable[[Mapping[str, Any], int], None]
+"""Takes named values and the step."""
 
 
 @dataclass(frozen=True)
 class Outcome:
     step: int
     finished: bool
-    """False if the run was asked to stop before its last step."""
+    """False if the run was stopped early."""
 
 
-class Loop:
+def run_task(
+    task: Task[B],
+    stream: BatchStream[B],
+    settings: Settings,
+    root: Path,
+    config: RunConfig,
+    *,
+    processes: Processes | None = None,
+    resume: str = run_folder.LATEST,
+    until: float | None = None,
+) -> Outcome:
+    """Train a task in the folder `root`, resuming a run that was left there, until its last step or a clock time."""
+    return Loop(task, stream, settings, root, config, processes).run(resume, until=until)
+
+
+class Loop(Generic[B]):
     def __init__(
         self,
-        task: Task,
-        stream: Stream,
+        task: Task[B],
+        stream: BatchStream[B],
         settings: Settings,
         root: Path,
-        config: run_folder.Config,
-        accelerator: Accelerator,
+        config: RunConfig,
+        processes: Processes | None = None,
+        tracker: Tracker | None = None,
+        update: Update | None = None,
     ) -> None:
-        self.task, self.settings, self.root, self.accelerator = task, settings, root, accelerator
+        self.task, self.settings, self.root = task, settings, root
         self.stream = stream.only(task.parts)
-        self.split = BatchPlan(
-            settings.train_batch_size,
-            settings.gradient_accumulation_steps,
-            accelerator.process_index,
-            accelerator.num_processes,
-        )
-        self._main = accelerator.is_main_process
-        self.config = {**config, "global_batch": self.split.global_batch}
-        self.update = Update(task.trained, settings)
-        self.meters = Metrics(accelerator.device)
-        self.step = 0
-        self.saved_at = -1
-        self.bad_steps = NonFiniteSteps(settings.max_bad_steps, self._ids)
-        self.waited, self.began = 0.0, time.monotonic()
+        self.processes = processes or Processes()
+        self.device = torch.device(self.processes.device)
+        batch, accumulation = settings.train_batch_size, settings.gradient_accumulation_steps
+        self.plan = BatchPlan(batch, accumulation, self.processes.rank, self.processes.count)
+        self.config = replace(config, values={**config.values, "global_batch": self.plan.global_batch})
+        self.tracker = tracker
+        scaler = LossScaler(self.device) if task.scales_loss else None
+        self.update = update or Update(task.parameter_groups(), settings, scaler)
+        self.validation = Validation(task, self.update, self.processes, settings, self.plan.global_batch)
+        self.metrics = Metrics(self.device)
+        self.bad_steps = NonFiniteSteps(settings.max_bad_steps, self._example_ids)
+        self.step, self.saved_at = 0, -1
+        self.data_seconds, self.started = 0.0, time.monotonic()
 
-    def run(self, resume: str = run_folder.LATEST, reset_optimizer: bool = False) -> Outcome:
-        """Train to the last step, or until asked to stop; what was reached is saved either way."""
-        with run_folder.claimed(self.root, self.config) if self._main else nullcontext():
-            self._begin(resume, reset_optimizer)
-            return self._go_on()
+    def run(
+        self, resume: str = run_folder.LATEST, reset_optimizer: bool = False, until: float | None = None
+    ) -> Outcome:
+        """Train to the last step, or until stopped by a signal or at a clock time; the state is saved either way."""
+        main = self.processes.is_main
+        total = self.settings.max_train_steps
+        with run_folder.claimed(self.root, self.config) if main else nullcontext():
+            validation_is_missing = self._start(resume, reset_optimizer)
+            with StopRequest(until) as stop, tqdm(total=total, initial=self.step, unit="step", disable=not main) as bar:
+                finished = not validation_is_missing or self._validate(stop, bar)
+                if finished:
+                    finished = self._train(stop, bar)
+                self._save()
+        return Outcome(self.step, finished)
 
-    def _go_on(self) -> Outcome:
-        stopped = False
-        with (
-            StopRequest() as request,
-            tqdm(total=self.settings.max_train_steps, initial=self.step, unit="step", disable=not self._main) as bar,
-        ):
-            for micro_batches in self._micro_batches():
-                self.take_step(micro_batches)
-                bar.update()
-                self._report(bar)
-                self._validate_if_due(bar)
-                stopped = self._asked_to_stop(request)
-                if stopped or self.step % self.settings.checkpointing_steps == 0:
-                    self._save()
-                if stopped:
-                    break
-            self._save()
-        self._throw_old_away()
-        return Outcome(self.step, finished=not stopped)
+    def _train(self, stop: StopRequest, bar: tqdm[Any]) -> bool:
+        """Whether the last step was reached, and its validation was not cut short."""
+        for micro_batches in self._micro_batches():
+            self.take_step(micro_batches)
+            bar.update()
+            self._log_losses(bar)
+            if self._stop_is_requested(stop):
+                return False
+            if self.validation.is_due(self.step) and not self._validate(stop, bar):
+                return False
+            if self.step % self.settings.save_every == 0:
+                self._save()
+        return True
 
-    def take_step(self, micro_batches: list[Micro]) -> None:
+    def take_step(self, micro_batches: list[B]) -> None:
         """One update by the gradient of the whole global batch."""
-        share = self._share([batch for _, batch in micro_batches])
+        num_boxes = self._num_boxes(micro_batches)
         mean: dict[str, Tensor] = {}
-        for positions, batch in micro_batches:
-            chance = SampleRNG(self.settings.seed, positions)
-            chance.seed_dropout()
-            losses = self.task.losses(batch.to(self.accelerator.device, non_blocking=True), chance, share)
+        for micro, batch in enumerate(micro_batches):
+            rng = SampleRNG(self.settings.seed, self.plan.positions(self.step, micro))
+            rng.seed_dropout()
+            losses = self.task.losses(batch.to(self.device, non_blocking=True), rng, num_boxes)
             losses["loss"] = self._total(losses)
-            (losses["loss"] / len(micro_batches)).backward()
+            self.update.backward(losses["loss"] / len(micro_batches))
             for name, value in losses.items():
                 mean[name] = mean.get(name, 0) + value.detach() / len(micro_batches)
-        self.update.average_gradients(self.accelerator)
-        norm, bad = self.update.apply(
-            self._rate(self.step), any_process(self.accelerator, ~torch.isfinite(mean["loss"]))
-        )
+        self.update.average_gradients(self.processes)
+        loss_is_bad = self.processes.any_tensor(~torch.isfinite(mean["loss"]))
+        mean["grad_norm"], status = self.update.apply(self.step, loss_is_bad)
+        if self.update.loss_scaler is not None:
+            mean["loss_scale"] = self.update.loss_scaler.scale
         self.step += 1
-        self.meters.add(self.step, {**mean, "grad_norm": norm}, bad)
+        self.metrics.add(self.step, mean, status)
 
-    def _share(self, batches: list[Batch]) -> Tensor:
-        """What is counted in the global batch, at least one, per micro-batch."""
-        own = torch.tensor(float(sum(map(self.task.count, batches))), device=self.accelerator.device)
-        return sum_over(self.accelerator, own).clamp(min=1) / self.split.micro_batches
+    def _num_boxes(self, micro_batches: list[B]) -> Tensor:
+        """Boxes per micro-batch, on average over the global batch, which counts as one at least."""
+        own = torch.tensor(float(sum(map(self.task.count, micro_batches))), device=self.device)
+        return self.processes.sum(own).clamp(min=1) / self.plan.micro_batches
 
     def _total(self, losses: Mapping[str, Tensor]) -> Tensor:
         weighted = [weight * losses[name] for name, weight in self.task.weights.items() if name in losses]
         return torch.stack(weighted).sum()
 
-    def _rate(self, step: int) -> float:
-        s = self.settings
-        return rate(s.lr_scheduler, step, s.max_train_steps, s.learning_rate, s.lr_warmup_steps)
+    def _micro_batches(self) -> Iterator[list[B]]:
+        """The micro-batches of each step to come."""
+        steps = StepRange(self.plan, self.step, self.settings.max_train_steps)
+        batches = self.stream.batches(steps, self.settings.dataloader_num_workers, self.device.type == "cuda")
+        self.started = time.monotonic()
+        for _ in range(self.step, self.settings.max_train_steps):
+            before = time.monotonic()
+            micro_batches = [next(batches) for _ in range(self.plan.accumulation)]
+            self.data_seconds += time.monotonic() - before
+            yield micro_batches
 
-    # Begin
-
-    def _begin(self, resume: str, reset_optimizer: bool) -> None:
-        barrier(self.accelerator)
+    def _start(self, resume: str, reset_optimizer: bool) -> bool:
+        """Restore the newest checkpoint, if any; returns whether a stop left out the validation due at its step."""
+        self.processes.barrier()
         start = run_folder.starting_point(self.root, resume)
-        if start is None and reset_optimizer and self._main:
+        if start is None and reset_optimizer and self.processes.is_main:
             print("warning: --reset_optimizer has no effect: there is no checkpoint to resume")
         if start is not None:
             self._restore(start, reset_optimizer)
-        require_same_step(self.accelerator, self.step, self.root)
-        if self._main:
+        self.processes.require_same_step(self.step, self.root)
+        missing = False
+        if self.processes.is_main:
             run_folder.rewind(self.root, self.step)
+            own = start is not None and start.resolve().parent == self.root.resolve()
+            missing = own and self.validation.is_due(self.step) and not run_folder.is_validated(self.root, self.step)
             self._announce(start)
         self.task.trained.train()
-        barrier(self.accelerator)
+        self.processes.barrier()
+        return self.processes.any(missing)
 
     def _restore(self, start: Path, reset_optimizer: bool) -> None:
-        groups, state = checkpoint.load(start)
-        if "config" not in state:
-            raise UserError(f"{start} is not a checkpoint of this kind of run: it does not say how it was configured")
-        run_folder.check_same(state["config"], self.config, f"{start} is a checkpoint of a run")
-        if state["step"] > self.settings.max_train_steps:
+        groups, content = checkpoint.load(start)
+        state = TrainingState.parse(content, start)
+        self.config.check_same(state.config, f"{start} is a checkpoint of a run")
+        if state.step > self.settings.max_train_steps:
             raise UserError(f"{start} is past --max_train_steps {self.settings.max_train_steps}")
         self.update.restore(groups, str(start), reset_optimizer)
-        self.meters.restore(groups["meters"], state["meters"])
-        self.bad_steps.in_a_row = int(state["bad_in_a_row"])
-        self.step = self.saved_at = int(state["step"])
+        self.metrics.restore(groups.get("meters", {}), state.metrics, str(start))
+        self.bad_steps.in_a_row = state.bad_in_a_row
+        self.step = self.saved_at = state.step
 
     def _announce(self, start: Path | None) -> None:
-        held = self.task.memory(self.settings.train_batch_size)
-        print(banner(self.update.parameters, self.update.bytes_each, self.split, held))
+        memory = self.task.memory(self.settings.train_batch_size)
+        print(banner(self.update.parameters, self.update.bytes_per_parameter, self.plan, memory))
+        self.validation.announce()
         if start is not None:
             print(f"continuing after step {self.step} from {start}")
 
-    # The way of the data
+    def _stop_is_requested(self, stop: StopRequest) -> bool:
+        """Several processes must stop at the same step, and ask one another only at steps that wait anyway.
 
-    def _micro_batches(self) -> Iterator[list[Micro]]:
-        """The micro-batches of each step to come."""
-        steps = StepRange(self.split, self.step, self.settings.max_train_steps)
-        workers, pin_memory = self.settings.dataloader_num_workers, self.accelerator.device.type == "cuda"
-        batches = zip(steps, load(self.stream, steps, workers, pin_memory=pin_memory), strict=True)
-        self.began = time.monotonic()
-        for _ in range(self.step, self.settings.max_train_steps):
-            before = time.monotonic()
-            micro_batches = [next(batches) for _ in range(self.split.accumulation)]
-            self.waited += time.monotonic() - before
-            yield micro_batches
-
-    # Now and then
-
-    def _asked_to_stop(self, request: StopRequest) -> bool:
-        """Several processes must stop at the same step, and ask one another only when they wait anyway."""
-        if self.step >= self.settings.max_train_steps:
+        After the last step a stop leaves out the validation, if one is due.
+        """
+        if self.step >= self.settings.max_train_steps and not self.validation.is_due(self.step):
             return False
-        if self.split.processes > 1 and self.step % self.settings.logging_steps:
+        if self.plan.processes > 1 and self.step % self.settings.logging_steps:
             return False
-        return any_true(self.accelerator, request.made)
+        return self.processes.any(stop.made)
 
-    def _report(self, bar: tqdm[Any]) -> None:
+    def _log_losses(self, bar: tqdm[Any]) -> None:
         if self.step % self.settings.logging_steps and self.step < self.settings.max_train_steps:
             return
-        reading = self.meters.read(self.accelerator)
-        seconds = time.monotonic() - self.began
+        snapshot = self.metrics.read(self.processes)
+        seconds = time.monotonic() - self.started
         record = {
             "step": self.step,
-            "images": self.step * self.split.global_batch,
-            "lr": self._rate(self.step - 1),
-            **reading.means,
-            "bad_steps": len(reading.bad),
+            "images": self.step * self.plan.global_batch,
+            "lr": self.settings.learning_rate_at(self.step - 1),
+            **snapshot.means,
+            "bad_steps": len(snapshot.bad),
         }
-        clock = {"seconds": round(seconds, 3), "data_share": round(self.waited / seconds, 4)}
-        bar.set_postfix({name: f"{value:.4g}" for name, value in reading.means.items()}, refresh=False)
-        self._note({**record, **clock}, prefix="train")
-        self.bad_steps.see(reading.steps, reading.bad)
+        if self.update.loss_scaler is not None:
+            record["overflowed_steps"] = len(snapshot.overflowed)
+        clock = {"seconds": round(seconds, 3), "data_share": round(self.data_seconds / seconds, 4)}
+        bar.set_postfix({name: f"{value:.4g}" for name, value in snapshot.means.items()}, refresh=False)
+        self._log({**record, **clock}, prefix="train")
+        self.bad_steps.update(snapshot.steps, snapshot.bad)
 
-    def _ids(self, step: int) -> list[str]:
-        """The examples of the global batch of the update that ended as `step`."""
-        first = (step - 1) * self.split.global_batch
-        return [self.stream[position].id for position in range(first, first + self.split.global_batch)]
+    def _example_ids(self, step: int) -> list[str]:
+        """The examples of the update that ended as `step`."""
+        first = (step - 1) * self.plan.global_batch
+        return [self.stream.example_id(position) for position in range(first, first + self.plan.global_batch)]
 
-    def _validate_if_due(self, bar: tqdm[Any]) -> None:
-        every = self.settings.validate_every
-        if not every or (self.step % every and self.step < self.settings.max_train_steps):
-            return
-        shares = self.validate()
-        if self._main:
-            bar.write(f"step {self.step}: " + ", ".join(f"{name} {share:.3f}" for name, share in shares.items()))
-        self._note({"step": self.step, "validation": shares}, prefix="validation")
+    def _validate(self, stop: StopRequest, bar: tqdm[Any]) -> bool:
+        """Validate and log; False if a stop cut it short. The training clock does not run meanwhile."""
+        began = time.monotonic()
+        metrics = self.validation.run(stop)
+        seconds = time.monotonic() - began
+        self.started += seconds
+        bar.unpause()
+        if metrics is None:
+            return False
+        if self.processes.is_main:
+            values = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+            bar.write(f"step {self.step}: {values} (validated in {seconds:.0f} s)")
+        record = {"step": self.step, "validation": metrics, "seconds": round(seconds, 3)}
+        self._log(record, prefix="validation")
+        return True
 
-    def validate(self) -> dict[str, float]:
-        """Share of right answers to each question that was asked."""
-        self.task.trained.eval()
-        with torch.no_grad(), self.update.averaged():
-            tally = self.task.validate(self.accelerator.process_index, self.accelerator.num_processes)
-        self.task.trained.train()
-        counts = torch.tensor(list(tally.values()), dtype=torch.float32, device=self.accelerator.device)
-        right, asked = sum_over(self.accelerator, counts.reshape(-1, 2)).T.tolist()
-        return {name: r / a for name, r, a in zip(tally, right, asked, strict=True) if a}
-
-    def _note(self, record: dict[str, Any], prefix: str) -> None:
-        if self._main:
-            run_folder.note(self.root, record)
-        values = record.get("validation", record)
-        self.accelerator.log({f"{prefix}/{name}": value for name, value in values.items()}, step=self.step)
+    def _log(self, record: dict[str, Any], prefix: str) -> None:
+        if self.processes.is_main:
+            run_folder.append_log(self.root, record)
+        if self.tracker is not None:
+            values = record.get("validation", record)
+            self.tracker({f"{prefix}/{name}": value for name, value in values.items()}, self.step)
 
     def _save(self) -> None:
-        if self.saved_at == self.step:
-            return
-        groups = {**self.update.tensors(), "meters": self.meters.tensors(self.accelerator)}
-        state = {
-            "images": self.step * self.split.global_batch,
-            "config": self.config,
-            "meters": list(self.meters.names),
-            "bad_in_a_row": self.bad_steps.in_a_row,
-        }
-        if self._main:
-            run_folder.settle(self.root)
-            checkpoint.save(self.root, self.step, groups, state)
-        self._throw_old_away()
-        self.saved_at = self.step
-        barrier(self.accelerator)
-
-    def _throw_old_away(self) -> None:
-        """Also when nothing was to be saved: an earlier process may have been killed just before it."""
-        if self._main and self.settings.checkpoints_total_limit:
+        if self.saved_at != self.step:
+            groups = {**self.update.tensors(), "meters": self.metrics.tensors(self.processes)}
+            images, bad = self.step * self.plan.global_batch, self.bad_steps.in_a_row
+            state = TrainingState(self.step, images, self.config.values, self.metrics.names, bad)
+            if self.processes.is_main:
+                run_folder.flush_log(self.root)
+                checkpoint.save(self.root, self.step, groups, state.plain())
+            self.saved_at = self.step
+        # Also when there was nothing to save: an earlier process may have been killed just before this.
+        if self.processes.is_main and self.settings.checkpoints_total_limit:
             checkpoint.keep_newest(self.root, self.settings.checkpoints_total_limit)
+        self.processes.barrier()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +21,50 @@ CONFIG, LOG = "config.json", "log.jsonl"
 
 LATEST, NONE = "latest", "none"
 
-Config = Mapping[str, Any]
-"""Whatever decides what a run computes, as JSON would give it back."""
+TEMPORARY = re.compile(r"\..*\.tmp|\.partial-.*")
+"""Names of files that are being written; at the start of a run they are left over from a killed one."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What decides the numbers of a run, as plain JSON values: a run is resumed only with the same."""
+
+    values: Mapping[str, Any]
+    not_compared: frozenset[str] = frozenset()
+    """Names that earlier versions recorded although they change no number."""
+    newer: frozenset[str] = frozenset()
+    """Names that earlier versions did not record: a record without one is compatible with any value."""
+    choose: str = "--output_dir or --run_name"
+    """The flags that choose another folder."""
+
+    def check_same(self, recorded: Mapping[str, Any], subject: str) -> None:
+        names = {*recorded, *self.values} - self.not_compared - (self.newer - recorded.keys())
+        changed = sorted(name for name in names if recorded.get(name) != self.values.get(name))
+        if changed:
+            changes = "; ".join(
+                f"{name} was {recorded.get(name)!r} and is {self.values.get(name)!r}" for name in changed
+            )
+            raise UserError(f"{subject} with another configuration ({changes}); choose another {self.choose}")
 
 
 @contextmanager
-def claimed(root: Path, config: Config) -> Iterator[None]:
+def claimed(root: Path, config: RunConfig) -> Iterator[None]:
     """Inside, the folder is this run's alone; refused if it is the folder of a run with another configuration."""
     with _writing(root):
         root.mkdir(parents=True, exist_ok=True)
         if (root / CONFIG).exists():
-            check_same(_recorded(root / CONFIG), config, f"{root} is the folder of a run")
+            config.check_same(_recorded(root / CONFIG), f"{root} is the folder of a run")
         elif _has_checkpoints(root):
-            raise UserError(f"{root} has checkpoints but no {CONFIG}; choose another --output_dir or --run_name")
+            raise UserError(f"{root} has checkpoints but no {CONFIG}; choose another {config.choose}")
         else:
-            _write(root / CONFIG, json.dumps(config, indent=1) + "\n")
+            _write(root / CONFIG, json.dumps(dict(config.values), indent=1) + "\n")
     with exclusive_lock(root / CONFIG, f"another process is training in {root}"):
-        for leftover in root.glob(".*.tmp"):
-            _remove(leftover)
+        _remove_leftovers(root)
         yield
 
 
-def check_same(recorded: Config, config: Config, whose: str) -> None:
-    names = sorted(name for name in {*recorded, *config} if recorded.get(name) != config.get(name))
-    if names:
-        told = "; ".join(f"{name} was {recorded.get(name)!r} and is {config.get(name)!r}" for name in names)
-        raise UserError(f"{whose} with another configuration ({told}); choose another --output_dir or --run_name")
-
-
 def starting_point(root: Path, resume: str) -> Path | None:
-    """The checkpoint to go on from. A path given is that one or an error, never another one in its place."""
+    """The checkpoint to resume from. A named one is used or refused, never replaced by another."""
     if resume == LATEST:
         newest = checkpoint.newest_good(root)
         if newest is None and _has_checkpoints(root):
@@ -65,10 +81,10 @@ def starting_point(root: Path, resume: str) -> Path | None:
 
 
 def rewind(root: Path, step: int) -> None:
-    """Take back what is there of steps after `step`: they will be taken again."""
+    """Remove checkpoints and log records of steps later than `step`, which will be taken again."""
     with _writing(root):
         for folder in checkpoint.set_aside(root, step):
-            print(f"warning: this run begins after step {step}, so a later checkpoint is now called {folder}")
+            print(f"warning: this run starts after step {step}; a later checkpoint was renamed to {folder}")
         log = root / LOG
         if not log.exists():
             return
@@ -76,13 +92,20 @@ def rewind(root: Path, step: int) -> None:
         _write(log, "".join(f"{line}\n" for line in kept))
 
 
-def note(root: Path, record: Mapping[str, Any]) -> None:
+def is_validated(root: Path, step: int) -> bool:
+    """Whether the log has a validation of that step."""
+    log = root / LOG
+    lines = log.read_text().splitlines() if log.exists() else []
+    return any(_step_of(line) == step and "validation" in parse_json(line) for line in lines)
+
+
+def append_log(root: Path, record: Mapping[str, Any]) -> None:
     with _writing(root), (root / LOG).open("a") as log:
         log.write(json.dumps(record) + "\n")
 
 
-def settle(root: Path) -> None:
-    """Put the log on the disk: what a checkpoint is past must be there if the power fails."""
+def flush_log(root: Path) -> None:
+    """Put the log on the disk: a power failure must not lose what a checkpoint is past."""
     with _writing(root), (root / LOG).open("a") as log:
         os.fsync(log.fileno())
 
@@ -99,10 +122,10 @@ def _step_of(line: str) -> float:
     try:
         return float(parse_json(line)["step"])
     except (ValueError, KeyError, TypeError, OverflowError):
-        return float("inf")  # the line that was being written when the process was killed
+        return float("inf")  # a line cut by a kill
 
 
-def _recorded(file: Path) -> Config:
+def _recorded(file: Path) -> Mapping[str, Any]:
     try:
         recorded = parse_json(file.read_text())
     except (OSError, ValueError) as error:
@@ -116,11 +139,14 @@ def _has_checkpoints(root: Path) -> bool:
     return root.is_dir() and any(checkpoint.STEP_FOLDER.fullmatch(path.name) for path in root.iterdir())
 
 
-def _remove(leftover: Path) -> None:
-    if leftover.is_dir():
-        shutil.rmtree(leftover, ignore_errors=True)
-    else:
-        leftover.unlink(missing_ok=True)
+def _remove_leftovers(root: Path) -> None:
+    """Temporary files and folders of a killed run, in the folder and in those one below it."""
+    for path in [*root.glob(".*"), *root.glob("*/.*")]:
+        if TEMPORARY.fullmatch(path.name):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _write(file: Path, text: str) -> None:

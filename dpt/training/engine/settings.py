@@ -1,4 +1,4 @@
-"""The loop's settings, learning-rate schedules, and how samples are dealt out to steps, processes and micro-batches."""
+"""The loop's settings, learning-rate schedules, and which samples go to which step, process and micro-batch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from math import inf
 from dpt.errors import UserError
 
 Shape = Callable[[float], float]
-"""Share of the steps after the warm-up that are done, in [0, 1), to share of the peak rate."""
+"""From progress after the warm-up, in [0, 1), to a fraction of the peak rate."""
 
-
-# diffusers' polynomial ends at this rate, whatever the peak.
 POLYNOMIAL_END = 1e-7
+"""diffusers' polynomial schedule ends at this rate, whatever the peak."""
 
 
 def _polynomial(peak: float) -> Shape:
@@ -27,13 +26,13 @@ SHAPES: dict[str, Callable[[float], Shape]] = {
     "constant_with_warmup": lambda peak: lambda done: 1.0,
     "linear": lambda peak: lambda done: 1 - done,
     "cosine": lambda peak: lambda done: 0.5 * (1 + math.cos(math.pi * done)),
-    # One cycle, which is what diffusers' scripts ask for: the cosine.
+    # One cycle, as in diffusers' training scripts: the cosine.
     "cosine_with_restarts": lambda peak: lambda done: 0.5 * (1 + math.cos(math.pi * (done % 1.0))),
     "polynomial": _polynomial,
 }
 
 FLAT = ("constant", "constant_with_warmup")
-"""Those whose rate at a step does not depend on where the run ends."""
+"""Schedules whose rate at a step does not depend on where the run ends."""
 
 
 def check_schedule(name: str) -> None:
@@ -41,17 +40,20 @@ def check_schedule(name: str) -> None:
         raise UserError(f"--lr_scheduler is one of {', '.join(SHAPES)}, not {name!r}")
 
 
-def rate(name: str, step: int, steps: int, peak: float, warmup: int) -> float:
-    """The rate of the update after `step` updates; linear from zero while it warms up."""
+def learning_rate(name: str, step: int, steps: int, peak: float, warmup: int) -> float:
+    """The rate of the update that follows `step` updates; linear from zero during the warm-up."""
     if step < warmup:
         return peak * step / warmup
     done = (step - warmup) / max(1, steps - warmup)
     return peak * SHAPES[name](peak)(done)
 
 
+CHECKPOINTING_STEPS = 500
+
+
 @dataclass(frozen=True)
 class Settings:
-    """Fields with a published flag carry its name."""
+    """What the loop does. Fields with a published flag carry its name."""
 
     max_train_steps: int
     train_batch_size: int = 16
@@ -61,24 +63,27 @@ class Settings:
     learning_rate: float = 1e-4
     lr_scheduler: str = "constant"
     lr_warmup_steps: int = 0
+    lr_decay_steps: int = 0
+    """The rate falls linearly to zero over so many last steps, on top of the schedule."""
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_weight_decay: float = 1e-2
     adam_epsilon: float = 1e-8
     ema_decay: float = 0.0
-    """Of the average that is validated and kept; 0 is none."""
+    """Of the average of the weights that is validated and exported; 0 for none. It warms up: see optim."""
     use_8bit_adam: bool = False
     """AdamW's moments in 8 bits, by bitsandbytes."""
     max_grad_norm: float = 1.0
     """Gradients of a larger norm are scaled down to it; 0 leaves them as they are."""
-    checkpointing_steps: int = 500
+    checkpointing_steps: int | None = None
+    """By default 500, or four times in a shorter run. A run also saves at its end and when it is stopped."""
     checkpoints_total_limit: int | None = None
     validation_steps: int | None = None
-    """Steps between validations; as often as checkpoints unless told, and 0 for never."""
+    """Steps between validations, 0 for none; by default `checkpointing_steps`, or 500, and at the end of the run."""
     logging_steps: int = 10
-    """Steps between two readings of the losses: in between, the host never waits for the device."""
+    """Steps between readings of the losses: in between, the host never waits for the device."""
     max_bad_steps: int = 3
-    """Stop after so many steps in a row whose loss or gradient was not finite. None of them is applied."""
+    """End the run after so many consecutive steps with a non-finite loss or gradient. None of them is applied."""
     dataloader_num_workers: int = 0
 
     def __post_init__(self) -> None:
@@ -87,7 +92,6 @@ class Settings:
             "max_train_steps",
             "train_batch_size",
             "gradient_accumulation_steps",
-            "checkpointing_steps",
             "logging_steps",
             "max_bad_steps",
         ):
@@ -96,7 +100,13 @@ class Settings:
         for name in ("learning_rate", "adam_epsilon"):
             if not 0 < getattr(self, name) < inf:
                 raise UserError(f"--{name} must be positive, not {getattr(self, name)}")
-        for name in ("lr_warmup_steps", "adam_weight_decay", "max_grad_norm", "dataloader_num_workers"):
+        for name in (
+            "lr_warmup_steps",
+            "lr_decay_steps",
+            "adam_weight_decay",
+            "max_grad_norm",
+            "dataloader_num_workers",
+        ):
             if not getattr(self, name) >= 0:
                 raise UserError(f"--{name} cannot be negative, as {getattr(self, name)} is")
         for name in ("adam_beta1", "adam_beta2", "ema_decay"):
@@ -109,19 +119,36 @@ class Settings:
             )
         if self.adam_weight_decay == inf:
             raise UserError("--adam_weight_decay must be a number, not inf")
-        if self.checkpoints_total_limit is not None and self.checkpoints_total_limit < 1:
-            raise UserError(f"--checkpoints_total_limit must be at least 1, not {self.checkpoints_total_limit}")
+        for name in ("checkpointing_steps", "checkpoints_total_limit"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
         if self.validation_steps is not None and self.validation_steps < 0:
             raise UserError(f"--validation_steps cannot be negative, as {self.validation_steps} is")
 
     @property
+    def save_every(self) -> int:
+        if self.checkpointing_steps is not None:
+            return self.checkpointing_steps
+        return min(CHECKPOINTING_STEPS, -(-self.max_train_steps // 4))
+
+    @property
     def validate_every(self) -> int:
-        return self.checkpointing_steps if self.validation_steps is None else self.validation_steps
+        if self.validation_steps is not None:
+            return self.validation_steps
+        return CHECKPOINTING_STEPS if self.checkpointing_steps is None else self.checkpointing_steps
+
+    def learning_rate_at(self, step: int, peak: float | None = None) -> float:
+        """The rate of the update that follows `step` updates."""
+        peak = self.learning_rate if peak is None else peak
+        rate = learning_rate(self.lr_scheduler, step, self.max_train_steps, peak, self.lr_warmup_steps)
+        if self.lr_decay_steps:
+            rate *= min(1.0, (self.max_train_steps - step) / self.lr_decay_steps)
+        return rate
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How each step's global batch is dealt out."""
+    """How each step's global batch is split into processes and micro-batches."""
 
     batch: int
     """Examples of one micro-batch."""
@@ -147,11 +174,11 @@ class BatchPlan:
 class StepRange:
     """The positions of each micro-batch of one process, from one step to another."""
 
-    split: BatchPlan
+    plan: BatchPlan
     first: int
     last: int
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.first, self.last):
-            for micro in range(self.split.accumulation):
-                yield list(self.split.positions(step, micro))
+            for micro in range(self.plan.accumulation):
+                yield list(self.plan.positions(step, micro))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from dpt.backbone import Backbone
@@ -18,8 +19,8 @@ from dpt.errors import UserError
 from dpt.lora import Lora
 from dpt.lora.io import save_lora
 from dpt.objectives.denoising import denoising_loss, min_snr_weight
-from dpt.probes.denoising import denoising_error
-from dpt.training.engine.task import Tally
+from dpt.probes.denoising import denoising_error, num_captioned
+from dpt.training.engine.task import Grouping, OnBatch, ParameterGroup, Tally, all_decay
 from dpt.training.tasks.memory import tuning_memory
 from dpt.training.tasks.noising import NoiseConfig, NoisedBatch, add_noise_to_batch
 
@@ -94,8 +95,9 @@ class PlainLora:
         noise: NoiseConfig | None = None,
         val_batch_size: int = 16,
         gradient_checkpointing: bool = False,
+        grouping: Grouping = all_decay,
     ) -> None:
-        self.backbone, self.lora = backbone, lora
+        self.backbone, self.lora, self.grouping = backbone, lora, grouping
         self.trained = lora.weights
         self.denoising = denoising or Denoising()
         self.weights = {MSE: self.denoising.weight}
@@ -121,10 +123,21 @@ class PlainLora:
         predicted = self.backbone.predict(*seen.of((DENOISED,)))
         return {MSE: self.denoising.loss(self.backbone, predicted, seen)}
 
-    def validate(self, part: int, parts: int) -> Tally:
+    @property
+    def scales_loss(self) -> bool:
+        return self.backbone.dtype == torch.float16
+
+    @property
+    def num_validation_examples(self) -> int:
+        return num_captioned(self.validation)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        return self.grouping(self.trained)
+
+    def validate(self, part: int, parts: int, on_batch: OnBatch) -> Tally:
         if not self.validation:
             return {}
-        return {MSE: denoising_error(self.backbone, self.validation, self.val_batch_size, part, parts)}
+        return {MSE: denoising_error(self.backbone, self.validation, self.val_batch_size, part, parts, on_batch)}
 
     def memory(self, examples: int) -> Mapping[str, int]:
         return tuning_memory(self.backbone, None, None, examples, self.gradient_checkpointing)

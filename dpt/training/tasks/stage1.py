@@ -17,7 +17,7 @@ from dpt.data.example import Batch, ExampleParts
 from dpt.data.stream import Stream
 from dpt.errors import UserError
 from dpt.probes.probe import Probe
-from dpt.training.engine.task import Tally
+from dpt.training.engine.task import Grouping, OnBatch, ParameterGroup, Tally, all_decay
 from dpt.training.tasks.discriminative import Discriminative, ObjectiveConfig, boxes_in, pairs_of
 from dpt.training.tasks.memory import probing_memory
 from dpt.training.tasks.noising import NoiseConfig, add_noise_to_batch
@@ -37,8 +37,9 @@ class Stage1:
         val_batch_size: int = 16,
         score_grounding: bool = True,
         gradient_checkpointing: bool = False,
+        grouping: Grouping = all_decay,
     ) -> None:
-        self.backbone, self.adapter = backbone, adapter
+        self.backbone, self.adapter, self.grouping = backbone, adapter, grouping
         self.trained = adapter
         self.learning = Discriminative(adapter, phrases, objective or ObjectiveConfig(), gradient_checkpointing)
         self.weights = self.learning.objective.weights
@@ -69,8 +70,20 @@ class Stage1:
             features, _ = self.backbone.features(z, t, condition, self.adapter.config.unet_feature)
         return self.learning.losses(features, t, seen.texts, batch, share)
 
-    def validate(self, part: int, parts: int) -> Tally:
-        return {} if self.probe is None else self.probe.tally(part, parts)
+    @property
+    def scales_loss(self) -> bool:
+        """Features are computed without gradients: none crosses the frozen model."""
+        return False
+
+    @property
+    def num_validation_examples(self) -> int:
+        return 0 if self.probe is None else self.probe.num_examples
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        return self.grouping(self.trained)
+
+    def validate(self, part: int, parts: int, on_batch: OnBatch) -> Tally:
+        return {} if self.probe is None else self.probe.tally(part, parts, on_batch)
 
     def memory(self, examples: int) -> Mapping[str, int]:
         return probing_memory(self.backbone, self.learning.phrases, self.adapter.config, examples)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from dpt.adapter import Adapter
@@ -17,9 +18,9 @@ from dpt.data.example import Batch, ExampleParts
 from dpt.data.stream import Stream
 from dpt.errors import UserError
 from dpt.lora import Lora
-from dpt.probes.denoising import denoising_error
+from dpt.probes.denoising import denoising_error, num_captioned
 from dpt.probes.probe import Probe
-from dpt.training.engine.task import Tally
+from dpt.training.engine.task import Grouping, OnBatch, ParameterGroup, Tally, all_decay
 from dpt.training.tasks.denoising import DENOISED, LORA_FOLDER, MEND, MENDED, MSE, Denoising, export_lora, need_captions
 from dpt.training.tasks.discriminative import Discriminative, ObjectiveConfig, boxes_in, pairs_of
 from dpt.training.tasks.memory import tuning_memory
@@ -38,6 +39,7 @@ class Stage2Config:
     gradient_checkpointing: bool = False
     val_batch_size: int = 16
     score_grounding: bool = True
+    grouping: Grouping = all_decay
 
 
 class TunedModules(nn.Module):
@@ -131,11 +133,23 @@ class Stage2:
             losses[name] = finish(self.backbone, at[first : first + len(batch)], seen)
         return losses
 
-    def validate(self, part: int, parts: int) -> Tally:
+    @property
+    def scales_loss(self) -> bool:
+        return self.backbone.dtype == torch.float16
+
+    @property
+    def num_validation_examples(self) -> int:
+        """Probed, then denoised."""
+        return 0 if self.probe is None else self.probe.num_examples + num_captioned(self.validation)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        return self.how.grouping(self.trained)
+
+    def validate(self, part: int, parts: int, on_batch: OnBatch) -> Tally:
         if self.probe is None:
             return {}
-        denoised = denoising_error(self.backbone, self.validation, self.how.val_batch_size, part, parts)
-        return {**self.probe.tally(part, parts), MSE: denoised}
+        denoised = denoising_error(self.backbone, self.validation, self.how.val_batch_size, part, parts, on_batch)
+        return {**self.probe.tally(part, parts, on_batch), MSE: denoised}
 
     def memory(self, examples: int) -> Mapping[str, int]:
         config, phrases = self.adapter.config, self.learning.phrases
