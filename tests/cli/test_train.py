@@ -19,8 +19,8 @@ import torch
 
 from dpt.adapter.io.native import load_adapter
 from dpt.cli.train.options import OptimisationOptions
-from dpt.cli.train.setup import MAY_CHANGE, YOUNGER, recorded, settings_for
-from dpt.cli.train.stages import RefusedInStage1, Stage1Options, main_stage1
+from dpt.cli.train.setup import NOT_COMPARED, OPTIONAL, run_config, settings_for
+from dpt.cli.train.stages import RefusedInStage1, Stage1Options, Stage2Options, main_stage1
 from dpt.training.engine.interrupts import EXIT_STOPPED
 from tests.training import tiny_stage1
 
@@ -33,7 +33,7 @@ SMALL = shlex.split(
 OURS = {
     "cache", "data_root", "scenes", "validation_scenes", "corrupt_budget", "validation_steps", "logging_steps",
     "max_bad_steps", "adapter_precision", "code_placement", "qformer_ckpt", "ema_decay", "compile",
-    "channels_last",
+    "channels_last", "text_encoder_lr", "weight_decay_on",
 }  # fmt: skip
 PUBLISHED_TEXT = """
     pretrained_model_name_or_path revision dataset_name dataset_config_name dataset_script image_column caption_column
@@ -87,7 +87,7 @@ def test_the_flags_are_the_published_ones_and_few_more(capsys: pytest.CaptureFix
 
 
 def test_help_is_quick() -> None:
-    code = "import sys; from dpt.cli.train.stages import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code = "import sys; from dpt.cli.train.stages import main_stage1 as main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
     done = in_a_process([sys.executable, "-c", f"{code}sys.exit('torch' in sys.modules)"])
     assert done.returncode == 0, done.stderr
 
@@ -103,17 +103,53 @@ def test_every_refused_flag_has_a_reason(capsys: pytest.CaptureFixture[str]) -> 
             assert f"--{name} " in refused(words, capsys)
 
 
-def test_what_may_change_is_a_flag() -> None:
-    groups = [one.default_factory() for one in fields(Stage1Options)]  # type: ignore[misc]
-    assert {one.name for group in groups for one in fields(group)} >= MAY_CHANGE | YOUNGER
+def test_what_is_not_compared_is_a_flag_of_some_stage() -> None:
+    groups = [field.default_factory() for field in fields(Stage2Options)]  # type: ignore[misc]
+    assert {field.name for group in groups for field in fields(group)} >= NOT_COMPARED | OPTIONAL
 
 
-def test_runs_older_than_a_flag_can_go_on() -> None:
+def test_runs_older_than_a_flag_resume() -> None:
     def names(options: Stage1Options) -> set[str]:
-        return set(recorded(options, settings_for(options, 1, 1)))
+        return set(run_config(options, settings_for(options, 1, 1)).values)
 
-    assert not names(Stage1Options()) & YOUNGER
+    assert not names(Stage1Options()) & OPTIONAL
     assert "use_8bit_adam" in names(Stage1Options(optimisation=OptimisationOptions(use_8bit_adam=True)))
+
+
+def test_another_number_format_is_not_resumed(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the flags resolve to counts: here the same flags, on a machine that has bfloat16 and on one that has not."""
+    monkeypatch.setattr("dpt.backbone.device.cpu_supports_bfloat16", lambda: True)
+    assert main_stage1([*command, "--mixed_precision", "bf16", "--max_train_steps", "1"]) == 0
+    monkeypatch.setattr("dpt.backbone.device.cpu_supports_bfloat16", lambda: False)
+    sentence = refused([*command, "--mixed_precision", "bf16"], capsys)
+    assert "(dtype was 'torch.bfloat16' and is 'torch.float32')" in sentence
+
+
+def test_flags_that_change_no_number_do_not_block_a_resume(command: list[str], tmp_path: Path) -> None:
+    """Another spelling of the data folder included."""
+    files = ["--data_root", str(ROOT / "data" / "sample")]
+    assert main_stage1([*command, *files, "--max_train_steps", "1"]) == 0
+    elsewhere = tmp_path / "link"
+    elsewhere.symlink_to(ROOT / "data" / "sample")
+    more = ["--corrupt_budget", "3", "--validation_steps", "0", "--report_to", "none", "--logging_steps", "2"]
+    assert main_stage1([*command, "--data_root", str(elsewhere), *more]) == 0
+    assert (tmp_path / "logs" / "checkpoint-2").is_dir()
+
+
+def test_a_result_that_does_not_fit_on_the_disk_is_one_sentence_and_the_run_resumes(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dpt.training.engine.logging.plot_curve", full)
+        sentence = refused(command, capsys)
+    assert "No space left on device; the last checkpoint is complete, and the same command continues" in sentence
+    assert main_stage1(command) == 0
+    assert (tmp_path / "logs" / "curve.png").exists()
 
 
 def test_the_published_command_runs(model: Path, tmp_path: Path) -> None:
@@ -179,7 +215,12 @@ def test_an_adapter_of_another_shape_is_not_begun_with(
 
 
 def test_files_are_trained_on(command: list[str], tmp_path: Path) -> None:
-    assert main_stage1([*command, "--data_root", str(ROOT / "data" / "sample"), "--val_fullset"]) == 0
+    assert (
+        main_stage1(
+            [*command, "--data_root", str(ROOT / "data" / "sample"), "--val_fullset", "--validation_steps", "2"]
+        )
+        == 0
+    )
     records = [json.loads(line) for line in (tmp_path / "logs" / "log.jsonl").read_text().splitlines()]
     (validation,) = [record["validation"] for record in records if "validation" in record]
     assert validation.keys() == {"itm_txt", "itm_img", "itm_overall", "rec_p1", "rec_p1_refcoco", "rec_p1_refcoco+",

@@ -88,6 +88,6 @@ def test_from_frozen_to_trained_and_not_back(
 def test_where_it_makes_no_sense(trained: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     clip = [*trained, "--text_encoder_type", "backbone"]
     assert "needs an encoder of its own, as --text_encoder_type roberta-base" in refused(clip, capsys)
-    assert "this run is without it" in refused([*trained, "--no_contrastive_align_loss"], capsys)
-    assert "this run is without it" in refused([*trained, "--contrastive_align_loss_coef", "0"], capsys)
+    assert "which this run leaves out" in refused([*trained, "--no_contrastive_align_loss"], capsys)
+    assert "which this run leaves out" in refused([*trained, "--contrastive_align_loss_coef", "0"], capsys)
     assert not list(tmp_path.iterdir())

@@ -34,7 +34,7 @@ def test_biases_norms_embeddings_and_scalars_do_not_decay() -> None:
 
 def test_a_text_encoder_learns_at_a_rate_of_its_own() -> None:
     module = nn.ModuleDict({"text_encoder": nn.Linear(2, 2, bias=False), "head": nn.Linear(2, 2, bias=False)})
-    groups = with_own_rate(all_decay(module), "text_encoder.", 1e-3)
+    groups = with_own_rate(all_decay(module), "text_encoder", 1e-3)
     update = Update(groups, settings(learning_rate=0.1, lr_scheduler="linear", adam_weight_decay=0.0))
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     for p in module.parameters():

@@ -186,6 +186,9 @@ def check(options: TrainOptions) -> None:
     for name in ("hub_token", "hub_model_id"):
         if getattr(options.hub, name) is not None and not options.hub.push_to_hub:
             fail(f"--{name} does nothing without --push_to_hub")
+    rate = options.optimisation.text_encoder_lr
+    if rate is not None and not 0 < rate < inf:
+        fail(f"--text_encoder_lr must be positive, not {rate}")
     if options.adapter.no_freeze_text_encoder:
         check_text_encoder(options.adapter, options.objective)
     options.check()

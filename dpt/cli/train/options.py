@@ -143,6 +143,8 @@ class OptimisationOptions:
     """Length in optimizer steps, instead: 3000 on rendered scenes, unless told."""
     gradient_accumulation_steps: int = 1
     learning_rate: float = 1e-4
+    text_encoder_lr: float | None = None
+    """A learning rate of its own for the text encoder that --no_freeze_text_encoder trains."""
     scale_lr: Flag = False
     """Multiply the learning rate by the effective batch."""
     lr_scheduler: str = "constant"
@@ -151,9 +153,12 @@ class OptimisationOptions:
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_weight_decay: float = 1e-2
+    weight_decay_on: Literal["all", "matrices"] = "all"
+    """all, as published, or matrices: not on biases, norms, embeddings and scalars such as the logit scale."""
     adam_epsilon: float = 1e-8
     ema_decay: float = 0.0
-    """Of an average of the weights that is validated and kept in their place, 0.999 for instance; 0 is none."""
+    """Validate and export a moving average of the weights, with this decay (0.999 for instance); 0 for none. It warms
+    up: the decay of step n is at most (1 + n) / (10 + n)."""
     use_8bit_adam: Flag = False
     """AdamW's moments in 8 bits, on a GPU with bitsandbytes; those of an adapter take some 35 MB in 32."""
     max_grad_norm: float = 1.0
@@ -167,7 +172,8 @@ class OutputOptions:
     output_dir: Path = Path("logs")
     run_name: str = ""
     """A folder in --output_dir for this run."""
-    checkpointing_steps: int = 500
+    checkpointing_steps: int | None = None
+    """Steps between checkpoints: 500, or a quarter of a shorter run. A run also saves at its end and when stopped."""
     checkpoints_total_limit: int | None = None
     """Keep only so many, the newest."""
     resume_from_checkpoint: Annotated[str, tyro.conf.arg(metavar="latest|none|FOLDER")] = "latest"
@@ -175,7 +181,8 @@ class OutputOptions:
     reset_optimizer: Flag = False
     """Resume the weights but not AdamW's moments."""
     validation_steps: int | None = None
-    """Steps between validations, 0 for none; by default those between checkpoints."""
+    """Steps between validations, 0 for none; by default --checkpointing_steps or 500, and at the end. A run that trains
+    on fewer examples than a validation reads is validated only if this is given."""
     logging_steps: int = 10
     """Steps between two readings of the losses."""
     report_to: Annotated[str | None, tyro.conf.arg(metavar="tensorboard|wandb|all|none")] = None
@@ -308,6 +315,8 @@ def unused_in_training(options: TrainOptions) -> dict[str, str]:
         say("--validation_steps 0 is no validation", *OF_VALIDATION)
     if o.max_train_steps is not None:
         say("--max_train_steps says where the run ends", "num_train_epochs")
+    if not options.adapter.no_freeze_text_encoder:
+        say("only --no_freeze_text_encoder trains a text encoder", "text_encoder_lr")
     if options.output.report_to == "none":
         say("--report_to none is no tracker", "logging_dir")
     if options.adapter.no_contrastive_align_loss:

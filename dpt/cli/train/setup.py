@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from dpt.cli.train.options import TrainOptions
 from dpt.embedded import model_location
 from dpt.errors import fail
-from dpt.training.engine.run_folder import RunConfig
 from dpt.training.engine.settings import FLAT, Settings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from dpt.backbone import Backbone
+    from dpt.training.engine.run_folder import RunConfig
 
 
 STEPS_ON_SCENES = 3000
@@ -83,6 +83,7 @@ def _steps(options: TrainOptions, examples: int, effective: int) -> int:
 def run_config(options: TrainOptions, settings: Settings, **resolved: Any) -> RunConfig:
     """What decides the numbers of the run: flags, and what they resolved to."""
     from dpt.records import to_plain
+    from dpt.training.engine.run_folder import RunConfig
 
     groups = {name: group for name, group in to_plain(options).items() if name not in ("refused", "hub")}
     flags = {name: value for group in groups.values() for name, value in group.items() if name not in NOT_COMPARED}

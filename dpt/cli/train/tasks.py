@@ -23,6 +23,7 @@ from dpt.errors import UserError
 from dpt.files import sha256
 from dpt.lora import Lora, LoraConfig
 from dpt.objectives.assignment import AssignmentCosts
+from dpt.training.engine.task import Grouping, all_decay, matrices_decay, with_own_rate
 from dpt.training.tasks.denoising import Denoising, PlainLora
 from dpt.training.tasks.discriminative import ObjectiveConfig
 from dpt.training.tasks.noising import NoiseConfig
@@ -51,6 +52,7 @@ def stage1(options: TrainOptions, backbone: Backbone, validation: Validation) ->
         options.data.val_batch_size,
         score_grounding=not options.objective.no_detection,
         gradient_checkpointing=options.model.gradient_checkpointing,
+        grouping=grouping_of(options),
     )
     return task, identity
 
@@ -65,7 +67,7 @@ def stage2(options: Stage2Options, backbone: Backbone, validation: Validation) -
     noise = noise_of(options.objective)
     if told.plain_lora:
         lora = Lora(backbone, config, options.optimisation.seed)
-        return PlainLora(backbone, lora, validation, denoising, noise, size, checkpointing), {}
+        return PlainLora(backbone, lora, validation, denoising, noise, size, checkpointing, grouping_of(options)), {}
     adapter, phrases, identity = open_adapter(options, backbone, strict=True)
     if options.adapter.qformer_ckpt is None:
         warnings.warn("without --qformer_ckpt the adapter begins untrained", stacklevel=2)
@@ -77,9 +79,19 @@ def stage2(options: Stage2Options, backbone: Backbone, validation: Validation) -
         checkpointing,
         size,
         score_grounding=not options.objective.no_detection,
+        grouping=grouping_of(options),
     )
     lora = Lora(backbone, config, options.optimisation.seed)
     return Stage2(backbone, adapter, lora, phrases, validation, how), identity
+
+
+def grouping_of(options: TrainOptions) -> Grouping:
+    """How the trained parameters are grouped: what decays, and what learns at a rate of its own."""
+    grouping = all_decay if options.optimisation.weight_decay_on == "all" else matrices_decay
+    rate = options.optimisation.text_encoder_lr
+    if rate is None:
+        return grouping
+    return lambda module: with_own_rate(grouping(module), "text_encoder", rate)
 
 
 def open_adapter(

@@ -121,11 +121,11 @@ def matrices_decay(module: nn.Module) -> list[ParameterGroup]:
     return [group for group in groups if group.named]
 
 
-def with_own_rate(groups: Iterable[ParameterGroup], prefix: str, learning_rate: float) -> list[ParameterGroup]:
-    """The same groups, but the parameters whose name has that prefix learn at a rate of their own."""
+def with_own_rate(groups: Iterable[ParameterGroup], module: str, learning_rate: float) -> list[ParameterGroup]:
+    """The same groups, but the parameters of the module of that name learn at a rate of their own."""
     split = []
     for group in groups:
-        own = {name: p for name, p in group.named.items() if name.startswith(prefix)}
+        own = {name: p for name, p in group.named.items() if f".{module}." in f".{name}"}
         rest = {name: p for name, p in group.named.items() if name not in own}
         split += [ParameterGroup(rest, group.decays, group.learning_rate)] if rest else []
         split += [ParameterGroup(own, group.decays, learning_rate)] if own else []

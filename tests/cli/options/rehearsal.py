@@ -77,9 +77,9 @@ class Rehearsal:
         before = len(multiprocessing.active_children())
         micro_batches = next(self._micro_batches)
         started = len(multiprocessing.active_children()) - before
-        step = Step(micro_batches[0][1], micro_batches=len(micro_batches), workers=started)
+        step = Step(micro_batches[0], micro_batches=len(micro_batches), workers=started)
         update, backbone = self.loop.update, self.backbone
-        ordinary, add = backbone.add_noise, self.loop.meters.add
+        ordinary, add = backbone.add_noise, self.loop.metrics.add
 
         def add_noise(z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
             step.noise, step.t = noise, t
@@ -111,7 +111,7 @@ class Rehearsal:
         ordinary_assign = discriminative.assign
         with (
             patch.object(backbone, "add_noise", add_noise),
-            patch.object(self.loop.meters, "add", noted),
+            patch.object(self.loop.metrics, "add", noted),
             patch.object(discriminative, "assign", assign),
         ):
             self.loop.take_step(micro_batches)
@@ -129,7 +129,7 @@ class Rehearsal:
 
     @cached_property
     def validation(self) -> dict[str, float]:
-        found: dict[str, float] = self.loop.validate()
+        found: dict[str, float] = self.loop.validation.run()
         return found
 
     @cached_property

@@ -94,7 +94,7 @@ def without_norm(r: Rehearsal) -> dict[str, float]:
 def forwards_of_a_validation(r: Rehearsal) -> tuple[int, dict[str, float]]:
     calls: list[int] = []
     hook = r.backbone.unet.down_blocks[0].register_forward_hook(lambda *_: calls.append(1))
-    found = r.loop.validate()
+    found = r.loop.validation.run()
     hook.remove()
     return len(calls), found
 
@@ -113,6 +113,14 @@ def tracked(r: Rehearsal) -> list[str]:
     return sorted({file.relative_to(r.loop.root).parts[0] for file in r.loop.root.rglob("*tfevents*")})
 
 
+def decays(r: Rehearsal) -> list[float]:
+    return [group["weight_decay"] for group in r.loop.update.adam.param_groups]
+
+
+def peak_rates(r: Rehearsal) -> list[float]:
+    return [group["peak"] for group in r.loop.update.adam.param_groups]
+
+
 def averaged(r: Rehearsal) -> float:
     """How far what would be kept is from what it began with, as a share of the way that the weights went."""
     step = r.step()
@@ -125,7 +133,7 @@ def endured(r: Rehearsal) -> int:
     r.loop.bad_steps.in_a_row = 0
     for step in range(1, 50):
         try:
-            r.loop.bad_steps.see([step], [step])
+            r.loop.bad_steps.update([step], [step])
         except UserError:
             return step
     return 0
@@ -149,7 +157,7 @@ def decayed_by(rate: float) -> Any:
 
 
 def rates(r: Rehearsal) -> list[float]:
-    return [r.loop._rate(step) for step in range(10)]
+    return [r.loop.settings.learning_rate_at(step) for step in range(10)]
 
 
 def near(value: float, within: float = 1e-4) -> Any:
@@ -254,7 +262,7 @@ OPTIMISATION: Table = {
     "num_train_epochs": Effect("3", lambda r: (r.loop.settings.max_train_steps, len(r.loop.stream)),
                                lambda a, b: b[0] == -(-3 * b[1] // 2) != a[0], beside="--max_train_steps None"),
     "max_train_steps": Effect("3", lambda r: r.log[-1]["step"], becomes(3), whole=True),
-    "gradient_accumulation_steps": Effect("2", lambda r: (r.step().micro_batches, r.loop.split.global_batch),
+    "gradient_accumulation_steps": Effect("2", lambda r: (r.step().micro_batches, r.loop.plan.global_batch),
                                           becomes((2, 4))),
     "learning_rate": Effect("1e-2", lambda r: r.step().rate, near(1e-2)),
     "scale_lr": Effect("", lambda r: r.step().rate, near(2e-4)),
@@ -267,7 +275,10 @@ OPTIMISATION: Table = {
     "adam_epsilon": Effect("1e-2", lambda r: r.step().weights),
     "adam_weight_decay": Effect("0.51", lambda r: (r.begun, r.step().weights), decayed_by(1e-2 * 0.5),
                                 beside="--learning_rate 1e-2"),
-    "ema_decay": Effect("0.75", averaged, near(0.25, 0.01)),
+    "ema_decay": Effect("0.05", averaged, near(0.95, 0.01)),
+    "weight_decay_on": Effect("matrices", decays, becomes([0.01, 0.0])),
+    "text_encoder_lr": Effect("3e-3", peak_rates, becomes([1e-4, 3e-3]),
+                              beside="--text_encoder_type {roberta} --no_freeze_text_encoder"),
     "use_8bit_adam": Refused("", "--use_8bit_adam runs on CUDA devices only"),
     "max_grad_norm": Effect("0.01", lambda r: r.step().applied_norm, near(0.01, 1e-3)),
     "max_bad_steps": Effect("5", endured, becomes(5)),
