@@ -87,7 +87,8 @@ def test_the_flags_are_the_published_ones_and_few_more(capsys: pytest.CaptureFix
 
 
 def test_help_is_quick() -> None:
-    code = "import sys; from dpt.cli.train.stages import main_stage1 as main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code = "import sys; from dpt.cli.train.stages import main_stage1 as main\n"
+    code += "try: main(['--help'])\nexcept SystemExit: pass\n"
     done = in_a_process([sys.executable, "-c", f"{code}sys.exit('torch' in sys.modules)"])
     assert done.returncode == 0, done.stderr
 
