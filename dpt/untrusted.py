@@ -25,7 +25,7 @@ def open_regular(file: Path, largest: int | None = None, within: Path | None = N
 
     `within`: the folder that a link may not lead out of. A missing file is a FileNotFoundError.
     """
-    if within is not None and not file.resolve().is_relative_to(within.resolve()):
+    if within is not None and not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(within)):
         raise UserError(f"{file} is a link to a file outside {within}, which is not followed")
     descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would be waited for
     try:

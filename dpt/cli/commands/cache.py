@@ -66,7 +66,7 @@ def _cache(options: CacheOptions) -> None:
     from dpt.data.cache.latents import CachedLatents, LatentsMaker
     from dpt.data.cache.make import PartMaker, make
     from dpt.data.cache.texts import CachedTexts, TextsMaker
-    from dpt.data.files.reading import DataRoot
+    from dpt.data.files.root import DataRoot
     from dpt.data.images import Framing
     from dpt.embedded import model_location
 

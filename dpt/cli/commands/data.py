@@ -28,7 +28,7 @@ class PrepareOptions:
 
 def check(options: CheckOptions) -> None:
     from dpt.data.files.check import check as check_folder
-    from dpt.data.files.reading import DataRoot
+    from dpt.data.files.root import DataRoot
     from dpt.errors import fail
 
     reports = check_folder(DataRoot(options.root), options.decode)
@@ -41,7 +41,7 @@ def check(options: CheckOptions) -> None:
 
 def prepare(options: PrepareOptions) -> None:
     from dpt.data.files.hard_negatives import prepare as prepare_folder
-    from dpt.data.files.reading import DataRoot
+    from dpt.data.files.root import DataRoot
 
     root = DataRoot(options.root)
     written = prepare_folder(root)

@@ -90,7 +90,7 @@ def check_timesteps(options: ProbeOptions, noise: NoiseSchedule) -> None:
 def open_streams(options: ProbeOptions, backbone: Backbone) -> Mapping[str, Stream]:
     """Held-out examples by name, always the same."""
     from dpt.cli.train.data import side
-    from dpt.data.files.reading import DataRoot
+    from dpt.data.files.root import DataRoot
     from dpt.data.files.source import expression_files, matching_files
     from dpt.data.images import Framing
     from dpt.data.scenes.source import SceneSource

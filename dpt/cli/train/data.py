@@ -15,7 +15,7 @@ from dpt.data.cache.latents import CachedLatents, NpyLatents
 from dpt.data.cache.storage import CachePart, UnfinishedPartError
 from dpt.data.cache.texts import CachedTexts
 from dpt.data.example import Source
-from dpt.data.files.reading import DataRoot
+from dpt.data.files.root import DataRoot
 from dpt.data.files.source import LatentStore, expression_files, matching_files, training_files
 from dpt.data.images import Framing
 from dpt.data.mixture import EveryNth

@@ -13,10 +13,10 @@ from dpt.backbone.folder import TEXT_ENCODER, TOKENIZER, VAE, ModelFolder
 from dpt.backbone.text import ENCODING
 from dpt.data.files.annotations import read_expressions
 from dpt.data.files.hard_negatives import open_hard_negatives
-from dpt.data.files.reading import DataRoot
+from dpt.data.files.root import DataRoot
 from dpt.data.images import PREPROCESSING, Framing
 from dpt.data.mirror import mirrored_text
-from dpt.data.scenes.published import REC
+from dpt.data.files.root import REC
 from dpt.errors import DataError
 
 FORMAT = 1

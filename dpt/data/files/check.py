@@ -1,4 +1,7 @@
-"""Everything that is wrong with a data folder, by file: what training would stop at one by one."""
+"""What `dpt data check` says of a data folder: every fault by file, and whether training can use it.
+
+The verdict is training's own: the check opens the data as a run does, then reads what a run would reach later.
+"""
 
 from __future__ import annotations
 
@@ -18,183 +21,223 @@ from dpt.data.files.annotations import (
     read_prompts,
 )
 from dpt.data.files.hard_negatives import HardNegativeFiles, HardNegativeFolder, HardNegativeTable
-from dpt.data.files.reading import DataRoot, read_negative_types
-from dpt.data.images import read_header, read_image
-from dpt.data.scenes.published import HARD_NEGATIVES, REC, REC_SPLITS
-from dpt.errors import DataError
+from dpt.data.files.reading import read_negative_types
+from dpt.data.files.root import REC, REC_SPLITS, DataRoot
+from dpt.data.files.source import FileSelection, open_training_data
+from dpt.data.images import Framing, read_header, read_image
+from dpt.errors import DataError, OnDataError
 
-FIRST_FAULTS = 5
+SHOWN_FAULTS = 5
 
 
 @dataclass
 class FileReport:
-    """How one file, or one folder of many, was found."""
+    """The state of one file, or of one folder of many."""
 
     name: str
-    holds: str = ""
-    needed_for: str = ""
-    """Set if it is not there."""
-    required: bool = True
+    use: str
+    """What reads it."""
+    required: bool
+    """Whether training reads it: only then do its faults matter to the verdict."""
+    present: bool = True
+    content: str = ""
     faults: int = 0
-    first_faults: list[str] = field(default_factory=list)
+    shown: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """Oddities that training does not mind."""
 
-    def __call__(self, fault: DataError) -> None:
+    def fault(self, fault: DataError) -> None:
         self.faults += 1
-        if len(self.first_faults) < FIRST_FAULTS:
-            self.first_faults.append(str(fault))
+        if len(self.shown) < SHOWN_FAULTS:
+            self.shown.append(str(fault))
+
+    def note(self, sentence: str) -> None:
+        if len(self.notes) < SHOWN_FAULTS:
+            self.notes.append(sentence)
 
     @property
     def usable(self) -> bool:
-        return not self.faults and not (self.needed_for and self.required)
+        return not self.required or (self.present and not self.faults)
+
+    @property
+    def status(self) -> str:
+        if not self.present:
+            return "MISSING" if self.required else "-"
+        if self.faults:
+            return "BROKEN" if self.required else "unused"
+        return "ok"
 
     def __str__(self) -> str:
-        if self.needed_for:
-            return f"{'MISSING' if self.required else 'absent':<8}{self.name}: needed for {self.needed_for}"
-        lines = [f"{'BROKEN' if self.faults else 'good':<8}{self.name}: {self.holds or 'nothing that can be used'}"]
-        lines += [f"          {sentence}" for sentence in self.first_faults]
-        if self.faults > len(self.first_faults):
-            lines.append(f"          … and {self.faults - len(self.first_faults)} more")
+        if not self.present:
+            why = f"needed for {self.use}" if self.required else f"not there; only {self.use} would need it"
+            return f"{self.status:<8}{self.name}: {why}"
+        content = self.content or "nothing that can be used"
+        lines = [f"{self.status:<8}{self.name}: {content}"]
+        if self.status == "unused":
+            lines[0] += f"; broken, but only {self.use} would need it"
+        lines += [f"          {sentence}" for sentence in self.shown]
+        if self.faults > len(self.shown):
+            lines.append(f"          … and {self.faults - len(self.shown)} more")
+        lines += [f"          note: {sentence}" for sentence in self.notes]
         return "\n".join(lines)
 
 
-def check(root: DataRoot, decode: bool = False) -> list[FileReport]:
-    """`decode` reads the pixels of all pictures too, which finds those that are cut, and takes long."""
-    if not root.path.is_dir():
-        raise DataError(f"the data folder {root.path} does not exist")
-    return list(_Check(root, decode).reports())
+@dataclass(frozen=True)
+class CheckResult:
+    reports: list[FileReport]
+    refusal: str | None
+    """The sentence with which training refuses the folder when it opens it."""
+
+    @property
+    def bad(self) -> list[FileReport]:
+        return [report for report in self.reports if not report.usable]
+
+    @property
+    def usable(self) -> bool:
+        return self.refusal is None and not self.bad
+
+
+def check(root: DataRoot, selection: FileSelection | None = None, decode: bool = False) -> CheckResult:
+    """`decode` also reads the pixels of all pictures, which finds truncated files and takes long."""
+    selection = selection or FileSelection()
+    try:
+        open_training_data(root, selection, Framing(64), seed=0)
+        refusal = None
+    except DataError as error:
+        refusal = str(error)
+    return CheckResult(list(_Check(root, selection, decode).reports()), refusal)
 
 
 class _Check:
-    def __init__(self, root: DataRoot, decode: bool) -> None:
-        self.root, self.decode = root, decode
+    def __init__(self, root: DataRoot, selection: FileSelection, decode: bool) -> None:
+        self.root, self.selection, self.decode = root, selection, decode
         self.named: dict[str, dict[str, str]] = {"train2014": {}, "val2014": {}}
-        """Pictures, and where each was named first."""
+        """Pictures that training reads, and where each is named first."""
         self.boxes: dict[str, list[ExpressionRow]] = {}
         self.captions: Captions | None = None
 
     def reports(self) -> Iterator[FileReport]:
         for split in self.named:
             yield self._captions(split)
-        negatives, report = self._train_negatives()
-        yield from report
+        negatives, reports = self._hard_negatives("train")
+        yield from reports
         yield from self._expressions(negatives)
-        yield self._table("val")
+        yield from self._hard_negatives("val")[1]
         yield self._prompts()
         if self.root.negative_types.exists():
             yield self._negative_types()
         for split in self.named:
             yield self._pictures(split)
 
-    def _report(self, path: Path) -> FileReport:
-        return FileReport(path.relative_to(self.root.path).as_posix())
-
-    def _read(self, path: Path, read: Callable[[FileReport], str], missing: str, required: bool) -> FileReport:
+    def _read(self, path: Path, read: Callable[[FileReport], str], use: str, required: bool) -> FileReport:
         """`read` returns what the file holds."""
-        report = self._report(path)
+        report = FileReport(path.relative_to(self.root.path).as_posix(), use, required)
         if not path.exists():
-            report.needed_for, report.required = missing, required
+            report.present = False
             return report
         try:
-            report.holds = read(report)
+            report.content = read(report)
         except DataError as fault:
-            report(fault)
+            report.fault(fault)
         return report
 
     def _captions(self, split: str) -> FileReport:
         def read(report: FileReport) -> str:
-            captions = read_captions(self.root.captions(split), report)
+            captions = read_captions(self.root.captions(split), report.fault)
             if split == "train2014":
                 self.captions = captions
             texts = sum(map(len, captions.texts.values()))
             return f"{_counted(texts, 'caption')} of {_counted(len(captions.file_names), 'picture')}"
 
-        return self._read(self.root.captions(split), read, f"captions of {split}", required=False)
+        return self._read(self.root.captions(split), read, f"a comparison with the captions of {split}", False)
 
     def _expressions(self, negatives: HardNegativeFiles | None) -> Iterator[FileReport]:
-        folder = self.root.path / REC
-        training = sorted(folder.glob("finetune_*_train.json")) or [self.root.expressions("refall", "train")]
-        for file in training:
-            yield self._expression_file(file, "training", True, negatives)
+        chosen = self.root.expressions(self.selection.dataset, "train")
+        for file in sorted({chosen, *(self.root.path / REC).glob("finetune_*_train.json")}):
+            dataset = file.name.removeprefix("finetune_").removesuffix("_train.json")
+            use = "training" if file == chosen else f"training with --dataset_name {dataset}"
+            yield self._expression_file(file, use, file == chosen, negatives)
+        validated = [self.root.expressions(name, "val") for name in self.selection.validation]
         for dataset, splits in REC_SPLITS.items():
-            for split in splits:
-                file = self.root.expressions(dataset, split)
-                yield self._expression_file(file, f"{dataset} {split} scores", False, None)
+            validated += [file for split in splits if (file := self.root.expressions(dataset, split)) not in validated]
+        for file in validated:
+            required = file in validated[: len(self.selection.validation)]
+            use = "validation" if required else "dpt probe"
+            yield self._expression_file(file, use, required, None)
 
     def _expression_file(
-        self, file: Path, missing: str, required: bool, negatives: HardNegativeFiles | None
+        self, file: Path, use: str, required: bool, negatives: HardNegativeFiles | None
     ) -> FileReport:
         def read(report: FileReport) -> str:
-            found = read_expressions(file, report)
-            for one in found:
-                self._name("train2014", [one.file_name], one.where)
-                self.boxes.setdefault(one.file_name, []).append(one)
-                if negatives is not None and one.file_name not in negatives.ids_of:
-                    report(DataError(f"{one.where}: no caption of {one.file_name} has hard negatives"))
-                self._compare_with_captions(one, report)
-            pictures = {one.file_name for one in found}
-            return f"{_counted(len(found), 'expression')} of {_counted(len(pictures), 'picture')}"
+            rows = read_expressions(file, report.fault)
+            for row in rows:
+                if required:
+                    self._name("train2014", [row.file_name], row.where)
+                    self.boxes.setdefault(row.file_name, []).append(row)
+                if negatives is not None and row.file_name not in negatives.ids_of:
+                    report.fault(DataError(f"{row.where}: no caption of {row.file_name} has hard negatives"))
+                self._compare_with_captions(row, report)
+            pictures = {row.file_name for row in rows}
+            return f"{_counted(len(rows), 'expression')} of {_counted(len(pictures), 'picture')}"
 
-        return self._read(file, read, missing, required)
+        report = self._read(file, read, use, required)
+        if required and not report.present:
+            flag = "--dataset_name" if use == "training" else "--dataset_name_val"
+            report.use += f" ({flag} chooses another)"
+        return report
 
-    def _compare_with_captions(self, one: ExpressionRow, report: FileReport) -> None:
-        if self.captions is not None and one.original_id is not None:
-            name = self.captions.file_names.get(one.original_id, one.file_name)
-            if name != one.file_name:
-                report(DataError(f"{one.where}: the picture {one.original_id} is {one.file_name} here, {name} in COCO"))
+    def _compare_with_captions(self, row: ExpressionRow, report: FileReport) -> None:
+        if self.captions is not None and row.original_id is not None:
+            name = self.captions.file_names.get(row.original_id, row.file_name)
+            if name != row.file_name:
+                report.note(f"{row.where}: the picture {row.original_id} is {row.file_name} here, {name} in COCO")
 
-    def _train_negatives(self) -> tuple[HardNegativeFiles | None, list[FileReport]]:
-        """The form that training would use, and reports on those that are there."""
-        folder = self.root.hard_negatives("train")
-        opened: list[HardNegativeFiles] = []
+    def _hard_negatives(self, part: str) -> tuple[HardNegativeFiles | None, list[FileReport]]:
+        """Reports on both forms, and the form that training reads: the folder if it is there, or else the table."""
+        folder, table = self.root.hard_negatives(part), self.root.hard_negatives_table(part)
+        opened: dict[Path, HardNegativeFiles] = {}
 
-        def read(report: FileReport) -> str:
-            opened.append(HardNegativeFolder(folder, report))
-            return self._rows(opened[-1], "train2014", report)
+        def read(path: Path, form: Callable[[Path, OnDataError], HardNegativeFiles]) -> FileReport:
+            def open_and_count(report: FileReport) -> str:
+                opened[path] = form(path, report.fault)
+                return self._rows(opened[path], f"{part}2014" if required else None, report)
 
-        table = self._table("train", opened)
-        by_caption = self._read(folder, read, "training (`dpt data prepare` makes it of the table)", required=False)
-        table.required = bool(by_caption.needed_for)
-        if len(opened) == 2 and opened[0].ids_of != opened[1].ids_of:
-            by_caption(DataError(f"{folder} does not give its captions to the same pictures as {folder.name}.tsv"))
-        return (opened[-1] if opened else None), [by_caption, table]
+            required = (path == folder) == folder.is_dir()
+            use = "training" if part == "train" else "validation"
+            other = "the folder that `dpt data prepare` makes of it" if path == table else "the table of the same name"
+            return self._read(path, open_and_count, use if required else f"{use} without {other}", required)
 
-    def _table(self, part: str, opened: list[HardNegativeFiles] | None = None) -> FileReport:
-        file = self.root.hard_negatives_table(part)
+        reports = [read(folder, HardNegativeFolder), read(table, HardNegativeTable)]
+        if len(opened) == 2 and opened[folder].ids_of != opened[table].ids_of:
+            reports[0].note(f"{folder} does not give its captions to the same pictures as {table.name}")
+        return opened.get(folder, opened.get(table)), reports
 
-        def read(report: FileReport) -> str:
-            table = HardNegativeTable(file, report)
-            if opened is not None:
-                opened.append(table)
-            return self._rows(table, f"{part}2014", report)
-
-        either = f"training, unless the folder {HARD_NEGATIVES.format(split=part)} is there"
-        return self._read(file, read, either if part == "train" else "matching scores", required=False)
-
-    def _rows(self, negatives: HardNegativeFiles, split: str, report: FileReport) -> str:
+    def _rows(self, negatives: HardNegativeFiles, split: str | None, report: FileReport) -> str:
         captions = images = 0
         for id_ in tqdm(negatives.ids, desc=report.name[-40:], unit="caption", leave=False, disable=None):
             try:
                 row = negatives.row(id_)
             except DataError as fault:
-                report(fault)
+                report.fault(fault)
                 continue
-            self._name(split, [row.file_name, *row.images], negatives.where(id_))
+            if split is not None:
+                self._name(split, [row.file_name, *row.images], negatives.where(id_))
             captions, images = captions + len(row.captions), images + len(row.images)
         false = f"{_counted(captions, 'false caption')} and {_counted(images, 'false picture')}"
         return f"{_counted(len(negatives), 'caption')} with {false}"
 
     def _prompts(self) -> FileReport:
         def read(report: FileReport) -> str:
-            return _counted(len(read_prompts(self.root.prompts, report)), "prompt")
+            return _counted(len(read_prompts(self.root.prompts, report.fault)), "prompt")
 
         return self._read(self.root.prompts, read, "alignment scores", required=False)
 
     def _negative_types(self) -> FileReport:
         def read(report: FileReport) -> str:
-            known = [len(read_negative_types(self.root.negative_types, part)) for part in ("train", "val")]
-            return f"types of the negatives of {known[0]} captions for training, {known[1]} for validation"
+            train, val = (len(read_negative_types(self.root.negative_types, part)) for part in ("train", "val"))
+            return f"types of the negatives of {train} captions for training, {val} for validation"
 
-        return self._read(self.root.negative_types, read, "", required=False)
+        return self._read(self.root.negative_types, read, "training", required=True)
 
     def _name(self, split: str, file_names: Iterable[str], where: str) -> None:
         for name in file_names:
@@ -204,26 +247,26 @@ class _Check:
         folder, named = self.root.images(split), self.named[split]
 
         def read(report: FileReport) -> str:
-            here = {Path(at, file).relative_to(folder).as_posix() for at, _, files in os.walk(folder) for file in files}
+            files = {Path(at, file).relative_to(folder).as_posix() for at, _, names in os.walk(folder) for file in names}
             for name, where in tqdm(named.items(), desc=split, unit="picture", leave=False, disable=None):
-                if name not in here:
-                    report(DataError(f"{folder / name} is missing; {where} names it"))
+                if name not in files:
+                    report.fault(DataError(f"{folder / name} is missing; {where} names it"))
                     continue
                 try:
                     self._picture(folder, name, self.boxes.get(name, []) if split == "train2014" else [])
                 except DataError as fault:
-                    report(fault)
-            how = "all of their pixels read" if self.decode else "only their headers read (--decode reads them whole)"
-            return f"{_counted(len(here), 'file')}, {len(named)} of them needed, {how}"
+                    report.fault(fault)
+            depth = "pixels read" if self.decode else "only their headers read (--decode reads the pixels)"
+            return f"{_counted(len(files), 'file')}, {len(named)} of them used, {depth}"
 
-        return self._read(folder, read, f"{len(named)} pictures that are named", required=bool(named))
+        return self._read(folder, read, f"the {len(named)} pictures that the annotations name", required=bool(named))
 
-    def _picture(self, folder: Path, name: str, referred: list[ExpressionRow]) -> None:
+    def _picture(self, folder: Path, name: str, expressions: list[ExpressionRow]) -> None:
         path = folder / name
         header = read_image(path, folder)[1] if self.decode else read_header(path, folder)
-        for one in referred:
-            for box in one.boxes:
-                cut_to_picture(header.upright(box.corners, one.size), header.size, one.where)
+        for row in expressions:
+            for box in row.boxes:
+                cut_to_picture(header.upright(box.corners, row.size), header.size, row.where)
 
 
 def _counted(n: int, what: str) -> str:

@@ -11,21 +11,52 @@ from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tqdm import tqdm
 
-from dpt.data.files.reading import DataRoot, Row, checked_file_name, is_whole, read_json, shown
-from dpt.data.scenes.published import CAPTIONS_OF_IMAGES, HardNegatives
+from dpt.data.files.reading import Row, checked_file_name, is_whole, open_data_file, read_json, shown
+from dpt.data.files.root import CAPTIONS_OF_IMAGES, DataRoot
 from dpt.errors import DataError, OnDataError, UserError, raise_error
 from dpt.files import atomic_folder
 
 COLUMNS = ("filepath", "title", "neg_caption", "neg_image")
 
 LONGEST_FIELD = 2**24
+
+
+@dataclass(frozen=True)
+class HardNegatives:
+    """A caption of a picture, captions that are false for it, and pictures that the caption is false for."""
+
+    file_name: str
+    title: str
+    captions: tuple[str, ...]
+    images: tuple[str, ...]
+
+    @property
+    def record(self) -> dict[str, str]:
+        """As published: the lists are Python literals in strings."""
+        return {
+            "filepath": self.file_name,
+            "title": self.title,
+            "neg_caption": repr(list(self.captions)),
+            "neg_image": repr(list(self.images)),
+        }
+
+
+def hard_negatives_table(rows: Sequence[HardNegatives]) -> str:
+    return "".join("\t".join(line) + "\n" for line in (COLUMNS, *(tuple(row.record.values()) for row in rows)))
+
+
+def captions_of_images(rows: Sequence[HardNegatives]) -> Mapping[str, list[int]]:
+    ids: dict[str, list[int]] = {}
+    for id_, row in enumerate(rows):
+        ids.setdefault(row.file_name, []).append(id_)
+    return ids
 
 
 class HardNegativeFiles(ABC):
@@ -111,13 +142,8 @@ class HardNegativeTable(HardNegativeFiles):
         self.ids_of = {}
         self._starts, self._lines, self._rows = array("q"), array("q"), array("q")
         self._columns: list[str] = []
-        try:
-            with file.open("rb") as table:
-                self._scan(_Lines(table, file), on_fault)
-        except FileNotFoundError:
-            raise DataError(f"there is no file {file}") from None
-        except OSError as error:
-            raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
+        with open_data_file(file) as table:
+            self._scan(_Lines(table, file), on_fault)
         if not self._starts:
             raise DataError(f"{file} holds no row that can be used")
 
@@ -130,12 +156,9 @@ class HardNegativeTable(HardNegativeFiles):
 
     def row(self, id_: int) -> HardNegatives:
         nth = self.position(id_)
-        try:
-            with self.file.open("rb") as table:
-                table.seek(self._starts[nth])
-                fields = next(_Lines(table, self.file, self._lines[nth]).rows(), [])
-        except OSError as error:
-            raise DataError(f"{self.file} cannot be read: {error.strerror or error}") from error
+        with open_data_file(self.file) as table:
+            table.seek(self._starts[nth])
+            fields = next(_Lines(table, self.file, self._lines[nth]).rows(), [])
         record = Row(self._record(fields, self.where(id_)), self.where(id_))
         return _hard_negatives(record, record.file_name("filepath"))
 
@@ -173,7 +196,7 @@ class HardNegativeTable(HardNegativeFiles):
 class _Lines:
     """The lines of an open table as text, counted."""
 
-    def __init__(self, table: BufferedReader, file: Path, line: int = 1) -> None:
+    def __init__(self, table: IO[bytes], file: Path, line: int = 1) -> None:
         self.table, self.file, self.line = table, file, line - 1
         self.position = table.tell()
 
@@ -202,7 +225,8 @@ def open_hard_negatives(root: DataRoot, part: str) -> HardNegativeFiles:
         return HardNegativeFolder(folder)
     if table.is_file():
         return HardNegativeTable(table)
-    raise DataError(f"there are no hard negatives for {part}: neither the folder {folder} nor the table {table.name}")
+    use = "training reads them" if part == "train" else "training validates on them"
+    raise DataError(f"there are no hard negatives for {part}: {use} from the table {table} or the folder {folder.name}/")
 
 
 def _hard_negatives(record: Row, file_name: str) -> HardNegatives:
@@ -235,8 +259,6 @@ def _read_index(file: Path, on_fault: OnDataError) -> dict[str, list[int]]:
 
 def prepare(root: DataRoot, part: str = "train") -> bool:
     """Whether anything had to be written. A folder that says something else than the table is not touched."""
-    if not root.path.is_dir():
-        raise DataError(f"the data folder {root.path} does not exist")
     table, folder = HardNegativeTable(root.hard_negatives_table(part)), root.hard_negatives(part)
     if folder.is_dir() and any(folder.iterdir()):
         _refuse_if_other(folder, table)

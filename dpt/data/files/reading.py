@@ -1,28 +1,60 @@
-"""Data files as typed values, and where they lie under the data root."""
+"""Data files as typed values. Whatever is wrong with one is a DataError that names the file and the place."""
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn, TypeVar
+from typing import IO, Any, NoReturn, TypeVar
 
-from dpt.data.scenes import published
-from dpt.errors import DataError
-from dpt.untrusted import parse_json, string_list
+from dpt.errors import DataError, UserError
+from dpt.untrusted import open_regular, parse_json, string_list
 
 T = TypeVar("T")
 
 
-def read_bytes(file: Path) -> bytes:
+LARGEST = 2**31
+"""Bytes of a file with annotations: several times the largest that is published."""
+
+
+def open_data_file(file: Path) -> IO[bytes]:
+    """A regular file that lies in its folder, links followed: no device, no pipe, no link that leads elsewhere."""
     try:
-        return file.read_bytes()
+        return open_regular(file, LARGEST, within=file.parent)
     except FileNotFoundError:
         raise DataError(f"there is no file {file}") from None
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
+    except UserError as error:
+        raise DataError(str(error)) from None
+
+
+def read_bytes(file: Path) -> bytes:
+    with open_data_file(file) as stream:
+        return stream.read()
+
+
+def read_lines(file: Path) -> Iterator[tuple[str, str]]:
+    """The lines of a UTF-8 file that are not blank, each with how to call it in a message. Only "\\n" ends a line."""
+    for number, line in enumerate(read_bytes(file).removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
+        where = f"{file}, line {number}"
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError:
+            raise DataError(f"{where}, is not UTF-8 text") from None
+        if text.strip():
+            yield where, text
+
+
+def parse_line(text: str, where: str) -> Row:
+    """A line of a JSONL file."""
+    try:
+        return Row(parse_json(text, surrogates=True, constant=_refuse_constant), where)
+    except ValueError as error:
+        raise DataError(f"{where}, is not valid JSON: {error}") from None
 
 
 def read_json(file: Path) -> Any:
@@ -124,39 +156,6 @@ def checked_file_name(name: str, where: str) -> str:
 
 
 @dataclass(frozen=True)
-class DataRoot:
-    path: Path
-
-    def images(self, split: str) -> Path:
-        """split: train2014 or val2014."""
-        return self.path / published.IMAGES / split
-
-    def captions(self, split: str) -> Path:
-        return self.path / published.CAPTIONS / f"captions_{split}.json"
-
-    def expressions(self, dataset: str, split: str) -> Path:
-        """dataset: refall, refcoco, refcoco+ or refcocog; split: train, val, testA, testB or test."""
-        return self.path / published.REC / f"finetune_{dataset}_{split}.json"
-
-    def hard_negatives(self, part: str) -> Path:
-        """The folder of one file for each caption; part: train or val."""
-        return self.path / published.ITM / published.HARD_NEGATIVES.format(split=part)
-
-    def hard_negatives_table(self, part: str) -> Path:
-        folder = self.hard_negatives(part)
-        return folder.with_name(f"{folder.name}.tsv")
-
-    @property
-    def negative_types(self) -> Path:
-        """Only exports of rendered scenes have it."""
-        return self.path / "negatives.jsonl"
-
-    @property
-    def prompts(self) -> Path:
-        return self.path / published.PROMPTS
-
-
-@dataclass(frozen=True)
 class NegativeTypes:
     captions: tuple[str, ...]
     images: tuple[str, ...]
@@ -166,14 +165,10 @@ def read_negative_types(file: Path, part: str) -> dict[int, NegativeTypes]:
     """By caption id; empty if there is no such file."""
     if not file.exists():
         return {}
-    found: dict[int, NegativeTypes] = {}
-    for nth, line in enumerate(read_bytes(file).splitlines(), 1):
-        where = f"{file}, line {nth}"
-        try:
-            row = Row(parse_json(line.decode("utf-8"), surrogates=True), where)
-        except ValueError as error:
-            raise DataError(f"{where}, is not valid JSON: {error}") from None
+    types: dict[int, NegativeTypes] = {}
+    for where, line in read_lines(file):
+        row = parse_line(line, where)
         if row.text("part") == part:
-            types = Row(row.get("types", dict), where)
-            found[row.get("id", int)] = NegativeTypes(types.texts("neg_caption"), types.texts("neg_image"))
-    return found
+            own = Row(row.get("types", dict), where)
+            types[row.get("id", int)] = NegativeTypes(own.texts("neg_caption"), own.texts("neg_image"))
+    return types

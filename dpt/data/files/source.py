@@ -1,4 +1,4 @@
-"""Examples from a data folder in the published formats. Annotations are read at once, pictures when asked for."""
+"""Examples from a data folder in the published layout: annotations are read when it is opened, pictures on demand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from dpt.data.example import (
 )
 from dpt.data.files.annotations import ExpressionRow, cut_to_picture, read_expressions
 from dpt.data.files.hard_negatives import HardNegativeFiles, open_hard_negatives
-from dpt.data.files.reading import DataRoot, NegativeTypes, read_negative_types
+from dpt.data.files.reading import NegativeTypes, read_negative_types
+from dpt.data.files.root import DataRoot
 from dpt.data.images import Framing, ImageHeader, read_header, read_image
 from dpt.data.mirror import can_mirror, mirrored
 from dpt.errors import DataError
@@ -201,6 +202,33 @@ class _DrawnNegatives:
     random_image: str
 
 
+@dataclass(frozen=True)
+class FileSelection:
+    """Which of a data folder's annotation files a training run reads."""
+
+    dataset: str = "refall"
+    """Referring expressions to train on."""
+    validation: tuple[str, ...] = ("refcoco", "refcoco+", "refcocog")
+    """Referring expressions to validate on."""
+
+
+def open_training_data(
+    root: DataRoot,
+    selection: FileSelection,
+    framing: Framing,
+    seed: int,
+    validation_seed: int = 0,
+    latents: LatentStore | None = None,
+) -> tuple[FileSource, dict[str, FileSource]]:
+    """What a run trains on, and by name what it validates on. `dpt data check` asks this very function."""
+    still = replace(framing, random_flip=False)
+    validation = {
+        name: expression_files(root, name, "val", still, validation_seed, latents) for name in selection.validation
+    }
+    validation["captions"] = matching_files(root, "val", still, validation_seed, latents)
+    return training_files(root, selection.dataset, framing, seed, latents), validation
+
+
 def training_files(
     root: DataRoot, dataset: str, framing: Framing, seed: int, latents: LatentStore | None = None
 ) -> FileSource:
@@ -209,7 +237,7 @@ def training_files(
         root.images("train2014"),
         framing,
         seed,
-        read_expressions(root.expressions(dataset, "train")),
+        read_expressions(root.require_expressions(dataset, "train")),
         open_hard_negatives(root, "train"),
         read_negative_types(root.negative_types, "train"),
         latents,
@@ -220,14 +248,14 @@ def expression_files(
     root: DataRoot, dataset: str, split: str, framing: Framing, seed: int, latents: LatentStore | None = None
 ) -> FileSource:
     """Published validation and test expressions are of train2014 pictures."""
-    expressions = read_expressions(root.expressions(dataset, split))
+    expressions = read_expressions(root.require_expressions(dataset, split))
     return FileSource(root.images("train2014"), framing, seed, expressions, latents=latents)
 
 
 def matching_files(
     root: DataRoot, part: str, framing: Framing, seed: int, latents: LatentStore | None = None
 ) -> FileSource:
-    """Pictures are decoded if the latents are of another part, as the published ones are of train2014 only."""
+    """Decodes pictures if the latents are of another part: the published ones are of train2014 only."""
     negatives = open_hard_negatives(root, part)
     types = read_negative_types(root.negative_types, part)
     if latents is not None and not latents.covers(negatives.ids_of):
@@ -236,7 +264,7 @@ def matching_files(
 
 
 def _refuse_uncaptioned(expressions: list[ExpressionRow], negatives: HardNegativeFiles) -> None:
-    without = [one for one in expressions if one.file_name not in negatives.ids_of]
+    without = [row for row in expressions if row.file_name not in negatives.ids_of]
     if without:
         raise DataError(
             f"{without[0].where}: no caption of {without[0].file_name} has hard negatives"

@@ -13,11 +13,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from dpt.claims.description import Caption, Description, caption_text
+from dpt.data.files import root as layout
+from dpt.data.files.hard_negatives import HardNegatives, captions_of_images, hard_negatives_table
 from dpt.data.scenes import published
 from dpt.data.scenes.captions import describe
 from dpt.data.scenes.layout import scene
 from dpt.data.scenes.negatives import NEGATIVE_TYPES, contradict, falsify
-from dpt.data.scenes.published import HardNegatives, Record, SceneReferral, prompt_record
+from dpt.data.scenes.published import Record, SceneReferral, prompt_record
 from dpt.data.scenes.referring import KINDS, referring_expression
 from dpt.data.scenes.render import render
 from dpt.data.scenes.world import WORLDS, Scene, World
@@ -119,7 +121,7 @@ class Export:
         with self._open("scenes.jsonl") as self.scenes, self._open("negatives.jsonl") as self.negatives:
             for index, one in self._scenes("train", plan.num):
                 image = self._add_image("train2014", one, part="train", index=index)
-                self._refer(one, image, index, "train", tuple(published.REC_SPLITS))
+                self._refer(one, image, index, "train", tuple(layout.REC_SPLITS))
                 self._contrast(one, image, index, "train")
             for index, one in self._scenes("val", plan.val):
                 self._contrast(one, self._add_image("val2014", one, part="val", index=index), index, "val")
@@ -127,7 +129,7 @@ class Export:
                 for index, one in self._scenes(part, plan.val):
                     image = self._add_image("train2014", one, part=part, index=index)
                     self._caption(one, image, index, "train2014")
-                    for dataset in published.REC_SPLITS:
+                    for dataset in layout.REC_SPLITS:
                         self._refer(one, image, index, splits_of(dataset, index), (dataset,))
         self._write_annotations()
 
@@ -143,7 +145,7 @@ class Export:
         file_name = published.image_name(split, self.next_image_id, self.plan.format)
         image = published.image_record(self.next_image_id, file_name, one)
         self.next_image_id += 1
-        _save(one, _in(self.folder, published.IMAGES / split / file_name))
+        _save(one, _in(self.folder, layout.IMAGES / split / file_name))
         line = {"id": image["id"], "file_name": file_name, "split": split, **origin, "scene": asdict(one)}
         print(json.dumps(line), file=self.scenes)
         if "negative_type" not in origin:
@@ -216,14 +218,14 @@ class Export:
     def _write_annotations(self) -> None:
         for split, images in self.images.items():
             captions = published.captions_file(images, self.captions[split])
-            self._json(published.CAPTIONS / f"captions_{split}.json", captions)
+            self._json(layout.CAPTIONS / f"captions_{split}.json", captions)
         expressions = self._write_expressions()
         for part, rows in self.hard.items():
-            table = published.ITM / (published.HARD_NEGATIVES.format(split=part) + ".tsv")
-            _in(self.folder, table).write_text(published.hard_negatives_table(rows), encoding="utf-8", newline="\n")
+            table = layout.ITM / (layout.HARD_NEGATIVES.format(split=part) + ".tsv")
+            _in(self.folder, table).write_text(hard_negatives_table(rows), encoding="utf-8", newline="\n")
         self._write_hard_negatives_by_caption()
         prompts = alignment_prompts(self.plan.seed, FIRST_INDEX["prompts"], self.plan.val, self.world)
-        self._json(published.PROMPTS, prompts)
+        self._json(layout.PROMPTS, prompts)
         counts = {
             "image_files": self.next_image_id,
             "images": {split: len(images) for split, images in self.images.items()},
@@ -238,10 +240,10 @@ class Export:
     def _write_expressions(self) -> dict[str, int]:
         counts, first = {}, 0
         names = [("refall", "train")]
-        names += [(name, split) for name, splits in published.REC_SPLITS.items() for split in splits]
+        names += [(name, split) for name, splits in layout.REC_SPLITS.items() for split in splits]
         for name, split in names:
             referred = self.referred.get((name, split), [])
-            self._json(published.REC / f"finetune_{name}_{split}.json", published.referring_file(referred, first))
+            self._json(layout.REC / f"finetune_{name}_{split}.json", published.referring_file(referred, first))
             first += len(referred)
             counts[f"{name}_{split}"] = len(referred)
         return counts
@@ -249,8 +251,8 @@ class Export:
     def _write_hard_negatives_by_caption(self) -> None:
         """Training reads one small file for each caption."""
         rows = self.hard["train"]
-        folder = published.ITM / published.HARD_NEGATIVES.format(split="train")
-        self._json(folder / published.CAPTIONS_OF_IMAGES, published.captions_of_images(rows))
+        folder = layout.ITM / layout.HARD_NEGATIVES.format(split="train")
+        self._json(folder / layout.CAPTIONS_OF_IMAGES, captions_of_images(rows))
         for id_, row in enumerate(rows):
             self._json(folder / f"{id_:05d}.json", row.record)
 

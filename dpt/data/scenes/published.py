@@ -1,10 +1,9 @@
-"""The published file formats: names and places under the data folder, and what a record looks like."""
+"""The records of the published file formats."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dpt.claims.boxes import Box
@@ -14,28 +13,6 @@ from dpt.data.scenes.world import Scene
 
 Record = dict[str, Any]
 
-
-IMAGES = Path("coco/images")
-
-CAPTIONS = Path("coco/annotations")
-
-PROMPTS = Path("coco/annotations_processed_v1/five_category.json")
-
-REC = Path("ReC/mdetr/OpenSource")
-
-ITM = Path("ITM/coco")
-
-HARD_NEGATIVES = "{split}_hard_neg_t20_i4OpenClip_ViT-H-14"
-"""The published name; here the negatives are not mined but made."""
-
-CAPTIONS_OF_IMAGES = "imgname2txtid.json"
-
-
-REC_SPLITS = {
-    "refcoco": ("val", "testA", "testB"),
-    "refcoco+": ("val", "testA", "testB"),
-    "refcocog": ("val", "test"),
-}
 
 CATEGORIES = [{"id": i + 1, "name": shape, "supercategory": "shape"} for i, shape in enumerate(SHAPES)]
 
@@ -100,38 +77,6 @@ def referring_file(referred: Sequence[SceneReferral], first_id: int) -> Record:
             }
         )
     return {"info": {}, "images": images, "annotations": annotations, "categories": CATEGORIES}
-
-
-@dataclass(frozen=True)
-class HardNegatives:
-    """A caption of an image, captions that are false for the image, and images that it is false for."""
-
-    file_name: str
-    title: str
-    captions: tuple[str, ...]
-    images: tuple[str, ...]
-
-    @property
-    def record(self) -> dict[str, str]:
-        """The lists are Python literals in strings: so it was published."""
-        return {
-            "filepath": self.file_name,
-            "title": self.title,
-            "neg_caption": repr(list(self.captions)),
-            "neg_image": repr(list(self.images)),
-        }
-
-
-def hard_negatives_table(rows: Sequence[HardNegatives]) -> str:
-    header = "filepath", "title", "neg_caption", "neg_image"
-    return "".join("\t".join(line) + "\n" for line in (header, *(tuple(row.record.values()) for row in rows)))
-
-
-def captions_of_images(rows: Sequence[HardNegatives]) -> Mapping[str, list[int]]:
-    ids: dict[str, list[int]] = {}
-    for id_, row in enumerate(rows):
-        ids.setdefault(row.file_name, []).append(id_)
-    return ids
 
 
 def prompt_record(id_: int, category: str, text: str, scene: Scene) -> Record:

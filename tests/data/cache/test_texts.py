@@ -10,7 +10,7 @@ import torch
 from dpt.backbone import Backbone, Condition, open_backbone
 from dpt.data.cache.contents import cache_contents
 from dpt.data.example import collate
-from dpt.data.files.reading import DataRoot
+from dpt.data.files.root import DataRoot
 from dpt.data.files.source import matching_files, training_files
 from dpt.data.images import Framing
 from dpt.errors import DataError

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dpt.data.files.check import FileReport, check
-from dpt.data.files.reading import DataRoot
+from dpt.data.files.root import DataRoot
 from dpt.errors import DataError
 
 

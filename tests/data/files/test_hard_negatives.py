@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from dpt.data.files.hard_negatives import HardNegativeFolder, HardNegativeTable, open_hard_negatives
-from dpt.data.files.reading import DataRoot
-from dpt.data.scenes.published import HardNegatives, hard_negatives_table
+from dpt.data.files.root import DataRoot
+from dpt.data.files.hard_negatives import HardNegatives, hard_negatives_table
 from dpt.errors import DataError
 
 HEADER = "filepath\ttitle\tneg_caption\tneg_image\n"
