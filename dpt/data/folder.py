@@ -33,7 +33,9 @@ class CaptionedPicture:
 
 def is_picture_folder(folder: Path) -> bool:
     """Whether it has metadata.jsonl, or at least one picture with a text file beside it."""
-    return (folder / METADATA).is_file() or any(file.with_suffix(".txt").is_file() for file in _pictures(folder))
+    if (folder / METADATA).is_file():
+        return True
+    return folder.is_dir() and any(file.with_suffix(".txt").is_file() for file in _pictures(folder))
 
 
 def read_picture_folder(folder: Path) -> list[CaptionedPicture]:

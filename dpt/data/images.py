@@ -11,15 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from dpt.data.example import BoxCentre, BoxCorners
 from dpt.errors import BrokenImageError
+from dpt.untrusted import open_regular
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
-MOST_PIXELS = 2**26
+MAX_PIXELS = 2**26
+
+LARGEST_FILE = 2**30
+"""Bytes of a picture file."""
 
 ORIENTATION = 0x0112
 
@@ -86,15 +90,17 @@ def _open_image(path: Path) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as image:
+            with open_regular(path, LARGEST_FILE) as stream, Image.open(stream, formats=FORMATS) as image:
                 width, height = image.size
-                if width * height > MOST_PIXELS:
-                    raise BrokenImageError.of(path, f"{width}x{height} pixels are more than {MOST_PIXELS}")
+                if width * height > MAX_PIXELS:
+                    raise BrokenImageError.of(path, f"{width}x{height} pixels are more than {MAX_PIXELS}")
                 yield image
     except BrokenImageError:
         raise
     except FileNotFoundError:
         raise BrokenImageError.of(path, "there is no such file") from None
+    except UnidentifiedImageError:
+        raise BrokenImageError.of(path, f"cannot identify image file (formats: {', '.join(FORMATS)})") from None
     except Exception as error:  # decoders meet broken bytes with errors of every kind
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BrokenImageError.of(path, reason) from error

@@ -294,7 +294,7 @@ def test_what_cannot_be_cached_is_one_sentence(run: Commands, root: Path, words:
 
 def test_data_folders_that_are_none(run: Commands, tmp_path: Path) -> None:
     code, _, error = run.cache(tmp_path / "nowhere")
-    assert code == 2 and f"the data folder {tmp_path / 'nowhere'} does not exist" in error
+    assert code == 2 and f"there is no data folder {tmp_path / 'nowhere'}" in error
     code, _, error = run.cache(tmp_path)
     assert code == 2 and "has neither expressions nor captions with hard negatives" in error
 

@@ -8,7 +8,8 @@ from threading import Barrier
 
 import pytest
 
-from dpt.cli.common.run_folder import new_run_folder, slug
+from dpt.cli.common.run_folder import new_run_folder, read_prompts, slug
+from dpt.errors import UserError
 
 
 def test_runs_at_the_same_time_get_different_folders(tmp_path: Path) -> None:
@@ -54,3 +55,14 @@ def test_names_are_readable_and_safe() -> None:
     assert slug("A red circle, left of ../../etc!") == "a-red-circle-left-of-etc"
     assert slug("дом") == "run"
     assert len(slug("word " * 100)) <= 48
+
+
+def test_prompts_are_the_lines_of_the_file_and_nothing_else_splits_them(tmp_path: Path) -> None:
+    text, jsonl = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
+    text.write_bytes("\ufeffa red cup\r\n\n two\x0ccups\u2028and a bowl\n".encode())
+    assert read_prompts(text) == ["a red cup", "two\x0ccups\u2028and a bowl"]
+    jsonl.write_bytes('\ufeff{"prompt": "a\u2028cup"}\n{"prompt": " b "}'.encode())
+    assert read_prompts(jsonl) == ["a\u2028cup", "b"]
+    text.write_bytes(b"a caf\xe9")
+    with pytest.raises(UserError, match=r"prompts.txt is not UTF-8 text \(byte 5\)"):
+        read_prompts(text)

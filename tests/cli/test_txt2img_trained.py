@@ -304,10 +304,10 @@ BAD = [
     (("--compare", "--n_candidates", "3"), "--compare and --n_candidates cannot be combined"),
     (("--resolution", "64", "--height", "64"), "give either --resolution or --height and --width, not both"),
     (("--prompts_file", "bad.jsonl", "--prompt", "a star"), "give either --prompt or --prompts_file, not both"),
-    (("--prompts_file", "empty.txt"), "there is no prompt in empty.txt"),
-    (("--prompts_file", "bad.jsonl"), "line 2 of bad.jsonl is not JSON"),
-    (("--prompts_file", "other.jsonl"), 'line 1 of other.jsonl has no text under "prompt"'),
-    (("--prompts_file", "binary.txt"), "the prompts binary.txt are not text in UTF-8"),
+    (("--prompts_file", "empty.txt"), "empty.txt holds no prompt"),
+    (("--prompts_file", "bad.jsonl"), "bad.jsonl, line 2, is not valid JSON"),
+    (("--prompts_file", "other.jsonl"), 'other.jsonl, line 1, has no text under "prompt"'),
+    (("--prompts_file", "binary.txt"), "binary.txt is not UTF-8 text"),
 ]
 
 

@@ -10,8 +10,7 @@ from dpt.cli.common.run_folder import read_prompts as read_prompt_file
 from dpt.data.files.annotations import read_captions, read_expressions, read_prompts
 from dpt.data.files.hard_negatives import HardNegativeFiles, HardNegativeFolder, HardNegativeTable
 from dpt.data.files.reading import read_negative_types
-from dpt.data.files.root import DataRoot
-from dpt.data.files.root import CAPTIONS_OF_IMAGES
+from dpt.data.files.root import CAPTIONS_OF_IMAGES, DataRoot
 from dpt.evaluation.suites import registry
 from tests.data.files.conftest import SAMPLE
 from tests.fuzz.mutations import DEEP, DIGITS, mutate_bytes, mutate_fields, mutate_json, mutate_json_line

@@ -70,7 +70,7 @@ def _cache(options: CacheOptions) -> None:
     from dpt.data.images import Framing
     from dpt.embedded import model_location
 
-    root = DataRoot(options.root)
+    root = DataRoot.open(options.root)
     found = cache_contents(root, options.texts, options.random_flip)
     backbone = open_backbone(
         model_location(options.pretrained_model_name_or_path),

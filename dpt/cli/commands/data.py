@@ -1,4 +1,4 @@
-"""`dpt data …`: whether a data folder can be used, and what has to be made of it once."""
+"""`dpt data …`: check a data folder before training on it, and prepare it once."""
 
 from __future__ import annotations
 
@@ -10,40 +10,64 @@ import tyro
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """Say what of a data folder is missing or broken, by file. Exit code 2 if it cannot be trained on."""
+    """List what is missing or broken in a data folder. Exit code 2 if training would refuse it."""
 
     root: tyro.conf.Positional[Path]
-    """The folder that holds coco/, ReC/ and ITM/."""
+    """The folder that holds coco/, ReC/ and ITM/, or pictures with metadata.jsonl."""
+    dataset_name: str = "refall"
+    """As in training: referring expressions to train on."""
+    combine_datasets_val: tuple[str, ...] = ("refcoco", "refcoco+", "refcocog")
+    """As in training: referring expressions to validate on."""
+    dataset_name_val: str | None = None
+    """As in training: one set of expressions to validate on, instead of those combined."""
     decode: bool = False
-    """Also read the pixels of every picture that is named: finds those that are cut, and takes long."""
+    """Also read the pixels of every picture that training uses: finds truncated files, and takes long."""
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """Make the folder of hard negatives by caption of the table, so that training reads one small file at a time."""
+    """Split the table of hard negatives into one small file per caption, which training reads faster."""
 
     root: tyro.conf.Positional[Path]
     """The folder that holds coco/, ReC/ and ITM/."""
 
 
 def check(options: CheckOptions) -> None:
-    from dpt.data.files.check import check as check_folder
+    from dpt.data.files import check as files
     from dpt.data.files.root import DataRoot
+    from dpt.data.files.source import FileSelection
+    from dpt.data.folder import is_picture_folder
     from dpt.errors import fail
 
-    reports = check_folder(DataRoot(options.root), options.decode)
-    print("\n".join(map(str, reports)))
-    bad = [report.name for report in reports if not report.usable]
-    if bad:
-        fail(f"{options.root} cannot be used: {len(bad)} of {len(reports)} parts are missing or broken, first {bad[0]}")
+    if is_picture_folder(options.root):
+        check_picture_folder(options)
+        return
+    chosen = (options.dataset_name_val,) if options.dataset_name_val else options.combine_datasets_val
+    result = files.check(DataRoot.open(options.root), FileSelection(options.dataset_name, chosen), options.decode)
+    print("\n".join(map(str, result.reports)))
+    if result.refusal is not None:
+        fail(f"{options.root} cannot be used: {result.refusal}")
+    if result.bad:
+        names = ", ".join(report.name for report in result.bad)
+        fail(f"{options.root} cannot be used: {len(result.bad)} of {len(result.reports)} parts are broken: {names}")
     print(f"{options.root} can be used")
+
+
+def check_picture_folder(options: CheckOptions) -> None:
+    from dpt.data.folder import read_picture_folder
+    from dpt.data.images import read_header, read_image
+
+    rows = read_picture_folder(options.root)
+    for name in dict.fromkeys(row.file_name for row in rows):
+        (read_image if options.decode else read_header)(options.root / name, options.root)
+    print(f"{options.root} can be used with --plain_lora: {len(rows)} pictures with captions")
 
 
 def prepare(options: PrepareOptions) -> None:
     from dpt.data.files.hard_negatives import prepare as prepare_folder
     from dpt.data.files.root import DataRoot
 
-    root = DataRoot(options.root)
+    root = DataRoot.open(options.root)
     written = prepare_folder(root)
     folder = root.hard_negatives("train")
-    print(f"wrote {folder}" if written else f"{folder} is there already, as it would be written")
+    print(f"wrote {folder}" if written else f"{folder} is up to date")

@@ -101,9 +101,7 @@ def open_streams(options: ProbeOptions, backbone: Backbone) -> Mapping[str, Stre
     if options.data_root is None:
         source = SceneSource(WORLDS[options.scenes], SEED, "test", framing, options.num)
         return {"scenes": Stream(source, SEED, shuffle=False)}
-    root = DataRoot(options.data_root)
-    if not root.path.is_dir():
-        fail(f"there is no data folder {root.path}")
+    root = DataRoot.open(options.data_root)
     streams = {"captions": Stream(matching_files(root, "val", framing, SEED), SEED, shuffle=False)}
     for named in options.datasets:
         dataset, _, split = named.partition(":")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dpt.errors import fail
 from dpt.files import NumberedFolder, numbered_folder
-from dpt.untrusted import parse_json
+from dpt.untrusted import parse_json, read_text
 
 
 def new_run_folder(parent: Path, text: str) -> AbstractContextManager[NumberedFolder]:
@@ -23,27 +23,25 @@ def slug(text: str, length: int = 48) -> str:
 
 
 def read_prompts(file: Path) -> list[str]:
-    """In the file's order; empty lines are no prompts."""
+    """One prompt per line, or per line of a .jsonl file the text under "prompt". Blank lines are left out."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_text(file).split("\n")  # not splitlines: a prompt may hold U+2028, a form feed and the like
     except OSError as error:
-        fail(f"the prompts {file} cannot be read: {error.strerror}")
-    except UnicodeDecodeError:
-        fail(f"the prompts {file} are not text in UTF-8")
+        fail(f"cannot read the prompts {file}: {error.strerror}")
     prompts = [
-        _prompt_of(line, f"line {number} of {file}") if file.suffix == ".jsonl" else line.strip()
+        _jsonl_prompt(line, f"{file}, line {number}") if file.suffix == ".jsonl" else line.strip()
         for number, line in enumerate(lines, start=1)
         if line.strip()
     ]
-    return prompts or fail(f"there is no prompt in {file}")
+    return prompts or fail(f"{file} holds no prompt")
 
 
-def _prompt_of(line: str, where: str) -> str:
+def _jsonl_prompt(line: str, where: str) -> str:
     try:
-        found = parse_json(line)
-    except ValueError:
-        fail(f"{where} is not JSON")
-    prompt = found.get("prompt") if isinstance(found, dict) else None
+        row = parse_json(line)
+    except ValueError as error:
+        fail(f"{where}, is not valid JSON: {error}")
+    prompt = row.get("prompt") if isinstance(row, dict) else None
     if not (isinstance(prompt, str) and prompt.strip()):
-        fail(f'{where} has no text under "prompt"')
+        fail(f'{where}, has no text under "prompt"')
     return prompt.strip()

@@ -14,9 +14,10 @@ from dpt.data.cache.contents import FREE, differences, latents_key, texts_key
 from dpt.data.cache.latents import CachedLatents, NpyLatents
 from dpt.data.cache.storage import CachePart, UnfinishedPartError
 from dpt.data.cache.texts import CachedTexts
-from dpt.data.example import Source
+from dpt.data.example import CAPTION_ONLY, ExampleParts, Source
 from dpt.data.files.root import DataRoot
-from dpt.data.files.source import LatentStore, expression_files, matching_files, training_files
+from dpt.data.files.source import FileSelection, LatentStore, open_training_data
+from dpt.data.folder import FolderSource, is_picture_folder
 from dpt.data.images import Framing
 from dpt.data.mixture import EveryNth
 from dpt.data.scenes.source import SceneSource
@@ -26,9 +27,8 @@ from dpt.errors import UserError
 
 VALIDATION_SEED = 0
 
-STRIDES = {"refcoco": 8, "refcoco+": 16, "refcocog": 8}
-
-MATCHING_STRIDE = 20
+STRIDES = {"refcoco": 8, "refcoco+": 16, "refcocog": 8, "captions": 20}
+"""Validation reads every n-th example of these, unless --val_fullset."""
 
 
 def framing_of(options: DataOptions, backbone: Backbone) -> Framing:
@@ -39,10 +39,14 @@ def open_data(
     options: DataOptions, framing: Framing, seed: int, latents: LatentStore | None = None
 ) -> tuple[Source, Mapping[str, Stream]]:
     """What to train on, and by name what to validate on: always the same examples, whatever the seed."""
+    source: Source
+    held_out: dict[str, Source]
     if options.data_root is None:
         source, held_out = _scene_sources(options, framing, seed)
+    elif is_picture_folder(options.data_root):
+        source, held_out = FolderSource(options.data_root, framing, seed), {}
     else:
-        source, held_out = _file_sources(options, DataRoot(options.data_root), framing, seed, latents)
+        source, held_out = _file_sources(options, DataRoot.open(options.data_root), framing, seed, latents)
     budget = options.corrupt_budget
     return source, {
         name: Stream(one, VALIDATION_SEED, shuffle=False, corrupt_budget=budget) for name, one in held_out.items()
@@ -68,24 +72,28 @@ def _scene_sources(options: DataOptions, framing: Framing, seed: int) -> tuple[S
 def _file_sources(
     options: DataOptions, root: DataRoot, framing: Framing, seed: int, latents: LatentStore | None
 ) -> tuple[Source, dict[str, Source]]:
-    if not root.path.is_dir():
-        raise UserError(f"there is no data folder {root.path}")
-    still = replace(framing, random_flip=False)
     chosen = (options.dataset_name_val,) if options.dataset_name_val else options.combine_datasets_val
-    held_out: dict[str, Source] = {
-        name: _every_nth(
-            expression_files(root, name, "val", still, VALIDATION_SEED, latents), STRIDES.get(name, 1), options
+    selection = FileSelection(options.dataset_name, chosen)
+    source, held_out = open_training_data(root, selection, framing, seed, VALIDATION_SEED, latents)
+    if options.val_fullset:
+        return source, dict(held_out)
+    return source, {name: EveryNth(each, STRIDES.get(name, 1)) for name, each in held_out.items()}
+
+
+def require_parts(source: Source, parts: ExampleParts) -> None:
+    """Refuse a folder of captioned pictures for a task that also needs expressions or negatives."""
+    if isinstance(source, FolderSource) and parts != CAPTION_ONLY:
+        raise UserError(
+            f"{source.folder} holds pictures and captions, which only train_stage2.py --plain_lora trains on: matching"
+            " and grounding need a --data_root with ReC/ and ITM/"
         )
-        for name in chosen
-    }
-    held_out["captions"] = _every_nth(
-        matching_files(root, "val", still, VALIDATION_SEED, latents), MATCHING_STRIDE, options
-    )
-    return training_files(root, options.dataset_name, framing, seed, latents), held_out
 
 
-def _every_nth(source: Source, stride: int, options: DataOptions) -> Source:
-    return source if options.val_fullset else EveryNth(source, stride)
+def data_identity(options: DataOptions, source: Source) -> str | None:
+    """What is trained on, whatever its folder is called; None for scenes, which the options describe."""
+    if isinstance(source, FolderSource):
+        return source.identity()
+    return None if options.data_root is None else DataRoot(options.data_root).identity(options.dataset_name)
 
 
 AUTO, NONE = "auto", "none"
@@ -108,6 +116,8 @@ def open_cache(options: DataOptions, framing: Framing, backbone: Backbone) -> Tr
     named = options.cache not in (AUTO, NONE)
     if options.data_root is None and named:
         raise UserError("--cache needs --data_root: scenes that are rendered on the spot are not cached")
+    if named and options.data_root is not None and is_picture_folder(options.data_root):
+        raise UserError(f"--cache is not read for a folder of pictures as {options.data_root}: leave it out")
     if options.data_root is None or options.cache == NONE:
         return TrainingCache()
     folder = Path(options.cache).expanduser() if named else options.data_root / BESIDE

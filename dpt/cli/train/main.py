@@ -46,7 +46,7 @@ def main(kind: type[TrainOptions], script: str, builder: str, arguments: Sequenc
 
 def run(options: TrainOptions, builder: str) -> Outcome:
     check(options)
-    from dpt.cli.train.data import framing_of, open_cache, open_data
+    from dpt.cli.train.data import framing_of, open_cache, open_data, require_parts
     from dpt.cli.train.hub import open_hub
     from dpt.data.stream import Stream
     from dpt.distributed import Processes
@@ -67,6 +67,7 @@ def run(options: TrainOptions, builder: str) -> Outcome:
     source, validation = open_data(options.data, framing, options.optimisation.seed, cache.latents)
     module, function = builder.split(":")
     task, initial_weights = getattr(import_module(module), function)(options, backbone, validation)
+    require_parts(source, task.parts)
     if accelerator.is_main_process:
         for sentence in cache.said:
             print(sentence)

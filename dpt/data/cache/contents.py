@@ -13,10 +13,9 @@ from dpt.backbone.folder import TEXT_ENCODER, TOKENIZER, VAE, ModelFolder
 from dpt.backbone.text import ENCODING
 from dpt.data.files.annotations import read_expressions
 from dpt.data.files.hard_negatives import open_hard_negatives
-from dpt.data.files.root import DataRoot
+from dpt.data.files.root import REC, DataRoot
 from dpt.data.images import PREPROCESSING, Framing
 from dpt.data.mirror import mirrored_text
-from dpt.data.files.root import REC
 from dpt.errors import DataError
 
 FORMAT = 1
@@ -78,8 +77,6 @@ class CacheContents:
 
 def cache_contents(root: DataRoot, texts: bool, random_flip: bool) -> CacheContents:
     """Whatever is there of the published files counts, all sets of expressions and both parts of the negatives."""
-    if not root.path.is_dir():
-        raise DataError(f"the data folder {root.path} does not exist")
     pictures: set[str] = set()
     said: set[str] = set()
     for file in sorted((root.path / REC).glob("finetune_*.json")):

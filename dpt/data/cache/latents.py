@@ -21,6 +21,7 @@ from dpt.data.files.reading import checked_file_name, is_whole
 from dpt.data.images import Framing, ImageHeader, read_header, read_image
 from dpt.data.stream import CorruptBudget
 from dpt.errors import BrokenImageError, DataError
+from dpt.untrusted import check_regular
 
 FOLDER = "latents"
 
@@ -220,6 +221,7 @@ class NpyLatents:
             raise DataError(f"{picture} has no latents: there is no file {file}")
         try:
             # Mapped, so that a header that claims more than the file holds costs no memory.
+            check_regular(file)
             values = np.load(file, mmap_mode="r", allow_pickle=False)
         except Exception as error:  # headers are met with errors of every kind
             raise DataError(f"{file} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from None

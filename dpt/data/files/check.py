@@ -165,9 +165,7 @@ class _Check:
             use = "validation" if required else "dpt probe"
             yield self._expression_file(file, use, required, None)
 
-    def _expression_file(
-        self, file: Path, use: str, required: bool, negatives: HardNegativeFiles | None
-    ) -> FileReport:
+    def _expression_file(self, file: Path, use: str, required: bool, negatives: HardNegativeFiles | None) -> FileReport:
         def read(report: FileReport) -> str:
             rows = read_expressions(file, report.fault)
             for row in rows:
@@ -210,6 +208,8 @@ class _Check:
         reports = [read(folder, HardNegativeFolder), read(table, HardNegativeTable)]
         if len(opened) == 2 and opened[folder].ids_of != opened[table].ids_of:
             reports[0].note(f"{folder} does not give its captions to the same pictures as {table.name}")
+        if part == "val":  # nothing prepares this folder: not worth a line where it is absent
+            reports = [report for report in reports if report.present or report.required]
         return opened.get(folder, opened.get(table)), reports
 
     def _rows(self, negatives: HardNegativeFiles, split: str | None, report: FileReport) -> str:
@@ -247,7 +247,9 @@ class _Check:
         folder, named = self.root.images(split), self.named[split]
 
         def read(report: FileReport) -> str:
-            files = {Path(at, file).relative_to(folder).as_posix() for at, _, names in os.walk(folder) for file in names}
+            files = {
+                Path(at, file).relative_to(folder).as_posix() for at, _, names in os.walk(folder) for file in names
+            }
             for name, where in tqdm(named.items(), desc=split, unit="picture", leave=False, disable=None):
                 if name not in files:
                     report.fault(DataError(f"{folder / name} is missing; {where} names it"))

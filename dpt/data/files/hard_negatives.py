@@ -226,7 +226,9 @@ def open_hard_negatives(root: DataRoot, part: str) -> HardNegativeFiles:
     if table.is_file():
         return HardNegativeTable(table)
     use = "training reads them" if part == "train" else "training validates on them"
-    raise DataError(f"there are no hard negatives for {part}: {use} from the table {table} or the folder {folder.name}/")
+    raise DataError(
+        f"there are no hard negatives for {part}: {use} from the table {table} or the folder {folder.name}/"
+    )
 
 
 def _hard_negatives(record: Row, file_name: str) -> HardNegatives:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,11 @@ import pytest
 
 from dpt.data.files.check import FileReport, check
 from dpt.data.files.root import DataRoot
+from dpt.data.files.source import FileSelection, open_training_data
+from dpt.data.images import Framing
 from dpt.errors import DataError
+
+FRAMING = Framing(32)
 
 
 def edit(file: Path, change: Callable[[Any], Any]) -> None:
@@ -19,29 +24,76 @@ def edit(file: Path, change: Callable[[Any], Any]) -> None:
     file.write_text(json.dumps(content))
 
 
-def bad(reports: list[FileReport]) -> list[FileReport]:
-    return [report for report in reports if not report.usable]
+def bad(root: DataRoot, decode: bool = False) -> list[FileReport]:
+    return check(root, decode=decode).bad
 
 
 def test_a_good_folder(exported: DataRoot) -> None:
-    reports = {report.name: report for report in check(exported, decode=True)}
-    assert all(report.usable and not report.needed_for for report in reports.values())
+    result = check(exported, decode=True)
+    reports = {report.name: report for report in result.reports}
+    assert result.usable and all(report.status == "ok" and not report.notes for report in reports.values())
     manifest = json.loads((exported.path / "manifest.json").read_text())["counts"]
     expressions = reports["ReC/mdetr/OpenSource/finetune_refall_train.json"]
-    assert expressions.holds == f"{manifest['expressions']['refall_train']} expressions of 12 pictures"
-    assert reports["coco/images/val2014"].holds.startswith(f"{len(list(exported.images('val2014').iterdir()))} files")
+    assert expressions.content == f"{manifest['expressions']['refall_train']} expressions of 12 pictures"
+    assert reports["coco/images/val2014"].content.startswith(f"{len(list(exported.images('val2014').iterdir()))} files")
 
 
-def test_what_only_scores_need_may_be_absent(sample: DataRoot) -> None:
+def test_what_training_does_not_read_may_be_absent_or_broken(sample: DataRoot) -> None:
     sample.prompts.unlink()
     sample.hard_negatives_table("train").unlink()
-    sample.expressions("refcoco", "testA").unlink()
-    sample.captions("train2014").unlink()
+    sample.expressions("refcoco", "testA").write_text("{")
+    captions = sample.captions("train2014")
+    captions.write_text(captions.read_text()[:-20])
     sample.negative_types.unlink()
-    reports = check(sample)
-    assert not bad(reports)
-    assert sum(bool(report.needed_for) for report in reports) == 4
-    assert "absent  coco/annotations_processed_v1/five_category.json: needed for alignment scores" in map(str, reports)
+    result = check(sample)
+    assert result.usable and open_training_data(sample, FileSelection(), FRAMING, 0)
+    shown = {report.name.split("/")[-1]: str(report).splitlines()[0] for report in result.reports}
+    assert shown["five_category.json"].startswith("-       coco/")
+    assert "not there; only alignment scores would need it" in shown["five_category.json"]
+    assert shown["captions_train2014.json"].startswith("unused  coco/")
+    assert shown["finetune_refcoco_testA.json"].endswith("broken, but only dpt probe would need it")
+
+
+def val_negatives(root: DataRoot) -> None:
+    root.hard_negatives_table("val").unlink()
+
+
+def rename_refall(root: DataRoot) -> None:
+    file = root.expressions("refall", "train")
+    file.rename(root.expressions("mine", "train"))
+
+
+def rename_val(root: DataRoot) -> None:
+    root.expressions("refcoco+", "val").rename(root.expressions("mine", "val"))
+
+
+REFUSED: list[tuple[Callable[[DataRoot], Any], str]] = [
+    (val_negatives, r"no hard negatives for val: training validates on them from the table .*val_hard_neg.*\.tsv"),
+    (rename_refall, r"no file .*finetune_refall_train.json; the folder has finetune_mine_train.json: choose with "
+                    r"--dataset_name mine"),
+    (rename_val, r"the folder has finetune_mine_val.json, .*choose with --dataset_name_val mine"),
+    (lambda r: r.negative_types.write_text("{}"), "negatives.jsonl, line 1: there is no 'part'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("harm", "says"), REFUSED)
+def test_what_training_refuses_the_check_refuses_in_the_same_words(
+    sample: DataRoot, harm: Callable[[DataRoot], Any], says: str
+) -> None:
+    harm(sample)
+    with pytest.raises(DataError, match=says) as refused:
+        open_training_data(sample, FileSelection(), FRAMING, 0)
+    result = check(sample)
+    assert not result.usable and result.refusal == str(refused.value)
+    assert [report.status for report in result.bad] in (["MISSING"], ["BROKEN"])
+
+
+def test_the_selection_of_training_is_that_of_the_check(sample: DataRoot) -> None:
+    rename_refall(sample)
+    assert check(sample, FileSelection(dataset="mine")).usable
+    sample.expressions("refcoco", "val").unlink()
+    assert check(sample, FileSelection("mine", ("refcocog",))).usable
+    assert not check(sample, FileSelection("mine", ("refcoco",))).usable
 
 
 def remove_both_forms(root: DataRoot) -> None:
@@ -52,16 +104,11 @@ def remove_both_forms(root: DataRoot) -> None:
 FAULTS: list[tuple[Callable[[DataRoot], Any], str, str]] = [
     (lambda r: r.expressions("refall", "train").unlink(), "finetune_refall_train.json", "MISSING"),
     (remove_both_forms, "H-14.tsv", "MISSING"),
-    (lambda r: shutil.rmtree(r.images("train2014")), "train2014", "MISSING .*: needed for 24 pictures"),
+    (lambda r: shutil.rmtree(r.images("train2014")), "train2014", "MISSING .*: needed for the 22 pictures"),
     (
         lambda r: edit(r.expressions("refall", "train"), lambda c: c["annotations"][3].update(bbox=[0, 0, 0, 0])),
         "finetune_refall_train.json",
         r"8 expressions of \d pictures\n .*annotations\[3\]: the box .* has no area",
-    ),
-    (
-        lambda r: edit(r.expressions("refcoco", "val"), lambda c: c["images"][1].update(original_id=0)),
-        "finetune_refcoco_val.json",
-        r"images\[1\]: the picture 0 is COCO_train2014_000000000031.jpg here, COCO_train2014_000000000000.jpg in COCO",
     ),
     (
         lambda r: edit(r.expressions("refall", "train"), lambda c: c["images"][0].update(file_name="x.jpg")),
@@ -69,14 +116,8 @@ FAULTS: list[tuple[Callable[[DataRoot], Any], str, str]] = [
         r"images\[0\]: no caption of x.jpg has hard negatives",
     ),
     (lambda r: (r.hard_negatives("train") / "00003.json").unlink(), "H-14", "there is no file .*00003.json"),
-    (
-        lambda r: edit(r.hard_negatives("train") / "imgname2txtid.json", lambda c: c.popitem()),
-        "H-14",
-        "does not give its captions to the same pictures",
-    ),
+    (lambda r: (r.hard_negatives("train") / "imgname2txtid.json").write_text("{"), "H-14", "line 1, is not valid JSON"),
     (lambda r: r.hard_negatives_table("val").write_text("x"), "val_hard.*tsv", "nothing that can be used\n .*line 1"),
-    (lambda r: r.captions("val2014").write_text("{"), "captions_val2014.json", "line 1, is not valid JSON"),
-    (lambda r: r.prompts.write_text("[{}]"), "five_category.json", "row 0: there is no 'caption'"),
     (lambda r: r.negative_types.write_text("{}"), "negatives.jsonl", "line 1: there is no 'part'"),
     (
         lambda r: (r.images("val2014") / "COCO_val2014_000000000021.jpg").unlink(),
@@ -95,10 +136,8 @@ FAULTS: list[tuple[Callable[[DataRoot], Any], str, str]] = [
 def test_what_is_broken_is_found_by_file(
     sample: DataRoot, harm: Callable[[DataRoot], Any], name: str, says: str
 ) -> None:
-    import re
-
     harm(sample)
-    found = [report for report in bad(check(sample)) if re.search(f"{name}$", report.name)]
+    found = [report for report in bad(sample) if re.search(f"{name}$", report.name)]
     assert len(found) == 1
     assert re.search(says, str(found[0]))
 
@@ -106,19 +145,24 @@ def test_what_is_broken_is_found_by_file(
 def test_a_cut_picture_is_found_by_decoding(sample: DataRoot) -> None:
     file = sample.images("train2014") / "COCO_train2014_000000000000.jpg"
     file.write_bytes(file.read_bytes()[:-600])
-    assert not bad(check(sample))
-    (report,) = bad(check(sample, decode=True))
+    assert not bad(sample)
+    (report,) = bad(sample, decode=True)
     assert report.faults == 1 and "truncated" in str(report)
 
 
 def test_only_the_first_faults_are_shown(sample: DataRoot) -> None:
     for file in list(sample.images("train2014").iterdir())[:9]:
         file.unlink()
-    (report,) = bad(check(sample))
-    assert report.faults == 9 and len(report.first_faults) == 5 and "… and 4 more" in str(report)
+    (report,) = bad(sample)
+    assert report.faults == 9 and len(report.shown) == 5 and "… and 4 more" in str(report)
 
 
-def test_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"the data folder .* does not exist"):
-        check(DataRoot(tmp_path / "none"))
-    assert bad(check(DataRoot(tmp_path)))
+def test_differences_that_training_does_not_mind_are_notes(sample: DataRoot) -> None:
+    edit(sample.expressions("refcoco", "val"), lambda c: c["images"][1].update(original_id=0))
+    index = sample.hard_negatives_table("train")
+    index.write_text("".join(index.read_text().splitlines(keepends=True)[:-1]))
+    result = check(sample)
+    notes = [note for report in result.reports for note in report.notes]
+    assert result.usable and len(notes) == 2
+    assert "does not give its captions to the same pictures" in notes[0]
+    assert re.search(r"images\[1\]: the picture 0 is COCO_train2014_\d+31.jpg here, COCO_train2014_0+.jpg", notes[1])

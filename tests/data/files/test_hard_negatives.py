@@ -9,9 +9,14 @@ from typing import Any
 
 import pytest
 
-from dpt.data.files.hard_negatives import HardNegativeFolder, HardNegativeTable, open_hard_negatives
+from dpt.data.files.hard_negatives import (
+    HardNegativeFolder,
+    HardNegatives,
+    HardNegativeTable,
+    hard_negatives_table,
+    open_hard_negatives,
+)
 from dpt.data.files.root import DataRoot
-from dpt.data.files.hard_negatives import HardNegatives, hard_negatives_table
 from dpt.errors import DataError
 
 HEADER = "filepath\ttitle\tneg_caption\tneg_image\n"
@@ -37,7 +42,7 @@ def test_the_folder_is_preferred(sample: DataRoot) -> None:
     shutil.rmtree(sample.hard_negatives("train"))
     assert isinstance(open_hard_negatives(sample, "train"), HardNegativeTable)
     sample.hard_negatives_table("train").unlink()
-    with pytest.raises(DataError, match="no hard negatives for train: neither"):
+    with pytest.raises(DataError, match="no hard negatives for train: training reads them from"):
         open_hard_negatives(sample, "train")
 
 

@@ -71,5 +71,3 @@ def test_nothing_to_make_it_of(tmp_path: Path, sample: DataRoot) -> None:
     sample.hard_negatives_table("train").unlink()
     with pytest.raises(DataError, match=r"there is no file .*\.tsv"):
         prepare(sample)
-    with pytest.raises(DataError, match="does not exist"):
-        prepare(DataRoot(tmp_path / "none"))
