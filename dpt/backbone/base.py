@@ -246,7 +246,11 @@ class Backbone(Protocol):
         """Of the text encoder and the network."""
 
     @property
-    def model_hash(self) -> str: ...
+    def model_hash(self) -> str:
+        """The same for every copy of this model, however it was saved: see `dpt.backbone.identity`."""
+
+    def is_model(self, recorded_hash: str) -> bool:
+        """Whether a hash in a checkpoint, also one of an earlier version, is this model's. "" fits any model."""
 
     def origin(self, name: str) -> dict[str, str]:
         """What a checkpoint records about the model it was trained on; `name` is what the user calls it."""

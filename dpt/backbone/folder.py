@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -114,26 +112,12 @@ class ModelFolder:
         index = read_json_object(index_file, f"{index_file} is missing")
         return [single.with_name(shard) for shard in _shards(index, index_file)]
 
-    def content_hash(self, *components: Component) -> str:
-        """SHA-256 over the names and bytes of every file that is loaded, wherever the folder lies.
-
-        Of these components, or of all.
-        """
-        digest = hashlib.sha256()
-        for file in self._loaded_files(components or COMPONENTS):
-            name = file.relative_to(self.path).as_posix()
-            digest.update(f"{name}\0{file.stat().st_size}\0".encode())
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 22):
-                    digest.update(block)
-        return digest.hexdigest()
-
-    def _loaded_files(self, components: Sequence[Component]) -> Iterator[Path]:
-        for component in sorted(components, key=lambda one: one.name):
-            yield self.component(component) / component.config_file
-            yield from self.weights(component)
-        if TOKENIZER in components:
-            yield from (file for name in TOKENIZER_FILES if (file := self.component(TOKENIZER) / name).is_file())
+    def loaded_files(self, component: Component) -> list[Path]:
+        """Every file that is read for a component."""
+        files = [self.component(component) / component.config_file, *self.weights(component)]
+        if component is TOKENIZER:
+            files += [file for name in TOKENIZER_FILES if (file := self.component(TOKENIZER) / name).is_file()]
+        return files
 
     def _check_class(self, component: Component, index: dict[str, Any]) -> None:
         entry = index.get(component.name)

@@ -72,7 +72,7 @@ def _fetch(hub_id: str, revision: str | None, wanted: list[str]) -> Path:
 
 
 # Buffers that older versions of transformers wrote to the file and newer ones compute.
-_COMPUTED = ("position_ids",)
+COMPUTED = ("position_ids",)
 
 
 def load_tokenizer(folder: ModelFolder) -> Any:
@@ -139,7 +139,7 @@ def _load(kind: type[Any], folder: ModelFolder, component: Component, dtype: tor
             raise UserError(f"the model in {path} cannot be loaded: {_first_line(error)}") from None
     for fault in ("missing", "mismatched", "unexpected"):
         names = sorted(_tensor_name(key) for key in report.get(f"{fault}_keys", ()))
-        names = [name for name in names if not name.endswith(_COMPUTED)]
+        names = [name for name in names if not name.endswith(COMPUTED)]
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise UserError(f"the weights in {path} do not fit its config: {fault} tensor {names[0]}{more}")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpt.backbone import activation_memory, loading, unet_features
+from dpt.backbone import activation_memory, identity, loading, unet_features
 from dpt.backbone.base import Condition, ConditionCache, FeatureSpec, Grid, NoiseSchedule
 from dpt.backbone.folder import ModelFolder
 from dpt.backbone.memory_saving_layers import use_memory_saving_layers
@@ -218,7 +218,10 @@ class UNetBackbone:
 
     @cached_property
     def model_hash(self) -> str:
-        return self.folder.content_hash()
+        return identity.model_hash(self.folder)
+
+    def is_model(self, recorded_hash: str) -> bool:
+        return identity.is_model(recorded_hash, self.folder)
 
     def origin(self, name: str) -> dict[str, str]:
         return {"base": name, "base_hash": self.model_hash, "prediction_type": self.noise.prediction_type}

@@ -13,6 +13,7 @@ from dpt.adapter.io.native import AdapterRecord
 from dpt.adapter.io.published import has_checksums
 from dpt.adapter.model import Adapter
 from dpt.backbone.folder import SCHEDULER, TEXT_ENCODER, UNET, VAE, ModelFolder
+from dpt.backbone.identity import model_hash
 from dpt.backbone.unet_features import block_names
 from dpt.checkpoints.open import KINDS, Checkpoint
 from dpt.lora.formats.common import places_in
@@ -42,7 +43,7 @@ def describe_model(path: Path) -> Summary:
     unet, scheduler = folder.config(UNET), folder.config(SCHEDULER)
     weights = [file for part in (TEXT_ENCODER, VAE, UNET) for file in folder.weights(part)]
     model = {
-        "hash": folder.content_hash(),
+        "hash": model_hash(folder),
         "prediction_type": scheduler.get("prediction_type", "epsilon"),
         "latent_size": unet["sample_size"],
         "unet_widths": list(unet["block_out_channels"]),

@@ -11,6 +11,7 @@ from dpt.adapter.io import published as published_adapter
 from dpt.adapter.io.native import AdapterRecord
 from dpt.adapter.model import Adapter
 from dpt.backbone import Backbone
+from dpt.backbone.identity import check_base
 from dpt.errors import UserError
 from dpt.lora import io as lora_store
 from dpt.lora.formats import diffusers, kohya
@@ -41,22 +42,20 @@ class Checkpoint:
     adapter_record: AdapterRecord | None = None
     lora: StoredLora | None = None
 
-    def check_belongs(self, backbone: Backbone) -> None:
-        """To this model: one sentence if it was trained in another, as far as the checkpoint knows, or cannot fit."""
+    def check_belongs(self, backbone: Backbone, allow_other_base: bool = False) -> None:
+        """Refuse a checkpoint whose adapter was trained on another model, unless allowed, or does not fit this one."""
         if self.adapter_record is None:
             return
         record = self.adapter_record
-        if record.base_hash not in ("", backbone.model_hash):
-            raise UserError(
-                f"the adapter {self.path} was trained to read another model, {record.base or 'which has no name'} "
-                f"(its content hash is {record.base_hash[:12]}, that of this one {backbone.model_hash[:12]})"
-            )
+        check_base(backbone, record, f"the adapter {self.path} was trained to read", allow_other_base)
         check_fits(record.config, backbone)
 
-    def attach(self, backbone: Backbone) -> Lora | None:
-        """Put the LoRA, if there is one, into the model that all of this belongs to."""
-        self.check_belongs(backbone)
-        return lora_store.attach_lora(backbone, self.lora, str(self.path)) if self.lora else None
+    def attach(self, backbone: Backbone, allow_other_base: bool = False) -> Lora | None:
+        """Put the LoRA, if there is one, into the model."""
+        self.check_belongs(backbone, allow_other_base)
+        if self.lora is None:
+            return None
+        return lora_store.attach_lora(backbone, self.lora, str(self.path), allow_other_base)
 
 
 def open_checkpoint(path: Path, adapter_config: AdapterConfig | None = None) -> Checkpoint:

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dpt.backbone import Backbone
+from dpt.backbone.identity import check_base
 from dpt.errors import UserError
 from dpt.files import atomic_folder
 from dpt.lora.config import LoraConfig
@@ -63,14 +64,10 @@ def read_lora(folder: Path) -> StoredLora:
     return StoredLora(record, read_weights(folder / WEIGHTS, record.weights_sha256))
 
 
-def attach_lora(backbone: Backbone, stored: StoredLora, where: str) -> Lora:
-    """Put a stored LoRA into the model it was trained in; any other model is refused."""
+def attach_lora(backbone: Backbone, stored: StoredLora, where: str, allow_other_base: bool = False) -> Lora:
+    """Put a stored LoRA into the model it was trained in; another model only if allowed."""
     record = stored.record
-    if record.base_hash not in ("", backbone.model_hash):
-        raise UserError(
-            f"the LoRA {where} was trained in another model, {record.base or 'which has no name'} "
-            f"(its content hash is {record.base_hash[:12]}, that of this one {backbone.model_hash[:12]})"
-        )
+    check_base(backbone, record, f"the LoRA {where} was trained in", allow_other_base)
     lora = Lora(backbone, record.config)
     try:
         lora.load(stored.tensors, where)

@@ -125,10 +125,10 @@ def codes_in_values(monkeypatch: pytest.MonkeyPatch) -> Adapter:
 
 
 def sines_first(monkeypatch: pytest.MonkeyPatch) -> Adapter:
-    import dpt.adapter.codes as codes
+    import dpt.adapter.embeddings as embeddings
 
-    found = codes.sinusoid
-    monkeypatch.setattr(codes, "sinusoid", lambda t, width: found(t, width).roll(width // 2, dims=-1))
+    ordinary = embeddings.sinusoid
+    monkeypatch.setattr(embeddings, "sinusoid", lambda t, width: ordinary(t, width).roll(width // 2, dims=-1))
     return reference_adapter(AdapterConfig())
 
 

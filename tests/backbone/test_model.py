@@ -10,10 +10,9 @@ from diffusers import DDPMScheduler
 
 from dpt.backbone import Backbone, open_backbone
 from dpt.backbone import device as devices
-from dpt.backbone.folder import SCHEDULER, TEXT_ENCODER, TOKENIZER, UNET, VAE, ModelFolder
 from dpt.errors import UserError
 from tests import tiny_models
-from tests.tiny_models import POCKET, PROMPT, SD1, SD2_BASE, SD2_V, TinyModel
+from tests.tiny_models import POCKET, PROMPT, SD1, SD2_V, TinyModel
 
 
 @pytest.fixture(scope="module")
@@ -159,27 +158,6 @@ def test_prediction_is_the_unets_and_carries_gradients_to_its_input(
     assert torch.equal(predicted, expected)
     predicted.sum().backward()
     assert latents.grad is not None and latents.grad.abs().sum() > 0
-
-
-def test_the_hash_follows_the_content_and_not_the_place(folders: Path, tmp_path: Path) -> None:
-    tiny_models.save(SD2_BASE, tmp_path / "same")
-    tiny_models.save(SD2_BASE, tmp_path / "other", seed=1)
-    original = open_backbone(folders / "sd2-base", device="cpu").model_hash
-    assert open_backbone(tmp_path / "same", device="cpu").model_hash == original
-    assert open_backbone(tmp_path / "other", device="cpu").model_hash != original
-
-
-def test_a_part_has_a_hash_of_its_own(folders: Path, tmp_path: Path) -> None:
-    tiny_models.save(POCKET, tmp_path / "other")
-    config = tmp_path / "other/vae/config.json"
-    config.write_text(config.read_text().replace('"scaling_factor": 0.7', '"scaling_factor": 0.8'))
-    one, other = (ModelFolder.check(folder) for folder in (folders / "pocket", tmp_path / "other"))
-    assert one.content_hash(VAE) != other.content_hash(VAE)
-    for part in (TOKENIZER, TEXT_ENCODER, UNET, SCHEDULER):
-        assert one.content_hash(part) == other.content_hash(part)
-    assert one.content_hash(TOKENIZER) != one.content_hash(TOKENIZER, TEXT_ENCODER)
-    (tmp_path / "other/tokenizer/tokenizer.json").write_text("{}")
-    assert one.content_hash(TOKENIZER) != other.content_hash(TOKENIZER)
 
 
 def test_half_precision_on_a_cpu_is_declined_aloud(folders: Path) -> None:

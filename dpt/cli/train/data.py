@@ -147,7 +147,7 @@ def open_cache(options: DataOptions, framing: Framing, backbone: Backbone) -> Tr
 def _open_latents(part: CachePart | None, root: Path, framing: Framing, backbone: Backbone) -> CachedLatents | None:
     if part is None:
         return None
-    _refuse(part, differences(part.key, latents_key(backbone.folder, framing), FREE))
+    _refuse(part, differences(part.key, latents_key(backbone.folder, framing, made=part.key), FREE))
     found = CachedLatents(part, DataRoot(root).images(""))
     if framing.random_flip and not found.has_mirrored:
         _refuse(part, ["it was made without --random_flip"])
@@ -157,7 +157,7 @@ def _open_latents(part: CachePart | None, root: Path, framing: Framing, backbone
 def _open_texts(part: CachePart | None, backbone: Backbone) -> CachedTexts | None:
     if part is None:
         return None
-    _refuse(part, differences(part.key, texts_key(backbone.folder, backbone.dtype)))
+    _refuse(part, differences(part.key, texts_key(backbone.folder, backbone.dtype, part.key)))
     return CachedTexts(part)
 
 

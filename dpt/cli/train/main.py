@@ -25,6 +25,7 @@ from dpt.cli.train.setup import (
 )
 from dpt.errors import UserError, fail, run_command
 from dpt.training.engine.interrupts import EXIT_STOPPED
+from dpt.untrusted import parse_json
 
 if TYPE_CHECKING:
     from dpt.cli.train.hub import Hub
@@ -46,6 +47,7 @@ def main(kind: type[TrainOptions], script: str, builder: str, arguments: Sequenc
 
 def run(options: TrainOptions, builder: str) -> Outcome:
     check(options)
+    from dpt.backbone.identity import hash_as_recorded
     from dpt.cli.train.data import framing_of, open_cache, open_data, require_parts
     from dpt.cli.train.hub import open_hub
     from dpt.data.stream import Stream
@@ -81,7 +83,7 @@ def run(options: TrainOptions, builder: str) -> Outcome:
     config = run_config(
         options,
         settings,
-        model_sha256=backbone.model_hash,
+        model_sha256=hash_as_recorded(recorded_model(options.root), backbone.folder),
         cache=cache.identity,
         data=data_identity(options),
         **resolved_formats(backbone, task),
@@ -105,6 +107,17 @@ def run(options: TrainOptions, builder: str) -> Outcome:
     if accelerator.is_main_process:
         finish(options, loop, outcome, hub)
     return outcome
+
+
+def recorded_model(root: Path) -> str:
+    """The model that a run in this folder was begun with, as it recorded it; "" without one."""
+    from dpt.training.engine.run_folder import CONFIG
+
+    try:
+        content = parse_json((root / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return str(content.get("model_sha256", "")) if isinstance(content, dict) else ""
 
 
 OUT_OF_MEMORY = (

@@ -162,7 +162,7 @@ def adopt_config(told: AdapterOptions, unet_feature: str, found: AdapterConfig, 
 
 def init_adapter(built: Adapter, path: Path, backbone: Backbone, strict: bool) -> None:
     record = init_from(built, path)
-    if record.base_hash in ("", backbone.model_hash):
+    if backbone.is_model(record.base_hash):
         return
     sentence = f"the adapter of {path} was trained to read another model, {record.base or 'which has no name'}"
     if strict:

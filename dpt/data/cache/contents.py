@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from dpt.backbone.folder import TEXT_ENCODER, TOKENIZER, VAE, ModelFolder
+from dpt.backbone.identity import hash_as_recorded
 from dpt.backbone.text import ENCODING
 from dpt.data.files.annotations import read_expressions
 from dpt.data.files.hard_negatives import open_hard_negatives
@@ -25,17 +27,22 @@ FORMAT = 1
 CacheKey = Mapping[str, Any]
 """As JSON would give it back."""
 
+NEW: CacheKey = MappingProxyType({})
+"""The key of no cache: `made`, where given, is the key of one that may be of an earlier version of dpt."""
+
 
 FREE = ("dtype", "random_flip")
 """What latents may have otherwise than a run asks for: any format is read, and mirrored ones may go unused."""
 
 
-def latents_key(model: ModelFolder, framing: Framing, dtype: torch.dtype = torch.float32) -> CacheKey:
+def latents_key(
+    model: ModelFolder, framing: Framing, dtype: torch.dtype = torch.float32, made: CacheKey = NEW
+) -> CacheKey:
     """Of the model only the VAE: another UNet or text encoder changes no latents."""
     return {
         "format": FORMAT,
         "preprocessing": PREPROCESSING,
-        "vae": model.content_hash(VAE),
+        "vae": hash_as_recorded(made.get("vae"), model, VAE),
         "resolution": framing.resolution,
         "center_crop": framing.center_crop,
         "random_flip": framing.random_flip,
@@ -43,12 +50,12 @@ def latents_key(model: ModelFolder, framing: Framing, dtype: torch.dtype = torch
     }
 
 
-def texts_key(model: ModelFolder, dtype: torch.dtype) -> CacheKey:
+def texts_key(model: ModelFolder, dtype: torch.dtype, made: CacheKey = NEW) -> CacheKey:
     """`dtype` is what the text encoder runs in, and so what its states are."""
     return {
         "format": FORMAT,
         "preprocessing": ENCODING,
-        "text_encoder": model.content_hash(TOKENIZER, TEXT_ENCODER),
+        "text_encoder": hash_as_recorded(made.get("text_encoder"), model, TOKENIZER, TEXT_ENCODER),
         "dtype": name_of(dtype),
     }
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from dpt.backbone import Backbone
 from dpt.data.cache.contents import latents_key
 from dpt.data.cache.make import SHARD_BYTES, Encoded, OnProgress, PartMaker
-from dpt.data.cache.storage import CachePart, ShardMetadata
+from dpt.data.cache.storage import CachePart, ShardMetadata, recorded_key
 from dpt.data.files.reading import checked_file_name, is_whole
 from dpt.data.images import Framing, ImageHeader, read_header, read_image
 from dpt.data.stream import CorruptBudget
@@ -54,7 +54,7 @@ class LatentsMaker(PartMaker):
         side = framing.resolution
         shape = (backbone.latent_channels, *backbone.latent_size(side, side))
         shapes = {LATENTS: shape, **({MIRRORED: shape} if framing.random_flip else {})}
-        key = latents_key(backbone.folder, framing, dtype)
+        key = latents_key(backbone.folder, framing, dtype, recorded_key(out / FOLDER))
         super().__init__(out / FOLDER, key, names, shapes, dtype, batch_size, shard_bytes)
         self.backbone, self.images, self.framing, self.workers = backbone, images, framing, workers
         self.budget = CorruptBudget(corrupt_budget)

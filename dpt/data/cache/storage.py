@@ -110,6 +110,16 @@ def checksum(values: Tensor) -> int:
 
 SHARD_NAME = re.compile(r"shard-\d{5,12}\.safetensors", re.ASCII)
 
+
+def recorded_key(folder: Path) -> CacheKey:
+    """The key of the cache in this folder, as far as there is one that can be read."""
+    try:
+        content = parse_json((folder / KEY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 KEY, MANIFEST, LOCK = "key.json", "manifest.json", "lock"
 
 

@@ -10,7 +10,7 @@ import torch
 from dpt.backbone import Backbone, Condition
 from dpt.data.cache.contents import texts_key
 from dpt.data.cache.make import SHARD_BYTES, Encoded, PartMaker
-from dpt.data.cache.storage import CachePart, ShardMetadata
+from dpt.data.cache.storage import CachePart, ShardMetadata, recorded_key
 
 FOLDER = "texts"
 
@@ -33,7 +33,7 @@ class TextsMaker(PartMaker):
     ) -> None:
         width = backbone.text_width
         shapes = {STATES: (backbone.prompt_length, width), POOLED: (width,)}
-        key = texts_key(backbone.folder, backbone.dtype)
+        key = texts_key(backbone.folder, backbone.dtype, recorded_key(out / FOLDER))
         super().__init__(out / FOLDER, key, texts, shapes, backbone.dtype, batch_size, shard_bytes)
         self.backbone = backbone
 
