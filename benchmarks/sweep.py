@@ -24,7 +24,7 @@ from dpt.cli.bench import run as bench
 from dpt.cli.common.console import parse_options, versions
 from dpt.embedded import CHECKOUT
 from dpt.methods.registry import parse_method
-from dpt.sampling.draw import Request, Settings, draw
+from dpt.sampling.draw import Request, draw
 from dpt.sampling.options import ALWAYS, Correction
 
 PLAIN = "uncorrected"
@@ -67,7 +67,7 @@ def main(options: Options) -> None:
         name: "base" if name == PLAIN and not lora else f"{name}={options.ckpt}{',' if how else ''}{how}"
         for name, how in words.items()
     }
-    asked = bench.completed(
+    asked = bench.with_defaults(
         bench.RunOptions(
             tuple(said[name] for name in options.only or words),
             out=options.out,
@@ -101,15 +101,15 @@ def main(options: Options) -> None:
 def seconds(ways: Mapping[str, Correction], asked: bench.RunOptions, ckpt: Path) -> dict[str, list[float]]:
     """A picture's drawing as a multiple of the plain one's, in rounds; the ways take turns."""
     method = replace(parse_method(f"timed={ckpt},factor=1"))
-    backbone, adapter, _ = bench.open_method(method, asked)
-    settings = Settings(asked.num_timesteps, asked.guidance_scale, asked.scheduler)
+    opened = method.open(bench.generation_config(asked))
+    settings = replace(opened.settings, correction=Correction())
     requests = [Request(TIMED, 0, index) for index in range(PICTURES)]
     took: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(ROUNDS + 1):
         for name, correction in ways.items():
             begun = time.perf_counter()
             how = replace(settings, correction=correction)
-            list(draw(backbone, requests, how, adapter=adapter, batch_size=PICTURES, exact=False))
+            list(draw(opened.backbone, requests, how, adapter=opened.adapter, batch_size=PICTURES, exact=False))
             if turn:  # the first is for warming up
                 took[name].append(time.perf_counter() - begun)
     plain = next(iter(took.values()))

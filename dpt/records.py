@@ -6,6 +6,7 @@ import json
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
+from functools import lru_cache
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -94,10 +95,15 @@ def _list(content: Any, where: str) -> list[Any]:
     return content
 
 
+@lru_cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
 def _build(kind: Any, content: Any, where: str) -> Any:
     if not isinstance(content, dict):
         raise UserError(f"{where}: expected an object with the keys of {kind.__name__}, got {content!r}")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     known = {f.name for f in fields(kind)}
     unknown = sorted(set(content) - known)
     if unknown:

@@ -1,4 +1,8 @@
-"""The Detector protocol, and what every detector does with its boxes."""
+"""The Detector protocol, and post-processing that all detectors share.
+
+`dpt.detect.registry.open_detector` opens one by name. What counts as a detection is set by its `DetectConfig`
+(query template, thresholds, NMS, colours), which a suite states and passes on.
+"""
 
 from __future__ import annotations
 
@@ -21,60 +25,65 @@ Image = npt.NDArray[np.uint8]
 class Detector(Protocol):
     @property
     def identity(self) -> str:
-        """Name, version and thresholds in one line: stored with every result it produced."""
+        """Name, version and config in one line: stored with every result."""
         ...
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """All nouns it can name; None if it can look for any."""
+        """All nouns it can detect; None for an open-vocabulary detector, which takes queries."""
         ...
 
     def detect(self, images: Sequence[Image], queries: Sequence[Sequence[str]] | None = None) -> list[Detections]:
-        """One `Detections` per image. `queries[i]` are the nouns to look for in image i, for detectors that
-        must be told; those that know their world ignore them."""
+        """One `Detections` per image. `queries[i]` are the nouns to look for in image i; a detector with fixed classes
+        ignores them."""
         ...
 
 
-def check_finite(seen: Detections, who: str, picture: str) -> None:
-    """A number that is none cannot be compared with a threshold: whatever came of it would be a guess."""
-    for one in seen.objects:
-        sides = (one.box.x0, one.box.y0, one.box.x1, one.box.y1)
-        if not all(map(isfinite, (*sides, one.confidence))):
-            raise UserError(f"{who} gave a {one.label} in {picture} a box or a score that is not a number")
-        if one.box.width < 0 or one.box.height < 0:
-            raise UserError(f"{who} gave a {one.label} in {picture} a box whose corners are the wrong way round")
+def check_finite(detections: Detections, detector: str, picture: str) -> None:
+    """Refuse NaN and infinite values: compared with a threshold they would silently count as too low."""
+    for each in detections.objects:
+        sides = (each.box.x0, each.box.y0, each.box.x1, each.box.y1)
+        if not all(map(isfinite, (*sides, each.confidence))):
+            raise UserError(f"{detector} gave a {each.label} in {picture} a box or a score that is not a number")
+        if each.box.width < 0 or each.box.height < 0:
+            raise UserError(f"{detector} gave a {each.label} in {picture} a box whose corners are swapped")
 
 
-def clip_boxes(seen: Detections, width: int, height: int) -> Detections:
-    """Every box within the picture; how many were cut, and how many were not in it, is counted."""
+def clip_boxes(detections: Detections, width: int, height: int) -> Detections:
+    """Clip boxes to the image; counts those that were clipped and those that were outside and are dropped."""
     kept: list[Detection] = []
     clipped = outside = 0
-    for one in seen.objects:
-        box = _within(one.box, width, height)
+    for each in detections.objects:
+        box = _clip(each.box, width, height)
         if box.width <= 0 or box.height <= 0:
             outside += 1
         else:
-            clipped += box != one.box
-            kept.append(replace(one, box=box))
-    return replace(seen, objects=tuple(kept), clipped=seen.clipped + clipped, outside=seen.outside + outside)
+            clipped += box != each.box
+            kept.append(replace(each, box=box))
+    return replace(
+        detections,
+        objects=tuple(kept),
+        clipped=detections.clipped + clipped,
+        outside=detections.outside + outside,
+    )
 
 
-def nms(found: Sequence[Detection], most: float | None) -> tuple[Detection, ...]:
-    """The best-scoring box first, then each that shares at most so much of its union with a better one of its label.
+def nms(detections: Sequence[Detection], iou: float | None) -> tuple[Detection, ...]:
+    """By falling score, without those that overlap a better one of the same label by more than `iou`; None keeps all.
 
-    Of equal scores, the one named first is the better one.
+    Of equal scores, the first is the better one.
     """
-    ranked = sorted(found, key=lambda one: -one.confidence)
-    if most is None:
+    ranked = sorted(detections, key=lambda each: -each.confidence)
+    if iou is None:
         return tuple(ranked)
     kept: list[Detection] = []
-    for one in ranked:
-        if all(one.label != better.label or overlap(one.box, better.box) <= most for better in kept):
-            kept.append(one)
+    for each in ranked:
+        if all(each.label != better.label or overlap(each.box, better.box) <= iou for better in kept):
+            kept.append(each)
     return tuple(kept)
 
 
-def _within(box: Box, width: int, height: int) -> Box:
+def _clip(box: Box, width: int, height: int) -> Box:
     x0, x1 = (min(max(x, 0.0), float(width)) for x in (box.x0, box.x1))
     y0, y1 = (min(max(y, 0.0), float(height)) for y in (box.y0, box.y1))
     return Box(x0, y0, x1, y1)

@@ -1,7 +1,7 @@
 """Grounding DINO: all phrases in one text, each ended by a full stop; a box has a score for every token.
 
-A phrase's score is the mean over its own tokens, which are known from how the text was put together: nothing is
-matched by spelling. It was trained to be told phrases, so the words that a suite puts around a noun are left out.
+A phrase's score is the mean over its own tokens, known by position and not by spelling. The model was trained on bare
+phrases, so a suite's query template is not used.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class GroundingDino:
         model = folder.load(GroundingDinoForObjectDetection).eval().to(device)
         return cls(model, folder.load(GroundingDinoImageProcessorPil), folder.load(BertTokenizer))
 
-    def answer(self, image: Image, phrases: Sequence[str], asking: DetectConfig) -> tuple[Tensor, Tensor]:
+    def answer(self, image: Image, phrases: Sequence[str], config: DetectConfig) -> tuple[Tensor, Tensor]:
         ids, spans = self.text(phrases)
         tokens = torch.tensor([ids], device=self.model.device)
         pixels = self.processor(image, return_tensors="pt", input_data_format=LAST).to(self.model.device)
@@ -51,9 +51,10 @@ class GroundingDino:
         return scores, corners(out.pred_boxes[0].float().cpu(), [width, height])
 
     def text(self, phrases: Sequence[str]) -> tuple[list[int], list[tuple[int, int]]]:
-        """The text's tokens, and from where to where each phrase's lie."""
+        """The token ids of the text, and the span of each phrase in them."""
         stop = self.tokenizer.convert_tokens_to_ids(".")
-        ids, spans = [self.tokenizer.cls_token_id], []
+        ids: list[int] = [self.tokenizer.cls_token_id]
+        spans: list[tuple[int, int]] = []
         for phrase in phrases:
             own = self.tokenizer(phrase.lower(), add_special_tokens=False).input_ids
             spans.append((len(ids), len(ids) + len(own)))

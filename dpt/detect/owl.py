@@ -1,4 +1,4 @@
-"""OWL-ViT and OWLv2: a query is a sentence of its own, a box has a score for each."""
+"""OWL-ViT and OWLv2: each query is a sentence, and each box has a score for every query."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Owl:
     processor: Any
     tokenizer: Any
     padded: bool
-    """Whether it sees the picture in the upper left of a square (OWLv2); otherwise stretched to one (OWL-ViT)."""
+    """Whether images are padded to a square (OWLv2) or stretched to one (OWL-ViT)."""
 
     @classmethod
     def load(cls, folder: HFModelFolder, device: torch.device) -> Owl:
@@ -38,8 +38,8 @@ class Owl:
         processor = folder.load(Owlv2ImageProcessorPil if second else OwlViTImageProcessorPil)
         return cls(model, processor, folder.load(CLIPTokenizer), second)
 
-    def answer(self, image: Image, phrases: Sequence[str], asking: DetectConfig) -> tuple[Tensor, Tensor]:
-        tokens = self._tokens([asking.sentence(phrase) for phrase in phrases])
+    def answer(self, image: Image, phrases: Sequence[str], config: DetectConfig) -> tuple[Tensor, Tensor]:
+        tokens = self._tokens([config.sentence(phrase) for phrase in phrases])
         pixels = self.processor(image, return_tensors="pt", input_data_format=LAST).pixel_values
         with torch.no_grad():
             out = self.model(pixel_values=pixels.to(self.model.device), **tokens)
@@ -57,7 +57,7 @@ class Owl:
 
 
 def corners(boxes: Tensor, sides: Sequence[int]) -> Tensor:
-    """(n,4) of centre and extent, as shares of the sides (width, height), to corners in pixels."""
+    """(n,4) from centre and extent, relative to the sides (width, height), to corners in pixels."""
     centre, extent = boxes[:, :2], boxes[:, 2:]
-    shares = torch.cat([centre - extent / 2, centre + extent / 2], -1)
-    return shares * torch.tensor([*sides, *sides], dtype=shares.dtype)
+    relative = torch.cat([centre - extent / 2, centre + extent / 2], -1)
+    return relative * torch.tensor([*sides, *sides], dtype=relative.dtype)

@@ -53,7 +53,7 @@ def test_lmd_negation_and_numeracy(text: str, seen: list[Detection], expected: t
 
 def test_lmd_attribution() -> None:
     prompt = lmd_prompt("attribution")
-    first, second = lmd.ASKING.phrases(prompt)
+    first, second = lmd.DETECT.phrases(prompt)
     sure = [box(first, 20), box(second, 60)]
     for seen, expected in [
         (sure, True),
@@ -65,12 +65,12 @@ def test_lmd_attribution() -> None:
         ([box(first.split()[1], 20), box(second, 60)], False),  # an answer without the colour was not asked for
         ([], False),
     ]:
-        assert judge(prompt, Detections(tuple(seen)), lmd.ASKING).passed is expected
+        assert judge(prompt, Detections(tuple(seen)), lmd.DETECT).passed is expected
 
 
 def test_lmd_spatial() -> None:
     prompt = lmd_prompt("spatial")
-    here, there = lmd.ASKING.phrases(prompt)
+    here, there = lmd.DETECT.phrases(prompt)
     assert prompt.text.split(" and ")[0].endswith("left")
     for seen, expected in [
         ([box(here, 20), box(there, 60)], True),
@@ -83,9 +83,9 @@ def test_lmd_spatial() -> None:
         ([box(here, 20)], False),
         ([], False),
     ]:
-        found = judge(prompt, Detections(tuple(seen)), lmd.ASKING)
+        found = judge(prompt, Detections(tuple(seen)), lmd.DETECT)
         assert found.passed is expected
-    assert [atom.met for atom in judge(prompt, Detections((box(here, 9),)), lmd.ASKING).atoms] == [True, False, False]
+    assert [atom.met for atom in judge(prompt, Detections((box(here, 9),)), lmd.DETECT).atoms] == [True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -152,10 +152,10 @@ def test_geneval_owl(owl: Suite, text: str, seen: list[Detection], expected: tup
 
 
 def test_an_asking_tells_its_thresholds() -> None:
-    assert lmd.ASKING.lowest == 0.2 and lmd.ASKING.counts(0.2) and not lmd.ASKING.counts(0.2, "attribution")
-    assert sr2d.ASKING.counts(0.1001, "left") and not sr2d.ASKING.counts(0.1)
+    assert lmd.DETECT.lowest == 0.2 and lmd.DETECT.counts(0.2) and not lmd.DETECT.counts(0.2, "attribution")
+    assert sr2d.DETECT.counts(0.1001, "left") and not sr2d.DETECT.counts(0.1)
     told = "'image of {a} {noun}' score >= 0.2 (attribution: 0.45) NMS 0.15"
-    assert lmd.ASKING.identity == told
-    assert lmd.ASKING.sentence("orange car") == "image of an orange car"
-    assert sr2d.ASKING.sentence("apple") == "a photo of a apple"  # as published
+    assert lmd.DETECT.identity == told
+    assert lmd.DETECT.sentence("orange car") == "image of an orange car"
+    assert sr2d.DETECT.sentence("apple") == "a photo of a apple"  # as published
     assert DetectConfig("{noun}", 0.3).identity == "'{noun}' score >= 0.3 no NMS"

@@ -17,19 +17,20 @@ from safetensors.torch import save
 from dpt.backbone.folder import UNET, VAE, ModelFolder
 from dpt.checkpoints.describe import describe_model, format_summary
 from dpt.cli.bench import record as bench_record
-from dpt.cli.bench.report import file_of
+from dpt.cli.bench.report import picture_file
 from dpt.data.cache.latents import CachedLatents, NpyLatents
 from dpt.data.cache.storage import KEY, MANIFEST, CachePart, PartBuilder, index_file, shard_file
 from dpt.errors import BrokenImageError, UserError
 from dpt.evaluation.bench import results as rows
 from dpt.evaluation.bench import tables as report
+from dpt.evaluation.bench.columns import MethodResults
 from dpt.evaluation.bench.page.gallery import Album
-from dpt.evaluation.bench.page.page import Counted, page
+from dpt.evaluation.bench.page.page import ReportData, page
 from dpt.evaluation.bench.summary import NUMBERS, SUMMARY, read_summary, summary
-from dpt.evaluation.suites.pocket import USUAL
+from dpt.evaluation.suites.pocket import DEFAULT_CATEGORIES
 from dpt.files import sha256
 from tests import tiny_models
-from tests.evaluation.bench.making import row
+from tests.evaluation.bench.rows import row
 from tests.fuzz.checkpoints import HEADERS, HOSTILE_HEADERS
 from tests.fuzz.containers import mutate_header
 from tests.fuzz.data_files import HOSTILE_JSON, JSON_MUTATIONS, LINE_MUTATIONS
@@ -38,7 +39,7 @@ from tests.fuzz.parser import Parser, Target
 
 SETTINGS = {
     "suite": "pocket",
-    "categories": list(USUAL),
+    "categories": list(DEFAULT_CATEGORIES),
     "prompts": 2,
     "per_prompt": 1,
     "seed": 0,
@@ -60,9 +61,9 @@ def bench(folder: Path) -> Target:
         record = bench_record.read_record(folder)
         bench_record.check_one_judge(record["methods"], folder)
         for method in record["methods"]:
-            file_of(folder, record, method, row(method))
-        bench_record.all_requests(record, bench_record.suite_of(record))
-        bench_record.claim(folder, SETTINGS, "base", BENCH["methods"]["base"])
+            picture_file(folder, record, method, *row(method).key)
+        bench_record.recorded_requests(record, bench_record.recorded_suite(record))
+        bench_record.register_method(folder, SETTINGS, "base", BENCH["methods"]["base"])
 
     return Target(folder / bench_record.RECORD, [json.dumps(BENCH).encode()], read)
 
@@ -78,11 +79,11 @@ def lines(folder: Path) -> Target:
 
     def read() -> None:
         rows.repair(file)
-        found = {"base": rows.read_results(file), "dpt": other}
-        results = report.results(found)
-        apart = [report.difference(other, found["base"])]
+        methods = {"base": MethodResults.read(file), "dpt": MethodResults.of(other)}
+        results = report.results(methods)
+        apart = [report.difference(methods["dpt"], methods["base"])]
         report.tables(results, apart)
-        page(Counted(BENCH, "base", results, apart, found), Album(folder, "flat", 10**6))
+        page(ReportData(BENCH, "base", results, apart, methods), Album(folder, "flat", 10**6))
 
     good = [row("base", "a", clip=0.25), row("base", "b", clip=0.5)]
     return Target(file, ["".join(json.dumps(asdict(one)) + "\n" for one in good).encode()], read)
@@ -180,17 +181,18 @@ def kept(name: str) -> Callable[[Path], Target]:
 
     def make(folder: Path) -> Target:
         own = [row("base", "a"), row("base", "b", passed=False)]
-        results = [asdict(one) for one in report.results({"base": own})]
+        methods = {"base": MethodResults.of(own)}
+        results = [asdict(one) for one in report.results(methods)]
         numbers = {"asked": SETTINGS, "methods": {"base": {"detector": "oracle"}}, "results": results}
         (folder / NUMBERS).write_text(json.dumps(numbers))
-        (folder / SUMMARY).write_text("".join(summary({"base": own})))
+        (folder / SUMMARY).write_text("".join(summary(methods)))
         file = folder / name
-        drawn = [row("dpt", "a"), row("dpt", "b")]
+        drawn = MethodResults.of([row("dpt", "a"), row("dpt", "b")])
 
         def read() -> None:
             found = read_summary(folder)
             for one in found.results:
-                found.check(one.method, found.rows(one.method, drawn))
+                found.check(one.method, found.method_results(one.method, drawn))
 
         return Target(file, [file.read_bytes()], read)
 

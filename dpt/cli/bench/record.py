@@ -1,16 +1,19 @@
-"""What a benchmark's folder says of itself: what was asked for, and what each method is made of."""
+"""A benchmark's folder: bench.json with its options and what each method is made of, and the lock of a method."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpt.data.files.reading import is_whole
 from dpt.errors import UserError, fail
 from dpt.evaluation.bench.results import MOST_PICTURES
-from dpt.methods.registry import check_method_name
+from dpt.files import atomic_file, lock
+from dpt.methods.diffusion import check_method_name
 from dpt.untrusted import parse_json
 
 if TYPE_CHECKING:
@@ -20,62 +23,103 @@ if TYPE_CHECKING:
 
 RECORD = "bench.json"
 
-ADDED = {"suite": "pocket", "detector": None, "colours": None, "clip": None, "itm": None}
-"""Options that older records do not have, and what held then."""
+LATER_OPTIONS = {"suite": "pocket", "detector": None, "colours": None, "clip": None, "itm": None}
+"""Options that older records lack, with the values they had then."""
+
+JUDGE_KEYS = ("detector", "judge", "suite", "clip", "itm")
+
+LOCK_PATIENCE = 10.0
+"""Seconds to wait for another command that is writing bench.json."""
 
 
-def claim(out: Path, asked: Mapping[str, Any], method: str, identity: Mapping[str, Any], **more: Any) -> None:
-    """Make the folder that of this benchmark; refuse one that was drawn or judged otherwise."""
+@contextmanager
+def write_errors(out: Path) -> Iterator[None]:
+    """A full or read-only disk is one sentence. Nothing written before is lost."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or out
+        fail(f"cannot write {where}: {error.strerror or error}; once there is room, the same command resumes")
+
+
+@contextmanager
+def method_lock(out: Path, method: str) -> Iterator[None]:
+    """Inside, no other command writes the results of this method in this folder."""
+    with write_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        held = (out / f".{method}.lock").open("w")
+    with held:
+        lock(held, f"another `dpt bench` command is writing {method} in {out}; wait for it or choose another --out")
+        yield
+
+
+@contextmanager
+def _record_lock(out: Path) -> Iterator[None]:
+    """Commands that run other methods write the same record: each waits for the other."""
+    end = time.monotonic() + LOCK_PATIENCE
+    with (out / ".bench.lock").open("w") as held:
+        while True:
+            try:
+                lock(held, f"another `dpt bench` command is writing {out / RECORD}")
+                break
+            except UserError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.1)
+        yield
+
+
+def register_method(
+    out: Path, options: Mapping[str, Any], method: str, identity: Mapping[str, Any], **more: Any
+) -> None:
+    """Add a method to the folder's record; refuse a folder with other options, or this method made otherwise."""
     file = out / RECORD
     try:
         out.mkdir(parents=True, exist_ok=True)
-        record = parse_json(file.read_text()) if file.exists() else {"asked": dict(asked), **more, "methods": {}}
-        known = record["methods"].setdefault(method, dict(identity))
-        same = _comparable({**ADDED, **record["asked"]}) == _comparable(asked)
-        if not same or {"suite_hash": identity.get("suite_hash"), **known} != {"suite_hash": None, **identity}:
-            fail(f"{out} holds a benchmark that was run otherwise; choose another --out")
-        check_one_judge(record["methods"], out)
-        _write(file, record)
+        with _record_lock(out):
+            record = parse_json(file.read_text()) if file.exists() else {"asked": dict(options), **more, "methods": {}}
+            known = record["methods"].setdefault(method, dict(identity))
+            same = _comparable({**LATER_OPTIONS, **record["asked"]}) == _comparable(options)
+            if not same or {"suite_hash": identity.get("suite_hash"), **known} != {"suite_hash": None, **identity}:
+                fail(f"{out} holds a benchmark that was run with other options; choose another --out")
+            check_one_judge(record["methods"], out, ("model", *JUDGE_KEYS))
+            with atomic_file(file) as work:
+                work.write_text(json.dumps(record, indent=1) + "\n")
     except (ValueError, KeyError, AttributeError, TypeError):
         fail(f"{file} is not the record of a benchmark")
     except OSError as error:
         fail(f"cannot write into {out}: {error.strerror or error}")
 
 
-def check_one_judge(methods: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
-    """Verdicts of two judges, or scores of two CLIPs or adapters, are not counted in one table."""
-    (first, one), *others = methods.items()
+def check_one_judge(methods: Mapping[str, Mapping[str, Any]], folder: Path, keys: Sequence[str] = JUDGE_KEYS) -> None:
+    """Refuse verdicts of two judges, or scores of two CLIPs or adapters, in one table."""
+    (first, identity), *others = methods.items()
     for name, other in others:
-        for key in ("detector", "judge", "suite", "clip", "itm"):
-            if one.get(key) != other.get(key):
+        for key in keys:
+            unknown = key == "model" and (key not in identity or key not in other)
+            if identity.get(key) != other.get(key) and not unknown:
                 fail(f"in {folder}, {first} and {name} differ in their {key}: they cannot share a table")
 
 
-def check_same_settings(asked: Mapping[str, Any], other: Mapping[str, Any], what: str) -> None:
-    one, two = (_comparable({**ADDED, **each}) for each in (asked, other))
-    if unlike := [key for key in {**one, **two} if one.get(key) != two.get(key)]:
-        fail(f"{what} was run with another --{unlike[0]}: {two.get(unlike[0])!r}, here {one.get(unlike[0])!r}")
+def check_same_options(options: Mapping[str, Any], other: Mapping[str, Any], what: str) -> None:
+    here, there = (_comparable({**LATER_OPTIONS, **each}) for each in (options, other))
+    if unlike := [key for key in {**here, **there} if here.get(key) != there.get(key)]:
+        key = unlike[0]
+        fail(f"{what} was run with another --{key}: {there.get(key)!r}, here {here.get(key)!r}")
 
 
-def _comparable(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what a method's identity tells better: a file or a model may be moved, but not be another."""
-    kept = {key: value for key, value in asked.items() if key not in ("detector", "colours", "clip", "itm")}
-    return {**kept, "suite": str(asked["suite"]).partition("=")[0]}
-
-
-def _write(file: Path, record: Mapping[str, Any]) -> None:
-    from dpt.files import atomic_file
-
-    with atomic_file(file) as work:
-        work.write_text(json.dumps(record, indent=1) + "\n")
+def _comparable(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what identities compare better: a file or a model may be moved, but not be another one."""
+    kept = {key: value for key, value in options.items() if key not in ("detector", "colours", "clip", "itm")}
+    return {**kept, "suite": str(options["suite"]).partition("=")[0]}
 
 
 def read_record(folder: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = parse_json((folder / RECORD).read_text())
-        whole = {**record, "asked": {**ADDED, **record["asked"]}}
-        _check_types(whole, folder / RECORD)
-        return whole
+        complete = {**record, "asked": {**LATER_OPTIONS, **record["asked"]}}
+        _check_types(complete, folder / RECORD)
+        return complete
     except OSError:
         raise UserError(f"{folder} is not the folder of a benchmark: it has no {RECORD}") from None
     except (ValueError, KeyError, TypeError):
@@ -83,15 +127,16 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def _check_types(record: Mapping[str, Any], file: Path) -> None:
-    asked, methods = record["asked"], record["methods"]
-    if not (isinstance(methods, dict) and methods and all(isinstance(one, dict) for one in methods.values())):
+    options, methods = record["asked"], record["methods"]
+    if not (isinstance(methods, dict) and methods and all(isinstance(each, dict) for each in methods.values())):
         raise TypeError
     for name in methods:
         check_method_name(name)
-    numbers = [asked["per_prompt"], asked["seed"], 0 if asked["prompts"] is None else asked["prompts"]]
-    if not (isinstance(asked["suite"], str) and _are_texts(asked["categories"]) and all(map(is_whole, numbers))):
+    numbers = [options["per_prompt"], options["seed"], 0 if options["prompts"] is None else options["prompts"]]
+    if not (isinstance(options["suite"], str) and _are_texts(options["categories"]) and all(map(is_whole, numbers))):
         raise TypeError
-    if min(numbers[0], numbers[2]) < 0 or numbers[0] * max(numbers[2], 1) > MOST_PICTURES:
+    per_prompt, _, prompts = numbers
+    if min(per_prompt, prompts) < 0 or per_prompt * max(prompts, 1) > MOST_PICTURES:
         fail(f"{file} asks for more pictures than {MOST_PICTURES:,}, or for fewer than none")
 
 
@@ -99,10 +144,10 @@ def _are_texts(values: Any) -> bool:
     return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
-def pictures_of(folder: Path, record: Mapping[str, Any]) -> Path:
-    """The folder that holds the methods' folders of pictures: another one, if they were only judged here.
+def image_folder(folder: Path, record: Mapping[str, Any]) -> Path:
+    """Where the methods' folders of pictures are: in another benchmark's folder, if they were only judged here.
 
-    That must be a benchmark's too: a record that came from somewhere else shows no other folder's pictures.
+    A record from a stranger must not show the pictures of any other folder.
     """
     where = folder / str(record.get("pictures", "."))
     if where != folder and not (where / RECORD).is_file():
@@ -110,21 +155,21 @@ def pictures_of(folder: Path, record: Mapping[str, Any]) -> Path:
     return where
 
 
-def suite_of(record: Mapping[str, Any], said: str | None = None) -> Suite:
-    """The suite that was drawn; `said` where its file has been moved. Another one than was drawn is refused."""
+def recorded_suite(record: Mapping[str, Any], moved_to: str | None = None) -> Suite:
+    """The suite of the record; refused if its prompts or rules have changed. `moved_to`: NAME=FILE of a moved file."""
     from dpt.evaluation.suites.registry import load, parse
 
-    asked = record["asked"]
-    if said is not None and parse(said)[0] != parse(asked["suite"])[0]:
-        fail(f"what was drawn is the suite {parse(asked['suite'])[0]}, not {parse(said)[0]}")
-    suite = load(said or asked["suite"], tuple(asked["categories"]), asked["prompts"], asked["seed"])
+    options = record["asked"]
+    if moved_to is not None and parse(moved_to)[0] != parse(options["suite"])[0]:
+        fail(f"the pictures are of the suite {parse(options['suite'])[0]}, not {parse(moved_to)[0]}")
+    suite = load(moved_to or options["suite"], tuple(options["categories"]), options["prompts"], options["seed"])
     for name, identity in record["methods"].items():
         if identity.get("suite_hash", suite.hash) != suite.hash:
-            fail(f"the suite {suite.name} is not the one that {name} was drawn from: its prompts or rules have changed")
+            fail(f"the suite {suite.name} is not the one that {name} was run with: its prompts or rules have changed")
     return suite
 
 
-def all_requests(record: Mapping[str, Any], suite: Suite) -> Sequence[ImageRequest]:
+def recorded_requests(record: Mapping[str, Any], suite: Suite) -> Sequence[ImageRequest]:
     from dpt.evaluation.bench.requests import all_requests
 
     return all_requests(suite, record["asked"]["per_prompt"])

@@ -1,4 +1,4 @@
-"""`dpt bench score`: judge pictures that lie there once more, by another detector, without drawing any."""
+"""`dpt bench score`: judge existing pictures by another detector, or add scores, without drawing any."""
 
 from __future__ import annotations
 
@@ -6,80 +6,111 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from dpt.cli.bench.judges import identity_of, open_beside, panel_for
-from dpt.cli.bench.record import all_requests, claim, pictures_of, read_record, suite_of
-from dpt.cli.bench.run import MADE_OF
+from dpt.cli.bench.judges import judge_identity, open_extra_scores, open_judge
+from dpt.cli.bench.record import (
+    JUDGE_KEYS,
+    image_folder,
+    method_lock,
+    read_record,
+    recorded_requests,
+    recorded_suite,
+    register_method,
+    write_errors,
+)
+from dpt.cli.common.console import warn
 from dpt.errors import fail
+
+if TYPE_CHECKING:
+    from dpt.evaluation.bench.judging import ExtraScores, ImageJudge
+    from dpt.evaluation.suites.base import Suite
 
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """Judge what `dpt bench run` has drawn by another detector, or add scores to its lines; nothing is drawn.
+    """Judge the pictures of `dpt bench run` by another detector, or add scores to its results. Nothing is drawn.
 
-    Stop and repeat at will. Lines go into OUT/METHOD.jsonl; `dpt bench report OUT` counts them.
+    Interrupt and repeat at will. Results go to OUT/METHOD.jsonl, for `dpt bench report OUT`.
     """
 
     folder: tyro.conf.Positional[Path]
     out: Path
-    """Another folder: the lines of two detectors never share one."""
+    """Another folder: the results of two detectors never share one."""
     detector: Annotated[str | None, tyro.conf.arg(metavar="oracle|none|FOLDER|HUB_ID")] = None
-    """As for `dpt bench run`; without it the verdicts stay as they are and only --clip and --itm are added."""
+    """As for `dpt bench run`; without it the verdicts stay, and only --clip and --itm are added."""
     colours: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
-    """A CLIP that names the colour of each box, where the suite asks for colours and the detector tells none."""
+    """A CLIP that names the colour of each box, for a suite with colours and a detector without."""
     clip: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
-    """A CLIP that scores each picture against its prompt."""
+    """A CLIP that scores each picture with its prompt."""
     itm: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """A checkpoint whose adapter scores each picture against its prompt; no test of pictures that were corrected or
-    chosen by such a score."""
+    """A checkpoint whose adapter scores each picture with its prompt. Not a fair test of pictures that were corrected
+    or chosen by such a score."""
     suite: Annotated[str | None, tyro.conf.arg(metavar="NAME=FILE")] = None
     """Where the suite's file is now, if it has been moved."""
     methods: tuple[str, ...] = ()
-    """Default: all that were drawn."""
+    """Default: all of FOLDER."""
 
 
 def score(options: ScoreOptions) -> None:
     if not (options.detector or options.clip or options.itm):
         fail("say --detector to judge again, --clip or --itm to add scores, or several of them")
     if options.colours and not options.detector:
-        fail("--colours reads the boxes of a --detector, and none is given")
+        fail("--colours names the colours of a --detector's boxes, and none is given")
     if options.out.resolve() == options.folder.resolve():
-        fail(f"{options.out} holds what was drawn and its lines; choose another --out")
-    from tqdm import tqdm
-
-    from dpt.evaluation.bench import results as rows
-    from dpt.evaluation.bench import run as bench
-    from dpt.evaluation.bench.judging import JudgeImages, Rescore
+        fail(f"{options.out} holds the pictures and their results; choose another --out")
     from dpt.records import to_plain
 
     record = read_record(options.folder)
-    suite = suite_of(record, options.suite)
-    asked = all_requests(record, suite)
-    pictures = pictures_of(options.folder, record)
-    look: JudgeImages
-    looking = {key: to_plain(options)[key] for key in ("detector", "colours", "clip", "itm")}
-    beside = open_beside(suite, options.clip, options.itm, str(record["asked"]["pretrained_model_name_or_path"]))
-    if options.detector:
-        panel = panel_for(suite, options.detector, options.colours, beside)
-    for name in chosen(options, record):
-        known = record["methods"][name]
-        if options.detector:
-            made_of = {key: known[key] for key in MADE_OF if key in known}
-            look, identity = panel, {**identity_of(suite, panel), **made_of}
-        else:
-            lines = {row.key: row for row in rows.read_results(options.folder / f"{name}.jsonl")}
-            look, identity = Rescore(lines, beside), {**known, **beside.identities}
+    suite = recorded_suite(record, options.suite)
+    model = str(record["asked"]["pretrained_model_name_or_path"])
+    extra_scores = open_extra_scores(suite, options.clip, options.itm, model)
+    judge = open_judge(suite, options.detector, options.colours, extra_scores) if options.detector else None
+    recorded = {**record["asked"], **{key: to_plain(options)[key] for key in ("detector", "colours", "clip", "itm")}}
+    methods = selected_methods(options, record)
+    for name in methods:
+        score_method(name, options, record, recorded, suite, judge or extra_scores)
+    print(f"results: {', '.join(str(options.out / f'{name}.jsonl') for name in methods)}")
+    print(f"next:    dpt bench report {options.out}{'' if 'base' in methods else f' --baseline {methods[0]}'}")
+
+
+def score_method(
+    name: str,
+    options: ScoreOptions,
+    record: Mapping[str, Any],
+    recorded: Mapping[str, Any],
+    suite: Suite,
+    judge: ImageJudge | ExtraScores,
+) -> None:
+    from tqdm import tqdm
+
+    from dpt.evaluation.bench.columns import MethodResults
+    from dpt.evaluation.bench.judging import ImageJudge, JudgeImages, Rescore
+    from dpt.evaluation.bench.results import repair
+    from dpt.evaluation.bench.run import StoredImages, run_benchmark
+
+    known = record["methods"][name]
+    judge_images: JudgeImages
+    if isinstance(judge, ImageJudge):
+        made_of = {key: value for key, value in known.items() if key not in (*JUDGE_KEYS, "suite_hash")}
+        judge_images, identity = judge, {**judge_identity(suite, judge), **made_of}
+    else:
+        results = MethodResults.read(options.folder / f"{name}.jsonl")
+        judge_images, identity = Rescore(results, judge), {**known, **judge.identities}
+    requests, pictures = recorded_requests(record, suite), image_folder(options.folder, record)
+    lines = options.out / f"{name}.jsonl"
+    with method_lock(options.out, name):
         # Relative, so that the two folders can be moved together.
-        where = os.path.relpath(pictures, options.out)
-        claim(options.out, {**record["asked"], **looking}, name, identity, pictures=where)
-        with tqdm(total=len(asked), desc=name, unit="picture") as bar:
-            bench.run_benchmark(name, asked, bench.StoredImages(pictures / name), look, options.out, bar.update)
+        register_method(options.out, recorded, name, identity, pictures=os.path.relpath(pictures, options.out))
+        with write_errors(options.out), tqdm(total=len(requests), desc=name, unit="picture") as bar:
+            if repeated := repair(lines):
+                warn(f"{lines} had {repeated} lines twice, as two runs at once leave it: each is there once now")
+            run_benchmark(name, requests, StoredImages(pictures / name), judge_images, options.out, bar.update)
 
 
-def chosen(options: ScoreOptions, record: Mapping[str, Any]) -> list[str]:
+def selected_methods(options: ScoreOptions, record: Mapping[str, Any]) -> list[str]:
     for name in options.methods:
         if name not in record["methods"]:
             fail(f"there is no method {name!r} in {options.folder}; there are {', '.join(record['methods'])}")

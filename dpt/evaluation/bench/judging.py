@@ -1,8 +1,8 @@
-"""What is said of a picture: a verdict by the suite's rules, and how near the picture is to its text."""
+"""From a picture to its line: a verdict by the suite's rules, and scores of how well it matches its prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypedDict
 
@@ -10,7 +10,8 @@ from dpt.claims.detections import DetectConfig, Detections
 from dpt.claims.judge import counted_detections, judge
 from dpt.detect.base import Detector, Image, check_finite, clip_boxes
 from dpt.errors import UserError
-from dpt.evaluation.bench.requests import ImageRequest, Key
+from dpt.evaluation.bench.columns import MethodResults
+from dpt.evaluation.bench.requests import ImageRequest
 from dpt.evaluation.bench.results import ImageResult, image_result
 
 if TYPE_CHECKING:
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 
 
 JudgeImages = Callable[[str, Sequence[ImageRequest], Sequence[Image]], list[ImageResult]]
-"""The lines of a method's pictures."""
+"""(method, requests, images) to a result for each."""
 
 
 class Scores(TypedDict, total=False):
-    """By the name that a line has each under."""
+    """Keys are fields of `ImageResult`."""
 
     clip: float
     itm: float
@@ -31,24 +32,24 @@ class Scores(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class ExtraScores:
-    """What scores each picture against its prompt, beside the verdict."""
+    """Scores of a picture with its prompt, beside the verdict."""
 
     clip: Clip | None = None
     itm: MatchingScorer | None = None
 
     @property
     def identities(self) -> dict[str, str]:
-        return {name: one.identity for name, one in (("clip", self.clip), ("itm", self.itm)) if one}
+        return {name: scorer.identity for name, scorer in (("clip", self.clip), ("itm", self.itm)) if scorer}
 
-    def scores(self, part: Sequence[ImageRequest], pictures: Sequence[Image]) -> list[Scores]:
-        texts, found = [one.prompt.text for one in part], [Scores() for _ in part]
+    def scores(self, requests: Sequence[ImageRequest], images: Sequence[Image]) -> list[Scores]:
+        texts, scores = [request.prompt.text for request in requests], [Scores() for _ in requests]
         if self.clip:
-            for own, near in zip(found, self.clip.cosine(pictures, texts), strict=True):
-                own["clip"] = round(near, 5)
+            for own, cosine in zip(scores, self.clip.cosine(images, texts), strict=True):
+                own["clip"] = round(cosine, 5)
         if self.itm:
-            for own, matching in zip(found, self.itm.scores(pictures, texts), strict=True):
+            for own, matching in zip(scores, self.itm.scores(images, texts), strict=True):
                 own["itm"] = round(matching, 5)
-        return found
+        return scores
 
 
 NO_EXTRA_SCORES = ExtraScores()
@@ -58,49 +59,54 @@ NO_EXTRA_SCORES = ExtraScores()
 class ImageJudge:
     detector: Detector | None
     """None: nothing is judged."""
-    asking: DetectConfig | None
-    beside: ExtraScores = NO_EXTRA_SCORES
+    detect_config: DetectConfig | None
+    extra_scores: ExtraScores = NO_EXTRA_SCORES
 
     @property
-    def told(self) -> DetectConfig | None:
-        """The rules of asking, where the detector is one that must be told."""
-        return self.asking if self.detector is not None and self.detector.classes is None else None
+    def query_config(self) -> DetectConfig | None:
+        """The config, for a detector that takes queries; a closed-set detector needs none."""
+        return self.detect_config if self.detector is not None and self.detector.classes is None else None
 
-    def __call__(self, method: str, part: Sequence[ImageRequest], pictures: Sequence[Image]) -> list[ImageResult]:
-        seen = self._seen(method, part, pictures)
-        scores = self.beside.scores(part, pictures)
-        return [self._row(method, *one) for one in zip(part, seen, scores, strict=True)]
+    def __call__(self, method: str, requests: Sequence[ImageRequest], images: Sequence[Image]) -> list[ImageResult]:
+        detections = self._detect(method, requests, images)
+        scores = self.extra_scores.scores(requests, images)
+        return [self._result(method, *each) for each in zip(requests, detections, scores, strict=True)]
 
-    def _seen(self, method: str, part: Sequence[ImageRequest], pictures: Sequence[Image]) -> list[Detections]:
+    def _detect(self, method: str, requests: Sequence[ImageRequest], images: Sequence[Image]) -> list[Detections]:
         if self.detector is None:
-            return [Detections()] * len(part)
-        queries = None if self.told is None else [list(self.told.phrases(one.prompt)) for one in part]
-        found = self.detector.detect(pictures, queries)
-        for one, seen in zip(part, found, strict=True):
-            check_finite(seen, self.detector.identity, f"{method}/{one.file}")
-        if self.told is None:
-            return found
-        return [clip_boxes(seen, *picture.shape[1::-1]) for seen, picture in zip(found, pictures, strict=True)]
+            return [Detections()] * len(requests)
+        config = self.query_config
+        queries = None if config is None else [list(config.phrases(request.prompt)) for request in requests]
+        detections = self.detector.detect(images, queries)
+        for request, own in zip(requests, detections, strict=True):
+            check_finite(own, self.detector.identity, f"{method}/{request.file}")
+        if config is None:
+            return detections
+        return [clip_boxes(own, *image.shape[1::-1]) for own, image in zip(detections, images, strict=True)]
 
-    def _row(self, method: str, one: ImageRequest, seen: Detections, scores: Scores) -> ImageResult:
-        if self.detector is None:
-            return image_result(method, one.prompt, one.index, one.seed, seen, None, **scores)
-        verdict = judge(one.prompt, seen, self.told)
-        shown = seen if self.told is None else counted_detections(one.prompt, seen, self.told)
-        return image_result(method, one.prompt, one.index, one.seed, shown, verdict, **scores)
+    def _result(self, method: str, request: ImageRequest, detections: Detections, scores: Scores) -> ImageResult:
+        prompt, config = request.prompt, self.query_config
+        verdict = None if self.detector is None else judge(prompt, detections, config)
+        if config is not None:
+            detections = counted_detections(prompt, detections, config)
+        return image_result(method, prompt, request.index, request.seed, detections, verdict, **scores)
 
 
 @dataclass(frozen=True)
 class Rescore:
-    """The lines as they are, with scores added to each."""
+    """Adds scores to results that exist already."""
 
-    known: Mapping[Key, ImageResult]
-    beside: ExtraScores
+    results: MethodResults
+    extra_scores: ExtraScores
 
-    def __call__(self, method: str, part: Sequence[ImageRequest], pictures: Sequence[Image]) -> list[ImageResult]:
-        for one in part:
-            if one.key not in self.known:
-                what = f"picture {one.index} of {one.prompt.id} by {method}"
-                raise UserError(f"{what} has no line yet: end its run first")
-        found = self.beside.scores(part, pictures)
-        return [replace(self.known[one.key], **scores) for one, scores in zip(part, found, strict=True)]
+    def __call__(self, method: str, requests: Sequence[ImageRequest], images: Sequence[Image]) -> list[ImageResult]:
+        lines = self.results.line_of
+        for request in requests:
+            if request.key not in lines:
+                what = f"picture {request.index} of {request.prompt.id} by {method}"
+                raise UserError(f"{what} has no line yet: finish `dpt bench run` first")
+        scores = self.extra_scores.scores(requests, images)
+        return [
+            replace(self.results.result(lines[request.key]), **own)
+            for request, own in zip(requests, scores, strict=True)
+        ]

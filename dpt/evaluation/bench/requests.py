@@ -1,4 +1,4 @@
-"""Which pictures a benchmark makes, where they lie, and how processes share them."""
+"""The pictures that a benchmark makes, their files, and how processes share them."""
 
 from __future__ import annotations
 
@@ -6,18 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from dpt.backbone.rng import derived_seed
 from dpt.claims.prompt import Prompt
 from dpt.data.images import read_image
 from dpt.errors import BrokenImageError, UserError
-from dpt.evaluation.bench import results as rows
+from dpt.evaluation.bench.results import MOST_PICTURES, Key, read_lines, repair
 from dpt.evaluation.suites.base import Layout, Suite, image_file
 from dpt.files import atomic_file
-
-Key = tuple[str, int]
-"""A prompt's id, and which of its pictures."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,9 @@ class ImageRequest:
 
 
 def all_requests(suite: Suite, per_prompt: int) -> list[ImageRequest]:
+    if len(suite.prompts) * per_prompt > MOST_PICTURES:
+        total = f"{len(suite.prompts):,} prompts with {per_prompt:,} pictures each"
+        raise UserError(f"{total} are more than {MOST_PICTURES:,} pictures: lower --per_prompt or --prompts")
     return [
         ImageRequest(prompt, index, suite.id, suite.layout) for prompt in suite.prompts for index in range(per_prompt)
     ]
@@ -55,48 +55,61 @@ class Shard:
     rank: int = 0
     count: int = 1
 
-    def holds(self, part: int) -> bool:
-        return part % self.count == self.rank
+    def holds(self, batch: int) -> bool:
+        return batch % self.count == self.rank
 
     def file(self, lines: Path) -> Path:
-        """Where it writes: one that is alone, where the lines belong."""
+        """Where this process writes: the results file itself if it is the only one."""
         return lines if self.count == 1 else lines.with_name(f"{lines.stem}.part-{self.rank}.jsonl")
 
 
-ALONE = Shard()
+SINGLE_PROCESS = Shard()
 
 
-def merge_shards(lines: Path, asked: Sequence[ImageRequest]) -> None:
-    """What processes have left in parts, perhaps when they were killed, into one file in the order of what is asked."""
+def merge_shards(lines: Path, requests: Sequence[ImageRequest]) -> None:
+    """Merge the parts that processes left, perhaps when they were killed, into one file in the order of requests."""
     parts = sorted(lines.parent.glob(f"{lines.stem}.part-*.jsonl"))
     if not parts:
         return
-    found: dict[tuple[str, int], rows.ImageResult] = {}
+    texts: dict[Key, bytes] = {}
     for file in (*([lines] if lines.exists() else []), *parts):
-        rows.repair(file)
-        # A line is twice there if a kill came between the next two steps; whoever wrote it, it says the same.
-        found |= {row.key: row for row in rows.read_results(file)}
+        repair(file)
+        # A part comes after the file: it holds the newer line of a picture that was drawn again.
+        texts |= {line.key: line.text for line in read_lines(file)}
     with atomic_file(lines) as work:
-        rows.append_results(work, (found[one.key] for one in asked if one.key in found))
+        work.write_bytes(b"".join(texts[request.key] for request in requests if request.key in texts))
     for file in parts:
         file.unlink()
 
 
-def save_image(picture: Image.Image, one: ImageRequest, folder: Path) -> None:
-    file = folder / one.file
+def save_image(picture: Image.Image, request: ImageRequest, folder: Path) -> None:
+    file = folder / request.file
     file.parent.mkdir(parents=True, exist_ok=True)
     work = file.with_suffix(".tmp")
-    picture.save(work, format="PNG")
-    work.replace(file)
-    if one.layout == "folders":
-        (folder / one.prompt.id / "metadata.jsonl").write_text(f"{one.prompt.source}\n")
+    try:
+        picture.save(work, format="PNG")
+        work.replace(file)
+    finally:
+        work.unlink(missing_ok=True)
+    if request.layout == "folders":
+        (folder / request.prompt.id / "metadata.jsonl").write_text(f"{request.prompt.source}\n")
+
+
+def is_whole_image(file: Path) -> bool:
+    """Whether the file is there with all its bytes: checksums are verified, pixels are not decoded."""
+    try:
+        with Image.open(file, formats=("PNG",)) as picture:
+            picture.verify()
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
+        return False
+    return True
 
 
 def open_image(file: Path) -> Image.Image:
     if not file.exists():
-        raise UserError(f"the picture {file} is missing: draw it again")
+        raise UserError(f"the picture {file} is missing: `dpt bench run` draws it again")
     try:
         return read_image(file)[0]
     except BrokenImageError as broken:
-        what = "is damaged or only half written: delete it and draw it again"
+        what = "is damaged or only half written: `dpt bench run` draws it again"
         raise UserError(f"the picture {file} {what} ({broken.reason})") from None

@@ -1,10 +1,11 @@
-"""What is known of one picture, as a line of JSON. Every table is counted from these lines and nothing else."""
+"""What is known of one picture, as a line of JSON. Every table is computed from these lines and nothing else."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,17 @@ from dpt.claims.judge import Verdict
 from dpt.claims.prompt import Prompt
 from dpt.errors import UserError
 from dpt.evaluation.suites.files import is_name
+from dpt.files import atomic_file
 from dpt.records import from_plain
 from dpt.untrusted import parse_json
 
 MOST_PICTURES = 10**6
 """Of one prompt, and in all: more is a mistake."""
+
+MOST_BOXES = 10**6
+
+Key = tuple[str, int]
+"""A prompt's id, and the index of one of its pictures."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,8 @@ class JudgedAtom:
 
 @dataclass(frozen=True)
 class ImageResult:
+    """Field names are the keys of METHOD.jsonl."""
+
     method: str
     prompt_id: str
     index: int
@@ -55,18 +64,18 @@ class ImageResult:
     clip: float | None = None
     """Cosine of picture and prompt."""
     clipped: int = 0
-    """Boxes that were cut to the picture."""
+    """Boxes that were clipped to the picture."""
     outside: int = 0
-    """Boxes with nothing of the picture in them, which do not count."""
+    """Boxes outside the picture, which do not count."""
     itm: float | None = None
     """The matching score of an adapter."""
 
     @property
-    def key(self) -> tuple[str, int]:
+    def key(self) -> Key:
         return self.prompt_id, self.index
 
 
-_OPTIONAL = {"clip": None, "clipped": 0, "outside": 0, "itm": None}
+_OPTIONAL: dict[str, Any] = {"clip": None, "clipped": 0, "outside": 0, "itm": None}
 
 
 def image_result(
@@ -74,77 +83,228 @@ def image_result(
     prompt: Prompt,
     index: int,
     noise_seed: int,
-    seen: Detections,
+    detections: Detections,
     verdict: Verdict | None,
     clip: float | None = None,
     itm: float | None = None,
 ) -> ImageResult:
-    objects = tuple(SeenObject(o.label, o.colour, o.size, _box_corners(o.box), o.confidence) for o in seen.objects)
-    atoms = tuple(JudgedAtom(atom.sort, atom.text, atom.met) for atom in verdict.atoms) if verdict else ()
-    told = prompt.id, index, prompt.category, prompt.text, prompt.unseen, noise_seed
-    found = atoms, objects, len(seen.unreadable), clip, seen.clipped, seen.outside
-    return ImageResult(method, *told, verdict.passed if verdict else None, *found, itm=itm)
+    return ImageResult(
+        method,
+        prompt.id,
+        index,
+        prompt.category,
+        prompt.text,
+        prompt.unseen,
+        noise_seed,
+        passed=verdict.passed if verdict else None,
+        atoms=tuple(JudgedAtom(atom.sort, atom.text, atom.met) for atom in verdict.atoms) if verdict else (),
+        objects=tuple(SeenObject(o.label, o.colour, o.size, _corners(o.box), o.confidence) for o in detections.objects),
+        unreadable=len(detections.unreadable),
+        clip=clip,
+        clipped=detections.clipped,
+        outside=detections.outside,
+        itm=itm,
+    )
 
 
-def _box_corners(box: Box) -> tuple[float, ...]:
+def _corners(box: Box) -> tuple[float, ...]:
     return tuple(float(side) for side in (box.x0, box.y0, box.x1, box.y1))
 
 
-def append_results(file: Path, rows: Iterable[ImageResult]) -> None:
+def append_results(file: Path, results: Iterable[ImageResult]) -> None:
     with file.open("a") as lines:
-        for row in rows:
-            lines.write(json.dumps(_plain_result(row)) + "\n")
+        lines.writelines(result_line(result) for result in results)
 
 
-def _plain_result(row: ImageResult) -> dict[str, Any]:
-    """Without what there is nothing to say of, so that a line with nothing new is the line it always was."""
-    return {name: value for name, value in asdict(row).items() if name not in _OPTIONAL or value != _OPTIONAL[name]}
+def result_line(result: ImageResult) -> str:
+    """Optional fields are left out where they have their default."""
+    fields = asdict(result)
+    kept = {name: value for name, value in fields.items() if name not in _OPTIONAL or value != _OPTIONAL[name]}
+    return json.dumps(kept) + "\n"
 
 
-def repair(file: Path) -> int:
-    """Take off a last line that was being written when the run was killed; how many characters that were."""
-    if not file.exists():
-        return 0
-    text = _read_text(file)
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        file.write_text(whole)
-    return len(text) - len(whole)
+@dataclass(frozen=True)
+class Line:
+    """A checked line of a results file, still as JSON gives it."""
+
+    fields: dict[str, Any]
+    where: str
+    """ "base.jsonl, line 3" """
+    offset: int
+    """Bytes from the start of the file."""
+    text: bytes
+
+    @property
+    def key(self) -> Key:
+        return self.fields["prompt_id"], self.fields["index"]
+
+    def result(self) -> ImageResult:
+        return from_plain(ImageResult, self.fields, self.where)
+
+
+def read_lines(file: Path, on_repeated: Callable[[int], None] | None = None) -> Iterator[Line]:
+    """The lines of a results file, one at a time; an error names the first line at fault.
+
+    A line that is there again is skipped, and `on_repeated` gets their number after the last line. Two different lines
+    of one picture are an error.
+    """
+    hashes: dict[Key, int] = {}
+    repeated = 0
+    for line in _checked_lines(file):
+        if line.key not in hashes:
+            hashes[line.key] = hash(line.text)
+            yield line
+        elif hashes[line.key] == hash(line.text):
+            repeated += 1
+        else:
+            prompt_id, index = line.key
+            raise UserError(
+                f"{line.where}: picture {index} of {prompt_id} has two different lines; delete {file} and run the "
+                "same command again to judge its pictures anew"
+            )
+    if repeated and on_repeated is not None:
+        on_repeated(repeated)
 
 
 def read_results(file: Path) -> list[ImageResult]:
-    """Every line or an error that says which is no picture's; a picture that is there twice is an error too."""
-    rows, known = [], set()
-    text = _read_text(file)
-    for number, line in enumerate(text.splitlines(), start=1):
-        try:
-            content = parse_json(line)
-        except ValueError:
-            raise UserError(f"{file}, line {number} is not JSON: it may have been cut when a run was killed") from None
-        row = from_plain(ImageResult, content, f"{file}, line {number}")
-        _check_result(row, f"{file}, line {number}")
-        if row.key in known:
-            raise UserError(f"{file}, line {number}: picture {row.index} of {row.prompt_id} is there twice")
-        known.add(row.key)
-        rows.append(row)
-    return rows
+    return [line.result() for line in read_lines(file)]
 
 
-def _read_text(file: Path) -> str:
+def repair(file: Path) -> int:
+    """Drop a last line that a kill cut short, and lines that are there again; returns the number of the latter."""
+    if not file.exists():
+        return 0
+    _drop_cut_line(file)
+    counts: list[int] = []
+    kept = [line.text for line in read_lines(file, counts.append)]
+    if counts:
+        with atomic_file(file) as work:
+            work.write_bytes(b"".join(kept))
+    return sum(counts)
+
+
+def replace_results(file: Path, results: Mapping[Key, ImageResult]) -> None:
+    """Put these in the place of the lines of the same pictures."""
+    if not results:
+        return
+    with atomic_file(file) as work, work.open("wb") as lines:
+        for line in read_lines(file):
+            replacement = results.get(line.key)
+            lines.write(line.text if replacement is None else result_line(replacement).encode())
+
+
+def _drop_cut_line(file: Path) -> None:
     try:
-        return file.read_text()
+        with file.open("r+b") as stream:
+            end = position = stream.seek(0, 2)
+            while position > 0:
+                start = max(0, position - 65536)
+                stream.seek(start)
+                newline = stream.read(position - start).rfind(b"\n")
+                position = start
+                if newline >= 0:
+                    position = start + newline + 1
+                    break
+            if position < end:
+                stream.truncate(position)
     except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror or error}") from None
+        raise _unreadable(file, error) from None
+
+
+def _checked_lines(file: Path) -> Iterator[Line]:
+    offset = 0
+    try:
+        with file.open("rb") as stream:
+            for number, text in enumerate(stream, start=1):
+                yield _check_line(file, number, offset, text)
+                offset += len(text)
+    except OSError as error:
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: Path, error: OSError) -> UserError:
+    return UserError(f"cannot read {file}: {error.strerror or error}")
+
+
+def _check_line(file: Path, number: int, offset: int, text: bytes) -> Line:
+    where = f"{file}, line {number}"
+    try:
+        fields = parse_json(text.decode())
     except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not text in UTF-8, at byte {error.start}") from None
+        raise UserError(f"{file} is not text in UTF-8, at byte {offset + error.start}") from None
+    except ValueError:
+        raise UserError(f"{where} is not JSON: it may have been cut when a run was killed") from None
+    line = Line(fields, where, offset, text)
+    if not _is_plain(fields):
+        line.result()  # the slow check says what is wrong, if anything is
+    _check_values(fields, where)
+    return line
 
 
-def _check_result(row: ImageResult, where: str) -> None:
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "method": str,
+    "prompt_id": str,
+    "index": int,
+    "category": str,
+    "prompt": str,
+    "unseen": bool,
+    "noise_seed": int,
+    "passed": (bool, type(None)),
+    "atoms": list,
+    "objects": list,
+    "unreadable": int,
+    "clip": (float, type(None)),
+    "clipped": int,
+    "outside": int,
+    "itm": (float, type(None)),
+}
+
+_INTEGERS = ("index", "noise_seed", "unreadable", "clipped", "outside")
+
+
+def _is_plain(fields: Any) -> bool:
+    """Whether a line surely has the right keys and types: a fast check before the exact one of `from_plain`."""
+    return (
+        isinstance(fields, dict)
+        and all(name in fields for name in _TYPES if name not in _OPTIONAL)
+        and all(name in _TYPES and isinstance(value, _TYPES[name]) for name, value in fields.items())
+        and not any(isinstance(fields.get(name), bool) for name in _INTEGERS)
+        and all(isfinite(fields.get(name) or 0.0) for name in ("clip", "itm"))
+        and all(_is_atom(atom) for atom in fields["atoms"])
+        and all(_is_object(seen) for seen in fields["objects"])
+    )
+
+
+def _is_atom(atom: Any) -> bool:
+    return (
+        isinstance(atom, dict)
+        and atom.keys() == {"sort", "text", "met"}
+        and isinstance(atom["sort"], str)
+        and isinstance(atom["text"], str)
+        and isinstance(atom["met"], bool)
+    )
+
+
+def _is_object(seen: Any) -> bool:
+    return (
+        isinstance(seen, dict)
+        and seen.keys() == {"label", "colour", "size", "box", "confidence"}
+        and isinstance(seen["label"], str)
+        and isinstance(seen["colour"], str | None)
+        and isinstance(seen["size"], str | None)
+        and isinstance(seen["box"], list)
+        and all(isinstance(side, float) and isfinite(side) for side in (*seen["box"], seen["confidence"]))
+    )
+
+
+def _check_values(fields: dict[str, Any], where: str) -> None:
     """What types do not say: the id is part of a file's name, and a box has four sides."""
-    if not is_name(row.prompt_id) or not 0 <= row.index < MOST_PICTURES:
-        raise UserError(f"{where}: picture {row.index!r} of {row.prompt_id!r} is no picture of a benchmark")
-    for one in row.objects:
-        if len(one.box) != 4:
-            raise UserError(f"{where}: the box of {one.label!r} has {len(one.box)} sides, not 4")
-    if min(row.unreadable, row.clipped, row.outside) < 0:
-        raise UserError(f"{where}: a number of boxes cannot be negative")
+    prompt_id, index = fields["prompt_id"], fields["index"]
+    if not is_name(prompt_id) or not 0 <= index < MOST_PICTURES:
+        raise UserError(f"{where}: picture {index!r} of {prompt_id!r} is no picture of a benchmark")
+    for seen in fields["objects"]:
+        if len(seen["box"]) != 4:
+            raise UserError(f"{where}: the box of {seen['label']!r} has {len(seen['box'])} sides, not 4")
+    for name in ("unreadable", "clipped", "outside"):
+        if not 0 <= fields.get(name, 0) <= MOST_BOXES:
+            raise UserError(f"{where}: {name} must be between 0 and {MOST_BOXES:,}, not {fields[name]}")

@@ -1,116 +1,102 @@
-"""Draw a suite by one method, or open what was drawn, and judge every picture, going on where a kill left it."""
+"""Make or open the pictures of a suite and judge each of them, resuming where a kill stopped."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from torch import Tensor
 
-from dpt.adapter import Adapter
-from dpt.backbone import Backbone
-from dpt.data.images import to_pil
 from dpt.detect.base import Image
-from dpt.evaluation.bench import results as rows
 from dpt.evaluation.bench.judging import JudgeImages
-from dpt.evaluation.bench.requests import ALONE, ImageRequest, Shard, open_image, save_image
-from dpt.sampling.draw import Request, Settings, best, draw, draw_latents, scored
-from dpt.score.matching import Scorer
+from dpt.evaluation.bench.requests import (
+    SINGLE_PROCESS,
+    ImageRequest,
+    Shard,
+    is_whole_image,
+    open_image,
+    save_image,
+)
+from dpt.evaluation.bench.results import ImageResult, append_results, read_lines, repair, replace_results, result_line
+from dpt.methods.base import Method
+from dpt.sampling.draw import Request
 
-TOGETHER = 16
-"""Pictures drawn in one batch. Which ones is fixed, since what is beside a picture changes how it is rounded: so the
-same lines come out however often a run is killed, and wherever its parts are drawn."""
-
-APART = 1_000_000
-"""Between the numbers of two candidates for one picture: more than a prompt ever has pictures."""
+BATCH = 16
+"""Pictures made together. The grouping is fixed, since the other pictures of a batch change how one is rounded: so the
+lines are the same however often a run is killed and however many processes share it."""
 
 
 class ImageSource(Protocol):
     """Where the pictures of one method come from."""
 
-    def lacks(self, one: ImageRequest) -> bool:
-        """Whether a picture that has its line must be made again nevertheless."""
+    def is_missing(self, request: ImageRequest) -> bool:
+        """Whether the picture must be made again although it has a line."""
         ...
 
-    def pictures(self, part: Sequence[ImageRequest]) -> list[Image]: ...
+    def images(self, requests: Sequence[ImageRequest]) -> list[Image]: ...
 
 
 @dataclass(frozen=True)
 class GeneratedImages:
-    """From the model; each is kept in the folder."""
+    """Made by a method and saved in the folder."""
 
-    backbone: Backbone
-    settings: Settings
+    method: Method
     folder: Path
-    adapter: Adapter | None = None
-    candidates: int = 1
-    """How many are drawn for each that is kept, the first being the one that is drawn where there is no choice."""
 
-    def lacks(self, one: ImageRequest) -> bool:
-        return not (self.folder / one.file).exists()
+    def is_missing(self, request: ImageRequest) -> bool:
+        return not is_whole_image(self.folder / request.file)
 
-    def pictures(self, part: Sequence[ImageRequest]) -> list[Image]:
-        images = self._drawn(part) if self.candidates == 1 else self._chosen(part)
-        pictures = [to_pil(image) for image in images]
-        for one, picture in zip(part, pictures, strict=True):
-            save_image(picture, one, self.folder)
-        return [np.asarray(picture) for picture in pictures]
-
-    def _drawn(self, part: Sequence[ImageRequest]) -> Iterator[Tensor]:
-        requests = [Request(one.prompt.text, one.seed, one.index) for one in part]
-        return draw(self.backbone, requests, self.settings, adapter=self.adapter, batch_size=TOGETHER, exact=False)
-
-    def _chosen(self, part: Sequence[ImageRequest]) -> Iterator[Tensor]:
-        assert self.adapter is not None, "a method that chooses has an adapter"
-        requests = [
-            Request(one.prompt.text, one.seed, one.index + APART * number)
-            for one in part
-            for number in range(self.candidates)
-        ]
-        batches = draw_latents(
-            self.backbone, requests, self.settings, adapter=self.adapter, batch_size=TOGETHER, exact=False
-        )
-        candidates = list(scored(batches, Scorer(self.backbone, self.adapter)))
-        for start in range(0, len(candidates), self.candidates):
-            (chosen,) = best(candidates[start : start + self.candidates], 1)
-            yield chosen.decode(self.backbone)
+    def images(self, requests: Sequence[ImageRequest]) -> list[Image]:
+        made = list(self.method.make([Request(each.prompt.text, each.seed, each.index) for each in requests]))
+        for request, picture in zip(requests, made, strict=True):
+            save_image(picture, request, self.folder)
+        return [np.asarray(picture) for picture in made]
 
 
 @dataclass(frozen=True)
 class StoredImages:
-    """From the folder, as they were drawn."""
+    """From the folder of an earlier run."""
 
     folder: Path
 
-    def lacks(self, one: ImageRequest) -> bool:
+    def is_missing(self, request: ImageRequest) -> bool:
         return False
 
-    def pictures(self, part: Sequence[ImageRequest]) -> list[Image]:
-        return [np.asarray(open_image(self.folder / one.file)) for one in part]
+    def images(self, requests: Sequence[ImageRequest]) -> list[Image]:
+        return [np.asarray(open_image(self.folder / request.file)) for request in requests]
 
 
 def run_benchmark(
     method: str,
-    asked: Sequence[ImageRequest],
+    requests: Sequence[ImageRequest],
     source: ImageSource,
-    look: JudgeImages,
+    judge: JudgeImages,
     out: Path,
     on_done: Callable[[int], None] = lambda _: None,
-    shard: Shard = ALONE,
+    shard: Shard = SINGLE_PROCESS,
 ) -> None:
-    """Lines into out/METHOD.jsonl; of several processes, each its share into a part that is brought together later."""
+    """Write out/METHOD.jsonl; one of several processes writes its share to a part that `merge_shards` merges."""
     lines = out / f"{method}.jsonl"
     own = shard.file(lines)
-    rows.repair(own)
-    done = {row.key for file in {lines, own} if file.exists() for row in rows.read_results(file)}
-    for start in range(0, len(asked), TOGETHER):
-        if not shard.holds(start // TOGETHER):
+    repair(own)
+    known = {line.key: hash(line.text) for file in {lines, own} if file.exists() for line in read_lines(file)}
+    for start in range(0, len(requests), BATCH):
+        if not shard.holds(start // BATCH):
             continue
-        part = asked[start : start + TOGETHER]
-        if any(one.key not in done or source.lacks(one) for one in part):
-            judged = look(method, part, source.pictures(part))
-            rows.append_results(own, (row for row in judged if row.key not in done))
-        on_done(len(part))
+        batch = requests[start : start + BATCH]
+        if any(request.key not in known or source.is_missing(request) for request in batch):
+            results = judge(method, batch, source.images(batch))
+            append_results(own, [result for result in results if result.key not in known])
+            # A picture that was made again on another machine may differ, and so may its verdict.
+            changed = [result for result in results if known.get(result.key, _hash(result)) != _hash(result)]
+            if shard == SINGLE_PROCESS:
+                replace_results(own, {result.key: result for result in changed})
+            else:
+                append_results(own, changed)
+        on_done(len(batch))
+
+
+def _hash(result: ImageResult) -> int:
+    return hash(result_line(result).encode())

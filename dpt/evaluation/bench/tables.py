@@ -1,51 +1,20 @@
-"""Tables of rates and of paired differences, counted from the results of each method."""
+"""Tables of rates and of paired differences, computed from the results of each method."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from dpt.errors import UserError
-from dpt.evaluation.bench.results import ImageResult
-from dpt.intervals import Estimate, bootstrap, bootstrap_ratio
+from dpt.evaluation.bench.columns import UNJUDGED, Booleans, Floats, MethodResults
+from dpt.intervals import DIFFERENCE, PROPORTION, Bounds, Estimate, bootstrap, bootstrap_ratio
 
 SR2D = "sr2d"
 
 RELATIONS = ("left", "right", "above", "below")
-
-
-def visor(rows: Sequence[ImageResult]) -> dict[str, Estimate]:
-    """Over the prompts with a relation; a prompt, not a picture, is what is drawn independently.
-
-    OA: both objects are there. uncond: and lie as asked. cond: lie as asked, of those where both are there (0 where
-    there are none). VISOR_n: prompts of which at least n pictures show both as asked.
-    """
-    by_prompt: dict[str, list[tuple[bool, bool]]] = {}
-    for row in rows:
-        if row.category in RELATIONS:
-            by_prompt.setdefault(row.prompt_id, []).append(_both_and_placed(row))
-    if not by_prompt:
-        return {}
-    both = np.array([np.mean([there for there, _ in seen]) for seen in by_prompt.values()])
-    placed = np.array([np.mean([right for _, right in seen]) for seen in by_prompt.values()])
-    found = {
-        "OA": bootstrap([both]),
-        "VISOR uncond": bootstrap([placed]),
-        "VISOR cond": bootstrap_ratio(placed, both),
-    }
-    pictures = {len(seen) for seen in by_prompt.values()}
-    for n in range(1, min(pictures) + 1 if len(pictures) == 1 else 1):
-        enough = [sum(right for _, right in seen) >= n for seen in by_prompt.values()]
-        found[f"VISOR {n} of {min(pictures)}"] = bootstrap([enough])
-    return found
-
-
-def _both_and_placed(row: ImageResult) -> tuple[bool, bool]:
-    both = all(atom.met for atom in row.atoms if atom.sort == "count")
-    return both, both and all(atom.met for atom in row.atoms if atom.sort == "relation")
-
 
 OVERALL = "all"
 
@@ -56,26 +25,25 @@ NOT_HELD_OUT = (
     "and of these it proves nothing."
 )
 
-By = Mapping[str, np.ndarray]
-"""For each category, one value of each of its prompts, in a fixed order: the mean over the prompt's pictures."""
-
 
 @dataclass(frozen=True)
 class Result:
     method: str
     rates: dict[str, Estimate]
-    """By category, and over all of them with the same weight each; nothing where nothing was judged."""
+    """By category, and over all categories with equal weights; empty where nothing was judged."""
     readable: Estimate | None
-    """Of all objects, those that the detector could name; None for one that is told what to look for."""
+    """The proportion of objects that the detector could name; None for a detector that takes queries."""
     clip: dict[str, Estimate] = field(default_factory=dict)
     """Mean cosine of picture and prompt, by category and over all."""
     itm: dict[str, Estimate] = field(default_factory=dict)
     """Mean matching score of an adapter."""
     measures: dict[str, Estimate] = field(default_factory=dict)
-    """The suite's own."""
+    """The suite's own metrics."""
     pictures: int = 0
     clipped: int = 0
     outside: int = 0
+    prompts: dict[str, int] = field(default_factory=dict)
+    """Number of prompts by category and over all: the n of the intervals."""
 
 
 @dataclass(frozen=True)
@@ -87,151 +55,187 @@ class Difference:
     itm: dict[str, Estimate] = field(default_factory=dict)
 
 
-def results(rows: Mapping[str, Sequence[ImageResult]], suite: str = "") -> list[Result]:
-    first = next(iter(rows), "")
-    for method, own in rows.items():
-        if {row.category for row in own} != {row.category for row in rows[first]}:
+def results(methods: Mapping[str, MethodResults], suite: str = "") -> list[Result]:
+    first = next(iter(methods), "")
+    for method, own in methods.items():
+        if set(own.categories) != set(methods[first].categories):
             raise UserError(f"{first} and {method} were not judged in the same categories: they cannot share a table")
-    found = [_result(method, own, suite) for method, own in rows.items()]
-    for one in found:
-        if (bool(one.rates), bool(one.clip)) != (bool(found[0].rates), bool(found[0].clip)):
-            raise UserError(f"{first} and {one.method} were not judged and scored alike: they cannot share a table")
-    return found
+    computed = [_result(method, own, suite) for method, own in methods.items()]
+    for result in computed:
+        if (bool(result.rates), bool(result.clip)) != (bool(computed[0].rates), bool(computed[0].clip)):
+            raise UserError(f"{first} and {result.method} were not judged and scored alike: they cannot share a table")
+    return computed
 
 
-def _result(method: str, rows: Sequence[ImageResult], suite: str) -> Result:
-    rates, clip, itm = (_estimates(_by_prompt(rows, value)) if value else {} for value in _values(rows))
-    measures = visor(rows) if suite == SR2D and rates else {}
-    cut = sum(row.clipped for row in rows), sum(row.outside for row in rows)
-    return Result(method, rates, _readable(rows) if rates else None, clip, itm, measures, len(rows), *cut)
+def _result(method: str, own: MethodResults, suite: str) -> Result:
+    values = _values(own)
+    rates = _estimates(own.prompt_means(values["passed"]), PROPORTION) if "passed" in values else {}
+    clip, itm = (_estimates(own.prompt_means(values[name])) if name in values else {} for name in SCORES)
+    counts = {category: len(means) for category, means in own.prompt_means(own.passed).items()}
+    return Result(
+        method, rates, _readable(own) if rates else None, clip, itm,
+        visor(own) if suite == SR2D and rates else {}, len(own), int(own.clipped.sum()), int(own.outside.sum()),
+        {**counts, OVERALL: sum(counts.values())},
+    )  # fmt: skip
 
 
-def difference(method: Sequence[ImageResult], baseline: Sequence[ImageResult]) -> Difference:
-    """Prompt by prompt, since both drew the same prompts from the same noise."""
+def difference(method: MethodResults, baseline: MethodResults) -> Difference:
+    """Paired by prompt, since both methods used the same prompts and the same initial noise."""
     _check_paired(method, baseline)
-    pairs = zip(_values(method), _values(baseline), strict=True)
+    one, other = _values(method), _values(baseline)
     points, clip, itm = (
-        _estimates(_apart(_by_prompt(method, one), _by_prompt(baseline, other))) if one and other else {}
-        for one, other in pairs
+        _estimates(_minus(method.prompt_means(one[name]), baseline.prompt_means(other[name])), bounds)
+        if name in one and name in other
+        else {}
+        for name, bounds in (("passed", DIFFERENCE), ("clip", None), ("itm", None))
     )
-    return Difference(method[0].method, baseline[0].method, points, clip, itm)
+    return Difference(method.method, baseline.method, points, clip, itm)
 
 
-def _apart(one: By, other: By) -> By:
+def _minus(one: Mapping[str, Floats], other: Mapping[str, Floats]) -> dict[str, Floats]:
     return {category: one[category] - other[category] for category in one}
 
 
-def _check_paired(method: Sequence[ImageResult], baseline: Sequence[ImageResult]) -> None:
-    noise = [{(*row.key, row.noise_seed) for row in rows} for rows in (method, baseline)]
-    if odd := noise[0] ^ noise[1]:
-        prompt, index, _ = min(odd)
-        names = f"{method[0].method} and {baseline[0].method}"
+def _check_paired(method: MethodResults, baseline: MethodResults) -> None:
+    noise = [{(*own.key(line), seed) for line, seed in enumerate(own.noise_seeds)} for own in (method, baseline)]
+    if unpaired := noise[0] ^ noise[1]:
+        prompt, index, _ = min(unpaired)
+        names = f"{method.method} and {baseline.method}"
         raise UserError(f"{names} cannot be compared: picture {index} of {prompt} is not in both, from the same noise")
 
 
-Value = Callable[[ImageResult], float]
-
-
-def _values(rows: Sequence[ImageResult]) -> tuple[Value | None, Value | None, Value | None]:
-    """How to read off a line whether it is right and how near it is to its text, where all lines say so."""
-    judged = _all_or_none(rows, lambda row: row.passed is not None, "a verdict")
-    near = _all_or_none(rows, lambda row: row.clip is not None, "a CLIP score")
-    matching = _all_or_none(rows, lambda row: row.itm is not None, "an ITM score")
-    return (
-        (lambda row: float(bool(row.passed))) if judged else None,
-        (lambda row: row.clip or 0.0) if near else None,
-        (lambda row: row.itm or 0.0) if matching else None,
-    )
-
-
-def _all_or_none(rows: Sequence[ImageResult], has: Callable[[ImageResult], bool], what: str) -> bool:
-    """Some without it would drop out of the mean unseen."""
-    without = [row for row in rows if not has(row)]
-    if not rows:
-        raise UserError("a method without a single line cannot be counted")
-    if without and len(without) < len(rows):
-        row = without[0]
-        raise UserError(f"picture {row.index} of {row.prompt_id} by {row.method} has not {what}, and others have")
-    return not without
-
-
-def _by_prompt(rows: Sequence[ImageResult], value: Value) -> dict[str, np.ndarray]:
-    found: dict[str, dict[str, list[float]]] = {row.category: {} for row in rows}
-    for row in sorted(rows, key=lambda row: row.key):
-        found[row.category].setdefault(row.prompt_id, []).append(value(row))
-    return {
-        category: np.array([np.mean(pictures) for pictures in prompts.values()]) for category, prompts in found.items()
+def _values(own: MethodResults) -> dict[str, npt.ArrayLike]:
+    """The columns that every line has a value in; one that only some lines have is an error."""
+    columns = {
+        "passed": (own.passed, own.passed != UNJUDGED, "verdict"),
+        "clip": (own.clip, ~np.isnan(own.clip), "CLIP score"),
+        "itm": (own.itm, ~np.isnan(own.itm), "ITM score"),
     }
+    return {name: values for name, (values, has, what) in columns.items() if _all_or_none(own, has, what)}
 
 
-def _estimates(values: By) -> dict[str, Estimate]:
-    single = {category: bootstrap([shares]) for category, shares in values.items()}
-    return {**single, OVERALL: bootstrap(list(values.values()))}
+def _all_or_none(own: MethodResults, has: Booleans, what: str) -> bool:
+    if has.any() and not has.all():
+        prompt, index = own.key(int(np.argmin(has)))
+        raise UserError(f"picture {index} of {prompt} by {own.method} has no {what}, and others have one")
+    return bool(has.all())
 
 
-def _readable(rows: Sequence[ImageResult]) -> Estimate | None:
-    if any(row.atoms and row.atoms[0].sort != "readable" for row in rows):
+def _estimates(values: Mapping[str, Floats], bounds: Bounds | None = None) -> dict[str, Estimate]:
+    by_category = {category: bootstrap([means], bounds) for category, means in values.items()}
+    return {**by_category, OVERALL: bootstrap(list(values.values()), bounds)}
+
+
+def _readable(own: MethodResults) -> Estimate | None:
+    if own.queried:
         return None
-    pictures = [(len(row.objects), len(row.objects) + row.unreadable) for row in rows]
-    named, there = (sum(column) for column in zip(*pictures, strict=True))
-    return Estimate(named / there if there else 0.0, None, None)
+    named = int(own.objects.sum())
+    total = named + int(own.unreadable.sum())
+    return Estimate(named / total if total else 0.0, None, None)
 
 
-def tables(found: Sequence[Result], apart: Sequence[Difference]) -> str:
-    """All that there is to count, as Markdown."""
+def visor(own: MethodResults) -> dict[str, Estimate]:
+    """The metrics of SR2D, over the prompts with a relation.
+
+    OA: both objects are detected. uncond: and the relation holds. cond: the relation holds, among pictures with both
+    objects. VISOR_n: prompts of which at least n pictures show both objects in the relation.
+    """
+    related = np.isin(own.category, [number for number, name in enumerate(own.categories) if name in RELATIONS])
+    if not related.any():
+        return {}
+    both = own.counts_met[related]
+    placed = both & own.relations_met[related]
+    _, prompt = np.unique(own.prompt[related], return_inverse=True)
+    pictures = np.bincount(prompt)
+    both_means, placed_means = (np.bincount(prompt, values) / pictures for values in (both, placed))
+    measures = {
+        "OA": bootstrap([both_means], PROPORTION),
+        "VISOR uncond": bootstrap([placed_means], PROPORTION),
+        "VISOR cond": bootstrap_ratio(placed_means, both_means),
+    }
+    if len(set(pictures.tolist())) == 1:
+        n_placed = np.bincount(prompt, placed)
+        for n in range(1, int(pictures[0]) + 1):
+            measures[f"VISOR {n} of {pictures[0]}"] = bootstrap([n_placed >= n], PROPORTION)
+    return measures
+
+
+def tables(computed: Sequence[Result], differences: Sequence[Difference]) -> str:
+    """All tables, as Markdown."""
     parts = [
-        table(found) if found[0].rates else "",
-        difference_table(apart) if apart and apart[0].points else "",
-        _measure_table(found) if found[0].measures else "",
-        *(_score_table(name, title, found, apart) for name, title in SCORES.items()),
-        NOT_HELD_OUT if found[0].itm else "",
-        "\n".join(_cut_boxes(one) for one in found if one.clipped or one.outside),
+        rate_table(computed) if computed[0].rates else "",
+        difference_table(differences, _reference(computed)) if differences and differences[0].points else "",
+        _measure_table(computed) if computed[0].measures else "",
+        *(_score_table(name, title, computed, differences) for name, title in SCORES.items()),
+        _sizes(computed),
+        NOT_HELD_OUT if computed[0].itm else "",
+        "\n".join(_cut_boxes(result) for result in computed if result.clipped or result.outside),
     ]
-    return "\n\n".join(part for part in parts if part) or "Nothing was judged or scored: there is nothing to count."
+    judged = any(result.rates or result.clip or result.itm for result in computed)
+    return "\n\n".join(part for part in parts if part) if judged else "Nothing was judged or scored."
 
 
-def table(found: Sequence[Result]) -> str:
-    categories = list(found[0].rates)
-    readable = ["objects readable"] if found[0].readable else []
-    lines = _heading("method", *categories, *readable)
-    for one in found:
-        last = [one.readable.percent] if one.readable else []
-        lines.append(_line(one.method, *(one.rates[c].percent for c in categories), *last))
+def rate_table(computed: Sequence[Result]) -> str:
+    categories = list(computed[0].rates)
+    readable = ["objects readable"] if computed[0].readable else []
+    lines = _heading("method", *_with_n(categories, _reference(computed)), *readable)
+    for result in computed:
+        last = [result.readable.percent] if result.readable else []
+        lines.append(_line(result.method, *(result.rates[c].percent for c in categories), *last))
     return "\n".join(lines)
 
 
-def difference_table(found: Sequence[Difference]) -> str:
-    categories = list(found[0].points)
-    lines = _heading("difference, points", *categories)
-    lines += [_line(_pair(one), *(one.points[category].signed for category in categories)) for one in found]
+def difference_table(differences: Sequence[Difference], like: Result | None = None) -> str:
+    categories = list(differences[0].points)
+    lines = _heading("difference, points", *_with_n(categories, like))
+    lines += [_line(_pair(each), *(each.points[c].signed for c in categories)) for each in differences]
     return "\n".join(lines)
 
 
-def _measure_table(found: Sequence[Result]) -> str:
-    lines = _heading("method", *found[0].measures)
-    lines += [_line(one.method, *(value.percent for value in one.measures.values())) for one in found]
+def _measure_table(computed: Sequence[Result]) -> str:
+    n = sum(_reference(computed).prompts.get(relation, 0) for relation in RELATIONS)
+    lines = _heading(f"method (n = {n:,})", *computed[0].measures)
+    lines += [_line(result.method, *(value.percent for value in result.measures.values())) for result in computed]
     return "\n".join(lines)
 
 
-def _score_table(name: str, title: str, found: Sequence[Result], apart: Sequence[Difference]) -> str:
-    """Of those that were scored: some may have been kept without."""
-    scored = {one.method: getattr(one, name) for one in found if getattr(one, name)}
-    differences = {_pair(one): getattr(one, name) for one in apart if getattr(one, name)}
+def _score_table(name: str, title: str, computed: Sequence[Result], differences: Sequence[Difference]) -> str:
+    """Of the methods that have this score: kept ones may lack it."""
+    scored = {result.method: getattr(result, name) for result in computed if getattr(result, name)}
+    paired = {_pair(each): getattr(each, name) for each in differences if getattr(each, name)}
     if not scored:
         return ""
     categories = list(next(iter(scored.values())))
-    lines = _heading(title, *categories)
+    lines = _heading(title, *_with_n(categories, _reference(computed)))
     lines += [_line(method, *(own[category].plain for category in categories)) for method, own in scored.items()]
-    lines += [_line(pair, *(own[each].plain_signed for each in categories)) for pair, own in differences.items()]
+    lines += [_line(pair, *(own[each].plain_signed for each in categories)) for pair, own in paired.items()]
     return "\n".join(lines)
 
 
-def _cut_boxes(one: Result) -> str:
-    return f"{one.method}: {one.clipped} boxes were cut to the picture, {one.outside} lay outside and do not count."
+def _with_n(categories: Sequence[str], like: Result | None) -> list[str]:
+    """Headings with the number of prompts, where it is known."""
+    prompts = like.prompts if like is not None else {}
+    return [f"{name} (n = {prompts[name]:,})" if name in prompts else name for name in categories]
 
 
-def _pair(one: Difference) -> str:
-    return f"{one.method} - {one.baseline}"
+def _reference(computed: Sequence[Result]) -> Result:
+    """The result whose n the headings give: reports of older versions have none."""
+    return next((result for result in computed if result.prompts), computed[0])
+
+
+def _sizes(computed: Sequence[Result]) -> str:
+    """Which methods have fewer or more prompts than the headings say."""
+    reference = _reference(computed)
+    other = [result for result in computed if result.prompts and result.prompts != reference.prompts]
+    return "\n".join(f"{result.method}: {result.prompts[OVERALL]:,} prompts in all." for result in other)
+
+
+def _cut_boxes(result: Result) -> str:
+    return f"{result.method}: {result.clipped} boxes were clipped to the picture, {result.outside} lay outside it."
+
+
+def _pair(each: Difference) -> str:
+    return f"{each.method} - {each.baseline}"
 
 
 def _heading(*cells: str) -> list[str]:

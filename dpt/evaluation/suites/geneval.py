@@ -27,7 +27,7 @@ LAYOUT: Layout = "folders"
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 
-ASKING = DetectConfig("image of {a} {noun}", 0.20, nms=0.15, colours=COLOURS)
+DETECT = DetectConfig("image of {a} {noun}", 0.20, nms=0.15, colours=COLOURS)
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
@@ -41,7 +41,7 @@ def suite(file: Path) -> Suite:
     prompts = [_prompt(number, line.where, line.text) for number, line in enumerate(reading.lines(file))]
     if not prompts:
         raise UserError(f"{file} holds no prompt")
-    return Suite("geneval", "geneval-1", tuple(prompts), ASKING, JUDGE, LAYOUT, "owlv2")
+    return Suite("geneval", "geneval-1", tuple(prompts), DETECT, JUDGE, LAYOUT, "owlv2")
 
 
 def _prompt(number: int, where: str, line: str) -> Prompt:

@@ -32,7 +32,7 @@ PLACES = (("left", "right"), ("right", "left"), ("top", "bottom"), ("bottom", "t
 RELATIONS = {"left": "left", "right": "right", "top": "above", "bottom": "below"}
 
 
-ASKING = DetectConfig("image of {a} {noun}", 0.20, thresholds=(("attribution", 0.45),), nms=0.15)
+DETECT = DetectConfig("image of {a} {noun}", 0.20, thresholds=(("attribution", 0.45),), nms=0.15)
 
 
 @lru_cache(maxsize=1)
@@ -42,7 +42,7 @@ def suite() -> Suite:
         Prompt(f"lmd-{number:03d}", category, f"{PREFIX} {text}", facts, closed=False)
         for number, (category, text, facts) in enumerate(told)
     )
-    return Suite("lmd", "lmd-1", tuple(prompts), ASKING, detector="owlv2")
+    return Suite("lmd", "lmd-1", tuple(prompts), DETECT, detector="owlv2")
 
 
 Told = tuple[str, str, tuple[Claim, ...]]

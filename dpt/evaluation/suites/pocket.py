@@ -24,21 +24,21 @@ from dpt.keyed_random import KeyedRandom
 
 SUITE_ID = "pocket-1"
 
-ASKING = DetectConfig("image of {a} {noun}", 0.20, nms=0.15, colours=POCKET_WORLD.colours)
+DETECT = DetectConfig("image of {a} {noun}", 0.20, nms=0.15, colours=POCKET_WORLD.colours)
 
-USUAL = ("single", "binding", "count", "spatial", "negation")
+DEFAULT_CATEGORIES = ("single", "binding", "count", "spatial", "negation")
 """Categories, and prompts of each, when nothing else is said."""
 
-USUAL_PROMPTS = 300
+DEFAULT_PROMPTS = 300
 
 
 def suite(categories: Sequence[str] = (), per_category: int | None = None, seed: int = 0) -> Suite:
     prompts: list[Prompt] = []
-    for category in categories or USUAL:
+    for category in categories or DEFAULT_CATEGORIES:
         if category not in CATEGORIES:
             raise UserError(f"there is no category {category!r}; the categories are {', '.join(CATEGORIES)}")
-        prompts += pocket_prompts(category, USUAL_PROMPTS if per_category is None else per_category, seed)
-    return Suite("pocket", SUITE_ID, tuple(prompts), ASKING, detector="oracle")
+        prompts += pocket_prompts(category, DEFAULT_PROMPTS if per_category is None else per_category, seed)
+    return Suite("pocket", SUITE_ID, tuple(prompts), DETECT, detector="oracle")
 
 
 def pocket_prompts(category: str, n: int, seed: int = 0, world: World = POCKET_WORLD) -> list[Prompt]:

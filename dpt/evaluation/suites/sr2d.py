@@ -35,7 +35,7 @@ SHA256 = "ebe9b1199fd3c00aeb32f04b17d947319f40eb6edb87e97621277e5b61379048"
 """Of the published file, which `published` gives to the byte."""
 
 
-ASKING = DetectConfig("a photo of a {noun}", 0.1, above=True)
+DETECT = DetectConfig("a photo of a {noun}", 0.1, above=True)
 
 
 Row = dict[str, Any]
@@ -43,7 +43,7 @@ Row = dict[str, Any]
 
 @lru_cache(maxsize=1)
 def suite() -> Suite:
-    return Suite("sr2d", "sr2d-1", tuple(_prompt(row) for row in rows()), ASKING, detector="owlvit")
+    return Suite("sr2d", "sr2d-1", tuple(_prompt(row) for row in rows()), DETECT, detector="owlvit")
 
 
 def rows() -> list[Row]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from dpt.errors import UserError
-from dpt.evaluation.bench import results as rows
 from dpt.evaluation.bench import tables as report
+from dpt.evaluation.bench.columns import MethodResults
 from dpt.evaluation.bench.results import ImageResult
 
 
@@ -18,7 +16,11 @@ def row(method: str, category: str, number: int, index: int, passed: bool, noise
     )
 
 
-def many(method: str, rights: dict[str, list[list[bool]]]) -> list[ImageResult]:
+def many(method: str, rights: dict[str, list[list[bool]]]) -> MethodResults:
+    return MethodResults.of(lines(method, rights))
+
+
+def lines(method: str, rights: dict[str, list[list[bool]]]) -> list[ImageResult]:
     return [
         row(method, category, number, index, passed)
         for category, prompts in rights.items()
@@ -40,42 +42,43 @@ def test_categories_weigh_the_same() -> None:
 
 
 def test_pictures_of_a_prompt_are_not_independent() -> None:
-    """Every prompt half right: no doubt about the half. Half of the prompts all right: much doubt."""
+    """Four prompts half right leave less doubt than eight pictures half right; two prompts leave all of it."""
     (found,) = report.results({"base": many("base", HALF)})
-    assert (found.rates["single"].low, found.rates["single"].high) == (0.5, 0.5)
+    single = found.rates["single"]
+    assert single.low == pytest.approx(0.255, abs=1e-3) and single.high == pytest.approx(0.745, abs=1e-3)
     assert (found.rates["count"].low, found.rates["count"].high) == (0.0, 1.0)
 
 
 def test_differences_are_paired() -> None:
     """What both get wrong in the same prompts adds no doubt to their difference."""
-    apart = report.difference(many("tuned", ALL), many("base", HALF))
-    assert apart.points["single"].value == 0.5 and apart.points["single"].low == 0.5
-    assert (apart.points["count"].low, apart.points["count"].high) == (0.0, 0.0)
-    assert apart.points["all"].value == 0.25
-    assert "| tuned - base | +50.0 (+50.0 to +50.0) | +0.0 (+0.0 to +0.0) | +25.0" in report.difference_table([apart])
+    right, wrong = [[True, True]] * 40, [[False, False]] * 40
+    apart = report.difference(
+        many("tuned", {"single": right + wrong, "count": right}),
+        many("base", {"single": right + wrong, "count": wrong}),
+    )
+    single = apart.points["single"]
+    assert single.value == 0 and single.low is not None and single.high is not None
+    assert -0.05 < single.low < 0 < single.high < 0.05
+    assert apart.points["all"].value == 0.5
+    assert "| tuned - base | +0.0 (-4.6 to +4.6) | +100.0 (+82.5 to +100.0) | +50.0" in report.difference_table([apart])
+
+
+def test_every_table_gives_its_number_of_prompts() -> None:
+    methods = {"base": many("base", HALF), "tuned": many("tuned", ALL)}
+    results = report.results(methods)
+    text = report.tables(results, [report.difference(methods["tuned"], methods["base"])])
+    assert text.count("| single (n = 4) | count (n = 2) | all (n = 6) |") == 2
+    fewer = report.results({**methods, "tuned": many("tuned", {**ALL, "single": ALL["single"][:2]})})
+    assert "tuned: 4 prompts in all." in report.tables(fewer, [])
+
+
+def test_one_prompt_is_not_certain() -> None:
+    (found,) = report.results({"base": many("base", {"single": [[True] * 4]})})
+    assert report.rate_table([found]).splitlines()[-1].startswith("| base | 100.0 (20.7 to 100.0) |")
 
 
 def test_what_was_not_drawn_from_the_same_noise_is_not_compared() -> None:
-    whole = many("base", HALF)
+    whole = lines("base", HALF)
     for other in (whole[1:], [row("base", "single", 0, 0, True, noise=5), *whole[1:]]):
         with pytest.raises(UserError, match="tuned and base cannot be compared: picture 0 of single-0-0000"):
-            report.difference(many("tuned", HALF), other)
-
-
-def test_a_line_cut_by_a_kill_is_taken_off_and_any_other_is_an_error(tmp_path: Path) -> None:
-    file = tmp_path / "base.jsonl"
-    rows.append_results(file, many("base", HALF))
-    whole = file.read_text()
-    assert rows.read_results(file) == many("base", HALF)
-    assert rows.repair(file) == 0
-    file.write_text(whole + whole[:40])
-    with pytest.raises(UserError, match=r"base.jsonl, line 13 is not JSON"):
-        rows.read_results(file)
-    assert rows.repair(file) == 40
-    assert file.read_text() == whole
-    file.write_text(whole + whole.splitlines()[0] + "\n")
-    with pytest.raises(UserError, match=r"line 13: picture 0 of single-0-0000 is there twice"):
-        rows.read_results(file)
-    file.write_text(whole.replace('"passed": true', '"passed": "yes"', 1))
-    with pytest.raises(UserError, match=r"line 1: passed: expected bool, got 'yes'"):
-        rows.read_results(file)
+            report.difference(many("tuned", HALF), MethodResults.of(other))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from dpt.evaluation.bench import tables as report
+from dpt.evaluation.bench.columns import MethodResults
 from dpt.evaluation.bench.results import ImageResult
-from dpt.evaluation.bench.tables import visor
-from dpt.intervals import bootstrap_ratio
-from tests.evaluation.bench.making import both, row
+from dpt.evaluation.bench.tables import visor as visor_of
+from dpt.intervals import Estimate
+from tests.evaluation.bench.rows import both, row
 
 
 def seen(prompt: str, *pictures: tuple[bool, bool], category: str = "left") -> list[ImageResult]:
@@ -16,6 +17,10 @@ def seen(prompt: str, *pictures: tuple[bool, bool], category: str = "left") -> l
         row("base", prompt, i, there and placed, category=category, atoms=both(there, placed))
         for i, (there, placed) in enumerate(pictures)
     ]
+
+
+def visor(rows: list[ImageResult]) -> dict[str, Estimate]:
+    return visor_of(MethodResults.of(rows))
 
 
 YES, UNPLACED, NO = (True, True), (True, False), (False, False)
@@ -37,7 +42,7 @@ def test_by_hand() -> None:
 
 def test_nothing_there_is_no_division() -> None:
     found = visor(seen("a", NO, NO))
-    assert (found["VISOR cond"].value, found["VISOR cond"].low, found["VISOR cond"].high) == (0, 0, 0)
+    assert (found["VISOR cond"].value, found["VISOR cond"].low, found["VISOR cond"].high) == (0, 0, 1)
     assert visor(seen("a", YES, category="and")) == {}
 
 
@@ -50,13 +55,6 @@ def test_uneven_prompts_have_no_visor_n() -> None:
 
 
 def test_the_report_has_them_for_sr2d_only() -> None:
-    rows = {"base": seen("a", YES, NO)}
+    rows = {"base": MethodResults.of(seen("a", YES, NO))}
     assert "VISOR cond" in report.tables(report.results(rows, "sr2d"), [])
     assert "VISOR" not in report.tables(report.results(rows, "lmd"), [])
-
-
-def test_a_ratio_is_resampled_with_its_whole() -> None:
-    found = bootstrap_ratio([1, 2, 3], [2, 4, 6])
-    assert (found.value, found.low, found.high) == (0.5, 0.5, 0.5)
-    with pytest.raises(ValueError, match="no values"):
-        bootstrap_ratio([], [])

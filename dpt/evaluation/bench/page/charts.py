@@ -28,7 +28,7 @@ dt { color: var(--soft); } dd { margin: 0; min-width: 0; }
 .group { min-width: 0; }
 .line { display: grid; grid-template-columns: 1fr auto; gap: 0 .5rem; font-size: .875rem; margin-bottom: .35rem; }
 .line svg { grid-column: 1 / -1; grid-row: 2; width: 100%; height: 16px; display: block; }
-.said { font-variant-numeric: tabular-nums; }
+.value { font-variant-numeric: tabular-nums; }
 .ground { fill: var(--ground); } .bar { fill: var(--own); opacity: .75; }
 .whisker { stroke: var(--ink); stroke-width: 1.5; vector-effect: non-scaling-stroke; }
 .zero { stroke: var(--soft); stroke-width: 1; vector-effect: non-scaling-stroke; }
@@ -56,20 +56,22 @@ figcaption { font-size: .8rem; } .right > figcaption > span, .met { color: var(-
 
 
 HUES = 6
-"""How many colours the style sheet has for methods; then they come again."""
+"""Method colours in the style sheet; further methods reuse them."""
 
 
-def rate_charts(found: Sequence[Result]) -> str:
-    return "".join(_group(category, [_rate(i, one, category) for i, one in enumerate(found)])
-                   for category in found[0].rates)  # fmt: skip
+def rate_charts(results: Sequence[Result]) -> str:
+    return "".join(_group(category, [_rate(i, result, category) for i, result in enumerate(results)])
+                   for category in results[0].rates)  # fmt: skip
 
 
-def difference_charts(apart: Sequence[Difference], methods: Sequence[str]) -> str:
-    ends = [side for one in apart for value in one.points.values() for side in (value.low, value.high, value.value)]
+def difference_charts(differences: Sequence[Difference], methods: Sequence[str]) -> str:
+    ends = [
+        side for each in differences for value in each.points.values() for side in (value.low, value.high, value.value)
+    ]
     reach = max([0.05, *(abs(side) for side in ends if side is not None)])
     return "".join(
-        _group(category, [_difference(methods.index(one.method), one, category, reach) for one in apart])
-        for category in apart[0].points
+        _group(category, [_difference(methods.index(each.method), each, category, reach) for each in differences])
+        for category in differences[0].points
     )
 
 
@@ -77,29 +79,29 @@ def _group(title: str, lines: Sequence[str]) -> str:
     return f'<div class="group"><h3>{escape(title)}</h3>{"".join(lines)}</div>'
 
 
-def _rate(number: int, one: Result, category: str) -> str:
-    value = one.rates[category]
+def _rate(number: int, result: Result, category: str) -> str:
+    value = result.rates[category]
     bar = f'<rect class="bar" x="0" y="3" width="{_at(value.value)}" height="10"/>'
-    return _line(number, one.method, value.percent, "%", bar + _whisker(value, 0, 1))
+    return _line(number, result.method, value.percent, "%", bar + _whisker(value, 0, 1))
 
 
-def _difference(number: int, one: Difference, category: str, reach: float) -> str:
-    value = one.points[category]
+def _difference(number: int, each: Difference, category: str, reach: float) -> str:
+    value = each.points[category]
     left, right = sorted((0.0, value.value))
     start, end = _at(left, -reach, reach), _at(right, -reach, reach)
     bar = f'<rect class="bar" x="{start}" y="3" width="{end - start:.2f}" height="10"/>'
     zero = '<line class="zero" x1="50" x2="50" y1="0" y2="16"/>'
-    name = f"{one.method} - {one.baseline}"
+    name = f"{each.method} - {each.baseline}"
     return _line(number, name, value.signed, "points", bar + zero + _whisker(value, -reach, reach))
 
 
-def _line(number: int, name: str, said: str, unit: str, inside: str) -> str:
-    label = escape(f"{name}: {said} {unit}")
+def _line(number: int, name: str, text: str, unit: str, bars: str) -> str:
+    label = escape(f"{name}: {text} {unit}")
     return (
         f'<div class="line m{number % HUES}"><span class="name">{escape(name)}</span>'
         f'<svg viewBox="0 0 100 16" preserveAspectRatio="none" role="img" aria-label="{label}">'
-        f'<rect class="ground" x="0" y="3" width="100" height="10"/>{inside}</svg>'
-        f'<span class="said">{escape(said)}</span></div>'
+        f'<rect class="ground" x="0" y="3" width="100" height="10"/>{bars}</svg>'
+        f'<span class="value">{escape(text)}</span></div>'
     )
 
 

@@ -3,90 +3,106 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from io import BytesIO
 from pathlib import Path
+from typing import overload
 
+import numpy as np
 from PIL import Image
 
+from dpt.evaluation.bench.columns import UNJUDGED, Booleans, Floats, Integers, MethodResults
 from dpt.evaluation.bench.requests import open_image
 from dpt.evaluation.bench.results import ImageResult, SeenObject
 from dpt.evaluation.suites.base import Layout, image_file
 
-Key = tuple[str, int]
-
 
 @dataclass(frozen=True)
 class Case:
-    """One prompt and one noise, as each method drew it."""
+    """One prompt and one initial noise, as each method drew it."""
 
-    rows: dict[str, ImageResult]
+    results: dict[str, ImageResult]
 
     @property
-    def any(self) -> ImageResult:
-        return next(iter(self.rows.values()))
+    def first(self) -> ImageResult:
+        return next(iter(self.results.values()))
+
+
+@dataclass(frozen=True)
+class Cases(Sequence[Case]):
+    """Read from the results files one at a time: a report shows few of many."""
+
+    methods: Mapping[str, MethodResults]
+    lines: Integers
+    """(cases, methods)"""
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    @overload
+    def __getitem__(self, at: int) -> Case: ...
+    @overload
+    def __getitem__(self, at: slice) -> Cases: ...
+    def __getitem__(self, at: int | slice) -> Case | Cases:
+        if isinstance(at, slice):
+            return Cases(self.methods, self.lines[at])
+        lines = zip(self.methods.items(), self.lines[at].tolist(), strict=True)
+        return Case({name: own.result(line) for (name, own), line in lines})
+
+    def __iter__(self) -> Iterator[Case]:
+        return (self[at] for at in range(len(self)))
 
 
 @dataclass(frozen=True)
 class Section:
     title: str
-    cases: tuple[Case, ...]
+    cases: Cases
 
 
-def sections(found: Mapping[str, Sequence[ImageResult]], baseline: str) -> list[Section]:
-    """Every picture is in one of them: none is chosen by hand, and none is left out before the size is known."""
-    by_key = {name: {row.key: row for row in rows} for name, rows in found.items()}
-    shared = [row.key for row in found[baseline] if all(row.key in own for own in by_key.values())]
-    cases = [Case({name: own[key] for name, own in by_key.items()}) for key in shared]
-    if len(found) == 1:
-        return _nonempty([Section("Wrong", _of(cases, False)), Section("Right", _of(cases, True)),
-                      Section("Not judged", _of(cases, None))])  # fmt: skip
-    by_prompt: dict[str, list[float]] = {}
-    for case in cases:
-        by_prompt.setdefault(case.any.prompt_id, []).append(gain(case, baseline))
-    ranked = sorted(cases, key=lambda case: (gain(case, baseline), _mean(by_prompt[case.any.prompt_id])))
-    worse = tuple(case for case in ranked if gain(case, baseline) < 0)
-    better = tuple(case for case in reversed(ranked) if gain(case, baseline) >= 0 and not _alike(case))
-    alike = [case for case in cases if _alike(case)]
-    return _nonempty([
-        Section(f"Worse than {baseline}, the worst first", worse),
-        Section(f"Better than {baseline}, and none worse", better),
-        Section("Wrong by all", _of(alike, False)),
-        Section("Right by all", _of(alike, True)),
-        Section("Alike", _of(alike, None)),
-    ])  # fmt: skip
+def sections(methods: Mapping[str, MethodResults], baseline: str) -> list[Section]:
+    """Every picture that all methods have is in exactly one section; no section is empty."""
+    keys = [own.line_of for own in methods.values()]
+    base = methods[baseline]
+    shared = [line for line in range(len(base)) if all(base.key(line) in own for own in keys)]
+    lines = np.array([[own[base.key(line)] for own in keys] for line in shared], np.int64).reshape(-1, len(keys))
+    columns = zip(methods.values(), lines.T, strict=True)
+    values = np.stack([_case_values(own, of) for own, of in columns], 1)
+    passed = base.passed[shared]
+
+    def section(title: str, which: Booleans | Integers) -> Section:
+        return Section(title, Cases(methods, lines[which]))
+
+    if len(methods) == 1:
+        every = [section("Wrong", passed == 0), section("Right", passed == 1),
+                 section("Not judged", passed == UNJUDGED)]  # fmt: skip
+        return [each for each in every if each.cases]
+    at = list(methods).index(baseline)
+    gain = (np.delete(values, at, 1) - values[:, at : at + 1]).min(1)
+    ranked = np.lexsort((_mean_by(base.prompt[shared], gain), gain))
+    alike = (values == values[:, :1]).all(1)
+    backwards = ranked[::-1]
+    every = [
+        section(f"Worse than {baseline}, the worst first", ranked[gain[ranked] < 0]),
+        section(f"Better than {baseline}, and none worse", backwards[(gain[backwards] >= 0) & ~alike[backwards]]),
+        section("Wrong by all", alike & (passed == 0)),
+        section("Right by all", alike & (passed == 1)),
+        section("Alike", alike & (passed == UNJUDGED)),
+    ]
+    return [each for each in every if each.cases]
 
 
-def gain(case: Case, baseline: str) -> float:
-    """Of the method that did worst: right or wrong beside the baseline or, where nothing was judged, CLIP's cosine."""
-    base = case.rows[baseline]
-    return min(
-        _case_value(row) - _case_value(base)
-        for name, row in case.rows.items()
-        if name != baseline or len(case.rows) == 1
-    )
+def _case_values(own: MethodResults, lines: Integers) -> Floats:
+    """1 or 0 where judged, otherwise the CLIP score."""
+    passed = own.passed[lines]
+    return np.where(passed == UNJUDGED, np.nan_to_num(own.clip[lines]), passed)
 
 
-def _alike(case: Case) -> bool:
-    return len({_case_value(row) for row in case.rows.values()}) == 1
-
-
-def _case_value(row: ImageResult) -> float:
-    return float(row.passed) if row.passed is not None else row.clip or 0.0
-
-
-def _of(cases: Sequence[Case], passed: bool | None) -> tuple[Case, ...]:
-    return tuple(case for case in cases if case.any.passed is passed)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _nonempty(found: Sequence[Section]) -> list[Section]:
-    return [section for section in found if section.cases]
+def _mean_by(group: Integers, values: Floats) -> Floats:
+    """For each value, the mean of its group."""
+    means: Floats = (np.bincount(group, values) / np.maximum(np.bincount(group), 1))[group]
+    return means
 
 
 SMALL = 128
@@ -98,12 +114,12 @@ WIDEST = 256
 
 @dataclass
 class Album:
-    """Embeds pictures until the budget is spent, and knows how many were left out."""
+    """Embeds pictures until the budget is spent, and counts those left out."""
 
     folder: Path
     layout: Layout
     budget: int
-    """Bytes of embedded pictures, in all."""
+    """Bytes of all embedded pictures."""
     spent: int = 0
     shown: int = 0
     left_out: int = 0
@@ -118,26 +134,26 @@ class Album:
             figures.append(figure)
         self.shown += len(figures)
         self.left_out += len(section.cases) - len(figures)
-        told = f"{len(figures):,} of {len(section.cases):,} shown"
-        return f'<h3>{escape(section.title)} <small>{told}</small></h3><div class="cases">{"".join(figures)}</div>'
+        shown = f"{len(figures):,} of {len(section.cases):,} shown"
+        return f'<h3>{escape(section.title)} <small>{shown}</small></h3><div class="cases">{"".join(figures)}</div>'
 
     def _figure(self, case: Case) -> str | None:
-        uris = {name: self._uri(name, row) for name, row in case.rows.items()}
+        uris = {name: self._uri(name, result) for name, result in case.results.items()}
         size = sum(len(uri) for uri, _ in uris.values())
         if self.spent + size > self.budget:
             return None
         self.spent += size
-        one = case.any
-        shots = "".join(_image_html(name, case.rows[name], uri, extent) for name, (uri, extent) in uris.items())
-        where = escape(f"{one.category}, {one.prompt_id}, picture {one.index}")
+        first = case.first
+        shots = "".join(_image_html(name, case.results[name], uri, extent) for name, (uri, extent) in uris.items())
+        where = escape(f"{first.category}, {first.prompt_id}, picture {first.index}")
         return (
-            f'<article><p class="prompt">{escape(one.prompt)}</p><p class="where">{where}</p>'
+            f'<article><p class="prompt">{escape(first.prompt)}</p><p class="where">{where}</p>'
             f'<div class="shots">{shots}</div></article>'
         )
 
-    def _uri(self, method: str, row: ImageResult) -> tuple[str, tuple[int, int]]:
-        """The picture as text, and its own extent, which its boxes are told in."""
-        file = self.folder / method / image_file(self.layout, row.prompt_id, row.index)
+    def _uri(self, method: str, result: ImageResult) -> tuple[str, tuple[int, int]]:
+        """The picture as a data URI, and its original size, in whose pixels its boxes are."""
+        file = self.folder / method / image_file(self.layout, result.prompt_id, result.index)
         picture = open_image(file)
         if max(picture.size) <= WIDEST:
             return _data_uri("png", _encode_image(picture, "PNG")), picture.size
@@ -157,51 +173,53 @@ def _data_uri(kind: str, content: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _image_html(name: str, row: ImageResult, uri: str, extent: tuple[int, int]) -> str:
+def _image_html(name: str, result: ImageResult, uri: str, extent: tuple[int, int]) -> str:
     width, height = extent
-    state = {True: "right", False: "wrong", None: "unjudged"}[row.passed]
-    boxes = "".join(_box_svg(number, one) for number, one in enumerate(row.objects, start=1))
+    state = {True: "right", False: "wrong", None: "unjudged"}[result.passed]
+    boxes = "".join(_box_svg(number, seen) for number, seen in enumerate(result.objects, start=1))
     mark = width / 14
     numbers = "".join(
-        f'<text x="{one.box[0] + 0.15 * mark:.1f}" y="{one.box[1] + mark:.1f}" font-size="{mark:.1f}">{number}</text>'
-        for number, one in enumerate(row.objects, start=1)
+        f'<text x="{seen.box[0] + 0.15 * mark:.1f}" y="{seen.box[1] + mark:.1f}" font-size="{mark:.1f}">{number}</text>'
+        for number, seen in enumerate(result.objects, start=1)
     )
     small = ' class="small"' if max(extent) <= SMALL else ""
-    alt = escape(f"{name}: {row.prompt}")
+    alt = escape(f"{name}: {result.prompt}")
     return (
         f'<figure class="{state}"><svg viewBox="0 0 {width} {height}" role="img" aria-label="{alt}">'
         f'<image{small} href="{uri}" width="{width}" height="{height}" preserveAspectRatio="none"/>'
         f"{boxes}{numbers}</svg>"
-        f"<figcaption><b>{escape(name)}</b> <span>{_verdict_html(row)}</span>{_details_html(row)}</figcaption></figure>"
+        f"<figcaption><b>{escape(name)}</b> <span>{_verdict_html(result)}</span>{_details_html(result)}</figcaption>"
+        "</figure>"
     )
 
 
-def _box_svg(number: int, one: SeenObject) -> str:
-    x0, y0, x1, y1 = one.box
+def _box_svg(number: int, seen: SeenObject) -> str:
+    x0, y0, x1, y1 = seen.box
     return (
         f'<rect class="box" x="{x0:.1f}" y="{y0:.1f}" width="{x1 - x0:.1f}" height="{y1 - y0:.1f}">'
-        f"<title>{number}: {escape(_box_label(one))}</title></rect>"
+        f"<title>{number}: {escape(_box_label(seen))}</title></rect>"
     )
 
 
-def _box_label(one: SeenObject) -> str:
-    words = " ".join(word for word in (one.colour, one.label) if word)
-    return f"{words} {one.confidence:.2f}"
+def _box_label(seen: SeenObject) -> str:
+    words = " ".join(word for word in (seen.colour, seen.label) if word)
+    return f"{words} {seen.confidence:.2f}"
 
 
-def _verdict_html(row: ImageResult) -> str:
-    said = {True: "right", False: "wrong", None: "not judged"}[row.passed]
-    scores = {"CLIP": row.clip, "ITM": row.itm}
-    return ", ".join([said, *(f"{name} {value:.3f}" for name, value in scores.items() if value is not None)])
+def _verdict_html(result: ImageResult) -> str:
+    verdict = {True: "right", False: "wrong", None: "not judged"}[result.passed]
+    scores = {"CLIP": result.clip, "ITM": result.itm}
+    return ", ".join([verdict, *(f"{name} {value:.3f}" for name, value in scores.items() if value is not None)])
 
 
-def _details_html(row: ImageResult) -> str:
-    """Each requirement and whether it was met, then what was seen."""
+def _details_html(result: ImageResult) -> str:
+    """Each claim and whether it holds, then the detections."""
     atoms = "".join(
         f'<li class="{"met" if atom.met else "unmet"}">{"✓" if atom.met else "✗"} {escape(atom.text)}</li>'
-        for atom in row.atoms
+        for atom in result.atoms
     )
-    seen = "; ".join(f"{number}: {_box_label(one)}" for number, one in enumerate(row.objects, start=1))
-    if row.unreadable:
-        seen = "; ".join(part for part in (seen, f"{row.unreadable} unreadable") if part)
-    return (f"<ul>{atoms}</ul>" if atoms else "") + (f'<p class="seen">{escape(seen)}</p>' if seen else "")
+    parts = [f"{number}: {_box_label(seen)}" for number, seen in enumerate(result.objects, start=1)]
+    if result.unreadable:
+        parts.append(f"{result.unreadable} unreadable")
+    detections = "; ".join(parts)
+    return (f"<ul>{atoms}</ul>" if atoms else "") + (f'<p class="seen">{escape(detections)}</p>' if detections else "")

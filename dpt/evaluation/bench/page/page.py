@@ -1,4 +1,4 @@
-"""The page put together: what was run, what was counted, what it looks like."""
+"""The report page: options, rates, differences, pictures. All text goes through `html.escape`."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from dpt.evaluation.bench.columns import MethodResults
 from dpt.evaluation.bench.page.charts import STYLE, difference_charts, rate_charts
 from dpt.evaluation.bench.page.gallery import WIDEST, Album, sections
-from dpt.evaluation.bench.results import ImageResult
-from dpt.evaluation.bench.tables import NOT_HELD_OUT, SCORES, Difference, Result
+from dpt.evaluation.bench.tables import NOT_HELD_OUT, OVERALL, SCORES, Difference, Result
 from dpt.evaluation.fidelity import Fidelity
 from dpt.intervals import Estimate
 
 MOST = (24, 12, 12, 12, 12)
-"""Cases that are shown of each section at most."""
+"""Cases shown of each section at most."""
 
-KEPT_BACK = 0.5
-"""Share of the budget that the first section may take, so that something is left for the others."""
+FIRST_SECTION = 0.5
+"""The part of the budget that the first section may take, so that something is left for the others."""
 
 
 @dataclass(frozen=True)
-class Counted:
-    """All that a report is made of."""
+class ReportData:
+    """All that a report shows."""
 
     record: Mapping[str, Any]
     baseline: str
     results: Sequence[Result]
     differences: Sequence[Difference]
-    rows: Mapping[str, Sequence[ImageResult]]
+    methods: Mapping[str, MethodResults]
     fidelity: Fidelity | None = None
-    kept: Mapping[str, Sequence[ImageResult]] = field(default_factory=dict)
-    """Lines of methods that an earlier report counted: without pictures here."""
+    kept: Mapping[str, MethodResults] = field(default_factory=dict)
+    """Methods of an earlier report: without pictures here."""
 
 
-def page(counted: Counted, album: Album) -> str:
-    suite = str(counted.record["asked"]["suite"]).partition("=")[0]
+def page(data: ReportData, album: Album) -> str:
+    suite = str(data.record["asked"]["suite"]).partition("=")[0]
     title = f"Benchmark: {suite}"
     body = "".join([
-        f"<h1>{escape(title)}</h1>", _what_was_run(counted), _rates(counted), _differences(counted),
-        _others(counted), _gallery(counted, album),
+        f"<h1>{escape(title)}</h1>", _options(data), _rates(data), _differences(data),
+        _others(data), _gallery(data, album),
     ])  # fmt: skip
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -49,66 +49,85 @@ def page(counted: Counted, album: Album) -> str:
     )
 
 
-def _what_was_run(counted: Counted) -> str:
-    asked = counted.record["asked"]
-    told = {
-        "pictures": ", ".join(f"{one.method} {one.pictures:,}" for one in counted.results),
-        "drawn with": f"{asked.get('num_timesteps')} steps of {asked.get('scheduler')}, "
-        f"guidance {asked.get('guidance_scale')}, {asked.get('per_prompt')} pictures for each prompt",
+def _options(data: ReportData) -> str:
+    options = data.record["asked"]
+    entries = {
+        "pictures": ", ".join(f"{result.method} {result.pictures:,}" for result in data.results),
+        "drawn with": f"{options.get('num_timesteps')} steps of {options.get('scheduler')}, "
+        f"guidance {options.get('guidance_scale')}, {options.get('per_prompt')} pictures for each prompt",
     }
-    identities: dict[str, Any] = next(iter(counted.record["methods"].values()))
+    identities: dict[str, Any] = next(iter(data.record["methods"].values()))
     by = ("judge", "detector", "clip", "itm", "suite_hash")
-    told |= {key: str(identities[key]) for key in by if key in identities}
-    told |= {f"boxes, {one.method}": f"{one.clipped:,} cut to the picture, {one.outside:,} outside and not counted"
-             for one in counted.results if one.clipped or one.outside}  # fmt: skip
-    lines = "".join(f"<dt>{escape(key.replace('_', ' '))}</dt><dd>{escape(value)}</dd>" for key, value in told.items())
+    entries |= {key: str(identities[key]) for key in by if key in identities}
+    entries |= {
+        f"boxes, {result.method}": f"{result.clipped:,} clipped to the picture, {result.outside:,} outside, not counted"
+        for result in data.results
+        if result.clipped or result.outside
+    }
+    lines = "".join(
+        f"<dt>{escape(key.replace('_', ' '))}</dt><dd>{escape(value)}</dd>" for key, value in entries.items()
+    )
     return f"<dl>{lines}</dl>"
 
 
-def _rates(counted: Counted) -> str:
-    if not counted.results[0].rates:
+def _n(result: Result) -> str:
+    """The number of prompts of each category."""
+    counts = {name: n for name, n in result.prompts.items() if name != OVERALL}
+    if len(set(counts.values())) == 1:
+        return f"n = {next(iter(counts.values())):,} prompts in each category"
+    return ", ".join(f"{name} n = {n:,}" for name, n in counts.items())
+
+
+def _rates(data: ReportData) -> str:
+    if not data.results[0].rates:
         return '<p class="note">Nothing was judged.</p>'
-    note = "In percent, with the 95 % interval of a bootstrap over prompts. Categories weigh the same."
-    return f'<h2>Right pictures</h2><p class="note">{note}</p><div class="charts">{rate_charts(counted.results)}</div>'
+    note = (
+        f"In percent, with the 95 % interval of a bootstrap over prompts (Wilson where all are alike); "
+        f"{_n(data.results[-1])}. Categories weigh the same."
+    )
+    charts = rate_charts(data.results)
+    return f'<h2>Right pictures</h2><p class="note">{escape(note)}</p><div class="charts">{charts}</div>'
 
 
-def _differences(counted: Counted) -> str:
-    apart = [one for one in counted.differences if one.points]
-    if not apart:
+def _differences(data: ReportData) -> str:
+    differences = [each for each in data.differences if each.points]
+    if not differences:
         return ""
     note = (
         "Percentage points, prompt by prompt from the same noise, with the 95 % interval of a paired bootstrap. "
-        "An interval that holds 0 shows no difference."
+        "An interval that contains 0 shows no difference."
     )
-    charts = difference_charts(apart, [one.method for one in counted.results])
+    charts = difference_charts(differences, [result.method for result in data.results])
     return f'<h2>Differences</h2><p class="note">{note}</p><div class="charts">{charts}</div>'
 
 
-def _others(counted: Counted) -> str:
-    """What is counted beside the verdicts."""
+def _others(data: ReportData) -> str:
+    """Metrics beside the verdicts."""
     cards = []
-    for one in counted.results:
-        cards += [_card(f"{one.method}: the suite's own measures, %", _said(one.measures, "percent"))]
-        cards += [_card(f"{one.method}: {title}", _said(getattr(one, name), "plain")) for name, title in SCORES.items()]
-        if one.readable:
-            cards.append(_card(f"{one.method}: objects readable, %", {"of all that were seen": one.readable.percent}))
-    for apart in counted.differences:
+    for result in data.results:
+        cards.append(_card(f"{result.method}: the suite's own measures, %", _formatted(result.measures, "percent")))
+        cards += [_card(f"{result.method}: {title}", _formatted(getattr(result, name), "plain"))
+                  for name, title in SCORES.items()]  # fmt: skip
+        if result.readable:
+            cards.append(_card(f"{result.method}: objects readable, %", {"of all objects": result.readable.percent}))
+    for each in data.differences:
         cards += [
-            _card(f"{apart.method} - {apart.baseline}: {title}", _said(getattr(apart, name), "plain_signed"))
+            _card(f"{each.method} - {each.baseline}: {title}", _formatted(getattr(each, name), "plain_signed"))
             for name, title in SCORES.items()
         ]
+    notes = [NOT_HELD_OUT] if any(result.itm for result in data.results) else []
+    if data.fidelity:
+        distances = {name: f"{value:.3f}" for name, value in data.fidelity.named.items()}
+        notes.append(data.fidelity.note)
+        cards.append(_card("Fréchet distance", distances))
     shown = "".join(cards)
-    notes = [NOT_HELD_OUT] if any(one.itm for one in counted.results) else []
-    if counted.fidelity:
-        values = {name: f"{value:.3f}" for name, value in counted.fidelity.named.items()}
-        notes.append(counted.fidelity.note)
-        shown += _card("Fréchet distance", values)
-    told = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
-    return f'<h2>Beside the judge</h2>{told}<div class="facts">{shown}</div>' if shown else ""
+    paragraphs = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+    return f'<h2>Beside the judge</h2>{paragraphs}<div class="facts">{shown}</div>' if shown else ""
 
 
-def _said(values: Mapping[str, Estimate], how: str) -> dict[str, str]:
-    return {name: getattr(value, how) for name, value in values.items()}
+def _formatted(values: Mapping[str, Estimate], form: str) -> dict[str, str]:
+    """`form`: a property of Estimate."""
+    return {name: getattr(value, form) for name, value in values.items()}
 
 
 def _card(title: str, values: Mapping[str, str]) -> str:
@@ -118,21 +137,21 @@ def _card(title: str, values: Mapping[str, str]) -> str:
     return f'<div class="fact"><b>{escape(title)}</b><ul>{lines}</ul></div>'
 
 
-def _gallery(counted: Counted, album: Album) -> str:
-    whole = album.budget
+def _gallery(data: ReportData, album: Album) -> str:
+    budget = album.budget
     parts = []
-    beside = counted.baseline if counted.baseline in counted.rows else next(iter(counted.rows))
-    found = sections(counted.rows, beside)
-    for number, section in enumerate(found):
-        album.budget = int(whole * KEPT_BACK) if number == 0 and len(found) > 1 else whole
+    baseline = data.baseline if data.baseline in data.methods else next(iter(data.methods))
+    shown = sections(data.methods, baseline)
+    for number, section in enumerate(shown):
+        album.budget = int(budget * FIRST_SECTION) if number == 0 and len(shown) > 1 else budget
         parts.append(album.section(section, MOST[number]))
-    told = [
+    notes = [
         "Methods side by side, from the same noise, with the boxes that were counted.",
         f"{album.shown:,} cases are shown and {album.left_out:,} left out:",
-        f"at most {MOST[0]} of a sort, and {whole / 1e6:g} MB of pictures in all.",
+        f"at most {MOST[0]} of a sort, and {budget / 1e6:g} MB of pictures in all.",
     ]
-    if counted.kept:
-        told.append(f"Of {', '.join(counted.kept)} there are no pictures here: they were counted by an earlier report.")
+    if data.kept:
+        notes.append(f"Of {', '.join(data.kept)} there are no pictures here: they are from an earlier report.")
     if album.reduced:
-        told.append(f"Pictures wider than {WIDEST} pixels are shown reduced.")
-    return f'<h2>Pictures</h2><p class="note">{escape(" ".join(told))}</p>{"".join(parts)}'
+        notes.append(f"Pictures wider than {WIDEST} pixels are shown reduced.")
+    return f'<h2>Pictures</h2><p class="note">{escape(" ".join(notes))}</p>{"".join(parts)}'

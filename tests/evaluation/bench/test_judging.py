@@ -1,4 +1,4 @@
-"""What a detector answers becomes a line: cut boxes are counted, nonsense is refused, colours and CLIP go in."""
+"""From detections to a results line, and judging stored pictures across kills."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from dpt.evaluation.bench.judging import ImageJudge
 from dpt.evaluation.bench.requests import ImageRequest, open_image
 from dpt.evaluation.bench.run import StoredImages, run_benchmark
 from dpt.evaluation.suites import lmd
-from tests.evaluation.bench.making import row
+from tests.evaluation.bench.rows import row
 
 
 @dataclass
-class Telling:
-    """A detector that answers the same of every picture, and remembers what it was asked."""
+class FixedDetector:
+    """Detects the same in every picture, and remembers its queries."""
 
     answer: tuple[Detection, ...]
     classes: tuple[str, ...] | None = None
-    asked: Sequence[Sequence[str]] | None = None
-    identity: str = "the teller"
+    queries: Sequence[Sequence[str]] | None = None
+    identity: str = "the detector"
 
     def detect(self, images: Sequence[np.ndarray], queries: Sequence[Sequence[str]] | None = None) -> list[Detections]:
-        self.asked = queries
+        self.queries = queries
         return [Detections(self.answer)] * len(images)
 
 
@@ -48,7 +48,7 @@ PICTURE = np.zeros((40, 64, 3), np.uint8)
 
 
 def line(*answer: Detection) -> rows.ImageResult:
-    (found,) = ImageJudge(Telling(answer), lmd.ASKING)("base", [ImageRequest(PROMPT, 0, "lmd-1")], [PICTURE])
+    (found,) = ImageJudge(FixedDetector(answer), lmd.DETECT)("base", [ImageRequest(PROMPT, 0, "lmd-1")], [PICTURE])
     return found
 
 
@@ -62,31 +62,33 @@ def test_boxes_outside_are_cut_and_counted() -> None:
     assert [one.box for one in found.objects] == [(0, 5, 10, 20), (30, 5, 64, 20)]
 
 
-def test_what_does_not_count_is_not_in_the_line() -> None:
+def test_detections_that_do_not_count_are_not_in_the_line() -> None:
     found = line(car(0, 10), car(30, 40, 0.19), Detection("dog", Box(1, 1, 9, 9), 0.9))
     assert not found.passed and len(found.objects) == 1 and [atom.sort for atom in found.atoms] == ["count"]
 
 
-def test_a_score_that_is_no_number_is_refused() -> None:
-    with pytest.raises(UserError, match=r"the teller gave a car in base/p-0.png a box or a score that is not a number"):
+def test_a_nan_score_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"the detector gave a car in base/p-0.png a box or a score that is not a number"
+    ):
         line(car(0, 10), car(30, 40, nan))
 
 
-def test_only_who_must_be_told_is_told() -> None:
-    teller = Telling(())
-    ImageJudge(teller, lmd.ASKING)("base", [ImageRequest(PROMPT, 0, "lmd-1")], [PICTURE])
-    assert teller.asked == [["car"]]
-    knower = Telling((car(-9, 10),), classes=("car",))
-    (found,) = ImageJudge(knower, lmd.ASKING)("base", [ImageRequest(PROMPT, 0, "lmd-1")], [PICTURE])
-    assert knower.asked is None and found.clipped == 0 and found.objects[0].box[0] == -9
+def test_only_an_open_vocabulary_detector_gets_queries() -> None:
+    open_vocabulary = FixedDetector(())
+    ImageJudge(open_vocabulary, lmd.DETECT)("base", [ImageRequest(PROMPT, 0, "lmd-1")], [PICTURE])
+    assert open_vocabulary.queries == [["car"]]
+    closed_set = FixedDetector((car(-9, 10),), classes=("car",))
+    (found,) = ImageJudge(closed_set, lmd.DETECT)("base", [ImageRequest(PROMPT, 0, "lmd-1")], [PICTURE])
+    assert closed_set.queries is None and found.clipped == 0 and found.objects[0].box[0] == -9
 
 
-def test_nothing_judged_says_so() -> None:
+def test_without_a_detector_there_is_no_verdict() -> None:
     (found,) = ImageJudge(None, None)("base", [ImageRequest(PROMPT, 0, "prompts-1")], [PICTURE])
     assert found.passed is None and found.atoms == ()
 
 
-def test_a_line_says_only_what_there_is_to_say(tmp_path: Path) -> None:
+def test_optional_fields_are_left_out_of_a_line(tmp_path: Path) -> None:
     file = tmp_path / "base.jsonl"
     rows.append_results(file, [row("base"), row("base", "b", clip=0.25)])
     plain, scored = (json.loads(text) for text in file.read_text().splitlines())
@@ -94,34 +96,34 @@ def test_a_line_says_only_what_there_is_to_say(tmp_path: Path) -> None:
     assert rows.read_results(file) == [row("base"), row("base", "b", clip=0.25)]
 
 
-def asked_of(n: int) -> list[ImageRequest]:
+def requests_of(n: int) -> list[ImageRequest]:
     return [ImageRequest(PROMPT, index, "lmd-1") for index in range(n)]
 
 
 def pictures(folder: Path, n: int = 20) -> list[ImageRequest]:
-    asked = asked_of(n)
+    requests = requests_of(n)
     (folder / "base").mkdir(parents=True)
-    for one in asked:
+    for one in requests:
         Image.fromarray(PICTURE).save(folder / "base" / one.file)
-    return asked
+    return requests
 
 
 def test_judging_stored_pictures_goes_on_after_a_kill(tmp_path: Path) -> None:
-    asked, panel = pictures(tmp_path), ImageJudge(Telling((car(0, 10), car(30, 40))), lmd.ASKING)
+    requests, judge = pictures(tmp_path), ImageJudge(FixedDetector((car(0, 10), car(30, 40))), lmd.DETECT)
     (tmp_path / "whole").mkdir(), (tmp_path / "cut").mkdir()
     source = StoredImages(tmp_path / "base")
-    run_benchmark("base", asked, source, panel, tmp_path / "whole")
+    run_benchmark("base", requests, source, judge, tmp_path / "whole")
     whole = (tmp_path / "whole/base.jsonl").read_text()
     assert len(whole.splitlines()) == 20
     for share in (3, 2):
         (tmp_path / "cut/base.jsonl").write_text(whole[: len(whole) // share])
-        run_benchmark("base", asked, source, panel, tmp_path / "cut")
+        run_benchmark("base", requests, source, judge, tmp_path / "cut")
         assert (tmp_path / "cut/base.jsonl").read_text() == whole
 
 
 def test_a_picture_that_is_missing_or_half_written_is_named_not_dropped(tmp_path: Path) -> None:
-    asked, panel = pictures(tmp_path), ImageJudge(Telling(()), lmd.ASKING)
-    file = tmp_path / "base" / asked[17].file
+    requests, judge = pictures(tmp_path), ImageJudge(FixedDetector(()), lmd.DETECT)
+    file = tmp_path / "base" / requests[17].file
     whole = file.read_bytes()
     for content, sentence in [(whole[:60], "p-17.png is damaged or only half written"), (b"", "is damaged"),
                               (whole[: len(whole) - 20], "is damaged"), (None, r"p-17.png is missing")]:  # fmt: skip
@@ -130,7 +132,7 @@ def test_a_picture_that_is_missing_or_half_written_is_named_not_dropped(tmp_path
         else:
             file.write_bytes(content)
         with pytest.raises(UserError, match=sentence):
-            run_benchmark("base", asked, StoredImages(tmp_path / "base"), panel, tmp_path)
+            run_benchmark("base", requests, StoredImages(tmp_path / "base"), judge, tmp_path)
         assert len(rows.read_results(tmp_path / "base.jsonl")) == 16  # the pictures before it have their lines
     with pytest.raises(UserError, match="is missing"):
         open_image(file)
@@ -139,21 +141,22 @@ def test_a_picture_that_is_missing_or_half_written_is_named_not_dropped(tmp_path
 SLOWLY = """
 import sys, time
 from pathlib import Path
-from dpt.evaluation.bench.run import Stored, run
-from tests.evaluation.bench.test_looking import Telling, Panel, asked_of, car, lmd
+from dpt.evaluation.bench.run import StoredImages, run_benchmark
+from tests.evaluation.bench.test_judging import FixedDetector, ImageJudge, requests_of, car, lmd
 
-class Slow(Telling):
+class Slow(FixedDetector):
     def detect(self, images, queries=None):
         time.sleep(0.3)
         return super().detect(images, queries)
 
 folder = Path(sys.argv[1])
-run("base", asked_of(60), Stored(folder / "base"), Panel(Slow((car(0, 10),)), lmd.ASKING), folder)
+judge = ImageJudge(Slow((car(0, 10),)), lmd.DETECT)
+run_benchmark("base", requests_of(60), StoredImages(folder / "base"), judge, folder)
 """
 
 
 def test_a_kill_at_any_moment_changes_no_line(tmp_path: Path) -> None:
-    asked = pictures(tmp_path, 60)
+    requests = pictures(tmp_path, 60)
     lines = tmp_path / "base.jsonl"
     process = subprocess.Popen([sys.executable, "-c", SLOWLY, str(tmp_path)], cwd=Path(__file__).parents[3])
     while process.poll() is None and not (lines.exists() and lines.stat().st_size):
@@ -161,8 +164,8 @@ def test_a_kill_at_any_moment_changes_no_line(tmp_path: Path) -> None:
     process.kill()
     assert process.wait() == -signal.SIGKILL
     assert 16 <= len(rows.read_results(lines)) < 60
-    panel, source = ImageJudge(Telling((car(0, 10),)), lmd.ASKING), StoredImages(tmp_path / "base")
-    run_benchmark("base", asked, source, panel, tmp_path)
+    judge, source = ImageJudge(FixedDetector((car(0, 10),)), lmd.DETECT), StoredImages(tmp_path / "base")
+    run_benchmark("base", requests, source, judge, tmp_path)
     (tmp_path / "again").mkdir()
-    run_benchmark("base", asked, source, panel, tmp_path / "again")
+    run_benchmark("base", requests, source, judge, tmp_path / "again")
     assert lines.read_text() == (tmp_path / "again/base.jsonl").read_text()

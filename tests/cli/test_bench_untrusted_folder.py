@@ -1,4 +1,4 @@
-"""A benchmark's folder that came from somewhere else: it leads nowhere else, and is counted or refused."""
+"""A benchmark folder from a stranger: it is reported or refused, and never shows files outside of it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 
 from dpt.cli.bench import record as bench_record
-from dpt.cli.bench.report import ReportOptions, file_of, report
+from dpt.cli.bench.report import ReportOptions, picture_file, report
 from dpt.errors import UserError
 from dpt.evaluation.bench import results as rows
-from dpt.evaluation.bench import tables as counting
-from tests.evaluation.bench.making import row
+from dpt.evaluation.bench import tables
+from dpt.evaluation.bench.columns import MethodResults
+from tests.evaluation.bench.rows import row
 from tests.fuzz.benchmarks import BENCH
 from tests.fuzz.images import png
 
@@ -38,9 +39,9 @@ def test_pictures_lie_in_the_folder_of_a_benchmark(tmp_path: Path) -> None:
     one, other = record(tmp_path / "one", pictures="../other"), tmp_path / "other"
     (other / "base").mkdir(parents=True)
     with pytest.raises(UserError, match=r"which is not the folder of a benchmark"):
-        file_of(one, bench_record.read_record(one), "base", row("base"))
+        picture_file(one, bench_record.read_record(one), "base", "a", 0)
     record(other)
-    assert file_of(one, bench_record.read_record(one), "base", row("base")).parent.resolve() == other / "base"
+    assert picture_file(one, bench_record.read_record(one), "base", "a", 0).parent.resolve() == other / "base"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_boxes_have_four_sides_and_numbers_are_finite(tmp_path: Path) -> None:
         rows.read_results(written(tmp_path / "a.jsonl", objects=[seen]))
     with pytest.raises(UserError, match=r"clip: expected float, got nan"):
         rows.read_results(written(tmp_path / "a.jsonl", clip=float("nan")))
-    with pytest.raises(UserError, match=r"cannot be negative"):
+    with pytest.raises(UserError, match=r"unreadable must be between 0 and 1,000,000, not -1"):
         rows.read_results(written(tmp_path / "a.jsonl", unreadable=-1))
 
 
@@ -98,11 +99,15 @@ def test_lines_that_are_no_text(tmp_path: Path) -> None:
         rows.read_results(tmp_path / "a.jsonl")
 
 
+def columns(*results: rows.ImageResult) -> dict[str, MethodResults]:
+    return {result.method: MethodResults.of([result]) for result in results}
+
+
 def test_methods_that_were_not_judged_alike_share_no_table() -> None:
     with pytest.raises(UserError, match=r"base and dpt were not judged in the same categories"):
-        counting.results({"base": [row("base")], "dpt": [row("dpt", category="right")]})
+        tables.results(columns(row("base"), row("dpt", category="right")))
     with pytest.raises(UserError, match=r"base and dpt were not judged and scored alike"):
-        counting.results({"base": [row("base", clip=0.5)], "dpt": [row("dpt")]})
+        tables.results(columns(row("base", clip=0.5), row("dpt")))
 
 
 @pytest.mark.parametrize("content", [png(20_000, 20_000), png(2**31 - 1, 2**31 - 1), png(8193, 8193), b"", b"GIF89a"])

@@ -66,7 +66,7 @@ def test_a_report_may_be_written_over_the_one_it_keeps(both: Path, kept: Path, t
 
 def test_what_was_asked_otherwise_is_not_compared(kept: Path, model: Path, tuned: Path, tmp_path: Path) -> None:
     run(options(model, tmp_path / "other", f"tuned={tuned}", num_timesteps=3))
-    with pytest.raises(UserError, match=r"kept counts was run with another --num_timesteps: 2, here 3"):
+    with pytest.raises(UserError, match=r"the report in .*kept was run with another --num_timesteps: 2, here 3"):
         report(ReportOptions(tmp_path / "other", kept=kept))
 
 
@@ -78,7 +78,7 @@ def test_a_kept_report_must_be_whole(both: Path, kept: Path, tmp_path: Path) -> 
         report(ReportOptions(later, kept=tmp_path / "nowhere"))
     text = (kept / "summary.jsonl").read_text()
     for broken, sentence in {
-        text.replace("[1, 0]", "[0, 0]", 1): "tell different things of base",
+        text.replace("[1, 0]", "[0, 0]", 1): "disagree on base",
         "\n".join(text.splitlines()[1:]): "the kept base has no verdict on picture 0 of",
         text.replace('"right"', '"wrong"', 1): "is not what `dpt bench report` writes",
         text[: len(text) // 2]: "is not what `dpt bench report` writes",

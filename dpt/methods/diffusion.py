@@ -1,0 +1,138 @@
+"""Methods that are one sampling run per picture: the model, with a LoRA, with self-correction, or the best of several
+candidates by the adapter's score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpt.errors import UserError, fail
+from dpt.methods.base import GenerationConfig
+from dpt.sampling.options import NO_CORRECTION, Correction
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from dpt.adapter import Adapter
+    from dpt.backbone import Backbone
+    from dpt.sampling.draw import Request, Settings
+
+BASE = "base"
+
+LONGEST_NAME = 60
+
+MOST_CANDIDATES = 1000
+
+BATCH_SIZE = 16
+
+CANDIDATE_STRIDE = 1_000_000
+"""Between the noise indices of two candidates for one picture: more than a prompt ever has pictures."""
+
+
+def check_method_name(name: str) -> None:
+    if len(name) > LONGEST_NAME or not name.replace("-", "").replace("_", "").isalnum():
+        raise UserError(f"the method {name!r} becomes a file's name: use letters, digits, - and _")
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    name: str
+    checkpoint: Path | None = None
+    lora: bool = True
+    """Whether the checkpoint's LoRA is used, if it has one."""
+    correction: Correction = NO_CORRECTION
+    candidates: int = 1
+    """Pictures drawn for each one kept: the one with the highest matching score."""
+
+    @property
+    def needs_adapter(self) -> bool:
+        return self.correction.on or self.candidates > 1
+
+    def __post_init__(self) -> None:
+        check_method_name(self.name)
+        if not 1 <= self.candidates <= MOST_CANDIDATES:
+            wrong = f"needs at least 1 candidate and at most {MOST_CANDIDATES}, not {self.candidates}"
+            raise UserError(f"the method {self.name} {wrong}")
+        if self.checkpoint is None and (self.needs_adapter or self.name != BASE):
+            raise UserError(f"the method {self.name!r} names no checkpoint: say {self.name}=FOLDER")
+
+    def open(self, generation: GenerationConfig) -> DiffusionMethod:
+        from dpt.backbone import open_backbone
+        from dpt.checkpoints import open_checkpoint
+        from dpt.embedded import model_location
+        from dpt.records import to_plain
+        from dpt.sampling.draw import Settings
+        from dpt.weights import content_hash
+
+        settings = Settings(
+            generation.num_timesteps, generation.guidance_scale, generation.scheduler, correction=self.correction
+        )
+        dtype = "float32" if generation.mixed_precision == "no" else generation.mixed_precision
+        backbone = open_backbone(model_location(generation.model), dtype=dtype)
+        identity: dict[str, Any] = {"model": backbone.model_hash}
+        if self.checkpoint is None:
+            return DiffusionMethod(backbone, settings, identity=identity)
+        checkpoint = open_checkpoint(self.checkpoint)
+        if checkpoint.lora is None and not self.needs_adapter:
+            fail(f"{self.checkpoint} has no LoRA: {self.name} would draw what {BASE} draws")
+        if checkpoint.adapter is None and self.needs_adapter:
+            fail(f"{self.checkpoint} has no adapter, which {self.name} needs to correct or to choose")
+        checkpoint.check_belongs(backbone)
+        if checkpoint.lora is not None and self.lora:
+            lora = checkpoint.attach(backbone)
+            assert lora is not None
+            lora.merge()
+            identity["lora"] = content_hash(checkpoint.lora.tensors)
+        if checkpoint.adapter is None or not self.needs_adapter:
+            return DiffusionMethod(backbone, settings, identity=identity)
+        adapter = checkpoint.adapter.to(backbone.device)
+        identity |= {
+            "adapter": content_hash(adapter.state_dict()),
+            "correction": to_plain(self.correction),
+            "candidates": self.candidates,
+        }
+        return DiffusionMethod(backbone, settings, adapter, self.candidates, identity)
+
+
+@dataclass(frozen=True)
+class DiffusionMethod:
+    backbone: Backbone
+    settings: Settings
+    adapter: Adapter | None = None
+    candidates: int = 1
+    """The first is the picture that is drawn without a choice."""
+    identity: Mapping[str, Any] = field(default_factory=dict)
+
+    def make(self, requests: Sequence[Request]) -> Iterator[Image.Image]:
+        from dpt.data.images import to_pil
+
+        images = self._draw(requests) if self.candidates == 1 else self._draw_best(requests)
+        return (to_pil(image) for image in images)
+
+    def _draw(self, requests: Sequence[Request]) -> Iterator[Tensor]:
+        from dpt.sampling.draw import draw
+
+        return draw(self.backbone, requests, self.settings, adapter=self.adapter, batch_size=BATCH_SIZE, exact=False)
+
+    def _draw_best(self, requests: Sequence[Request]) -> Iterator[Tensor]:
+        from dataclasses import replace
+
+        from dpt.sampling.draw import best, draw_latents, scored
+        from dpt.score.matching import Scorer
+
+        assert self.adapter is not None, "a method with candidates has an adapter"
+        candidates = [
+            replace(request, index=request.index + CANDIDATE_STRIDE * number)
+            for request in requests
+            for number in range(self.candidates)
+        ]
+        batches = draw_latents(
+            self.backbone, candidates, self.settings, adapter=self.adapter, batch_size=BATCH_SIZE, exact=False
+        )
+        scores = list(scored(batches, Scorer(self.backbone, self.adapter)))
+        for start in range(0, len(scores), self.candidates):
+            (chosen,) = best(scores[start : start + self.candidates], 1)
+            yield chosen.decode(self.backbone)
