@@ -23,9 +23,7 @@ def known_methods(num_timesteps: int) -> dict[str, MethodConfig]:
         DiffusionConfig(BASE),
         DiffusionConfig("control", control),
         DiffusionConfig("dpt", trained),
-        DiffusionConfig(
-            "corrected", trained, correction=recommended_correction(embedded_defaults().correction, num_timesteps)
-        ),
+        DiffusionConfig("corrected", trained, correction=recommended),
         DiffusionConfig("best4", trained, candidates=4),
     ]
     return {entry.name: entry for entry in entries}

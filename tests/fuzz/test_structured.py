@@ -19,7 +19,8 @@ from dpt.errors import LONGEST, UserError
 from dpt.evaluation.bench.results import ImageResult
 from dpt.evaluation.suites import registry
 from dpt.lora.io import LoraRecord
-from dpt.methods.registry import KEYS, Method, parse_method
+from dpt.methods.diffusion import DiffusionConfig
+from dpt.methods.registry import KEYS, parse_method
 from dpt.pocket.recipe import Recipe
 from dpt.records import from_plain, to_plain
 from tests.fuzz.data_files import all_rows
@@ -73,7 +74,7 @@ def test_methods(said: str) -> None:
         method = parse_method(said)
     except UserError:
         return
-    assert isinstance(method, Method) and "/" not in method.name and method.name not in ("", ".", "..")
+    assert isinstance(method, DiffusionConfig) and "/" not in method.name and method.name not in ("", ".", "..")
 
 
 @many
