@@ -125,7 +125,7 @@ def bootstrap_ratio(parts: npt.ArrayLike, wholes: npt.ArrayLike, resamples: int 
         raise ValueError("nothing can be estimated from no values")
     value = float(_ratio(part.sum(), whole.sum()))
     if len(np.unique(_ratio(part, whole)[whole > 0])) <= 1:
-        return Estimate(value, *_constant_interval([(value, np.count_nonzero(whole))], PROPORTION))
+        return Estimate(value, *_constant_interval([(value, int(np.count_nonzero(whole)))], PROPORTION))
     pairs, frequency = np.unique(np.stack([part, whole], 1), axis=0, return_counts=True)
     if len(part) <= LARGEST_COUNTS or len(pairs) > MOST_DISTINCT:
         pairs, frequency = np.stack([part, whole], 1), np.ones(len(part), int)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpt.data.files.reading import is_whole
 from dpt.errors import UserError, fail
 from dpt.evaluation.bench.results import MOST_PICTURES
-from dpt.files import atomic_file, lock
+from dpt.files import atomic_file, exclusive_lock
 from dpt.methods.diffusion import check_method_name
 from dpt.untrusted import parse_json
 
@@ -45,11 +45,11 @@ def write_errors(out: Path) -> Iterator[None]:
 @contextmanager
 def method_lock(out: Path, method: str) -> Iterator[None]:
     """Inside, no other command writes the results of this method in this folder."""
-    with write_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        held = (out / f".{method}.lock").open("w")
-    with held:
-        lock(held, f"another `dpt bench` command is writing {method} in {out}; wait for it or choose another --out")
+    message = f"another `dpt bench` command is writing {method} in {out}; wait for it or choose another --out"
+    with ExitStack() as held:
+        with write_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+            held.enter_context(exclusive_lock(out / f".{method}.lock", message))
         yield
 
 
@@ -57,10 +57,12 @@ def method_lock(out: Path, method: str) -> Iterator[None]:
 def _record_lock(out: Path) -> Iterator[None]:
     """Commands that run other methods write the same record: each waits for the other."""
     end = time.monotonic() + LOCK_PATIENCE
-    with (out / ".bench.lock").open("w") as held:
+    with ExitStack() as held:
         while True:
             try:
-                lock(held, f"another `dpt bench` command is writing {out / RECORD}")
+                held.enter_context(
+                    exclusive_lock(out / ".bench.lock", f"another `dpt bench` command is writing {out / RECORD}")
+                )
                 break
             except UserError:
                 if time.monotonic() > end:
