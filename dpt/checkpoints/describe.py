@@ -1,4 +1,4 @@
-"""What a trained result, or a model, is: as plain values, and as text."""
+"""Describe a checkpoint or a model: as JSON values and as text."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from dpt.backbone.folder import SCHEDULER, TEXT_ENCODER, UNET, VAE, ModelFolder
 from dpt.backbone.identity import model_hash
 from dpt.backbone.unet_features import block_names
 from dpt.checkpoints.open import KINDS, Checkpoint
-from dpt.lora.formats.common import places_in
+from dpt.lora.formats.common import missing_blocks, targets_in
 from dpt.lora.io import LoraRecord, StoredLora
 
 Summary = dict[str, Any]
 
 
 NOT_IN_PUBLISHED = ["unet_feature", "queries", "nheads", "text_encoder_type", "code_placement"]
-"""The published file does not say these: they are taken to be the published ones."""
+"""Not in the published file: the published values are assumed."""
 
 
 def describe(checkpoint: Checkpoint) -> Summary:
-    found: Summary = {"path": str(checkpoint.path), "format": checkpoint.kind, "kind": KINDS[checkpoint.kind]}
+    summary: Summary = {"path": str(checkpoint.path), "format": checkpoint.kind, "kind": KINDS[checkpoint.kind]}
     if checkpoint.adapter and checkpoint.adapter_record:
         assumed = NOT_IN_PUBLISHED if checkpoint.kind == "published" else []
-        found["adapter"] = _adapter(checkpoint.adapter, checkpoint.adapter_record, assumed)
+        summary["adapter"] = _adapter(checkpoint.adapter, checkpoint.adapter_record, assumed)
     if checkpoint.lora:
-        found["lora"] = _lora(checkpoint.lora)
-    found["files"] = [_file(file, _checksum(file, checkpoint)) for file in checkpoint.files]
-    return found
+        summary["lora"] = _lora(checkpoint.lora)
+    summary["files"] = [_file(file, _checksum(file, checkpoint)) for file in checkpoint.files]
+    return summary
 
 
 def describe_model(path: Path) -> Summary:
@@ -54,13 +54,13 @@ def describe_model(path: Path) -> Summary:
     return {**what, "model": model, "files": [_file(file, "absent") for file in weights]}
 
 
-def format_summary(found: Summary) -> str:
-    lines = [f"{found['path']}: {found['kind']}"]
+def format_summary(summary: Summary) -> str:
+    lines = [f"{summary['path']}: {summary['kind']}"]
     for part in ("adapter", "lora", "model"):
-        if part in found:
-            lines += ["", part, *_rows(found[part])]
+        if part in summary:
+            lines += ["", part, *_rows(summary[part])]
     lines += ["", "files"]
-    lines += [f"  {one['file']}  {one['bytes']:,} bytes, checksum {one['checksum']}" for one in found["files"]]
+    lines += [f"  {file['file']}  {file['bytes']:,} bytes, checksum {file['checksum']}" for file in summary["files"]]
     return "\n".join(lines)
 
 
@@ -84,19 +84,21 @@ def _adapter(adapter: Adapter, record: AdapterRecord, assumed: list[str]) -> Sum
 
 def _lora(stored: StoredLora) -> Summary:
     config = stored.record.config
+    missing = [] if stored.blocks_recorded else missing_blocks(targets_in(stored.tensors))
     return {
         "rank": config.rank,
-        "alpha": config.strength,
+        "alpha": config.resolved_alpha,
         "scale": config.scale,
         "blocks": list(config.blocks),
-        "projections": len(places_in(stored.tensors)),
+        "projections": len(targets_in(stored.tensors)),
+        **({"no_lora_in": missing} if missing else {}),
         **_base(stored.record),
         **_size(stored.tensors),
     }
 
 
 def _base(record: AdapterRecord | LoraRecord) -> Summary:
-    """None is what was not recorded."""
+    """None for what was not recorded."""
     names = ("base", "base_hash", "prediction_type")
     return {name: getattr(record, name) or None for name in names}
 
@@ -110,7 +112,7 @@ def _file(file: Path, checksum: str) -> Summary:
 
 
 def _checksum(file: Path, checkpoint: Checkpoint) -> str:
-    """A wrong one is found out while opening: here it was right, or there is none."""
+    """Opening has verified it, if there is one."""
     if checkpoint.kind == "published":
         return "verified (CRC-32)" if has_checksums(file) else "absent"
     of_adapter = checkpoint.kind == "native" and file.name == adapter_store.WEIGHTS

@@ -1,12 +1,15 @@
-"""A trained result, written so that other programs read it."""
+"""Write a checkpoint in the format of another program."""
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from dpt.adapter.config import AdapterConfig
 from dpt.adapter.io.published import FILE_NAME as PUBLISHED
@@ -25,12 +28,12 @@ from dpt.lora.io import StoredLora
 class ExportResult:
     file: Path
     notes: tuple[str, ...]
-    """What the format could not carry as it was, one sentence each."""
+    """What the format cannot carry, one sentence each."""
 
 
-def export(checkpoint: Checkpoint, form: str, out: Path) -> ExportResult:
-    """Write it in one of `FORMATS`, all or nothing, where nothing is yet."""
-    return FORMATS[form](checkpoint, out)
+def export_checkpoint(checkpoint: Checkpoint, format: str, out: Path) -> ExportResult:
+    """Write it in one of `FORMATS`, completely or not at all; `out` must not exist or be an empty folder."""
+    return FORMATS[format](checkpoint, out)
 
 
 def export_diffusers(checkpoint: Checkpoint, out: Path) -> ExportResult:
@@ -39,21 +42,21 @@ def export_diffusers(checkpoint: Checkpoint, out: Path) -> ExportResult:
     _expect_folder(out, "diffusers", DIFFUSERS)
     with atomic_folder(out) as work:
         write_diffusers(lora, work / DIFFUSERS, str(checkpoint.path))
-    return ExportResult(out / DIFFUSERS, _left_behind(checkpoint))
+    return ExportResult(out / DIFFUSERS, _adapter_note(checkpoint))
 
 
 def export_kohya(checkpoint: Checkpoint, out: Path) -> ExportResult:
-    """A file for the folder where such a program keeps its LoRAs, which shows it under the file's name."""
+    """A file for the LoRA folder of ComfyUI or A1111."""
     lora = _lora_of(checkpoint, "kohya")
     if out.suffix != ".safetensors":
-        raise UserError(f"the format kohya is one file: let --out end in .safetensors, which {out} does not")
+        raise UserError(f"the format kohya is one file: --out must end in .safetensors, and {out} does not")
     with atomic_new_file(out) as work:
         write_kohya(lora, work, str(checkpoint.path))
-    return ExportResult(out, _left_behind(checkpoint))
+    return ExportResult(out, _adapter_note(checkpoint))
 
 
 def export_published(checkpoint: Checkpoint, out: Path) -> ExportResult:
-    """The published code's checkpoint: adapter and LoRA in one flat list of float32 tensors."""
+    """The published code's checkpoint: adapter and LoRA in one flat dict of float32 tensors."""
     _expect_folder(out, "published", PUBLISHED)
     content, notes = {}, []
     if checkpoint.adapter:
@@ -63,11 +66,20 @@ def export_published(checkpoint: Checkpoint, out: Path) -> ExportResult:
         content |= {name: tensor.contiguous() for name, tensor in to_published(lora, str(checkpoint.path)).items()}
         config = lora.record.config
         if config.scale != 1:
-            scale = f"alpha / rank = {config.strength:g} / {config.rank}"
-            notes.append(f"the published layout has no alpha: the scale {scale} was made part of the `up` matrices")
+            scale = f"alpha / rank = {config.resolved_alpha:g} / {config.rank}"
+            notes.append(f"the published layout has no alpha: the scale {scale} was multiplied into the `up` matrices")
     with atomic_folder(out) as work:
-        torch.save(content, work / PUBLISHED)
+        _save_pickle(content, work / PUBLISHED)
     return ExportResult(out / PUBLISHED, tuple(notes))
+
+
+def _save_pickle(content: dict[str, Tensor], file: Path) -> None:
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:  # what torch makes of a full disk, whose number it does not pass on
+        if "PytorchStreamWriter" not in str(error) and "unexpected pos" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from error
 
 
 FORMATS: dict[str, Callable[[Checkpoint, Path], ExportResult]] = {
@@ -77,30 +89,36 @@ FORMATS: dict[str, Callable[[Checkpoint, Path], ExportResult]] = {
 }
 
 
-def _lora_of(checkpoint: Checkpoint, form: str) -> StoredLora:
+def _lora_of(checkpoint: Checkpoint, format: str) -> StoredLora:
     if checkpoint.lora is None:
-        raise UserError(f"the format {form} is for LoRAs, and {checkpoint.path} has none: only an adapter")
+        raise UserError(
+            f"the format {format} is for LoRAs, and {checkpoint.path} has only an adapter: use --format published"
+        )
     return checkpoint.lora
 
 
-def _expect_folder(out: Path, form: str, name: str) -> None:
+def _expect_folder(out: Path, format: str, name: str) -> None:
     if out.suffix in (".safetensors", ".bin"):
-        raise UserError(f"the format {form} is a folder with {name} in it: let --out name the folder, not {out}")
+        raise UserError(f"the format {format} is a folder with {name} in it: --out must name the folder, not {out}")
 
 
-def _left_behind(checkpoint: Checkpoint) -> tuple[str, ...]:
-    return ("the adapter stays behind: this format is for the LoRA alone",) if checkpoint.adapter else ()
+def _adapter_note(checkpoint: Checkpoint) -> tuple[str, ...]:
+    return ("the adapter was not exported: this format is for the LoRA alone",) if checkpoint.adapter else ()
 
 
-def _assumptions(config: AdapterConfig, tensors: dict[str, torch.Tensor]) -> list[str]:
-    """What a reader of the published layout would take for granted about this adapter, and be wrong."""
-    told = {name: getattr(config, name) for name in ("unet_feature", "num_queries_matching", "nheads")}
-    assumed = config_of(tensors, "the adapter", **told)
-    shown = {one.name: getattr(assumed, one.name) for one in fields(AdapterConfig)}
-    expected = shown | {name: getattr(AdapterConfig, name) for name in told}
+def _assumptions(config: AdapterConfig, tensors: dict[str, Tensor]) -> list[str]:
+    """What a reader of the published layout would assume about this adapter, wrongly."""
+    unstored = {name: getattr(config, name) for name in ("unet_feature", "num_queries_matching", "nheads")}
+    read_back = config_of(tensors, "the adapter", **unstored)
+    expected = {field.name: getattr(read_back, field.name) for field in fields(AdapterConfig)}
+    expected |= {name: getattr(AdapterConfig, name) for name in unstored}
     wrong = [
         f"{name} is {getattr(config, name)!r}, not {value!r}"
         for name, value in expected.items()
         if name != "num_queries_rec" and getattr(config, name) != value
     ]
-    return [f"the published layout has no room to say that {', '.join(wrong)}: tell whoever reads it"] if wrong else []
+    return (
+        [f"the published layout cannot say that {', '.join(wrong)}: give these settings along with the file"]
+        if wrong
+        else []
+    )

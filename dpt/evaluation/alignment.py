@@ -32,7 +32,7 @@ def read_prompts(file: Path) -> tuple[str, ...]:
 
 def alignment(backbone: Backbone, lora: Lora, prompts: Sequence[str], clip: Clip) -> dict[str, Any]:
     """Mean cosine of pictures and prompts, with the LoRA and without it, from the same noise."""
-    with lora.without():
+    with lora.disabled():
         base = list(_cosines(backbone, prompts, clip))
     tuned = list(_cosines(backbone, prompts, clip))
     return {

@@ -7,6 +7,9 @@ from math import isfinite
 
 from dpt.errors import UserError
 
+LARGEST_SCALE = 1e4
+"""Of alpha / rank. Useful ones are around 1; beyond this, float32 overflows and pictures are black."""
+
 
 @dataclass(frozen=True)
 class LoraConfig:
@@ -14,7 +17,7 @@ class LoraConfig:
 
     rank: int = 4
     alpha: float | None = None
-    """As much as the rank unless told: then the addition is not scaled, as published."""
+    """None: equal to the rank, so that the addition is not scaled, as published."""
     blocks: tuple[str, ...] = ("all",)
     """all as in the published code; down as the paper's figure draws it; mid, up; or blocks by their feature names."""
 
@@ -22,15 +25,19 @@ class LoraConfig:
         if self.rank < 1:
             raise UserError(f"the rank of a LoRA must be at least 1, not {self.rank}")
         if self.alpha is not None and not (isfinite(self.alpha) and self.alpha > 0):
-            raise UserError(f"the alpha of a LoRA must be positive, not {self.alpha}")
+            raise UserError(f"the alpha of a LoRA must be positive, not {self.alpha:g}")
+        if self.scale > LARGEST_SCALE:
+            raise UserError(
+                f"the alpha of a LoRA of rank {self.rank} must be at most {LARGEST_SCALE * self.rank:g}, "
+                f"not {self.resolved_alpha:g}"
+            )
         if not self.blocks:
-            raise UserError("a LoRA must belong to some block; all, for instance")
+            raise UserError("a LoRA must have at least one block, for instance all")
 
     @property
-    def strength(self) -> float:
-        """alpha, resolved."""
+    def resolved_alpha(self) -> float:
         return float(self.rank if self.alpha is None else self.alpha)
 
     @property
     def scale(self) -> float:
-        return self.strength / self.rank
+        return self.resolved_alpha / self.rank

@@ -1,4 +1,4 @@
-"""A LoRA in a UNet: put there, taken away again, or made one with the weights."""
+"""A LoRA in a network: injected, disabled, merged into the weights, or removed without a trace."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dpt.lora.config import LoraConfig
 from dpt.weights import load_strictly
 
 NAME = "dpt"
-"""What the layers are called inside peft."""
+"""Name of the adapter inside peft."""
 
 
 class LoraTarget(Protocol):
@@ -27,80 +27,80 @@ class LoraTarget(Protocol):
 
 
 class Lora:
-    """The low-rank pairs of one UNet, in float32 whatever the format of its own weights.
+    """The low-rank pairs of one network, in float32 whatever the dtype of its own weights.
 
-    Tensors are named as diffusers and peft name them, after the UNet's module: `….to_q.lora_A.weight` (rank, in) and
-    `….to_q.lora_B.weight` (out, rank).
+    Tensors are named as diffusers and peft name them, after the network's module: `….to_q.lora_A.weight` (rank, in)
+    and `….to_q.lora_B.weight` (out, rank).
     """
 
     def __init__(self, backbone: LoraTarget, config: LoraConfig, seed: int = 0) -> None:
-        """Put it there. A ~ N(0, 1/rank) and B = 0: at first nothing changes."""
+        """Inject it, with A ~ N(0, 1/rank) and B = 0: the output does not change yet."""
         from peft import LoraConfig as PeftConfig
 
         network = backbone.network
         self.network, self.config = network, config
-        self.places = backbone.lora_targets(config.blocks)
+        self.targets = backbone.lora_targets(config.blocks)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, 0, "lora"))
             network.add_adapter(
                 PeftConfig(
                     r=config.rank,
-                    lora_alpha=config.strength,  # type: ignore[arg-type]  # peft divides it: any number will do
-                    target_modules=self.places,
+                    lora_alpha=config.resolved_alpha,  # type: ignore[arg-type]  # peft divides it: a float will do
+                    target_modules=self.targets,
                     init_lora_weights="gaussian",
                 ),
                 adapter_name=NAME,
             )
-        self.layers: dict[str, Any] = {place: network.get_submodule(place) for place in self.places}
-        self.weights = _tree(self._pairs())
+        self.weights = _as_module(self._parameters())
 
-    def _pairs(self) -> dict[str, nn.Parameter]:
-        """The parameters, made float32: a half format would lose the small steps that training takes."""
-        pairs = {}
-        for place, layer in self.layers.items():
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters, converted to float32: half precision would lose the small steps of training."""
+        parameters = {}
+        for target in self.targets:
+            layer = self.network.get_submodule(target)
             for matrix in ("lora_A", "lora_B"):
                 linear = getattr(layer, matrix)[NAME].float()
-                pairs[f"{place}.{matrix}.weight"] = linear.weight.requires_grad_(True)
-        return pairs
+                parameters[f"{target}.{matrix}.weight"] = linear.weight.requires_grad_(True)
+        return parameters
 
     def state(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.weights.named_parameters()}
 
     def load(self, tensors: Mapping[str, Tensor], where: str) -> int:
-        """Fill every tensor and leave none over, or change nothing and say why; how many were filled."""
+        """Fill every tensor and return how many, or change nothing and raise UserError."""
         return load_strictly(self.weights, tensors, where, into="this LoRA")
 
     @contextmanager
-    def without(self) -> Iterator[None]:
-        """Inside, the UNet computes as if it had none."""
+    def disabled(self) -> Iterator[None]:
+        """Inside, the network computes as if it had no LoRA."""
         self.network.disable_adapters()
         try:
             yield
         finally:
             self.network.enable_adapters()
 
-    def change(self, place: str) -> Tensor:
-        """What it adds to the weights of one projection: (alpha / rank) B A."""
-        a, b = (self.weights.get_parameter(f"{place}.lora_{matrix}.weight") for matrix in "AB")
+    def delta_weight(self, target: str) -> Tensor:
+        """(alpha / rank) B A, the addition to the weight of one module."""
+        a, b = (self.weights.get_parameter(f"{target}.lora_{matrix}.weight") for matrix in "AB")
         return self.config.scale * (b @ a)
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Make it one with the UNet's weights and take it away: the same pictures, at the speed of the bare model."""
-        changes = {place: self.change(place) for place in self.places}
+        """Add it to the network's weights and remove it: the same output at the speed of the bare model."""
+        deltas = {target: self.delta_weight(target) for target in self.targets}
         self.remove()
-        for place, change in changes.items():
-            weight = self.network.get_submodule(place).weight
-            weight.copy_((weight.float() + change).to(weight.dtype))
+        for target, delta in deltas.items():
+            weight = self.network.get_submodule(target).weight
+            weight.copy_((weight.float() + delta).to(weight.dtype))
 
     def remove(self) -> None:
-        """Take it away: the UNet is as it was."""
+        """Remove it: the network is bit for bit as it was before."""
         self.network.delete_adapters(NAME)
         self.network.unload_lora()
 
 
-def _tree(named: Mapping[str, nn.Parameter]) -> nn.Module:
-    """The parameters as a module of their own, under the same names and shared with where they came from."""
+def _as_module(named: Mapping[str, nn.Parameter]) -> nn.Module:
+    """A module with these very parameters under these names."""
     root = nn.Module()
     for name, parameter in named.items():
         *path, last = name.split(".")

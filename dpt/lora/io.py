@@ -1,8 +1,9 @@
-"""A LoRA as a folder of its own: `lora.safetensors` beside `lora.json`, which says what it belongs to."""
+"""A LoRA as a folder: `lora.safetensors`, and `lora.json` with its config and the model it belongs to."""
 
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,18 +16,18 @@ from dpt.files import atomic_folder
 from dpt.lora.config import LoraConfig
 from dpt.lora.injection import Lora
 from dpt.records import read_record, to_plain
-from dpt.weights import read_weights, write_weights
+from dpt.weights import check_numbers, read_weights, write_weights
 
 WEIGHTS, RECORD = "lora.safetensors", "lora.json"
 
 
 @dataclass(frozen=True)
 class LoraRecord:
-    """What is known of a stored LoRA besides its weights."""
+    """Config and origin of a stored LoRA."""
 
     config: LoraConfig
     base: str = ""
-    """The model it was trained in, as it was named then."""
+    """Name of the model it was trained in."""
     base_hash: str = ""
     """That model's content hash."""
     prediction_type: str = ""
@@ -39,6 +40,8 @@ class StoredLora:
     record: LoraRecord
     tensors: dict[str, Tensor]
     """As `Lora.state` names them."""
+    blocks_recorded: bool = True
+    """Whether the file says which blocks have a LoRA; else they are those of its tensors."""
 
 
 def save_lora(
@@ -50,7 +53,7 @@ def save_lora(
     base_hash: str = "",
     prediction_type: str = "",
 ) -> None:
-    """Write the folder, all or nothing; it must not hold anything yet."""
+    """Write the folder, completely or not at all; it must be empty or missing."""
     with atomic_folder(folder) as work:
         digest = write_weights(tensors, work / WEIGHTS)
         record = LoraRecord(config, base, base_hash, prediction_type, digest)
@@ -61,7 +64,9 @@ def read_lora(folder: Path) -> StoredLora:
     record = read_record(LoraRecord, folder / RECORD)
     if record.format != 1:
         raise UserError(f"{folder / RECORD} has format {record.format}; this version of dpt reads format 1")
-    return StoredLora(record, read_weights(folder / WEIGHTS, record.weights_sha256))
+    tensors = read_weights(folder / WEIGHTS, record.weights_sha256)
+    check_numbers(tensors, str(folder / WEIGHTS))
+    return StoredLora(record, tensors)
 
 
 def attach_lora(backbone: Backbone, stored: StoredLora, where: str, allow_other_base: bool = False) -> Lora:
@@ -74,4 +79,15 @@ def attach_lora(backbone: Backbone, stored: StoredLora, where: str, allow_other_
     except UserError:
         lora.remove()
         raise
+    if not stored.blocks_recorded and (missing := _blocks_without(backbone, lora)):
+        warnings.warn(
+            f"{where} has no LoRA for the blocks {', '.join(missing)} of the model: they stay as in the base model",
+            stacklevel=2,
+        )
     return lora
+
+
+def _blocks_without(backbone: Backbone, lora: Lora) -> list[str]:
+    filled = {backbone.block_of(target) for target in lora.targets}
+    blocks = dict.fromkeys(backbone.block_of(target) for target in backbone.lora_targets(["all"]))
+    return [block for block in blocks if block is not None and block not in filled]

@@ -60,7 +60,7 @@ def test_compiled_blocks_compute_the_same_with_a_lora_in_them(
     lora = filled(backbone, LoraConfig(rank=2))
     backbone.prepare_for_gradients()
     before = seen(backbone)
-    with lora.without():
+    with lora.disabled():
         bare = seen(backbone)
     (said,) = apply_speedups(backbone, compiled=True)
     blocks = sum(type(module).__name__ == "BasicTransformerBlock" for module in backbone.unet.modules())
@@ -68,7 +68,7 @@ def test_compiled_blocks_compute_the_same_with_a_lora_in_them(
     for one, other in zip(before, seen(backbone), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
     assert not torch.allclose(before[0], bare[0], rtol=1e-3), "the LoRA does something"
-    with lora.without():
+    with lora.disabled():
         for one, other in zip(bare, seen(backbone), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dpt.adapter.io.native import save_adapter
@@ -22,6 +25,7 @@ from dpt.lora.io import read_lora, save_lora
 from tests import tiny_models
 from tests.adapter.test_store import Payload
 from tests.checkpoints.making import SCALED, published_lora, tiny_adapter, tiny_result, write
+from tests.lora.test_injection import filled
 
 ROOT = Path(__file__).parents[2]
 
@@ -162,3 +166,32 @@ def test_a_pickle_that_wants_to_run_code(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert "holds more than tensors" in done.stderr and "this must never run" not in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_blocks_without_a_lora_are_named(
+    backbone: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that does not say which blocks it is for; one of dpt that says `down` is complete."""
+    lora = filled(backbone, LoraConfig(2, blocks=("down", "up")))
+    tensors = lora.state()
+    lora.remove()
+    save_lora(tensors, LoraConfig(2, blocks=("down", "up")), tmp_path / "own")
+    open_checkpoint(tmp_path / "own").attach(backbone).remove()
+    save_file({f"unet.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "other.safetensors")
+    with pytest.warns(UserWarning, match=r"other.safetensors has no LoRA for the blocks mid of the model: they stay"):
+        open_checkpoint(tmp_path / "other.safetensors").attach(backbone).remove()
+    run(["info", str(tmp_path / "other.safetensors")])
+    assert re.search(r"no lora in +mid\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("part", ["adapter", "lora"])
+def test_weights_that_are_not_finite_are_refused(result: Path, part: str) -> None:
+    file = result / part / f"{part}.safetensors"
+    tensors = load_file(file)
+    name = sorted(tensors)[-1]
+    tensors[name].view(-1)[0] = float("nan")
+    save_file(tensors, file)
+    record = file.with_suffix(".json")
+    record.write_text(json.dumps({**json.loads(record.read_text()), "weights_sha256": ""}))
+    with pytest.raises(UserError, match=rf"{part}.safetensors holds NaN or infinite weights, in {name}: its training"):
+        open_checkpoint(result)

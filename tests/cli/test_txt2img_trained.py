@@ -17,7 +17,7 @@ from dpt import embedded
 from dpt.adapter.io.native import save_adapter
 from dpt.backbone import Backbone, open_backbone
 from dpt.checkpoints import open_checkpoint
-from dpt.checkpoints.export import export
+from dpt.checkpoints.export import export_checkpoint
 from dpt.claims.description import caption_text
 from dpt.cli.txt2img import main as txt2img
 from dpt.cli.txt2img.sampling import oracle_verdict
@@ -274,7 +274,7 @@ def test_the_shape_of_an_adapter_may_be_said_and_must_be_true(
 
 
 def test_of_a_published_file_the_shape_is_told(model: Path, result: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    export(open_checkpoint(result / "adapter"), "published", Path("published").resolve())
+    export_checkpoint(open_checkpoint(result / "adapter"), "published", Path("published").resolve())
     native, told, untold, split = (
         (str(result / "adapter"), "--nheads", "8"),
         ("published", "--nheads", "8", "--unet_feature", "up1"),

@@ -20,7 +20,7 @@ from dpt.adapter.io.published import FILE_NAME as PUBLISHED
 from dpt.checkpoints import open_checkpoint
 from dpt.checkpoints.describe import describe, format_summary
 from dpt.lora import LoraConfig
-from dpt.lora.formats.common import _projections
+from dpt.lora.formats.common import attention_targets
 from dpt.lora.formats.diffusers import write_diffusers
 from dpt.lora.formats.kohya import write_kohya
 from dpt.lora.formats.published import to_published
@@ -81,7 +81,7 @@ HOSTILE_HEADERS = (
 def small_lora() -> StoredLora:
     torch.manual_seed(0)
     tensors = {}
-    for place in _projections("mid_block", 0, 0):
+    for place in attention_targets("mid_block", 0, 0):
         tensors[f"{place}.lora_A.weight"] = torch.randn(2, 4)
         tensors[f"{place}.lora_B.weight"] = torch.randn(4, 2)
     return StoredLora(LoraRecord(LoraConfig(2, 3.0, ("mid",)), "tiny", "ab" * 32, "epsilon"), tensors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +18,13 @@ from torch import Tensor
 from dpt.checkpoints import open_checkpoint
 from dpt.errors import UserError
 from dpt.lora import LoraConfig
-from dpt.lora.formats.common import stable_diffusion_places
+from dpt.lora.formats.common import stable_diffusion_targets
 from dpt.lora.formats.diffusers import write_diffusers
 from dpt.lora.formats.kohya import kohya_name, module_of, write_kohya
 from dpt.lora.io import LoraRecord, StoredLora
 from tests import tiny_models
 
-PLACE = "mid_block.attentions.0.transformer_blocks.0.attn2.to_q"
+TARGET = "mid_block.attentions.0.transformer_blocks.0.attn2.to_q"
 KOHYA = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_q"
 Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
@@ -32,7 +33,7 @@ def stored() -> StoredLora:
     """As small as the names allow, and of uneven numbers."""
     chance = torch.Generator().manual_seed(0)
     tensors = {}
-    for place in stable_diffusion_places():
+    for place in stable_diffusion_targets():
         tensors[f"{place}.lora_A.weight"] = torch.randn(2, 5, generator=chance)
         tensors[f"{place}.lora_B.weight"] = torch.randn(3, 2, generator=chance)
     return StoredLora(LoraRecord(LoraConfig(2, 0.1), "some model", "abc", "epsilon"), tensors)
@@ -50,7 +51,7 @@ def diffusers(tmp_path: Path) -> Path:
     return tmp_path / "pytorch_lora_weights.safetensors"
 
 
-def by_another(file: Path, change: Change = dict, **metadata: str) -> Path:
+def without_record(file: Path, change: Change = dict, **metadata: str) -> Path:
     """The same as another program would have written it: without our record."""
     save_file(change(load_file(file)), file, metadata=metadata or None)
     return file
@@ -64,6 +65,12 @@ def put(key: str, tensor: Tensor) -> Change:
     return lambda named: named | {key: tensor}
 
 
+def with_alpha(alpha: float) -> Change:
+    return lambda named: {
+        key: torch.tensor(alpha) if key.endswith("alpha") else tensor for key, tensor in named.items()
+    }
+
+
 def rename(old: str, new: str) -> Change:
     return lambda named: {key.replace(old, new): tensor for key, tensor in named.items()}
 
@@ -75,7 +82,7 @@ def metadata_of(file: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "place",
-    [PLACE, PLACE.replace("to_q", "to_out.0"), "up_blocks.3.attentions.2.transformer_blocks.0.attn1.to_v"],
+    [TARGET, TARGET.replace("to_q", "to_out.0"), "up_blocks.3.attentions.2.transformer_blocks.0.attn1.to_v"],
 )
 def test_names_of_the_unet_go_there_and_back(place: str) -> None:
     name = kohya_name("unet", place)
@@ -131,14 +138,14 @@ def test_a_machines_folders_do_not_travel(tmp_path: Path) -> None:
 
 
 def test_files_of_other_programs(kohya: Path, diffusers: Path) -> None:
-    found = open_checkpoint(by_another(kohya)).lora
+    found = open_checkpoint(without_record(kohya)).lora
     assert found and found.record == LoraRecord(LoraConfig(2, float(torch.tensor(0.1)), ("all",)))
-    found = open_checkpoint(by_another(kohya, drop(".alpha"))).lora
+    found = open_checkpoint(without_record(kohya, drop(".alpha"))).lora
     assert found and found.record.config == LoraConfig(2, None, ("all",))
     said = json.dumps({"unet.r": 2, "unet.lora_alpha": 8, "unet.init_lora_weights": True, "text_encoder.r": 9})
-    found = open_checkpoint(by_another(diffusers, lora_adapter_metadata=said)).lora
+    found = open_checkpoint(without_record(diffusers, lora_adapter_metadata=said)).lora
     assert found and found.record.config == LoraConfig(2, 8.0, ("all",))
-    found = open_checkpoint(by_another(diffusers)).lora
+    found = open_checkpoint(without_record(diffusers)).lora
     assert found and found.record.config == LoraConfig(2, None, ("all",))
 
 
@@ -167,10 +174,22 @@ KOHYA_FAULTS = {
     "no LoRA": (put("conv_in.weight", torch.zeros(1)), "no LoRA of attention layers has: conv_in.weight$"),
     "two ranks": (put(f"{KOHYA}.lora_down.weight", torch.zeros(1, 5)), "more than one rank"),
     "two alphas": (put(f"{KOHYA}.alpha", torch.tensor(8.0)), r"more than one alpha.*: .*8 in mid_block"),
-    "an alpha missing": (drop(f"{KOHYA}.alpha"), r"the alpha of some projections only; it lacks .*attn2.to_q.alpha$"),
-    "no number": (put(f"{KOHYA}.alpha", torch.tensor(float("nan"))), "alpha that is no positive number: mid_block"),
-    "several numbers": (put(f"{KOHYA}.alpha", torch.ones(2)), "alpha that is no positive number: mid_block"),
-    "integers": (put(f"{KOHYA}.lora_up.weight", torch.zeros(3, 2).int()), "not a LoRA of floating-point numbers"),
+    "an alpha missing": (
+        drop(f"{KOHYA}.alpha"),
+        r"has the alpha of some projections only; it lacks .*attn2.to_q.alpha$",
+    ),
+    "no number": (put(f"{KOHYA}.alpha", torch.tensor(float("nan"))), "alpha that is not a positive number: mid_block"),
+    "a complex alpha": (put(f"{KOHYA}.alpha", torch.tensor(1j)), "alpha that is not a positive number: mid_block"),
+    "several numbers": (put(f"{KOHYA}.alpha", torch.ones(2)), "alpha that is not a positive number: mid_block"),
+    "integers": (put(f"{KOHYA}.lora_up.weight", torch.zeros(3, 2).int()), "lora_B.weight is of type int32$"),
+    "booleans": (put(f"{KOHYA}.lora_up.weight", torch.zeros(3, 2).bool()), "lora_B.weight is of type bool$"),
+    "complex": (put(f"{KOHYA}.lora_up.weight", torch.zeros(3, 2).cfloat()), "lora_B.weight is of type complex64$"),
+    "NaN": (
+        put(f"{KOHYA}.lora_up.weight", torch.full((3, 2), math.nan)),
+        "NaN or infinite weights, in .*lora_B.weight",
+    ),
+    "infinity": (put(f"{KOHYA}.lora_down.weight", torch.full((2, 5), math.inf)), "NaN or infinite weights, in "),
+    "a huge alpha": (with_alpha(1e30), "alpha of a LoRA of rank 2 must be at most 20000, not 1e\\+30"),
     "a text encoder": (put("lora_te_text_model_x.alpha", torch.zeros(1)), "changes the text encoder too .1 tensors"),
     "two text encoders": (put("lora_te2_text_model_x.alpha", torch.zeros(1)), "changes the text encoder too"),
     "a fifth wheel": (drop("up_blocks_1_attentions_0"), r"it lacks up_blocks.1.attentions.0"),
@@ -180,22 +199,23 @@ KOHYA_FAULTS = {
 @pytest.mark.parametrize(("change", "said"), KOHYA_FAULTS.values(), ids=KOHYA_FAULTS.keys())
 def test_kohya_files_that_are_not_understood(kohya: Path, change: Change, said: str) -> None:
     with pytest.raises(UserError, match=said) as caught:
-        open_checkpoint(by_another(kohya, change))
+        open_checkpoint(without_record(kohya, change))
     assert "\n" not in str(caught.value) and str(kohya) in str(caught.value)
 
 
-DIFFUSERS = f"unet.{PLACE}"
+DIFFUSERS = f"unet.{TARGET}"
 DIFFUSERS_FAULTS = {
     "half a pair": (drop(f"{DIFFUSERS}.lora.up"), {}, rf"{LACKS}_B.weight$"),
     "an unknown key": (put("unet.conv_in.lora.up.weight", torch.zeros(1)), {}, "no LoRA of attention .*: unet.conv"),
     "the same twice": (put(f"{DIFFUSERS}.lora_A.weight", torch.zeros(2, 5)), {}, "holds .*to_q.lora_A.weight twice"),
     "a text encoder": (put("text_encoder.x.lora.up.weight", torch.zeros(1)), {}, "changes the text encoder too"),
-    "another rank said": (dict, {"unet.r": 5}, "says that its rank is 5, and its tensors have 2"),
-    "alpha is a word": (dict, {"unet.lora_alpha": "big"}, "says that its lora_alpha is 'big', which is no number"),
+    "another rank said": (dict, {"unet.r": 5}, "has rank 5 in its metadata and 2 in its tensors"),
+    "alpha is a word": (dict, {"unet.lora_alpha": "big"}, "has 'big' as its lora_alpha, which is not a number"),
     "alpha is nought": (dict, {"unet.lora_alpha": 0}, "alpha of a LoRA must be positive, not 0"),
-    "ranks by place": (dict, {"unet.rank_pattern": {"x": 1}}, "of a kind that dpt does not know.*rank_pattern"),
-    "another scale": (dict, {"unet.use_rslora": True}, "of a kind that dpt does not know.*use_rslora"),
-    "not an object": (dict, [], "is not valid JSON"),
+    "a huge alpha": (dict, {"unet.lora_alpha": 1e300}, r"must be at most 20000, not 1e\+300"),
+    "ranks by place": (dict, {"unet.rank_pattern": {"x": 1}}, "of a kind that dpt does not support.*rank_pattern"),
+    "another scale": (dict, {"unet.use_rslora": True}, "of a kind that dpt does not support.*use_rslora"),
+    "not an object": (dict, [], "lora_adapter_metadata is not valid JSON"),
 }
 
 
@@ -203,7 +223,7 @@ DIFFUSERS_FAULTS = {
 def test_diffusers_files_that_are_not_understood(diffusers: Path, change: Change, said_inside: Any, said: str) -> None:
     metadata = {} if said_inside == {} else {"lora_adapter_metadata": json.dumps(said_inside)}
     with pytest.raises(UserError, match=said) as caught:
-        open_checkpoint(by_another(diffusers, change, **metadata))
+        open_checkpoint(without_record(diffusers, change, **metadata))
     assert "\n" not in str(caught.value) and str(diffusers) in str(caught.value)
 
 
@@ -237,9 +257,9 @@ def test_our_record_may_not_contradict_the_file(kohya: Path) -> None:
 
 def test_other_safetensors_are_one_sentence(tmp_path: Path, diffusers: Path) -> None:
     with pytest.raises(UserError, match=r"is no LoRA file that dpt knows: it holds weight$"):
-        open_checkpoint(by_another(diffusers, lambda _: {"weight": torch.zeros(1)}))
+        open_checkpoint(without_record(diffusers, lambda _: {"weight": torch.zeros(1)}))
     with pytest.raises(UserError, match=r"is no LoRA file that dpt knows: it is empty$"):
-        open_checkpoint(by_another(diffusers, lambda _: {}))
+        open_checkpoint(without_record(diffusers, lambda _: {}))
     (tmp_path / "adapter.json").touch()
     save_file({"logit_scale": torch.zeros(())}, tmp_path / "adapter.safetensors")
     with pytest.raises(UserError, match="is part of a checkpoint: give its folder"):

@@ -95,16 +95,16 @@ def test_merging_changes_no_picture(unet: Any, config: LoraConfig) -> None:
 
 def test_alpha_is_a_strength(unet: Any) -> None:
     once = filled(unet, LoraConfig(rank=2, alpha=1.0))
-    place = once.places[0]
-    weak = once.change(place).detach()
+    place = once.targets[0]
+    weak = once.delta_weight(place).detach()
     once.remove()
-    torch.testing.assert_close(filled(unet, LoraConfig(rank=2, alpha=4.0)).change(place).detach(), 4 * weak)
+    torch.testing.assert_close(filled(unet, LoraConfig(rank=2, alpha=4.0)).delta_weight(place).detach(), 4 * weak)
 
 
 def test_it_can_be_taken_away(unet: Any) -> None:
     before, names = output(unet), [name for name, _ in unet.named_parameters()]
     lora = filled(unet)
-    with lora.without():
+    with lora.disabled():
         assert torch.equal(output(unet), before)
     assert not torch.equal(output(unet), before)
     assert all(p.requires_grad for p in lora.weights.parameters())
@@ -122,7 +122,7 @@ def test_it_can_be_taken_away(unet: Any) -> None:
     ],
 )
 def test_it_goes_into_the_blocks_asked_for(unet: Any, asked: tuple[str, ...], expected: set[str]) -> None:
-    assert {block_of(place) for place in Lora(BareUNet(unet), LoraConfig(blocks=asked)).places} == expected
+    assert {block_of(place) for place in Lora(BareUNet(unet), LoraConfig(blocks=asked)).targets} == expected
 
 
 def test_wrong_wishes_are_one_sentence(unet: Any) -> None:
@@ -134,6 +134,8 @@ def test_wrong_wishes_are_one_sentence(unet: Any) -> None:
         LoraConfig(rank=0)
     with pytest.raises(UserError, match="alpha of a LoRA must be positive, not -1"):
         LoraConfig(alpha=-1)
+    with pytest.raises(UserError, match=r"alpha of a LoRA of rank 4 must be at most 40000, not 1e\+300"):
+        LoraConfig(alpha=1e300)
 
 
 def test_a_half_precision_unet_has_a_full_precision_lora(unet: Any) -> None:

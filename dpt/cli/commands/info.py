@@ -1,4 +1,4 @@
-"""`dpt info`: what a trained result or a model is."""
+"""`dpt info`: describe a checkpoint or a model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import tyro
 
 @dataclass(frozen=True)
 class InfoOptions:
-    """Say what is in a result, a LoRA file or a model, having checked all of it."""
+    """Check a checkpoint, a LoRA file or a model, and describe it."""
 
     path: tyro.conf.Positional[Path]
     """A result's folder, its adapter/ or lora/, the published checkpoint, a LoRA file, or a model's folder."""
     json: bool = False
-    """For programs."""
+    """Print JSON."""
 
 
 def info(options: InfoOptions) -> None:
@@ -25,7 +25,7 @@ def info(options: InfoOptions) -> None:
     from dpt.checkpoints.describe import describe, describe_model, format_summary
 
     if (options.path / "model_index.json").is_file():
-        found = describe_model(options.path)
+        summary = describe_model(options.path)
     else:
-        found = describe(open_checkpoint(options.path))
-    print(json.dumps(found, indent=1) if options.json else format_summary(found))
+        summary = describe(open_checkpoint(options.path))
+    print(json.dumps(summary, indent=1) if options.json else format_summary(summary))

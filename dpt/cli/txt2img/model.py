@@ -45,7 +45,7 @@ class TunedModel:
     @contextmanager
     def with_lora(self, on: bool) -> Iterator[None]:
         """Inside the block the LoRA is on or off."""
-        with nullcontext() if on or self.lora is None else self.lora.without():
+        with nullcontext() if on or self.lora is None else self.lora.disabled():
             yield
 
     def record(self) -> dict[str, Any] | None:

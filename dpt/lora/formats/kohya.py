@@ -1,4 +1,4 @@
-"""A LoRA under the names of kohya's scripts, which ComfyUI and A1111 read: modules spelled with underscores."""
+"""A LoRA with the names of kohya's scripts, which ComfyUI and A1111 read: module names with underscores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dpt.errors import UserError
-from dpt.lora.formats.common import ALPHA, RECORD_KEY, A, B, check_lora, lora_from, places_in, write_lora_file
+from dpt.lora.formats.common import ALPHA, RECORD_KEY, A, B, check_lora, lora_from, targets_in, write_lora_file
 from dpt.lora.io import StoredLora
 
 UNET, TEXT_ENCODER = "lora_unet_", "lora_te_"
@@ -30,9 +30,9 @@ _TEXT = re.compile(r"lora_te_text_model_encoder_layers_(\d+)_(self_attn|mlp)_(q_
 
 
 def kohya_name(component: str, module: str) -> str:
-    """Of a module of the `unet` or the `text_encoder`.
+    """The name of a module of the `unet` or the `text_encoder`.
 
-    transformers 5.6 flattened CLIP's text model; the name that the field knows still has its `text_model`.
+    transformers 5.6 removed `text_model` from CLIP's module names; the format still has it.
     """
     if component == "unet":
         return UNET + module.replace(".", "_")
@@ -41,12 +41,12 @@ def kohya_name(component: str, module: str) -> str:
 
 
 def module_of(name: str) -> tuple[str, str] | None:
-    """The component and the module in it that a name without its last part means; None if it is none that we know."""
+    """The component and module of a name without its last part; None for an unknown name."""
     if match := _UNET.fullmatch(name):
         block, attention, transformer, attn, projection = match.groups()
         block = re.sub(r"_(\d+)$", r".\1", block)
-        place = f"{block}.attentions.{attention}.transformer_blocks.{transformer}.{attn}"
-        return "unet", f"{place}.{projection.replace('to_out_0', 'to_out.0')}"
+        target = f"{block}.attentions.{attention}.transformer_blocks.{transformer}.{attn}"
+        return "unet", f"{target}.{projection.replace('to_out_0', 'to_out.0')}"
     if match := _TEXT.fullmatch(name):
         return "text_encoder", "text_model.encoder.layers.{}.{}.{}".format(*match.groups())
     return None
@@ -56,38 +56,38 @@ def write_kohya(stored: StoredLora, file: Path, where: str) -> None:
     check_lora(stored, where)
     config = stored.record.config
     tensors: dict[str, Tensor] = {}
-    for place in places_in(stored.tensors):
-        name = kohya_name("unet", place)
-        tensors[f"{name}.lora_down.weight"] = stored.tensors[f"{place}.{A}"].float()
-        tensors[f"{name}.lora_up.weight"] = stored.tensors[f"{place}.{B}"].float()
-        tensors[f"{name}.alpha"] = torch.tensor(config.strength)
+    for target in targets_in(stored.tensors):
+        name = kohya_name("unet", target)
+        tensors[f"{name}.lora_down.weight"] = stored.tensors[f"{target}.{A}"].float()
+        tensors[f"{name}.lora_up.weight"] = stored.tensors[f"{target}.{B}"].float()
+        tensors[f"{name}.alpha"] = torch.tensor(config.resolved_alpha)
     metadata = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(config.rank),
-        "ss_network_alpha": f"{config.strength:g}",
+        "ss_network_alpha": f"{config.resolved_alpha:g}",
         "ss_v2": str(_text_width(stored.tensors) == SECOND_GENERATION_WIDTH),
     }
     write_lora_file(tensors, stored.record, file, metadata, hash_key="sshs_model_hash")
 
 
 def from_kohya(named: Mapping[str, Tensor], metadata: Mapping[str, str], where: str) -> StoredLora:
-    """Where no alpha is given it is the rank, as kohya's scripts have it."""
+    """Without an alpha it is the rank, as in kohya's scripts."""
     texts = [key for key in named if key.startswith((TEXT_ENCODER, *OTHER_TEXT_ENCODERS))]
     if texts:
         raise UserError(
-            f"{where} changes the text encoder too ({len(texts)} tensors, {texts[0]} for one), and a LoRA of dpt "
-            "changes the UNet only"
+            f"{where} changes the text encoder too ({len(texts)} tensors, the first is {texts[0]}); "
+            "dpt supports LoRAs of the UNet only"
         )
     return lora_from(named, _recognise, where, record=metadata.get(RECORD_KEY, ""))
 
 
 def _recognise(key: str) -> tuple[str, str] | None:
     name, _, part = key.partition(".")
-    if not name.startswith(UNET) or part not in PARTS or not (found := module_of(name)):
+    if not name.startswith(UNET) or part not in PARTS or not (module := module_of(name)):
         return None
-    return found[1], PARTS[part]
+    return module[1], PARTS[part]
 
 
 def _text_width(tensors: Mapping[str, Tensor]) -> int:
-    """Of the texts that the UNet reads: what the keys of its cross-attention take in."""
+    """Width of the text states: the input of the cross-attention's keys."""
     return next((tensor.shape[1] for name, tensor in tensors.items() if name.endswith(f"attn2.to_k.{A}")), 0)

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from dpt.errors import UserError
-from dpt.lora.formats.common import A, B, check_lora, listed, lora_from, places_in
+from dpt.lora.formats.common import A, B, check_lora, lora_from, targets_in
 from dpt.lora.io import StoredLora
+from dpt.weights import listed
 
 PREFIX = "unet."
 
@@ -20,22 +21,22 @@ _ATTENTION = re.compile(r"((?:down|up)_blocks)\.(\d+)\.attentions\.(\d+)\..*")
 
 
 def from_published(named: Mapping[str, Tensor], where: str) -> StoredLora:
-    """Tensors named without or with their `unet.`; alpha is the rank, for nothing scales them."""
+    """Names with or without `unet.`; alpha is the rank, since nothing scales the tensors."""
     stored = lora_from(named, _recognise, where)
-    if missing := _shorter_than_its_kind(places_in(stored.tensors)):
+    if missing := _missing_layers(targets_in(stored.tensors)):
         raise UserError(f"the LoRA in {where} is not whole: it lacks {listed(missing)}")
     return stored
 
 
 def to_published(stored: StoredLora, where: str) -> dict[str, Tensor]:
-    """With the scale made part of B, so that nothing needs to be scaled."""
+    """With the scale multiplied into B."""
     check_lora(stored, where)
     named = {}
-    for place in places_in(stored.tensors):
-        layer, _, projection = place.rpartition(".attn")
+    for target in targets_in(stored.tensors):
+        layer, _, projection = target.rpartition(".attn")
         key = f"{PREFIX}{layer}.attn{projection[0]}.processor.{projection[2:].removesuffix('.0')}_lora"
-        named[f"{key}.down.weight"] = stored.tensors[f"{place}.{A}"].float()
-        named[f"{key}.up.weight"] = stored.record.config.scale * stored.tensors[f"{place}.{B}"].float()
+        named[f"{key}.down.weight"] = stored.tensors[f"{target}.{A}"].float()
+        named[f"{key}.up.weight"] = stored.record.config.scale * stored.tensors[f"{target}.{B}"].float()
     return named
 
 
@@ -46,12 +47,12 @@ def _recognise(key: str) -> tuple[str, str] | None:
     return f"{layer}.{projection}{'.0' if projection == 'to_out' else ''}", A if matrix == "down" else B
 
 
-def _shorter_than_its_kind(places: list[str]) -> list[str]:
-    """In the models of the published code, down blocks have as many attention layers as each other, and so have up
-    blocks: the layers that are missing at the end of one."""
+def _missing_layers(targets: list[str]) -> list[str]:
+    """Layers missing at the end of a block: in the models of the published code, all down blocks have equally many
+    attention layers, and so have all up blocks."""
     counts: dict[str, Counter[int]] = {}
-    for place in places:
-        if match := _ATTENTION.fullmatch(place):
+    for target in targets:
+        if match := _ATTENTION.fullmatch(target):
             kind, block, attention = match[1], int(match[2]), int(match[3])
             counts.setdefault(kind, Counter())[block] = max(counts.get(kind, Counter())[block], attention + 1)
     return [

@@ -89,7 +89,7 @@ class Stage2:
         if any(self.weights[name] for name in (MSE, MEND)):
             return
         last, known = self.backbone.feature_spec(self.adapter.config.unet_feature).deepest, self.backbone.blocks()
-        lora_blocks = map(self.backbone.block_of, self.lora.places)
+        lora_blocks = map(self.backbone.block_of, self.lora.targets)
         if not any(known[block] <= last for block in lora_blocks if block is not None):
             raise UserError(
                 f"--lora_blocks {' '.join(self.lora.config.blocks)} are past {self.adapter.config.unet_feature}, where "

@@ -21,7 +21,7 @@ def learning(r: Rehearsal) -> set[str]:
 
 
 def blocks(r: Rehearsal) -> set[str]:
-    return {".".join(place.split(".")[:2]) for place in r.task.lora.places}
+    return {".".join(place.split(".")[:2]) for place in r.task.lora.targets}
 
 
 def twice_as_steep(before: dict[str, Any], after: dict[str, Any]) -> bool:

@@ -12,7 +12,7 @@ import tyro
 
 from dpt.backbone import open_backbone
 from dpt.checkpoints import open_checkpoint
-from dpt.checkpoints.export import export
+from dpt.checkpoints.export import export_checkpoint
 from dpt.cli.common.console import parse_options
 from dpt.cli.txt2img import main as txt2img
 from dpt.cli.txt2img.options import Options
@@ -59,7 +59,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     folder = tmp_path_factory.mktemp("places")
     model = tiny_models.save(tiny_models.POCKET, folder / "model")
     result = tiny_result(open_backbone(model, device="cpu"), folder / "result")
-    export(open_checkpoint(result / "adapter"), "published", folder / "published")
+    export_checkpoint(open_checkpoint(result / "adapter"), "published", folder / "published")
     (folder / "prompts.txt").write_text("a star\ntwo circles\n")
     places = {
         "model": model,
