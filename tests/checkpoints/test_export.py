@@ -174,7 +174,7 @@ def test_what_cannot_be_carried_is_said(
 ) -> None:
     exported(result, "published", tmp_path / "a")
     said = capsys.readouterr().out
-    assert "the scale alpha / rank = 2 / 3 was made part of the `up` matrices" in said
+    assert "the scale alpha / rank = 2 / 3 was multiplied into the `up` matrices" in said
     exported(result, "kohya", tmp_path / "b")
     said = capsys.readouterr().out
     assert "rank 3, alpha 2" in said and "the adapter was not exported" in said
