@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -70,12 +70,15 @@ def measured(options: Options, root: DataRoot) -> None:
     size = min(options.examples, len(plain)) // BATCH * BATCH
 
     def read(name: str) -> None:
-        source, backbone.text_cache, encoded = sources[name]
+        source, text_cache, encoded = sources[name]
         for first in range(0, size, BATCH):
             batch = collate([source.example(index) for index in range(first, first + BATCH)])
+            if text_cache is not None:
+                prompts = [prompt for own in texts_of(batch).values() for prompt in own]
+                batch = replace(batch, encoded=text_cache.read(prompts))
             if encoded:
                 encode_pair_images(backbone, batch, (0, 1, 2))
-                encode_texts(backbone, texts_of(batch))
+                encode_texts(backbone, batch, texts_of(batch))
 
     timed = compared(in_turns({name: partial(read, name) for name in sources}, options.rounds, torch.device("cpu")))
     rows = [

@@ -6,7 +6,7 @@ package depends on the network behind these protocols.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -36,7 +36,10 @@ class Condition:
         return Condition(*(None if part is None else part[rows] for part in self._parts()))  # type: ignore[arg-type]
 
     def to(self, device: torch.device) -> Condition:
-        return Condition(*(None if part is None else part.to(device) for part in self._parts()))  # type: ignore[arg-type]
+        return self.map(lambda part: part.to(device))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Condition:
+        return Condition(*(None if part is None else function(part) for part in self._parts()))  # type: ignore[arg-type]
 
     def split(self, sizes: Sequence[int]) -> list[Condition]:
         """The inverse of `stack`, for conditions of these lengths."""
@@ -51,13 +54,6 @@ class Condition:
 
     def _parts(self) -> list[Tensor | None]:
         return [getattr(self, field.name) for field in fields(self)]
-
-
-class ConditionCache(Protocol):
-    """Prompts that the same text encoder has encoded before."""
-
-    def find(self, prompt: str) -> Condition | None:
-        """The condition of one prompt (B = 1), on the CPU and in the encoder's dtype."""
 
 
 class NoiseSchedule(Protocol):
@@ -140,7 +136,6 @@ class Backbone(Protocol):
     scheduler_config: dict[str, Any]
     """From which any diffusers scheduler of this family can be made."""
     folder: ModelFolder
-    text_cache: ConditionCache | None
     generation_defaults: GenerationDefaults
 
     # Text

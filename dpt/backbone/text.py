@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from dpt.backbone.base import Condition, ConditionCache
+from dpt.backbone.base import Condition
 
 # CLIP's vocabulary has 49,408 entries and spells rare words in pieces by design. A vocabulary below this
 # size was cut for a closed world: there, a word that is not one piece was never seen in training.
@@ -16,20 +16,6 @@ _CLOSED_VOCABULARY = 8192
 
 ENCODING = 1
 """Version of `encode_prompts`, part of a cache's key: raise it when the states it returns change."""
-
-
-def encode_with_cache(
-    cache: ConditionCache, prompts: Sequence[str], encode: Callable[[Sequence[str]], Condition], device: torch.device
-) -> Condition:
-    """Encode only the prompts that the cache does not hold."""
-    cached = {prompt: cache.find(prompt) for prompt in prompts}
-    hits = [condition for condition in cached.values() if condition is not None]
-    missing = [prompt for prompt, condition in cached.items() if condition is None]
-    parts = [encode(missing)] if missing else []
-    if hits:
-        parts.insert(0, Condition.stack(hits).to(device))
-    rows = {prompt: row for row, prompt in enumerate([*(p for p in cached if cached[p] is not None), *missing])}
-    return Condition.stack(parts)[[rows[prompt] for prompt in prompts]]
 
 
 def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str], length: int) -> Condition:

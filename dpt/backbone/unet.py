@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from dpt.backbone import activation_memory, identity, loading, unet_features
-from dpt.backbone.base import Condition, ConditionCache, FeatureSpec, Grid, NoiseSchedule
+from dpt.backbone.base import Condition, FeatureSpec, Grid, NoiseSchedule
 from dpt.backbone.folder import ModelFolder
 from dpt.backbone.memory_saving_layers import use_memory_saving_layers
 from dpt.backbone.noise import DDPMSchedule
-from dpt.backbone.text import encode_prompts, encode_with_cache, truncated_part, unknown_words
+from dpt.backbone.text import encode_prompts, truncated_part, unknown_words
 from dpt.backbone.unet_forward import UNetPartialForward, finish_forward, read_feature
 from dpt.errors import UserError
 from dpt.generation_defaults import GenerationDefaults, generation_defaults
@@ -43,7 +43,6 @@ class UNetBackbone:
         self.scheduler_config = {**scheduler_config, "prediction_type": self.noise.prediction_type}
         self.folder = folder
         self.generation_defaults = generation_defaults or GenerationDefaults()
-        self.text_cache: ConditionCache | None = None
 
     @classmethod
     def load(
@@ -65,11 +64,6 @@ class UNetBackbone:
     # Text
 
     def encode_text(self, prompts: Sequence[str]) -> Condition:
-        if self.text_cache is not None:
-            return encode_with_cache(self.text_cache, prompts, self._encode_text, self.device)
-        return self._encode_text(prompts)
-
-    def _encode_text(self, prompts: Sequence[str]) -> Condition:
         return encode_prompts(self.tokenizer, self.text_encoder, prompts, self.prompt_length)
 
     def tokenize(self, texts: Sequence[str]) -> Any:

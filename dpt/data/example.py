@@ -5,10 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+from dpt.backbone.base import Condition
 
 T = TypeVar("T")
 
@@ -169,6 +171,22 @@ class NegativesBatch:
 
 
 @dataclass(frozen=True)
+class EncodedTexts:
+    """Texts of a batch that a cache knows, read ahead of the step that needs them."""
+
+    rows: dict[str, int]
+    """Of each text, its row in the condition."""
+    condition: Condition
+
+
+class TextCache(Protocol):
+    """Texts that the same text encoder has encoded before."""
+
+    def read(self, texts: Sequence[str]) -> EncodedTexts | None:
+        """Those of the texts that it holds, on the CPU and in the encoder's dtype; None if it holds none of them."""
+
+
+@dataclass(frozen=True)
 class Batch:
     ids: list[str]
     images: Tensor
@@ -180,6 +198,8 @@ class Batch:
     expressions: ExpressionBatch | None
     negatives: NegativesBatch | None
     skipped: list[str]
+    encoded: EncodedTexts | None = None
+    """Those of its texts that need no text encoder."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -199,8 +219,10 @@ class Batch:
             negatives = NegativesBatch(
                 replace(hard, images=move(hard.images)), random and replace(random, images=move(random.images))
             )
+        encoded = self.encoded and replace(self.encoded, condition=self.encoded.condition.map(move))
         return replace(
             self,
+            encoded=encoded,
             images=move(self.images),
             weights=move(self.weights),
             expressions=expressions,

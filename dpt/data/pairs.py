@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dpt.backbone import Backbone, Condition
-from dpt.data.example import Batch
+from dpt.data.example import Batch, EncodedTexts
 
 # The VAE's first layers hold whole pictures; more of them at once only costs memory.
 PICTURES_AT_ONCE = 16
@@ -53,11 +53,19 @@ def texts_of(batch: Batch) -> dict[str, list[str]]:
     return texts
 
 
-def encode_texts(backbone: Backbone, said: dict[str, list[str]]) -> dict[str, Condition]:
-    """All texts of a batch in one call of the text encoder."""
-    encoded = backbone.encode_text([text for texts in said.values() for text in texts])
-    sizes = [len(texts) for texts in said.values()]
-    return dict(zip(said, encoded.split(sizes), strict=True))
+def encode_texts(backbone: Backbone, batch: Batch, kinds: Collection[str]) -> dict[str, Condition]:
+    """The texts of these kinds: those that were not read from a cache, in one call of the text encoder."""
+    texts = {kind: own for kind, own in texts_of(batch).items() if kind in kinds}
+    prompts = [prompt for own in texts.values() for prompt in own]
+    encoded = backbone.encode_text(prompts) if batch.encoded is None else _complete(backbone, prompts, batch.encoded)
+    return dict(zip(texts, encoded.split([len(own) for own in texts.values()]), strict=True))
+
+
+def _complete(backbone: Backbone, prompts: Sequence[str], known: EncodedTexts) -> Condition:
+    missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known.rows]
+    rows = {**known.rows, **{prompt: len(known.condition) + nth for nth, prompt in enumerate(missing)}}
+    parts = [known.condition.to(backbone.device), *([backbone.encode_text(missing)] if missing else [])]
+    return Condition.stack(parts)[[rows[prompt] for prompt in prompts]]
 
 
 def encode_pair_images(backbone: Backbone, batch: Batch, kinds: Sequence[int]) -> Tensor:

@@ -6,12 +6,13 @@ import signal
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dpt.backbone.rng import derived_seed
-from dpt.data.example import ALL_PARTS, Batch, Example, ExampleParts, Source, collate
+from dpt.data.example import ALL_PARTS, Batch, Example, ExampleParts, Source, TextCache, collate
 from dpt.errors import BrokenImageError, DataError, UserError
 from dpt.keyed_random import KeyedRandom
 
@@ -77,13 +78,14 @@ class Stream(Dataset[Example]):
         shuffle: bool = True,
         corrupt_budget: int = 0,
         parts: ExampleParts = ALL_PARTS,
+        text_cache: TextCache | None = None,
     ) -> None:
         self.source, self.seed, self.shuffle, self.corrupt_budget = source, seed, shuffle, corrupt_budget
-        self.parts = parts
+        self.parts, self.text_cache = parts, text_cache
 
     def only(self, parts: ExampleParts) -> Stream:
         """The same examples, reduced to what a task reads of them."""
-        return Stream(self.source, self.seed, self.shuffle, self.corrupt_budget, parts)
+        return Stream(self.source, self.seed, self.shuffle, self.corrupt_budget, parts, self.text_cache)
 
     def batches(
         self, positions: Iterable[Sequence[int]], workers: int = 0, pin_memory: bool = False
@@ -146,7 +148,7 @@ def load(
         _Fetch(stream),
         batch_sampler=positions,  # type: ignore[arg-type]
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=partial(_collate, stream.text_cache),
         pin_memory=pin_memory,
         worker_init_fn=_leave_stopping_to_the_parent,
         generator=torch.Generator(),  # or it would draw from the global one
@@ -185,6 +187,15 @@ class _Fetch(Dataset["Example | _Failed"]):
             return _Failed(str(error))
 
 
-def _collate(fetched: list[Example | _Failed]) -> Batch | _Failed:
-    failed = next((one for one in fetched if isinstance(one, _Failed)), None)
-    return failed or collate([one for one in fetched if isinstance(one, Example)])
+def _collate(text_cache: TextCache | None, fetched: list[Example | _Failed]) -> Batch | _Failed:
+    failed = next((item for item in fetched if isinstance(item, _Failed)), None)
+    if failed:
+        return failed
+    examples = [item for item in fetched if isinstance(item, Example)]
+    batch = collate(examples)
+    if text_cache is None:
+        return batch
+    try:
+        return replace(batch, encoded=text_cache.read([text for example in examples for text in example.texts]))
+    except UserError as error:
+        return _Failed(str(error))

@@ -10,7 +10,7 @@ from dpt.backbone import Backbone
 from dpt.backbone.device import widest_float
 from dpt.backbone.rng import SampleRNG
 from dpt.data.example import CAPTION_ONLY
-from dpt.data.pairs import CAPTION, TRUE, encode_pair_images, encode_texts, texts_of
+from dpt.data.pairs import CAPTION, TRUE, encode_pair_images, encode_texts
 from dpt.data.stream import Stream, load
 
 NOISE_SEED = 0
@@ -38,7 +38,7 @@ def denoising_error(
         chunks = [list(own[i : i + batch_size]) for i in range(0, len(own), batch_size)]
         for positions, batch in zip(chunks, load(stream, chunks), strict=True):
             batch, chance = batch.to(backbone.device), SampleRNG(NOISE_SEED, positions)
-            condition = encode_texts(backbone, {CAPTION: texts_of(batch)[CAPTION]})[CAPTION]
+            condition = encode_texts(backbone, batch, {CAPTION})[CAPTION]
             (z,) = encode_pair_images(backbone, batch, (TRUE,))
             noise = chance.normal(z.shape[1:], "validation noise").to(z.device)
             t = backbone.noise.sample_t(chance, "validation timestep").to(z.device)

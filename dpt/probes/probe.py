@@ -15,7 +15,6 @@ from dpt.backbone.rng import SampleRNG
 from dpt.data.example import Batch, ExampleParts, ExpressionBatch, NegativeBatch
 from dpt.data.pairs import (
     CAPTION,
-    EXPRESSION,
     GROUNDING,
     HARD,
     HARD_CAPTION,
@@ -24,7 +23,6 @@ from dpt.data.pairs import (
     encode_pair_images,
     encode_texts,
     pair_features,
-    texts_of,
 )
 from dpt.data.stream import Stream, load
 from dpt.intervals import Share
@@ -109,8 +107,7 @@ class Probe:
         """To all questions about these examples, with one truncated forward for each timestep."""
         grounding = GROUNDING if batch.expressions is not None and self.score_grounding else ()
         pairs = (*grounding, *(COMPARED if batch.negatives is not None else ()))
-        said = texts_of(batch)
-        texts = encode_texts(self.backbone, {kind: said[kind] for kind in _texts_of(pairs)})
+        texts = encode_texts(self.backbone, batch, {pair.text for pair in pairs})
         z = encode_pair_images(self.backbone, batch, (TRUE, HARD) if batch.negatives is not None else (TRUE,))
         noise = SampleRNG(NOISE_SEED, positions).normal(z.shape[2:], "validation noise").to(z.device)
         for timestep in self.timesteps:
@@ -150,11 +147,6 @@ def ranks(found: GroundingOutput, said: ExpressionBatch) -> list[int | None]:
             right = (pairwise_iou(own[order], cxcywh_to_xyxy(meant)).amax(dim=1) >= HIT).nonzero()
             ranked.append(int(right[0]) if len(right) else None)
     return ranked
-
-
-def _texts_of(pairs: Iterable[Pair]) -> list[str]:
-    asked = {pair.text for pair in pairs}
-    return [kind for kind in (EXPRESSION, CAPTION, HARD_CAPTION) if kind in asked]
 
 
 MATCHING = (TEXT, IMAGE)

@@ -36,7 +36,7 @@ def members(protocol: Any) -> set[str]:
 
 def test_the_protocols_are_complete() -> None:
     assert not [name for name in members(NoiseSchedule) if not hasattr(DDPMSchedule({}), name)]
-    unset = {"noise", "scheduler_config", "folder", "text_cache", "generation_defaults"}  # set by __init__
+    unset = {"noise", "scheduler_config", "folder", "generation_defaults"}  # set by __init__
     assert not [name for name in members(Backbone) - unset if not hasattr(UNetBackbone, name)]
 
 

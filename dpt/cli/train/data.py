@@ -36,9 +36,10 @@ def framing_of(options: DataOptions, backbone: Backbone) -> Framing:
 
 
 def open_data(
-    options: DataOptions, framing: Framing, seed: int, latents: LatentStore | None = None
+    options: DataOptions, framing: Framing, seed: int, cache: TrainingCache | None = None
 ) -> tuple[Source, Mapping[str, Stream]]:
     """What to train on, and by name what to validate on: always the same examples, whatever the seed."""
+    cache = cache or TrainingCache()
     source: Source
     held_out: dict[str, Source]
     if options.data_root is None:
@@ -46,10 +47,11 @@ def open_data(
     elif is_picture_folder(options.data_root):
         source, held_out = FolderSource(options.data_root, framing, seed), {}
     else:
-        source, held_out = _file_sources(options, DataRoot.open(options.data_root), framing, seed, latents)
+        source, held_out = _file_sources(options, DataRoot.open(options.data_root), framing, seed, cache.latents)
     budget = options.corrupt_budget
     return source, {
-        name: Stream(one, VALIDATION_SEED, shuffle=False, corrupt_budget=budget) for name, one in held_out.items()
+        name: Stream(each, VALIDATION_SEED, shuffle=False, corrupt_budget=budget, text_cache=cache.texts)
+        for name, each in held_out.items()
     }
 
 
@@ -89,11 +91,11 @@ def require_parts(source: Source, parts: ExampleParts) -> None:
         )
 
 
-def data_identity(options: DataOptions, source: Source) -> str | None:
-    """What is trained on, whatever its folder is called; None for scenes, which the options describe."""
+def data_identity(options: DataOptions, source: Source) -> str:
+    """A hash of what there is to train on, wherever it lies; scenes are described by the other options."""
     if isinstance(source, FolderSource):
         return source.identity()
-    return None if options.data_root is None else DataRoot(options.data_root).identity(options.dataset_name)
+    return "scenes" if options.data_root is None else DataRoot(options.data_root).identity(options.dataset_name)
 
 
 AUTO, NONE = "auto", "none"

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from dpt.cli.common.console import parse_options, plain_warnings
 from dpt.cli.train.options import NEVER_READ, AdapterOptions, ObjectiveOptions, TrainOptions, warn_unused_flags
 from dpt.cli.train.setup import (
-    data_identity,
     open_training_backbone,
     resolved_formats,
     run_config,
@@ -48,7 +47,7 @@ def main(kind: type[TrainOptions], script: str, builder: str, arguments: Sequenc
 def run(options: TrainOptions, builder: str) -> Outcome:
     check(options)
     from dpt.backbone.identity import hash_as_recorded
-    from dpt.cli.train.data import framing_of, open_cache, open_data, require_parts
+    from dpt.cli.train.data import data_identity, framing_of, open_cache, open_data, require_parts
     from dpt.cli.train.hub import open_hub
     from dpt.data.stream import Stream
     from dpt.distributed import Processes
@@ -65,8 +64,7 @@ def run(options: TrainOptions, builder: str) -> Outcome:
     backbone = open_training_backbone(options, accelerator)
     framing = framing_of(options.data, backbone)
     cache = open_cache(options.data, framing, backbone)
-    backbone.text_cache = cache.texts
-    source, validation = open_data(options.data, framing, options.optimisation.seed, cache.latents)
+    source, validation = open_data(options.data, framing, options.optimisation.seed, cache)
     module, function = builder.split(":")
     task, initial_weights = getattr(import_module(module), function)(options, backbone, validation)
     require_parts(source, task.parts)
@@ -85,11 +83,11 @@ def run(options: TrainOptions, builder: str) -> Outcome:
         settings,
         model_sha256=hash_as_recorded(recorded_model(options.root), backbone.folder),
         cache=cache.identity,
-        data=data_identity(options),
+        data=data_identity(options.data, source),
         **resolved_formats(backbone, task),
         **initial_weights,
     )
-    stream = Stream(source, settings.seed, corrupt_budget=options.data.corrupt_budget)
+    stream = Stream(source, settings.seed, corrupt_budget=options.data.corrupt_budget, text_cache=cache.texts)
     own = Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
     loop = Loop(task, stream, settings, options.root, config, own, tracker=accelerator.log)
     start_trackers(accelerator, config.values)

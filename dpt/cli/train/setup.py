@@ -102,12 +102,6 @@ def resolved_formats(backbone: Backbone, task: Any) -> dict[str, str]:
     return formats if adapter is None else {**formats, "adapter_dtype": str(adapter.product_dtype)}
 
 
-def data_identity(options: TrainOptions) -> str:
-    """What there is to train on, wherever it lies."""
-    root = options.data.data_root
-    return "scenes" if root is None else str(root.expanduser().resolve())
-
-
 def start_processes(options: TrainOptions) -> Accelerator:
     """Accelerate knows which process this is and its device; number formats are the backbone's own business."""
     from accelerate import Accelerator

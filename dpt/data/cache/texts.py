@@ -11,6 +11,7 @@ from dpt.backbone import Backbone, Condition
 from dpt.data.cache.contents import texts_key
 from dpt.data.cache.make import SHARD_BYTES, Encoded, PartMaker
 from dpt.data.cache.storage import CachePart, ShardMetadata, recorded_key
+from dpt.data.example import EncodedTexts
 
 FOLDER = "texts"
 
@@ -49,15 +50,17 @@ class TextsMaker(PartMaker):
 
 
 class CachedTexts:
-    """KnownTexts of a backbone."""
+    """A TextCache. The stream reads it, in its workers if it has any."""
 
     def __init__(self, part: CachePart) -> None:
         self.part = part
 
-    def find(self, prompt: str) -> Condition | None:
-        if prompt not in self.part.rows:
+    def read(self, texts: Sequence[str]) -> EncodedTexts | None:
+        known = [text for text in dict.fromkeys(texts) if text in self.part.rows]
+        if not known:
             return None
-        return Condition(self.part.read(prompt, STATES)[None], self.part.read(prompt, POOLED)[None])
+        states, match = (torch.stack([self.part.read(text, name) for text in known]) for name in (STATES, POOLED))
+        return EncodedTexts({text: row for row, text in enumerate(known)}, Condition(states, match))
 
     def __str__(self) -> str:
         n = len(self.part.rows)

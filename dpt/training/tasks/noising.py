@@ -11,7 +11,7 @@ from torch import Tensor
 from dpt.backbone import Backbone, Condition
 from dpt.backbone.rng import SampleRNG
 from dpt.data.example import Batch
-from dpt.data.pairs import HARD, RANDOM, TRUE, Pair, encode_pair_images, encode_texts, texts_of
+from dpt.data.pairs import HARD, RANDOM, TRUE, Pair, encode_pair_images, encode_texts
 from dpt.errors import UserError
 
 
@@ -55,8 +55,7 @@ def add_noise_to_batch(
     backbone: Backbone, batch: Batch, pairs: Sequence[Pair], chance: SampleRNG, how: NoiseConfig
 ) -> NoisedBatch:
     """What those pairs are made of, with one call of each frozen encoder."""
-    said, needed = texts_of(batch), {pair.text for pair in pairs}
-    texts = encode_texts(backbone, {kind: said[kind] for kind in said if kind in needed})
+    texts = encode_texts(backbone, batch, {pair.text for pair in pairs})
     kinds = (TRUE, HARD, RANDOM) if any(pair.picture != TRUE for pair in pairs) else (TRUE,)
     z = encode_pair_images(backbone, batch, kinds)
     shape = z.shape[2:]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ import torch
 
 from dpt.backbone import Backbone, Condition, open_backbone
 from dpt.data.cache.contents import cache_contents
-from dpt.data.example import collate
+from dpt.data.example import CAPTION_ONLY, Example, ExampleImage, collate
 from dpt.data.files.root import DataRoot
 from dpt.data.files.source import matching_files, training_files
 from dpt.data.images import Framing
+from dpt.data.pairs import CAPTION, encode_texts, texts_of
+from dpt.data.stream import Stream, load
 from dpt.errors import DataError
 from tests.data.cache.conftest import FRAMING, make_texts
 from tests.training.tiny_stage1 import stream
@@ -48,11 +52,28 @@ def test_cached_texts_are_not_encoded_and_others_are(own: Backbone, root: DataRo
     texts = [*cache_contents(root, texts=True, random_flip=False).texts[:3], "never said", "nor this"]
     mixed = [texts[3], texts[0], texts[4], texts[1], texts[0], texts[3], texts[2]]
     expected = own.encode_text(mixed), own.encode_text(texts[:3]), own.encode_text(texts[3:])
-    own.text_cache, own.text_encoder = known, Counting(own.text_encoder)
-    for prompts, encoded, text in zip((mixed, texts[:3], texts[3:]), (2, 0, 2), expected, strict=True):
+    own.text_encoder = Counting(own.text_encoder)
+    for prompts, encoded, condition in zip((mixed, texts[:3], texts[3:]), (2, 0, 2), expected, strict=True):
         own.text_encoder.prompts = 0
-        same(own.encode_text(prompts), text)
+        images = [Example(prompt, ExampleImage(prompt, torch.zeros(3, 8, 8)), prompt) for prompt in prompts]
+        batch = replace(collate(images), encoded=known.read(prompts))
+        same(encode_texts(own, batch, {CAPTION})[CAPTION], condition)
         assert own.text_encoder.prompts == encoded
+    assert known.read(["never said"]) is None
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_stream_reads_them_ahead_of_the_step(own: Backbone, root: DataRoot, workers: int) -> None:
+    source = training_files(root, "refall", FRAMING, 1)
+    stream = Stream(source, 0, text_cache=make_texts(own, root)).only(CAPTION_ONLY)
+    (batch,) = load(stream, [[0, 1, 2]], workers)
+    assert batch.captions is not None and batch.encoded is not None
+    assert set(batch.encoded.rows) == set(batch.captions)
+    expected = own.encode_text(batch.captions)
+    shutil.rmtree(root.path / "cache")
+    own.text_encoder = Counting(own.text_encoder)
+    same(encode_texts(own, batch.to("cpu"), {CAPTION})[CAPTION], expected)
+    assert own.text_encoder.prompts == 0
 
 
 def asked(source: Any) -> set[str]:
@@ -81,7 +102,8 @@ def test_the_task_reads_them(own: Backbone, root: DataRoot) -> None:
 
     plain = losses()
     known = make_texts(own, root)
-    own.text_cache, own.text_encoder = known, Counting(own.text_encoder)
+    batch = replace(batch, encoded=known.read([text for own in texts_of(batch).values() for text in own]))
+    own.text_encoder = Counting(own.text_encoder)
     assert losses() == pytest.approx(plain, rel=1e-5, abs=1e-6)
     assert stage1.probe is not None and own.text_encoder.prompts == 0
     assert len(list(stage1.probe.answers_about(batch, [0, 1, 2, 3], "files"))) == 12
@@ -100,9 +122,12 @@ def test_a_corrupted_shard(own: Backbone, root: DataRoot) -> None:
     known = make_texts(own, root)
     (file,) = (root.path / "cache/texts").glob("*.safetensors")
     content = bytearray(file.read_bytes())
-    content[-1] ^= 128
+    first = 8 + int.from_bytes(content[:8], "little")
+    content[first:] = bytes(byte ^ 1 for byte in content[first:])
     file.write_bytes(content)
     prompts: Sequence[str] = list(known.part.rows)
-    own.text_cache = known
     with pytest.raises(DataError, match=r"shard-00000\.safetensors is corrupted"):
-        own.encode_text(prompts)
+        known.read(prompts)
+    stream = Stream(training_files(root, "refall", FRAMING, 1), 0, text_cache=known)
+    with pytest.raises(DataError, match=r"shard-00000\.safetensors is corrupted"):
+        next(load(stream, [[0]], workers=1))
