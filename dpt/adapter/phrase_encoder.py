@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dpt.backbone import Backbone, Condition
+from dpt.backbone.hf_model import open_hf_model
 from dpt.errors import UserError
 
 OF_BACKBONE = "backbone"
@@ -76,22 +77,11 @@ class PretrainedPhraseEncoder(nn.Module):
     def open(cls, path_or_hub_id: str | Path, device: str | torch.device = "cpu") -> PretrainedPhraseEncoder:
         from transformers import AutoModel, AutoTokenizer
 
-        path = Path(path_or_hub_id).expanduser()
-        source, local = (str(path), True) if path.is_dir() else (str(path_or_hub_id), False)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-            encoder, report = AutoModel.from_pretrained(
-                source, dtype=torch.float32, local_files_only=local, use_safetensors=True, output_loading_info=True
-            )
-        except Exception as error:  # whatever the libraries raise, it is the name or the folder that is at fault
-            raise UserError(f"the text encoder {source!r} cannot be loaded: {_first_line(error)}") from None
-        # Heads of other tasks may be missing or left over; the encoder's own tensors may not.
-        missing = [key for key in sorted(report["missing_keys"]) if not key.startswith(POOLER)]
-        if missing or report["mismatched_keys"]:
-            lost = missing or sorted(str(key[0]) for key in report["mismatched_keys"])
-            raise UserError(f"the text encoder {source!r} does not fit its config: tensor {lost[0]} is missing")
+        folder = open_hf_model(str(path_or_hub_id), None, "text encoder", without_owner=True)
+        encoder = folder.load_model(AutoModel, unused=(POOLER,))
+        tokenizer = folder.load(AutoTokenizer)
         if not tokenizer.is_fast:
-            raise UserError(f"the tokenizer of {source!r} cannot say which characters a token spells")
+            raise UserError(f"the tokenizer of {path_or_hub_id} cannot map tokens to characters, which grounding needs")
         return cls(str(path_or_hub_id), tokenizer, encoder.to(device))
 
     def unfreeze(self) -> PretrainedPhraseEncoder:
@@ -130,11 +120,6 @@ def _tokenize(tokenizer: Any, captions: Sequence[str], length: int) -> Any:
         return_offsets_mapping=True,
         return_tensors="pt",
     )
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0].strip() if text else type(error).__name__
 
 
 Span = tuple[int, int]

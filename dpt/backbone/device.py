@@ -1,4 +1,4 @@
-"""Which device and which number formats a model runs in."""
+"""Which device and dtype a model runs in."""
 
 from __future__ import annotations
 
@@ -23,41 +23,47 @@ DTYPES = {
 }
 
 
-def resolve_device(asked: str | torch.device | None = None) -> torch.device:
-    """The device asked for, or the first GPU if there is one, or the CPU."""
-    if asked is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def resolve_device(device: str | torch.device | None = None) -> torch.device:
+    """The device given, or the first CUDA GPU, else Apple's GPU (mps), else the CPU."""
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        device = torch.device(asked)
+        chosen = torch.device(device)
     except RuntimeError:
-        raise UserError(f"{str(asked)!r} is not a device; say cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"{device} was asked for but this machine has {_count_gpus()}")
-    return device
+        raise UserError(f"{str(device)!r} is not a device; say cpu, mps, cuda or cuda:N") from None
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"there is no device {chosen}: this machine has {_count_gpus()}")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("there is no device mps: this machine has no Apple GPU that PyTorch can use")
+    return chosen
 
 
-def resolve_dtype(device: torch.device, asked: str | torch.dtype | None = None) -> torch.dtype:
-    """The text encoder's and UNet's format: on a GPU what was asked, or a half format; on a CPU float32, or
-    bfloat16 if that was asked and the CPU multiplies it.
+def resolve_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -> torch.dtype:
+    """The dtype of text encoder and UNet: the one given, or bfloat16 (float16 without it) on CUDA, else float32.
 
-    The VAE always runs in float32: it is called once per picture, several published VAEs overflow in float16,
-    and bfloat16 has too few digits for 256 levels of a colour.
+    A CPU runs in bfloat16 only if it has instructions for it, and never in float16. The VAE always runs in float32:
+    it is called once per image, several published VAEs overflow in float16, and bfloat16 has too few digits for 256
+    levels of a colour.
     """
-    dtype = _named_dtype(asked) if isinstance(asked, str) else asked
+    given = _named_dtype(dtype) if isinstance(dtype, str) else dtype
     if device.type == "cpu":
-        if dtype == torch.bfloat16 and cpu_supports_bfloat16():
-            return dtype
-        if dtype not in (None, torch.float32):
-            warnings.warn(f"{_dtype_name(dtype)} is slow and coarse on a CPU: using float32", stacklevel=2)
+        if given == torch.bfloat16 and cpu_supports_bfloat16():
+            return given
+        if given not in (None, torch.float32):
+            warnings.warn(f"{_dtype_name(given)} is slow and coarse on a CPU: using float32", stacklevel=2)
         return torch.float32
-    if dtype is not None:
-        return dtype
+    if given is not None:
+        return given
+    if device.type != "cuda":
+        return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def resolve_matmul_dtype(device: torch.device, asked: str) -> torch.dtype:
-    """The format of matrix products of what is trained: as asked, but on a CPU that would only be slower by it."""
-    dtype = _named_dtype(asked)
+def resolve_matmul_dtype(device: torch.device, name: str) -> torch.dtype:
+    """The dtype of the trained part's matrix products: as named, except where a CPU would only be slower in it."""
+    dtype = _named_dtype(name)
     return resolve_dtype(device, dtype) if device.type == "cpu" else dtype
 
 
@@ -74,7 +80,7 @@ def widest_float(device: torch.device) -> torch.dtype:
 
 def _named_dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
-        raise UserError(f"{name!r} is not a number format; say one of {', '.join(list(DTYPES)[:3])}")
+        raise UserError(f"{name!r} is not a dtype; say one of {', '.join(list(DTYPES)[:3])}")
     return DTYPES[name]
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from dpt.backbone.config_limits import check_sizes, check_vae_scaling
 from dpt.errors import UserError
-from dpt.untrusted import parse_json
+from dpt.untrusted import read_json_object
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class ModelFolder:
     def check(cls, path: Path) -> ModelFolder:
         """Look at every file that will be needed before anything slow is done with one."""
         missing = f"{path} is not a diffusers model: it has no model_index.json"
-        index = read_json_object(path / "model_index.json", missing)
+        index = _read_json_object(path / "model_index.json", missing)
         folder = cls(path)
         for component in COMPONENTS:
             folder._check_class(component, index)
@@ -99,7 +100,7 @@ class ModelFolder:
 
     def config(self, component: Component) -> dict[str, Any]:
         file = self.component(component) / component.config_file
-        return read_json_object(file, f"{self.path} has no {component.name}/{component.config_file}")
+        return _read_json_object(file, f"{self.path} has no {component.name}/{component.config_file}")
 
     def weights(self, component: Component) -> list[Path]:
         """The safetensors files of a component: one, or the shards its index names."""
@@ -109,7 +110,7 @@ class ModelFolder:
         index_file = single.with_name(f"{single.name}.index.json")
         if single.is_file() or not index_file.is_file():
             return [single]
-        index = read_json_object(index_file, f"{index_file} is missing")
+        index = _read_json_object(index_file, f"{index_file} is missing")
         return [single.with_name(shard) for shard in _shards(index, index_file)]
 
     def loaded_files(self, component: Component) -> list[Path]:
@@ -137,6 +138,9 @@ class ModelFolder:
         for key in LISTS:
             if key in component.required_keys and not isinstance(config[key], list):
                 raise UserError(f"{file}: {key} should be a list, not {config[key]!r}")
+        check_sizes(config, file)
+        if component is VAE:
+            check_vae_scaling(config, file)
 
     def _check_tokenizer(self) -> None:
         folder = self.component(TOKENIZER)
@@ -159,18 +163,10 @@ def _shards(index: dict[str, Any], file: Path) -> list[str]:
     return sorted(set(named.values()))
 
 
-def read_json_object(file: Path, when_missing: str) -> dict[str, Any]:
-    try:
-        content = parse_json(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(when_missing) from None
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise UserError(f"{file} is not valid JSON") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file} is not a JSON object")
-    return content
+def _read_json_object(file: Path, when_missing: str) -> dict[str, Any]:
+    if not file.is_file():
+        raise UserError(when_missing)
+    return read_json_object(file)
 
 
 def _check_weights(file: Path) -> None:

@@ -1,4 +1,4 @@
-"""A transformers model from a folder or hub id: safetensors only, and with a name that tells which weights it is."""
+"""The one opener of transformers models: CLIP, detectors, phrase encoders. Safetensors only, no code of the model's."""
 
 from __future__ import annotations
 
@@ -8,69 +8,69 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging
-
-from dpt.backbone.loading import locate_model
+from dpt.backbone.config_limits import check_sizes
+from dpt.backbone.loading import first_line, locate_model, quiet_libraries
 from dpt.errors import UserError
 from dpt.files import sha256
-from dpt.untrusted import parse_json
+from dpt.untrusted import read_json_object
 
-WANTED = ("*.json", "*.txt", "*.safetensors")
+FILES = ("*.json", "*.txt", "*.safetensors")
 
 
 @dataclass(frozen=True)
 class HFModelFolder:
     path: Path
     name: str
-    """As a result tells it: the hub id, or the folder's last name."""
+    """How results name it: the hub id, or the folder's last name."""
     model_type: str
     config: dict[str, Any]
 
     @property
     def identity(self) -> str:
-        digest = hashlib.sha256("".join(sha256(file) for file in self._weights).encode())
+        """The name and a hash of the weights."""
+        weights = sorted(self.path.glob("*.safetensors"))
+        digest = hashlib.sha256("".join(sha256(file) for file in weights).encode())
         return f"{self.name} {digest.hexdigest()[:12]}"
 
-    def _load_model(self, kind: Any) -> Any:
-        logging.disable_progress_bar()  # a second long, and it would stand between the lines of ours
-        model, found = kind.from_pretrained(
-            self.path, local_files_only=True, use_safetensors=True, dtype="float32", output_loading_info=True
-        )
-        # The library would fill what is missing with random numbers, and go on.
-        if faults := sorted(found["missing_keys"]):
-            raise UserError(f"the weights in {self.name} lack {len(faults)} of {kind.__name__}, first {faults[0]}")
+    def load(self, kind: Any) -> Any:
+        """A tokenizer, an image processor, or a model with all its weights, of this transformers class."""
+        return self.load_model(kind) if hasattr(kind, "config_class") else self._load(kind)
+
+    def load_model(self, kind: Any, unused: tuple[str, ...] = ()) -> Any:
+        """A model in float32. Weights may lack only modules that are never called, named by prefix in `unused`."""
+        model, report = self._load(kind, use_safetensors=True, dtype="float32", output_loading_info=True)
+        # transformers would fill what is missing with random numbers and go on.
+        faults = [*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])]
+        if missing := sorted(key for key in faults if not key.startswith(unused)):
+            raise UserError(
+                f"the weights in {self.name} do not fit {kind.__name__}: {len(missing)} tensors are missing or of "
+                f"another shape, first {missing[0]}"
+            )
         return model
 
-    @property
-    def _weights(self) -> list[Path]:
-        return sorted(self.path.glob("*.safetensors"))
-
-    def load(self, kind: Any) -> Any:
-        """A model, tokenizer or image processor of that kind, from this folder and nowhere else."""
-        try:
-            if not hasattr(kind, "config_class"):
-                return kind.from_pretrained(self.path, local_files_only=True)
-            return self._load_model(kind)
-        except UserError:
-            raise
-        # What a damaged folder raises depends on which of its files is damaged, and on the library of the day.
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{self.name} cannot be opened as {kind.__name__}: {reason}") from None
+    def _load(self, kind: Any, **options: Any) -> Any:
+        with quiet_libraries():
+            try:
+                return kind.from_pretrained(self.path, local_files_only=True, **options)
+            # What a damaged folder raises depends on the file and on the library's version.
+            except Exception as error:
+                raise UserError(f"{self.name} cannot be opened as {kind.__name__}: {first_line(error)}") from None
 
 
-def open_hf_model(name: str, kinds: Sequence[str], what: str) -> HFModelFolder:
-    """`kinds`: the types of model that will do, as their config names them."""
-    path = locate_model(name, wanted=WANTED)
+def open_hf_model(name: str, kinds: Sequence[str] | None, what: str, without_owner: bool = False) -> HFModelFolder:
+    """A folder or hub id whose config names one of these model types; None accepts all. `what` is for messages."""
+    path = locate_model(name, files=FILES, without_owner=without_owner)
     shown = path.resolve().name if Path(name).expanduser().is_dir() else name
     try:
-        config = parse_json((path / "config.json").read_text())
-        model_type = str(config["model_type"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{shown} is no {what}: it has no config.json that names its type of model") from None
-    if model_type not in kinds:
+        config = read_json_object(path / "config.json")
+    except (OSError, UserError):
+        config = {}
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise UserError(f"{shown} is no {what}: it has no config.json that names its model_type")
+    if kinds is not None and model_type not in kinds:
         raise UserError(f"{shown} is a {model_type} model, and a {what} is one of {', '.join(kinds)}")
-    folder = HFModelFolder(path, shown, model_type, config)
+    check_sizes(config, path / "config.json")
     if not any(path.glob("*.safetensors")):
         raise UserError(f"{shown} has no weights in the safetensors format, and no other is read")
-    return folder
+    return HFModelFolder(path, shown, model_type, config)

@@ -26,15 +26,21 @@ from dpt.errors import UserError
 from dpt.generation_defaults import FILE_NAME as GENERATION_DEFAULTS_FILE
 from dpt.hub import HubSource, fetch_from_hub
 
-_HUB_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w.-]+))?", re.ASCII)
+_HUB_ID = re.compile(r"((?:[\w-][\w.-]*/)?[\w-][\w.-]*)(?:@([\w.-]+))?", re.ASCII)
 
 _UNUSED_WEIGHTS = ["*.fp16.*", "*.bf16.*", "*.non_ema.*", "*non_ema*"]
 
 
-def locate_model(path_or_hub_id: str | Path, revision: str | None = None, wanted: Sequence[str] | None = None) -> Path:
-    """The folder that holds the model. A folder never touches the network. OWNER/NAME@REVISION is that revision of it.
+def locate_model(
+    path_or_hub_id: str | Path,
+    revision: str | None = None,
+    files: Sequence[str] | None = None,
+    without_owner: bool = False,
+) -> Path:
+    """The folder that holds the model: a folder as it is, or the snapshot of OWNER/NAME or OWNER/NAME@REVISION.
 
-    `wanted`: which files of it to fetch, where it is not in the diffusers layout.
+    A folder never touches the network. `files` are the patterns to fetch of a model that is not in the diffusers
+    layout; `without_owner` also accepts the hub's old ids, like `roberta-base`.
     """
     path = Path(path_or_hub_id).expanduser()
     if path.is_dir():
@@ -44,12 +50,12 @@ def locate_model(path_or_hub_id: str | Path, revision: str | None = None, wanted
     if path.exists():
         raise UserError(f"{path} is a file, not a model folder")
     named = None if isinstance(path_or_hub_id, Path) else _HUB_ID.fullmatch(path_or_hub_id)
-    if named is None:
+    if named is None or not (without_owner or "/" in named[1]):
         raise UserError(f"there is no model folder {str(path_or_hub_id)!r}")
     hub_id, pinned = named.groups()
     if pinned and revision not in (None, pinned):
         raise UserError(f"{path_or_hub_id} names one revision, and --revision {revision} another")
-    return _fetch(hub_id, pinned or revision, _diffusers_files() if wanted is None else list(wanted))
+    return _fetch(hub_id, pinned or revision, _diffusers_files() if files is None else list(files))
 
 
 def _diffusers_files() -> list[str]:
@@ -79,11 +85,11 @@ def load_tokenizer(folder: ModelFolder) -> Any:
     from transformers import CLIPTokenizer
 
     path = folder.component(TOKENIZER)
-    with _quiet_libraries():
+    with quiet_libraries():
         try:
             return CLIPTokenizer.from_pretrained(str(path), local_files_only=True)
         except Exception as error:  # the tokenizers library raises bare Exception
-            raise UserError(f"the tokenizer in {path} cannot be read: {_first_line(error)}") from None
+            raise UserError(f"the tokenizer in {path} cannot be read: {first_line(error)}") from None
 
 
 def load_text_encoder(folder: ModelFolder, dtype: torch.dtype) -> Any:
@@ -130,13 +136,13 @@ def scheduler_config(folder: ModelFolder) -> dict[str, Any]:
 
 def _load(kind: type[Any], folder: ModelFolder, component: Component, dtype: torch.dtype) -> nn.Module:
     path = folder.component(component)
-    with _quiet_libraries():
+    with quiet_libraries():
         try:
             model, report = kind.from_pretrained(
                 str(path), dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
             )
         except Exception as error:  # whatever the libraries raise, it is the file that is at fault
-            raise UserError(f"the model in {path} cannot be loaded: {_first_line(error)}") from None
+            raise UserError(f"the model in {path} cannot be loaded: {first_line(error)}") from None
     for fault in ("missing", "mismatched", "unexpected"):
         names = sorted(_tensor_name(key) for key in report.get(f"{fault}_keys", ()))
         names = [name for name in names if not name.endswith(COMPUTED)]
@@ -150,18 +156,18 @@ def _tensor_name(key: str | tuple[Any, ...]) -> str:
     return key if isinstance(key, str) else str(key[0])
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     text = str(error).strip()
     return text.splitlines()[0].strip() if text else type(error).__name__
 
 
 @contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Loading is silent: what the libraries warn about is an error here, and their bars say nothing."""
-    import diffusers.utils.logging as of_diffusers
-    import transformers.utils.logging as of_transformers
+def quiet_libraries() -> Iterator[None]:
+    """No warnings, which are errors here, and no progress bars of the libraries."""
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
 
-    levels = [(library, library.get_verbosity()) for library in (of_diffusers, of_transformers)]
+    levels = [(library, library.get_verbosity()) for library in (diffusers_logging, transformers_logging)]
     bars = [library for library, _ in levels if library.is_progress_bar_enabled()]
     for library, _ in levels:
         library.set_verbosity(library.CRITICAL)

@@ -49,7 +49,7 @@ class Clip:
         """(n,width): projected by the image tower, not normalised."""
         with torch.no_grad():
             parts = [self._projected(images[at : at + TOGETHER]) for at in range(0, len(images), TOGETHER)]
-        features: NDArray[np.float64] = torch.cat(parts).double().cpu().numpy()
+        features: NDArray[np.float64] = torch.cat(parts).cpu().double().numpy()  # mps has no float64
         return features
 
     def cut(self, texts: Sequence[str]) -> int:

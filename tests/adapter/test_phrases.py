@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -91,14 +92,22 @@ def test_an_encoder_without_all_its_tensors_is_refused(roberta: Path, tmp_path: 
     weights = load_file(folder / "model.safetensors")
     del weights["encoder.layer.0.output.dense.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"tensor encoder.layer.0.output.dense.weight is missing"):
+    with pytest.raises(UserError, match=r"1 tensors are missing .* first encoder.layer.0.output.dense.weight"):
         PretrainedPhraseEncoder.open(folder)
 
 
 @pytest.mark.parametrize("name", ["no-such-encoder", "/no/such/folder"])
 def test_an_encoder_that_is_not_there(name: str) -> None:
-    with pytest.raises(UserError, match=f"the text encoder '{name}' cannot be loaded"):
+    with pytest.raises(UserError, match=name):
         PretrainedPhraseEncoder.open(name)
+
+
+def test_an_encoder_with_an_impossible_config_is_refused_at_once(roberta: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(roberta, tmp_path / "deep"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1_000_000}))
+    with pytest.raises(UserError, match="num_hidden_layers is 1000000, which no model has"):
+        PretrainedPhraseEncoder.open(folder)
 
 
 OFFSETS = torch.tensor([[0, 0], [0, 3], [4, 7], [8, 12], [12, 14], [0, 0], [0, 0]])  # <s> the red circ le </s> <pad>

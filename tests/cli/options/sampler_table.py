@@ -61,7 +61,7 @@ DRAWING: Table = {
     "compile": Proven("tests.cli.test_txt2img_speed", "test_compiled_and_laid_out_otherwise_it_draws_the_same"),
     "channels_last": Effect("", lambda d: len(d.record["changed_for_speed"]), becomes(1)),
     "allow_tf32": Warned("", "--allow_tf32 has no effect: a CPU does not round float32"),
-    "gpu": Refused("99", "cuda:99 was asked for but this machine has"),
+    "gpu": Refused("99", "there is no device cuda:99: this machine has"),
 }  # fmt: skip
 
 CORRECTION: Table = {
