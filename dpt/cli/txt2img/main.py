@@ -181,12 +181,15 @@ def choose_device(gpu: str | None) -> str:
     """The device for --gpu. A machine without a GPU samples on the CPU; a wrong index on one with GPUs is an error."""
     import torch
 
+    from dpt.backbone.device import resolve_device
+
     if gpu == "cpu":
         return "cpu"
     if gpu is not None and not gpu.isdecimal():
         fail(f"--gpu takes the index of one GPU or cpu, not {gpu!r}")
     if not torch.cuda.is_available():
-        if gpu is not None:
+        device = resolve_device()
+        if gpu is not None and device.type == "cpu":
             warn(f"--gpu {gpu} has no effect: this machine has no GPU that PyTorch can use; sampling on the CPU")
-        return "cpu"
+        return str(device)
     return f"cuda:{own_gpu() or 0}" if gpu is None else f"cuda:{gpu}"
