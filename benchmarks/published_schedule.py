@@ -23,15 +23,15 @@ from dpt.training.tasks.stage2 import Stage2
 def losses(task: Stage1 | Stage2, batch: Batch, chance: SampleRNG, share: Tensor) -> dict[str, Tensor]:
     """In place of `task.losses`, for data that have both expressions and captions."""
     assert batch.expressions is not None and batch.matching is not None
-    backbone, learning, feature = task.backbone, task.learning, task.adapter.config.unet_feature
+    backbone, learning, feature = task.backbone, task.discriminative, task.adapter.config.unet_feature
     seen = noised(task, batch, chance)
     found: dict[str, Tensor] = {}
     decoded = []
     for pair in pairs_of(batch):
         with torch.set_grad_enabled(isinstance(task, Stage2)):
-            read, at = backbone.features(*seen.of((pair,)), feature)
+            read, at = backbone.features(*seen.inputs((pair,)), feature)
             if isinstance(task, Stage2) and pair == DENOISED:
-                found[MSE] = task.how.denoising.finish(backbone, at, seen)
+                found[MSE] = task.config.denoising.finish(backbone, at, seen)
         decoded.append(task.adapter.decode(read, seen.t))
         task.adapter.matching_head(decoded[-1])
         task.adapter.grounding_head(decoded[-1])

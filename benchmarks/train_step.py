@@ -116,8 +116,8 @@ def task_for(options: Options, backbone: Backbone) -> Task:
     backbone.prepare_for_gradients()
     if options.stage == 1:
         return Stage1(backbone, adapter, phrases, gradient_checkpointing=checkpointing)
-    how = Stage2Config(gradient_checkpointing=checkpointing)
-    return Stage2(backbone, adapter, Lora(backbone, LoraConfig()), phrases, how=how)
+    config = Stage2Config(gradient_checkpointing=checkpointing)
+    return Stage2(backbone, adapter, Lora(backbone, LoraConfig()), phrases, config=config)
 
 
 def examples(pixels: int, count: int) -> Batch:
@@ -175,12 +175,12 @@ def ways_for(task: Task, batch: Batch) -> dict[str, Callable[[], Tensor]]:
 
     rest = {"published": published, "ours": ours, "ours, cached": with_cache}
     if isinstance(task, Stage2):
-        one = add_noise_to_batch(backbone, batch, (DENOISED,), chance, task.how.noise)
+        one = add_noise_to_batch(backbone, batch, (DENOISED,), chance, task.config.noise)
         target = backbone.noise.target(one.z[0], one.noise, one.t)
         plain = lambda: (backbone.predict(*one.of((DENOISED,))) - target).square().mean()  # noqa: E731
         return {"plain": plain, "plain, lean": plain, **rest}
     seen = add_noise_to_batch(backbone, batch, pairs, chance, task.noise)
-    z, t, condition = seen.of(pairs)
+    z, t, condition = seen.inputs(pairs)
 
     def bare() -> Tensor:
         with torch.no_grad():

@@ -72,17 +72,6 @@ class DDPMSchedule:
             return (z_t - signal * output) / sigma
         return sigma * z_t + signal * output
 
-    def leading_to(self, latents: Tensor, z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The output for z_t (B,C,h,w) that implies a z_0 it was not mixed from, and sqrt(1 - abar) (B,)."""
-        signal, sigma = self._coefficients(latents, t)
-        if self.prediction_type == "epsilon":
-            output = (z_t - signal * latents) / sigma
-        elif self.prediction_type == "sample":
-            output = latents
-        else:
-            output = (signal * z_t - latents) / sigma
-        return output, sigma.flatten()
-
     def snr(self, t: Tensor) -> Tensor:
         """abar_t / (1 - abar_t), for t (B,)."""
         abar = self.alphas_cumprod.to(t.device)[t].float()

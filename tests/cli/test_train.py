@@ -33,7 +33,7 @@ SMALL = shlex.split(
 OURS = {
     "cache", "data_root", "scenes", "validation_scenes", "corrupt_budget", "validation_steps", "logging_steps",
     "max_bad_steps", "adapter_precision", "code_placement", "qformer_ckpt", "ema_decay", "compile",
-    "channels_last", "text_encoder_lr", "weight_decay_on",
+    "channels_last", "text_encoder_lr", "weight_decay_on", "mend_loss_coef",
 }  # fmt: skip
 PUBLISHED_TEXT = """
     pretrained_model_name_or_path revision dataset_name dataset_config_name dataset_script image_column caption_column

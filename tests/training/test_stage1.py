@@ -19,7 +19,7 @@ from dpt.data.example import Batch, collate
 from dpt.errors import UserError
 from dpt.objectives.matching import match_score
 from dpt.training.engine import checkpoint
-from dpt.training.tasks.discriminative import OF_GROUNDING, OF_MATCHING, ObjectiveConfig
+from dpt.training.tasks.discriminative import GROUNDING_LOSSES, MATCHING_LOSSES, ObjectiveConfig
 from dpt.training.tasks.noising import NoiseConfig
 from dpt.training.tasks.stage1 import Stage1
 from tests.training import tiny_stage1, two_processes
@@ -140,11 +140,11 @@ def test_half_of_the_data_is_enough(backbone: Backbone, batch: Batch) -> None:
 
 def test_what_weighs_nothing_is_not_computed(backbone: Backbone, batch: Batch) -> None:
     ordinary = ObjectiveConfig().weights
-    for nothing, left in ((OF_MATCHING, set(OF_GROUNDING)), (OF_GROUNDING, set(OF_MATCHING))):
+    for nothing, left in ((MATCHING_LOSSES, set(GROUNDING_LOSSES)), (GROUNDING_LOSSES, set(MATCHING_LOSSES))):
         weights = {name: 0.0 if name in nothing else weight for name, weight in ordinary.items()}
         found = losses_of(task(backbone, objective=ObjectiveConfig(weights)), batch)
         assert found.keys() & SIX == left
-    with pytest.raises(UserError, match="all weigh 0"):
+    with pytest.raises(UserError, match="has weight 0"):
         losses_of(task(backbone, objective=ObjectiveConfig(dict.fromkeys(ordinary, 0.0))), batch)
 
 
@@ -213,10 +213,10 @@ def test_a_timestep_that_there_is_not_is_refused(backbone: Backbone) -> None:
 def test_validation_is_the_same_at_any_time_and_split(backbone: Backbone) -> None:
     one = task(backbone)
     one.trained.eval()
-    whole = one.validate(0, 1)
+    whole = one.validate(0, 1, print)
     torch.rand(3)
-    parts = [one.validate(part, 2) for part in range(2)]
-    assert whole == one.validate(0, 1)
+    parts = [one.validate(part, 2, print) for part in range(2)]
+    assert whole == one.validate(0, 1, print)
     assert whole == {name: tuple(map(sum, zip(parts[0][name], parts[1][name], strict=True))) for name in whole}
     assert whole.keys() == {"itm_txt", "itm_img", "itm_overall", "rec_p1"}
     assert [asked for _, asked in whole.values()] == [6, 6, 12, 6]
@@ -227,7 +227,7 @@ def test_a_tie_is_not_a_right_answer(backbone: Backbone) -> None:
     one.trained.eval()
     torch.nn.init.zeros_(one.adapter.map_to_clip[2].weight)
     torch.nn.init.zeros_(one.adapter.map_to_clip[2].bias)
-    assert one.validate(0, 1)["itm_overall"] == (0, 12)
+    assert one.validate(0, 1, print)["itm_overall"] == (0, 12)
 
 
 def test_two_processes_do_what_one_does(tmp_path: Path, folder: Path, backbone: Backbone) -> None:

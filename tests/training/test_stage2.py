@@ -18,13 +18,13 @@ from dpt.backbone import Backbone, open_backbone
 from dpt.backbone.rng import SampleRNG
 from dpt.backbone.unet_features import block_of
 from dpt.data.example import Batch, collate
-from dpt.data.pairs import HARD, TRUE
+from dpt.data.pairs import TRUE
 from dpt.errors import UserError
 from dpt.lora import LoraConfig
 from dpt.lora.io import attach_lora, read_lora
 from dpt.training.engine import checkpoint
 from dpt.training.engine.task import Task
-from dpt.training.tasks.denoising import DENOISED, MENDED, Denoising
+from dpt.training.tasks.denoising import DENOISED, DenoisingConfig
 from dpt.training.tasks.discriminative import ObjectiveConfig
 from dpt.training.tasks.noising import NoiseConfig, add_noise_to_batch
 from dpt.training.tasks.stage2 import Stage2
@@ -136,11 +136,11 @@ def test_the_losses_are_those_of_separate_passes(backbone: Backbone, batch: Batc
     found = losses_of(one, batch)
     assert found.keys() - {"cardinality_error"} == SIX | {"mse"}
     seen = add_noise_to_batch(backbone, batch, (DENOISED,), SampleRNG(1, range(3)), NoiseConfig())
-    predicted = backbone.predict(*seen.of((DENOISED,)))
-    target = backbone.noise.target(seen.z[TRUE], seen.noise, seen.t)
+    predicted = backbone.predict(*seen.inputs((DENOISED,)))
+    target = backbone.noise.target(seen.latents[TRUE], seen.noise, seen.t)
     assert float(found["mse"].detach()) == pytest.approx(float((predicted - target).square().mean().detach()), rel=1e-5)
     with torch.no_grad():
-        every = one.learning.losses(*_features(one, batch), batch, torch.tensor(3.0))
+        every = one.discriminative.losses(*_features(one, batch), batch, torch.tensor(3.0))
     for name, value in every.items():
         assert float(found[name].detach()) == pytest.approx(float(value), rel=1e-4, abs=1e-5), name
 
@@ -151,7 +151,7 @@ def _features(one: Stage2, batch: Batch) -> tuple[Any, ...]:
 
     pairs = pairs_of(batch)
     seen = add_noise_to_batch(one.backbone, batch, pairs, SampleRNG(1, range(len(batch))), NoiseConfig())
-    read = [one.backbone.features(*seen.of((pair,)), FEATURE)[0] for pair in pairs]
+    read = [one.backbone.features(*seen.inputs((pair,)), FEATURE)[0] for pair in pairs]
     return torch.cat(read), seen.t.repeat(len(pairs)), seen.texts
 
 
@@ -164,32 +164,8 @@ def test_the_control_denoises_the_same(backbone: Backbone, batch: Batch) -> None
 def test_min_snr_weighs_the_denoising_loss(backbone: Backbone, batch: Batch) -> None:
     plain = losses_of(task(backbone), batch)["mse"]
     backbone.unet.delete_adapters("dpt")
-    weighed = losses_of(task(backbone, denoising=Denoising(snr_gamma=1.0)), batch)["mse"]
+    weighed = losses_of(task(backbone, denoising=DenoisingConfig(snr_gamma=1.0)), batch)["mse"]
     assert 0 < float(weighed.detach()) < 0.9 * float(plain.detach())
-
-
-def test_mending_leads_from_the_hard_negative_to_the_true_picture(backbone: Backbone, batch: Batch) -> None:
-    """By hand: the mean square of what is missing of z_0, weighed by 1 - abar for a model that predicts v."""
-    one = stirred(task(backbone, denoising=Denoising(mend=1.0)))
-    found = losses_of(one, batch)
-    seen = add_noise_to_batch(backbone, batch, (MENDED,), SampleRNG(1, range(3)), NoiseConfig())
-    with torch.no_grad():
-        foreseen = backbone.noise.x0(seen.noisy[HARD], backbone.predict(*seen.of((MENDED,))), seen.t)
-    missing = (foreseen - seen.z[TRUE]).square().flatten(1).mean(dim=1)
-    assert backbone.noise.prediction_type == "v_prediction"
-    by_hand = ((1 - backbone.noise.alphas_cumprod[seen.t]) * missing).mean()
-    assert float(found["mend"].detach()) == pytest.approx(float(by_hand), rel=1e-4)
-    assert reached(one, found["mend"]) == TO_THE_FEATURE | {"up2"}
-    backbone.unet.delete_adapters("dpt")
-    without = losses_of(stirred(task(backbone)), batch)
-    assert "mend" not in without, "it is off by default, and changes none of the published losses"
-    for name, value in without.items():
-        assert float(value.detach()) == pytest.approx(float(found[name].detach()), rel=1e-4, abs=1e-5), name
-
-
-def test_mending_needs_no_other_loss(backbone: Backbone, batch: Batch) -> None:
-    only = Denoising(weight=0.0, mend=1.0)
-    assert losses_of(task(backbone, objective=NOTHING, denoising=only), batch).keys() == {"mend"}
 
 
 def test_losses_of_the_feature_reach_no_further_than_it(backbone: Backbone, batch: Batch) -> None:
@@ -207,7 +183,7 @@ def test_detaching_cuts_skips_too(backbone: Backbone, batch: Batch, after: str, 
     whole = stirred(task(backbone))
     expected = {name: float(value.detach()) for name, value in losses_of(whole, batch).items()}
     backbone.unet.delete_adapters("dpt")
-    one = stirred(task(backbone, denoising=Denoising(detach_after=after)))
+    one = stirred(task(backbone, denoising=DenoisingConfig(detach_after=after)))
     found = losses_of(one, batch)
     assert {name: float(value.detach()) for name, value in found.items()} == pytest.approx(expected, rel=1e-4, abs=1e-5)
     if blocks:
@@ -220,10 +196,10 @@ def test_detaching_cuts_skips_too(backbone: Backbone, batch: Batch, after: str, 
 def test_what_weighs_nothing_is_not_computed(backbone: Backbone, batch: Batch) -> None:
     assert losses_of(task(backbone, objective=NOTHING), batch).keys() == {"mse"}
     backbone.unet.delete_adapters("dpt")
-    assert "mse" not in losses_of(task(backbone, denoising=Denoising(weight=0.0)), batch)
+    assert "mse" not in losses_of(task(backbone, denoising=DenoisingConfig(weight=0.0)), batch)
     backbone.unet.delete_adapters("dpt")
-    with pytest.raises(UserError, match="all weigh 0"):
-        losses_of(task(backbone, objective=NOTHING, denoising=Denoising(weight=0.0)), batch)
+    with pytest.raises(UserError, match="has weight 0"):
+        losses_of(task(backbone, objective=NOTHING, denoising=DenoisingConfig(weight=0.0)), batch)
 
 
 def test_without_captions_there_is_nothing_to_denoise_under(backbone: Backbone, batch: Batch) -> None:
@@ -239,7 +215,7 @@ def control_beside(backbone: Backbone) -> Any:
 
 def test_a_block_that_there_is_not_is_refused(backbone: Backbone) -> None:
     with pytest.raises(UserError, match=r"--detach_unet_feature is one of bottom0, .*, not 'up7'"):
-        task(backbone, denoising=Denoising(detach_after="up7"))
+        task(backbone, denoising=DenoisingConfig(detach_after="up7"))
 
 
 def test_adapter_and_lora_learn_and_nothing_else(tmp_path: Path, backbone: Backbone) -> None:
@@ -290,12 +266,12 @@ def test_the_memory_estimate_knows_what_waits(backbone: Backbone) -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_validation_is_the_same_at_any_time_and_split(backbone: Backbone, name: str) -> None:
-    one: Task = TASKS[name](backbone)
+    one: Task[Batch] = TASKS[name](backbone)
     one.trained.eval()
-    whole = one.validate(0, 1)
+    whole = one.validate(0, 1, print)
     torch.rand(3)
-    parts = [one.validate(part, 2) for part in range(2)]
-    assert whole == one.validate(0, 1)
+    parts = [one.validate(part, 2, print) for part in range(2)]
+    assert whole == one.validate(0, 1, print)
     assert whole["mse"][1] == 6
     for kind, (value, asked) in whole.items():
         summed = tuple(map(sum, zip(parts[0][kind], parts[1][kind], strict=True)))

@@ -38,14 +38,14 @@ def task(
     lora: LoraConfig | None = None,
     adapter: Mapping[str, Any] | None = None,
     validation: int = 6,
-    **how: Any,
+    **changes: Any,
 ) -> Stage2:
     width = backbone.text_width
     torch.manual_seed(0)
     shape = {**SMALL, "text_encoder_type": "backbone", "dropout": 0.0, **(adapter or {})}
     built = Adapter(config_for(backbone, FEATURE, width, **shape))
     added = Lora(backbone, lora or LoraConfig(rank=2), seed=0)
-    options = Stage2Config(**{"val_batch_size": 4, **how})
+    options = Stage2Config(**{"val_batch_size": 4, **changes})
     return Stage2(backbone, built, added, BackbonePhraseEncoder(backbone), held_out(validation), options)
 
 

@@ -222,12 +222,14 @@ class RefusedOptions:
     neg_img: Flag = False
     mixed_neg: Flag = False
     transformer_decoder_only: Flag = False
+    mend_loss_coef: str | None = None
 
 
 NEVER_READ = "was never read by the published code, so there is nothing that it could do"
 
 REASONS: dict[str, str] = {
     "masks": "asks for segmentation, which the published code has no working path for",
+    "mend_loss_coef": "was removed: trained with that loss, the model scored 2.2 points lower (docs/results/stage2.md)",
     "img_root": "was overwritten before it was read; say --data_root",
     "max_train_samples": f"{NEVER_READ}; --max_train_steps ends a run early",
 }

@@ -35,8 +35,7 @@ class RefusedInStage1(RefusedOptions):
 class Stage1Options(TrainOptions):
     """Stage 1: train an adapter to match and to ground by the features of a frozen UNet.
 
-    Stop and repeat at will: the same command goes on where it was left. Exit code 75 says that a run was asked to stop
-    and has saved what it had.
+    The same command resumes a run that was stopped. Exit code 75 means that the run was stopped by a signal and saved.
     """
 
     refused: RefusedInStage1 = field(default_factory=RefusedInStage1)
@@ -75,7 +74,7 @@ class LoraOptions:
     """Whose attention has one: all as in the published code; down as the paper's figure has it; mid, up, or feature
     names of blocks."""
     only_train_lora: Flag = False
-    """The adapter stays as it begins, and is saved all the same."""
+    """Do not train the adapter; it is saved all the same."""
     plain_lora: Flag = False
     """The control: no adapter, and the denoising loss alone, on the same data with the same noise."""
 
@@ -84,11 +83,9 @@ class LoraOptions:
 class DenoisingOptions:
     mse_loss_coef: float = 1.0
     snr_gamma: float | None = None
-    """Weigh the denoising loss by min-SNR, 5 for instance."""
-    mend_loss_coef: float = 0.0
-    """Not a published loss: under the caption, lead the noised hard negative to the true picture."""
+    """Weight the denoising loss by min-SNR with this gamma, 5 for instance."""
     detach_unet_feature: Annotated[str | None, tyro.conf.arg(metavar="BLOCK")] = None
-    """The denoising loss changes nothing up to this block: bottom0 ..., mid, up0 ..., skips included."""
+    """The denoising loss trains nothing up to this block: bottom0 ..., mid, up0 ..., skips included."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +106,7 @@ class SampleOptions:
 class Stage2Options(TrainOptions):
     """Stage 2: train an adapter and a LoRA of the UNet together, to match, to ground and to denoise.
 
-    Stop and repeat at will: the same command goes on where it was left. Exit code 75 says that a run was asked to stop
-    and has saved what it had.
+    The same command resumes a run that was stopped. Exit code 75 means that the run was stopped by a signal and saved.
     """
 
     lora: LoraOptions = field(default_factory=LoraOptions)
@@ -119,19 +115,16 @@ class Stage2Options(TrainOptions):
 
     def check(self) -> None:
         if self.lora.plain_lora and self.adapter.qformer_ckpt is not None:
-            fail("--plain_lora has no adapter, so --qformer_ckpt has nothing to say")
+            fail("--plain_lora has no adapter: leave --qformer_ckpt out")
         if self.lora.plain_lora and self.lora.only_train_lora:
-            fail("--plain_lora trains nothing but a LoRA: --only_train_lora has nothing to say")
-        for name in ("mse_loss_coef", "mend_loss_coef"):
-            weight = getattr(self.denoising, name)
-            if not (isfinite(weight) and weight >= 0):
-                fail(f"--{name} cannot be {weight}")
-        if self.lora.plain_lora and self.denoising.mend_loss_coef:
-            fail("--plain_lora learns to denoise and nothing else: --mend_loss_coef has nothing to say")
+            fail("--plain_lora trains nothing but a LoRA: leave --only_train_lora out")
+        weight = self.denoising.mse_loss_coef
+        if not (isfinite(weight) and weight >= 0):
+            fail(f"--mse_loss_coef must be a number from 0 up, not {weight}")
         if self.lora.plain_lora and not self.denoising.mse_loss_coef:
-            fail("--plain_lora learns to denoise and nothing else: with --mse_loss_coef 0 it would learn nothing")
+            fail("--plain_lora has no other loss than denoising: with --mse_loss_coef 0 it would learn nothing")
         if self.lora.plain_lora and self.denoising.detach_unet_feature is not None:
-            fail("--plain_lora has no loss but that of denoising: --detach_unet_feature would leave blocks untrained")
+            fail("--plain_lora has no other loss than denoising: --detach_unet_feature would leave blocks untrained")
         if self.samples.num_validation_images < 1:
             fail(f"--num_validation_images must be at least 1, not {self.samples.num_validation_images}")
         if self.samples.prompts_path_val is not None:
@@ -140,23 +133,22 @@ class Stage2Options(TrainOptions):
             read_prompts(self.samples.prompts_path_val)
             self._open_clip()
         elif self.samples.clip is not None:
-            fail("--clip has nothing to say without --prompts_path_val")
+            fail("--clip has no effect without --prompts_path_val")
 
     def idle(self) -> dict[str, str]:
-        found = super().idle()
+        unused = super().idle()
         if self.lora.plain_lora:
-            of_adapter = [one.name for one in fields(self.adapter)] + ["unet_feature", "adapter_precision"]
-            of_objective = [one.name for one in fields(self.objective) if one.name not in FOR_ALL_LOSSES]
-            found |= dict.fromkeys([*of_adapter, *of_objective], "--plain_lora has no adapter")
+            of_adapter = [field.name for field in fields(self.adapter)] + ["unet_feature", "adapter_precision"]
+            of_objective = [field.name for field in fields(self.objective) if field.name not in FOR_ALL_LOSSES]
+            unused |= dict.fromkeys([*of_adapter, *of_objective], "--plain_lora has no adapter")
         elif self.lora.only_train_lora:
-            found["dropout"] = "--only_train_lora leaves the adapter as it is, and without dropout"
+            unused["dropout"] = "--only_train_lora leaves the adapter as it is, and without dropout"
         if not self.samples.validation_prompts:
-            found["num_validation_images"] = "there are no --validation_prompts"
+            unused["num_validation_images"] = "there are no --validation_prompts"
         if not self.denoising.mse_loss_coef:
-            found["snr_gamma"] = "--mse_loss_coef is 0"
-            if not self.denoising.mend_loss_coef:
-                found["detach_unet_feature"] = "no denoising loss weighs anything"
-        return found
+            unused["snr_gamma"] = "--mse_loss_coef is 0"
+            unused["detach_unet_feature"] = "--mse_loss_coef is 0"
+        return unused
 
     def _open_clip(self) -> Clip:
         from dpt.embedded import EMBEDDED, EMBEDDED_CLIP, clip_location

@@ -24,7 +24,7 @@ from dpt.files import sha256
 from dpt.lora import Lora, LoraConfig
 from dpt.objectives.assignment import AssignmentCosts
 from dpt.training.engine.task import Grouping, all_decay, matrices_decay, with_own_rate
-from dpt.training.tasks.denoising import Denoising, PlainLora
+from dpt.training.tasks.denoising import DenoisingConfig, PlainLora
 from dpt.training.tasks.discriminative import ObjectiveConfig
 from dpt.training.tasks.noising import NoiseConfig
 from dpt.training.tasks.stage1 import Stage1
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 
 Validation = Mapping[str, Stream]
 
-Identity = dict[str, str]
-"""What the run begins with, as its record has it."""
+InitialWeights = dict[str, str]
+"""The hashes of the weights that the run starts from, for its record."""
 
 
-def stage1(options: TrainOptions, backbone: Backbone, validation: Validation) -> tuple[Stage1, Identity]:
-    adapter, phrases, identity = open_adapter(options, backbone)
+def stage1(options: TrainOptions, backbone: Backbone, validation: Validation) -> tuple[Stage1, InitialWeights]:
+    adapter, phrases, initial = open_adapter(options, backbone)
     task = Stage1(
         backbone,
         adapter,
@@ -54,35 +54,35 @@ def stage1(options: TrainOptions, backbone: Backbone, validation: Validation) ->
         gradient_checkpointing=options.model.gradient_checkpointing,
         grouping=grouping_of(options),
     )
-    return task, identity
+    return task, initial
 
 
-def stage2(options: Stage2Options, backbone: Backbone, validation: Validation) -> tuple[Any, Identity]:
+def stage2(options: Stage2Options, backbone: Backbone, validation: Validation) -> tuple[Any, InitialWeights]:
     """Stage 2, or its control."""
-    told, o = options.lora, options.denoising
+    lora_options, d = options.lora, options.denoising
     backbone.prepare_for_gradients()
-    denoising = Denoising(o.mse_loss_coef, o.snr_gamma, o.detach_unet_feature, o.mend_loss_coef)
-    config = LoraConfig(told.lora_rank, told.lora_alpha, told.lora_blocks)
+    denoising = DenoisingConfig(d.mse_loss_coef, d.snr_gamma, d.detach_unet_feature)
+    lora_config = LoraConfig(lora_options.lora_rank, lora_options.lora_alpha, lora_options.lora_blocks)
     size, checkpointing = options.data.val_batch_size, options.model.gradient_checkpointing
-    noise = noise_of(options.objective)
-    if told.plain_lora:
-        lora = Lora(backbone, config, options.optimisation.seed)
-        return PlainLora(backbone, lora, validation, denoising, noise, size, checkpointing, grouping_of(options)), {}
-    adapter, phrases, identity = open_adapter(options, backbone, strict=True)
+    noise, grouping = noise_of(options.objective), grouping_of(options)
+    if lora_options.plain_lora:
+        lora = Lora(backbone, lora_config, options.optimisation.seed)
+        return PlainLora(backbone, lora, validation, denoising, noise, size, checkpointing, grouping), {}
+    adapter, phrases, initial = open_adapter(options, backbone, strict=True)
     if options.adapter.qformer_ckpt is None:
-        warnings.warn("without --qformer_ckpt the adapter begins untrained", stacklevel=2)
-    how = Stage2Config(
+        warnings.warn("without --qformer_ckpt the adapter starts untrained", stacklevel=2)
+    config = Stage2Config(
         objective_of(options.objective),
         denoising,
         noise,
-        told.only_train_lora,
+        lora_options.only_train_lora,
         checkpointing,
         size,
         score_grounding=not options.objective.no_detection,
-        grouping=grouping_of(options),
+        grouping=grouping,
     )
-    lora = Lora(backbone, config, options.optimisation.seed)
-    return Stage2(backbone, adapter, lora, phrases, validation, how), identity
+    lora = Lora(backbone, lora_config, options.optimisation.seed)
+    return Stage2(backbone, adapter, lora, phrases, validation, config), initial
 
 
 def grouping_of(options: TrainOptions) -> Grouping:
@@ -96,8 +96,8 @@ def grouping_of(options: TrainOptions) -> Grouping:
 
 def open_adapter(
     options: TrainOptions, backbone: Backbone, strict: bool = False
-) -> tuple[Adapter, PhraseEncoder, Identity]:
-    """New, or as `--qformer_ckpt` has it; `strict` refuses one that was trained to read another model."""
+) -> tuple[Adapter, PhraseEncoder, InitialWeights]:
+    """A new adapter, or that of `--qformer_ckpt`; `strict` refuses one that was trained on another model."""
     begin, told = options.adapter.qformer_ckpt, options.adapter
     if begin is not None and (found := config_at(begin)) is not None:
         told = adopt_config(told, options.model.unet_feature, found, begin)
@@ -107,7 +107,7 @@ def open_adapter(
     if told.no_freeze_text_encoder:
         assert isinstance(phrases, PretrainedPhraseEncoder), "the frozen model's own is refused before it is opened"
         built.text_encoder = phrases.unfreeze()
-    identity: Identity = {}
+    identity: InitialWeights = {}
     if begin is not None:
         init_adapter(built, begin, backbone, strict)
         identity = {"qformer_sha256": sha256(weights_at(begin))}

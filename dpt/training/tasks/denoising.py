@@ -13,7 +13,7 @@ from dpt.backbone import Backbone
 from dpt.backbone.base import PartialForward
 from dpt.backbone.rng import SampleRNG
 from dpt.data.example import CAPTION_ONLY, Batch, ExampleParts
-from dpt.data.pairs import CAPTION, HARD, TRUE, Pair
+from dpt.data.pairs import CAPTION, TRUE, Pair
 from dpt.data.stream import Stream
 from dpt.errors import UserError
 from dpt.lora import Lora
@@ -25,73 +25,61 @@ from dpt.training.tasks.memory import tuning_memory
 from dpt.training.tasks.noising import NoiseConfig, NoisedBatch, add_noise_to_batch
 
 DENOISED = Pair(TRUE, CAPTION)
-"""Call 2 of section 2.1, which goes on to the UNet's output."""
+"""The pair whose forward pass is completed to the output: call 2 of section 2.1."""
 
-MENDED = Pair(HARD, CAPTION)
-"""Call 5, which does if the model learns to mend."""
+MSE = "mse"
 
-MSE, MEND = "mse", "mend"
+LORA_FOLDER = "lora"
 
 
 @dataclass(frozen=True)
-class Denoising:
+class DenoisingConfig:
     weight: float = 1.0
     snr_gamma: float | None = None
-    """Of min-SNR weighting; None is none."""
+    """Of min-SNR weighting; None for no weighting."""
     detach_after: str | None = None
-    """A block past which this loss sends no gradient back."""
-    mend: float = 0.0
-    """Weight of L_mend: from the noised hard negative, under the caption that it is false for, to the true picture."""
+    """This loss sends no gradient into this block or the blocks before it."""
 
     def __post_init__(self) -> None:
         if self.snr_gamma is not None and not self.snr_gamma > 0:
             raise UserError(f"--snr_gamma must be positive, not {self.snr_gamma}")
 
-    def block(self, backbone: Backbone) -> int | None:
-        """Where `detach_after` stands along the forward pass."""
+    def detach_position(self, backbone: Backbone) -> int | None:
+        """The position of `detach_after` in the forward pass."""
         if self.detach_after is None:
             return None
-        known = backbone.blocks()
-        if self.detach_after not in known:
-            raise UserError(f"--detach_unet_feature is one of {', '.join(known)}, not {self.detach_after!r}")
-        return known[self.detach_after]
+        blocks = backbone.blocks()
+        if self.detach_after not in blocks:
+            raise UserError(f"--detach_unet_feature is one of {', '.join(blocks)}, not {self.detach_after!r}")
+        return blocks[self.detach_after]
 
-    def finish(self, backbone: Backbone, at: PartialForward, seen: NoisedBatch) -> Tensor:
-        """L_mse of a pass of the true pictures under their captions."""
-        return self.loss(backbone, backbone.finish(at, self.block(backbone)), seen)
+    def finish(self, backbone: Backbone, partial: PartialForward, noised: NoisedBatch) -> Tensor:
+        """L_mse from the partial forward of the pair `DENOISED`."""
+        return self.loss(backbone, backbone.finish(partial, self.detach_position(backbone)), noised)
 
-    def finish_mending(self, backbone: Backbone, at: PartialForward, seen: NoisedBatch) -> Tensor:
-        """L_mend = mean (1 - abar)^2 (output - what would lead to the true z_0)^2.
-
-        Sampling settles early, where noise is strong, which of many pictures it will be. Where that is wrong in one
-        fact, the nearest right picture is the one that has this fact right. The less noise, the less is left to mend:
-        hence the weight.
-        """
-        target, spread = backbone.noise.leading_to(seen.z[TRUE], seen.noisy[HARD], seen.t)  # type: ignore[attr-defined]
-        return denoising_loss(backbone.finish(at, self.block(backbone)), target, spread**4)
-
-    def loss(self, backbone: Backbone, predicted: Tensor, seen: NoisedBatch) -> Tensor:
-        weight = seen.weights
+    def loss(self, backbone: Backbone, output: Tensor, noised: NoisedBatch) -> Tensor:
+        weight, noise = noised.weights, backbone.noise
         if self.snr_gamma is not None:
-            weight = weight * min_snr_weight(backbone.noise.snr(seen.t), self.snr_gamma, backbone.noise.prediction_type)
-        return denoising_loss(predicted, backbone.noise.target(seen.z[TRUE], seen.noise, seen.t), weight)
+            weight = weight * min_snr_weight(noise.snr(noised.t), self.snr_gamma, noise.prediction_type)
+        return denoising_loss(output, noise.target(noised.latents[TRUE], noised.noise, noised.t), weight)
 
 
-def need_captions(batch: Batch) -> None:
+def require_captions(batch: Batch) -> None:
     if batch.captions is None:
-        raise UserError("the data have no captions, under which the denoising loss reads pictures")
-
-
-LORA_FOLDER = "lora"
+        raise UserError("the data have no captions, which the denoising loss needs")
 
 
 class PlainLora:
+    """Trains a LoRA by the denoising loss alone."""
+
+    folders = (LORA_FOLDER,)
+
     def __init__(
         self,
         backbone: Backbone,
         lora: Lora,
         validation: Mapping[str, Stream] | None = None,
-        denoising: Denoising | None = None,
+        denoising: DenoisingConfig | None = None,
         noise: NoiseConfig | None = None,
         val_batch_size: int = 16,
         gradient_checkpointing: bool = False,
@@ -99,7 +87,7 @@ class PlainLora:
     ) -> None:
         self.backbone, self.lora, self.grouping = backbone, lora, grouping
         self.trained = lora.weights
-        self.denoising = denoising or Denoising()
+        self.denoising = denoising or DenoisingConfig()
         self.weights = {MSE: self.denoising.weight}
         self.noise = noise or NoiseConfig()
         self.noise.check(backbone)
@@ -113,15 +101,14 @@ class PlainLora:
         return CAPTION_ONLY
 
     def count(self, batch: Batch) -> int:
-        """Nothing is summed."""
         return 0
 
-    def losses(self, batch: Batch, chance: SampleRNG, share: Tensor) -> dict[str, Tensor]:
-        """L_mse of each picture under its caption, with the noise and the timestep that stage 2 draws for it."""
-        need_captions(batch)
-        seen = add_noise_to_batch(self.backbone, batch, (DENOISED,), chance, self.noise)
-        predicted = self.backbone.predict(*seen.of((DENOISED,)))
-        return {MSE: self.denoising.loss(self.backbone, predicted, seen)}
+    def losses(self, batch: Batch, rng: SampleRNG, num_boxes: Tensor) -> dict[str, Tensor]:
+        """L_mse of each image under its caption, with the same noise and timestep as in stage 2."""
+        require_captions(batch)
+        noised = add_noise_to_batch(self.backbone, batch, (DENOISED,), rng, self.noise)
+        output = self.backbone.predict(*noised.inputs((DENOISED,)))
+        return {MSE: self.denoising.loss(self.backbone, output, noised)}
 
     @property
     def scales_loss(self) -> bool:
@@ -142,10 +129,7 @@ class PlainLora:
     def memory(self, examples: int) -> Mapping[str, int]:
         return tuning_memory(self.backbone, None, None, examples, self.gradient_checkpointing)
 
-    folders = (LORA_FOLDER,)
-
     def export(self, root: Path, base: str = "") -> list[Path]:
-        """`base` is what the model is called."""
         return [export_lora(self.backbone, self.lora, root, base)]
 
 

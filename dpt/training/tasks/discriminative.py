@@ -1,4 +1,4 @@
-"""What the adapter learns (section 2.2): to match and to ground, by features it is shown."""
+"""The discriminative losses of the adapter (section 2.2): matching and grounding, from features."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from dpt.objectives.grounding import (
 )
 from dpt.objectives.matching import image_to_text_loss, text_to_image_loss
 
-OF_MATCHING = ("i2t", "t2i")
+MATCHING_LOSSES = ("i2t", "t2i")
 
-OF_GROUNDING = ("ce", "bbox", "giou", "align")
+GROUNDING_LOSSES = ("ce", "bbox", "giou", "align")
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """What weighs how much: section 2.2."""
+    """Weights and constants of section 2.2."""
 
     weights: Mapping[str, float] = field(
         default_factory=lambda: {"i2t": 1.0, "t2i": 1.0, "ce": 1.0, "bbox": 5.0, "giou": 2.0, "align": 1.0}
@@ -50,18 +50,20 @@ class Discriminative:
     ) -> None:
         self.adapter, self.phrases, self.objective = adapter, phrases, objective
         self.gradient_checkpointing = gradient_checkpointing
-        if adapter.config.num_queries_rec < 1 and any(objective.weights[name] for name in OF_GROUNDING):
-            raise UserError("--num_queries_rec 0 has nothing to ground with, but losses of grounding weigh something")
+        if adapter.config.num_queries_rec < 1 and any(objective.weights[name] for name in GROUNDING_LOSSES):
+            raise UserError(
+                "--num_queries_rec 0 leaves nothing to ground with: raise it, or set all grounding weights to 0"
+            )
 
     @property
     def parts(self) -> ExampleParts:
-        """What the losses with a weight read of an example."""
+        """The parts of an example that the weighted losses use."""
         weights = self.objective.weights
-        matched, grounded = (any(weights[name] for name in names) for names in (OF_MATCHING, OF_GROUNDING))
+        matched, grounded = (any(weights[name] for name in names) for names in (MATCHING_LOSSES, GROUNDING_LOSSES))
         return ExampleParts(expression=grounded, hard_negatives=matched, random_negatives=matched)
 
     def select(self, batch: Batch) -> Batch:
-        """The batch without what no weighted loss reads."""
+        """The batch without the parts that no weighted loss uses."""
         parts = self.parts
         if (parts.expression or parts.hard_negatives) and batch.expressions is None and batch.negatives is None:
             raise UserError("the data have neither expressions nor hard negatives: there is nothing to learn from")
@@ -72,7 +74,7 @@ class Discriminative:
         )
 
     def losses(
-        self, features: Tensor, t: Tensor, texts: Mapping[str, Condition], batch: Batch, share: Tensor
+        self, features: Tensor, t: Tensor, texts: Mapping[str, Condition], batch: Batch, num_boxes: Tensor
     ) -> dict[str, Tensor]:
         """L_stage1, in parts, from the features of `pairs_of(batch)` and their t: one pass of the adapter for all."""
         for_grounding, for_matching = self._decode(features, t, 0 if batch.expressions is None else len(batch))
@@ -80,7 +82,7 @@ class Discriminative:
         if batch.negatives is not None:
             losses |= self.match_losses(for_matching.unflatten(0, (len(MATCHING), len(batch))), texts)
         if batch.expressions is not None:
-            losses |= self.ground_losses(for_grounding, batch.expressions, texts[EXPRESSION], share)
+            losses |= self.ground_losses(for_grounding, batch.expressions, texts[EXPRESSION], num_boxes)
         return losses
 
     def _decode(self, features: Tensor, t: Tensor, grounded: int) -> tuple[Tensor, Tensor]:
@@ -92,7 +94,7 @@ class Discriminative:
         return self.adapter.decode_apart(features, t, grounded)
 
     def match_losses(self, decoded: Tensor, texts: Mapping[str, Condition]) -> dict[str, Tensor]:
-        """L_i2t and L_t2i, from what was decoded for the pairs of MATCHING, (5,B,Q,d)."""
+        """L_i2t and L_t2i, from the decoded queries (5,B,Q,d) of the pairs in MATCHING."""
         vectors = self.adapter.matching_head(decoded.flatten(0, 1)).unflatten(0, decoded.shape[:2]).transpose(0, 1)
         captions = torch.stack([texts[kind].match for kind in (CAPTION, HARD_CAPTION, RANDOM_CAPTION)], dim=1)
         scale = self.adapter.scale
@@ -102,39 +104,41 @@ class Discriminative:
         }
 
     def ground_losses(
-        self, decoded: Tensor, said: ExpressionBatch, text: Condition, share: Tensor
+        self, decoded: Tensor, expressions: ExpressionBatch, text: Condition, num_boxes: Tensor
     ) -> dict[str, Tensor]:
-        """The losses of section 2.2 that are sums over boxes."""
-        phrases = self._encode_phrases(said.texts, text)
-        targets = self.targets(said, phrases).to(decoded.device)
-        found = self.adapter.grounding_head(decoded)
-        assignment = assign(found.logits, found.boxes, targets, self.objective.costs)
+        """The losses that are sums over boxes."""
+        phrases = self._encode_phrases(expressions.texts, text)
+        targets = self.targets(expressions, phrases).to(decoded.device)
+        output = self.adapter.grounding_head(decoded)
+        assignment = assign(output.logits, output.boxes, targets, self.objective.costs)
         losses = {
-            "ce": token_loss(found.logits, targets, assignment, share, self.objective.eos_coef),
-            "bbox": box_loss(found.boxes, targets, assignment, share),
-            "giou": giou_loss(found.boxes, targets, assignment, share),
+            "ce": token_loss(output.logits, targets, assignment, num_boxes, self.objective.eos_coef),
+            "bbox": box_loss(output.boxes, targets, assignment, num_boxes),
+            "giou": giou_loss(output.boxes, targets, assignment, num_boxes),
         }
-        if found.queries is not None:
+        if output.queries is not None:
             tokens = self.adapter.align_text(phrases.states)
             temperature, mask = self.objective.align_temperature, phrases.mask
             losses["align"] = contrastive_align_loss(
-                found.queries, tokens, targets, assignment, share, temperature, token_mask=mask
+                output.queries, tokens, targets, assignment, num_boxes, temperature, token_mask=mask
             )
-        return {**losses, "cardinality_error": cardinality_error(found.logits, targets)}
+        return {**losses, "cardinality_error": cardinality_error(output.logits, targets)}
 
     def _encode_phrases(self, texts: Sequence[str], text: Condition) -> EncodedPhrases:
-        if isinstance(self.phrases, BackbonePhraseEncoder):  # they have been encoded already
+        if isinstance(self.phrases, BackbonePhraseEncoder):  # already encoded with the captions
             return self.phrases.encode(texts, text)
         return self.phrases.encode(texts)
 
-    def targets(self, said: ExpressionBatch, phrases: EncodedPhrases) -> Targets:
+    def targets(self, expressions: ExpressionBatch, phrases: EncodedPhrases) -> Targets:
         slots = self.adapter.config.token_slots
-        tokens = [token_map(o, spans, slots) for o, spans in zip(phrases.offsets, said.spans, strict=True)]
-        return Targets.pad(list(said.boxes_by_example()), tokens)
+        tokens = [
+            token_map(offsets, spans, slots) for offsets, spans in zip(phrases.offsets, expressions.spans, strict=True)
+        ]
+        return Targets.pad(list(expressions.boxes_by_example()), tokens)
 
 
 def pairs_of(batch: Batch) -> tuple[Pair, ...]:
-    """What of a batch is read under what: call 1 of section 2.1, if there are expressions, then calls 2 to 6."""
+    """Image-text pairs: call 1 of section 2.1 if there are expressions, then calls 2 to 6 if there are negatives."""
     grounding = GROUNDING if batch.expressions is not None else ()
     return (*grounding, *(MATCHING if batch.negatives is not None else ()))
 

@@ -1,4 +1,4 @@
-"""The frozen half of a step: what a batch says and shows, encoded, and its pictures with noise in them."""
+"""The frozen half of a step: texts and images are encoded, and noise is added to the latents."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from dpt.errors import UserError
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """How much of it there is."""
-
     fix_timestep: int | None = None
     noise_offset: float = 0.0
 
@@ -27,24 +25,23 @@ class NoiseConfig:
         if self.fix_timestep is not None and not 0 <= self.fix_timestep <= last:
             raise UserError(f"--fix_timestep is between 0 and {last}, not {self.fix_timestep}")
 
-    def middle(self, backbone: Backbone) -> int:
-        """Where validation asks."""
+    def validation_timestep(self, backbone: Backbone) -> int:
         return backbone.noise.num_timesteps // 2 if self.fix_timestep is None else self.fix_timestep
 
 
 @dataclass(frozen=True)
 class NoisedBatch:
-    """One t and one noise for each sample, shared by its pictures."""
+    """One t and one noise for each sample, shared by its images."""
 
     texts: dict[str, Condition]
-    z: Tensor  # (kinds,B,C,h,w)
+    latents: Tensor  # (kinds,B,C,h,w)
     noise: Tensor  # (B,C,h,w)
     t: Tensor  # (B,)
     noisy: Tensor  # (kinds,B,C,h,w), z_t
     weights: Tensor  # (B,), of the denoising loss
 
-    def of(self, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, Condition]:
-        """z_t, t and condition of each pair, (pairs*B,...): what one forward of the network takes."""
+    def inputs(self, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, Condition]:
+        """z_t, t and condition of each pair, (pairs*B,...), for one forward of the network."""
         z = torch.cat([self.noisy[pair.picture] for pair in pairs])
         condition = Condition.stack([self.texts[pair.text] for pair in pairs])
         return z, self.t.repeat(len(pairs)), condition
@@ -52,20 +49,19 @@ class NoisedBatch:
 
 @torch.no_grad()
 def add_noise_to_batch(
-    backbone: Backbone, batch: Batch, pairs: Sequence[Pair], chance: SampleRNG, how: NoiseConfig
+    backbone: Backbone, batch: Batch, pairs: Sequence[Pair], rng: SampleRNG, config: NoiseConfig
 ) -> NoisedBatch:
-    """What those pairs are made of, with one call of each frozen encoder."""
+    """Noised latents and encoded texts of those pairs, with one call of each frozen encoder."""
     texts = encode_texts(backbone, batch, {pair.text for pair in pairs})
     kinds = (TRUE, HARD, RANDOM) if any(pair.picture != TRUE for pair in pairs) else (TRUE,)
-    z = encode_pair_images(backbone, batch, kinds)
-    shape = z.shape[2:]
-    noise = chance.normal(shape, "noise")
-    if how.noise_offset:
-        noise = noise + how.noise_offset * chance.normal((shape[0], 1, 1), "noise offset")
-    t = backbone.noise.sample_t(chance)
-    if how.fix_timestep is not None:
-        t = torch.full_like(t, how.fix_timestep)
-    noise, t = noise.to(z.device, non_blocking=True), t.to(z.device, non_blocking=True)
-    return NoisedBatch(
-        texts, z, noise, t, torch.stack([backbone.noise.add_noise(one, noise, t) for one in z]), batch.weights
-    )
+    latents = encode_pair_images(backbone, batch, kinds)
+    shape = latents.shape[2:]
+    noise = rng.normal(shape, "noise")
+    if config.noise_offset:
+        noise = noise + config.noise_offset * rng.normal((shape[0], 1, 1), "noise offset")
+    t = backbone.noise.sample_t(rng)
+    if config.fix_timestep is not None:
+        t = torch.full_like(t, config.fix_timestep)
+    noise, t = noise.to(latents.device, non_blocking=True), t.to(latents.device, non_blocking=True)
+    noisy = torch.stack([backbone.noise.add_noise(kind, noise, t) for kind in latents])
+    return NoisedBatch(texts, latents, noise, t, noisy, batch.weights)

@@ -26,6 +26,8 @@ ADAPTER_FOLDER = "adapter"
 
 
 class Stage1:
+    folders = (ADAPTER_FOLDER,)
+
     def __init__(
         self,
         backbone: Backbone,
@@ -41,34 +43,33 @@ class Stage1:
     ) -> None:
         self.backbone, self.adapter, self.grouping = backbone, adapter, grouping
         self.trained = adapter
-        self.learning = Discriminative(adapter, phrases, objective or ObjectiveConfig(), gradient_checkpointing)
-        self.weights = self.learning.objective.weights
+        self.discriminative = Discriminative(adapter, phrases, objective or ObjectiveConfig(), gradient_checkpointing)
+        self.weights = self.discriminative.objective.weights
         self.noise = noise or NoiseConfig()
         self.noise.check(backbone)
         self.probe = None
         if validation:
-            timesteps = (self.noise.middle(backbone),)
+            timesteps = (self.noise.validation_timestep(backbone),)
             self.probe = Probe(backbone, adapter, validation, timesteps, val_batch_size, score_grounding)
 
     @property
     def parts(self) -> ExampleParts:
-        return self.learning.parts
+        return self.discriminative.parts
 
     def count(self, batch: Batch) -> int:
-        """Boxes."""
         return boxes_in(batch)
 
-    def losses(self, batch: Batch, chance: SampleRNG, share: Tensor) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, rng: SampleRNG, num_boxes: Tensor) -> dict[str, Tensor]:
         """L_stage1, in parts: one call of each frozen part and one pass of the adapter for all six pairs."""
-        batch = self.learning.select(batch)
+        batch = self.discriminative.select(batch)
         pairs = pairs_of(batch)
         if not pairs:
-            raise UserError("the losses that the data allow all weigh 0: there is nothing to learn")
-        seen = add_noise_to_batch(self.backbone, batch, pairs, chance, self.noise)
-        z, t, condition = seen.of(pairs)
+            raise UserError("every loss that the data allow has weight 0: there is nothing to learn")
+        noised = add_noise_to_batch(self.backbone, batch, pairs, rng, self.noise)
+        z, t, condition = noised.inputs(pairs)
         with torch.no_grad():
             features, _ = self.backbone.features(z, t, condition, self.adapter.config.unet_feature)
-        return self.learning.losses(features, t, seen.texts, batch, share)
+        return self.discriminative.losses(features, t, noised.texts, batch, num_boxes)
 
     @property
     def scales_loss(self) -> bool:
@@ -86,11 +87,8 @@ class Stage1:
         return {} if self.probe is None else self.probe.tally(part, parts, on_batch)
 
     def memory(self, examples: int) -> Mapping[str, int]:
-        return probing_memory(self.backbone, self.learning.phrases, self.adapter.config, examples)
-
-    folders = (ADAPTER_FOLDER,)
+        return probing_memory(self.backbone, self.discriminative.phrases, self.adapter.config, examples)
 
     def export(self, root: Path, base: str = "") -> list[Path]:
-        """`base` is what the frozen model is called."""
         save_adapter(self.adapter, root / ADAPTER_FOLDER, **self.backbone.origin(base))
         return [root / ADAPTER_FOLDER]

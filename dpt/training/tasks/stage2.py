@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from dpt.lora import Lora
 from dpt.probes.denoising import denoising_error, num_captioned
 from dpt.probes.probe import Probe
 from dpt.training.engine.task import Grouping, OnBatch, ParameterGroup, Tally, all_decay
-from dpt.training.tasks.denoising import DENOISED, LORA_FOLDER, MEND, MENDED, MSE, Denoising, export_lora, need_captions
+from dpt.training.tasks.denoising import DENOISED, LORA_FOLDER, MSE, DenoisingConfig, export_lora, require_captions
 from dpt.training.tasks.discriminative import Discriminative, ObjectiveConfig, boxes_in, pairs_of
 from dpt.training.tasks.memory import tuning_memory
 from dpt.training.tasks.noising import NoiseConfig, add_noise_to_batch
@@ -30,10 +30,8 @@ from dpt.training.tasks.stage1 import ADAPTER_FOLDER
 
 @dataclass(frozen=True)
 class Stage2Config:
-    """What of the task can be had otherwise."""
-
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    denoising: Denoising = field(default_factory=Denoising)
+    denoising: DenoisingConfig = field(default_factory=DenoisingConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     only_train_lora: bool = False
     gradient_checkpointing: bool = False
@@ -43,7 +41,7 @@ class Stage2Config:
 
 
 class TunedModules(nn.Module):
-    """What is trained, under one roof."""
+    """Adapter and LoRA as one module."""
 
     def __init__(self, adapter: Adapter, lora: Lora, only_lora: bool) -> None:
         super().__init__()
@@ -52,7 +50,7 @@ class TunedModules(nn.Module):
             adapter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> TunedModules:
-        """An adapter that does not learn does not drop anything either."""
+        """An adapter that is not trained has no dropout."""
         super().train(mode)
         if self.only_lora:
             self.adapter.eval()
@@ -60,6 +58,8 @@ class TunedModules(nn.Module):
 
 
 class Stage2:
+    folders = (ADAPTER_FOLDER, LORA_FOLDER)
+
     def __init__(
         self,
         backbone: Backbone,
@@ -67,30 +67,31 @@ class Stage2:
         lora: Lora,
         phrases: PhraseEncoder,
         validation: Mapping[str, Stream] | None = None,
-        how: Stage2Config | None = None,
+        config: Stage2Config | None = None,
     ) -> None:
-        self.backbone, self.adapter, self.lora, self.how = backbone, adapter, lora, how or Stage2Config()
-        self.trained = TunedModules(adapter, lora, self.how.only_train_lora)
-        self.learning = Discriminative(adapter, phrases, self.how.objective, self.how.gradient_checkpointing)
-        self.weights = {**self.how.objective.weights, MSE: self.how.denoising.weight, MEND: self.how.denoising.mend}
-        self.how.noise.check(backbone)
-        self.detach_after = self.how.denoising.block(backbone)
-        self._check_reached()
-        if self.how.gradient_checkpointing:
+        self.backbone, self.adapter, self.lora, self.config = backbone, adapter, lora, config or Stage2Config()
+        config = self.config
+        self.trained = TunedModules(adapter, lora, config.only_train_lora)
+        self.discriminative = Discriminative(adapter, phrases, config.objective, config.gradient_checkpointing)
+        self.weights = {**config.objective.weights, MSE: config.denoising.weight}
+        config.noise.check(backbone)
+        self.detach_after = config.denoising.detach_position(backbone)
+        self._require_gradients()
+        if config.gradient_checkpointing:
             backbone.network.enable_gradient_checkpointing()
         self.validation = validation or {}
         self.probe = None
         if validation:
-            timesteps, size = (self.how.noise.middle(backbone),), self.how.val_batch_size
-            self.probe = Probe(backbone, adapter, validation, timesteps, size, self.how.score_grounding)
+            timesteps = (config.noise.validation_timestep(backbone),)
+            self.probe = Probe(backbone, adapter, validation, timesteps, config.val_batch_size, config.score_grounding)
 
-    def _check_reached(self) -> None:
-        """What is past the feature learns by denoising alone."""
-        if any(self.weights[name] for name in (MSE, MEND)):
+    def _require_gradients(self) -> None:
+        """Blocks past the feature learn by the denoising loss alone."""
+        if self.weights[MSE]:
             return
-        last, known = self.backbone.feature_spec(self.adapter.config.unet_feature).deepest, self.backbone.blocks()
+        last, blocks = self.backbone.feature_spec(self.adapter.config.unet_feature).deepest, self.backbone.blocks()
         lora_blocks = map(self.backbone.block_of, self.lora.targets)
-        if not any(known[block] <= last for block in lora_blocks if block is not None):
+        if not any(blocks[block] <= last for block in lora_blocks if block is not None):
             raise UserError(
                 f"--lora_blocks {' '.join(self.lora.config.blocks)} are past {self.adapter.config.unet_feature}, where "
                 "only the denoising loss reaches, and --mse_loss_coef is 0: the LoRA would learn nothing"
@@ -98,39 +99,31 @@ class Stage2:
 
     @property
     def parts(self) -> ExampleParts:
-        """Mending denoises the hard negatives even where no matching loss reads them."""
-        parts = self.learning.parts
-        return replace(parts, hard_negatives=True, random_negatives=True) if self.weights[MEND] else parts
+        return self.discriminative.parts
 
     def count(self, batch: Batch) -> int:
-        """Boxes."""
         return boxes_in(batch)
 
-    def losses(self, batch: Batch, chance: SampleRNG, share: Tensor) -> dict[str, Tensor]:
-        """L_stage2, in parts: one forward to the feature for all pairs, and to the output for those that denoise."""
-        denoising = self.how.denoising
-        finishing = {
-            MSE: (denoising.weight, DENOISED, denoising.finish),
-            MEND: (denoising.mend, MENDED, denoising.finish_mending),
-        }
-        finishing = {name: told for name, told in finishing.items() if told[0] != 0}
-        if finishing:
-            need_captions(batch)
-        probed = self.learning.select(batch)
-        read = pairs_of(probed)
-        pairs = (*read, *(pair for _, pair, _ in finishing.values() if pair not in read))
+    def losses(self, batch: Batch, rng: SampleRNG, num_boxes: Tensor) -> dict[str, Tensor]:
+        """L_stage2, in parts: one forward to the feature for all pairs, completed for the pair that denoises."""
+        denoises = self.config.denoising.weight != 0
+        if denoises:
+            require_captions(batch)
+        selected = self.discriminative.select(batch)
+        probed = pairs_of(selected)
+        pairs = (*probed, DENOISED) if denoises and DENOISED not in probed else probed
         if not pairs:
-            raise UserError("the losses that the data allow all weigh 0: there is nothing to learn")
-        seen = add_noise_to_batch(self.backbone, batch, pairs, chance, self.how.noise)
+            raise UserError("every loss that the data allow has weight 0: there is nothing to learn")
+        noised = add_noise_to_batch(self.backbone, batch, pairs, rng, self.config.noise)
         feature = self.adapter.config.unet_feature
-        features, at = self.backbone.features(*seen.of(pairs), feature, self.detach_after)
+        features, partial = self.backbone.features(*noised.inputs(pairs), feature, self.detach_after)
         losses: dict[str, Tensor] = {}
-        if read:
-            rows = len(read) * len(batch)
-            losses = self.learning.losses(features[:rows], seen.t.repeat(len(read)), seen.texts, probed, share)
-        for name, (_, pair, finish) in finishing.items():
-            first = pairs.index(pair) * len(batch)
-            losses[name] = finish(self.backbone, at[first : first + len(batch)], seen)
+        if probed:
+            rows, t = len(probed) * len(batch), noised.t.repeat(len(probed))
+            losses = self.discriminative.losses(features[:rows], t, noised.texts, selected, num_boxes)
+        if denoises:
+            first = pairs.index(DENOISED) * len(batch)
+            losses[MSE] = self.config.denoising.finish(self.backbone, partial[first : first + len(batch)], noised)
         return losses
 
     @property
@@ -139,25 +132,23 @@ class Stage2:
 
     @property
     def num_validation_examples(self) -> int:
-        """Probed, then denoised."""
+        """All are probed, then denoised."""
         return 0 if self.probe is None else self.probe.num_examples + num_captioned(self.validation)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        return self.how.grouping(self.trained)
+        return self.config.grouping(self.trained)
 
     def validate(self, part: int, parts: int, on_batch: OnBatch) -> Tally:
         if self.probe is None:
             return {}
-        denoised = denoising_error(self.backbone, self.validation, self.how.val_batch_size, part, parts, on_batch)
+        denoised = denoising_error(self.backbone, self.validation, self.config.val_batch_size, part, parts, on_batch)
         return {**self.probe.tally(part, parts, on_batch), MSE: denoised}
 
     def memory(self, examples: int) -> Mapping[str, int]:
-        config, phrases = self.adapter.config, self.learning.phrases
-        return tuning_memory(self.backbone, phrases, config, examples, self.how.gradient_checkpointing)
-
-    folders = (ADAPTER_FOLDER, LORA_FOLDER)
+        config, phrases = self.adapter.config, self.discriminative.phrases
+        return tuning_memory(self.backbone, phrases, config, examples, self.config.gradient_checkpointing)
 
     def export(self, root: Path, base: str = "") -> list[Path]:
-        """Both parts, trained or not: what is written can be sampled with. `base` is what the model is called."""
+        """Both parts, trained or not, so that the result can be sampled with."""
         save_adapter(self.adapter, root / ADAPTER_FOLDER, **self.backbone.origin(base))
         return [root / ADAPTER_FOLDER, export_lora(self.backbone, self.lora, root, base)]

@@ -74,8 +74,6 @@ STAGE_2: Table = {
     "plain_lora": Effect("", losses, lambda a, b: "i2t" in a and b.keys() == {"mse", "loss", "grad_norm"}),
     "mse_loss_coef": Effect("3", losses, weighs("mse", 2)),
     "snr_gamma": Effect("0.1", without_norm, only("mse")),
-    "mend_loss_coef": Effect("2", losses, lambda a, b: "mend" not in a and "mend" in b
-                             and abs(b["loss"] - a["loss"] - 2 * b["mend"]) < 1e-3),
     "detach_unet_feature": Effect("bottom1", lambda r: (without_norm(r), gradients(r)), cut, beside=UNCLIPPED),
     "validation_prompts": Effect('"a star"', sheet, lambda a, b: a is None and b is not None, beside=ONE),
     "num_validation_images": Effect("2", sheet, lambda a, b: b[0] > 1.5 * a[0],

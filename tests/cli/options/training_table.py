@@ -219,7 +219,7 @@ DATA: Table = {
 
 ADAPTER: Table = {
     "qformer_ckpt": Effect("{first}", lambda r: r.begun),
-    "text_encoder_type": Effect("{roberta}", lambda r: (type(r.task.learning.phrases).__name__, losses(r)),
+    "text_encoder_type": Effect("{roberta}", lambda r: (type(r.task.discriminative.phrases).__name__, losses(r)),
                                 lambda a, b: b[0] == "EncoderPhrases" != a[0] and differ(a[1], b[1])),
     "no_freeze_text_encoder": Effect("", taught_to_read,
                                      lambda a, b: not a and len(b) > 5, beside="--text_encoder_type {roberta}"),
@@ -318,6 +318,7 @@ WITH_A_WORD = ("dataset_config_name", "dataset_script", "image_column", "caption
 REFUSED: Table = {
     **{name: Refused("", f"--{name} {NEVER}") for name in WITH_NOTHING},
     **{name: Refused("1", f"--{name} {NEVER}") for name in WITH_A_WORD},
+    "mend_loss_coef": Refused("1", "--mend_loss_coef was removed"),
     "masks": Refused("", "--masks asks for segmentation"),
     "img_root": Refused("x", "--img_root was overwritten before it was read"),
     "max_train_samples": Refused("1", "--max_train_samples was never read"),
