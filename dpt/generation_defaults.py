@@ -13,7 +13,7 @@ from typing import Any
 
 from dpt.errors import UserError
 from dpt.records import from_plain
-from dpt.untrusted import parse_json
+from dpt.untrusted import read_json_object
 
 FILE_NAME = "generation_defaults.json"
 
@@ -85,16 +85,7 @@ def _file_beside(place: Path) -> Path | None:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        if file.stat().st_size > LARGEST_FILE:
-            raise UserError(f"{file} is larger than {LARGEST_FILE} bytes")
-        content = parse_json(file.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} must hold a JSON object with {', '.join(ENTRIES)}")
+    content = read_json_object(file, LARGEST_FILE)
     if unknown := sorted(set(content) - set(ENTRIES)):
         raise UserError(f"{file}: unknown key {unknown[0]!r}; known are {', '.join(ENTRIES)}")
     if not from_plain(GenerationDefaults, content, str(file)).guidance_scale >= 0:

@@ -68,8 +68,8 @@ def read_json(file: Path, largest: int = LARGEST_TEXT) -> Any:
         raise UserError(f"{file} is not valid JSON: {error}") from None
 
 
-def read_json_object(file: Path) -> dict[str, Any]:
-    content = read_json(file)
+def read_json_object(file: Path, largest: int = LARGEST_TEXT) -> dict[str, Any]:
+    content = read_json(file, largest)
     if not isinstance(content, dict):
         raise UserError(f"{file} is not a JSON object")
     return content

@@ -1,4 +1,4 @@
-"""A trained result, opened from any of the forms that it comes in."""
+"""Open a checkpoint of any format, with all of it checked."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An adapter, a LoRA, or both; whole, or it would not have been opened."""
+    """An adapter, a LoRA, or both; complete and valid."""
 
     path: Path
     kind: str
@@ -59,37 +59,41 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path, adapter_config: AdapterConfig | None = None) -> Checkpoint:
-    """Open a result's folder (`adapter/`, `lora/`), one of those two, the published file or its folder, or a LoRA
-    file of diffusers or kohya. All of it is checked, or nothing is returned.
+    """Open a folder with `adapter/` and `lora/`, one of those two, the published file or its folder, or a LoRA file
+    of diffusers or kohya.
 
-    `adapter_config` is for the published file, which does not say which feature its adapter reads, nor how its
-    queries are split: the published ones, unless told.
+    `adapter_config` is for the published file, which does not say which feature its adapter reads or how its queries
+    are split; by default they are the published ones.
     """
     if not path.exists():
         raise UserError(f"there is no checkpoint {path}")
-    opened = _open_folder(path, adapter_config) if path.is_dir() else _open_file(path, adapter_config)
-    if opened.lora:
-        check_lora(opened.lora, str(path))
-    return opened
+    checkpoint = _open_folder(path, adapter_config) if path.is_dir() else _open_file(path, adapter_config)
+    if checkpoint.lora:
+        check_lora(checkpoint.lora, str(path))
+    return checkpoint
 
 
 def _open_folder(path: Path, config: AdapterConfig | None) -> Checkpoint:
-    adapter = next((one for one in (path, path / "adapter") if (one / adapter_store.RECORD).is_file()), None)
-    lora = next((one for one in (path, path / "lora") if (one / lora_store.RECORD).is_file()), None)
+    adapter = _folder_with(adapter_store.RECORD, path, path / "adapter")
+    lora = _folder_with(lora_store.RECORD, path, path / "lora")
     if adapter or lora:
         return _open_native(path, adapter, lora)
     for name in (published_adapter.FILE_NAME, diffusers.FILE_NAME):
         if (path / name).is_file():
             return _open_file(path / name, config)
-    natives = [f"adapter/{adapter_store.RECORD}", f"lora/{lora_store.RECORD}"]
-    wanted = ", ".join([*natives, published_adapter.FILE_NAME, diffusers.FILE_NAME])
-    raise UserError(f"{path} holds no checkpoint: there is none of {wanted} in it")
+    native = [f"adapter/{adapter_store.RECORD}", f"lora/{lora_store.RECORD}"]
+    names = ", ".join([*native, published_adapter.FILE_NAME, diffusers.FILE_NAME])
+    raise UserError(f"{path} holds no checkpoint: there is none of {names} in it")
+
+
+def _folder_with(record: str, *folders: Path) -> Path | None:
+    return next((folder for folder in folders if (folder / record).is_file()), None)
 
 
 def _open_native(path: Path, adapter_folder: Path | None, lora_folder: Path | None) -> Checkpoint:
     adapter, record = adapter_store.load_adapter(adapter_folder) if adapter_folder else (None, None)
     lora = lora_store.read_lora(lora_folder) if lora_folder else None
-    hashes = {one.base_hash for one in (record, lora.record if lora else None) if one and one.base_hash}
+    hashes = {r.base_hash for r in (record, lora.record if lora else None) if r and r.base_hash}
     if len(hashes) > 1:
         raise UserError(f"the adapter and the LoRA in {path} were trained in different models")
     files = [adapter_folder / adapter_store.WEIGHTS] if adapter_folder else []
@@ -109,7 +113,7 @@ def _open_file(file: Path, config: AdapterConfig | None) -> Checkpoint:
     for record in (adapter_store.RECORD, lora_store.RECORD):
         if file.with_name(record).is_file():
             raise UserError(f"{file} is part of a checkpoint: give its folder, {file.parent}")
-    raise UserError(f"{file} is no LoRA file that dpt knows: {f'it holds {first}' if first else 'it is empty'}")
+    raise UserError(f"{file} is not a LoRA file that dpt supports: {f'it holds {first}' if first else 'it is empty'}")
 
 
 def _open_published(file: Path, config: AdapterConfig | None) -> Checkpoint:

@@ -67,7 +67,7 @@ def test_a_text_encoder_that_was_trained_along_comes_back(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="not the text encoder that was trained with the adapter"):
         load_adapter(tmp_path / "adapter")
     weights.unlink()
-    with pytest.raises(UserError, match="text encoder that was trained with the adapter is not there"):
+    with pytest.raises(UserError, match="text encoder that was trained with the adapter is missing"):
         load_adapter(tmp_path / "adapter")
 
 

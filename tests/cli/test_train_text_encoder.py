@@ -81,7 +81,7 @@ def test_from_frozen_to_trained_and_not_back(
     assert load_adapter(tmp_path / "frozen" / "adapter")[0].text_encoder is None
     assert main_stage1([*trained, "--run_name", "trained", "--qformer_ckpt", str(tmp_path / "frozen")]) == 0
     back = [*frozen, "--run_name", "back", "--qformer_ckpt", str(tmp_path / "trained")]
-    assert "was trained with its text encoder: go on with --no_freeze_text_encoder" in refused(back, capsys)
+    assert "was trained with its text encoder: add --no_freeze_text_encoder" in refused(back, capsys)
     assert "no_freeze_text_encoder was True and is None" in refused([*frozen, "--run_name", "trained"], capsys)
 
 

@@ -256,9 +256,9 @@ def test_our_record_may_not_contradict_the_file(kohya: Path) -> None:
 
 
 def test_other_safetensors_are_one_sentence(tmp_path: Path, diffusers: Path) -> None:
-    with pytest.raises(UserError, match=r"is no LoRA file that dpt knows: it holds weight$"):
+    with pytest.raises(UserError, match=r"is not a LoRA file that dpt supports: it holds weight$"):
         open_checkpoint(without_record(diffusers, lambda _: {"weight": torch.zeros(1)}))
-    with pytest.raises(UserError, match=r"is no LoRA file that dpt knows: it is empty$"):
+    with pytest.raises(UserError, match=r"is not a LoRA file that dpt supports: it is empty$"):
         open_checkpoint(without_record(diffusers, lambda _: {}))
     (tmp_path / "adapter.json").touch()
     save_file({"logit_scale": torch.zeros(())}, tmp_path / "adapter.safetensors")

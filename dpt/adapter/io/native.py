@@ -1,4 +1,4 @@
-"""An adapter as a folder of its own: `adapter.safetensors` beside `adapter.json`, which says how to build it."""
+"""An adapter as a folder: `adapter.safetensors`, and `adapter.json` with its config and the model it belongs to."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ TEXT_ENCODER, TEXT_WEIGHTS = "text_encoder", "model.safetensors"
 
 @dataclass(frozen=True)
 class AdapterRecord:
-    """What is known of a stored adapter besides its weights."""
+    """Config and origin of a stored adapter."""
 
     config: AdapterConfig
     base: str = ""
-    """The model it was trained to read, as it was named then."""
+    """Name of the model whose features it was trained on."""
     base_hash: str = ""
     """That model's content hash."""
     prediction_type: str = ""
     weights_sha256: str = ""
-    """Of the file beside the record; none was kept at first."""
+    """Empty in the oldest records."""
     text_encoder_sha256: str = ""
-    """Of the weights of the text encoder that was trained along, if one was."""
+    """Of the text encoder that was trained with the adapter, if one was."""
     format: int = 1
 
 
 def save_adapter(
     adapter: Adapter, folder: Path, *, base: str = "", base_hash: str = "", prediction_type: str = ""
 ) -> None:
-    """Write the folder, all or nothing; it must not hold anything yet."""
-    own = {key: tensor for key, tensor in adapter.state_dict().items() if not of_text(key)}
+    """Write the folder, completely or not at all; it must be empty or missing."""
+    own = {key: tensor for key, tensor in adapter.state_dict().items() if not is_text_encoder_key(key)}
     with atomic_folder(folder) as work:
         record = AdapterRecord(adapter.config, base, base_hash, prediction_type, write_weights(own, work / WEIGHTS))
         if adapter.text_encoder is not None:
@@ -51,7 +51,7 @@ def save_adapter(
 
 
 def load_adapter(folder: Path) -> tuple[Adapter, AdapterRecord]:
-    """The adapter in evaluation mode, with the text encoder that was trained along, if one was; and its record."""
+    """The adapter in evaluation mode, with its own text encoder if one was trained with it; and its record."""
     record = read_record(AdapterRecord, folder / RECORD)
     if record.format != 1:
         raise UserError(f"{folder / RECORD} has format {record.format}; this version of dpt reads format 1")
@@ -62,52 +62,49 @@ def load_adapter(folder: Path) -> tuple[Adapter, AdapterRecord]:
     return adapter.eval(), record
 
 
-def of_text(key: str) -> bool:
-    """Whether a tensor of the adapter's state is one of its text encoder's."""
+def is_text_encoder_key(key: str) -> bool:
     return key.startswith(f"{TEXT_ENCODER}.")
 
 
 def _open_text_encoder(folder: Path, expected_sha256: str) -> PretrainedPhraseEncoder:
     file = folder / TEXT_WEIGHTS
     if not file.is_file():
-        raise UserError(f"the text encoder that was trained with the adapter is not there: {file}")
+        raise UserError(f"the text encoder that was trained with the adapter is missing: {file}")
     if sha256(file) != expected_sha256:
         raise UserError(f"{file} is not the text encoder that was trained with the adapter (its SHA-256 differs)")
     return PretrainedPhraseEncoder.open(folder)
 
 
 MAY_DIFFER = ("dropout",)
-"""What of the configuration changes no weight's meaning."""
+"""Config fields that do not change what the weights mean."""
 
 
 def init_from(adapter: Adapter, path: Path) -> AdapterRecord:
-    """Give the adapter the weights found at `path`, logit_scale included; what is known of them besides.
+    """Copy the weights stored at `path` into the adapter, logit_scale included, and return their record.
 
-    Where a text encoder was trained along there, it is gone on from too; where none was, the adapter's own stays.
+    A text encoder that was trained with the stored adapter is copied too; else the adapter keeps its own.
     """
-    found, record = _open(path, adapter.config)
-    differing = [
-        f"{one.name} is {getattr(found.config, one.name)!r} there and {getattr(adapter.config, one.name)!r} here"
-        for one in fields(AdapterConfig)
-        if one.name not in MAY_DIFFER and getattr(found.config, one.name) != getattr(adapter.config, one.name)
-    ]
-    if differing:
-        raise UserError(f"the adapter of {path} cannot be gone on from: {'; '.join(differing[:3])}")
-    if found.text_encoder is not None and adapter.text_encoder is None:
-        raise UserError(f"the adapter of {path} was trained with its text encoder: go on with --no_freeze_text_encoder")
-    kept = {key: value for key, value in adapter.state_dict().items() if found.text_encoder is None and of_text(key)}
-    load_strictly(adapter, {**found.state_dict(), **kept}, str(path))
+    stored, record = _open(path, adapter.config)
+    here, there = vars(adapter.config), vars(stored.config)
+    names = [field.name for field in fields(AdapterConfig) if field.name not in MAY_DIFFER]
+    if differing := [f"{name} is {there[name]!r} there and {here[name]!r} here" for name in names
+                     if here[name] != there[name]]:  # fmt: skip
+        raise UserError(f"training cannot start from the adapter of {path}: {'; '.join(differing[:3])}")
+    if stored.text_encoder is not None and adapter.text_encoder is None:
+        raise UserError(f"the adapter of {path} was trained with its text encoder: add --no_freeze_text_encoder")
+    own = {} if stored.text_encoder else {k: v for k, v in adapter.state_dict().items() if is_text_encoder_key(k)}
+    load_strictly(adapter, {**stored.state_dict(), **own}, str(path))
     return record
 
 
 def config_at(path: Path) -> AdapterConfig | None:
-    """The configuration of the adapter at `path`; None where it is not known, as of the published file."""
+    """The config of the adapter at `path`; None if it is not recorded, as in the published file."""
     folder = _folder(path)
     return None if folder is None else read_record(AdapterRecord, folder / RECORD).config
 
 
 def weights_at(path: Path) -> Path:
-    """The file of weights that `init_from` reads."""
+    """The file that `init_from` reads the weights from."""
     folder = _folder(path)
     if folder is not None:
         return folder / WEIGHTS
