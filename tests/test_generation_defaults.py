@@ -48,12 +48,12 @@ def test_the_checkpoints_entries_win_over_the_models(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("[3]", "must hold a JSON object"),
+        ("[3]", "is not a JSON object"),
         ('{"guidance": 3}', "unknown key 'guidance'"),
         ('{"guidance_scale": "3"}', "guidance_scale: expected float"),
         ('{"correction": {"strength": 1}}', "missing"),
         ("{", "is not valid JSON"),
-        (" " * 200_000, "is larger than"),
+        (" " * 200_000, "the limit is"),
     ],
 )
 def test_a_broken_file_is_one_sentence_that_names_it(text: str, sentence: str, tmp_path: Path) -> None:
