@@ -1,1 +1,1 @@
-"""Faults put into training on purpose, and what must come of them."""
+"""Fault injection: training killed, its files damaged, its disks full; it must resume bit for bit."""

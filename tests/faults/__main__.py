@@ -1,7 +1,7 @@
-"""The long part: `make faults`, or some of it by `python -m tests.faults --parts bits machines`.
+"""All fault injections: `make faults`, or some of them with `python -m tests.faults --parts bits machines`.
 
-Prints every fault as it is made, and writes OUT/faults.json: by part, how many faults there were of which kind, and
-whatever was not as it should be. Exit code 1 if anything was not.
+Prints each fault and writes OUT/faults.json: for each part the number of faults of each kind, and all differences from
+the expected outcome. Exit code 1 if there is any difference.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 
 from dpt.cli.common.console import parse_options
 from tests.faults import part_commands, part_machines, part_processes, subjects
-from tests.faults.damage import bits_tried
+from tests.faults.damage import flip_bits
 from tests.faults.kills import campaign
 from tests.training import tiny_stage1
 
@@ -33,7 +33,7 @@ DIFFERENCES = "differences"
 @dataclass(frozen=True)
 class Options:
     parts: tuple[str, ...] = ()
-    """Only these; all of them unless told."""
+    """By default all of them."""
     kills: int = 110
     """Of each stage."""
     seed: int = 1
@@ -41,7 +41,7 @@ class Options:
 
 
 def killed(build: Callable[[Path], subjects.Subject]) -> Callable[[Path, Options], dict[str, Any]]:
-    """Killed at any moment, a third of the moments inside a save and a third at a given touch of a file."""
+    """Kills at random moments: a third inside a save, a third at a given file operation."""
 
     def part(folder: Path, options: Options) -> dict[str, Any]:
         began = time.monotonic()
@@ -53,13 +53,13 @@ def killed(build: Callable[[Path], subjects.Subject]) -> Callable[[Path, Options
 
 
 def bits(folder: Path, options: Options) -> dict[str, Any]:
-    """Every single bit of every file of a small checkpoint."""
+    """Flip every bit of every file of a small checkpoint."""
     subject = subjects.line()
-    subject.begin(folder / "run").run()
+    subject.start(folder / "run").run()
     newest = folder / "run" / f"checkpoint-{subject.steps}"
-    tried = [one for file in sorted(newest.iterdir()) for one in bits_tried(newest, file.name)]
-    unnoticed = [f"bit {one.bit} of {one.file} was not noticed" for one in tried if not one.noticed]
-    return {"checkpoint": {"bits": len(tried), DIFFERENCES: unnoticed}}
+    flips = [flip for file in sorted(newest.iterdir()) for flip in flip_bits(newest, file.name)]
+    unnoticed = [f"bit {flip.bit} of {flip.file} was not noticed" for flip in flips if not flip.noticed]
+    return {"checkpoint": {"bits": len(flips), DIFFERENCES: unnoticed}}
 
 
 PARTS: Mapping[str, Callable[[Path, Options], dict[str, Any]]] = {
@@ -88,13 +88,13 @@ def main(options: Options) -> int:
         return 2
     for name in options.parts or PARTS:
         folder = Path(tempfile.mkdtemp(prefix="dpt-faults-"))
-        found = PARTS[name](folder, options)
-        bad += [f"{name}, {what}: {one}" for what, facts in found.items() for one in facts[DIFFERENCES]]
+        results = PARTS[name](folder, options)
+        bad += [f"{name}, {case}: {difference}" for case, facts in results.items() for difference in facts[DIFFERENCES]]
         report = json.loads(file.read_text()) if file.exists() else {}
-        told = {"date": str(date.today()), "machine": machine(), "seed": options.seed, **found}
-        report[name] = told
+        entry = {"date": str(date.today()), "machine": machine(), "seed": options.seed, **results}
+        report[name] = entry
         file.write_text(json.dumps(report, indent=1) + "\n")
-        print(json.dumps({name: told}, indent=1), flush=True)
+        print(json.dumps({name: entry}, indent=1), flush=True)
         shutil.rmtree(folder)
     for one in bad:
         print(f"NOT AS IT SHOULD BE: {one}")

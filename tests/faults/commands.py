@@ -1,4 +1,4 @@
-"""The training commands on the smallest model, in as many processes and on as many machines as asked."""
+"""The training commands on the smallest model, in one or several processes."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def on_the_cpu() -> dict[str, str]:
     return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
 
-def start(command: Sequence[str], said: Path, **environment: str) -> subprocess.Popen[bytes]:
-    with said.open("wb") as out:
+def start(command: Sequence[str], output: Path, **environment: str) -> subprocess.Popen[bytes]:
+    with output.open("wb") as out:
         return subprocess.Popen(
             command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, env={**on_the_cpu(), **environment}
         )
@@ -57,14 +57,15 @@ def start(command: Sequence[str], said: Path, **environment: str) -> subprocess.
 def start_by_hand(
     module: Sequence[str], ranks: int, folder: Path, instead: Mapping[int, Mapping[str, str]] | None = None
 ) -> list[subprocess.Popen[bytes]]:
-    """As a launcher would, but nobody watches over them: what one does when another is gone is its own affair.
+    """Start the ranks without a launcher, which would end them all when one fails.
 
-    `instead` has, for a rank, words that it is told in place of others.
+    `instead`: for a rank, words of the command line to replace.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    port, told = str(free_port()), instead or {}
+    port, replaced = str(free_port()), instead or {}
     return [
-        start([sys.executable, *(told.get(rank, {}).get(word, word) for word in module)], folder / f"said-{rank}.txt",
+        start([sys.executable, *(replaced.get(rank, {}).get(word, word) for word in module)],
+              folder / f"output-{rank}.txt",
               RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks),
               MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         for rank in range(ranks)

@@ -1,4 +1,4 @@
-"""A task that does little but save, and a run of it that nothing happened to."""
+"""A task that does little but save, and an uninterrupted run of it."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ def subject() -> Subject:
 @pytest.fixture(scope="module")
 def reference(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("reference") / "run"
-    subject.begin(root, **WHOLE).run()
+    subject.start(root, **WHOLE).run()
     return root

@@ -1,4 +1,4 @@
-"""Bits of a checkpoint that are not as they were."""
+"""Flipped bits in checkpoints."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from dpt.training.engine import checkpoint
 
 
 @dataclass(frozen=True)
-class Tried:
+class BitFlip:
     file: str
     bit: int
     noticed: bool
 
 
-def bits_tried(folder: Path, name: str, every: int = 1) -> Iterator[Tried]:
-    """One flipped bit of a file after the other, each put back before the next."""
+def flip_bits(folder: Path, name: str, every: int = 1) -> Iterator[BitFlip]:
+    """Flip one bit of a file after the other, each restored before the next."""
     file = folder / name
     for bit in range(0, 8 * file.stat().st_size, every):
         flip(file, bit)
-        yield Tried(name, bit, checkpoint.fault(folder) is not None)
+        yield BitFlip(name, bit, checkpoint.fault(folder) is not None)
         flip(file, bit)
 
 

@@ -1,4 +1,4 @@
-"""Disks that are too small, or cannot be written to: mounted for a child process alone, and gone with it."""
+"""Disks that are small or read-only, mounted for a child process only."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ READ_ONLY, REMOUNT, BIND, RECURSIVE, PRIVATE = 1, 1 << 5, 1 << 12, 1 << 14, 1 <<
 
 
 class CannotMount(Exception):
-    """Neither root nor allowed to be root in a namespace of one's own."""
+    """Neither root nor allowed to create a user namespace."""
 
 
 def own_mounts() -> None:
-    """What this process mounts from now on nobody else sees."""
+    """Give this process mounts that no other process sees."""
     libc = ctypes.CDLL(None, use_errno=True)
     user, group = os.getuid(), os.getgid()
     if user == 0:
@@ -34,13 +34,12 @@ def own_mounts() -> None:
 
 
 def mount_memory(folder: Path, kib: int, again: bool = False) -> None:
-    """A disk of so many KiB in memory; `again` changes the size of one that is there."""
+    """Mount a disk of so many KiB in memory; `again` resizes a mounted one."""
     flags, libc = REMOUNT if again else 0, ctypes.CDLL(None, use_errno=True)
     _done(libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", flags, f"size={kib}k".encode()))
 
 
 def make_read_only(folder: Path) -> None:
-    """What is there stays and can be read."""
     path, libc = os.fsencode(folder), ctypes.CDLL(None, use_errno=True)
     _done(libc.mount(path, path, None, BIND, None))
     _done(libc.mount(None, path, None, BIND | REMOUNT | READ_ONLY, None))
@@ -52,7 +51,7 @@ def _done(code: int) -> None:
 
 
 def limit_files(size: int) -> None:
-    """No file of this process may be of more bytes: the next best thing where nothing can be mounted."""
+    """Limit the size of any file this process writes, for machines where nothing can be mounted."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
@@ -61,10 +60,10 @@ def can_mount() -> bool:
 
 
 def run_in_a_child(work: Callable[[], object]) -> tuple[int, str]:
-    """Its exit code, and all that it said."""
-    ear, mouth = os.pipe()
-    child = in_a_child(work, mouth)
-    os.close(mouth)
-    with os.fdopen(ear, errors="replace") as said:
-        text = said.read()
+    """Its exit code, and all its output."""
+    reader, writer = os.pipe()
+    child = in_a_child(work, writer)
+    os.close(writer)
+    with os.fdopen(reader, errors="replace") as output:
+        text = output.read()
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), text

@@ -1,9 +1,8 @@
-"""A training that is killed without warning, again and again, and gone on with, beside the same one left in peace.
+"""Kill a training again and again, resume it, and compare it with an uninterrupted one.
 
-A moment to be killed at is of one of three kinds. `anywhere`: after a random share of the time that is left to go.
-`saving`: a save has begun, which the child says through a pipe, and a random share of a save's time is over.
-`event`: at the n-th time that a save opens, names or removes a file; the only kind that falls on the very same place
-each time. Whether a kill fell inside a save is not concluded from that, but read off what the child had said.
+Three kinds of moments. `anywhere`: after a random share of the remaining time. `saving`: after a random share of a
+save's time, from when the child signals through a pipe that a save began. `event`: at the n-th file operation of a
+save, which is reproducible. Whether a kill fell inside a save is read off the signals.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dpt.training.engine.loop import Loop
-from tests.faults.comparing import accepted, differences, differences_at_the_end, reached
+from tests.faults.compare import accepted, differences, differences_at_the_end, reached
 from tests.faults.subjects import SETTINGS, Subject
 from tests.training.children import in_a_child
 
 Kind = Literal["anywhere", "saving", "event"]
 KINDS: tuple[Kind, ...] = ("anywhere", "saving", "event")
-BEGUN, ENDED = b"(", b")"
+SAVE_BEGAN, SAVE_ENDED = b"(", b")"
 TOUCHES_FILES = ("open", "os.", "shutil.")
 
 
@@ -35,20 +34,20 @@ class Kill:
     kind: Kind
     share: float
     which: float = 0.0
-    """Of the kind `saving`: of which of the child's saves, as a share of those that are left."""
+    """For `saving`: which of the remaining saves, as a share of them."""
 
     def __str__(self) -> str:
         return f"{self.kind} {self.share:.4f}" + (f" of save {self.which:.4f}" if self.kind == "saving" else "")
 
 
 @dataclass(frozen=True)
-class Pace:
-    """What the uninterrupted run took."""
+class Duration:
+    """Of the uninterrupted run."""
 
     seconds: float
-    of_a_save: float
+    save_seconds: float
     events: int
-    """How often its saves touched files."""
+    """File operations in its saves."""
 
 
 @dataclass
@@ -66,22 +65,22 @@ class Tally:
 def campaign(
     subject: Subject, folder: Path, kills: int, seed: int, say: Callable[[str], object], kinds: tuple[Kind, ...] = KINDS
 ) -> Tally:
-    """So many kills, spread over runs that are killed one to four times each and then finished."""
+    """Kill runs one to four times each, then finish them, until there were so many kills."""
     reference = folder / "reference"
-    pace = uninterrupted(subject, reference, folder / "pace.json")
-    say(f"{subject.name}: seed {seed}; left in peace {pace.seconds:.2f} s, a save {1000 * pace.of_a_save:.1f} ms, "
-        f"{pace.events} touches of files")  # fmt: skip
+    duration = run_uninterrupted(subject, reference, folder / "duration.json")
+    say(f"{subject.name}: seed {seed}; uninterrupted {duration.seconds:.2f} s, a save "
+        f"{1000 * duration.save_seconds:.1f} ms, {duration.events} file operations")  # fmt: skip
     rng = random.Random(f"{subject.name} {seed}")
     tally = Tally()
     while tally.kills < kills:
         root = folder / f"run-{tally.runs_finished}"
-        of_this_run = 0
+        kills_of_run = 0
         for _ in range(min(rng.randint(1, 4), kills - tally.kills)):
             kill = Kill(kinds[tally.kills % len(kinds)], rng.random(), rng.random())
-            of_this_run += _strike_and_look(subject, root, reference, kill, pace, tally, say)
+            kills_of_run += _kill_and_compare(subject, root, reference, kill, duration, tally, say)
         finish(subject, root)
         tally.runs_finished += 1
-        tally.most_kills_of_one_run = max(tally.most_kills_of_one_run, of_this_run)
+        tally.most_kills_of_one_run = max(tally.most_kills_of_one_run, kills_of_run)
         kept = SETTINGS["checkpoints_total_limit"]
         ended = differences_at_the_end(root, reference, subject.steps, kept)
         tally.differences += [f"{root.name}, finished: {one}" for one in ended]
@@ -89,14 +88,20 @@ def campaign(
     return tally
 
 
-def _strike_and_look(
-    subject: Subject, root: Path, reference: Path, kill: Kill, pace: Pace, tally: Tally, say: Callable[[str], object]
+def _kill_and_compare(
+    subject: Subject,
+    root: Path,
+    reference: Path,
+    kill: Kill,
+    duration: Duration,
+    tally: Tally,
+    say: Callable[[str], object],
 ) -> bool:
-    saves = strike(subject, root, kill, pace)
+    saves = run_and_kill(subject, root, kill, duration)
     if saves is None:
         tally.came_too_late += 1
         return False
-    inside = saves.count(BEGUN) > saves.count(ENDED)
+    inside = saves.count(SAVE_BEGAN) > saves.count(SAVE_ENDED)
     tally.kills += 1
     tally.inside_a_save += inside
     good = accepted(root)
@@ -111,46 +116,46 @@ def _strike_and_look(
     return True
 
 
-def strike(subject: Subject, root: Path, kill: Kill, pace: Pace) -> bytes | None:
-    """What the child had said of its saves when it was dead; nothing if it came to its end before."""
+def run_and_kill(subject: Subject, root: Path, kill: Kill, duration: Duration) -> bytes | None:
+    """The signals of the child's saves until it was killed; None if it finished first."""
     left = subject.steps - reached(root)
     share_left = left / subject.steps
-    ear, mouth = os.pipe()
-    said = root.with_suffix(".said")
+    reader, writer = os.pipe()
+    output = root.with_suffix(".output")
 
     def work() -> None:
-        os.close(ear)
-        one = subject.begin(root)
-        saving = _tell_of_saves(one, mouth)
+        os.close(reader)
+        one = subject.start(root)
+        saving = _signal_saves(one, writer)
         if kill.kind == "event":
-            _die_at_event(int(kill.share * share_left * pace.events), saving)
+            _die_at_event(int(kill.share * share_left * duration.events), saving)
         one.run()
 
-    with said.open("w") as out:
+    with output.open("w") as out:
         child = in_a_child(work, out.fileno())
-    os.close(mouth)
-    heard = b""
+    os.close(writer)
+    signals = b""
     if kill.kind == "anywhere":
-        time.sleep(kill.share * share_left * pace.seconds)
+        time.sleep(kill.share * share_left * duration.seconds)
     elif kill.kind == "saving":
-        heard = _listen(ear, 1 + int(kill.which * left))
-        _wait_precisely(kill.share * pace.of_a_save)
+        signals = _read_signals(reader, 1 + int(kill.which * left))
+        _wait_precisely(kill.share * duration.save_seconds)
     if kill.kind != "event":
         os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
-    heard += _rest_of(ear)
-    os.close(ear)
+    signals += _read_to_end(reader)
+    os.close(reader)
     if os.WIFEXITED(status):
-        assert os.WEXITSTATUS(status) == 0, f"{subject.name} failed by itself: {said.read_text()[-2000:]}"
+        assert os.WEXITSTATUS(status) == 0, f"{subject.name} failed by itself: {output.read_text()[-2000:]}"
         return None
-    return heard
+    return signals
 
 
-def uninterrupted(subject: Subject, root: Path, file: Path) -> Pace:
+def run_uninterrupted(subject: Subject, root: Path, file: Path) -> Duration:
     def work() -> None:
-        one = subject.begin(root, checkpoints_total_limit=None)
-        reader, mouth = os.pipe()
-        saving = _tell_of_saves(one, mouth)
+        one = subject.start(root, checkpoints_total_limit=None)
+        reader, writer = os.pipe()
+        saving = _signal_saves(one, writer)
         count = _count_events(saving)
         began = time.monotonic()
         one.run()
@@ -159,13 +164,13 @@ def uninterrupted(subject: Subject, root: Path, file: Path) -> Pace:
         os.close(reader)
 
     assert os.waitpid(in_a_child(work), 0)[1] == 0, f"{subject.name} does not train"
-    seconds, of_a_save, events = json.loads(file.read_text())
-    return Pace(seconds, of_a_save, events)
+    seconds, save_seconds, events = json.loads(file.read_text())
+    return Duration(seconds, save_seconds, events)
 
 
 def finish(subject: Subject, root: Path) -> None:
-    status = os.waitpid(in_a_child(lambda: subject.begin(root).run()), 0)[1]
-    assert status == 0, f"{subject.name} could not go on in {root}"
+    status = os.waitpid(in_a_child(lambda: subject.start(root).run()), 0)[1]
+    assert status == 0, f"{subject.name} could not resume in {root}"
 
 
 class _Saving:
@@ -178,16 +183,16 @@ class _Count:
     events = 0
 
 
-def _tell_of_saves(one: Loop, mouth: int) -> _Saving:
+def _signal_saves(one: Loop, writer: int) -> _Saving:
     ordinary, saving = one._save, _Saving()
 
     def save() -> None:
-        os.write(mouth, BEGUN)
+        os.write(writer, SAVE_BEGAN)
         saving.now, began = True, time.monotonic()
         ordinary()
         saving.now = False
         saving.took.append(time.monotonic() - began)
-        os.write(mouth, ENDED)
+        os.write(writer, SAVE_ENDED)
 
     one._save = save  # type: ignore[method-assign]
     return saving
@@ -210,27 +215,27 @@ def _die_at_event(last: int, saving: _Saving) -> None:
     def note(event: str, arguments: Any) -> None:
         if saving.now and event.startswith(TOUCHES_FILES):
             if count.events == last:
-                saving.now = False  # or the killing would be an event too
+                saving.now = False  # or the kill would be an event too
                 os.kill(os.getpid(), signal.SIGKILL)
             count.events += 1
 
     sys.addaudithook(note)
 
 
-def _listen(ear: int, saves: int) -> bytes:
-    """Until so many saves have begun, or the child is gone."""
-    heard = b""
-    while heard.count(BEGUN) < saves and (more := os.read(ear, 1)):
-        heard += more
-    return heard
+def _read_signals(reader: int, saves: int) -> bytes:
+    """Until so many saves have begun, or the child has ended."""
+    signals = b""
+    while signals.count(SAVE_BEGAN) < saves and (more := os.read(reader, 1)):
+        signals += more
+    return signals
 
 
 def _wait_precisely(seconds: float) -> None:
-    """A sleep may take a millisecond too long, which is much of a save."""
+    """A sleep may take a millisecond too long, a large part of a save."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         pass
 
 
-def _rest_of(ear: int) -> bytes:
-    return b"".join(iter(lambda: os.read(ear, 4096), b""))
+def _read_to_end(reader: int) -> bytes:
+    return b"".join(iter(lambda: os.read(reader, 4096), b""))

@@ -2,10 +2,10 @@
 
     python -m tests.faults.long_run [--minutes 65] [--out runs/long_run]
 
-Stage 2 by its real command on the smallest model: it is begun, asked to stop, and gone on with in one process for as
-long as told, which saves, throws old checkpoints away, averages its weights and validates all the time. What it
-holds (RSS, and of it what is not a file's) is written down every few seconds, as OUT/memory.jsonl; in the end it is
-asked to stop, and must say that it can be gone on with. OUT/slope.json has the line through it all.
+Runs stage 2 on the smallest model, stops it, and resumes it in one process for so many minutes, with saves,
+deletions, weight averaging and validations all the time. Its memory (RSS, and the anonymous part of it) is written
+every few seconds to OUT/memory.jsonl; at the end it is stopped and must say that it can be resumed. OUT/slope.json has
+the regression line.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ def main(options: Options) -> None:
     model = tiny_stage1.model(out / "model")
     command = [sys.executable, str(ROOT / "train_stage2.py"), "--pretrained_model_name_or_path", str(model), *FLAGS,
                "--output_dir", str(out / "run"), "--max_train_steps", "100000000"]  # fmt: skip
-    with (out / "said.txt").open("w") as said:
-        first = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said)
+    with (out / "output.txt").open("w") as output:
+        first = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
         wait_for(out / "run" / "checkpoint-20" / "manifest.json")
         stop(first)
-        second = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said)
+        second = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
         readings = watch(second, options, out / "memory.jsonl")
         stop(second)
     found = summary(readings, options, out / "run")

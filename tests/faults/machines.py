@@ -1,4 +1,4 @@
-"""Two hosts on one machine: network namespaces with a cable between them. Needs root."""
+"""Two hosts on one machine: connected network namespaces. Needs root."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Hosts:
         return ["ip", "netns", "exec", self.names[host], *command]
 
     def cut(self) -> None:
-        """The cable is pulled: nobody is told."""
+        """Take the link down without closing connections."""
         _ip("-n", self.names[1], "link", "set", self.interfaces[1], "down")
 
 
-def can_be_made() -> bool:
+def can_create_hosts() -> bool:
     return os.getuid() == 0 and shutil.which("ip") is not None
 
 

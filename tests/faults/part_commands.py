@@ -1,4 +1,4 @@
-"""Long part: the real commands killed from outside, beside the same commands left in peace: bit for bit."""
+"""Kill the real commands from outside and compare with uninterrupted ones, bit for bit."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.commands import STEPS, script, start, words
-from tests.faults.comparing import differences, log, unlike
+from tests.faults.compare import differences, log, unlike
 from tests.training import tiny_stage1
 
 DROPOUT = ["--dropout", "0.1"]
-"""Its masks come back too."""
+"""Its masks must be restored too."""
 KILLS = 6
 
 
@@ -32,11 +32,11 @@ def _killed(folder: Path, model: Path, stage: int, seed: int) -> dict[str, Any]:
     found, inside, kills = [], 0, 0
     for nth in range(KILLS):
         process = _command(stage, model, root, shared, folder)
-        begun, share = rng.randint(1, 3), rng.random()
+        count, share = rng.randint(1, 3), rng.random()
         if nth % 2:
-            _wait_for_saves(process, root, begun)
+            _wait_for_saves(process, root, count)
         else:
-            _wait_for_lines(process, root, begun)
+            _wait_for_lines(process, root, count)
             time.sleep(0.3 * share)
         process.kill()
         if process.wait() == 0:
@@ -44,14 +44,14 @@ def _killed(folder: Path, model: Path, stage: int, seed: int) -> dict[str, Any]:
         kills += 1
         inside += bool(list(root.glob(".checkpoint-*")))
         found += differences(root, reference)
-        print(f"train_stage{stage}.py kill {kills}: {'in save' if nth % 2 else 'after line'} {begun}, {share:.3f}; "
+        print(f"train_stage{stage}.py kill {kills}: {'in save' if nth % 2 else 'after line'} {count}, {share:.3f}; "
               f"{len(log(root))} lines, {len(list(root.glob('checkpoint-*')))} checkpoints", flush=True)  # fmt: skip
     assert _command(stage, model, root, shared, folder).wait() == 0, _said(folder)
     found += differences(root, reference)
     found += [] if log(root) == log(reference) else ["the log"]
     for result in ("adapter", "lora") if stage == 2 else ("adapter",):
         found += [f"{result}/{name}" for name in unlike(root / result, reference / result)]
-    found += [] if (root / f"checkpoint-{STEPS}").exists() else ["it did not come to its end"]
+    found += [] if (root / f"checkpoint-{STEPS}").exists() else ["it did not finish"]
     return {"kills": kills, "inside_a_save": inside, "differences": found}
 
 
@@ -59,22 +59,21 @@ def _command(stage: int, model: Path, root: Path, more: list[str], folder: Path)
     command = [*words(stage, model, root), *DROPOUT, *more]
     kept = dict(zip(command[::2], command[1::2], strict=True))  # a flag that is given twice counts as it was last
     flat = [word for pair in kept.items() for word in pair]
-    return start([sys.executable, script(stage), *flat], folder / "said.txt")
+    return start([sys.executable, script(stage), *flat], folder / "output.txt")
 
 
 def _said(folder: Path) -> str:
-    return (folder / "said.txt").read_text()[-2000:]
+    return (folder / "output.txt").read_text()[-2000:]
 
 
 def _wait_for_lines(process: subprocess.Popen[bytes], root: Path, more: int) -> None:
-    """More than there were; the process takes some back when it begins."""
     before = len(list(root.glob("checkpoint-*")))
     while process.poll() is None and len(list(root.glob("checkpoint-*"))) < before + more:
         time.sleep(0.01)
 
 
 def _wait_for_saves(process: subprocess.Popen[bytes], root: Path, saves: int) -> None:
-    """Until the temporary folder of so many saves has been seen."""
+    """Until the temporary folders of so many saves were seen."""
     mine, seen = f"-{process.pid}.tmp", set[str]()
     while process.poll() is None and len(seen) < saves:
         seen |= {path.name for path in root.glob(".checkpoint-*") if path.name.endswith(mine)}

@@ -1,4 +1,4 @@
-"""Long part: two machines, as two network namespaces with a cable between them, beside one process."""
+"""Train on two hosts and compare with one process; cut the link between them."""
 
 from __future__ import annotations
 
@@ -9,57 +9,57 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.commands import STEPS, script, start, words
-from tests.faults.machines import ADDRESSES, Hosts, can_be_made, two_hosts
-from tests.faults.part_processes import AT_MOST, SAID, Found, beside
+from tests.faults.machines import ADDRESSES, Hosts, can_create_hosts, two_hosts
+from tests.faults.part_processes import AT_MOST, SAID, Results, compare_to
 from tests.training import tiny_stage1
 
 PORT = "29555"
 
 
 def run(folder: Path) -> dict[str, Any]:
-    if not can_be_made():
+    if not can_create_hosts():
         return {"not tried": {"reason": "network namespaces need root and ip", "differences": []}}
     model = tiny_stage1.model(folder / "model")
-    found = Found()
+    found = Results()
     with two_hosts() as hosts:
         for stage in (1, 2):
             alone, root = folder / f"alone-{stage}", folder / f"two-{stage}"
             _end([start([sys.executable, script(stage), *words(stage, model, alone)], folder / "alone.txt")])
             command = [script(stage), *words(stage, model, root, batch=1)]
-            codes = _end(_on_both(hosts, command, folder / f"said-{stage}"))
-            found[f"stage {stage}, two machines"] = {"exit_codes": codes, **beside(root, alone)}
+            codes = _end(_on_both(hosts, command, folder / f"output-{stage}"))
+            found[f"stage {stage}, two machines"] = {"exit_codes": codes, **compare_to(root, alone)}
         found["stage 1, the cable pulled"] = _cut(hosts, folder, model)
     return found
 
 
-def _on_both(hosts: Hosts, command: list[str], said: Path) -> list[subprocess.Popen[bytes]]:
-    """As docs/train-on-your-data.md has it, on each."""
-    said.mkdir(exist_ok=True)
+def _on_both(hosts: Hosts, command: list[str], output: Path) -> list[subprocess.Popen[bytes]]:
+    """The command of docs/train-on-your-data.md on each."""
+    output.mkdir(exist_ok=True)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2",
               "--num_processes", "2", "--main_process_ip", ADDRESSES[0], "--main_process_port", PORT,
               "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
     return [
-        start(hosts.on(host, [*launch, "--machine_rank", str(host), *command]), said / f"{host}.txt",
+        start(hosts.on(host, [*launch, "--machine_rank", str(host), *command]), output / f"{host}.txt",
               GLOO_SOCKET_IFNAME=hosts.interfaces[host])
         for host in range(2)
     ]  # fmt: skip
 
 
 def _cut(hosts: Hosts, folder: Path, model: Path) -> dict[str, Any]:
-    """Nothing is closed and nothing is heard: only patience ends it (here of 20 seconds), and what is saved is good."""
-    root, said = folder / "cut", folder / "said-cut"
+    """No connection is closed, so only the timeout ends it (here 20 s); saved checkpoints must be good."""
+    root, output = folder / "cut", folder / "output-cut"
     processes = _on_both(
-        hosts, ["--module", "tests.faults.dying", "stop", "none", "0", "1", *_long(model, root, 1, 100_000)], said
+        hosts, ["--module", "tests.faults.accidents", "stop", "none", "0", "1", *_long(model, root, 1, 100_000)], output
     )
     deadline = time.monotonic() + AT_MOST
     while not (root / "checkpoint-4" / "manifest.json").exists():
-        assert time.monotonic() < deadline, (said / "0.txt").read_text()
+        assert time.monotonic() < deadline, (output / "0.txt").read_text()
         time.sleep(0.05)
     hosts.cut()
     began = time.monotonic()
     codes = _end(processes)
     seconds = round(time.monotonic() - began, 1)
-    texts = [(said / f"{host}.txt").read_text() for host in range(2)]
+    texts = [(output / f"{host}.txt").read_text() for host in range(2)]
     found = [] if all(codes) and SAID in texts[0] else [f"{codes}: {texts[0][-800:]}"]
     reached = len((root / "log.jsonl").read_text().splitlines())
     again = start([sys.executable, script(1), *_long(model, root, 2, reached + 2)], folder / "again.txt")

@@ -1,4 +1,4 @@
-"""Long part: several processes, some of which have an accident, beside one that is left in peace."""
+"""Let one of several processes fail, resume, and compare with one uninterrupted process."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.commands import STEPS, script, start, start_by_hand, torchrun, words
-from tests.faults.comparing import log
+from tests.faults.compare import log
 from tests.training import tiny_stage1
 from tests.training.two_processes import apart
 
 TOLERANCE = 1e-5
 SAID = "hears nothing more of another process of this run"
 AT_MOST = 600.0
-"""Seconds that anything may take: nothing hangs for ever."""
+"""Seconds after which anything counts as hung."""
 
 
-class Found(dict[str, Any]):
-    """What comes last may be long in coming: each is said when it is known."""
+class Results(dict[str, Any]):
+    """Prints each result when it is set."""
 
     def __setitem__(self, what: str, facts: Any) -> None:
         print(f"{what}: {json.dumps(facts)}", flush=True)
@@ -32,7 +32,7 @@ class Found(dict[str, Any]):
 
 def run(folder: Path) -> dict[str, Any]:
     model = tiny_stage1.model(folder / "model")
-    found = Found()
+    found = Results()
     alone = folder / "alone-1"
     _finish([sys.executable, script(1), *words(1, model, alone)], folder / "alone.txt")
     found["stage 1, a rank that never answers again"] = _silent(folder, model, alone)
@@ -44,12 +44,12 @@ def run(folder: Path) -> dict[str, Any]:
             _finish([sys.executable, script(stage), *words(stage, model, alone)], folder / "alone.txt")
         for rank in (0, 1):
             found[f"stage {stage}, rank {rank} of 2 killed"] = _killed(folder, model, alone, stage, rank)
-        found[f"stage {stage}, killed as 1 process, gone on with as 2"] = _split_anew(folder, model, alone, stage)
+        found[f"stage {stage}, killed as 1 process, resumed as 2"] = _split_anew(folder, model, alone, stage)
     return found
 
 
-def beside(root: Path, alone: Path) -> dict[str, Any]:
-    """How far a finished run is from that of one process, which may be rounding and no more."""
+def compare_to(root: Path, alone: Path) -> dict[str, Any]:
+    """Largest differences from the run of one process, which must be rounding."""
     mine, theirs = log(root), log(alone)
     losses = [
         abs(a[name] - b[name]) / max(1.0, abs(b[name]))
@@ -67,18 +67,18 @@ def beside(root: Path, alone: Path) -> dict[str, Any]:
 
 
 def _killed(folder: Path, model: Path, alone: Path, stage: int, rank: int) -> dict[str, Any]:
-    root, said = folder / f"killed-{stage}-{rank}", folder / f"killed-{stage}-{rank}.txt"
+    root, output = folder / f"killed-{stage}-{rank}", folder / f"killed-{stage}-{rank}.txt"
     command = words(stage, model, root, batch=1)
-    dying = ["-m", "tests.faults.dying", "kill", str(rank), "5", str(stage), *command]
-    process = start([*torchrun(), *dying], said)
+    dying = ["-m", "tests.faults.accidents", "kill", str(rank), "5", str(stage), *command]
+    process = start([*torchrun(), *dying], output)
     seconds = _seconds_after_last_step(process, root)
-    text = said.read_text()
+    text = output.read_text()
     _finish([*torchrun(), script(stage), *command], folder / "resumed.txt")
-    found = beside(root, alone)
+    found = compare_to(root, alone)
     if process.returncode == 0:
-        found["differences"].append("the launcher did not say that it failed")
+        found["differences"].append("the launcher reported success")
     if "SIGKILL" not in text:
-        found["differences"].append("nobody said what happened")
+        found["differences"].append("no message said what happened")
     return {**found, "seconds_until_all_had_ended": seconds, "survivor_said": SAID in text}
 
 
@@ -89,41 +89,41 @@ def _seconds_after_last_step(process: subprocess.Popen[bytes], root: Path) -> fl
 
 
 def _split_anew(folder: Path, model: Path, alone: Path, stage: int) -> dict[str, Any]:
-    """One process, killed; two; asked to stop; one again with two micro-batches instead of one."""
-    root, said = folder / f"anew-{stage}", folder / "anew.txt"
-    first = ["-m", "tests.faults.dying", "kill", "0", "3", str(stage), *words(stage, model, root)]
-    code = _wait(start([sys.executable, *first], said))
-    assert code == -signal.SIGKILL, said.read_text()
-    again = ["-m", "tests.faults.dying", "kill", "1", "7", str(stage), *words(stage, model, root, batch=1)]
-    _wait(start([*torchrun(), *again], said))
-    assert (root / "checkpoint-6").is_dir(), said.read_text()
+    """One process, killed; then two, one killed; then one with two micro-batches."""
+    root, output = folder / f"anew-{stage}", folder / "anew.txt"
+    first = ["-m", "tests.faults.accidents", "kill", "0", "3", str(stage), *words(stage, model, root)]
+    code = _wait(start([sys.executable, *first], output))
+    assert code == -signal.SIGKILL, output.read_text()
+    again = ["-m", "tests.faults.accidents", "kill", "1", "7", str(stage), *words(stage, model, root, batch=1)]
+    _wait(start([*torchrun(), *again], output))
+    assert (root / "checkpoint-6").is_dir(), output.read_text()
     last = [*words(stage, model, root, batch=1), "--gradient_accumulation_steps", "2"]
-    _finish([sys.executable, script(stage), *last], said)
-    return beside(root, alone)
+    _finish([sys.executable, script(stage), *last], output)
+    return compare_to(root, alone)
 
 
 def _silent(folder: Path, model: Path, alone: Path) -> dict[str, Any]:
-    """Stopped, not killed: no connection is closed, so that only patience ends it (here of 20 seconds)."""
+    """Stopped, not killed: no connection is closed, so only the timeout ends it (here 20 s)."""
     root = folder / "silent"
-    command = ["-m", "tests.faults.dying", "stop", "1", "5", "1", *words(1, model, root, batch=1)]
-    waiting, silent = start_by_hand(command, 2, folder / "silent-said")
+    command = ["-m", "tests.faults.accidents", "stop", "1", "5", "1", *words(1, model, root, batch=1)]
+    waiting, silent = start_by_hand(command, 2, folder / "silent-output")
     seconds = _seconds_after_last_step(waiting, root)
     silent.kill()
     silent.wait()
     _finish([sys.executable, script(1), *words(1, model, root)], folder / "resumed.txt")
-    found = beside(root, alone)
-    said = (folder / "silent-said" / "said-0.txt").read_text()
-    if waiting.returncode != 75 or SAID not in said or "Traceback" in said:
-        found["differences"].append(f"it ended with {waiting.returncode} and said {said[-500:]}")
+    found = compare_to(root, alone)
+    output = (folder / "silent-output" / "output-0.txt").read_text()
+    if waiting.returncode != 75 or SAID not in output or "Traceback" in output:
+        found["differences"].append(f"it ended with {waiting.returncode} and printed {output[-500:]}")
     return {**found, "patience_seconds": 20, "seconds_until_it_gave_up": seconds}
 
 
 def _without_launcher(folder: Path, model: Path, alone: Path) -> dict[str, Any]:
-    """Its processes may live on: while they do, the same command is refused, and nothing is written twice."""
-    root, said = folder / "orphans", folder / "orphans.txt"
+    """Its processes may live on: meanwhile the same command must be refused."""
+    root, output = folder / "orphans", folder / "orphans.txt"
     command = words(1, model, root, batch=1)
-    slow = ["-m", "tests.faults.dying", "dawdle", "0", "5", "1", *command]
-    launcher = start([*torchrun(), *slow], said)
+    slow = ["-m", "tests.faults.accidents", "slow", "0", "5", "1", *command]
+    launcher = start([*torchrun(), *slow], output)
     _until(lambda: (root / "checkpoint-4" / "manifest.json").exists())
     orphans = _children(launcher.pid)
     launcher.kill()
@@ -133,28 +133,28 @@ def _without_launcher(folder: Path, model: Path, alone: Path) -> dict[str, Any]:
     code, text = _wait(refused), (folder / "refused.txt").read_text()
     _until(lambda: not any(_alive(one) for one in orphans))
     _finish([sys.executable, script(1), *words(1, model, root)], folder / "resumed.txt")
-    found = beside(root, alone)
+    found = compare_to(root, alone)
     if lived and (code != 2 or "another process is training in" not in text):
-        found["differences"].append(f"the second run ended with {code} and said {text[-500:]}")
+        found["differences"].append(f"the second run ended with {code} and printed {text[-500:]}")
     return {**found, "processes_lived_on": lived, "second_run_refused": code == 2}
 
 
 def _not_shared(folder: Path, model: Path, alone: Path) -> dict[str, Any]:
-    """One machine goes on from a checkpoint that the other does not have."""
+    """One machine resumes from a checkpoint that the other does not have."""
     root = folder / "shared"
-    dying = ["-m", "tests.faults.dying", "kill", "0", "5", "1", *words(1, model, root)]
+    dying = ["-m", "tests.faults.accidents", "kill", "0", "5", "1", *words(1, model, root)]
     assert _wait(start([sys.executable, *dying], folder / "shared.txt")) == -signal.SIGKILL
-    processes = start_by_hand([script(1), *words(1, model, root, batch=1)], 2, folder / "shared-said",
+    processes = start_by_hand([script(1), *words(1, model, root, batch=1)], 2, folder / "shared-output",
                               {1: {str(root): str(folder / "elsewhere")}})  # fmt: skip
     codes = [_wait(one) for one in processes]
-    said = [(folder / "shared-said" / f"said-{rank}.txt").read_text() for rank in range(2)]
-    told = ["process 0 would go on after step 4 and process 1 after step 0" in one for one in said]
-    return {"exit_codes": codes, "differences": [] if codes == [2, 2] and all(told) else [said[1][-500:]]}
+    output = [(folder / "shared-output" / f"output-{rank}.txt").read_text() for rank in range(2)]
+    refused = ["process 0 would go on after step 4 and process 1 after step 0" in one for one in output]
+    return {"exit_codes": codes, "differences": [] if codes == [2, 2] and all(refused) else [output[1][-500:]]}
 
 
-def _finish(command: list[str], said: Path) -> None:
-    code = _wait(start(command, said))
-    assert code == 0, f"{command} ended with {code}: {said.read_text()[-2000:]}"
+def _finish(command: list[str], output: Path) -> None:
+    code = _wait(start(command, output))
+    assert code == 0, f"{command} ended with {code}: {output.read_text()[-2000:]}"
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:

@@ -1,4 +1,4 @@
-"""What is trained while it is attacked: each of the tasks on the smallest model there is."""
+"""The tasks under attack, on the smallest model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dpt.training.engine.loop import Loop
 from tests.training import tiny_stage1, tiny_stage2, toy
 
 WHOLE: Mapping[str, Any] = {"checkpoints_total_limit": None}
-"""No checkpoint is thrown away."""
+"""Keep all checkpoints."""
 SETTINGS: Mapping[str, Any] = {
     "max_train_steps": 6,
     "train_batch_size": 1,
@@ -25,14 +25,14 @@ SETTINGS: Mapping[str, Any] = {
     "logging_steps": 3,
     "validation_steps": 4,
 }
-"""Saved at every step, and old ones thrown away; readings of the losses go across saves; all of it in one epoch."""
+"""Save at every step and delete old checkpoints; loss averages span saves; all in one epoch."""
 
 
 @dataclass(frozen=True)
 class Subject:
     name: str
-    begin: Callable[..., Loop]
-    """A new loop in a folder, as a fresh process would build it; some of SETTINGS may be given otherwise."""
+    start: Callable[..., Loop]
+    """A new loop in a folder, as a new process would build it; keyword arguments override SETTINGS."""
 
     @property
     def steps(self) -> int:
@@ -40,27 +40,27 @@ class Subject:
 
 
 def line() -> Subject:
-    """No model at all: a step takes a millisecond, so that nearly all of the time goes into saving."""
+    """Without a model: a step takes a millisecond, so nearly all time goes into saving."""
     return Subject("line", lambda root, **other: toy.loop(root, toy.Line(dropout=0.3), **{**SETTINGS, **other}))
 
 
 def stage1(model: Path) -> Subject:
     opened = open_backbone(model, device="cpu")
 
-    def begin(root: Path, **other: Any) -> Loop:
+    def start_loop(root: Path, **other: Any) -> Loop:
         return tiny_stage1.loop(root, tiny_stage1.task(opened, 1, {"dropout": 0.1}), **{**SETTINGS, **other})
 
-    return Subject("stage 1", begin)
+    return Subject("stage 1", start_loop)
 
 
 def stage2(model: Path) -> Subject:
-    """To be begun in a child: it puts its LoRA into the model."""
+    """To be started in a child process: it injects its LoRA into the model."""
     opened = open_backbone(model, device="cpu")
     opened.prepare_for_gradients()
 
-    def begin(root: Path, **other: Any) -> Loop:
+    def start_loop(root: Path, **other: Any) -> Loop:
         task = tiny_stage2.task(opened, adapter={"dropout": 0.1}, validation=1)
-        task.memory = lambda examples: {}  # type: ignore[method-assign]  # nearly half of a child's time, only to be said
+        task.memory = lambda examples: {}  # type: ignore[method-assign]  # slow
         return tiny_stage2.loop(root, task, **{**SETTINGS, **other})
 
-    return Subject("stage 2", begin)
+    return Subject("stage 2", start_loop)

@@ -1,4 +1,4 @@
-"""The power cannot be cut here; but what must be on the disk before what can be seen from the order of the calls."""
+"""Power loss, tested by the order of the calls that flush to disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.faults.subjects import line
 
 
-def test_all_of_a_checkpoint_and_the_log_are_on_the_disk_before_it_has_its_name(
+def test_checkpoint_files_and_log_are_flushed_before_the_rename(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
@@ -25,7 +25,7 @@ def test_all_of_a_checkpoint_and_the_log_are_on_the_disk_before_it_has_its_name(
         done.append(f"{Path(target).name} is there")
         return rename(self, target)
 
-    one = line().begin(tmp_path / "run", max_train_steps=1, validation_steps=0)
+    one = line().start(tmp_path / "run", max_train_steps=1, validation_steps=0)
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", noted_fsync)
         patched.setattr(Path, "rename", noted_rename)

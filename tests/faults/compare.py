@@ -1,4 +1,4 @@
-"""A run's folder beside that of the same run uninterrupted, saved at every step: byte for byte."""
+"""A run's folder beside that of the same run that was not interrupted, saved at every step: byte for byte."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dpt.training.engine.loop import CLOCK_NAMES
 
 
 def log(root: Path) -> list[dict[str, Any]]:
-    """What was written down, but for what the clock said; a line that was cut is left out."""
+    """The log without times and without a cut last line."""
     file = root / "log.jsonl"
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     records = [json.loads(line) for line in lines if line.endswith("\n")]
@@ -19,33 +19,33 @@ def log(root: Path) -> list[dict[str, Any]]:
 
 
 def accepted(root: Path) -> list[Path]:
-    """The checkpoints that could be gone on from."""
+    """The checkpoints that could be resumed from."""
     return [folder for folder in sorted(root.glob("checkpoint-*")) if checkpoint.fault(folder) is None]
 
 
 def reached(root: Path) -> int:
-    """The step that would be gone on from."""
+    """The step that would be resumed from."""
     return max((int(folder.name.removeprefix("checkpoint-")) for folder in accepted(root)), default=0)
 
 
 def differences(root: Path, reference: Path) -> list[str]:
     """At any moment: each checkpoint that would be accepted is the reference's, and so is the log up to the newest."""
     good, step = accepted(root), reached(root)
-    found = [f"{folder.name}/{name}" for folder in good for name in unlike(folder, reference / folder.name)]
+    different = [f"{folder.name}/{name}" for folder in good for name in unlike(folder, reference / folder.name)]
     lines = [[line for line in log(one) if line["step"] <= step] for one in (root, reference)]
-    return found if lines[0] == lines[1] else [*found, f"the log up to step {step}"]
+    return different if lines[0] == lines[1] else [*different, f"the log up to step {step}"]
 
 
 def differences_at_the_end(root: Path, reference: Path, steps: int, kept: int) -> list[str]:
     """When all is done: the whole log, the last checkpoint, and nothing left over."""
-    found = differences(root, reference)
+    different = differences(root, reference)
     if log(root) != log(reference):
-        found.append("the log")
+        different.append("the log")
     if not (root / f"checkpoint-{steps}").exists():
-        found.append("the last checkpoint is missing")
+        different.append("the last checkpoint is missing")
     if len(accepted(root)) != kept or len(list(root.glob("checkpoint-*"))) != kept:
-        found.append("not as many checkpoints as were to be kept")
-    return [*found, *(f"{path.name} is left over" for path in root.glob(".*"))]
+        different.append("not as many checkpoints as were to be kept")
+    return [*different, *(f"{path.name} is left over" for path in root.glob(".*"))]
 
 
 def unlike(folder: Path, reference: Path) -> list[str]:

@@ -1,8 +1,7 @@
-"""python -m tests.faults.dying HOW RANK STEP STAGE WORDS: a training command one of whose processes has an accident.
+"""python -m tests.faults.accidents KIND RANK STEP STAGE WORDS: run a training command and let one process fail.
 
-HOW is kill (it is gone without a word), stop (it is there, but never answers again; then the others wait for twenty
-seconds, not for half an hour), worker (a process that prepares its batches is killed) or dawdle (nothing happens, but
-each step from then on takes a while).
+KIND is kill; stop (the process hangs, and the others wait for twenty seconds instead of half an hour); worker (a data
+loader worker is killed); or slow (each step from then on takes 15 s).
 """
 
 from __future__ import annotations
@@ -21,30 +20,30 @@ from dpt.cli.train import stages as train_stage2
 from dpt.training.engine.loop import Loop
 
 
-def main(how: str, rank: str, step: str, stage: str, words: list[str]) -> int:
+def main(kind: str, rank: str, step: str, stage: str, words: list[str]) -> int:
     ordinary = Loop.take_step
 
     def take_step(self: Loop, micro_batches: Any) -> None:
         ordinary(self, micro_batches)
-        late = self.step > int(step) and how == "dawdle"
+        late = self.step > int(step) and kind == "slow"
         if (late or self.step == int(step)) and os.environ.get("RANK", "0") == rank:
-            have_an_accident(how)
+            cause_accident(kind)
 
     Loop.take_step = take_step  # type: ignore[method-assign]
-    if how == "stop":
+    if kind == "stop":
         processes.COLLECTIVE_TIMEOUT = timedelta(seconds=20)
     return {"1": train_stage1.main_stage1, "2": train_stage2.main_stage2}[stage](words)
 
 
-def have_an_accident(how: str) -> None:
-    if how == "worker":
+def cause_accident(kind: str) -> None:
+    if kind == "worker":
         for child in active_children():
             assert child.pid is not None
             os.kill(child.pid, signal.SIGKILL)
-    elif how == "dawdle":
+    elif kind == "slow":
         time.sleep(15)
     else:
-        os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[how])
+        os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[kind])
 
 
 if __name__ == "__main__":
