@@ -38,7 +38,9 @@ def test_a_flipped_bit_is_noticed(reference: Path, tmp_path: Path) -> None:
 KINDS = ("cut short", "emptied", "a flipped bit", "missing")
 
 
-@pytest.mark.parametrize(("name", "kind"), [*zip(FILES, cycle(KINDS), strict=False), ("weights.safetensors", "missing")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [*zip(FILES, cycle(KINDS), strict=False), ("weights.safetensors", "missing")]
+)
 def test_a_damaged_newest_checkpoint(subject: Subject, reference: Path, root: Path, name: str, kind: str) -> None:
     file, rng = root / "checkpoint-6" / name, random.Random(f"{name} {kind}")
     if kind == "cut short":
