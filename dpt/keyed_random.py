@@ -21,16 +21,16 @@ class KeyedRandom:
     def chance(self, probability: float) -> bool:
         return self._random() < probability
 
-    def between(self, low: float, high: float) -> float:
+    def uniform(self, low: float, high: float) -> float:
         return low + (high - low) * self._random()
 
-    def below(self, n: int) -> int:
+    def randrange(self, n: int) -> int:
         return int(self._random() * n)
 
-    def pick(self, items: Sequence[T]) -> T:
-        return items[self.below(len(items))]
+    def choice(self, items: Sequence[T]) -> T:
+        return items[self.randrange(len(items))]
 
-    def pick_weighted(self, weighted: Sequence[tuple[T, float]]) -> T:
+    def weighted_choice(self, weighted: Sequence[tuple[T, float]]) -> T:
         at = self._random() * sum(weight for _, weight in weighted)
         for item, weight in weighted:
             at -= weight
@@ -38,7 +38,7 @@ class KeyedRandom:
                 return item
         return weighted[-1][0]
 
-    def some(self, items: Sequence[T], n: int) -> list[T]:
+    def sample(self, items: Sequence[T], n: int) -> list[T]:
         """n different items, in random order."""
         left = list(items)
-        return [left.pop(self.below(len(left))) for _ in range(n)]
+        return [left.pop(self.randrange(len(left))) for _ in range(n)]

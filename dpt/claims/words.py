@@ -74,21 +74,21 @@ def scene_article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-def choose_word(words: tuple[str, ...], draws: KeyedRandom | None) -> str:
-    """The first word, or now and then a synonym; without draws always the first."""
-    if draws is not None and len(words) > 1 and draws.chance(SYNONYM_CHANCE):
-        return words[1 + draws.below(len(words) - 1)]
+def choose_word(words: tuple[str, ...], rng: KeyedRandom | None) -> str:
+    """The first word, or now and then a synonym; without rng always the first."""
+    if rng is not None and len(words) > 1 and rng.chance(SYNONYM_CHANCE):
+        return words[1 + rng.randrange(len(words) - 1)]
     return words[0]
 
 
-def noun_words(noun: Noun, draws: KeyedRandom | None = None, many: bool = False) -> list[str]:
+def noun_words(noun: Noun, rng: KeyedRandom | None = None, many: bool = False) -> list[str]:
     """Size, colour, shape; the head comes last."""
     words = []
     if noun.size:
-        words.append(choose_word(SIZE_WORDS[noun.size], draws))
+        words.append(choose_word(SIZE_WORDS[noun.size], rng))
     if noun.colour:
-        words.append(choose_word(COLOUR_WORDS[noun.colour], draws))
-    head = choose_word(SHAPE_WORDS[noun.shape] if noun.shape else ANYTHING, draws)
+        words.append(choose_word(COLOUR_WORDS[noun.colour], rng))
+    head = choose_word(SHAPE_WORDS[noun.shape] if noun.shape else ANYTHING, rng)
     return [*words, scene_plural(head) if many else head]
 
 

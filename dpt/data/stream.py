@@ -112,7 +112,7 @@ class Stream(Dataset[Example]):
                 if self.corrupt_budget < 1:
                     raise
                 skipped.append(str(broken))
-                index = KeyedRandom("stand-in", self.seed, position, attempt).below(n)
+                index = KeyedRandom("stand-in", self.seed, position, attempt).randrange(n)
         raise DataError(f"{MOST_STAND_INS} examples in a row have broken pictures; {skipped[-1]}")
 
 

@@ -14,9 +14,8 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from dpt.claims.boxes import Box
 from dpt.claims.words import COLOURS, SHAPES
-from dpt.data.scenes.layout import EDGE
 from dpt.data.scenes.render import coverage
-from dpt.data.scenes.world import BACKGROUNDS, SIZES, World
+from dpt.data.scenes.world import BACKGROUNDS, EDGE, SIZES, World
 from dpt.detect.base import Image
 from dpt.keyed_random import KeyedRandom
 
@@ -39,30 +38,30 @@ NAMEABLE = 60.0
 
 def between_shapes(seed: int, index: int, world: World) -> Image:
     """One object whose outline lies half way between two shapes, and is near no shape of its own."""
-    draws = KeyedRandom("between shapes", seed, index)
-    first, second = draws.pick(_distant_pairs(world))
-    box = _box(draws, world)
-    return _paint(_cover(_middle(first, second, box), box, world), _colour(draws, world), draws, world)
+    rng = KeyedRandom("between shapes", seed, index)
+    first, second = rng.choice(_distant_pairs(world))
+    box = _box(rng, world)
+    return _paint(_cover(_middle(first, second, box), box, world), _colour(rng, world), rng, world)
 
 
 def between_colours(seed: int, index: int, world: World) -> Image:
     """One object whose colour lies half way between two of the palette, and near no third."""
-    draws = KeyedRandom("between colours", seed, index)
-    return _paint(_plain_cover(draws, world), draws.pick(_mixtures(world)), draws, world)
+    rng = KeyedRandom("between colours", seed, index)
+    return _paint(_plain_cover(rng, world), rng.choice(_mixtures(world)), rng, world)
 
 
 def two_coloured(seed: int, index: int, world: World) -> Image:
     """One object, one half of it in another colour."""
-    draws = KeyedRandom("two-coloured", seed, index)
-    cover, half = _halved(draws, world)
-    colours = [np.array(COLOURS[name], float) for name in draws.some(world.colours, 2)]
-    return _paint(cover, np.where(half[..., None], *colours), draws, world)
+    rng = KeyedRandom("two-coloured", seed, index)
+    cover, half = _halved(rng, world)
+    colours = [np.array(COLOURS[name], float) for name in rng.sample(world.colours, 2)]
+    return _paint(cover, np.where(half[..., None], *colours), rng, world)
 
 
 def half_erased(seed: int, index: int, world: World) -> Image:
-    draws = KeyedRandom("half erased", seed, index)
-    cover, half = _halved(draws, world)
-    return _paint(np.where(half, cover, 0), _colour(draws, world), draws, world)
+    rng = KeyedRandom("half erased", seed, index)
+    cover, half = _halved(rng, world)
+    return _paint(np.where(half, cover, 0), _colour(rng, world), rng, world)
 
 
 def pure_noise(seed: int, index: int, world: World) -> Image:
@@ -91,30 +90,30 @@ def _mixtures(world: World) -> list[Field]:
     ]
 
 
-def _box(draws: KeyedRandom, world: World) -> Box:
-    extent = draws.between(*SIZES[draws.pick(world.sizes)])
-    x0 = draws.between(EDGE, world.image_size - EDGE - extent)
-    y0 = draws.between(EDGE, world.image_size - EDGE - extent)
+def _box(rng: KeyedRandom, world: World) -> Box:
+    extent = rng.uniform(*SIZES[rng.choice(world.sizes)])
+    x0 = rng.uniform(EDGE, world.image_size - EDGE - extent)
+    y0 = rng.uniform(EDGE, world.image_size - EDGE - extent)
     return Box(x0, y0, x0 + extent, y0 + extent)
 
 
-def _colour(draws: KeyedRandom, world: World) -> Field:
-    return np.array(COLOURS[draws.pick(world.colours)], float)
+def _colour(rng: KeyedRandom, world: World) -> Field:
+    return np.array(COLOURS[rng.choice(world.colours)], float)
 
 
-def _plain_cover(draws: KeyedRandom, world: World) -> Field:
+def _plain_cover(rng: KeyedRandom, world: World) -> Field:
     everywhere = slice(0, world.image_size)
-    return coverage(draws.pick(world.shapes), _box(draws, world), everywhere, everywhere).astype(float)
+    return coverage(rng.choice(world.shapes), _box(rng, world), everywhere, everywhere).astype(float)
 
 
-def _halved(draws: KeyedRandom, world: World) -> tuple[Field, Mask]:
+def _halved(rng: KeyedRandom, world: World) -> tuple[Field, Mask]:
     """An object's cover, and where its left, right, upper or lower half is."""
-    box = _box(draws, world)
+    box = _box(rng, world)
     everywhere = slice(0, world.image_size)
-    cover = coverage(draws.pick(world.shapes), box, everywhere, everywhere).astype(float)
+    cover = coverage(rng.choice(world.shapes), box, everywhere, everywhere).astype(float)
     rows, columns = np.indices(cover.shape) + 0.5
     x, y = box.centre
-    return cover, draws.pick((columns < x, columns > x, rows < y, rows > y))
+    return cover, rng.choice((columns < x, columns > x, rows < y, rows > y))
 
 
 @lru_cache(maxsize=8)
@@ -159,8 +158,8 @@ def _cover(inside: Mask, box: Box, world: World) -> Field:
     return cover
 
 
-def _paint(cover: Field, colour: Field, draws: KeyedRandom, world: World) -> Image:
-    ground = np.array(BACKGROUNDS[draws.pick(world.backgrounds)], float)
+def _paint(cover: Field, colour: Field, rng: KeyedRandom, world: World) -> Image:
+    ground = np.array(BACKGROUNDS[rng.choice(world.backgrounds)], float)
     return np.rint(ground + cover[..., None] * (colour - ground)).astype(np.uint8)
 
 

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dpt.data.scenes.layout import scene
 from dpt.data.scenes.render import render
-from dpt.data.scenes.world import POCKET_WORLD
+from dpt.data.scenes.world import POCKET_WORLD, make_scene
 from dpt.detect.base import Image
 from dpt.errors import UserError
 from dpt.evaluation.bench.requests import open_image
@@ -106,7 +105,7 @@ def fidelity(files: Mapping[str, Sequence[Path]], reference: str, clip: Clip) ->
 
 
 def _scenes(start: int, n: int) -> Iterable[Image]:
-    return (render(scene(SCENE_SEED, i, POCKET_WORLD)) for i in range(start, start + n))
+    return (render(make_scene(SCENE_SEED, i, POCKET_WORLD)) for i in range(start, start + n))
 
 
 def _features(images: Iterable[Image], clip: Clip) -> Floats:

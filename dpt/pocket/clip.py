@@ -11,11 +11,10 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from dpt.claims.description import Caption
 from dpt.claims.facts import all_hold
 from dpt.claims.words import vocabulary
-from dpt.data.scenes.captions import caption
-from dpt.data.scenes.layout import scene
+from dpt.data.scenes.captions import scene_caption
 from dpt.data.scenes.negatives import hard_caption
 from dpt.data.scenes.render import render
-from dpt.data.scenes.world import Scene, World
+from dpt.data.scenes.world import Scene, World, make_scene
 from dpt.keyed_random import KeyedRandom
 from dpt.pocket.recipe import TextRecipe
 from dpt.pocket.tokenizer import build_tokenizer
@@ -71,7 +70,7 @@ class ClipStage:
 
     def losses(self, step: int, rows: range) -> dict[str, Tensor]:
         n = len(rows)
-        scenes = [scene(self.seed, step * n + i, self.world) for i in rows]
+        scenes = [make_scene(self.seed, step * n + i, self.world) for i in rows]
         captions, hard = self._captions(scenes, step)
         texts = captions + hard
         device, dtype = self.model.device, self.model.dtype
@@ -95,10 +94,10 @@ class ClipStage:
     def _captions(self, scenes: list[Scene], step: int) -> tuple[list[Caption], list[Caption]]:
         captions, hard = [], []
         for i, s in enumerate(scenes):
-            draws = KeyedRandom("clip", self.seed, step, i)
-            pair = hard_caption(s, self.world, draws) if draws.chance(HARD_SHARE) else None
+            rng = KeyedRandom("clip", self.seed, step, i)
+            pair = hard_caption(s, self.world, rng) if rng.chance(HARD_SHARE) else None
             if pair is None:
-                captions.append(caption(s, self.world, draws, CAPTION_NOISE))
+                captions.append(scene_caption(s, self.world, rng, CAPTION_NOISE))
             else:
                 captions.append(pair.right)
                 hard.append(pair.wrong)

@@ -14,9 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from dpt.data.scenes.captions import caption
-from dpt.data.scenes.layout import scene
-from dpt.data.scenes.world import Scene, World
+from dpt.data.scenes.captions import scene_caption
+from dpt.data.scenes.world import Scene, World, make_scene
 from dpt.distributed import Processes
 from dpt.keyed_random import KeyedRandom
 from dpt.pocket.clip import tokens
@@ -108,8 +107,8 @@ class UNetStage:
         # by the gap that a phase asks for, and the sort of scene
         self.scenes: dict[float, dict[str, list[int]]] = {p.gap: defaultdict(list) for p in recipe.phases}
         for index in range(len(latents)):
-            sort = KeyedRandom("scene", seed, index).pick_weighted(world.sorts)
-            free = narrowest_gap(scene(seed, index, world))
+            sort = KeyedRandom("scene", seed, index).weighted_choice(world.sorts)
+            free = narrowest_gap(make_scene(seed, index, world))
             for gap, by_sort in self.scenes.items():
                 if free >= gap:
                     by_sort[sort].append(index)
@@ -118,15 +117,17 @@ class UNetStage:
         phase = self._phase(step)
         texts, indices = [], []
         for i in rows:
-            draws = KeyedRandom("unet", self.seed, step, i)
-            index = draws.pick(self.scenes[phase.gap][draws.pick_weighted(phase.sorts or self.world.sorts)])
-            drawn = caption(scene(self.seed, index, self.world), self.world, draws, phase.noise, phase.omission)
-            texts.append("" if draws.chance(self.recipe.caption_dropout) else drawn.text)
+            rng = KeyedRandom("unet", self.seed, step, i)
+            index = rng.choice(self.scenes[phase.gap][rng.weighted_choice(phase.sorts or self.world.sorts)])
+            drawn = scene_caption(
+                make_scene(self.seed, index, self.world), self.world, rng, phase.noise, phase.omission
+            )
+            texts.append("" if rng.chance(self.recipe.caption_dropout) else drawn.text)
             indices.append(index)
         device, dtype = self.model.device, self.model.dtype
         clean = self.latents[indices].float().to(device)
         noise = row_noise(clean.shape, self.seed, step, rows).to(device)
-        t = torch.tensor([KeyedRandom("timestep", self.seed, step, i).below(1000) for i in rows], device=device)
+        t = torch.tensor([KeyedRandom("timestep", self.seed, step, i).randrange(1000) for i in rows], device=device)
         with torch.no_grad():
             states = self.text_encoder(tokens(self.tokenizer, texts).to(device)).last_hidden_state
         noisy = self.scheduler.add_noise(clean, noise, t)

@@ -10,9 +10,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpt.data.scenes.layout import scene
 from dpt.data.scenes.render import render
-from dpt.data.scenes.world import World
+from dpt.data.scenes.world import World, make_scene
 from dpt.pocket.recipe import VaeRecipe
 
 
@@ -32,7 +31,7 @@ def build_vae(recipe: VaeRecipe) -> AutoencoderKL:
 
 def pictures(world: World, seed: int, first: int, n: int) -> Tensor:
     """(n, 3, 64, 64) in [-1, 1]: scenes first, first + 1, …"""
-    images = np.stack([render(scene(seed, first + i, world)) for i in range(n)])
+    images = np.stack([render(make_scene(seed, first + i, world)) for i in range(n)])
     return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 

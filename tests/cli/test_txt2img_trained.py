@@ -22,10 +22,9 @@ from dpt.claims.description import caption_text
 from dpt.cli.txt2img import main as txt2img
 from dpt.cli.txt2img.sampling import oracle_verdict
 from dpt.data.images import to_pil
-from dpt.data.scenes.captions import describe
-from dpt.data.scenes.layout import scene
+from dpt.data.scenes.captions import describe_scene
 from dpt.data.scenes.render import render
-from dpt.data.scenes.world import POCKET_WORLD
+from dpt.data.scenes.world import POCKET_WORLD, make_scene
 from dpt.keyed_random import KeyedRandom
 from dpt.sampling.draw import Request, Settings, draw
 from dpt.sampling.options import Correction, Interval
@@ -335,9 +334,9 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
 
 
 def test_the_oracle_gives_its_verdict_on_scenes_only() -> None:
-    one = scene(3, 1, POCKET_WORLD)
+    one = make_scene(3, 1, POCKET_WORLD)
     picture = Image.fromarray(render(one))
-    sentence = caption_text(describe(one, POCKET_WORLD, KeyedRandom("verdict", 0)))
+    sentence = caption_text(describe_scene(one, POCKET_WORLD, KeyedRandom("verdict", 0)))
     assert oracle_verdict(picture, sentence) == "right"
     assert (oracle_verdict(picture, "four purple crosses") or "").startswith("not ")
     assert oracle_verdict(picture, "a cat on a sofa") is None

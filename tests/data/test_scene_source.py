@@ -11,12 +11,11 @@ from dpt.claims.facts import Related, all_hold
 from dpt.claims.words import ANYTHING, SHAPE_WORDS
 from dpt.data.images import Framing
 from dpt.data.scenes.export import FIRST_INDEX, RANGE
-from dpt.data.scenes.layout import scene
 from dpt.data.scenes.negatives import NEGATIVE_TYPES
 from dpt.data.scenes.referring import RelativeReference, resolve
 from dpt.data.scenes.render import render
 from dpt.data.scenes.source import FIRST_SCENE, SceneSource
-from dpt.data.scenes.world import POCKET_WORLD, WORLDS
+from dpt.data.scenes.world import POCKET_WORLD, WORLDS, make_scene
 from tests.data.scenes.reading import facts_of, negatives_of, reference_of
 
 
@@ -61,7 +60,7 @@ def test_an_example_is_a_function_of_its_index() -> None:
 def test_splits_are_of_scenes_of_their_own() -> None:
     assert {FIRST_SCENE["train"], FIRST_SCENE["val"], FIRST_SCENE["test"]} <= set(FIRST_INDEX.values())
     for split, first in FIRST_SCENE.items():
-        kept = [source(split=split).scene(i) == scene(3, first + i, POCKET_WORLD) for i in range(40)]
+        kept = [source(split=split).scene(i) == make_scene(3, first + i, POCKET_WORLD) for i in range(40)]
         assert sum(kept) > 30, "few scenes are such that nothing can be referred to"
     assert source(split="train")[0].id != source(split="val")[0].id
     assert all(b - a >= RANGE for a, b in pairwise(sorted(FIRST_SCENE.values())))

@@ -8,9 +8,8 @@ import pytest
 
 from dpt.claims.boxes import Box
 from dpt.claims.words import COLOURS
-from dpt.data.scenes.layout import scene
 from dpt.data.scenes.render import render
-from dpt.data.scenes.world import POCKET_WORLD, WORLDS, Scene, SceneObject
+from dpt.data.scenes.world import POCKET_WORLD, WORLDS, Scene, SceneObject, make_scene
 from dpt.detect.accuracy import Tally, compare, tally
 from dpt.detect.base import Detector, Image
 from dpt.detect.oracle.colours import Thresholds
@@ -22,7 +21,7 @@ SEED = 77
 
 @cache
 def some_scenes(world: str, n: int) -> tuple[list[Scene], list[Image]]:
-    scenes = [scene(SEED, index, WORLDS[world]) for index in range(n)]
+    scenes = [make_scene(SEED, index, WORLDS[world]) for index in range(n)]
     return scenes, [render(each) for each in scenes]
 
 

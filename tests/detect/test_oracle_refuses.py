@@ -10,9 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dpt.claims.detections import Detections
-from dpt.data.scenes.layout import scene
 from dpt.data.scenes.render import render
-from dpt.data.scenes.world import POCKET_WORLD, WORLDS
+from dpt.data.scenes.world import POCKET_WORLD, WORLDS, make_scene
 from dpt.detect.accuracy import refusals
 from dpt.detect.base import Image
 from dpt.detect.oracle.oracle import Oracle
@@ -46,7 +45,7 @@ def test_faint_smudges_and_flecks_are_ignored() -> None:
 
 
 def test_a_smudge_beside_an_object_does_not_hide_it() -> None:
-    image = render(scene(77, 0, POCKET_WORLD)).copy()
+    image = render(make_scene(77, 0, POCKET_WORLD)).copy()
     clean = Oracle(POCKET_WORLD).read(image)
     image[:3, :4] = (200, 230, 200)
     smudged = Oracle(POCKET_WORLD).read(image)

@@ -9,9 +9,8 @@ import pytest
 from PIL import Image
 from scipy.linalg import sqrtm
 
-from dpt.data.scenes.layout import scene
 from dpt.data.scenes.render import render
-from dpt.data.scenes.world import POCKET_WORLD
+from dpt.data.scenes.world import POCKET_WORLD, make_scene
 from dpt.errors import UserError
 from dpt.evaluation.fidelity import fidelity, frechet
 from dpt.score.clip import Clip
@@ -53,7 +52,7 @@ def test_scenes_are_nearer_to_scenes_than_noise_is(tmp_path: Path) -> None:
     clip = Clip.open(str(SHIPPED), device="cpu")
     chance = np.random.default_rng(0)
     files = {
-        "scenes": saved(tmp_path / "scenes", [render(scene(3, i, POCKET_WORLD)) for i in range(40)]),
+        "scenes": saved(tmp_path / "scenes", [render(make_scene(3, i, POCKET_WORLD)) for i in range(40)]),
         "noise": saved(tmp_path / "noise", [chance.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(50)]),
     }
     found = fidelity(files, "scenes", clip)

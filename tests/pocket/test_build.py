@@ -16,8 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from dpt.cli.main import run
-from dpt.data.scenes.layout import scene
-from dpt.data.scenes.world import WORLDS, Scene
+from dpt.data.scenes.world import WORLDS, Scene, make_scene
 from dpt.errors import UserError
 from dpt.pocket.build import text_tower
 from dpt.pocket.clip import ClipStage
@@ -161,8 +160,8 @@ def test_scenes_that_are_too_tight_are_passed_over() -> None:
     stage = tiny_unet_stage(Phase(until=0, noise=0.0, gap=6.0))
     allowed = [index for indices in stage.scenes[6.0].values() for index in indices]
     assert 0 < len(allowed) < 64
-    assert all(narrowest_gap(scene(1, index, TINY_WORLD)) >= 6 for index in allowed)
-    assert math.isinf(narrowest_gap(Scene(scene(1, 0, TINY_WORLD).objects[:1], "white")))
+    assert all(narrowest_gap(make_scene(1, index, TINY_WORLD)) >= 6 for index in allowed)
+    assert math.isinf(narrowest_gap(Scene(make_scene(1, 0, TINY_WORLD).objects[:1], "white")))
 
 
 def tiny_unet_stage(*phases: Phase) -> UNetStage:

@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dpt.data.scenes.layout import scene
 from dpt.data.scenes.render import render
-from dpt.data.scenes.world import POCKET_WORLD
+from dpt.data.scenes.world import POCKET_WORLD, make_scene
 from dpt.errors import UserError
 from dpt.score.clip import Clip
 from tests.evaluation import tiny_vision
@@ -21,7 +20,7 @@ SHIPPED = Path(__file__).parents[2] / "ckpt/pocket/clip"
 
 def test_the_shipped_one_prefers_the_right_text() -> None:
     clip = Clip.open(str(SHIPPED), device="cpu")
-    scenes = [one for one in (scene(5, i, POCKET_WORLD) for i in range(60)) if len(one.objects) == 1]
+    scenes = [one for one in (make_scene(5, i, POCKET_WORLD) for i in range(60)) if len(one.objects) == 1]
     images = [render(one) for one in scenes]
     right = [f"a {one.objects[0].colour} {one.objects[0].shape}" for one in scenes]
     wrong = [right[(i + 1) % len(right)] for i in range(len(right))]

@@ -10,9 +10,8 @@ from typing import Annotated
 import tyro
 from tqdm import tqdm
 
-from dpt.data.scenes.layout import scene
 from dpt.data.scenes.render import render
-from dpt.data.scenes.world import WORLDS, World
+from dpt.data.scenes.world import WORLDS, World, make_scene
 from dpt.detect.accuracy import AccuracyRow, UnnameableRow, open_round_trip, refusals, tally
 from dpt.detect.oracle.oracle import Oracle
 from dpt.detect.test_images import DEFORMATIONS, DISTURBANCES
@@ -38,7 +37,7 @@ def check(options: CheckOptions) -> None:
     world = _valid_world(options)
     round_trip = None if options.vae is None else open_round_trip(options.vae)
     oracle = Oracle(world)
-    scenes = [scene(options.seed, index, world) for index in range(options.num)]
+    scenes = [make_scene(options.seed, index, world) for index in range(options.num)]
     images = [render(each) for each in scenes]
 
     rows: list[AccuracyRow] = []

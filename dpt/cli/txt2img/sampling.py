@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from dpt.backbone import Condition
+from dpt.claims.description import parse_caption
 from dpt.claims.judge import judge
-from dpt.claims.parser import parse_caption
 from dpt.claims.prompt import Prompt
 from dpt.cli.txt2img.model import TunedModel
 from dpt.cli.txt2img.options import Options

@@ -87,7 +87,7 @@ class FileSource(Source):
             row = self.expressions[index]
             example, caption_id = self._referring_example(row, parts), None
             if self.negatives is not None:
-                caption_id = self._rng(index, epoch, "caption").pick(self.negatives.ids_of[row.file_name])
+                caption_id = self._rng(index, epoch, "caption").choice(self.negatives.ids_of[row.file_name])
                 example = replace(example, caption=self.negatives.row(caption_id).title)
         flip = self.framing.random_flip and self._rng(index, epoch, "flip").chance(0.5)
         drawn = None
@@ -146,8 +146,8 @@ class FileSource(Source):
             raise DataError(
                 f"{where}: the number of negatives differs from the number of their types in negatives.jsonl"
             )
-        caption = self._rng(index, epoch, "hard caption").pick(captions)
-        image = self._rng(index, epoch, "hard image").pick(images)
+        caption = self._rng(index, epoch, "hard caption").choice(captions)
+        image = self._rng(index, epoch, "hard image").choice(images)
         return _DrawnNegatives(
             hard_caption=row.captions[caption],
             hard_image=row.images[image],
@@ -168,7 +168,7 @@ class FileSource(Source):
         """The caption of another picture, with another text."""
         assert self.negatives is not None
         for _ in range(TRIES):
-            caption_id = self.negatives.another_id(file_name, rng.below)
+            caption_id = self.negatives.another_id(file_name, rng.randrange)
             if caption_id is not None and (other := self.negatives.row(caption_id).title) != title:
                 return other
         first = self.negatives.where(self.negatives.ids[0])
@@ -176,7 +176,7 @@ class FileSource(Source):
 
     def _random_image(self, file_name: str, rng: KeyedRandom) -> str:
         assert self.negatives is not None
-        other = self.negatives.another_image(file_name, rng.below)
+        other = self.negatives.another_image(file_name, rng.randrange)
         if other is None:
             raise DataError(f"no picture other than {file_name} has captions: a random negative cannot be drawn")
         return other

@@ -19,53 +19,55 @@ from dpt.keyed_random import KeyedRandom
 OMISSION = 0.3
 
 
-def caption(scene: Scene, world: World, draws: KeyedRandom, noise: float = 0.0, omission: float = OMISSION) -> Caption:
+def scene_caption(
+    scene: Scene, world: World, rng: KeyedRandom, noise: float = 0.0, omission: float = OMISSION
+) -> Caption:
     """A true caption of the scene; `noise` in [0, 1] is how much of the truth alt-text would lose.
 
     `omission` is the chance, at full noise, that one kind of object goes unmentioned.
     """
-    description = describe(scene, world, draws)
-    if noise and draws.chance(noise * 0.08):
-        return Caption(draws.pick(SCENE_WORDS), ())
+    description = describe_scene(scene, world, rng)
+    if noise and rng.chance(noise * 0.08):
+        return Caption(rng.choice(SCENE_WORDS), ())
     if noise:
-        description = blur(description, draws, noise, omission)
-    return Caption(caption_text(description, draws), description.facts)
+        description = drop_facts(description, rng, noise, omission)
+    return Caption(caption_text(description, rng), description.facts)
 
 
-def describe(scene: Scene, world: World, draws: KeyedRandom) -> Description:
+def describe_scene(scene: Scene, world: World, rng: KeyedRandom) -> Description:
     counts = Counter(thing.kind for thing in scene.objects)
-    kinds = draws.some(list(counts), len(counts))
+    kinds = rng.sample(list(counts), len(counts))
     groups = tuple(Group(Noun(colour, shape), counts[colour, shape]) for colour, shape in kinds)
     singles = [g for g in groups if g.n == 1]
-    if len(singles) >= 2 and draws.chance(0.6):
+    if len(singles) >= 2 and rng.chance(0.6):
         ordered = (*singles[:2], *(g for g in groups if g not in singles[:2]))
-        relation = _true_relation(scene, ordered[0].noun, ordered[1].noun, world, draws)
+        relation = _true_relation(scene, ordered[0].noun, ordered[1].noun, world, rng)
         if relation:
-            return Description(ordered if draws.chance(0.5) else ordered[:2], relation)
-    if len(counts) > 1 and draws.chance(0.15):
+            return Description(ordered if rng.chance(0.5) else ordered[:2], relation)
+    if len(counts) > 1 and rng.chance(0.15):
         by_shape = _by_shape(scene)
         if by_shape:
             return Description(by_shape)
-    if draws.chance(0.2):
-        return Description(groups, absent=_something_absent(scene, world, draws))
+    if rng.chance(0.2):
+        return Description(groups, absent=_something_absent(scene, world, rng))
     return Description(groups)
 
 
-def blur(description: Description, draws: KeyedRandom, noise: float, omission: float = OMISSION) -> Description:
+def drop_facts(description: Description, rng: KeyedRandom, noise: float, omission: float = OMISSION) -> Description:
     groups = list(description.groups)
-    relation = None if draws.chance(0.5 * noise) else description.relation
-    absent = None if draws.chance(0.5 * noise) else description.absent
-    if len(groups) > 1 and draws.chance(omission * noise):
-        groups.pop(draws.below(len(groups)))
+    relation = None if rng.chance(0.5 * noise) else description.relation
+    absent = None if rng.chance(0.5 * noise) else description.absent
+    if len(groups) > 1 and rng.chance(omission * noise):
+        groups.pop(rng.randrange(len(groups)))
         relation = None
     merged: dict[Noun, Group] = {}
     for group in groups:
         noun = group.noun
-        if draws.chance(0.35 * noise):
+        if rng.chance(0.35 * noise):
             noun = replace(noun, colour=None)
-        if draws.chance(0.1 * noise):
+        if rng.chance(0.1 * noise):
             noun = replace(noun, shape=None)
-        vague = group.n > 1 and draws.chance(0.5 * noise)
+        vague = group.n > 1 and rng.chance(0.5 * noise)
         before = merged.get(noun)
         if before:
             group, vague = replace(group, n=group.n + before.n), vague or before.vague
@@ -75,7 +77,7 @@ def blur(description: Description, draws: KeyedRandom, noise: float, omission: f
     return Description(tuple(merged.values()), relation, absent, exact=False)
 
 
-def _true_relation(scene: Scene, first: Noun, second: Noun, world: World, draws: KeyedRandom) -> str | None:
+def _true_relation(scene: Scene, first: Noun, second: Noun, world: World, rng: KeyedRandom) -> str | None:
     a = next(thing for thing in scene.objects if first.matches(thing))
     b = next(thing for thing in scene.objects if second.matches(thing))
     true = [
@@ -83,7 +85,7 @@ def _true_relation(scene: Scene, first: Noun, second: Noun, world: World, draws:
         for relation in RELATIONS
         if related(a.box, b.box, relation) and (a.shape, relation, b.shape) not in world.held_out_relations
     ]
-    return draws.pick(true) if true else None
+    return rng.choice(true) if true else None
 
 
 def _by_shape(scene: Scene) -> tuple[Group, ...] | None:
@@ -94,13 +96,13 @@ def _by_shape(scene: Scene) -> tuple[Group, ...] | None:
     return tuple(Group(Noun(shape=shape), n) for shape, n in counts.items())
 
 
-def _something_absent(scene: Scene, world: World, draws: KeyedRandom) -> Noun | None:
+def _something_absent(scene: Scene, world: World, rng: KeyedRandom) -> Noun | None:
     """A shape, or a kind whose colour or shape does occur, that the scene does not contain."""
     shapes = [shape for shape in world.shapes if all(thing.shape != shape for thing in scene.objects)]
     near = [kind for kind in world.kinds if _close_to(kind, scene.objects)]
-    if near and draws.chance(0.3):
-        return Noun(*draws.pick(near))
-    return Noun(shape=draws.pick(shapes)) if shapes else None
+    if near and rng.chance(0.3):
+        return Noun(*rng.choice(near))
+    return Noun(shape=rng.choice(shapes)) if shapes else None
 
 
 def _close_to(kind: tuple[str, str], objects: tuple[SceneObject, ...]) -> bool:

@@ -15,14 +15,13 @@ from tqdm import tqdm
 from dpt.claims.description import Caption, Description, caption_text
 from dpt.data.files import root as layout
 from dpt.data.files.hard_negatives import HardNegatives, captions_of_images, hard_negatives_table
-from dpt.data.scenes import published
-from dpt.data.scenes.captions import describe
-from dpt.data.scenes.layout import scene
-from dpt.data.scenes.negatives import NEGATIVE_TYPES, contradict, falsify
-from dpt.data.scenes.published import Record, SceneReferral, prompt_record
+from dpt.data.scenes import records
+from dpt.data.scenes.captions import describe_scene
+from dpt.data.scenes.negatives import NEGATIVE_TYPES, false_description, false_scene
+from dpt.data.scenes.records import Record, SceneReferral, prompt_record
 from dpt.data.scenes.referring import KINDS, referring_expression
 from dpt.data.scenes.render import render
-from dpt.data.scenes.world import WORLDS, Scene, World
+from dpt.data.scenes.world import WORLDS, Scene, World, make_scene
 from dpt.files import atomic_folder
 from dpt.keyed_random import KeyedRandom
 
@@ -40,15 +39,15 @@ def alignment_prompts(seed: int, first_index: int, n: int, world: World) -> list
     for index in range(first_index, first_index + n * TRIES_PER_PROMPT):
         if all(counts[category] >= each for category in CATEGORIES):
             break
-        one = scene(seed, index, world)
-        draws = KeyedRandom("prompt", seed, index)
-        description = describe(one, world, draws)
-        text = caption_text(description, draws)
+        scene = make_scene(seed, index, world)
+        rng = KeyedRandom("prompt", seed, index)
+        description = describe_scene(scene, world, rng)
+        text = caption_text(description, rng)
         category = category_of(description)
         if counts[category] < each and text not in said:
             said.add(text)
             counts[category] += 1
-            found.append(prompt_record(len(found), category, text, one))
+            found.append(prompt_record(len(found), category, text, scene))
     return found
 
 
@@ -119,59 +118,59 @@ class Export:
     def write(self) -> None:
         plan = self.plan
         with self._open("scenes.jsonl") as self.scenes, self._open("negatives.jsonl") as self.negatives:
-            for index, one in self._scenes("train", plan.num):
-                image = self._add_image("train2014", one, part="train", index=index)
-                self._refer(one, image, index, "train", tuple(layout.REC_SPLITS))
-                self._contrast(one, image, index, "train")
-            for index, one in self._scenes("val", plan.val):
-                self._contrast(one, self._add_image("val2014", one, part="val", index=index), index, "val")
+            for index, scene in self._scenes("train", plan.num):
+                image = self._add_image("train2014", scene, part="train", index=index)
+                self._refer(scene, image, index, "train", tuple(layout.REC_SPLITS))
+                self._contrast(scene, image, index, "train")
+            for index, scene in self._scenes("val", plan.val):
+                self._contrast(scene, self._add_image("val2014", scene, part="val", index=index), index, "val")
             for part, splits_of in (("rec_val", _val_split), ("rec_test", _test_split)):
-                for index, one in self._scenes(part, plan.val):
-                    image = self._add_image("train2014", one, part=part, index=index)
-                    self._caption(one, image, index, "train2014")
+                for index, scene in self._scenes(part, plan.val):
+                    image = self._add_image("train2014", scene, part=part, index=index)
+                    self._caption(scene, image, index, "train2014")
                     for dataset in layout.REC_SPLITS:
-                        self._refer(one, image, index, splits_of(dataset, index), (dataset,))
+                        self._refer(scene, image, index, splits_of(dataset, index), (dataset,))
         self._write_annotations()
 
     def _scenes(self, part: str, n: int) -> Iterator[tuple[int, Scene]]:
         first = FIRST_INDEX[part]
         for index in tqdm(range(first, first + n), desc=part, unit="scene"):
-            yield index, scene(self.plan.seed, index, self.world)
+            yield index, make_scene(self.plan.seed, index, self.world)
 
     def _draws(self, index: int, purpose: str) -> KeyedRandom:
         return KeyedRandom("export", self.plan.seed, index, purpose)
 
-    def _add_image(self, split: str, one: Scene, **origin: object) -> Record:
-        file_name = published.image_name(split, self.next_image_id, self.plan.format)
-        image = published.image_record(self.next_image_id, file_name, one)
+    def _add_image(self, split: str, scene: Scene, **origin: object) -> Record:
+        file_name = records.image_name(split, self.next_image_id, self.plan.format)
+        image = records.image_record(self.next_image_id, file_name, scene)
         self.next_image_id += 1
-        _save(one, _in(self.folder, layout.IMAGES / split / file_name))
-        line = {"id": image["id"], "file_name": file_name, "split": split, **origin, "scene": asdict(one)}
+        _save(scene, _in(self.folder, layout.IMAGES / split / file_name))
+        line = {"id": image["id"], "file_name": file_name, "split": split, **origin, "scene": asdict(scene)}
         print(json.dumps(line), file=self.scenes)
         if "negative_type" not in origin:
             self.images[split].append(image)
         return image
 
-    def _caption(self, one: Scene, image: Record, index: int, split: str) -> None:
-        draws = self._draws(index, "caption")
-        self.captions[split].append((image["id"], caption_text(describe(one, self.world, draws), draws)))
+    def _caption(self, scene: Scene, image: Record, index: int, split: str) -> None:
+        rng = self._draws(index, "caption")
+        self.captions[split].append((image["id"], caption_text(describe_scene(scene, self.world, rng), rng)))
 
-    def _refer(self, one: Scene, image: Record, index: int, split: str, datasets: tuple[str, ...]) -> None:
+    def _refer(self, scene: Scene, image: Record, index: int, split: str, datasets: tuple[str, ...]) -> None:
         said = set()
         for dataset in datasets:
-            draws = self._draws(index, f"refer {dataset}")
-            expression = referring_expression(one, self.world, draws, KINDS_OF_DATASET[dataset])
+            rng = self._draws(index, f"refer {dataset}")
+            expression = referring_expression(scene, self.world, rng, KINDS_OF_DATASET[dataset])
             if expression is not None and expression.text not in said:
                 said.add(expression.text)
                 name = "refall" if split == "train" else dataset
-                shape = one.objects[expression.target].shape
+                shape = scene.objects[expression.target].shape
                 self.referred.setdefault((name, split), []).append(SceneReferral(image, expression, shape, dataset))
 
-    def _contrast(self, one: Scene, image: Record, index: int, part: str) -> None:
+    def _contrast(self, scene: Scene, image: Record, index: int, part: str) -> None:
         """Captions of the image, each with captions and images that look like it but are wrong."""
         split = f"{part}2014"
         for nth in range(TITLES):
-            title, wrong, changed = self._hard_negatives(one, self._draws(index, f"contrast {nth}"))
+            title, wrong, changed = self._hard_negatives(scene, self._draws(index, f"contrast {nth}"))
             files = [
                 self._add_image(split, other, part=part, changed_from=image["file_name"], negative_type=kind)[
                     "file_name"
@@ -189,35 +188,35 @@ class Export:
             self.captions[split].append((image["id"], title.text))
 
     def _hard_negatives(
-        self, one: Scene, draws: KeyedRandom
+        self, scene: Scene, rng: KeyedRandom
     ) -> tuple[Caption, list[tuple[str, Caption]], list[tuple[str, Scene]]]:
         for _ in range(TRIES):
-            right = describe(one, self.world, draws)
-            wrong = self._wrong_captions(right, one, draws)
-            changed = self._changed_scenes(right, one, draws)
+            right = describe_scene(scene, self.world, rng)
+            wrong = self._wrong_captions(right, scene, rng)
+            changed = self._changed_scenes(right, scene, rng)
             if wrong and changed:
-                return Caption(caption_text(right, draws), right.facts), wrong, changed
-        raise AssertionError(f"no hard negative can be made of {one} in the {self.plan.world} world")
+                return Caption(caption_text(right, rng), right.facts), wrong, changed
+        raise AssertionError(f"no hard negative can be made of {scene} in the {self.plan.world} world")
 
-    def _wrong_captions(self, right: Description, one: Scene, draws: KeyedRandom) -> list[tuple[str, Caption]]:
+    def _wrong_captions(self, right: Description, scene: Scene, rng: KeyedRandom) -> list[tuple[str, Caption]]:
         wrong = []
-        for kind in draws.some(NEGATIVE_TYPES, len(NEGATIVE_TYPES)):
-            description = falsify(right, one, kind, self.world, draws)
+        for kind in rng.sample(NEGATIVE_TYPES, len(NEGATIVE_TYPES)):
+            description = false_description(right, scene, kind, self.world, rng)
             if description is not None:
-                wrong.append((kind, Caption(caption_text(description, draws), description.facts)))
+                wrong.append((kind, Caption(caption_text(description, rng), description.facts)))
         return wrong[:NEGATIVE_CAPTIONS]
 
-    def _changed_scenes(self, right: Description, one: Scene, draws: KeyedRandom) -> list[tuple[str, Scene]]:
+    def _changed_scenes(self, right: Description, scene: Scene, rng: KeyedRandom) -> list[tuple[str, Scene]]:
         changed = []
-        for kind in draws.some(NEGATIVE_TYPES, len(NEGATIVE_TYPES)):
-            other = contradict(right, one, kind, self.world, draws)
+        for kind in rng.sample(NEGATIVE_TYPES, len(NEGATIVE_TYPES)):
+            other = false_scene(right, scene, kind, self.world, rng)
             if other is not None:
                 changed.append((kind, other))
         return changed[:NEGATIVE_IMAGES]
 
     def _write_annotations(self) -> None:
         for split, images in self.images.items():
-            captions = published.captions_file(images, self.captions[split])
+            captions = records.captions_file(images, self.captions[split])
             self._json(layout.CAPTIONS / f"captions_{split}.json", captions)
         expressions = self._write_expressions()
         for part, rows in self.hard.items():
@@ -243,7 +242,7 @@ class Export:
         names += [(name, split) for name, splits in layout.REC_SPLITS.items() for split in splits]
         for name, split in names:
             referred = self.referred.get((name, split), [])
-            self._json(layout.REC / f"finetune_{name}_{split}.json", published.referring_file(referred, first))
+            self._json(layout.REC / f"finetune_{name}_{split}.json", records.referring_file(referred, first))
             first += len(referred)
             counts[f"{name}_{split}"] = len(referred)
         return counts
@@ -275,8 +274,8 @@ def _test_split(dataset: str, index: int) -> str:
     return "testA" if index % 2 == 0 else "testB"
 
 
-def _save(one: Scene, file: Path) -> None:
-    picture = Image.fromarray(render(one))
+def _save(scene: Scene, file: Path) -> None:
+    picture = Image.fromarray(render(scene))
     if file.suffix == ".png":
         picture.save(file)
     else:

@@ -16,9 +16,8 @@ from dpt.claims.boxes import Box
 from dpt.claims.description import Caption, Description, caption_text
 from dpt.claims.facts import all_hold
 from dpt.claims.words import NUMBERS, OPPOSITE
-from dpt.data.scenes.captions import describe
-from dpt.data.scenes.layout import TRIES_PER_OBJECT, fits
-from dpt.data.scenes.world import SIZES, Scene, SceneObject, World
+from dpt.data.scenes.captions import describe_scene
+from dpt.data.scenes.world import SIZES, TRIES_PER_OBJECT, Scene, SceneObject, World, fits
 from dpt.keyed_random import KeyedRandom
 
 NEGATIVE_TYPES = ("colour", "relation", "count", "shape")
@@ -44,64 +43,66 @@ class HardImage:
     scene: Scene
 
 
-def hard_caption(scene: Scene, world: World, draws: KeyedRandom, kind: str | None = None) -> HardCaption | None:
+def hard_caption(scene: Scene, world: World, rng: KeyedRandom, kind: str | None = None) -> HardCaption | None:
     """A true caption and its falsification; None if nothing in the scene can be falsified that way."""
     for _ in range(TRIES):
-        chosen = kind or draws.pick(NEGATIVE_TYPES)
-        right = describe(scene, world, draws)
-        wrong = falsify(right, scene, chosen, world, draws)
+        chosen = kind or rng.choice(NEGATIVE_TYPES)
+        right = describe_scene(scene, world, rng)
+        wrong = false_description(right, scene, chosen, world, rng)
         if wrong is not None:
-            said = Caption(caption_text(right, draws), right.facts)
-            return HardCaption(chosen, said, Caption(caption_text(wrong, draws), wrong.facts))
+            said = Caption(caption_text(right, rng), right.facts)
+            return HardCaption(chosen, said, Caption(caption_text(wrong, rng), wrong.facts))
     return None
 
 
-def hard_image(scene: Scene, world: World, draws: KeyedRandom, kind: str | None = None) -> HardImage | None:
+def hard_image(scene: Scene, world: World, rng: KeyedRandom, kind: str | None = None) -> HardImage | None:
     """A caption of the scene and a changed scene for which just that caption is false."""
     for _ in range(TRIES):
-        chosen = kind or draws.pick(NEGATIVE_TYPES)
-        right = describe(scene, world, draws)
-        changed = contradict(right, scene, chosen, world, draws)
+        chosen = kind or rng.choice(NEGATIVE_TYPES)
+        right = describe_scene(scene, world, rng)
+        changed = false_scene(right, scene, chosen, world, rng)
         if changed is not None:
-            return HardImage(chosen, Caption(caption_text(right, draws), right.facts), changed)
+            return HardImage(chosen, Caption(caption_text(right, rng), right.facts), changed)
     return None
 
 
-def falsify(right: Description, scene: Scene, kind: str, world: World, draws: KeyedRandom) -> Description | None:
+def false_description(
+    right: Description, scene: Scene, kind: str, world: World, rng: KeyedRandom
+) -> Description | None:
     """The description with one fact changed, so that it is false for the scene it was true of."""
-    wrong = _alter(right, kind, world, draws)
+    wrong = _alter(right, kind, world, rng)
     if wrong is None or not _is_sensible(wrong, world) or all_hold(wrong.facts, scene.objects):
         return None
     return wrong
 
 
-def contradict(right: Description, scene: Scene, kind: str, world: World, draws: KeyedRandom) -> Scene | None:
+def false_scene(right: Description, scene: Scene, kind: str, world: World, rng: KeyedRandom) -> Scene | None:
     """The scene with one fact changed, so that the description that was true of it is false."""
-    at = draws.below(len(scene.objects))
+    at = rng.randrange(len(scene.objects))
     if kind == "relation":
         changed = _swap_related(right, scene)
     elif kind == "count":
-        changed = _more_or_less(scene, at, world, draws)
+        changed = _more_or_less(scene, at, world, rng)
     elif kind == "shape":
-        changed = _reshape(scene, at, world, draws)
+        changed = _reshape(scene, at, world, rng)
     else:
-        changed = _recolour(scene, at, world, draws)
+        changed = _recolour(scene, at, world, rng)
     return None if changed is None or all_hold(right.facts, changed.objects) else changed
 
 
-def _alter(right: Description, kind: str, world: World, draws: KeyedRandom) -> Description | None:
+def _alter(right: Description, kind: str, world: World, rng: KeyedRandom) -> Description | None:
     groups = list(right.groups)
-    at = draws.below(len(groups))
+    at = rng.randrange(len(groups))
     noun = groups[at].noun
     if kind == "relation":
         return replace(right, relation=OPPOSITE[right.relation]) if right.relation else None
     if kind == "count":
-        n = groups[at].n + (1 if draws.chance(0.5) else -1)
+        n = groups[at].n + (1 if rng.chance(0.5) else -1)
         if (right.relation and at < 2) or not 1 <= n < len(NUMBERS):
             return None
         groups[at] = replace(groups[at], n=n)
         return replace(right, groups=tuple(groups))
-    other = 1 - at if len(groups) == 2 else draws.below(len(groups))
+    other = 1 - at if len(groups) == 2 else rng.randrange(len(groups))
     partner = groups[other].noun
     if kind == "colour" and partner.colour != noun.colour and partner.shape != noun.shape:
         groups[at] = replace(groups[at], noun=replace(noun, colour=partner.colour))
@@ -111,7 +112,7 @@ def _alter(right: Description, kind: str, world: World, draws: KeyedRandom) -> D
     rest = [name for name in (world.colours if kind == "colour" else world.shapes) if name != said]
     if said is None or not rest:
         return None
-    changed = draws.pick(rest)
+    changed = rng.choice(rest)
     groups[at] = replace(
         groups[at], noun=replace(noun, colour=changed) if kind == "colour" else replace(noun, shape=changed)
     )
@@ -143,30 +144,30 @@ def _swap_related(right: Description, scene: Scene) -> Scene | None:
     return None
 
 
-def _more_or_less(scene: Scene, at: int, world: World, draws: KeyedRandom) -> Scene | None:
+def _more_or_less(scene: Scene, at: int, world: World, rng: KeyedRandom) -> Scene | None:
     objects = list(scene.objects)
-    if len(objects) > 1 and (draws.chance(0.5) or len(objects) >= world.max_objects):
+    if len(objects) > 1 and (rng.chance(0.5) or len(objects) >= world.max_objects):
         del objects[at]
         return replace(scene, objects=tuple(objects))
     if len(objects) >= world.max_objects:
         return None
     twin = objects[at]
     for _ in range(TRIES_PER_OBJECT):
-        extent = draws.between(*SIZES[twin.size])
+        extent = rng.uniform(*SIZES[twin.size])
         half, far = extent / 2, scene.image_size - extent / 2
-        box = _centred((draws.between(half, far), draws.between(half, far)), extent)
+        box = _centred((rng.uniform(half, far), rng.uniform(half, far)), extent)
         if fits(box, objects, scene.image_size):
             return replace(scene, objects=(*objects, SceneObject(twin.shape, twin.colour, twin.size, box)))
     return None
 
 
-def _reshape(scene: Scene, at: int, world: World, draws: KeyedRandom) -> Scene | None:
+def _reshape(scene: Scene, at: int, world: World, rng: KeyedRandom) -> Scene | None:
     thing = scene.objects[at]
     shapes = [s for s in world.shapes if s != thing.shape and (thing.colour, s) not in world.held_out_kinds]
-    return _with(scene, {at: replace(thing, shape=draws.pick(shapes))}) if shapes else None
+    return _with(scene, {at: replace(thing, shape=rng.choice(shapes))}) if shapes else None
 
 
-def _recolour(scene: Scene, at: int, world: World, draws: KeyedRandom) -> Scene | None:
+def _recolour(scene: Scene, at: int, world: World, rng: KeyedRandom) -> Scene | None:
     """Exchange colours with an object of another shape (with one of the same it would be one of places)."""
     thing = scene.objects[at]
     swaps = [
@@ -176,9 +177,9 @@ def _recolour(scene: Scene, at: int, world: World, draws: KeyedRandom) -> Scene 
     ]
     possible = [swap for swap in swaps if all(o.kind not in world.held_out_kinds for o in swap.values())]
     if possible:
-        return _with(scene, draws.pick(possible))
+        return _with(scene, rng.choice(possible))
     colours = [c for c in world.colours if c != thing.colour and (c, thing.shape) not in world.held_out_kinds]
-    return _with(scene, {at: replace(thing, colour=draws.pick(colours))}) if colours else None
+    return _with(scene, {at: replace(thing, colour=rng.choice(colours))}) if colours else None
 
 
 def _with(scene: Scene, changed: dict[int, SceneObject]) -> Scene:

@@ -89,10 +89,10 @@ def _leads(i: int, candidates: list[int], things: Sequence[Thing], side: str, ma
     return all(related(things[i].box, things[j].box, side, margin) for j in candidates if j != i)
 
 
-def referring_expressions(scene: Scene, world: World, draws: KeyedRandom) -> list[SceneExpression]:
+def referring_expressions(scene: Scene, world: World, rng: KeyedRandom) -> list[SceneExpression]:
     """Everything by which some one object of the scene can be called, each put into words once."""
     return [
-        reference_text(reference, scene, target, draws)
+        reference_text(reference, scene, target, rng)
         for target in range(len(scene.objects))
         for reference in references(scene, target, world)
     ]
@@ -101,16 +101,16 @@ def referring_expressions(scene: Scene, world: World, draws: KeyedRandom) -> lis
 def referring_expression(
     scene: Scene,
     world: World,
-    draws: KeyedRandom,
+    rng: KeyedRandom,
     kinds: Sequence[str] = tuple(KINDS),
 ) -> SceneExpression | None:
     """One of them: the object at random, then the kind of reference; None if nothing tells the objects apart."""
-    for target in draws.some(range(len(scene.objects)), len(scene.objects)):
+    for target in rng.sample(range(len(scene.objects)), len(scene.objects)):
         known = references(scene, target, world)
         possible = {kind: [r for r in known if isinstance(r, KINDS[kind])] for kind in kinds}
         weighted = [(found, KIND_WEIGHTS[kind]) for kind, found in possible.items() if found]
         if weighted:
-            return reference_text(draws.pick(draws.pick_weighted(weighted)), scene, target, draws)
+            return reference_text(rng.choice(rng.weighted_choice(weighted)), scene, target, rng)
     return None
 
 
@@ -124,17 +124,15 @@ def references(scene: Scene, target: int, world: World) -> list[Reference]:
     ]
 
 
-def reference_text(
-    reference: Reference, scene: Scene, target: int, draws: KeyedRandom | None = None
-) -> SceneExpression:
-    """In words; without draws always in the same, plainest ones."""
+def reference_text(reference: Reference, scene: Scene, target: int, rng: KeyedRandom | None = None) -> SceneExpression:
+    """In words; without rng always in the same, plainest ones."""
     extreme = [EXTREMES[reference.side]] if isinstance(reference, ExtremeReference) else []
-    words = ["the", *extreme, *noun_words(reference.noun, draws)]
+    words = ["the", *extreme, *noun_words(reference.noun, rng)]
     text = " ".join(words)
     span = (len(text) - len(words[-1]), len(text))
     if isinstance(reference, RelativeReference):
-        relation = choose_word(RELATION_WORDS[reference.relation], draws)
-        text += f" {relation} the {' '.join(noun_words(reference.landmark, draws))}"
+        relation = choose_word(RELATION_WORDS[reference.relation], rng)
+        text += f" {relation} the {' '.join(noun_words(reference.landmark, rng))}"
     return SceneExpression(text, reference, target, scene.objects[target].box, span)
 
 

@@ -22,13 +22,12 @@ from dpt.data.example import (
 )
 from dpt.data.images import Framing
 from dpt.data.mirror import can_mirror, mirrored
-from dpt.data.scenes.captions import describe
+from dpt.data.scenes.captions import describe_scene
 from dpt.data.scenes.export import FIRST_INDEX, RANGE
-from dpt.data.scenes.layout import scene
-from dpt.data.scenes.negatives import NEGATIVE_TYPES, contradict, falsify
+from dpt.data.scenes.negatives import NEGATIVE_TYPES, false_description, false_scene
 from dpt.data.scenes.referring import RelativeReference, SceneExpression, referring_expression
 from dpt.data.scenes.render import render
-from dpt.data.scenes.world import Scene, World
+from dpt.data.scenes.world import Scene, World, make_scene
 from dpt.keyed_random import KeyedRandom
 
 FIRST_SCENE = {"train": FIRST_INDEX["train"], "val": FIRST_INDEX["val"], "test": FIRST_INDEX["rec_test"]}
@@ -133,7 +132,7 @@ class SceneSource(Source):
         """Of the scene with this index, or of the next one elsewhere that admits an expression and negatives."""
         first = FIRST_SCENE[self.split] + index
         for at in range(first, first + TRIES_OF_ANY_TYPE * ELSEWHERE, ELSEWHERE):
-            candidate = scene(self.seed, at, self.world)
+            candidate = make_scene(self.seed, at, self.world)
             expression = referring_expression(candidate, self.world, self._rng(index, epoch, "expression"))
             negatives = self._hard_negatives(candidate, self._rng(index, epoch, "contrast"))
             if expression and negatives:
@@ -141,23 +140,23 @@ class SceneSource(Source):
                 return SceneAnnotation(candidate, expression, negatives, random)
         raise AssertionError(f"scene {index} of the split {self.split} admits no expression or no negatives")
 
-    def _hard_negatives(self, scene_: Scene, rng: KeyedRandom) -> HardNegativePair | None:
-        requested = [rng.pick(self.negative_types)], [rng.pick(self.negative_types)]
-        any_type = tuple(rng.some(NEGATIVE_TYPES, len(NEGATIVE_TYPES)) for _ in range(2))
+    def _hard_negatives(self, scene: Scene, rng: KeyedRandom) -> HardNegativePair | None:
+        requested = [rng.choice(self.negative_types)], [rng.choice(self.negative_types)]
+        any_type = tuple(rng.sample(NEGATIVE_TYPES, len(NEGATIVE_TYPES)) for _ in range(2))
         for nth in range(TRIES + TRIES_OF_ANY_TYPE):
-            description = describe(scene_, self.world, rng)
+            description = describe_scene(scene, self.world, rng)
             caption_types, scene_types = requested if nth < TRIES else any_type
-            false = [(kind, falsify(description, scene_, kind, self.world, rng)) for kind in caption_types]
-            changed = [(kind, contradict(description, scene_, kind, self.world, rng)) for kind in scene_types]
+            false = [(kind, false_description(description, scene, kind, self.world, rng)) for kind in caption_types]
+            changed = [(kind, false_scene(description, scene, kind, self.world, rng)) for kind in scene_types]
             captions = [(kind, candidate) for kind, candidate in false if candidate is not None]
             scenes = [(kind, candidate) for kind, candidate in changed if candidate is not None]
             if captions and scenes:
-                (caption_type, false_description), (scene_type, false_scene) = captions[0], scenes[0]
+                (caption_type, false_text), (scene_type, changed_scene) = captions[0], scenes[0]
                 return HardNegativePair(
                     Caption(caption_text(description, rng), description.facts),
-                    Caption(caption_text(false_description, rng), false_description.facts),
+                    Caption(caption_text(false_text, rng), false_text.facts),
                     caption_type,
-                    false_scene,
+                    changed_scene,
                     scene_type,
                 )
         return None
@@ -196,11 +195,11 @@ class SceneSource(Source):
         picture = self._picture(f"random for {name}", random_scene)
         return Negatives(hard, Negative(annotation.random_caption.text, picture))
 
-    def _random_caption(self, scene_: Scene, rng: KeyedRandom) -> Caption:
+    def _random_caption(self, scene: Scene, rng: KeyedRandom) -> Caption:
         """The caption of another scene that is false for this one."""
         while True:
-            description = describe(self._any_scene(rng), self.world, rng)
-            if not all_hold(description.facts, scene_.objects):
+            description = describe_scene(self._any_scene(rng), self.world, rng)
+            if not all_hold(description.facts, scene.objects):
                 return Caption(caption_text(description, rng), description.facts)
 
     def _random_scene(self, caption: Caption, rng: KeyedRandom) -> Scene:
@@ -212,7 +211,7 @@ class SceneSource(Source):
 
     def _any_scene(self, rng: KeyedRandom) -> Scene:
         """A scene of the whole split, so that a small source does not repeat its few pictures."""
-        return scene(self.seed, FIRST_SCENE[self.split] + rng.below(RANGE), self.world)
+        return make_scene(self.seed, FIRST_SCENE[self.split] + rng.randrange(RANGE), self.world)
 
-    def _picture(self, name: str, scene_: Scene) -> ExampleImage:
-        return ExampleImage(name, self.framing.pixels(Image.fromarray(render(scene_))))
+    def _picture(self, name: str, scene: Scene) -> ExampleImage:
+        return ExampleImage(name, self.framing.pixels(Image.fromarray(render(scene))))

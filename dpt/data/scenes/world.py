@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dpt.claims.boxes import Box
 from dpt.claims.words import COLOURS, RGB, SHAPES
+from dpt.keyed_random import KeyedRandom
 
 BACKGROUNDS: dict[str, RGB] = {
     "white": (246, 246, 244),
@@ -112,3 +113,64 @@ POCKET_WORLD = World(
 
 
 WORLDS: dict[str, World] = {"full": FULL_WORLD, "pocket": POCKET_WORLD}
+
+
+EDGE = 1.5
+
+GAP = 2.5
+
+TRIES_PER_OBJECT = 30
+
+
+def make_scene(seed: int, index: int, world: World = FULL_WORLD) -> Scene:
+    rng = KeyedRandom("scene", seed, index)
+    sort = rng.weighted_choice(world.sorts)
+    return arrange(draw_kinds(rng, sort, world), rng, world)
+
+
+def draw_kinds(rng: KeyedRandom, sort: str, world: World) -> list[Kind]:
+    kinds = world.kinds
+    if sort == "single" or world.max_objects == 1:
+        return [rng.choice(kinds)]
+    if sort == "pair" or world.max_objects == 2:
+        return rng.sample(kinds, 2)
+    if sort == "group":
+        return [rng.choice(kinds)] * (2 + rng.randrange(world.max_objects - 1))
+    return [rng.choice(kinds) for _ in range(3 + rng.randrange(world.max_objects - 2))]
+
+
+def arrange(kinds: list[Kind], rng: KeyedRandom, world: World) -> Scene:
+    """Place objects of the given kinds at random without overlap, starting over when one does not fit."""
+    background = rng.choice(world.backgrounds)
+    while True:
+        objects: list[SceneObject] = []
+        for colour, shape in kinds:
+            placed = _place(shape, colour, objects, rng, world)
+            if placed is None:
+                break
+            objects.append(placed)
+        else:
+            return Scene(tuple(objects), background, world.image_size)
+
+
+def move(scene: Scene, which: int, box: Box) -> Scene:
+    objects = list(scene.objects)
+    objects[which] = replace(objects[which], box=box)
+    return replace(scene, objects=tuple(objects))
+
+
+def fits(box: Box, others: list[SceneObject] | tuple[SceneObject, ...], image_size: int) -> bool:
+    inside = min(box.x0, box.y0) >= EDGE and max(box.x1, box.y1) <= image_size - EDGE
+    return inside and all(box.gap_to(other.box) >= GAP for other in others)
+
+
+def _place(shape: str, colour: str, others: list[SceneObject], rng: KeyedRandom, world: World) -> SceneObject | None:
+    size = rng.choice(world.sizes)
+    for _ in range(TRIES_PER_OBJECT):
+        extent = rng.uniform(*SIZES[size])
+        x0 = rng.uniform(EDGE, world.image_size - EDGE - extent)
+        y0 = rng.uniform(EDGE, world.image_size - EDGE - extent)
+        box = Box(x0, y0, x0 + extent, y0 + extent)
+        if fits(box, others, world.image_size):
+            return SceneObject(shape, colour, size, box)
+    return None

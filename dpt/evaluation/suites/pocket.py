@@ -58,35 +58,35 @@ def pocket_prompts(category: str, n: int, seed: int = 0, world: World = POCKET_W
     return prompts
 
 
-def _single(draws: KeyedRandom, world: World) -> Description:
-    return Description((Group(_noun(draws, world), 1),))
+def _single(rng: KeyedRandom, world: World) -> Description:
+    return Description((Group(_noun(rng, world), 1),))
 
 
-def _binding(draws: KeyedRandom, world: World) -> Description:
-    return Description(_two(draws, world))
+def _binding(rng: KeyedRandom, world: World) -> Description:
+    return Description(_two(rng, world))
 
 
-def _count(draws: KeyedRandom, world: World) -> Description:
-    return Description((Group(_noun(draws, world), 1 + draws.below(4)),))
+def _count(rng: KeyedRandom, world: World) -> Description:
+    return Description((Group(_noun(rng, world), 1 + rng.randrange(4)),))
 
 
-def _spatial(draws: KeyedRandom, world: World) -> Description:
-    return Description(_two(draws, world), relation=draws.pick(RELATIONS))
+def _spatial(rng: KeyedRandom, world: World) -> Description:
+    return Description(_two(rng, world), relation=rng.choice(RELATIONS))
 
 
-def _negation(draws: KeyedRandom, world: World) -> Description:
-    said = _noun(draws, world)
-    absent = draws.pick([shape for shape in world.shapes if shape != said.shape])
-    return Description((Group(said, 1 + draws.below(2)),), absent=Noun(shape=absent))
+def _negation(rng: KeyedRandom, world: World) -> Description:
+    said = _noun(rng, world)
+    absent = rng.choice([shape for shape in world.shapes if shape != said.shape])
+    return Description((Group(said, 1 + rng.randrange(2)),), absent=Noun(shape=absent))
 
 
-def _complex(draws: KeyedRandom, world: World) -> Description:
-    first, second = _two(draws, world)
+def _complex(rng: KeyedRandom, world: World) -> Description:
+    first, second = _two(rng, world)
     used = {first.noun, second.noun}
-    third = _noun(draws, world)
+    third = _noun(rng, world)
     while third in used:
-        third = _noun(draws, world)
-    return Description((first, second, Group(third, 1 + draws.below(2))), relation=draws.pick(RELATIONS))
+        third = _noun(rng, world)
+    return Description((first, second, Group(third, 1 + rng.randrange(2))), relation=rng.choice(RELATIONS))
 
 
 CATEGORIES: dict[str, Callable[[KeyedRandom, World], Description]] = {
@@ -99,13 +99,13 @@ CATEGORIES: dict[str, Callable[[KeyedRandom, World], Description]] = {
 }
 
 
-def _noun(draws: KeyedRandom, world: World) -> Noun:
+def _noun(rng: KeyedRandom, world: World) -> Noun:
     """Any colour with any shape, those held out of training included."""
-    return Noun(draws.pick(world.colours), draws.pick(world.shapes))
+    return Noun(rng.choice(world.colours), rng.choice(world.shapes))
 
 
-def _two(draws: KeyedRandom, world: World) -> tuple[Group, Group]:
-    colours, shapes = draws.some(world.colours, 2), draws.some(world.shapes, 2)
+def _two(rng: KeyedRandom, world: World) -> tuple[Group, Group]:
+    colours, shapes = rng.sample(world.colours, 2), rng.sample(world.shapes, 2)
     return Group(Noun(colours[0], shapes[0]), 1), Group(Noun(colours[1], shapes[1]), 1)
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from dpt.data.scenes.layout import scene
-from dpt.data.scenes.world import WORLDS, Scene, World
+from dpt.data.scenes.world import WORLDS, Scene, World, make_scene
 
 seeds = st.integers(-5, 10**6)
 indices = st.integers(0, 10**9)
@@ -17,4 +16,4 @@ noises = st.sampled_from([0.0, 0.3, 1.0])
 def worlds_with_scenes(draw: st.DrawFn) -> tuple[World, Scene, int]:
     """A world, a scene of it, and a number to key further draws by."""
     world, index = draw(worlds), draw(indices)
-    return world, scene(draw(seeds), index, world), index
+    return world, make_scene(draw(seeds), index, world), index

@@ -5,9 +5,8 @@ from hypothesis import given
 from dpt.claims.description import Description, Group, caption_text
 from dpt.claims.facts import Absent, Count, Noun, Related, all_hold
 from dpt.claims.words import vocabulary
-from dpt.data.scenes.captions import caption, describe
-from dpt.data.scenes.layout import scene
-from dpt.data.scenes.world import POCKET_WORLD, Scene, World
+from dpt.data.scenes.captions import describe_scene, scene_caption
+from dpt.data.scenes.world import POCKET_WORLD, Scene, World, make_scene
 from dpt.keyed_random import KeyedRandom
 from tests.data.scenes.strategies import noises, worlds_with_scenes
 
@@ -17,7 +16,7 @@ WORDS = set(vocabulary())
 @given(worlds_with_scenes(), noises)
 def test_every_caption_is_true_and_in_the_vocabulary(drawn: tuple[World, Scene, int], noise: float) -> None:
     world, one, index = drawn
-    said = caption(one, world, KeyedRandom("test", index), noise)
+    said = scene_caption(one, world, KeyedRandom("test", index), noise)
     assert all_hold(said.facts, one.objects)
     assert set(said.text.split()) <= WORDS
     assert said.text == " ".join(said.text.split())
@@ -26,7 +25,7 @@ def test_every_caption_is_true_and_in_the_vocabulary(drawn: tuple[World, Scene, 
 @given(worlds_with_scenes())
 def test_a_clean_caption_counts_exactly_and_names_each_thing_once(drawn: tuple[World, Scene, int]) -> None:
     world, one, index = drawn
-    counts = [f for f in caption(one, world, KeyedRandom("test", index)).facts if isinstance(f, Count)]
+    counts = [f for f in scene_caption(one, world, KeyedRandom("test", index)).facts if isinstance(f, Count)]
     assert counts
     assert all(count.exact for count in counts)
     assert len({count.noun for count in counts}) == len(counts)
@@ -36,20 +35,20 @@ def test_a_clean_caption_counts_exactly_and_names_each_thing_once(drawn: tuple[W
 def test_a_noisy_caption_does_not_say_the_same_thing_twice(drawn: tuple[World, Scene, int]) -> None:
     """Two circles whose colours are left out are "two circles", never "a circle and a circle"."""
     world, one, index = drawn
-    counts = [f for f in caption(one, world, KeyedRandom("test", index), 1.0).facts if isinstance(f, Count)]
+    counts = [f for f in scene_caption(one, world, KeyedRandom("test", index), 1.0).facts if isinstance(f, Count)]
     assert len({count.noun for count in counts}) == len(counts)
 
 
 def test_a_caption_depends_on_its_key_only() -> None:
-    one = scene(0, 3)
-    texts = [caption(one, POCKET_WORLD, KeyedRandom("key", 1), 0.5).text for _ in range(3)]
+    one = make_scene(0, 3)
+    texts = [scene_caption(one, POCKET_WORLD, KeyedRandom("key", 1), 0.5).text for _ in range(3)]
     assert len(set(texts)) == 1
 
 
 def test_noise_loses_truth() -> None:
     def facts(noise: float) -> int:
-        scenes = (scene(0, i, POCKET_WORLD) for i in range(300))
-        return sum(len(caption(one, POCKET_WORLD, KeyedRandom(i), noise).facts) for i, one in enumerate(scenes))
+        scenes = (make_scene(0, i, POCKET_WORLD) for i in range(300))
+        return sum(len(scene_caption(one, POCKET_WORLD, KeyedRandom(i), noise).facts) for i, one in enumerate(scenes))
 
     assert facts(1.0) < 0.9 * facts(0.0)
 
@@ -57,13 +56,13 @@ def test_noise_loses_truth() -> None:
 @given(worlds_with_scenes())
 def test_no_caption_says_a_held_out_relation(drawn: tuple[World, Scene, int]) -> None:
     world, one, index = drawn
-    for fact in describe(one, world, KeyedRandom("test", index)).facts:
+    for fact in describe_scene(one, world, KeyedRandom("test", index)).facts:
         if isinstance(fact, Related):
             assert (fact.first.shape, fact.relation, fact.second.shape) not in world.held_out_relations
 
 
 def test_captions_of_every_template_occur() -> None:
-    said = [caption(scene(0, i), POCKET_WORLD, KeyedRandom(i)) for i in range(600)]
+    said = [scene_caption(make_scene(0, i), POCKET_WORLD, KeyedRandom(i)) for i in range(600)]
     relations = {fact.relation for c in said for fact in c.facts if isinstance(fact, Related)}
     counts = {fact.n for c in said for fact in c.facts if isinstance(fact, Count)}
     assert relations == {"left", "right", "above", "below"}

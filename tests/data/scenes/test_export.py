@@ -18,10 +18,9 @@ from pycocotools.coco import COCO
 from dpt.claims.facts import all_hold
 from dpt.claims.words import ANYTHING, SHAPE_WORDS
 from dpt.data.scenes.export import CATEGORIES, RANGE, Plan, export_scenes
-from dpt.data.scenes.layout import scene
 from dpt.data.scenes.negatives import NEGATIVE_TYPES
 from dpt.data.scenes.render import render
-from dpt.data.scenes.world import WORLDS, Scene
+from dpt.data.scenes.world import WORLDS, Scene, make_scene
 from dpt.records import from_plain
 from tests.data.scenes.reading import facts_of
 
@@ -83,7 +82,7 @@ def test_parts_come_from_scenes_of_their_own(scenes: dict[str, dict[str, Any]]) 
     for line in scenes.values():
         if "index" in line:
             indices.setdefault(line["part"], []).append(line["index"])
-            assert line["scene"] == scene(PLAN.seed, line["index"], WORLDS[PLAN.world])
+            assert line["scene"] == make_scene(PLAN.seed, line["index"], WORLDS[PLAN.world])
     assert indices == {
         part: list(range(nth * RANGE, nth * RANGE + n))
         for nth, (part, n) in enumerate((("train", 30), ("val", 12), ("rec_val", 12), ("rec_test", 12)))

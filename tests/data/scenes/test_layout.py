@@ -8,25 +8,24 @@ from hypothesis import strategies as st
 
 from dpt.claims.boxes import RELATIONS, Box, related
 from dpt.claims.words import OPPOSITE
-from dpt.data.scenes.layout import EDGE, GAP, move, scene
-from dpt.data.scenes.world import SIZES, SMALLEST_IMAGE, Scene, World
+from dpt.data.scenes.world import EDGE, GAP, SIZES, SMALLEST_IMAGE, Scene, World, make_scene, move
 from tests.data.scenes.strategies import indices, seeds, worlds, worlds_with_scenes
 
 
 @given(seeds, st.lists(indices, min_size=1, max_size=6), worlds)
 def test_a_scene_depends_on_its_seed_and_index_only(seed: int, asked: list[int], world: World) -> None:
-    forwards = {index: scene(seed, index, world) for index in asked}
-    backwards = {index: scene(seed, index, world) for index in reversed(asked)}
+    forwards = {index: make_scene(seed, index, world) for index in asked}
+    backwards = {index: make_scene(seed, index, world) for index in reversed(asked)}
     assert forwards == backwards
 
 
 def test_scenes_differ_between_indices_and_between_seeds() -> None:
-    assert len({scene(seed, index) for seed in range(5) for index in range(100)}) == 500
+    assert len({make_scene(seed, index) for seed in range(5) for index in range(100)}) == 500
 
 
 def test_a_known_scene_stays_what_it_is() -> None:
     """What was trained or exported with a seed can be made again."""
-    one = scene(0, 2)
+    one = make_scene(0, 2)
     assert one.background == "grey"
     assert [(thing.size, thing.colour, thing.shape) for thing in one.objects] == [
         ("small", "red", "star"),
@@ -52,7 +51,7 @@ def test_objects_are_inside_and_apart_and_of_their_world(drawn: tuple[World, Sce
 
 
 def test_every_sort_of_scene_occurs() -> None:
-    scenes = [scene(1, index) for index in range(300)]
+    scenes = [make_scene(1, index) for index in range(300)]
     assert {len(one.objects) for one in scenes} == {1, 2, 3, 4}
     assert any(len({thing.kind for thing in one.objects}) == 1 < len(one.objects) for one in scenes)
     assert any(len({thing.kind for thing in one.objects}) > 2 for one in scenes)
@@ -60,7 +59,7 @@ def test_every_sort_of_scene_occurs() -> None:
 
 def test_the_smallest_image_still_takes_four_large_objects() -> None:
     world = World(sizes=("large",), image_size=SMALLEST_IMAGE, sorts=(("mixed", 1.0),))
-    assert max(len(scene(0, index, world).objects) for index in range(50)) == 4
+    assert max(len(make_scene(0, index, world).objects) for index in range(50)) == 4
 
 
 boxes = st.builds(
@@ -78,7 +77,7 @@ def test_a_relation_is_its_opposite_seen_from_the_other(first: Box, second: Box,
 
 
 def test_moving_one_object_leaves_the_others() -> None:
-    before = next(one for one in (scene(0, index) for index in range(50)) if len(one.objects) > 2)
+    before = next(one for one in (make_scene(0, index) for index in range(50)) if len(one.objects) > 2)
     after = move(before, 1, Box(0, 0, 1, 1))
     assert after.objects[1].box == Box(0, 0, 1, 1)
     assert [after.objects[i] == before.objects[i] for i in range(len(before.objects))].count(False) == 1

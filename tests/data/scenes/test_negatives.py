@@ -10,11 +10,10 @@ from dpt.claims.boxes import Box
 from dpt.claims.description import Description, Group, caption_text
 from dpt.claims.facts import Count, Noun, Related, all_hold
 from dpt.claims.words import OPPOSITE, vocabulary
-from dpt.data.scenes.captions import describe
-from dpt.data.scenes.layout import fits, scene
-from dpt.data.scenes.negatives import NEGATIVE_TYPES, contradict, falsify, hard_caption, hard_image
+from dpt.data.scenes.captions import describe_scene
+from dpt.data.scenes.negatives import NEGATIVE_TYPES, false_description, false_scene, hard_caption, hard_image
 from dpt.data.scenes.render import render
-from dpt.data.scenes.world import FULL_WORLD, POCKET_WORLD, Scene, SceneObject, World
+from dpt.data.scenes.world import FULL_WORLD, POCKET_WORLD, Scene, SceneObject, World, fits, make_scene
 from dpt.keyed_random import KeyedRandom
 from tests.data.scenes.strategies import worlds_with_scenes
 
@@ -34,9 +33,9 @@ def changes(right: Description, wrong: Description) -> list[str]:
 @given(worlds_with_scenes(), types)
 def test_a_hard_caption_is_false_and_differs_in_one_fact(drawn: tuple[World, Scene, int], kind: str) -> None:
     world, one, index = drawn
-    draws = KeyedRandom("test", index)
-    right = describe(one, world, draws)
-    wrong = falsify(right, one, kind, world, draws)
+    rng = KeyedRandom("test", index)
+    right = describe_scene(one, world, rng)
+    wrong = false_description(right, one, kind, world, rng)
     if wrong is None:
         return
     assert all_hold(right.facts, one.objects)
@@ -134,8 +133,8 @@ def test_a_turned_picture_shows_the_opposite_relation_clearly(drawn: tuple[World
 @pytest.mark.parametrize("world", [FULL_WORLD, POCKET_WORLD])
 def test_every_type_is_to_be_had_often(world: World) -> None:
     for kind in NEGATIVE_TYPES:
-        captions = [hard_caption(scene(1, i, world), world, KeyedRandom(i), kind) for i in range(100)]
-        images = [hard_image(scene(1, i, world), world, KeyedRandom(i), kind) for i in range(100)]
+        captions = [hard_caption(make_scene(1, i, world), world, KeyedRandom(i), kind) for i in range(100)]
+        images = [hard_image(make_scene(1, i, world), world, KeyedRandom(i), kind) for i in range(100)]
         # Only scenes with two single things have a relation to turn round.
         least = 25 if kind == "relation" else 80
         assert sum(c is not None for c in captions) >= least
@@ -151,14 +150,14 @@ def test_a_shape_change_never_names_a_thing_twice() -> None:
     right = Description((Group(Noun("red", "circle"), 1), Group(Noun("red", "square"), 2)))
     one = Scene((thing("circle", "red", 2), thing("square", "red", 24), thing("square", "red", 43)), "white", 66)
     two_shapes = World(shapes=("circle", "square"))
-    assert all(falsify(right, one, "shape", two_shapes, KeyedRandom(i)) is None for i in range(20))
+    assert all(false_description(right, one, "shape", two_shapes, KeyedRandom(i)) is None for i in range(20))
 
 
 def test_a_shape_change_never_denies_what_it_says() -> None:
     """Of "a red circle without squares" it must not make "a red square without squares"."""
     right = Description((Group(Noun("red", "circle"), 1),), absent=Noun(shape="square"))
     one = Scene((thing("circle", "red", 20),), "white")
-    found = [falsify(right, one, "shape", FULL_WORLD, KeyedRandom(i)) for i in range(40)]
+    found = [false_description(right, one, "shape", FULL_WORLD, KeyedRandom(i)) for i in range(40)]
     assert any(found)
     assert all("square" not in caption_text(wrong).split() for wrong in found if wrong)
 
@@ -167,7 +166,7 @@ def test_exchanging_colours_of_one_shape_would_be_exchanging_places() -> None:
     right = Description((Group(Noun("red", "circle"), 1), Group(Noun("blue", "circle"), 1)), "left")
     one = Scene((thing("circle", "red", 4), thing("circle", "blue", 34)), "white")
     for i in range(30):
-        changed = contradict(right, one, "colour", FULL_WORLD, KeyedRandom(i))
+        changed = false_scene(right, one, "colour", FULL_WORLD, KeyedRandom(i))
         assert changed is not None
         assert len(exchanged(one, changed)) == 1
 
@@ -176,12 +175,12 @@ def test_exchanging_colours_of_one_shape_would_be_exchanging_places() -> None:
 def test_a_world_with_nothing_to_change_to_gives_nothing(kind: str) -> None:
     world = World(shapes=("circle",)) if kind == "shape" else World(colours=("red",))
     for i in range(20):
-        one = scene(0, i, world)
+        one = make_scene(0, i, world)
         assert hard_caption(one, world, KeyedRandom(i), kind) is None
         assert hard_image(one, world, KeyedRandom(i), kind) is None
 
 
 def test_the_same_key_gives_the_same_negatives() -> None:
-    one = scene(0, 7)
+    one = make_scene(0, 7)
     assert hard_caption(one, FULL_WORLD, KeyedRandom(1)) == hard_caption(one, FULL_WORLD, KeyedRandom(1))
     assert hard_image(one, FULL_WORLD, KeyedRandom(1)) == hard_image(one, FULL_WORLD, KeyedRandom(1))

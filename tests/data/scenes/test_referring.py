@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from dpt.claims.boxes import RELATION_MARGIN, Box
 from dpt.claims.facts import Noun
 from dpt.claims.words import ANYTHING, SHAPE_WORDS, vocabulary
-from dpt.data.scenes.layout import scene
 from dpt.data.scenes.referring import (
     KINDS,
     ExtremeReference,
@@ -19,7 +18,7 @@ from dpt.data.scenes.referring import (
     referring_expressions,
     resolve,
 )
-from dpt.data.scenes.world import FULL_WORLD, Scene, SceneObject, World
+from dpt.data.scenes.world import FULL_WORLD, Scene, SceneObject, World, make_scene
 from dpt.keyed_random import KeyedRandom
 from tests.data.scenes.strategies import worlds_with_scenes
 
@@ -170,6 +169,6 @@ def test_the_plainest_words() -> None:
 
 
 def test_every_kind_occurs() -> None:
-    found = [referring_expression(scene(2, i), FULL_WORLD, KeyedRandom(i)) for i in range(200)]
+    found = [referring_expression(make_scene(2, i), FULL_WORLD, KeyedRandom(i)) for i in range(200)]
     assert {e.kind for e in found if e} == set(KINDS)
     assert sum(e is None for e in found) < 5

@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 
 from dpt.claims.boxes import Box
 from dpt.claims.words import COLOURS, SHAPES
-from dpt.data.scenes.layout import scene
 from dpt.data.scenes.render import coverage, render
-from dpt.data.scenes.world import BACKGROUNDS, Scene, SceneObject, World
+from dpt.data.scenes.world import BACKGROUNDS, Scene, SceneObject, World, make_scene
 from tests.data.scenes.strategies import worlds_with_scenes
 
 WHOLE = slice(0, 64)
@@ -98,5 +97,5 @@ def test_shapes_cannot_be_taken_for_each_other() -> None:
 
 
 def test_rendering_is_repeatable() -> None:
-    one = scene(5, 5)
+    one = make_scene(5, 5)
     assert render(one).tobytes() == render(one).tobytes()

@@ -51,29 +51,29 @@ class SceneReferral:
     dataset: str
 
 
-def referring_file(referred: Sequence[SceneReferral], first_id: int) -> Record:
+def referring_file(referrals: Sequence[SceneReferral], first_id: int) -> Record:
     """MDETR's form: an image entry for each expression, and just one annotation for each image entry."""
     images, annotations = [], []
     for id_, one in enumerate(referred, first_id):
         images.append(
             {
-                **one.image,
+                **referral.image,
                 "id": id_,
-                "original_id": one.image["id"],
-                "caption": one.expression.text,
-                "dataset_name": one.dataset,
+                "original_id": referral.image["id"],
+                "caption": referral.expression.text,
+                "dataset_name": referral.dataset,
             }
         )
         annotations.append(
             {
                 "id": id_,
                 "image_id": id_,
-                "original_id": one.image["id"],
-                "category_id": SHAPES.index(one.shape) + 1,
-                "bbox": coco_box(one.expression.box),
-                "area": round(one.expression.box.width * one.expression.box.height, 3),
+                "original_id": referral.image["id"],
+                "category_id": SHAPES.index(referral.shape) + 1,
+                "bbox": coco_box(referral.expression.box),
+                "area": round(referral.expression.box.width * referral.expression.box.height, 3),
                 "iscrowd": 0,
-                "tokens_positive": [list(one.expression.span)],
+                "tokens_positive": [list(referral.expression.span)],
             }
         )
     return {"info": {}, "images": images, "annotations": annotations, "categories": CATEGORIES}
