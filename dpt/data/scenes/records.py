@@ -54,7 +54,7 @@ class SceneReferral:
 def referring_file(referrals: Sequence[SceneReferral], first_id: int) -> Record:
     """MDETR's form: an image entry for each expression, and just one annotation for each image entry."""
     images, annotations = [], []
-    for id_, one in enumerate(referred, first_id):
+    for id_, referral in enumerate(referrals, first_id):
         images.append(
             {
                 **referral.image,
