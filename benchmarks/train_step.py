@@ -111,7 +111,7 @@ def main(options: Options) -> None:
 
 def task_for(options: Options, backbone: Backbone) -> Task:
     adapter = adapter_for(backbone, text_encoder_type="backbone", dropout=0.0)
-    adapter.product_dtype = torch.bfloat16 if options.adapter_precision == "bf16" else torch.float32
+    adapter.matmul_dtype = torch.bfloat16 if options.adapter_precision == "bf16" else torch.float32
     phrases, checkpointing = BackbonePhraseEncoder(backbone), options.gradient_checkpointing
     backbone.prepare_for_gradients()
     if options.stage == 1:
@@ -185,7 +185,7 @@ def ways_for(task: Task, batch: Batch) -> dict[str, Callable[[], Tensor]]:
     def bare() -> Tensor:
         with torch.no_grad():
             features, _ = backbone.features(z, t, condition, FEATURE)
-        grounding, matching = adapter.decode_apart(features, t, len(batch))
+        grounding, matching = adapter.decode_split(features, t, len(batch))
         return grounding.square().mean() + matching.square().mean()
 
     return {"bare": bare, **rest}

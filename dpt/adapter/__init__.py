@@ -1,4 +1,4 @@
-"""What is trained to read the frozen model: matching an image with a text, grounding a phrase in it."""
+"""The adapter: trained on the frozen model's features to match images with texts and to ground phrases."""
 
 from dpt.adapter.config import AdapterConfig, check_fits, config_for
 from dpt.adapter.model import Adapter, AdapterOutput, GroundingOutput

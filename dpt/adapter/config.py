@@ -1,4 +1,4 @@
-"""The shape of an adapter: enough to build it again from its checkpoint, without the model it reads."""
+"""The adapter's config: enough to build it from a checkpoint, without the frozen model."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ PUBLISHED_POSITION_ROWS = 50
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """Defaults are the published ones, for Stable Diffusion 2.1. Fields with a published flag carry its name."""
+    """Defaults are the published values for Stable Diffusion 2.1; fields with a published flag have its name."""
 
     unet_feature: str = "up1"
     feature_channels: tuple[int, ...] = (1280,)
-    """Width of each map the feature is made of."""
+    """Channels of each map of the feature."""
     fused_channels: int | None = None
-    """The C of `all-C-S`; None where the maps are only joined."""
+    """The C of `all-C-S`; None where maps are concatenated."""
     text_width: int = 1024
-    """Width of the pooled text that images are matched with."""
+    """Width of `Condition.match`, which matching compares with."""
     text_encoder_type: str = "roberta-base"
-    """Reads referring expressions: a folder, a hub id, or `backbone` for the frozen model's own."""
+    """Encodes referring expressions: a folder, a hub id, or `backbone` for the frozen model's own text encoder."""
     phrase_width: int = 768
     """Width of that encoder's token states."""
     hidden_dim: int = 256
@@ -39,14 +39,14 @@ class AdapterConfig:
     pre_norm: bool = False
     position_embedding: str = "sine"
     position_rows: int = PUBLISHED_POSITION_ROWS
-    """Rows (and columns) that learned positions can tell apart."""
+    """Rows, and columns, of learned positions."""
     code_placement: str = "keys"
-    """Where position and timestep go: to queries and keys (the published code), or into the sequence of features
-    too, and with it into the values (the paper's figure)."""
+    """Where position and timestep embeddings are added: `keys` to queries and keys (published code), `sequence` to the
+    feature sequence too and so to the values (the paper's figure)."""
     num_queries_matching: int = 10
     num_queries_rec: int = 100
     token_slots: int = 255
-    """Tokens of an expression that a query can point at; one more class says that it points at nothing."""
+    """Tokens of an expression that a query can point at; one more class is no object."""
     contrastive_align_loss: bool = True
     contrastive_loss_hdim: int = 64
 

@@ -1,4 +1,4 @@
-"""Where a token lies and how noisy it is: what the transformer adds to queries and keys (section 1.1, step 3)."""
+"""Position and timestep embeddings, which attention adds to queries and keys (section 1.1, step 3)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEMPERATURE = 10000.0
 
 
 class SinePositionEmbedding(nn.Module):
-    """P(h,w): half of the width says y, the other half x; sine on even, cosine on odd places."""
+    """P(h,w): y in the first half of the channels, x in the second; sine on even, cosine on odd channels."""
 
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()
@@ -26,8 +26,8 @@ class SinePositionEmbedding(nn.Module):
         return _grid(y, x)
 
     def _axis(self, length: int, device: torch.device) -> Tensor:
-        place = torch.arange(1, length + 1, device=device, dtype=torch.float32)
-        angle = place / (length + 1e-6) * 2 * math.pi
+        position = torch.arange(1, length + 1, device=device, dtype=torch.float32)
+        angle = position / (length + 1e-6) * 2 * math.pi
         pair = torch.arange(self.axis_width, device=device) // 2
         phase = angle[:, None] / TEMPERATURE ** (2 * pair / self.axis_width)
         even = torch.arange(self.axis_width, device=device) % 2 == 0
@@ -35,7 +35,7 @@ class SinePositionEmbedding(nn.Module):
 
 
 class LearnedPositionEmbedding(nn.Module):
-    """One trained vector per column and per row; x half first, as in the published layout."""
+    """A trained vector per column and per row; x in the first half, as published."""
 
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def _grid(y: Tensor, x: Tensor) -> Tensor:
 
 
 class TimestepEmbedding(nn.Module):
-    """tau(t) = W2 SiLU(W1 phi(t)), the adapter's own. The inner module only carries the published names."""
+    """tau(t) = W2 SiLU(W1 phi(t)). The inner module only carries the published names."""
 
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The adapter: reads a feature of the frozen UNet, matches it with a text and grounds phrases in it (section 1)."""
+"""The adapter: from a feature of the frozen model to matching vectors and grounded boxes (section 1)."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from dpt.backbone.device import full_precision, matmul_autocast
 
 @dataclass(frozen=True)
 class GroundingOutput:
-    """What the grounding queries say."""
+    """What the grounding queries predict."""
 
-    logits: Tensor  # (B,Q,slots+1): which token of the expression; the last class is none
-    boxes: Tensor  # (B,Q,4): cx, cy, w, h as shares of the picture
-    queries: Tensor | None  # (B,Q,K), of unit length, comparable with `Adapter.align_text`
+    logits: Tensor  # (B,Q,slots+1): which token of the expression; the last class is no object
+    boxes: Tensor  # (B,Q,4): cx, cy, w, h relative to the image
+    queries: Tensor | None  # (B,Q,K) of unit length, to compare with `Adapter.align_text`
 
 
 @dataclass(frozen=True)
 class AdapterOutput:
-    matching: Tensor  # (B,M,D): one vector per matching query, in the space of the pooled text
+    matching: Tensor  # (B,M,D): one vector per matching query, in the space of `Condition.match`
     grounding: GroundingOutput
 
 
@@ -44,27 +44,27 @@ class BoxHead(nn.Module):
 
 
 class Adapter(nn.Module):
-    """Module names are those of the published checkpoint, so that its keys are this state dict's keys.
+    """Module names are those of the published checkpoint: its keys are this state dict's keys.
 
-    Weights and arithmetic are float32, whatever the format of the feature and the autocast around it; but for the
-    matrix products of encoder and decoder, which may be asked for in another format.
+    Weights and arithmetic are float32 whatever the feature's dtype and the autocast around it. Only the matrix
+    products of encoder and decoder run in `matmul_dtype`.
     """
 
     text_encoder: PretrainedPhraseEncoder | None
-    """What reads expressions, where it was trained along and so belongs to the adapter."""
+    """The encoder of expressions, if it was trained together with the adapter."""
 
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()
         self.config = config
-        self.product_dtype = torch.float32
+        self.matmul_dtype = torch.float32
         self.register_module("text_encoder", None)
         d = config.hidden_dim
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.transformer = Transformer(config)
         self.query_embed = nn.Embedding(config.num_queries, d)
         if config.fused_channels is not None:
-            maps = (nn.Conv2d(channels, config.fused_channels, 1) for channels in config.feature_channels)
-            self.fusion_proj = nn.ModuleList(maps)
+            projections = (nn.Conv2d(channels, config.fused_channels, 1) for channels in config.feature_channels)
+            self.fusion_proj = nn.ModuleList(projections)
         self.input_proj = nn.Conv2d(config.fused_channels or sum(config.feature_channels), d, 1)
         sine = config.position_embedding == "sine"
         self.position_embedding = SinePositionEmbedding(config) if sine else LearnedPositionEmbedding(config)
@@ -78,63 +78,63 @@ class Adapter(nn.Module):
 
     @full_precision
     def forward(self, features: Tensor, t: Tensor) -> AdapterOutput:
-        """Everything, for features (B,C,h,w) and t (B,)."""
+        """Matching and grounding, for features (B,C,h,w) and t (B,)."""
         decoded = self.decode(features, t)
         return AdapterOutput(self.matching_head(decoded), self.grounding_head(decoded))
 
     @full_precision
     def match(self, features: Tensor, t: Tensor) -> Tensor:
-        """Only the matching vectors (B,M,D). Leaves the grounding queries out where that changes nothing."""
+        """Only the matching vectors (B,M,D). Skips the grounding queries where that changes nothing."""
         return self.matching_head(self.decode(features, t, self._queries(self._matching)))
 
     @full_precision
     def ground(self, features: Tensor, t: Tensor) -> GroundingOutput:
-        """Only the grounding. Leaves the matching queries out where that changes nothing."""
+        """Only the grounding. Skips the matching queries where that changes nothing."""
         return self.grounding_head(self.decode(features, t, self._queries(self._grounding)))
 
     @full_precision
     def decode(self, features: Tensor, t: Tensor, queries: Tensor | None = None) -> Tensor:
-        """Features (B,C,h,w) to the last decoder layer's output (B,Q,d), for all queries unless told which."""
-        return self._recall(*self._remember(features, t), queries)
+        """The last decoder layer's output (B,Q,d) for features (B,C,h,w), for all queries or those given."""
+        return self._decode(*self._encode(features, t), queries)
 
     @full_precision
-    def decode_apart(self, features: Tensor, t: Tensor, grounded: int) -> tuple[Tensor, Tensor]:
-        """As `decode`: the first `grounded` rows for `grounding_head` (G,Q,d), the others for `matching_head`.
+    def decode_split(self, features: Tensor, t: Tensor, num_grounding: int) -> tuple[Tensor, Tensor]:
+        """Decode the first `num_grounding` rows for `grounding_head` (G,Q,d), the others for `matching_head`.
 
-        Queries that the head does not read are left out where that changes nothing.
+        Queries that the head does not use are skipped where that changes nothing.
         """
-        memory, codes = self._remember(features, t)
+        memory, embeddings = self._encode(features, t)
         if not self._queries_are_independent:
-            decoded = self._recall(memory, codes, None)
-            return decoded[:grounded], decoded[grounded:]
+            decoded = self._decode(memory, embeddings, None)
+            return decoded[:num_grounding], decoded[num_grounding:]
         return (
-            self._recall(memory[:grounded], codes[:grounded], self._queries(self._grounding)),
-            self._recall(memory[grounded:], codes[grounded:], self._queries(self._matching)),
+            self._decode(memory[:num_grounding], embeddings[:num_grounding], self._queries(self._grounding)),
+            self._decode(memory[num_grounding:], embeddings[num_grounding:], self._queries(self._matching)),
         )
 
-    def _remember(self, features: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The encoder's output and the codes that go with it, each (B,h*w,d)."""
-        tokens, codes = self.project(features), self.codes(t, *features.shape[-2:])
+    def _encode(self, features: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The encoder's output and its position and timestep embeddings, each (B,h*w,d)."""
+        tokens, embeddings = self.project(features), self.embeddings(t, *features.shape[-2:])
         if self.config.code_placement == "sequence":
-            tokens = tokens + codes
-        with matmul_autocast(self.product_dtype, features.device.type):
-            return self.transformer.encoder(tokens, codes), codes
+            tokens = tokens + embeddings
+        with matmul_autocast(self.matmul_dtype, features.device.type):
+            return self.transformer.encoder(tokens, embeddings), embeddings
 
-    def _recall(self, memory: Tensor, codes: Tensor, queries: Tensor | None) -> Tensor:
+    def _decode(self, memory: Tensor, embeddings: Tensor, queries: Tensor | None) -> Tensor:
         positions = (self.query_embed.weight if queries is None else queries).expand(len(memory), -1, -1)
-        with matmul_autocast(self.product_dtype, memory.device.type):
-            decoded: Tensor = self.transformer.decoder(positions, memory, codes)
+        with matmul_autocast(self.matmul_dtype, memory.device.type):
+            decoded: Tensor = self.transformer.decoder(positions, memory, embeddings)
         return decoded.float()
 
     @full_precision
     def matching_head(self, decoded: Tensor) -> Tensor:
-        """h_i for the matching queries, which are the first of (B,Q,d)."""
+        """h_i of the matching queries, the first of (B,Q,d)."""
         vectors: Tensor = self.map_to_clip(decoded[:, : self.config.num_queries_matching])
         return vectors
 
     @full_precision
     def grounding_head(self, decoded: Tensor) -> GroundingOutput:
-        """For the grounding queries, which are the last of (B,Q,d)."""
+        """Predictions of the grounding queries, the last of (B,Q,d)."""
         queries = decoded[:, decoded.shape[1] - self.config.num_queries_rec :]
         align = None
         if self.config.contrastive_align_loss:
@@ -143,7 +143,7 @@ class Adapter(nn.Module):
 
     @full_precision
     def align_text(self, states: Tensor) -> Tensor:
-        """Token states (B,L,D) of the expressions to unit vectors (B,L,K)."""
+        """Unit vectors (B,L,K) of the expressions' token states (B,L,D)."""
         return normalize(self.contrastive_align_projection_text(states), dim=-1)
 
     @full_precision
@@ -151,16 +151,16 @@ class Adapter(nn.Module):
         """X = Conv1x1(F) as tokens (B,h*w,d)."""
         if self.config.fused_channels is not None:
             maps = features.split(self.config.feature_channels, dim=1)
-            features = torch.stack([conv(one) for conv, one in zip(self.fusion_proj, maps, strict=True)]).sum(dim=0)
+            features = torch.stack([conv(x) for conv, x in zip(self.fusion_proj, maps, strict=True)]).sum(dim=0)
         tokens: Tensor = self.input_proj(features).flatten(2).transpose(1, 2)
-        # Not a map seen the other way round, which a product would go through place by place.
+        # Matrix products are slow on the transposed view.
         return tokens.contiguous()
 
-    def codes(self, t: Tensor, height: int, width: int) -> Tensor:
+    def embeddings(self, t: Tensor, height: int, width: int) -> Tensor:
         """E = P(h,w) + tau(t), (B,h*w,d)."""
         positions = self.position_embedding(height, width, t.device)
-        codes: Tensor = positions[None] + self.timestep_embedding(t)[:, None]
-        return codes
+        embeddings: Tensor = positions[None] + self.timestep_embedding(t)[:, None]
+        return embeddings
 
     @property
     def scale(self) -> Tensor:
@@ -175,16 +175,16 @@ class Adapter(nn.Module):
     def _grounding(self) -> slice:
         return slice(self.config.num_queries_matching, None)
 
-    def _queries(self, wanted: slice) -> Tensor | None:
-        """Query positions to decode, the others left out where that changes nothing."""
-        return self.query_embed.weight[wanted] if self._queries_are_independent else None
+    def _queries(self, needed: slice) -> Tensor | None:
+        """The query embeddings to decode; None is all, where the others cannot be skipped."""
+        return self.query_embed.weight[needed] if self._queries_are_independent else None
 
     @property
     def _queries_are_independent(self) -> bool:
-        """With one decoder layer and no dropout, queries do not see one another.
+        """Whether no query influences another: with one decoder layer and no dropout.
 
-        What is decoded starts from zero, so in the first layer all queries have the same value to share. Dropout
-        of attention weights breaks that, and so does a second layer.
+        Decoding starts from zeros, so in the first layer's self-attention all values are equal. Dropout of attention
+        weights breaks that, and so does a second layer.
         """
-        drops = self.training and self.config.dropout > 0
-        return self.config.dec_layers == 1 and not drops
+        dropout = self.training and self.config.dropout > 0
+        return self.config.dec_layers == 1 and not dropout

@@ -1,4 +1,4 @@
-"""The encoder that reads referring expressions: token states, and which characters each token covers."""
+"""Encoders of referring expressions: token states, and the characters that each token covers."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ POOLER = "pooler."
 
 @dataclass(frozen=True)
 class EncodedPhrases:
-    """Encoded expressions, padded to the longest of them."""
+    """Encoded expressions, padded to the longest."""
 
     states: Tensor  # (B,L,D)
-    mask: Tensor  # (B,L), true at tokens that are not padding
+    mask: Tensor  # (B,L), false at padding
     offsets: Tensor  # (B,L,2) on the CPU: the characters [begin, end) of each token; empty at special tokens
 
 
 class PhraseEncoder(Protocol):
-    """Frozen and no part of the adapter, unless it is trained with one: see `EncoderPhrases.unfreeze`."""
+    """Frozen, unless `PretrainedPhraseEncoder.unfreeze` makes it part of the adapter."""
 
     name: str
     width: int
@@ -38,14 +38,14 @@ class PhraseEncoder(Protocol):
 
 
 def open_phrase_encoder(text_encoder_type: str, backbone: Backbone) -> PhraseEncoder:
-    """`backbone` for the frozen model's own text encoder, or a folder or hub id like `roberta-base`."""
+    """From `backbone` for the frozen model's own text encoder, or a folder or hub id like `roberta-base`."""
     if text_encoder_type == OF_BACKBONE:
         return BackbonePhraseEncoder(backbone)
     return PretrainedPhraseEncoder.open(text_encoder_type, backbone.device)
 
 
 class BackbonePhraseEncoder:
-    """The text encoder that the UNet is conditioned with, read token by token."""
+    """The frozen model's own text encoder, token by token."""
 
     name = OF_BACKBONE
 
@@ -53,18 +53,18 @@ class BackbonePhraseEncoder:
         self.backbone = backbone
         self.width = backbone.text_width
 
-    def encode(self, captions: Sequence[str], text: Condition | None = None) -> EncodedPhrases:
-        """`text`, where the captions have been encoded already, spares doing it again."""
+    def encode(self, captions: Sequence[str], condition: Condition | None = None) -> EncodedPhrases:
+        """`condition`: of the same captions, if they are encoded already."""
         tokens = self.backbone.tokenize(captions)
-        if text is None:
-            text = self.backbone.encode_text(captions)
-        # Each token sees only those before it: what is cut off here is padding and changed nothing.
-        states = text.states[:, : tokens.attention_mask.shape[1]]
+        if condition is None:
+            condition = self.backbone.encode_text(captions)
+        # Attention is causal: the padding cut off here changed nothing.
+        states = condition.states[:, : tokens.attention_mask.shape[1]]
         return EncodedPhrases(states.float(), tokens.attention_mask.bool().to(states.device), tokens.offset_mapping)
 
 
 class PretrainedPhraseEncoder(nn.Module):
-    """Any encoder of transformers, as `roberta-base` in the published recipe."""
+    """Any encoder of transformers; `roberta-base` in the published recipe."""
 
     def __init__(self, name: str, tokenizer: Any, encoder: Any) -> None:
         super().__init__()
@@ -85,41 +85,37 @@ class PretrainedPhraseEncoder(nn.Module):
         return cls(str(path_or_hub_id), tokenizer, encoder.to(device))
 
     def unfreeze(self) -> PretrainedPhraseEncoder:
-        """Let gradients into all of it but the pooler, which token states do not come through."""
+        """Train all of it but the pooler, which token states do not pass through."""
         for name, p in self.encoder.named_parameters():
             p.requires_grad_(not name.startswith(POOLER))
         return self
 
     def save(self, folder: Path) -> None:
-        """As `open` reads it."""
+        """In the layout that `open` reads."""
         self.encoder.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     def encode(self, captions: Sequence[str]) -> EncodedPhrases:
-        tokens = _tokenize(self.tokenizer, captions, self._room)
+        tokens = self.tokenizer(
+            list(captions),
+            padding="longest",
+            max_length=self._max_length,
+            truncation=True,
+            return_offsets_mapping=True,
+            return_tensors="pt",
+        )
         device = self.encoder.device
         mask = tokens.attention_mask.to(device)
         states = self.encoder(tokens.input_ids.to(device), attention_mask=mask).last_hidden_state
         return EncodedPhrases(states.float(), mask.bool(), tokens.offset_mapping)
 
     @property
-    def _room(self) -> int:
-        """Tokens that fit. RoBERTa and its kin begin to count positions after the padding id."""
+    def _max_length(self) -> int:
+        """Tokens that fit. RoBERTa numbers positions from the padding id + 1."""
         embeddings = getattr(self.encoder, "embeddings", None)
         reserved = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
         positions = self.encoder.config.max_position_embeddings - (0 if reserved is None else reserved + 1)
         return int(min(self.tokenizer.model_max_length, positions))
-
-
-def _tokenize(tokenizer: Any, captions: Sequence[str], length: int) -> Any:
-    return tokenizer(
-        list(captions),
-        padding="longest",
-        max_length=length,
-        truncation=True,
-        return_offsets_mapping=True,
-        return_tensors="pt",
-    )
 
 
 Span = tuple[int, int]
@@ -130,16 +126,16 @@ TOKEN_SLOTS = 255
 def token_map(
     offsets: Tensor, targets: Sequence[Sequence[Span]], slots: int = TOKEN_SLOTS, normalised: bool = True
 ) -> Tensor:
-    """(T,slots+1) for T phrases, each given by its spans of characters [begin, end) in one caption.
+    """(T,slots+1) for T phrases, each given by its character spans [begin, end) in one caption.
 
-    offsets (L,2) are the characters each token of the caption spells. A token belongs to a span if they overlap,
-    so a span that begins or ends on a space, or inside a token, still finds its tokens. Rows sum to one (or are
-    0/1 where not normalised); the row of a phrase that was cut off is empty. The last column, no object, is zero.
+    `offsets` (L,2) are the characters of each token. A token belongs to a span if they overlap, so a span that begins
+    or ends on a space, or inside a token, still gets its tokens. Rows sum to one (or are 0/1 if not normalised); the
+    row of a truncated phrase is empty. The last column, no object, is zero.
     """
-    spelled = offsets[:slots]
-    begin, end = spelled[:, 0], spelled[:, 1]
+    tokens = offsets[:slots]
+    begin, end = tokens[:, 0], tokens[:, 1]
     rows = torch.zeros(len(targets), slots + 1)
     for row, spans in zip(rows, targets, strict=True):
         for first, last in spans:
-            row[: len(spelled)][(begin < end) & (begin < last) & (end > first)] = 1
+            row[: len(tokens)][(begin < end) & (begin < last) & (end > first)] = 1
     return rows / rows.sum(dim=1, keepdim=True).clamp(min=1) if normalised else rows

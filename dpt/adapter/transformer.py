@@ -1,4 +1,4 @@
-"""Encoder and decoder (section 1.1, steps 4 and 5): codes go to queries and keys, never to values."""
+"""Encoder and decoder (section 1.1, steps 4 and 5): embeddings go to queries and keys, never to values."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from dpt.adapter.config import AdapterConfig
 
 
 class Attention(nn.MultiheadAttention):
-    """Multi-head attention whose first two arguments carry the codes and whose third does not."""
+    """Multi-head attention; query and key carry the embeddings, value does not."""
 
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__(config.hidden_dim, config.nheads, dropout=config.dropout, batch_first=True)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # type: ignore[override]
         if self.training and self.dropout > 0:
-            mixed: Tensor = super().forward(query, key, value, need_weights=False)[0]
-            return mixed
+            output: Tensor = super().forward(query, key, value, need_weights=False)[0]
+            return output
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         inputs = zip((query, key, value), weights, biases, strict=True)
         projected = (linear(x, w, b) for x, w, b in inputs)
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in projected)
-        read: Tensor = self.out_proj(self._mix(q, k, v).transpose(1, 2).flatten(2))
-        return read
+        attended: Tensor = self.out_proj(self._attend(q, k, v).transpose(1, 2).flatten(2))
+        return attended
 
-    def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """For (B,heads,N,width of a head)."""
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """softmax(q k / sqrt(d)) v, each (B,heads,N,d)."""
         if q.device.type == "cpu" and q.dtype != torch.float32 and torch.is_grad_enabled():
-            # The fused attention of half formats takes twice as long to differentiate, that of float32 half as long.
+            # On a CPU, fused attention is slow to differentiate in half precision (2x), and fast in float32.
             return softmax((q / self.head_dim**0.5) @ k.mT, dim=-1) @ v
         return scaled_dot_product_attention(q, k, v)
 
 
 class Layer(nn.Module):
-    """What both kinds of layer share: residuals, normalised after each addition or before each reading."""
+    """Residuals and feed-forward of both kinds of layer, with norms after each addition or before each sublayer."""
 
     def __init__(self, config: AdapterConfig, norms: int) -> None:
         super().__init__()
@@ -47,19 +47,19 @@ class Layer(nn.Module):
         for number in range(1, norms + 1):
             self.add_module(f"norm{number}", nn.LayerNorm(config.hidden_dim))
 
-    def read(self, x: Tensor, norm: nn.Module) -> Tensor:
+    def sublayer_input(self, x: Tensor, norm: nn.Module) -> Tensor:
         normed: Tensor = norm(x) if self.pre_norm else x
         return normed
 
-    def add(self, x: Tensor, change: Tensor, norm: nn.Module) -> Tensor:
-        added = x + self.dropout(change)
+    def add(self, x: Tensor, output: Tensor, norm: nn.Module) -> Tensor:
+        added = x + self.dropout(output)
         normed: Tensor = added if self.pre_norm else norm(added)
         return normed
 
     def feed_forward(self, x: Tensor) -> Tensor:
         hidden = self.dropout(torch.relu(self.linear1(x)))
-        changed: Tensor = self.linear2(hidden)
-        return changed
+        output: Tensor = self.linear2(hidden)
+        return output
 
 
 class EncoderLayer(Layer):
@@ -69,12 +69,12 @@ class EncoderLayer(Layer):
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__(config, norms=2)
 
-    def forward(self, x: Tensor, codes: Tensor) -> Tensor:
-        """x, codes (B,N,d): q = k = X + E, v = X."""
-        y = self.read(x, self.norm1)
-        placed = y + codes
-        x = self.add(x, self.self_attn(placed, placed, y), self.norm1)
-        y = self.read(x, self.norm2)
+    def forward(self, x: Tensor, embeddings: Tensor) -> Tensor:
+        """x, embeddings (B,N,d): q = k = X + E, v = X."""
+        y = self.sublayer_input(x, self.norm1)
+        positioned = y + embeddings
+        x = self.add(x, self.self_attn(positioned, positioned, y), self.norm1)
+        y = self.sublayer_input(x, self.norm2)
         return self.add(x, self.feed_forward(y), self.norm2)
 
 
@@ -87,14 +87,14 @@ class DecoderLayer(Layer):
         super().__init__(config, norms=3)
         self.multihead_attn = Attention(config)
 
-    def forward(self, x: Tensor, queries: Tensor, memory: Tensor, codes: Tensor) -> Tensor:
-        """x, queries (B,Q,d); memory, codes (B,N,d)."""
-        y = self.read(x, self.norm1)
-        placed = y + queries
-        x = self.add(x, self.self_attn(placed, placed, y), self.norm1)
-        y = self.read(x, self.norm2)
-        x = self.add(x, self.multihead_attn(y + queries, memory + codes, memory), self.norm2)
-        y = self.read(x, self.norm3)
+    def forward(self, x: Tensor, queries: Tensor, memory: Tensor, embeddings: Tensor) -> Tensor:
+        """x, queries (B,Q,d); memory, embeddings (B,N,d)."""
+        y = self.sublayer_input(x, self.norm1)
+        positioned = y + queries
+        x = self.add(x, self.self_attn(positioned, positioned, y), self.norm1)
+        y = self.sublayer_input(x, self.norm2)
+        x = self.add(x, self.multihead_attn(y + queries, memory + embeddings, memory), self.norm2)
+        y = self.sublayer_input(x, self.norm3)
         return self.add(x, self.feed_forward(y), self.norm3)
 
 
@@ -104,9 +104,9 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.enc_layers))
         self.norm = nn.LayerNorm(config.hidden_dim) if config.pre_norm else None
 
-    def forward(self, x: Tensor, codes: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embeddings: Tensor) -> Tensor:
         for layer in self.layers:
-            x = layer(x, codes)
+            x = layer(x, embeddings)
         return x if self.norm is None else self.norm(x)
 
 
@@ -116,11 +116,11 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.dec_layers))
         self.norm = nn.LayerNorm(config.hidden_dim)
 
-    def forward(self, queries: Tensor, memory: Tensor, codes: Tensor) -> Tensor:
-        """The last layer's output (B,Q,d) for query positions (B,Q,d); what is decoded starts from zero."""
+    def forward(self, queries: Tensor, memory: Tensor, embeddings: Tensor) -> Tensor:
+        """The last layer's output (B,Q,d) for query embeddings (B,Q,d); decoding starts from zeros."""
         x = torch.zeros_like(queries)
         for layer in self.layers:
-            x = layer(x, queries, memory, codes)
+            x = layer(x, queries, memory, embeddings)
         decoded: Tensor = self.norm(x)
         return decoded
 

@@ -1,7 +1,13 @@
-"""Layers of a frozen UNet that keep less for the way back. The numbers are the same.
+"""Layers of a frozen UNet that save less for the backward pass.
 
-PyTorch's own keep what a gradient of their weights would need, which frozen weights have none of, and results that are
-cheap to compute again.
+PyTorch's own layers save
+
+- the input of every convolution, which only the gradient of its weights needs: frozen weights have none;
+- the output of every GroupNorm, SiLU and GELU, although the backward pass can recompute it from the input, which is
+  saved anyway.
+
+The forward pass calls the same kernels in the same order, so its numbers are identical; the backward pass evaluates
+the same formulas on recomputed values, so gradients differ by rounding at most.
 """
 
 from __future__ import annotations
@@ -18,16 +24,16 @@ from torch.nn.grad import conv2d_input
 
 
 def use_memory_saving_layers(unet: nn.Module) -> None:
-    """For the layers that are of a known kind; others stay as they are, and so does one whose weights learn."""
+    """Change the class of every layer of a known kind in place; a layer with trainable weights behaves as before."""
     kinds: tuple[Any, ...] = (MemorySavingConv, MemorySavingResnet, MemorySavingGEGLU)
     for module in unet.modules():
-        for lean in kinds:
-            if type(module) is lean.__base__ and lean.fits(module):
-                module.__class__ = lean
+        for kind in kinds:
+            if type(module) is kind.__base__ and kind.fits(module):
+                module.__class__ = kind
 
 
 class MemorySavingConv(nn.Conv2d):
-    """Keeps its weights alone."""
+    """Saves its weights, not its input."""
 
     @staticmethod
     def fits(conv: nn.Conv2d) -> bool:
@@ -36,13 +42,13 @@ class MemorySavingConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if not x.requires_grad or _is_trainable(self):
             return super().forward(x)
-        how = (self.stride, self.padding, self.dilation, self.groups)
-        convolved: Tensor = _Convolved.apply(x, self.weight, self.bias, *how)
-        return convolved
+        geometry = (self.stride, self.padding, self.dilation, self.groups)
+        output: Tensor = _Conv.apply(x, self.weight, self.bias, *geometry)
+        return output
 
 
 class MemorySavingResnet(ResnetBlock2D):
-    """Keeps what its normalisations read; what they and the activations make of it is computed again."""
+    """Saves the inputs of its two norms; recomputes norm and activation."""
 
     @staticmethod
     def fits(block: ResnetBlock2D) -> bool:
@@ -50,22 +56,22 @@ class MemorySavingResnet(ResnetBlock2D):
         return plain and block.time_emb_proj is not None and isinstance(block.nonlinearity, nn.SiLU)
 
     def forward(self, input_tensor: Tensor, temb: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        hidden = self.conv1(_normed(self.norm1, input_tensor))
+        hidden = self.conv1(_norm_silu(self.norm1, input_tensor))
         hidden = hidden + self.time_emb_proj(silu(temb))[:, :, None, None]
-        hidden = self.conv2(self.dropout(_normed(self.norm2, hidden)))
-        past = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
-        return (past + hidden) / self.output_scale_factor
+        hidden = self.conv2(self.dropout(_norm_silu(self.norm2, hidden)))
+        shortcut = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
+        return (shortcut + hidden) / self.output_scale_factor
 
 
 class MemorySavingGEGLU(GEGLU):
-    """Keeps what is gated and by what, not the gate's activation."""
+    """Saves the projection of its input, not the gate's activation."""
 
     @staticmethod
     def fits(gate: GEGLU) -> bool:
         return True
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        gated: Tensor = _Gated.apply(self.proj(hidden_states))
+        gated: Tensor = _GELUGate.apply(self.proj(hidden_states))
         return gated
 
 
@@ -73,45 +79,44 @@ def _is_trainable(layer: nn.Module) -> bool:
     return any(p.requires_grad for p in layer.parameters())
 
 
-class _Convolved(torch.autograd.Function):
+class _Conv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.shape, ctx.how = x.shape, how
-        return torch.conv2d(x, weight, bias, *how)
+        ctx.shape, ctx.geometry = x.shape, geometry
+        return torch.conv2d(x, weight, bias, *geometry)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upper: Tensor) -> Any:
+    def backward(ctx: Any, grad: Tensor) -> Any:
         (weight,) = ctx.saved_tensors
-        return conv2d_input(ctx.shape, weight, upper, *ctx.how), *[None] * 6
+        return conv2d_input(ctx.shape, weight, grad, *ctx.geometry), *[None] * 6
 
 
-def _normed(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """SiLU of it."""
+def _norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     if not x.requires_grad or _is_trainable(norm):
         return silu(norm(x))
-    normed: Tensor = _Normed.apply(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
-    return normed
+    activated: Tensor = _NormSiLU.apply(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    return activated
 
 
-class _Normed(torch.autograd.Function):
+class _NormSiLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *how: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, *norm: Any) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.how = how
-        return silu(group_norm(x, *how))
+        ctx.norm = norm
+        return silu(group_norm(x, *norm))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upper: Tensor) -> Any:
+    def backward(ctx: Any, grad: Tensor) -> Any:
         x = ctx.saved_tensors[0].detach().requires_grad_()
         with torch.enable_grad():
-            again = silu(group_norm(x, *ctx.how))
-        return *torch.autograd.grad(again, x, upper), *[None] * 4
+            recomputed = silu(group_norm(x, *ctx.norm))
+        return *torch.autograd.grad(recomputed, x, grad), *[None] * 4
 
 
-class _Gated(torch.autograd.Function):
+class _GELUGate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, projected: Tensor) -> Tensor:
         ctx.save_for_backward(projected)
@@ -120,6 +125,6 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upper: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         value, gate = ctx.saved_tensors[0].chunk(2, dim=-1)
-        return torch.cat([upper * gelu(gate), torch.ops.aten.gelu_backward(upper * value, gate)], dim=-1)
+        return torch.cat([grad * gelu(gate), torch.ops.aten.gelu_backward(grad * value, gate)], dim=-1)

@@ -1,4 +1,4 @@
-"""Randomness as a function of (seed, index, purpose), never of what was drawn before."""
+"""Random numbers as a function of (seed, index, purpose), never of what was drawn before."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ def derived_seed(seed: int, index: int, purpose: str) -> int:
 
 
 def generator_for(seed: int, index: int, purpose: str) -> torch.Generator:
-    """A generator on the CPU, whose numbers are the same whatever device they are used on."""
+    """A CPU generator: its numbers are the same whichever device they are used on."""
     return torch.Generator().manual_seed(derived_seed(seed, index, purpose))
 
 
 @dataclass(frozen=True)
 class SampleRNG:
-    """What each sample of a micro-batch meets.
+    """The random numbers of each sample of a micro-batch, independent of the other samples.
 
-    Dropout is the exception: masks are drawn for a whole micro-batch, keyed by its first sample, because drawing
-    millions of numbers one sample at a time would cost more than the step. They survive a resume bit for bit, but
-    another split of the global batch draws others.
+    Dropout is the exception: its masks are drawn for the whole micro-batch, seeded by the first sample, because
+    drawing millions of numbers sample by sample would cost more than the step. They survive a resume bit for bit,
+    but depend on how the global batch is split.
     """
 
     seed: int
     positions: Sequence[int]
-    """Where in the run each sample of the micro-batch stands."""
+    """Index of each sample in the run."""
 
     def normal(self, shape: Sequence[int], purpose: str) -> Tensor:
-        """(B,*shape) of standard normal numbers, made on the CPU: the same on every device."""
-        return torch.stack([torch.randn(*shape, generator=own) for own in self._generators(purpose)])
+        """Standard normal numbers (B,*shape), drawn on the CPU: the same for every device."""
+        return torch.stack([torch.randn(*shape, generator=g) for g in self._generators(purpose)])
 
     def integers(self, below: int, purpose: str) -> Tensor:
-        """(B,) of whole numbers in [0, below)."""
-        return torch.cat([torch.randint(below, (1,), generator=own) for own in self._generators(purpose)])
+        """Integers (B,) in [0, below)."""
+        return torch.cat([torch.randint(below, (1,), generator=g) for g in self._generators(purpose)])
 
     def seed_dropout(self) -> None:
         torch.manual_seed(derived_seed(self.seed, self.positions[0], "dropout"))

@@ -1,4 +1,4 @@
-"""Ways to compute the same faster, which are asked for. Each says what it changed; numbers differ by rounding."""
+"""Optional speed-ups: torch.compile, channels-last weights, TF32. Numbers differ by rounding only."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ import torch
 from dpt.backbone.base import Backbone
 from dpt.errors import UserError
 
-VERSIONS = 64
+RECOMPILE_LIMIT = 64
 
 
 def apply_speedups(
     backbone: Backbone, *, compiled: bool = False, channels_last: bool = False, tf32: bool = False
 ) -> list[str]:
-    """A sentence for each way that was taken, in the order of the arguments."""
-    said = []
+    """Apply them and return a sentence for each, in the order of the arguments."""
+    applied = []
     if compiled:
-        said.append(_compile(backbone))
+        applied.append(_compile(backbone))
     if channels_last:
-        said.append(_channels_last(backbone))
+        applied.append(_channels_last(backbone))
     if tf32:
-        said += use_tf32(backbone.device)
-    return said
+        applied += use_tf32(backbone.device)
+    return applied
 
 
 def _compile(backbone: Backbone) -> str:
-    """The blocks that repeat, each kind once: what is compiled is their call, and their code stays as it is."""
+    """Compile the network's repeated blocks, each class once; their `forward` is not replaced."""
     if backbone.device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
-        raise UserError("--compile needs a C++ compiler on a CPU, and there is none (g++ or clang++)")
+        raise UserError("--compile needs a C++ compiler on a CPU: install g++ or clang++, or leave the flag out")
     kinds = tuple(getattr(backbone.network, "_repeated_blocks", None) or ())
     blocks = [module for module in backbone.network.modules() if type(module).__name__ in kinds]
     if not blocks:
-        raise UserError("--compile finds no blocks in this UNet that repeat")
-    # A version for each width, with gradients and without: past PyTorch's own limit the rest would not be compiled.
-    torch._dynamo.config.recompile_limit = max(VERSIONS, torch._dynamo.config.recompile_limit)
+        raise UserError("--compile has nothing to compile: this UNet has no repeated blocks; leave the flag out")
+    # One graph per width, with and without gradients; beyond PyTorch's own limit the rest would run uncompiled.
+    torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
     backbone.network.compile_repeated_blocks()
     return (
-        f"compile: {len(blocks)} blocks of the UNet ({', '.join(kinds)}) are compiled as they are first used, "
-        "which takes from seconds to minutes"
+        f"compile: {len(blocks)} blocks of the UNet ({', '.join(kinds)}) are compiled on first use, which takes "
+        "seconds to minutes"
     )
 
 
@@ -52,7 +52,7 @@ def compiled_blocks(unet: Any) -> int:
 def _channels_last(backbone: Backbone) -> str:
     for part in backbone.modules():
         part.to(memory_format=torch.channels_last)
-    return "channels_last: the weights of the UNet's and the VAE's convolutions are laid out channels last"
+    return "channels_last: the convolution weights of the UNet and the VAE are stored channels last"
 
 
 def use_tf32(device: torch.device) -> list[str]:

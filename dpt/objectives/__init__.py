@@ -1,1 +1,1 @@
-"""What is optimised: matching, grounding and denoising, as pure functions of tensors, in full precision."""
+"""Losses as pure functions of tensors, in full precision: matching, grounding, denoising."""

@@ -1,4 +1,4 @@
-"""Which query answers for which target: the cheapest one-to-one assignment in each image (section 2.2)."""
+"""Hungarian assignment of queries to targets, image by image (section 2.2)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dpt.objectives.boxes import cxcywh_to_xyxy, pairwise_giou
 
 @dataclass(frozen=True)
 class Targets:
-    """What each image should be grounded to, padded to the image with most."""
+    """The boxes and phrases of each image, padded to the image with most."""
 
     boxes: Tensor  # (B,T,4): cx, cy, w, h
     tokens: Tensor  # (B,T,S): the token map of each target's phrase
@@ -26,15 +26,15 @@ class Targets:
 
     @staticmethod
     def pad(boxes: list[Tensor], tokens: list[Tensor]) -> Targets:
-        """From each image's own (T_i,4) and (T_i,S)."""
-        most = max(map(len, boxes), default=0)
-        present = torch.stack([torch.arange(most) < len(own) for own in boxes])
-        return Targets(_stack(boxes, most), _stack(tokens, most), present)
+        """From the boxes (T_i,4) and token maps (T_i,S) of each image."""
+        length = max(map(len, boxes), default=0)
+        present = torch.stack([torch.arange(length) < len(own) for own in boxes])
+        return Targets(_stack(boxes, length), _stack(tokens, length), present)
 
 
 @dataclass(frozen=True)
 class AssignmentCosts:
-    """How much each part weighs when queries are assigned."""
+    """Weights of the parts of the assignment cost."""
 
     token: float = 1.0
     box: float = 5.0
@@ -43,16 +43,16 @@ class AssignmentCosts:
 
 @dataclass(frozen=True)
 class Assignment:
-    query: Tensor  # (B,T): the query that answers for each target
-    matched: Tensor  # (B,T), false at padding, where `query` means nothing
+    query: Tensor  # (B,T): the query assigned to each target
+    matched: Tensor  # (B,T), false at padding, where `query` is meaningless
 
     def pick(self, predicted: Tensor) -> Tensor:
-        """(B,Q,...) to what was predicted for each target, (B,T,...)."""
+        """The predictions (B,Q,...) of the assigned queries, (B,T,...)."""
         rows = torch.arange(len(predicted), device=predicted.device)[:, None]
         return predicted[rows, self.query]
 
     def one_hot(self, num_queries: int) -> Tensor:
-        """(B,T,Q), true where the query answers for the target."""
+        """(B,T,Q), true where the query is assigned to the target."""
         queries = torch.arange(num_queries, device=self.query.device)
         return (self.query[..., None] == queries) & self.matched[..., None]
 
@@ -63,7 +63,7 @@ def assign(logits: Tensor, boxes: Tensor, targets: Targets, costs: AssignmentCos
     costs = costs or AssignmentCosts()
     cost = assignment_cost(logits, boxes, targets.boxes, targets.tokens, costs)
     packed = torch.cat([cost, targets.present[:, None].to(cost)], dim=1).cpu().numpy()
-    query = torch.from_numpy(np.stack([_assign_one(one[:-1], one[-1] > 0) for one in packed])).to(boxes.device)
+    query = torch.from_numpy(np.stack([_assign_image(p[:-1], p[-1] > 0) for p in packed])).to(boxes.device)
     return Assignment(query.clamp(min=0), query >= 0)
 
 
@@ -78,11 +78,11 @@ def assignment_cost(
     return costs.token * token + costs.box * box + costs.giou * overlap
 
 
-def _assign_one(cost: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """cost (Q,T) and present (T,) to the query of each target, -1 where it has none."""
+def _assign_image(cost: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """The query of each target, or -1, from cost (Q,T) and present (T,)."""
     query = np.full(len(present), -1, dtype=np.int64)
     (own,) = np.nonzero(present)
-    # A diverged prediction must not stop the run here: the loss shows it.
+    # A diverged prediction must not raise here: the loss reports it.
     finite = np.nan_to_num(cost[:, own], nan=1e6, posinf=1e6, neginf=-1e6)
     rows, columns = linear_sum_assignment(finite)
     query[own[columns]] = rows
@@ -90,5 +90,5 @@ def _assign_one(cost: np.ndarray, present: np.ndarray) -> np.ndarray:
 
 
 def _stack(parts: list[Tensor], length: int) -> Tensor:
-    """(T_i,...) each to (B,length,...), filled up with zeros."""
+    """Stack (T_i,...) to (B,length,...), padded with zeros."""
     return torch.stack([torch.cat([part, part.new_zeros(length - len(part), *part.shape[1:])]) for part in parts])

@@ -1,11 +1,11 @@
-"""Boxes as (cx, cy, w, h) or (x0, y0, x1, y1). Those without area overlap by 0; a NaN stays one and harms no other."""
+"""Boxes as (cx, cy, w, h) or (x0, y0, x1, y1). Empty boxes have IoU 0; a NaN affects only its own box."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# Far below one pixel of any picture, as a share of its area.
+# Far below one pixel, relative to the image's area.
 _NO_AREA = 1e-12
 
 
@@ -27,7 +27,7 @@ def area(boxes: Tensor) -> Tensor:
 def iou(a: Tensor, b: Tensor) -> Tensor:
     """|A ∩ B| / |A ∪ B| of xyxy boxes (...,4) that broadcast."""
     overlap, union = _overlap_and_union(a, b)
-    return _share(overlap, union)
+    return _ratio(overlap, union)
 
 
 def giou(a: Tensor, b: Tensor) -> Tensor:
@@ -35,8 +35,8 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
     overlap, union = _overlap_and_union(a, b)
     low = torch.minimum(a[..., :2], b[..., :2])
     high = torch.maximum(a[..., 2:], b[..., 2:])
-    around = (high - low).prod(dim=-1)
-    return _share(overlap, union) - _share(around - union, around)
+    enclosing = (high - low).prod(dim=-1)
+    return _ratio(overlap, union) - _ratio(enclosing - union, enclosing)
 
 
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def _overlap_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return overlap, area(a) + area(b) - overlap
 
 
-def _share(part: Tensor, whole: Tensor) -> Tensor:
-    """part / whole; 0, with gradient 0, where there is no whole."""
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
+    """part / whole; 0, with gradient 0, where the whole is 0."""
     empty = whole.abs() <= _NO_AREA
     return torch.where(empty, 0.0, part) / torch.where(empty, 1.0, whole)

@@ -1,7 +1,7 @@
-"""Referring expressions (section 2.2): given the assignment, how far each query is from what it should have said.
+"""Losses of referring expressions, given the assignment (section 2.2).
 
 Every loss is a sum over targets divided by `num_boxes`, the number of boxes in the global batch per process (at
-least one), which the training loop knows. None of them asks the device for a value.
+least one), which the training loop supplies. None of them synchronises with the device.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ def token_loss(
 ) -> Tensor:
     """L_ce = 1/N sum_q w_q (-sum target log p), for logits (B,Q,S).
 
-    The target is the token map for a query that answers for something, with w = 1; no object, the last class,
-    for all others, with w = eos_coef.
+    The target of an assigned query is its phrase's token map, with w = 1; of all others, no object (the last class),
+    with w = eos_coef.
     """
     log_p = logits.log_softmax(dim=-1)
-    answers = assignment.one_hot(logits.shape[1]).to(log_p)  # (B,T,Q)
-    idle = answers.sum(dim=1) == 0  # (B,Q)
-    target = answers.mT @ targets.tokens.to(log_p)
-    target[..., -1] += idle
-    weight = idle * eos_coef + ~idle
+    assigned = assignment.one_hot(logits.shape[1]).to(log_p)  # (B,T,Q)
+    unassigned = assigned.sum(dim=1) == 0  # (B,Q)
+    target = assigned.mT @ targets.tokens.to(log_p)
+    target[..., -1] += unassigned
+    weight = unassigned * eos_coef + ~unassigned
     return (weight * -(target * log_p).sum(dim=-1)).sum() / num_boxes
 
 
@@ -64,13 +64,13 @@ def contrastive_align_loss(
     """L_align = 1/2N (A + B), for queries (B,Q,K) and tokens (B,L,K) of unit length.
 
     A sums over the queries that have positive tokens: -mean sim over those + logsumexp sim over all tokens.
-    B is the same with queries and tokens exchanged. The published loss counts padding among all tokens; given
-    `token_mask` (B,L), false at padding, an example's loss no longer depends on the longest of its batch.
+    B exchanges queries and tokens. The published loss counts padding among all tokens; given `token_mask` (B,L), false
+    at padding, an example's loss does not depend on the longest of its batch.
     """
     sim = queries @ tokens.mT / temperature  # (B,Q,L)
     positive = _positive_pairs(targets.tokens, assignment, *sim.shape[1:])
-    rivals = sim if token_mask is None else sim.masked_fill(~token_mask[:, None], float("-inf"))
-    by_query = _contrast(sim, rivals, positive, over=2)
+    candidates = sim if token_mask is None else sim.masked_fill(~token_mask[:, None], float("-inf"))
+    by_query = _contrast(sim, candidates, positive, over=2)
     by_token = _contrast(sim, sim, positive, over=1)
     return (by_query + by_token) / 2 / num_boxes
 
@@ -78,21 +78,21 @@ def contrastive_align_loss(
 @full_precision
 @torch.no_grad()
 def cardinality_error(logits: Tensor, targets: Targets) -> Tensor:
-    """How far the number of queries that claim to see something is from the number of targets. Not a loss."""
-    claimed = (logits.argmax(dim=-1) != logits.shape[-1] - 1).sum(dim=1)
-    return (claimed - targets.present.sum(dim=1)).abs().float().mean()
+    """Difference between the numbers of predicted objects and of targets. A metric, not a loss."""
+    predicted = (logits.argmax(dim=-1) != logits.shape[-1] - 1).sum(dim=1)
+    return (predicted - targets.present.sum(dim=1)).abs().float().mean()
 
 
 def _positive_pairs(tokens: Tensor, assignment: Assignment, num_queries: int, length: int) -> Tensor:
-    """(B,Q,L), true where the query answers for a phrase that has the token."""
+    """(B,Q,L), true where the query is assigned to a phrase that contains the token."""
     slots = tokens.shape[-1]
-    named = pad(tokens > 0, (0, max(0, length - slots)))[..., :length]  # (B,T,L)
-    return (assignment.one_hot(num_queries)[..., None] & named[:, :, None]).any(dim=1)
+    in_phrase = pad(tokens > 0, (0, max(0, length - slots)))[..., :length]  # (B,T,L)
+    return (assignment.one_hot(num_queries)[..., None] & in_phrase[:, :, None]).any(dim=1)
 
 
-def _contrast(sim: Tensor, rivals: Tensor, positive: Tensor, over: int) -> Tensor:
+def _contrast(sim: Tensor, candidates: Tensor, positive: Tensor, over: int) -> Tensor:
     mean = sim.masked_fill(~positive, 0).sum(dim=over) / positive.sum(dim=over).clamp(min=1)
-    return _sum_where(positive.any(dim=over), rivals.logsumexp(dim=over) - mean)
+    return _sum_where(positive.any(dim=over), candidates.logsumexp(dim=over) - mean)
 
 
 def _sum_where(kept: Tensor, values: Tensor) -> Tensor:

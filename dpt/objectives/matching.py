@@ -1,4 +1,4 @@
-"""Image-text matching (sections 1.3 and 2.2): the score, and two contrastive losses of three candidates each."""
+"""Image-text matching: the score, and two contrastive losses over three candidates each (sections 1.3 and 2.2)."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def match_cosines(vectors: Tensor, text: Tensor) -> Tensor:
 
 @full_precision
 def image_to_text_loss(vectors: Tensor, texts: Tensor, scale: Tensor | float) -> Tensor:
-    """L_i2t: an image read under K captions (B,K,M,D), each compared with its own (B,K,D); the first is true."""
-    return first_of(match_score(vectors, texts), scale)
+    """L_i2t: one image under K captions, (B,K,M,D) against (B,K,D); the first caption is the true one."""
+    return first_is_true_loss(match_score(vectors, texts), scale)
 
 
 @full_precision
 def text_to_image_loss(vectors: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
-    """L_t2i: K images read under one caption (B,K,M,D), all compared with it (B,D); the first is true."""
-    return first_of(match_score(vectors, text[:, None]), scale)
+    """L_t2i: K images under one caption, (B,K,M,D) against (B,D); the first image is the true one."""
+    return first_is_true_loss(match_score(vectors, text[:, None]), scale)
 
 
 @full_precision
-def first_of(scores: Tensor, scale: Tensor | float) -> Tensor:
+def first_is_true_loss(scores: Tensor, scale: Tensor | float) -> Tensor:
     """-log softmax of the first of K scaled scores (B,K), averaged over the batch."""
     return -log_softmax(scale * scores, dim=-1)[:, 0].mean()

@@ -115,7 +115,7 @@ class Probe:
             noisy = torch.stack([self.backbone.noise.add_noise(one, noise, t) for one in z])
             features = pair_features(self.backbone, self.adapter.config.unet_feature, noisy, t, texts, pairs)
             grounded = len(batch) * len(grounding)
-            for_grounding, for_matching = self.adapter.decode_apart(features, t.repeat(len(pairs)), grounded)
+            for_grounding, for_matching = self.adapter.decode_split(features, t.repeat(len(pairs)), grounded)
             if batch.negatives is not None:
                 vectors = self.adapter.matching_head(for_matching).split(len(batch))
                 yield from self._compare(vectors, texts, batch.negatives.hard, timestep)

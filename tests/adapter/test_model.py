@@ -213,7 +213,7 @@ def test_half_precision_around_it_changes_nothing_inside() -> None:
 def test_rows_decoded_apart_are_those_decoded_together(changes: dict[str, object]) -> None:
     adapter, (features, t) = small(**changes).train(), inputs()
     together = adapter.decode(features, t)
-    for_grounding, for_matching = adapter.decode_apart(features, t, 1)
+    for_grounding, for_matching = adapter.decode_split(features, t, 1)
     found, expected = adapter.grounding_head(for_grounding), adapter.grounding_head(together[:1])
     torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-5)
@@ -224,11 +224,11 @@ def test_rows_decoded_apart_are_those_decoded_together(changes: dict[str, object
 
 
 def test_codes_in_the_sequence_are_codes_in_the_values() -> None:
-    """Shifting the projected feature by the codes is all that the other placement does."""
+    """Shifting the projected feature by the embeddings is all that the other placement does."""
     features, t = inputs()
     keys, sequence = small(), small(code_placement="sequence")
     plain = keys.project
-    keys.project = lambda maps: plain(maps) + keys.codes(t, *maps.shape[-2:])  # type: ignore[method-assign]
+    keys.project = lambda maps: plain(maps) + keys.embeddings(t, *maps.shape[-2:])  # type: ignore[method-assign]
     torch.testing.assert_close(sequence(features, t).matching, keys(features, t).matching)
     keys.project = plain  # type: ignore[method-assign]
     assert not torch.allclose(sequence(features, t).matching, keys(features, t).matching, atol=1e-3)
@@ -238,13 +238,13 @@ def test_codes_in_the_sequence_are_codes_in_the_values() -> None:
 
 def test_dropout_keeps_the_queries_together() -> None:
     adapter, (features, t) = small(dropout=0.1).train(), inputs()
-    assert adapter.decode_apart(features, t, 1)[1].shape[1] == adapter.config.num_queries
+    assert adapter.decode_split(features, t, 1)[1].shape[1] == adapter.config.num_queries
 
 
 def test_products_in_half_are_asked_for_and_little_is_lost() -> None:
     adapter, inputs_ = small(), inputs()
     exact = adapter(*inputs_)
-    adapter.product_dtype = torch.bfloat16
+    adapter.matmul_dtype = torch.bfloat16
     coarse = adapter(*inputs_)
     assert coarse.matching.dtype == coarse.grounding.logits.dtype == torch.float32
     assert not torch.equal(coarse.matching, exact.matching)

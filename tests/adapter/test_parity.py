@@ -53,8 +53,8 @@ def test_the_way_to_the_decoder(adapter: Adapter, reference: Reference) -> None:
     t = reference["timesteps"]
     with torch.no_grad():
         positions = adapter.position_embedding(16, 16, t.device)
-        tokens, codes = adapter.project(feature()), adapter.codes(t, 16, 16)
-        memory = adapter.transformer.encoder(tokens, codes)
+        tokens, embeddings = adapter.project(feature()), adapter.embeddings(t, 16, 16)
+        memory = adapter.transformer.encoder(tokens, embeddings)
         reference.agrees("pos_embedding", as_map(positions[None], 16)[0])
         reference.agrees("time_embedding", adapter.timestep_embedding(t))
         reference.agrees("src_proj", as_map(tokens, 16))

@@ -99,7 +99,7 @@ def run_config(options: TrainOptions, settings: Settings, **resolved: Any) -> Ru
 def resolved_formats(backbone: Backbone, task: Any) -> dict[str, str]:
     adapter = getattr(task, "adapter", None)
     formats = {"device": backbone.device.type, "dtype": str(backbone.dtype)}
-    return formats if adapter is None else {**formats, "adapter_dtype": str(adapter.product_dtype)}
+    return formats if adapter is None else {**formats, "adapter_dtype": str(adapter.matmul_dtype)}
 
 
 def start_processes(options: TrainOptions) -> Accelerator:

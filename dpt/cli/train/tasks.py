@@ -111,7 +111,7 @@ def open_adapter(
     if begin is not None:
         init_adapter(built, begin, backbone, strict)
         identity = {"qformer_sha256": sha256(weights_at(begin))}
-    built.product_dtype = resolve_matmul_dtype(backbone.device, options.model.adapter_precision)
+    built.matmul_dtype = resolve_matmul_dtype(backbone.device, options.model.adapter_precision)
     return built, phrases, identity
 
 

@@ -88,10 +88,10 @@ class Discriminative:
     def _decode(self, features: Tensor, t: Tensor, grounded: int) -> tuple[Tensor, Tensor]:
         if self.gradient_checkpointing:
             decoded: tuple[Tensor, Tensor] = checkpoint(
-                self.adapter.decode_apart, features, t, grounded, use_reentrant=False
+                self.adapter.decode_split, features, t, grounded, use_reentrant=False
             )
             return decoded
-        return self.adapter.decode_apart(features, t, grounded)
+        return self.adapter.decode_split(features, t, grounded)
 
     def match_losses(self, decoded: Tensor, texts: Mapping[str, Condition]) -> dict[str, Tensor]:
         """L_i2t and L_t2i, from the decoded queries (5,B,Q,d) of the pairs in MATCHING."""
