@@ -1,6 +1,6 @@
 """The protocols that a text-to-image model implements: `Backbone`, its `NoiseSchedule`, and the `Condition` it takes.
 
-A new family of models is a new file beside `unet.py` and an entry in `loading.BACKBONES`; nothing outside this
+A new family of models is a new file beside `unet.py` and an entry in `opening.BACKBONES`; nothing outside this
 package depends on the network behind these protocols.
 """
 

@@ -1,4 +1,4 @@
-"""A Stable Diffusion folder in the diffusers layout: what must be in it, said plainly when it is not."""
+"""A model folder in the diffusers layout: its components, and a plain sentence for whatever is missing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dpt.untrusted import read_json_object
 
 @dataclass(frozen=True)
 class Component:
-    """One sub-folder of a model: the class it must hold, its config file, keys without a safe default."""
+    """A sub-folder of a model: the classes it may hold, its files, and the config keys without a safe default."""
 
     name: str
     classes: tuple[str, ...]
@@ -77,22 +77,24 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A folder whose five components have been found to be present and readable."""
+    """A folder whose components are present and readable."""
 
     path: Path
+    components: tuple[Component, ...] = COMPONENTS
 
     @classmethod
-    def check(cls, path: Path) -> ModelFolder:
-        """Look at every file that will be needed before anything slow is done with one."""
+    def check(cls, path: Path, components: tuple[Component, ...] = COMPONENTS) -> ModelFolder:
+        """Look at every file that will be needed, before anything slow is done with one."""
         missing = f"{path} is not a diffusers model: it has no model_index.json"
         index = _read_json_object(path / "model_index.json", missing)
-        folder = cls(path)
-        for component in COMPONENTS:
+        folder = cls(path, components)
+        for component in components:
             folder._check_class(component, index)
             folder._check_config(component)
             for weights in folder.weights(component):
                 _check_weights(weights)
-        folder._check_tokenizer()
+        if TOKENIZER in components:
+            folder._check_tokenizer()
         return folder
 
     def component(self, component: Component) -> Path:
@@ -103,7 +105,7 @@ class ModelFolder:
         return _read_json_object(file, f"{self.path} has no {component.name}/{component.config_file}")
 
     def weights(self, component: Component) -> list[Path]:
-        """The safetensors files of a component: one, or the shards its index names."""
+        """The safetensors files of a component: one, or the shards that its index names."""
         if component.weights_stem is None:
             return []
         single = self.component(component) / f"{component.weights_stem}.safetensors"
@@ -152,15 +154,15 @@ class ModelFolder:
 
 
 def _shards(index: dict[str, Any], file: Path) -> list[str]:
-    """The files that an index names, none of them elsewhere than beside it."""
-    named = index.get("weight_map")
-    if not isinstance(named, dict) or not named:
+    """The files that an index names; they have to lie beside it."""
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{file} names no weights")
-    for shard in named.values():
+    for shard in weight_map.values():
         plain = isinstance(shard, str) and shard.isprintable() and 0 < len(shard) < 200
         if not plain or PurePath(shard).name != shard:
             raise UserError(f"{file} names {shard!r}, which is no file beside it")
-    return sorted(set(named.values()))
+    return sorted(set(weight_map.values()))
 
 
 def _read_json_object(file: Path, when_missing: str) -> dict[str, Any]:
@@ -170,7 +172,7 @@ def _read_json_object(file: Path, when_missing: str) -> dict[str, Any]:
 
 
 def _check_weights(file: Path) -> None:
-    """Reading the header is enough to notice a truncated file: it records how many bytes must follow."""
+    """The header alone shows whether a file is truncated: it records how many bytes follow."""
     if not file.is_file():
         raise UserError(f"the weights file {file} is missing")
     try:

@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 from dpt.backbone import loading
 from dpt.backbone.base import Backbone
-from dpt.backbone.folder import COMPONENTS, SCHEDULER, TEXT_ENCODER, TOKENIZER, UNET, VAE, Component, ModelFolder
+from dpt.backbone.folder import SCHEDULER, TEXT_ENCODER, TOKENIZER, UNET, VAE, Component, ModelFolder
 from dpt.errors import UserError
 from dpt.files import atomic_file
 from dpt.untrusted import parse_json
@@ -64,7 +64,7 @@ SETTLED = 2.0
 def model_hash(folder: ModelFolder, *components: Component) -> str:
     """SHA-256 of these components, or of the whole model. Remembered in the user's cache folder."""
     digest = hashlib.sha256()
-    for component in sorted(components or COMPONENTS, key=lambda c: c.name):
+    for component in sorted(components or folder.components, key=lambda c: c.name):
         files = folder.loaded_files(component)
         part = _remembered(folder, component.name, files, lambda c=component: _component_hash(folder, c))  # type: ignore[misc]
         digest.update(f"{component.name}\0{part}\0".encode())
@@ -73,7 +73,7 @@ def model_hash(folder: ModelFolder, *components: Component) -> str:
 
 def file_hash(folder: ModelFolder, *components: Component) -> str:
     """SHA-256 over the names and bytes of the files: how versions before 0.2 identified a model."""
-    chosen = sorted(components or COMPONENTS, key=lambda c: c.name)
+    chosen = sorted(components or folder.components, key=lambda c: c.name)
     # The tokenizer's extra files came last.
     files = [file for c in chosen for file in folder.loaded_files(c)[: 1 + len(folder.weights(c))]]
     if TOKENIZER in chosen:

@@ -1,4 +1,4 @@
-"""From what the user typed to a folder on disk: a folder as it is, a hub id from the cache or the hub."""
+"""From a folder or hub id to the parts of a model. Safetensors only; every fault is one sentence."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def load_unet(folder: ModelFolder, dtype: torch.dtype) -> Any:
 
 
 def check_parts_fit(folder: ModelFolder, tokenizer: Any) -> None:
-    """Each part may be sound and still not belong to the others."""
+    """Refuse parts that are sound but do not belong together."""
     text, vae, unet = (folder.config(part) for part in (TEXT_ENCODER, VAE, UNET))
     if unet["cross_attention_dim"] != text["hidden_size"]:
         raise UserError(

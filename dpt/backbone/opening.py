@@ -8,9 +8,12 @@ import torch
 
 from dpt.backbone.base import Backbone
 from dpt.backbone.device import resolve_device, resolve_dtype
-from dpt.backbone.folder import ModelFolder
+from dpt.backbone.folder import UNET, ModelFolder
 from dpt.backbone.loading import locate_model
 from dpt.backbone.unet import UNetBackbone
+
+BACKBONES = {UNET.name: UNetBackbone}
+"""By the component that holds the denoising network."""
 
 
 def open_backbone(
@@ -27,5 +30,6 @@ def open_backbone(
     """
     chosen = resolve_device(device)
     precision = resolve_dtype(chosen, dtype)
-    folder = ModelFolder.check(locate_model(path_or_hub_id, revision))
-    return UNetBackbone.load(folder, chosen, precision, prediction_type)
+    path = locate_model(path_or_hub_id, revision)
+    kind = BACKBONES[next((name for name in BACKBONES if (path / name).is_dir()), UNET.name)]
+    return kind.load(ModelFolder.check(path, kind.components), chosen, precision, prediction_type)

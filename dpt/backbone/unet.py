@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dpt.backbone import activation_memory, identity, loading, unet_features
 from dpt.backbone.base import Condition, FeatureSpec, Grid, NoiseSchedule
-from dpt.backbone.folder import ModelFolder
+from dpt.backbone.folder import COMPONENTS, ModelFolder
 from dpt.backbone.memory_saving_layers import use_memory_saving_layers
 from dpt.backbone.noise import DDPMSchedule
 from dpt.backbone.text import encode_prompts, truncated_part, unknown_words
@@ -22,6 +22,8 @@ from dpt.generation_defaults import GenerationDefaults, generation_defaults
 
 class UNetBackbone:
     """A `Backbone`: tokenizer, text encoder, VAE, UNet and noise schedule, all frozen."""
+
+    components = COMPONENTS
 
     def __init__(
         self,
