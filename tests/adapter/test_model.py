@@ -60,9 +60,9 @@ def size(module: torch.nn.Module | Tensor) -> int:
 
 
 def test_the_published_keys_and_shapes() -> None:
-    found = {key: list(tensor.shape) for key, tensor in on_meta().state_dict().items()}
-    assert found == key_shapes()
-    assert len(found) == 56
+    actual = {key: list(tensor.shape) for key, tensor in on_meta().state_dict().items()}
+    assert actual == key_shapes()
+    assert len(actual) == 56
 
 
 def test_the_published_size_of_every_part() -> None:
@@ -121,7 +121,7 @@ def test_the_keys_of_options() -> None:
     }
 
 
-def test_how_it_begins() -> None:
+def test_initial_weights() -> None:
     torch.manual_seed(0)
     adapter = Adapter(SMALL)
     assert adapter.scale.item() == pytest.approx(1 / 0.07)
@@ -132,7 +132,7 @@ def test_how_it_begins() -> None:
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])
-def test_with_one_decoder_layer_the_other_queries_can_be_left_out(pre_norm: bool) -> None:
+def test_with_one_decoder_layer_the_other_queries_can_be_skipped(pre_norm: bool) -> None:
     adapter, (features, t) = small(pre_norm=pre_norm), inputs()
     whole, vectors, grounding = adapter(features, t), adapter.match(features, t), adapter.ground(features, t)
     torch.testing.assert_close(vectors, whole.matching, rtol=0, atol=1e-6)
@@ -150,7 +150,7 @@ def decoded_queries(adapter: Adapter) -> int:
     return seen[0]
 
 
-def test_they_are_left_out_only_where_that_changes_nothing() -> None:
+def test_queries_are_skipped_only_where_that_changes_nothing() -> None:
     assert decoded_queries(small()) == 3
     assert decoded_queries(small().train()) == 8
     deep = small(dec_layers=2)
@@ -196,34 +196,34 @@ def test_without_grounding_queries() -> None:
     assert reading.grounding.boxes.shape == (2, 0, 4)
 
 
-def test_half_precision_around_it_changes_nothing_inside() -> None:
+def test_autocast_outside_changes_nothing_inside() -> None:
     adapter, (features, t) = small(), inputs()
     coarse = features.bfloat16()
     expected = adapter(coarse.float(), t)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = adapter(coarse, t)
+        actual = adapter(coarse, t)
         alone = adapter.match(coarse, t)
-    assert found.matching.dtype == found.grounding.logits.dtype == torch.float32
-    assert torch.equal(found.matching, expected.matching)
-    assert torch.equal(found.grounding.boxes, expected.grounding.boxes)
+    assert actual.matching.dtype == actual.grounding.logits.dtype == torch.float32
+    assert torch.equal(actual.matching, expected.matching)
+    assert torch.equal(actual.grounding.boxes, expected.grounding.boxes)
     torch.testing.assert_close(alone, expected.matching, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("changes", [{"dropout": 0.0}, {"dropout": 0.0, "dec_layers": 2}], ids=["1 layer", "2 layers"])
-def test_rows_decoded_apart_are_those_decoded_together(changes: dict[str, object]) -> None:
+def test_decode_split_is_decode_of_its_rows(changes: dict[str, object]) -> None:
     adapter, (features, t) = small(**changes).train(), inputs()
     together = adapter.decode(features, t)
     for_grounding, for_matching = adapter.decode_split(features, t, 1)
-    found, expected = adapter.grounding_head(for_grounding), adapter.grounding_head(together[:1])
-    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-5)
-    torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-5)
+    actual, expected = adapter.grounding_head(for_grounding), adapter.grounding_head(together[:1])
+    torch.testing.assert_close(actual.logits, expected.logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(actual.boxes, expected.boxes, rtol=0, atol=1e-5)
     vectors, whole = adapter.matching_head(for_matching), adapter.matching_head(together[1:])
     torch.testing.assert_close(vectors, whole, rtol=0, atol=1e-5)
     fewer = for_matching.shape[1] < together.shape[1]
     assert fewer == (adapter.config.dec_layers == 1), "the queries of the other head are left out where they can be"
 
 
-def test_codes_in_the_sequence_are_codes_in_the_values() -> None:
+def test_sequence_placement_adds_embeddings_to_the_values() -> None:
     """Shifting the projected feature by the embeddings is all that the other placement does."""
     features, t = inputs()
     keys, sequence = small(), small(code_placement="sequence")
@@ -236,12 +236,12 @@ def test_codes_in_the_sequence_are_codes_in_the_values() -> None:
         small(code_placement="values")
 
 
-def test_dropout_keeps_the_queries_together() -> None:
+def test_dropout_decodes_all_queries() -> None:
     adapter, (features, t) = small(dropout=0.1).train(), inputs()
     assert adapter.decode_split(features, t, 1)[1].shape[1] == adapter.config.num_queries
 
 
-def test_products_in_half_are_asked_for_and_little_is_lost() -> None:
+def test_bfloat16_matmuls_are_close() -> None:
     adapter, inputs_ = small(), inputs()
     exact = adapter(*inputs_)
     adapter.matmul_dtype = torch.bfloat16
@@ -277,7 +277,7 @@ def test_learned_positions_tell_rows_from_columns() -> None:
     assert torch.equal(code[2, 4], torch.cat([positions.col_embed.weight[4], positions.row_embed.weight[2]]))
 
 
-def test_learned_positions_are_sized_for_the_feature_and_say_where_they_end() -> None:
+def test_learned_positions_cover_the_feature_or_raise() -> None:
     assert on_meta("up2", position_embedding="learned").config.position_rows == 64
     adapter = small(position_embedding="learned", position_rows=4)
     with pytest.raises(UserError, match=r"reach 4 x 4, but the feature is 4 x 5: .* position_rows to 5"):
@@ -295,12 +295,12 @@ def test_learned_positions_are_sized_for_the_feature_and_say_where_they_end() ->
     ],
     ids=str,
 )
-def test_a_shape_that_cannot_be_is_refused(changes: dict[str, Any], sentence: str) -> None:
+def test_an_impossible_config_is_refused(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         small(**changes)
 
 
-def test_whether_it_fits_a_model() -> None:
+def test_an_adapter_of_another_model_is_refused() -> None:
     check_fits(AdapterConfig(), model())
     check_fits(AdapterConfig("bottom1_up0", (1920,)), model())
     check_fits(on_meta("all-1280-8").config, model())

@@ -107,20 +107,20 @@ def test_the_tiny_roberta() -> None:
 
 
 def no_positions(monkeypatch: pytest.MonkeyPatch) -> Adapter:
-    found = SinePositionEmbedding.forward
-    monkeypatch.setattr(SinePositionEmbedding, "forward", lambda *arguments: torch.zeros_like(found(*arguments)))
+    actual = SinePositionEmbedding.forward
+    monkeypatch.setattr(SinePositionEmbedding, "forward", lambda *arguments: torch.zeros_like(actual(*arguments)))
     return reference_adapter(AdapterConfig())
 
 
 def swapped_axes(monkeypatch: pytest.MonkeyPatch) -> Adapter:
-    found = SinePositionEmbedding.forward
-    monkeypatch.setattr(SinePositionEmbedding, "forward", lambda *arguments: found(*arguments).roll(128, dims=-1))
+    actual = SinePositionEmbedding.forward
+    monkeypatch.setattr(SinePositionEmbedding, "forward", lambda *arguments: actual(*arguments).roll(128, dims=-1))
     return reference_adapter(AdapterConfig())
 
 
 def codes_in_values(monkeypatch: pytest.MonkeyPatch) -> Adapter:
-    found = Attention.forward
-    monkeypatch.setattr(Attention, "forward", lambda self, query, key, value: found(self, query, key, key))
+    actual = Attention.forward
+    monkeypatch.setattr(Attention, "forward", lambda self, query, key, value: actual(self, query, key, key))
     return reference_adapter(AdapterConfig())
 
 

@@ -51,13 +51,13 @@ def test_the_backbones_own_encoder_token_by_token(backbone: Backbone) -> None:
     assert not phrases.states.requires_grad
 
 
-def test_states_that_are_known_are_not_computed_again(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_given_conditions_are_not_encoded_again(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     text = backbone.encode_text(CAPTIONS)
     monkeypatch.setattr(backbone, "encode_text", None)
     assert torch.equal(BackbonePhraseEncoder(backbone).encode(CAPTIONS, text).states, text.states[:, :8])
 
 
-def test_a_caption_longer_than_the_encoder_is_cut(backbone: Backbone, roberta: Path) -> None:
+def test_a_caption_longer_than_the_encoder_is_truncated(backbone: Backbone, roberta: Path) -> None:
     long = "red " * 100
     assert BackbonePhraseEncoder(backbone).encode([long]).states.shape[1] == backbone.prompt_length
     assert PretrainedPhraseEncoder.open(roberta).encode([long]).states.shape[1] == ROOM
@@ -97,7 +97,7 @@ def test_an_encoder_without_all_its_tensors_is_refused(roberta: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["no-such-encoder", "/no/such/folder"])
-def test_an_encoder_that_is_not_there(name: str) -> None:
+def test_a_missing_encoder_is_named(name: str) -> None:
     with pytest.raises(UserError, match=name):
         PretrainedPhraseEncoder.open(name)
 
@@ -114,25 +114,25 @@ OFFSETS = torch.tensor([[0, 0], [0, 3], [4, 7], [8, 12], [12, 14], [0, 0], [0, 0
 
 
 def test_characters_to_tokens() -> None:
-    found = token_map(OFFSETS, [[(0, 3)], [(4, 14)], [(0, 3), (8, 14)]], slots=6, normalised=False)
-    assert found.tolist() == [[0, 1, 0, 0, 0, 0, 0], [0, 0, 1, 1, 1, 0, 0], [0, 1, 0, 1, 1, 0, 0]]
+    actual = token_map(OFFSETS, [[(0, 3)], [(4, 14)], [(0, 3), (8, 14)]], slots=6, normalised=False)
+    assert actual.tolist() == [[0, 1, 0, 0, 0, 0, 0], [0, 0, 1, 1, 1, 0, 0], [0, 1, 0, 1, 1, 0, 0]]
 
 
 def test_spans_that_begin_or_end_beside_a_token_still_find_it() -> None:
-    found = token_map(OFFSETS, [[(3, 8)], [(5, 6)], [(7, 8)], [(4, 4)], []], slots=6, normalised=False)
-    assert [row.nonzero().flatten().tolist() for row in found] == [[2], [2], [], [], []]
+    actual = token_map(OFFSETS, [[(3, 8)], [(5, 6)], [(7, 8)], [(4, 4)], []], slots=6, normalised=False)
+    assert [row.nonzero().flatten().tolist() for row in actual] == [[2], [2], [], [], []]
 
 
 def test_rows_sum_to_one_or_are_empty() -> None:
-    found = token_map(OFFSETS, [[(0, 14)], [(0, 3)], [(20, 25)]])
-    assert found.shape == (3, 256)
-    torch.testing.assert_close(found.sum(dim=1), torch.tensor([1.0, 1.0, 0.0]))
+    actual = token_map(OFFSETS, [[(0, 14)], [(0, 3)], [(20, 25)]])
+    assert actual.shape == (3, 256)
+    torch.testing.assert_close(actual.sum(dim=1), torch.tensor([1.0, 1.0, 0.0]))
     assert token_map(OFFSETS, []).shape == (0, 256)
 
 
 def test_tokens_beyond_the_slots_are_left_out() -> None:
-    found = token_map(OFFSETS, [[(0, 14)]], slots=3)
-    assert found.tolist() == [[0.0, 0.5, 0.5, 0.0]]
+    actual = token_map(OFFSETS, [[(0, 14)]], slots=3)
+    assert actual.tolist() == [[0.0, 0.5, 0.5, 0.0]]
 
 
 def test_phrases_of_the_backbone_meet_their_tokens(backbone: Backbone) -> None:

@@ -86,10 +86,10 @@ def test_every_feature_is_bit_for_bit_that_of_the_full_pass(unet: UNet2DConditio
     z, t, c = inputs(unet, size)
     seen, output = hooked(unet, z, t, c)
     for name, expected in seen.items():
-        found, at = read_feature(unet, z, t, c, name)
-        assert torch.equal(found, expected), name
-        assert found.shape[1] == sum(parse_feature(unet.config, name).channels)
-        assert tuple(found.shape[2:]) == feature_grid(unet.config, name, size)
+        actual, at = read_feature(unet, z, t, c, name)
+        assert torch.equal(actual, expected), name
+        assert actual.shape[1] == sum(parse_feature(unet.config, name).channels)
+        assert tuple(actual.shape[2:]) == feature_grid(unet.config, name, size)
         assert torch.equal(finish_forward(unet, at), output), name
     assert torch.equal(finish_forward(unet, start_forward(unet, z, t, c)), output)
 
@@ -103,10 +103,10 @@ def test_a_number_as_timestep(unet: UNet2DConditionModel) -> None:
 def test_the_gradient_to_the_latents_is_that_of_the_full_pass(unet: UNet2DConditionModel, name: str) -> None:
     z, t, c = inputs(unet, (9, 7))
     z.requires_grad_()
-    (found,) = torch.autograd.grad(read_feature(unet, z, t, c, name)[0].square().sum(), z)
+    (actual,) = torch.autograd.grad(read_feature(unet, z, t, c, name)[0].square().sum(), z)
     (expected,) = torch.autograd.grad(hooked(unet, z, t, c)[0][name].square().sum(), z)
-    assert found.abs().max() > 0
-    assert torch.equal(found, expected)
+    assert actual.abs().max() > 0
+    assert torch.equal(actual, expected)
 
 
 def test_nothing_after_the_feature_is_computed() -> None:
@@ -123,7 +123,7 @@ def test_nothing_after_the_feature_is_computed() -> None:
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
-def test_some_rows_go_on_to_the_output(model: TinyModel) -> None:
+def test_some_rows_of_a_partial_forward_can_be_finished(model: TinyModel) -> None:
     unet = unet_of(model)
     z, t, c = inputs(unet, (9, 7), rows=4)
     _, at = read_feature(unet, z, t, c, "up0")
@@ -144,25 +144,25 @@ def test_joined_passes_finish_together(model: TinyModel) -> None:
         first.concat(further)
 
 
-def test_the_gradient_of_the_rows_that_go_on() -> None:
+def test_gradients_reach_the_weights_through_finished_rows() -> None:
     unet = unet_of(SD1).requires_grad_(True)
     z, t, c = inputs(unet, rows=4)
     weight = unet.down_blocks[0].resnets[0].conv1.weight
     _, at = read_feature(unet, z, t, c, "up1")
-    (found,) = torch.autograd.grad(finish_forward(unet, at[:2]).square().mean(), weight)
+    (actual,) = torch.autograd.grad(finish_forward(unet, at[:2]).square().mean(), weight)
     (expected,) = torch.autograd.grad(unet(z[:2], t[:2], encoder_hidden_states=c[:2]).sample.square().mean(), weight)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-7)
 
 
-def test_lora_inside_the_unet_is_seen() -> None:
+def test_features_include_a_lora() -> None:
     unet = unet_of(SD2_BASE)
     z, t, c = inputs(unet)
     before, _ = read_feature(unet, z, t, c, "up1")
     targets = ["to_q", "to_k", "to_v", "to_out.0"]
     unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=targets, init_lora_weights=False))
-    found, _ = read_feature(unet, z, t, c, "up1")
-    assert torch.equal(found, hooked(unet, z, t, c)[0]["up1"])
-    assert not torch.equal(found, before)
+    actual, _ = read_feature(unet, z, t, c, "up1")
+    assert torch.equal(actual, hooked(unet, z, t, c)[0]["up1"])
+    assert not torch.equal(actual, before)
 
 
 def test_maps_are_joined_in_the_order_named(unet: UNet2DConditionModel) -> None:
@@ -171,17 +171,17 @@ def test_maps_are_joined_in_the_order_named(unet: UNet2DConditionModel) -> None:
     last = len(unet.down_blocks) - 1
     for parts in ((f"bottom{last}", f"bottom{last - 1}"), (f"up{last}", f"up{last - 1}"), ("up0", f"bottom{last - 2}")):
         name = "_".join(parts)
-        found, _ = read_feature(unet, z, t, c, name)
-        assert torch.equal(found, torch.cat([seen[part] for part in parts], dim=1)), name
-        assert found.shape[1] == sum(parse_feature(unet.config, name).channels)
+        actual, _ = read_feature(unet, z, t, c, name)
+        assert torch.equal(actual, torch.cat([seen[part] for part in parts], dim=1)), name
+        assert actual.shape[1] == sum(parse_feature(unet.config, name).channels)
 
 
 def test_all_maps_resized_and_joined(unet: UNet2DConditionModel) -> None:
     z, t, c = inputs(unet, (9, 7))
     seen, _ = hooked(unet, z, t, c)
-    found, _ = read_feature(unet, z, t, c, "all-12-6")
+    actual, _ = read_feature(unet, z, t, c, "all-12-6")
     expected = [interpolate(seen[name], size=(6, 6), mode="nearest") for name in block_names(unet.config)]
-    assert torch.equal(found, torch.cat(expected, dim=1))
+    assert torch.equal(actual, torch.cat(expected, dim=1))
     assert feature_grid(unet.config, "all-12-6", (9, 7)) == (6, 6)
     assert parse_feature(unet.config, "all-12-6").fused_channels == 12
 
@@ -210,12 +210,12 @@ def test_the_published_table_of_stable_diffusion(name: str, channels: int, side:
 
 
 @pytest.mark.parametrize("name", ["up4", "Mid", "", "mid_", "all", "all-8", "all-0-8", "all-8-8-8", "up1-up2"])
-def test_an_unknown_name_is_told_the_valid_ones(name: str) -> None:
+def test_an_unknown_feature_lists_the_valid_names(name: str) -> None:
     with pytest.raises(UserError, match=r"valid are bottom0, .*, mid, up0, up1, up2, up3, .*bottom2, bottom3, mid; "):
         parse_feature(STABLE_DIFFUSION, name)
 
 
-def test_unequal_grids_are_told_the_equal_ones() -> None:
+def test_joining_unequal_grids_lists_the_equal_ones() -> None:
     with pytest.raises(UserError, match="'bottom0_up0' differ in grid; equal are bottom0, up1; bottom1, up0; "):
         parse_feature(STABLE_DIFFUSION, "bottom0_up0")
     with pytest.raises(UserError, match="'mid_mid' names the same block twice"):
@@ -227,7 +227,7 @@ def test_a_unet_without_a_mid_block_has_no_such_feature() -> None:
         parse_feature(other_unet().config, "mid")
 
 
-def test_a_unet_that_asks_for_more_is_refused() -> None:
+def test_a_unet_with_further_inputs_is_refused() -> None:
     unet = UNet2DConditionModel(
         block_out_channels=(8, 8),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -245,6 +245,6 @@ def test_backbone_gives_features(tmp_path: Path) -> None:
     backbone = open_backbone(tiny_models.save(POCKET, tmp_path / "model"), device="cpu")
     condition = backbone.encode_text([PROMPT])
     z = torch.randn(1, 4, 16, 16)
-    found, _ = backbone.features(z, 10, condition, "up0")
-    assert torch.equal(found, hooked(backbone.unet, z, torch.tensor([10]), condition.states)[0]["up0"])
-    assert found.dtype == torch.float32
+    actual, _ = backbone.features(z, 10, condition, "up0")
+    assert torch.equal(actual, hooked(backbone.unet, z, torch.tensor([10]), condition.states)[0]["up0"])
+    assert actual.dtype == torch.float32

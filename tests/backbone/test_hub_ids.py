@@ -1,4 +1,4 @@
-"""A model of the hub is that revision of it that was asked for, wherever its name is given."""
+"""A hub id may pin a revision; that revision is fetched."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ COMMIT = "0123456789abcdef" * 2 + "01234567"
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, str | None]]:
-    """What the hub's library is asked for."""
-    found: list[tuple[str, str | None]] = []
+def requests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, str | None]]:
+    """(id, revision) of each download from the hub."""
+    actual: list[tuple[str, str | None]] = []
 
     def fetch(name: str, *, revision: str | None, **others: Any) -> str:
-        found.append((name, revision))
+        actual.append((name, revision))
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    return found
+    return actual
 
 
 @pytest.mark.parametrize(
@@ -37,22 +37,22 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, st
     ],
 )
 def test_the_revision_is_fetched(
-    asked: list[tuple[str, str | None]], name: str, revision: str | None, fetched: tuple[str, str | None]
+    requests: list[tuple[str, str | None]], name: str, revision: str | None, fetched: tuple[str, str | None]
 ) -> None:
     locate_model(name, revision)
-    assert asked == [fetched]
+    assert requests == [fetched]
 
 
-def test_two_revisions_are_one_too_many(asked: list[tuple[str, str | None]]) -> None:
+def test_two_different_revisions_are_refused(requests: list[tuple[str, str | None]]) -> None:
     with pytest.raises(UserError, match="owner/name@v1 names one revision, and --revision v2 another"):
         locate_model("owner/name@v1", "v2")
-    assert not asked
+    assert not requests
 
 
 @pytest.mark.parametrize(
     "name", ["../name", "owner/../..", "owner/name@", "owner/name@../x", "owner/name@a b", "a/b/c", "é/b"]
 )
-def test_what_is_no_hub_id_is_not_asked_for(asked: list[tuple[str, str | None]], name: str) -> None:
+def test_what_is_no_hub_id_is_not_asked_for(requests: list[tuple[str, str | None]], name: str) -> None:
     with pytest.raises(UserError, match="there is no model folder"):
         locate_model(name)
-    assert not asked
+    assert not requests

@@ -24,12 +24,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=tiny_models.ALL, ids=lambda model: model.name)
-def opened(request: pytest.FixtureRequest, folders: Path) -> tuple[TinyModel, Backbone]:
+def case(request: pytest.FixtureRequest, folders: Path) -> tuple[TinyModel, Backbone]:
     return request.param, open_backbone(folders / request.param.name, device="cpu")
 
 
-def test_it_says_what_the_configuration_says(opened: tuple[TinyModel, Backbone]) -> None:
-    model, backbone = opened
+def test_facts_are_read_from_the_configs(case: tuple[TinyModel, Backbone]) -> None:
+    model, backbone = case
     factor = 2 ** (len(model.vae_widths) - 1)
     assert backbone.noise.prediction_type == model.prediction_type
     assert backbone.text_width == model.text_width
@@ -39,15 +39,15 @@ def test_it_says_what_the_configuration_says(opened: tuple[TinyModel, Backbone])
     assert backbone.prompt_length == model.prompt_length
 
 
-def test_everything_is_frozen(opened: tuple[TinyModel, Backbone]) -> None:
-    _, backbone = opened
+def test_everything_is_frozen(case: tuple[TinyModel, Backbone]) -> None:
+    _, backbone = case
     for part in (backbone.text_encoder, backbone.vae, backbone.unet):
         assert not part.training
         assert not any(weight.requires_grad for weight in part.parameters())
 
 
-def test_text_states_are_those_of_diffusers(opened: tuple[TinyModel, Backbone]) -> None:
-    model, backbone = opened
+def test_text_states_are_those_of_diffusers(case: tuple[TinyModel, Backbone]) -> None:
+    model, backbone = case
     prompts = [PROMPT, "", "a red dragon 7"]
     expected, _ = tiny_models.pipeline(model).encode_prompt(prompts, "cpu", 1, False)
     text = backbone.encode_text(prompts)
@@ -55,25 +55,25 @@ def test_text_states_are_those_of_diffusers(opened: tuple[TinyModel, Backbone]) 
     assert text.match.shape == (3, model.text_width)
 
 
-def test_pooled_is_the_state_at_the_end_token_even_after_an_unknown_word(
-    opened: tuple[TinyModel, Backbone],
+def test_match_is_the_state_at_the_end_token_even_after_an_unknown_word(
+    case: tuple[TinyModel, Backbone],
 ) -> None:
-    _, backbone = opened
+    _, backbone = case
     # "7" becomes the unknown token, which for CLIP tokenizers is the end token: it must not end the prompt.
     text = backbone.encode_text(["a red 7 circle", "a red circle"])
     for row, end in ((0, 5), (1, 4)):
         assert torch.equal(text.match[row], text.states[row, end])
 
 
-def test_pooled_agrees_with_transformers(folders: Path) -> None:
+def test_match_agrees_with_the_pooled_output_of_transformers(folders: Path) -> None:
     backbone = open_backbone(folders / "sd2-base", device="cpu")
     tokens = backbone.tokenizer(PROMPT, padding="max_length", max_length=24, return_tensors="pt")
     expected = backbone.text_encoder(tokens.input_ids).pooler_output
     torch.testing.assert_close(backbone.encode_text([PROMPT]).match, expected, rtol=0, atol=0)
 
 
-def test_latents_use_the_configured_scaling(opened: tuple[TinyModel, Backbone]) -> None:
-    model, backbone = opened
+def test_latents_use_the_configured_scaling(case: tuple[TinyModel, Backbone]) -> None:
+    model, backbone = case
     images = torch.rand(2, 3, *backbone.default_image_size) * 2 - 1
     posterior = backbone.vae.encode(images).latent_dist
     latents = backbone.encode_images(images)
@@ -111,8 +111,8 @@ def test_a_sampled_latent_depends_on_its_own_generator_only(folders: Path) -> No
     assert not torch.allclose(both, backbone.encode_images(images), atol=1e-2)
 
 
-def test_noise_and_target_are_those_of_diffusers(opened: tuple[TinyModel, Backbone]) -> None:
-    _, backbone = opened
+def test_noise_and_target_are_those_of_diffusers(case: tuple[TinyModel, Backbone]) -> None:
+    _, backbone = case
     known = {
         key: backbone.scheduler_config[key]
         for key in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
@@ -139,9 +139,9 @@ def test_the_prediction_type_can_be_overridden(model: TinyModel, folders: Path) 
 
 
 def test_prediction_is_the_unets_and_carries_gradients_to_its_input(
-    opened: tuple[TinyModel, Backbone],
+    case: tuple[TinyModel, Backbone],
 ) -> None:
-    _, backbone = opened
+    _, backbone = case
     latents = torch.randn(2, 4, *backbone.default_latent_size, requires_grad=True)
     condition = backbone.encode_text([PROMPT, ""])
     predicted = backbone.predict(latents, torch.tensor([10, 700]), condition)
@@ -151,13 +151,13 @@ def test_prediction_is_the_unets_and_carries_gradients_to_its_input(
     assert latents.grad is not None and latents.grad.abs().sum() > 0
 
 
-def test_half_precision_on_a_cpu_is_declined_aloud(folders: Path) -> None:
+def test_float16_on_a_cpu_warns_and_runs_in_float32(folders: Path) -> None:
     with pytest.warns(UserWarning, match="float16 is slow and coarse on a CPU"):
         backbone = open_backbone(folders / "pocket", device="cpu", dtype="float16")
     assert backbone.dtype == torch.float32
 
 
-def test_bfloat16_on_a_cpu_is_taken_where_it_is_multiplied(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_runs_on_cpus_with_instructions_for_it(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "cpu_supports_bfloat16", lambda: True)
     backbone = open_backbone(folders / "pocket", device="cpu", dtype="bf16")
     assert backbone.dtype == torch.bfloat16 and backbone.vae.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""What is asked for to go faster changes what it says, and no number by more than rounding."""
+"""Speed-ups do what they say and change numbers by rounding only."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def seen(backbone: Backbone) -> tuple[Tensor, Tensor, Tensor]:
     return backbone.predict(z, 500, text).detach(), feature.detach(), gradient
 
 
-def test_nothing_asked_changes_nothing(backbone: Backbone) -> None:
+def test_no_speedup_changes_nothing(backbone: Backbone) -> None:
     assert apply_speedups(backbone) == [] and compiled_blocks(backbone.unet) == 0
 
 
-def test_channels_last_lays_out_weights_and_changes_no_number(backbone: Backbone) -> None:
+def test_channels_last_changes_layout_not_numbers(backbone: Backbone) -> None:
     before = seen(backbone)
-    (said,) = apply_speedups(backbone, channels_last=True)
-    assert said.startswith("channels_last: ")
+    (sentence,) = apply_speedups(backbone, channels_last=True)
+    assert sentence.startswith("channels_last: ")
     for part in (backbone.unet, backbone.vae):
         wide = [p for p in part.parameters() if p.ndim == 4 and 1 not in p.shape[1:]]
         assert wide and all(p.is_contiguous(memory_format=torch.channels_last) for p in wide)
-    for one, other in zip(before, seen(backbone), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    for first, second in zip(before, seen(backbone), strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
 
 
 def test_compiled_blocks_compute_the_same_with_a_lora_in_them(
@@ -62,18 +62,18 @@ def test_compiled_blocks_compute_the_same_with_a_lora_in_them(
     before = seen(backbone)
     with lora.disabled():
         bare = seen(backbone)
-    (said,) = apply_speedups(backbone, compiled=True)
+    (sentence,) = apply_speedups(backbone, compiled=True)
     blocks = sum(type(module).__name__ == "BasicTransformerBlock" for module in backbone.unet.modules())
-    assert compiled_blocks(backbone.unet) == blocks and f"compile: {blocks} blocks" in said
-    for one, other in zip(before, seen(backbone), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    assert compiled_blocks(backbone.unet) == blocks and f"compile: {blocks} blocks" in sentence
+    for first, second in zip(before, seen(backbone), strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-5)
     assert not torch.allclose(before[0], bare[0], rtol=1e-3), "the LoRA does something"
     with lora.disabled():
-        for one, other in zip(bare, seen(backbone), strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+        for first, second in zip(bare, seen(backbone), strict=True):
+            torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-5)
 
 
-def test_what_cannot_be_is_one_sentence(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_impossible_speedups_are_one_sentence(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(UserError, match=r"--compile needs a C\+\+ compiler"):
         apply_speedups(backbone, compiled=True)

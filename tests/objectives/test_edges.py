@@ -43,82 +43,86 @@ def targets(counts: tuple[int, ...]) -> Targets:
     return Targets.pad(boxes, tokens)
 
 
-def losses(given: dict[str, Tensor], wanted: Targets, found: Assignment | None = None) -> dict[str, Tensor]:
-    found = found or assign(given["logits"], given["boxes"], wanted)
-    number = wanted.present.sum().clamp(min=1)
+def losses(given: dict[str, Tensor], expected_targets: Targets, actual: Assignment | None = None) -> dict[str, Tensor]:
+    actual = actual or assign(given["logits"], given["boxes"], expected_targets)
+    number = expected_targets.present.sum().clamp(min=1)
     return {
-        "token": token_loss(given["logits"], wanted, found, number),
-        "box": box_loss(given["boxes"], wanted, found, number),
-        "giou": giou_loss(given["boxes"], wanted, found, number),
-        "align": contrastive_align_loss(given["queries"], given["tokens"], wanted, found, number),
-        "cardinality": cardinality_error(given["logits"], wanted),
+        "token": token_loss(given["logits"], expected_targets, actual, number),
+        "box": box_loss(given["boxes"], expected_targets, actual, number),
+        "giou": giou_loss(given["boxes"], expected_targets, actual, number),
+        "align": contrastive_align_loss(given["queries"], given["tokens"], expected_targets, actual, number),
+        "cardinality": cardinality_error(given["logits"], expected_targets),
     }
 
 
 @pytest.mark.parametrize("counts", [(0, 0, 0), (0, 2, 0), (1, 4, 2)], ids=str)
 def test_a_batch_is_the_sum_of_its_images(counts: tuple[int, ...]) -> None:
-    given, wanted = predictions(), targets(counts)
-    together = losses(given, wanted)
+    given, expected_targets = predictions(), targets(counts)
+    together = losses(given, expected_targets)
     total = max(sum(counts), 1)
     for name in ("token", "box", "giou", "align"):
         alone = 0.0
         for i, count in enumerate(counts):
             rows = slice(i, i + 1)
-            own = Targets(wanted.boxes[rows, :count], wanted.tokens[rows, :count], wanted.present[rows, :count])
+            own = Targets(
+                expected_targets.boxes[rows, :count],
+                expected_targets.tokens[rows, :count],
+                expected_targets.present[rows, :count],
+            )
             alone += losses({key: tensor[rows] for key, tensor in given.items()}, own)[name].item() * max(count, 1)
         assert together[name].item() == pytest.approx(alone / total, rel=1e-5), name
 
 
 def test_nothing_to_find_only_teaches_to_say_so() -> None:
-    given, wanted = predictions(), targets((0, 0, 0))
-    found = losses(given, wanted)
+    given, expected_targets = predictions(), targets((0, 0, 0))
+    actual = losses(given, expected_targets)
     expected = -0.1 * given["logits"].log_softmax(-1)[..., -1].sum()
-    torch.testing.assert_close(found["token"], expected)
-    assert [found[name].item() for name in ("box", "giou", "align")] == [0, 0, 0]
-    sum(found.values()).backward()
+    torch.testing.assert_close(actual["token"], expected)
+    assert [actual[name].item() for name in ("box", "giou", "align")] == [0, 0, 0]
+    sum(actual.values()).backward()
     assert all(tensor.grad is None or tensor.grad.isfinite().all() for tensor in given.values())
 
 
 def test_more_targets_than_queries_leaves_some_unanswered() -> None:
-    given, wanted = predictions(), targets((QUERIES + 3, 1, 0))
-    found = assign(given["logits"], given["boxes"], wanted)
-    assert found.matched.sum(dim=1).tolist() == [QUERIES, 1, 0]
-    assert sorted(found.query[0][found.matched[0]].tolist()) == list(range(QUERIES))
-    assert all(loss.isfinite() for loss in losses(given, wanted, found).values())
+    given, expected_targets = predictions(), targets((QUERIES + 3, 1, 0))
+    actual = assign(given["logits"], given["boxes"], expected_targets)
+    assert actual.matched.sum(dim=1).tolist() == [QUERIES, 1, 0]
+    assert sorted(actual.query[0][actual.matched[0]].tolist()) == list(range(QUERIES))
+    assert all(loss.isfinite() for loss in losses(given, expected_targets, actual).values())
 
 
 def test_several_boxes_of_one_phrase_go_to_several_queries() -> None:
     given = predictions(1)
-    wanted = targets((3,))
-    wanted.tokens[:] = wanted.tokens[:, :1]
-    found = assign(given["logits"], given["boxes"], wanted)
-    assert len(set(found.query[0].tolist())) == 3
-    sum(losses(given, wanted, found).values()).backward()
+    expected_targets = targets((3,))
+    expected_targets.tokens[:] = expected_targets.tokens[:, :1]
+    actual = assign(given["logits"], given["boxes"], expected_targets)
+    assert len(set(actual.query[0].tolist())) == 3
+    sum(losses(given, expected_targets, actual).values()).backward()
     assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in given.values())
 
 
 def test_a_phrase_without_tokens_still_has_its_box() -> None:
-    given, wanted = predictions(), targets((1, 0, 0))
-    wanted.tokens.zero_()
-    found = losses(given, wanted)
-    assert found["align"] == 0
-    assert found["box"] > 0
-    sum(found.values()).backward()
+    given, expected_targets = predictions(), targets((1, 0, 0))
+    expected_targets.tokens.zero_()
+    actual = losses(given, expected_targets)
+    assert actual["align"] == 0
+    assert actual["box"] > 0
+    sum(actual.values()).backward()
     assert all(tensor.grad is None or tensor.grad.isfinite().all() for tensor in given.values())
 
 
 def test_the_cheapest_assignment_is_taken() -> None:
-    wanted = targets((2, 3, 1))
+    expected_targets = targets((2, 3, 1))
     given = predictions()
     with torch.no_grad():
         for i, count in enumerate((2, 3, 1)):
             for j in range(count):
-                given["boxes"][i, 2 * j] = wanted.boxes[i, j]
-                given["logits"][i, 2 * j] = 20 * wanted.tokens[i, j]
-    found = assign(given["logits"], given["boxes"], wanted)
-    assert torch.equal(found.query[wanted.present], torch.tensor([0, 2, 0, 2, 4, 0]))
-    assert losses(given, wanted, found)["box"] == 0
-    assert losses(given, wanted, found)["giou"].item() == pytest.approx(0, abs=1e-6)
+                given["boxes"][i, 2 * j] = expected_targets.boxes[i, j]
+                given["logits"][i, 2 * j] = 20 * expected_targets.tokens[i, j]
+    actual = assign(given["logits"], given["boxes"], expected_targets)
+    assert torch.equal(actual.query[expected_targets.present], torch.tensor([0, 2, 0, 2, 4, 0]))
+    assert losses(given, expected_targets, actual)["box"] == 0
+    assert losses(given, expected_targets, actual)["giou"].item() == pytest.approx(0, abs=1e-6)
 
 
 def test_the_assignment_takes_one_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,34 +137,34 @@ def test_the_assignment_takes_one_transfer(monkeypatch: pytest.MonkeyPatch) -> N
 def test_no_loss_looks_at_a_value() -> None:
     """On the meta device any look at a value is an error: what runs there never waits for a device."""
     given = {name: tensor.detach().to("meta").requires_grad_() for name, tensor in predictions().items()}
-    wanted = targets((2, 3, 0)).to("meta")
-    found = Assignment(torch.zeros(3, 3, dtype=torch.long, device="meta"), wanted.present)
+    expected_targets = targets((2, 3, 0)).to("meta")
+    actual = Assignment(torch.zeros(3, 3, dtype=torch.long, device="meta"), expected_targets.present)
     vectors = torch.randn(2, 3, 4, 8, device="meta", requires_grad=True)
     texts = torch.randn(2, 3, 8, device="meta")
-    total = sum(losses(given, wanted, found).values()) + image_to_text_loss(vectors, texts, texts.sum())
+    total = sum(losses(given, expected_targets, actual).values()) + image_to_text_loss(vectors, texts, texts.sum())
     (total + text_to_image_loss(vectors, texts[:, 0], 1.0) + denoising_loss(vectors, vectors * 2)).backward()
     assert vectors.grad is not None
 
 
 def test_a_diverged_prediction_is_seen_in_the_loss_and_stops_nothing() -> None:
-    given, wanted = predictions(), targets((2, 1, 0))
+    given, expected_targets = predictions(), targets((2, 1, 0))
     with torch.no_grad():
         given["boxes"][0] = float("nan")
-    found = losses(given, wanted)
-    assert found["box"].isnan()
-    assert found["giou"].isnan()
-    assert found["token"].isfinite()
+    actual = losses(given, expected_targets)
+    assert actual["box"].isnan()
+    assert actual["giou"].isnan()
+    assert actual["token"].isfinite()
 
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_half_precision_in_full_precision_inside(autocast: bool) -> None:
-    given, wanted = predictions(dtype=torch.bfloat16), targets((1, 3, 0))
+    given, expected_targets = predictions(dtype=torch.bfloat16), targets((1, 3, 0))
     widened = {name: tensor.detach().float() for name, tensor in given.items()}
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        found = losses(given, wanted)
-    for name, loss in losses(widened, wanted).items():
-        assert found[name].dtype == torch.float32
-        assert torch.equal(found[name], loss), name
+        actual = losses(given, expected_targets)
+    for name, loss in losses(widened, expected_targets).items():
+        assert actual[name].dtype == torch.float32
+        assert torch.equal(actual[name], loss), name
 
 
 def test_matching_in_half_precision_is_full_inside() -> None:
@@ -172,9 +176,9 @@ def test_matching_in_half_precision_is_full_inside() -> None:
         lambda v, c: match_score(v, c).sum(),
     ):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = call(vectors, texts)
-        assert found.dtype == torch.float32
-        assert torch.equal(found, call(vectors.float(), texts.float()))
+            actual = call(vectors, texts)
+        assert actual.dtype == torch.float32
+        assert torch.equal(actual, call(vectors.float(), texts.float()))
 
 
 def test_each_caption_is_compared_with_its_own_reading() -> None:
@@ -187,22 +191,22 @@ def test_each_caption_is_compared_with_its_own_reading() -> None:
 
 
 def test_padding_counts_among_the_tokens_only_where_it_is_asked_to() -> None:
-    given, wanted = predictions(), targets((1, 2, 1))
-    found = assign(given["logits"], given["boxes"], wanted)
+    given, expected_targets = predictions(), targets((1, 2, 1))
+    actual = assign(given["logits"], given["boxes"], expected_targets)
     padded = torch.cat([given["tokens"], normalize(torch.randn(3, 4, 8), dim=-1)], dim=1)
     mask = torch.arange(TOKENS + 4).expand(3, -1) < TOKENS
 
     def loss(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        return contrastive_align_loss(given["queries"], tokens, wanted, found, 4, token_mask=mask)
+        return contrastive_align_loss(given["queries"], tokens, expected_targets, actual, 4, token_mask=mask)
 
     torch.testing.assert_close(loss(padded, mask), loss(given["tokens"]))
     assert (loss(padded) - loss(given["tokens"])).abs() > 1e-2
 
 
 def test_an_expression_longer_than_the_slots() -> None:
-    given, wanted = predictions(), targets((1, 2, 1))
+    given, expected_targets = predictions(), targets((1, 2, 1))
     long = normalize(torch.randn(3, SLOTS + 6, 8), dim=-1)
-    assert losses(given | {"tokens": long}, wanted)["align"].isfinite()
+    assert losses(given | {"tokens": long}, expected_targets)["align"].isfinite()
 
 
 BOXES = torch.tensor([[0.1, 0.2, 0.5, 0.6], [0.3, 0.4, 0.9, 0.8], [0.6, 0.7, 0.7, 0.9]])
@@ -218,10 +222,10 @@ def test_overlap_by_hand() -> None:
 
 def test_pairs_are_all_pairs() -> None:
     for pairwise, alone in ((pairwise_iou, iou), (pairwise_giou, giou)):
-        found = pairwise(BOXES, BOXES[:2])
-        assert found.shape == (3, 2)
-        assert found[2, 1] == alone(BOXES[2], BOXES[1])
-        assert torch.equal(pairwise(BOXES[None], BOXES[None, :2]), found[None])
+        actual = pairwise(BOXES, BOXES[:2])
+        assert actual.shape == (3, 2)
+        assert actual[2, 1] == alone(BOXES[2], BOXES[1])
+        assert torch.equal(pairwise(BOXES[None], BOXES[None, :2]), actual[None])
 
 
 def test_boxes_to_corners_and_back() -> None:
@@ -244,9 +248,9 @@ def test_boxes_without_area_have_finite_overlap_and_gradient(size: tuple[float, 
 def test_a_nan_box_harms_no_other() -> None:
     broken = BOXES.clone()
     broken[1] = float("nan")
-    found = pairwise_giou(broken, BOXES)
-    assert found[1].isnan().all()
-    assert torch.equal(found[[0, 2]], pairwise_giou(BOXES, BOXES)[[0, 2]])
+    actual = pairwise_giou(broken, BOXES)
+    assert actual[1].isnan().all()
+    assert torch.equal(actual[[0, 2]], pairwise_giou(BOXES, BOXES)[[0, 2]])
 
 
 def schedule(**config: Any) -> DDPMSchedule:
@@ -266,11 +270,11 @@ def test_min_snr_weighs_the_error_in_the_picture_whatever_is_predicted() -> None
         "epsilon": ((z - abar.sqrt() * guessed) / (1 - abar).sqrt(), eps),
         "v_prediction": ((abar.sqrt() * z - guessed) / (1 - abar).sqrt(), velocity),
     }
-    found = {
+    actual = {
         kind: denoising_loss(*pair, min_snr_weight(noise.snr(t), 5.0, kind)).item() for kind, pair in guesses.items()
     }
-    assert found["epsilon"] == pytest.approx(found["sample"], rel=1e-3)
-    assert found["v_prediction"] == pytest.approx(found["sample"], rel=1e-3)
+    assert actual["epsilon"] == pytest.approx(actual["sample"], rel=1e-3)
+    assert actual["v_prediction"] == pytest.approx(actual["sample"], rel=1e-3)
 
 
 def test_the_weights_are_those_of_diffusers_training_scripts() -> None:
@@ -293,7 +297,7 @@ def test_weights_where_there_is_no_signal() -> None:
 
 
 def test_the_costs_can_be_weighed() -> None:
-    given, wanted = predictions(), targets((2, 1, 0))
-    only_tokens = assign(given["logits"], given["boxes"], wanted, assignment.AssignmentCosts(1, 0, 0))
-    probability = given["logits"].softmax(-1)[1] @ wanted.tokens[1, 0]
+    given, expected_targets = predictions(), targets((2, 1, 0))
+    only_tokens = assign(given["logits"], given["boxes"], expected_targets, assignment.AssignmentCosts(1, 0, 0))
+    probability = given["logits"].softmax(-1)[1] @ expected_targets.tokens[1, 0]
     assert only_tokens.query[1, 0] == probability.argmax()

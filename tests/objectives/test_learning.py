@@ -45,12 +45,17 @@ def test_a_few_pairs_are_learnt_by_heart(tmp_path: Path) -> None:
         rows = torch.arange(3)[:, None]
         i2t = image_to_text_loss(vectors[rows, true_first], text.match[true_first], adapter.scale)
         t2i = text_to_image_loss(vectors[true_first, rows], text.match, adapter.scale)
-        found = reading.grounding
-        logits, predicted = found.logits[diagonal], found.boxes[diagonal]
-        assert found.queries is not None
+        actual = reading.grounding
+        logits, predicted = actual.logits[diagonal], actual.boxes[diagonal]
+        assert actual.queries is not None
         assignment = assign(logits, predicted, targets)
         align = contrastive_align_loss(
-            found.queries[diagonal], adapter.align_text(phrases.states), targets, assignment, 3, token_mask=phrases.mask
+            actual.queries[diagonal],
+            adapter.align_text(phrases.states),
+            targets,
+            assignment,
+            3,
+            token_mask=phrases.mask,
         )
         grounding = token_loss(logits, targets, assignment, 3) + 5 * box_loss(predicted, targets, assignment, 3)
         loss = i2t + t2i + grounding + 2 * giou_loss(predicted, targets, assignment, 3) + align
@@ -61,9 +66,9 @@ def test_a_few_pairs_are_learnt_by_heart(tmp_path: Path) -> None:
     adapter.eval()
     with torch.no_grad():
         scores = match_score(adapter.match(features, t), text.match[caption]).unflatten(0, (3, 3))
-        found = adapter.ground(features[diagonal], t[:3])
+        actual = adapter.ground(features[diagonal], t[:3])
     assert torch.equal(scores.argmax(dim=0), torch.arange(3))
     assert torch.equal(scores.argmax(dim=1), torch.arange(3))
-    surest = found.logits.softmax(dim=-1)[..., -1].argmin(dim=1)
-    best = found.boxes[torch.arange(3), surest]
+    surest = actual.logits.softmax(dim=-1)[..., -1].argmin(dim=1)
+    best = actual.boxes[torch.arange(3), surest]
     assert (iou(cxcywh_to_xyxy(best), cxcywh_to_xyxy(boxes)) > 0.5).all()

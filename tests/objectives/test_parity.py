@@ -68,14 +68,14 @@ def grounding_inputs() -> Predicted:
     return Predicted(*(tensor.requires_grad_() for tensor in made))
 
 
-def grounding_losses(predicted: Predicted, targets: Targets, found: Assignment) -> dict[str, Tensor]:
+def grounding_losses(predicted: Predicted, targets: Targets, actual: Assignment) -> dict[str, Tensor]:
     number = float(targets.present.sum())
     return {
-        "loss_ce": token_loss(predicted.pred_logits, targets, found, number),
-        "loss_bbox": box_loss(predicted.pred_boxes, targets, found, number),
-        "loss_giou": giou_loss(predicted.pred_boxes, targets, found, number),
+        "loss_ce": token_loss(predicted.pred_logits, targets, actual, number),
+        "loss_bbox": box_loss(predicted.pred_boxes, targets, actual, number),
+        "loss_giou": giou_loss(predicted.pred_boxes, targets, actual, number),
         "loss_contrastive_align": contrastive_align_loss(
-            predicted.proj_queries, predicted.proj_tokens, targets, found, number
+            predicted.proj_queries, predicted.proj_tokens, targets, actual, number
         ),
         "cardinality_error": cardinality_error(predicted.pred_logits, targets),
     }
@@ -133,18 +133,18 @@ def test_gradients_of_matching(reference: Reference) -> None:
 def test_token_maps(reference: Reference, kind: str) -> None:
     spans = reference.texts["rec_text"]["tokens_positive"]
     pairs = zip(reference["rec.offset_mapping"], spans, strict=True)
-    found = torch.cat([token_map(offsets, targets, normalised=kind == "normalized") for offsets, targets in pairs])
-    reference.agrees(f"rec.positive_map_{kind}", found)
+    actual = torch.cat([token_map(offsets, targets, normalised=kind == "normalized") for offsets, targets in pairs])
+    reference.agrees(f"rec.positive_map_{kind}", actual)
 
 
 @pytest.mark.parametrize("kind", MAPS)
 def test_grounding_losses_and_gradients(reference: Reference, kind: str) -> None:
     predicted, targets = grounding_inputs(), targets_of(reference, kind)
-    found = assign(predicted.pred_logits, predicted.pred_boxes, targets)
+    actual = assign(predicted.pred_logits, predicted.pred_boxes, targets)
     for i in range(3):
         order = reference[f"rec.{kind}.match.{i}.target"]
-        assert torch.equal(found.query[i][order], reference[f"rec.{kind}.match.{i}.query"])
-    losses = grounding_losses(predicted, targets, found)
+        assert torch.equal(actual.query[i][order], reference[f"rec.{kind}.match.{i}.query"])
+    losses = grounding_losses(predicted, targets, actual)
     for name, loss in losses.items():
         reference.agrees(f"rec.{kind}.{name}", loss)
     weights = {"loss_ce": 1, "loss_bbox": 5, "loss_giou": 2, "loss_contrastive_align": 1}
@@ -159,10 +159,10 @@ def test_grounding_losses_on_the_adapters_own_output(reference: Reference) -> No
     adapter = Adapter(AdapterConfig()).eval()
     load_strictly(adapter, recipe_weights(key_shapes()), "the recipe")
     with torch.no_grad():
-        found = adapter.ground(recipe_input("adapter.feat_up1", (2, 1280, 16, 16)), reference["timesteps"])
+        actual = adapter.ground(recipe_input("adapter.feat_up1", (2, 1280, 16, 16)), reference["timesteps"])
         tokens = adapter.align_text(reference["roberta_last_hidden_state"])
-    assert found.queries is not None
-    predicted = Predicted(found.logits, found.boxes, found.queries, tokens)
+    assert actual.queries is not None
+    predicted = Predicted(actual.logits, actual.boxes, actual.queries, tokens)
     boxes = [reference[f"rec_adapter.target_boxes.{i}"] for i in range(2)]
     targets = Targets.pad(boxes, list(reference["rec_adapter.positive_map_binary"].split((1, 3))))
     # The queries are so alike here that which of them is cheapest hangs on the last bit: theirs are taken as given.
@@ -172,8 +172,8 @@ def test_grounding_losses_on_the_adapters_own_output(reference: Reference) -> No
     theirs = Assignment(query, targets.present)
     for name, loss in grounding_losses(predicted, targets, theirs).items():
         reference.agrees(f"rec_adapter.{name}", loss)
-    cost = assignment_cost(found.logits, found.boxes, targets.boxes, targets.tokens, AssignmentCosts())
-    ours = assign(found.logits, found.boxes, targets)
+    cost = assignment_cost(actual.logits, actual.boxes, targets.boxes, targets.tokens, AssignmentCosts())
+    ours = assign(actual.logits, actual.boxes, targets)
     paid = [(cost.mT * one.one_hot(100)).sum().item() for one in (ours, theirs)]
     assert paid[0] == pytest.approx(paid[1], abs=1e-5)
 
