@@ -137,6 +137,15 @@ def test_make_targets_in_the_text_exist() -> None:
     assert {(page, name) for page, name in named if name not in targets} == set()
 
 
+@pytest.mark.slow
+def test_the_snippets_of_the_python_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ckpt").symlink_to(ROOT / "ckpt")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for snippet in re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/python-api.md").read_text(), re.S | re.M):
+        exec(snippet, names)
+
+
 TABLES = [
     ("pocket/table.md", "ckpt/pocket/README.md"),
     ("stage1/table.md", "ckpt/pocket-stage1/README.md"),
