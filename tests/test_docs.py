@@ -29,7 +29,7 @@ PAGES = sorted(
 )
 
 PLACE = re.compile(r"`((?:dpt|docs|tests|tools|benchmarks|ckpt/pocket[\w-]*|data/sample)/[\w./-]*)`")
-"""A file or folder of the repository, named in the text."""
+"""A file or folder of the repository, named in the text. `NAME` stands for any; "`FILE`:" introduces a new one."""
 
 SCRIPTS = ("txt2img.py", "train_stage1.py", "train_stage2.py")
 
@@ -113,7 +113,7 @@ def test_files_named_in_the_text_exist() -> None:
         f"{page.relative_to(ROOT)}: {name}"
         for page in PAGES
         for name in PLACE.findall(page.read_text())
-        if not (ROOT / name).exists()
+        if "NAME" not in name and f"`{name}`:\n" not in page.read_text() and not (ROOT / name).exists()
     ]
     assert not missing
 
