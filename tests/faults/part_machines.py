@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.faults.commands import STEPS, script, start, words
 from tests.faults.machines import ADDRESSES, Hosts, can_create_hosts, two_hosts
-from tests.faults.part_processes import AT_MOST, SAID, Results, compare_to
+from tests.faults.part_processes import AT_MOST, LOST_CONTACT, Results, compare_to
 from tests.training import tiny_stage1
 
 PORT = "29555"
@@ -60,13 +60,15 @@ def _cut(hosts: Hosts, folder: Path, model: Path) -> dict[str, Any]:
     codes = _end(processes)
     seconds = round(time.monotonic() - began, 1)
     texts = [(output / f"{host}.txt").read_text() for host in range(2)]
-    found = [] if all(codes) and SAID in texts[0] else [f"{codes}: {texts[0][-800:]}"]
+    noticed = all(codes) and LOST_CONTACT in texts[0]
+    found = [] if noticed else [f"{codes}: {texts[0][-800:]}"]
     reached = len((root / "log.jsonl").read_text().splitlines())
     again = start([sys.executable, script(1), *_long(model, root, 2, reached + 2)], folder / "again.txt")
     if _end([again]) != [0]:
         found.append((folder / "again.txt").read_text()[-800:])
     return {"exit_codes": codes, "seconds_until_all_had_ended": seconds, "patience_seconds": 20,
-            "said_by": [host for host in range(2) if SAID in texts[host]], "differences": found}  # fmt: skip
+            "reported_by": [host for host in range(2) if LOST_CONTACT in texts[host]],
+            "differences": found}  # fmt: skip
 
 
 def _long(model: Path, root: Path, batch: int, steps: int) -> list[str]:

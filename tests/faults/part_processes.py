@@ -17,7 +17,7 @@ from tests.training import tiny_stage1
 from tests.training.two_processes import apart
 
 TOLERANCE = 1e-5
-SAID = "hears nothing more of another process of this run"
+LOST_CONTACT = "lost contact with another process of this run"
 AT_MOST = 600.0
 """Seconds after which anything counts as hung."""
 
@@ -79,7 +79,7 @@ def _killed(folder: Path, model: Path, alone: Path, stage: int, rank: int) -> di
         found["differences"].append("the launcher reported success")
     if "SIGKILL" not in text:
         found["differences"].append("no message said what happened")
-    return {**found, "seconds_until_all_had_ended": seconds, "survivor_said": SAID in text}
+    return {**found, "seconds_until_all_had_ended": seconds, "survivor_reported": LOST_CONTACT in text}
 
 
 def _seconds_after_last_step(process: subprocess.Popen[bytes], root: Path) -> float:
@@ -113,7 +113,7 @@ def _silent(folder: Path, model: Path, alone: Path) -> dict[str, Any]:
     _finish([sys.executable, script(1), *words(1, model, root)], folder / "resumed.txt")
     found = compare_to(root, alone)
     output = (folder / "silent-output" / "output-0.txt").read_text()
-    if waiting.returncode != 75 or SAID not in output or "Traceback" in output:
+    if waiting.returncode != 75 or LOST_CONTACT not in output or "Traceback" in output:
         found["differences"].append(f"it ended with {waiting.returncode} and printed {output[-500:]}")
     return {**found, "patience_seconds": 20, "seconds_until_it_gave_up": seconds}
 
@@ -148,7 +148,7 @@ def _not_shared(folder: Path, model: Path, alone: Path) -> dict[str, Any]:
                               {1: {str(root): str(folder / "elsewhere")}})  # fmt: skip
     codes = [_wait(one) for one in processes]
     output = [(folder / "shared-output" / f"output-{rank}.txt").read_text() for rank in range(2)]
-    refused = ["process 0 would go on after step 4 and process 1 after step 0" in one for one in output]
+    refused = ["process 0 would continue after step 4 and process 1 after step 0" in one for one in output]
     return {"exit_codes": codes, "differences": [] if codes == [2, 2] and all(refused) else [output[1][-500:]]}
 
 

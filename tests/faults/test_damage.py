@@ -84,7 +84,7 @@ def test_an_incomplete_manifest_is_a_fault(root: Path, manifest: object) -> None
 def test_an_unlisted_file_is_a_fault(root: Path) -> None:
     folder = root / "checkpoint-6"
     shutil.copy(folder / "weights.safetensors", folder / "more.safetensors")
-    assert checkpoint.fault(folder) == "its manifest.json says nothing of more.safetensors"
+    assert checkpoint.fault(folder) == "its manifest.json does not list more.safetensors"
 
 
 def test_damaged_checkpoints_do_not_count_towards_the_limit(subject: Subject, root: Path) -> None:

@@ -18,6 +18,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_stage1.model(tmp_path_factory.mktemp("model"))
 
 
+@pytest.mark.slow
 def test_kills_within_saves(tmp_path: Path) -> None:
     tally = campaign(line(), tmp_path, 24, seed=0, say=print)
     assert not tally.differences
@@ -25,6 +26,7 @@ def test_kills_within_saves(tmp_path: Path) -> None:
     assert tally.most_kills_of_one_run >= 3, "also resumed more than once in an epoch"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [stage1, stage2])
 def test_kills_of_a_stage(tmp_path: Path, model: Path, stage: Callable[[Path], Subject]) -> None:
     tally = campaign(stage(model), tmp_path, 2, seed=1, say=print)
