@@ -8,26 +8,26 @@ from torch import Tensor
 
 from dpt.objectives.matching import match_score
 from dpt.sampling.hooks import StepHook, StepInfo
-from dpt.sampling.self_correction import SelfCorrected
+from dpt.sampling.self_correction import SelfCorrection
 
 
 class PublishedState(StepHook):
-    """In place of a `SelfCorrected` whose target is the state: the same formula by a schedule that saves nothing."""
+    """In place of a `SelfCorrection` whose target is the state: the same formula by a schedule that saves nothing."""
 
-    def __init__(self, ours: SelfCorrected) -> None:
+    def __init__(self, ours: SelfCorrection) -> None:
         self.ours = ours
 
-    def before(self, z: Tensor, call: StepInfo) -> Tensor:
+    def before(self, z: Tensor, step: StepInfo) -> Tensor:
         backbone, scorer, text = self.ours.backbone, self.ours.scorer, self.ours.text
         with torch.enable_grad():
-            x = (z * call.scale).detach().requires_grad_()
-            feature, at = backbone.features(x, call.t, text, scorer.adapter.config.unet_feature)
+            x = (z * step.scale).detach().requires_grad_()
+            feature, at = backbone.features(x, step.t, text, scorer.adapter.config.unet_feature)
             backbone.finish(at)  # which is thrown away
-            decoded = scorer.adapter.decode(feature, call.t.to(feature.device).expand(len(x)))
+            decoded = scorer.adapter.decode(feature, step.t.to(feature.device).expand(len(x)))
             scorer.adapter.grounding_head(decoded)
             score = match_score(scorer.adapter.matching_head(decoded), text.match)
             (gradient,) = torch.autograd.grad(score.sum(), x)
-        return z + self.ours.correction.factor * gradient / call.scale
+        return z + self.ours.correction.factor * gradient / step.scale
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.ours.plain(x, t)
+        return self.ours.uncorrected(x, t)

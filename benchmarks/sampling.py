@@ -35,7 +35,7 @@ from dpt.sampling.hooks import StepInfo
 from dpt.sampling.loop import denoise
 from dpt.sampling.options import Correction, Guidance, Interval, recommended_correction
 from dpt.sampling.schedulers import make_scheduler
-from dpt.sampling.self_correction import SelfCorrected, guided
+from dpt.sampling.self_correction import SelfCorrection, guided
 from dpt.score.matching import Scorer
 
 TOKENS = 77
@@ -134,12 +134,12 @@ class Drawing:
 
 def draw(drawing: Drawing, way: str, correction: Correction, steps: int) -> Tensor:
     backbone, scorer = drawing.backbone, Scorer(drawing.backbone, drawing.adapter)
-    denoiser, around = guided(backbone, drawing.text, drawing.negative, Guidance(), correction, scorer)
+    denoiser, hooks = guided(backbone, drawing.text, drawing.negative, Guidance(), correction, scorer)
     if way == PUBLISHED:
-        assert isinstance(denoiser, SelfCorrected)
+        assert isinstance(denoiser, SelfCorrection)
         denoiser = PublishedState(denoiser)
-        around = (denoiser,)
-    return denoise(denoiser, make_scheduler("ddim", backbone.scheduler_config), drawing.noise, steps, around=around)
+        hooks = (denoiser,)
+    return denoise(denoiser, make_scheduler("ddim", backbone.scheduler_config), drawing.noise, steps, hooks=hooks)
 
 
 def check_passes(
@@ -186,13 +186,13 @@ def products(ways: Mapping[str, Correction]) -> dict[str, float]:
         text, z = texts(backbone, 1, None), torch.zeros(1, 4, FULL.side, FULL.side)
     found: dict[str, float] = {}
     for way, correction in ways.items():
-        corrected = SelfCorrected(backbone, text, text, Guidance(), correction, Scorer(backbone, adapter))
+        corrected = SelfCorrection(backbone, text, text, Guidance(), correction, Scorer(backbone, adapter))
         step: Any = PublishedState(corrected) if way == PUBLISHED else corrected
         share = (correction.interval.end - correction.interval.start) / correction.every if correction.on else 1.0
-        call = StepInfo(0, 2, torch.tensor(900), torch.ones(1, device=meta), goes_on=True)
+        call = StepInfo(0, 2, torch.tensor(900), torch.ones(1, device=meta), continues=True)
         with Counted() as counter:
             x = step.before(z, call) if correction.on else z
-            step(x, call.t)
+            step(x, step.t)
         found[way] = share * counter.total / 1e9 + (1 - share) * found.get("plain", 0.0)
     return found
 

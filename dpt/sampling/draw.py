@@ -1,4 +1,4 @@
-"""Pictures for a list of requests."""
+"""Images for a list of requests."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dpt.adapter import Adapter
 from dpt.backbone import Backbone, Condition
 from dpt.backbone.rng import generator_for
 from dpt.errors import UserError
+from dpt.sampling.finite import explain_denoiser
 from dpt.sampling.hooks import StepHook
 from dpt.sampling.loop import denoise
 from dpt.sampling.options import ALWAYS, MAX_SIDE, NO_CORRECTION, Correction, Guidance, Interval
@@ -27,7 +28,7 @@ STEP_NOISE = "step noise"
 
 @dataclass(frozen=True)
 class Request:
-    """Picture number `index` of a prompt under a seed."""
+    """Image number `index` of a prompt under a seed."""
 
     prompt: str
     seed: int
@@ -37,7 +38,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to draw. A height or width of None is the size the model was trained at."""
+    """How to sample. A height or width of None is the size the model was trained at."""
 
     steps: int = 25
     guidance_scale: float = 7.5
@@ -64,7 +65,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class SampledBatch:
-    """Pictures that were drawn together, not decoded yet."""
+    """Images that were sampled together, not decoded yet."""
 
     requests: Sequence[Request]
     text: Condition
@@ -76,8 +77,8 @@ class SampledBatch:
             return backbone.decode_latents(self.latents).cpu()
 
 
-Watch = Callable[[Sequence[Request], Condition], StepHook]
-"""What watches a batch of requests being drawn."""
+MakeHook = Callable[[Sequence[Request], Condition], StepHook]
+"""Makes a step hook for a batch of requests."""
 
 
 def draw(
@@ -90,19 +91,19 @@ def draw(
     exact: bool = True,
     on_step: Callable[[int], None] | None = None,
 ) -> Iterator[Tensor]:
-    """Images (3,H,W) on the CPU, in [-1,1] but for overshoot, in the order of the requests.
+    """Images (3,H,W) on the CPU, in [-1,1] up to overshoot, in the order of the requests.
 
-    A picture is a function of (model, request, settings). On a CPU this holds to the bit when `exact`:
-    pictures are then made one at a time, because matrix products and convolutions round differently for one
-    sample than for several (about 1e-6 a call in the UNet, 1e-5 in the VAE); on one core that costs about a
-    fifth of the speed of large batches. With `exact` off, and on a GPU, it holds up to that rounding.
+    An image is a function of (model, request, settings). On a CPU with `exact` this holds bit for bit: images are
+    sampled one at a time, since matrix products and convolutions round differently for one sample than for several
+    (about 1e-6 a call in the UNet, 1e-5 in the VAE). That costs about a fifth of the speed of large batches on one
+    core. Without `exact`, and on a GPU, it holds up to that rounding.
 
-    `on_step(n)` is called when n pictures have advanced by one call of the denoiser. A correction reads `adapter`.
+    `on_step(n)` is called when n images have advanced by one call of the denoiser. A correction needs `adapter`.
     """
     batches = draw_latents(
         backbone, requests, settings, adapter=adapter, batch_size=batch_size, exact=exact, on_step=on_step
     )
-    return (image for drawn in batches for image in drawn.decode(backbone))
+    return (image for batch in batches for image in batch.decode(backbone))
 
 
 def draw_latents(
@@ -114,9 +115,9 @@ def draw_latents(
     batch_size: int = 4,
     exact: bool = True,
     on_step: Callable[[int], None] | None = None,
-    watch: Watch | None = None,
+    make_hook: MakeHook | None = None,
 ) -> Iterator[SampledBatch]:
-    """As `draw`, a batch at a time and without decoding."""
+    """Like `draw`, but a batch at a time and not decoded."""
     latent_size = backbone.latent_size(settings.height, settings.width)
     calls_per_picture(backbone, settings)
     if settings.correction.on and adapter is None:
@@ -126,11 +127,11 @@ def draw_latents(
         raise UserError(f"the batch size must be at least 1, not {batch_size}")
     if exact and backbone.device.type == "cpu":
         batch_size = 1
-    return _draw_batches(backbone, requests, settings, latent_size, scorer, batch_size, on_step, watch)
+    return _draw_batches(backbone, requests, settings, latent_size, scorer, batch_size, on_step, make_hook)
 
 
 def calls_per_picture(backbone: Backbone, settings: Settings) -> int:
-    """How many calls of the denoiser one picture takes."""
+    """How many calls of the denoiser one image takes."""
     available = backbone.noise.num_timesteps
     if settings.steps > available:
         raise UserError(f"the model has {available} noise levels, too few for {settings.steps} steps")
@@ -140,19 +141,19 @@ def calls_per_picture(backbone: Backbone, settings: Settings) -> int:
 
 
 def intervals_without_a_step(backbone: Backbone, settings: Settings) -> list[str]:
-    """A sentence for guidance and for a correction that were asked for where none of the steps is."""
+    """A sentence for guidance and for a correction whose interval holds no step."""
     scheduler = make_scheduler(settings.scheduler, backbone.scheduler_config)
     set_steps(scheduler, settings.steps)
     steps = [backbone.noise.level(float(t)) for t in scheduler.timesteps]
     guidance, correction = settings.guidance, settings.correction
-    found = []
+    sentences = []
     if guidance.scale != 1 and not any(guidance.interval.contains(level) for level in steps):
-        found.append(f"nothing is guided: no step is in {guidance.interval} of the way")
-    movable = steps[:-1] if correction.target == "fused" else steps  # which moves the state after a step
+        sentences.append(f"nothing is guided: no step is in {guidance.interval} of the way")
+    movable = steps[:-1] if correction.target == "fused" else steps  # fused moves the latents after a step
     if correction.on and not any(correction.interval.contains(level) for level in movable):
-        found.append(f"nothing is corrected: no step that {correction.target} could move is in {correction.interval} "
+        sentences.append(f"nothing is corrected: no step that {correction.target} could move is in {correction.interval} "
                      "of the way")  # fmt: skip
-    return found
+    return sentences
 
 
 def _draw_batches(
@@ -163,31 +164,38 @@ def _draw_batches(
     scorer: Scorer | None,
     batch_size: int,
     on_step: Callable[[int], None] | None,
-    watch: Watch | None,
+    make_hook: MakeHook | None,
 ) -> Iterator[SampledBatch]:
     # One prompt at a time, so that a prompt's states do not depend on its neighbours either.
     encode = lru_cache(maxsize=64)(lambda prompt: backbone.encode_text([prompt]))
     for start in range(0, len(requests), batch_size):
         batch = requests[start : start + batch_size]
-        text = Condition.stack([encode(one.prompt) for one in batch])
-        negative = Condition.stack([encode(one.negative_prompt) for one in batch])
-        denoiser, around = guided(backbone, text, negative, settings.guidance, settings.correction, scorer)
+        text = Condition.stack([encode(request.prompt) for request in batch])
+        negative = Condition.stack([encode(request.negative_prompt) for request in batch])
+        noise = initial_noise(backbone, batch, latent_size)
+        denoiser, hooks = guided(backbone, text, negative, settings.guidance, settings.correction, scorer)
         latents = denoise(
             denoiser,
             make_scheduler(settings.scheduler, backbone.scheduler_config),
-            initial_noise(backbone, batch, latent_size),
+            noise,
             settings.steps,
-            generators=[generator_for(one.seed, one.index, STEP_NOISE) for one in batch],
+            generators=[generator_for(request.seed, request.index, STEP_NOISE) for request in batch],
             on_step=None if on_step is None else partial(on_step, len(batch)),
-            around=around if watch is None else (*around, watch(batch, text)),
+            hooks=hooks if make_hook is None else (*hooks, make_hook(batch, text)),
         )
+        if not bool(latents.isfinite().all()):
+            t = torch.tensor(backbone.noise.num_timesteps - 1, device=noise.device)
+            raise UserError(
+                f"the latents of {batch[0].prompt!r} are not finite: "
+                f"{explain_denoiser(backbone, text, noise, t, settings.guidance)}"
+            )
         yield SampledBatch(batch, text, latents)
 
 
 def initial_noise(backbone: Backbone, requests: Sequence[Request], latent_size: tuple[int, int]) -> Tensor:
     """Standard normal noise (B,C,h,w), a row per request, made on the CPU."""
     shape = (backbone.latent_channels, *latent_size)
-    rows = [torch.randn(shape, generator=generator_for(one.seed, one.index, INITIAL_NOISE)) for one in requests]
+    rows = [torch.randn(shape, generator=generator_for(each.seed, each.index, INITIAL_NOISE)) for each in requests]
     return torch.stack(rows).to(backbone.device)
 
 
@@ -198,18 +206,18 @@ class Candidate:
     score: float
 
     def decode(self, backbone: Backbone) -> Tensor:
-        """(3,H,W) on the CPU, drawn alone or not: the same."""
+        """(3,H,W) on the CPU; decoded alone, so it does not depend on the batch."""
         return backbone.decode_latents(self.latents)[0].detach().cpu()
 
 
 def scored(batches: Iterable[SampledBatch], scorer: Scorer, at: Sequence[float] = CLEAN_AT) -> Iterator[Candidate]:
-    """Each picture with its score; all of a batch are scored together."""
-    for drawn in batches:
-        scores = scorer.clean_score(drawn.latents, drawn.text, at).tolist()
-        for row, (request, score) in enumerate(zip(drawn.requests, scores, strict=True)):
-            yield Candidate(request, drawn.latents[row : row + 1], score)
+    """Each image with its score; a batch is scored together."""
+    for batch in batches:
+        scores = scorer.clean_score(batch.latents, batch.text, at).tolist()
+        for row, (request, score) in enumerate(zip(batch.requests, scores, strict=True)):
+            yield Candidate(request, batch.latents[row : row + 1], score)
 
 
 def best(candidates: Iterable[Candidate], keep: int) -> list[Candidate]:
-    """The `keep` of highest score, highest first; of equals, the one that was asked for first."""
-    return sorted(candidates, key=lambda one: -one.score)[:keep]
+    """The `keep` candidates of highest score, highest first; ties keep the order of the requests."""
+    return sorted(candidates, key=lambda candidate: -candidate.score)[:keep]

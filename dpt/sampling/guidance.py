@@ -36,9 +36,9 @@ def classifier_free(
     rescale: float = 0.0,
     when: When = lambda t: True,
 ) -> Denoiser:
-    """Towards the texts and away from the negative ones, at the timesteps chosen; elsewhere `conditional`.
+    """Classifier-free guidance at the timesteps where `when` holds, `conditional` elsewhere.
 
-    scale = 1 is the text alone and costs one forward pass instead of two; 0 is the negative text alone.
+    scale = 1 is the prompt alone and costs one forward pass instead of two; 0 is the negative prompt alone.
     """
     plain = conditional(predict, condition)
     if scale == 1:
@@ -49,18 +49,18 @@ def classifier_free(
         if not when(t):
             return plain(x, t)
         uncond, cond = predict(torch.cat([x, x]), t, both).chunk(2)
-        return mix(uncond, cond, scale, rescale)
+        return combine(uncond, cond, scale, rescale)
 
     return denoiser
 
 
-def mix(negative: Tensor, positive: Tensor, scale: float, rescale: float = 0.0) -> Tensor:
-    """e_neg + scale (e_text - e_neg), a share `rescale` of it brought to the spread of e_text, picture by picture."""
-    guided = negative + scale * (positive - negative)
+def combine(uncond: Tensor, cond: Tensor, scale: float, rescale: float = 0.0) -> Tensor:
+    """e_uncond + scale (e_cond - e_uncond); a fraction `rescale` of it gets the standard deviation of e_cond."""
+    guided = uncond + scale * (cond - uncond)
     if rescale == 0:
         return guided
-    wanted, found = (e.std(dim=(1, 2, 3), keepdim=True) for e in (positive, guided))
-    return rescale * (guided * (wanted / found)) + (1 - rescale) * guided
+    std_cond, std_guided = (e.std(dim=(1, 2, 3), keepdim=True) for e in (cond, guided))
+    return rescale * (guided * (std_cond / std_guided)) + (1 - rescale) * guided
 
 
 def guides_at(guidance: Guidance, noise: NoiseSchedule) -> When:

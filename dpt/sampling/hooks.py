@@ -13,15 +13,15 @@ from dpt.score.matching import Scorer
 
 @dataclass(frozen=True)
 class StepInfo:
-    """One call of the denoiser, as far as what stands around it may want to know."""
+    """One call of the denoiser within the sampling loop."""
 
     index: int
     count: int
     t: Tensor
     scale: Tensor
-    """(1,): the UNet's input is the state times this."""
-    goes_on: bool
-    """Whether the scheduler goes on from the state it is given now, not from one that it kept."""
+    """(1,): the denoiser's input is the latents times this."""
+    continues: bool
+    """Whether the scheduler continues from the latents it is given now, not from ones it stored."""
 
     @property
     def is_last(self) -> bool:
@@ -29,13 +29,13 @@ class StepInfo:
 
 
 class StepHook:
-    """What may change the state before and after a call of the denoiser. This one changes nothing."""
+    """Called before and after each call of the denoiser, and may change the latents. This one changes nothing."""
 
-    def before(self, z: Tensor, call: StepInfo) -> Tensor:
+    def before(self, z: Tensor, step: StepInfo) -> Tensor:
         return z
 
-    def after(self, z: Tensor, call: StepInfo, x: Tensor, prediction: Tensor) -> Tensor:
-        """z is the scheduler's next state; x is what the denoiser was given, and `prediction` what it made of it."""
+    def after(self, z: Tensor, step: StepInfo, x: Tensor, prediction: Tensor) -> Tensor:
+        """z: the scheduler's next latents; x: the denoiser's input; prediction: its output."""
         return z
 
 
@@ -61,9 +61,9 @@ class Trace(StepHook):
         """One row per call, one score per image."""
         return [step.scores.tolist() for step in self.steps if step.scores is not None]
 
-    def after(self, z: Tensor, call: StepInfo, x: Tensor, prediction: Tensor) -> Tensor:
-        scores = None if self.scorer is None else self.scorer.score(x, call.t, self.text).cpu()
-        shown = call.index in self.x0_pred_at
-        x0_pred = self.backbone.noise.x0(x, prediction, call.t).cpu() if shown else None
-        self.steps.append(TraceStep(call.index, float(call.t), scores, x0_pred))
+    def after(self, z: Tensor, step: StepInfo, x: Tensor, prediction: Tensor) -> Tensor:
+        scores = None if self.scorer is None else self.scorer.score(x, step.t, self.text).cpu()
+        shown = step.index in self.x0_pred_at
+        x0_pred = self.backbone.noise.x0(x, prediction, step.t).cpu() if shown else None
+        self.steps.append(TraceStep(step.index, float(step.t), scores, x0_pred))
         return z

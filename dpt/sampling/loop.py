@@ -1,4 +1,4 @@
-"""The sampling loop: every sampler and every guidance of the project runs through these lines."""
+"""The sampling loop, shared by every scheduler and every guidance of the project."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dpt.sampling.guidance import Denoiser
 from dpt.sampling.hooks import StepHook, StepInfo
-from dpt.sampling.schedulers import goes_on_from_its_sample, sample_was_moved, set_steps
+from dpt.sampling.schedulers import continues_from_its_sample, forget_last_sample, set_steps
 
 
 @torch.no_grad()
@@ -23,46 +23,47 @@ def denoise(
     *,
     generators: Sequence[torch.Generator] | torch.Generator | None = None,
     on_step: Callable[[], None] | None = None,
-    around: Sequence[StepHook] = (),
+    hooks: Sequence[StepHook] = (),
 ) -> Tensor:
-    """z_0 (B,C,h,w) from standard normal noise (B,C,h,w).
+    """Sample latents (B,C,h,w) from standard normal noise (B,C,h,w).
 
-    `generators`, one per image or one for all, serve schedulers that add noise on the way. Gradients are off; a
-    guidance that needs one switches them on for itself.
+    `generators`, one per image or one for all, are for schedulers that add noise in their steps. Gradients are off; a
+    guidance that needs them enables them itself.
     """
     set_steps(scheduler, steps, noise.device)
-    extra = {"generator": _as_asked(generators)} if generators and _takes_generator(scheduler) else {}
+    extra = {"generator": _as_expected(generators)} if generators and _takes_generator(scheduler) else {}
     z = noise * scheduler.init_noise_sigma
     for index, t in enumerate(scheduler.timesteps):
-        call = _call(scheduler, index, t, z) if around else None
-        if call is not None:
-            z = _before(z, call, around, scheduler)
+        step = _step_info(scheduler, index, t, z) if hooks else None
+        if step is not None:
+            z = _before(z, step, hooks, scheduler)
         x = scheduler.scale_model_input(z, t)
         prediction = denoiser(x, t)
         z = scheduler.step(prediction, t, z, **extra).prev_sample
-        if call is not None:
-            for one in around:
-                z = one.after(z, call, x, prediction)
+        if step is not None:
+            for hook in hooks:
+                z = hook.after(z, step, x, prediction)
         if on_step is not None:
             on_step()
     return z
 
 
-def _call(scheduler: Any, index: int, t: Tensor, z: Tensor) -> StepInfo:
+def _step_info(scheduler: Any, index: int, t: Tensor, z: Tensor) -> StepInfo:
     scale = scheduler.scale_model_input(z.new_ones(1), t)
-    return StepInfo(index, len(scheduler.timesteps), t, scale, goes_on_from_its_sample(scheduler))
+    return StepInfo(index, len(scheduler.timesteps), t, scale, continues_from_its_sample(scheduler))
 
 
-def _before(z: Tensor, call: StepInfo, around: Sequence[StepHook], scheduler: Any) -> Tensor:
-    given = z
-    for one in around:
-        z = one.before(z, call)
-    if z is not given:
-        sample_was_moved(scheduler)
+def _before(z: Tensor, step: StepInfo, hooks: Sequence[StepHook], scheduler: Any) -> Tensor:
+    unmoved = z
+    for hook in hooks:
+        z = hook.before(z, step)
+    if z is not unmoved:
+        forget_last_sample(scheduler)
     return z
 
 
-def _as_asked(generators: Sequence[torch.Generator] | torch.Generator) -> list[torch.Generator] | torch.Generator:
+def _as_expected(generators: Sequence[torch.Generator] | torch.Generator) -> list[torch.Generator] | torch.Generator:
+    """diffusers takes a list or one generator."""
     return generators if isinstance(generators, torch.Generator) else list(generators)
 
 

@@ -1,4 +1,4 @@
-"""The sampler with the manners of a diffusers pipeline."""
+"""The sampler with the interface of a diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ OnStepEnd = Callable[["DPTPipeline", int, Tensor, dict[str, Tensor]], dict[str, 
 @dataclass(frozen=True)
 class DPTPipelineOutput:
     images: Any
-    """Of the type asked for: a list of PIL images; (B,H,W,3) or (B,3,H,W) in [0,1]; or latents (B,C,h,w)."""
+    """As output_type says: a list of PIL images; (B,H,W,3) or (B,3,H,W) in [0,1]; or latents (B,C,h,w)."""
 
 
 class DPTPipeline:
-    """Text to pictures. With nothing of this project's asked for, these are StableDiffusionPipeline's pictures."""
+    """Text to images. Without an adapter and its flags, the images are those of StableDiffusionPipeline."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class DPTPipeline:
         device: str | torch.device | None = None,
         torch_dtype: str | torch.dtype | None = None,
     ) -> DPTPipeline:
-        """A model in the diffusers layout, and a trained result in any form that `open_checkpoint` reads."""
+        """A model in the diffusers layout, and a checkpoint of any format that `open_checkpoint` reads."""
         backbone = open_backbone(model, revision=revision, device=device, dtype=torch_dtype)
         if checkpoint is None:
             return cls(backbone, None, scheduler)
@@ -127,50 +127,50 @@ class DPTPipeline:
         calls_per_picture(self.backbone, settings)
         scorer = Scorer(self.backbone, self.adapter) if settings.correction.on and self.adapter is not None else None
         text, negative = self.backbone.encode_text(prompts), self.backbone.encode_text(negatives)
-        denoiser, around = guided(self.backbone, text, negative, settings.guidance, settings.correction, scorer)
+        denoiser, hooks = guided(self.backbone, text, negative, settings.guidance, settings.correction, scorer)
         if callback_on_step_end is not None:
-            around = (*around, _StepEnd(self, callback_on_step_end))
-        drawn = denoise(
+            hooks = (*hooks, _StepEnd(self, callback_on_step_end))
+        latents = denoise(
             denoiser,
             make_scheduler(self.scheduler, self.backbone.scheduler_config),
             self._noise(latents, generator, len(prompts), self.backbone.latent_size(height, width)),
             num_inference_steps,
             generators=generator,
-            around=around,
+            hooks=hooks,
         )
-        return DPTPipelineOutput(self._as_asked(drawn, output_type))
+        return DPTPipelineOutput(self._convert(latents, output_type))
 
-    def _noise(self, given: Tensor | None, generator: Generators | None, count: int, size: tuple[int, int]) -> Tensor:
+    def _noise(self, latents: Tensor | None, generator: Generators | None, count: int, size: tuple[int, int]) -> Tensor:
         shape = (count, self.backbone.latent_channels, *size)
-        if given is not None:
-            if given.shape != shape:
-                raise UserError(f"the latents have the shape {tuple(given.shape)}, and {shape} is asked for")
-            return given.to(self.backbone.device, torch.float32)
+        if latents is not None:
+            if latents.shape != shape:
+                raise UserError(f"the latents have the shape {tuple(latents.shape)}, and it should be {shape}")
+            return latents.to(self.backbone.device, torch.float32)
         if generator is None or isinstance(generator, torch.Generator):
             return _randn(shape, generator).to(self.backbone.device)
         if len(generator) != count:
-            raise UserError(f"there are {len(generator)} generators for {count} pictures")
+            raise UserError(f"there are {len(generator)} generators for {count} images")
         return torch.stack([_randn(shape[1:], own) for own in generator]).to(self.backbone.device)
 
-    def _as_asked(self, latents: Tensor, output_type: str) -> Any:
+    def _convert(self, latents: Tensor, output_type: str) -> Any:
         if output_type == "latent":
             return latents
         images = self.backbone.decode_latents(latents).cpu()
         if output_type == "pil":
             return [to_pil(image) for image in images]
-        shares = (images / 2 + 0.5).clamp(0, 1)
-        return shares if output_type == "pt" else shares.permute(0, 2, 3, 1).numpy()
+        values = (images / 2 + 0.5).clamp(0, 1)
+        return values if output_type == "pt" else values.permute(0, 2, 3, 1).numpy()
 
 
 class _StepEnd(StepHook):
-    """A callback as diffusers calls it: given the latents after a step, it may hand back others."""
+    """A callback as in diffusers: it gets the latents after a step and may return others."""
 
     def __init__(self, pipeline: DPTPipeline, callback: OnStepEnd) -> None:
         self.pipeline, self.callback = pipeline, callback
 
-    def after(self, z: Tensor, call: StepInfo, x: Tensor, prediction: Tensor) -> Tensor:
-        told = self.callback(self.pipeline, call.index, call.t, {"latents": z}) or {}
-        return told.get("latents", z)
+    def after(self, z: Tensor, step: StepInfo, x: Tensor, prediction: Tensor) -> Tensor:
+        changed = self.callback(self.pipeline, step.index, step.t, {"latents": z}) or {}
+        return changed.get("latents", z)
 
 
 def _randn(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
@@ -180,7 +180,7 @@ def _randn(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
 def _repeated(
     prompt: str | Sequence[str], negative: str | Sequence[str], per_prompt: int
 ) -> tuple[list[str], list[str]]:
-    """A prompt and a negative prompt for each picture."""
+    """A prompt and a negative prompt for each image."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
     if not prompts:
@@ -188,5 +188,6 @@ def _repeated(
     if len(negatives) != len(prompts):
         raise UserError(f"there are {len(negatives)} negative prompts for {len(prompts)} prompts")
     if per_prompt < 1:
-        raise UserError(f"the number of pictures per prompt must be at least 1, not {per_prompt}")
-    return [one for one in prompts for _ in range(per_prompt)], [one for one in negatives for _ in range(per_prompt)]
+        raise UserError(f"num_images_per_prompt must be at least 1, not {per_prompt}")
+    repeat = range(per_prompt)
+    return [prompt for prompt in prompts for _ in repeat], [negative for negative in negatives for _ in repeat]

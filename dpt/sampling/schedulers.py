@@ -1,4 +1,4 @@
-"""The schedulers that have a name here. Importing this file is cheap: diffusers comes when one is built."""
+"""Named schedulers. Importing this file is cheap: diffusers is imported when a scheduler is made."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ def check_name(name: str) -> None:
 
 
 def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
-    """The named scheduler on the noise schedule and prediction type of a model's scheduler configuration."""
+    """The named scheduler with the noise schedule and prediction type of the model's scheduler config."""
     check_name(name)
     class_name, changes = (config.get("_class_name", ""), {}) if name == MODELS_OWN else SCHEDULERS[name]
-    kind = _scheduler_class(class_name)
-    known = inspect.signature(kind.__init__).parameters
+    scheduler_class = _scheduler_class(class_name)
+    known = inspect.signature(scheduler_class.__init__).parameters
     settings = {key: value for key, value in config.items() if key in known and not key.startswith("_")}
     # DDIM and DDPM clip their estimate of z_0 to [-1,1] unless told not to; latents are not so bounded.
     if "clip_sample" in known:
         settings.setdefault("clip_sample", False)
     try:
-        return kind(**{**settings, **changes})
+        return scheduler_class(**{**settings, **changes})
     except (TypeError, ValueError, NotImplementedError, ImportError) as error:
         raise UserError(f"the scheduler {name!r} cannot work with this model: {error}") from None
 
 
 def set_steps(scheduler: Any, steps: int, device: Any = "cpu") -> int:
-    """Lay out the steps; returns how often the denoiser will be called (twice a step for some)."""
+    """Set the timesteps; returns how often the denoiser will be called (twice a step for some schedulers)."""
     try:
         scheduler.set_timesteps(steps, device=device)
     except (ValueError, IndexError) as error:
@@ -57,7 +57,7 @@ def set_steps(scheduler: Any, steps: int, device: Any = "cpu") -> int:
 
 
 def check_movable(scheduler: Any) -> None:
-    """Refuse one of which it is not known where its state may be changed from outside."""
+    """Refuse schedulers that are not known to accept changed latents between steps."""
     name = type(scheduler).__name__
     if name not in {class_name for class_name, _ in SCHEDULERS.values()}:
         raise UserError(f"a correction cannot move the state of {name}: choose one of {', '.join(SCHEDULERS)}")
@@ -65,16 +65,16 @@ def check_movable(scheduler: Any) -> None:
         raise UserError(f"a correction cannot move the state of {name} in its Runge-Kutta steps: choose pndm")
 
 
-def goes_on_from_its_sample(scheduler: Any) -> bool:
-    """Whether the step ahead starts from the sample it will be given.
+def continues_from_its_sample(scheduler: Any) -> bool:
+    """Whether the next step starts from the sample it is given.
 
-    The second calls of Heun and of PNDM's first step start from the one that the first call was given.
+    The second calls of Heun and of PNDM's first step start from the sample of the first call.
     """
     return getattr(scheduler, "state_in_first_order", True) and getattr(scheduler, "counter", 0) != 1
 
 
-def sample_was_moved(scheduler: Any) -> None:
-    """UniPC computes each sample once more from the one before, which would undo a change: here it is made not to."""
+def forget_last_sample(scheduler: Any) -> None:
+    """Keep UniPC from recomputing the sample from the previous one, which would undo a hook's change."""
     if hasattr(scheduler, "last_sample"):
         scheduler.last_sample = None
 
@@ -82,7 +82,7 @@ def sample_was_moved(scheduler: Any) -> None:
 def _scheduler_class(class_name: str) -> Any:
     import diffusers
 
-    kind = getattr(diffusers, class_name, None)
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+    scheduler_class = getattr(diffusers, class_name, None)
+    if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, diffusers.SchedulerMixin)):
         raise UserError(f"the model asks for the scheduler {class_name!r}, which diffusers does not have")
-    return kind
+    return scheduler_class

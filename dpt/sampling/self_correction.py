@@ -1,4 +1,4 @@
-"""Self-correction (section 4): an adapter's gradient, joined with classifier-free guidance."""
+"""Self-correction: the gradient of the adapter's matching score, combined with classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dpt.backbone import Backbone, Condition
 from dpt.errors import UserError
-from dpt.sampling.guidance import Denoiser, classifier_free, guides_at, mix
+from dpt.sampling.finite import check_finite, explain_denoiser, is_plausible
+from dpt.sampling.guidance import Denoiser, classifier_free, combine, guides_at
 from dpt.sampling.hooks import StepHook, StepInfo
 from dpt.sampling.options import Correction, Guidance
 from dpt.sampling.schedulers import check_movable
@@ -25,23 +26,23 @@ def guided(
     correction: Correction | None = None,
     scorer: Scorer | None = None,
 ) -> tuple[Denoiser, tuple[StepHook, ...]]:
-    """What the loop calls, and what stands around its calls, for a batch of texts."""
+    """The denoiser and the step hooks for a batch of prompts, with guidance and correction."""
     if correction is None or not correction.on:
-        return _plain(backbone, text, negative, guidance), ()
+        return _uncorrected(backbone, text, negative, guidance), ()
     if scorer is None:
         raise UserError("a correction needs an adapter")
-    corrected = SelfCorrected(backbone, text, negative, guidance, correction, scorer)
+    corrected = SelfCorrection(backbone, text, negative, guidance, correction, scorer)
     return corrected, (corrected,)
 
 
 def check_correction(correction: Correction, scheduler: Any) -> None:
-    """Whether a scheduler can be corrected so."""
+    """Refuse schedulers whose latents a correction cannot move."""
     if correction.on and correction.target != "input":
         check_movable(scheduler)
 
 
-class SelfCorrected(StepHook):
-    """A guided denoiser that corrects by eta g: the state before its call, the input within it, or the next state."""
+class SelfCorrection(StepHook):
+    """A guided denoiser that moves the latents, or the denoiser's input, by eta times the score gradient."""
 
     def __init__(
         self,
@@ -55,79 +56,94 @@ class SelfCorrected(StepHook):
         self.backbone, self.text, self.negative = backbone, text, negative
         self.guidance, self.correction, self.scorer = guidance, correction, scorer
         self.guides = guides_at(guidance, backbone.noise)
-        self.plain = _plain(backbone, text, negative, guidance)
-        self.within = {"input": self._with_moved_input, "fused": self._and_slope}.get(correction.target)
+        self.uncorrected = _uncorrected(backbone, text, negative, guidance)
+        corrected = {"input": self._predict_from_moved_input, "fused": self._predict_and_store_shift}
+        self.corrected = corrected.get(correction.target, self.uncorrected)
         self.due = False
-        self.seen = 0
-        self.corrected = False
+        """Whether the current step is corrected."""
+        self.steps_in_interval = 0
+        self.any_corrected = False
         self.shift: Tensor | None = None
+        """With the target fused: by how much the next input moves."""
+        self.first: tuple[Tensor, Tensor] | None = None
+        """The input and timestep of the first call, for diagnosis: the input is noise."""
 
-    def before(self, z: Tensor, call: StepInfo) -> Tensor:
-        if self.shift is not None and call.goes_on:
-            z, self.shift = z + self.shift / call.scale, None
-        self.due = self._is_due(call)
-        self.corrected |= self.due
+    def before(self, z: Tensor, step: StepInfo) -> Tensor:
+        if self.first is None:
+            self.first = (z * step.scale, step.t)
+        if self.shift is not None and step.continues:
+            z, self.shift = z + self.shift / step.scale, None
+        self.due = self._is_due(step)
+        self.any_corrected |= self.due
         if self.due and self.correction.target == "state":
-            x = z * call.scale
-            z = z + self._step(self.scorer.slope(x, call.t, self.text), x, call.t) / call.scale
+            x = z * step.scale
+            z = z + self._shift(self.scorer.slope(x, step.t, self.text), x, step.t) / step.scale
         return z
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.within(x, t) if self.due and self.within else self.plain(x, t)
+        return self.corrected(x, t) if self.due else self.uncorrected(x, t)
 
-    def after(self, z: Tensor, call: StepInfo, x: Tensor, prediction: Tensor) -> Tensor:
-        if self.corrected and not bool(z.isfinite().all()):
-            raise UserError(
-                f"the latents are no longer finite after step {call.index + 1} of {call.count}: "
-                f"the correction factor {self.correction.factor:g} is too large"
-            )
+    def after(self, z: Tensor, step: StepInfo, x: Tensor, prediction: Tensor) -> Tensor:
+        if self.any_corrected:
+            moved = z if self.shift is None else z + self.shift
+            check_finite(moved, step, self._explain)
         return z
 
-    def _is_due(self, call: StepInfo) -> bool:
-        target = self.correction.target
-        # Where the scheduler does not go on from the state, there is nothing that moving it would change.
-        possible = target == "input" or (call.goes_on and not (target == "fused" and call.is_last))
-        if not (possible and self.correction.interval.contains(self.backbone.noise.level(float(call.t)))):
-            return False
-        self.seen += 1
-        return (self.seen - 1) % self.correction.every == 0
+    def _explain(self) -> str:
+        """Why the latents are not finite: the model, the guidance scale, the adapter's gradient, or the factor."""
+        assert self.first is not None
+        x, t = self.first
+        if not is_plausible(self.uncorrected(x, t)):
+            return explain_denoiser(self.backbone, self.text, x, t, self.guidance)
+        if not bool(self.scorer.slope(x, t, self.text).gradient.isfinite().all()):
+            return "the gradient of the adapter's score is not finite: the adapter's weights are broken"
+        return f"the correction factor {self.correction.factor:g} is too large"
 
-    def _with_moved_input(self, x: Tensor, t: Tensor) -> Tensor:
-        moved = x + self._step(self.scorer.slope(x, t, self.text), x, t)
+    def _is_due(self, step: StepInfo) -> bool:
+        target = self.correction.target
+        # Where the scheduler does not continue from the latents it is given, moving them has no effect.
+        possible = target == "input" or (step.continues and not (target == "fused" and step.is_last))
+        if not (possible and self.correction.interval.contains(self.backbone.noise.level(float(step.t)))):
+            return False
+        self.steps_in_interval += 1
+        return (self.steps_in_interval - 1) % self.correction.every == 0
+
+    def _predict_from_moved_input(self, x: Tensor, t: Tensor) -> Tensor:
+        moved = x + self._shift(self.scorer.slope(x, t, self.text), x, t)
         if not self.guides(t):
             return self.backbone.predict(moved, t, self.text)
         both = Condition.stack([self.negative, self.text])
-        negative, positive = self.backbone.predict(torch.cat([x, moved]), t, both).chunk(2)
-        return mix(negative, positive, self.guidance.scale, self.guidance.rescale)
+        uncond, cond = self.backbone.predict(torch.cat([x, moved]), t, both).chunk(2)
+        return combine(uncond, cond, self.guidance.scale, self.guidance.rescale)
 
-    def _and_slope(self, x: Tensor, t: Tensor) -> Tensor:
-        slope = self.scorer.slope(x, t, self.text)
+    def _predict_and_store_shift(self, x: Tensor, t: Tensor) -> Tensor:
+        score = self.scorer.slope(x, t, self.text)
         if not self.guides(t):
-            positive = self.backbone.finish(slope.paused)
-            self.shift = self._step(slope, x, t, positive)
-            return positive
-        _, uncond = self.backbone.features(x, t, self.negative, self.scorer.adapter.config.unet_feature)
-        negative, positive = self.backbone.finish(uncond.concat(slope.paused)).chunk(2)
-        self.shift = self._step(slope, x, t, positive)
-        return mix(negative, positive, self.guidance.scale, self.guidance.rescale)
+            cond = self.backbone.finish(score.paused)
+            self.shift = self._shift(score, x, t, cond)
+            return cond
+        _, partial = self.backbone.features(x, t, self.negative, self.scorer.adapter.config.unet_feature)
+        uncond, cond = self.backbone.finish(partial.concat(score.paused)).chunk(2)
+        self.shift = self._shift(score, x, t, cond)
+        return combine(uncond, cond, self.guidance.scale, self.guidance.rescale)
 
-    def _step(self, slope: ScoreGradient, x: Tensor, t: Tensor, prediction: Tensor | None = None) -> Tensor:
-        """eta g, with g as `norm` has it: by how much the UNet's input is to move."""
-        factor, g = self.correction.factor, slope.gradient
+    def _shift(self, score: ScoreGradient, x: Tensor, t: Tensor, prediction: Tensor | None = None) -> Tensor:
+        """eta g, with g normalised as `norm` says: by how much the denoiser's input moves."""
+        factor, g = self.correction.factor, score.gradient
         if self.correction.norm == "none":
             return factor * g
-        # A gradient of nothing stays nothing.
+        # A zero gradient stays zero.
         direction = g / _norm(g).clamp_min(torch.finfo(g.dtype).tiny)
         if self.correction.norm == "unit":
             return factor * direction
         if self.correction.norm == "rms":
             return factor * math.sqrt(g[0].numel()) * direction
-        prediction = self.backbone.finish(slope.paused) if prediction is None else prediction
+        prediction = self.backbone.finish(score.paused) if prediction is None else prediction
         noise = self.backbone.noise.eps(x, prediction, t)
         return factor * _norm(noise) * direction
 
 
-def _plain(backbone: Backbone, text: Condition, negative: Condition, guidance: Guidance) -> Denoiser:
+def _uncorrected(backbone: Backbone, text: Condition, negative: Condition, guidance: Guidance) -> Denoiser:
     when = guides_at(guidance, backbone.noise)
     return classifier_free(backbone.predict, text, negative, guidance.scale, rescale=guidance.rescale, when=when)
 

@@ -56,7 +56,7 @@ def test_a_trace_sees_the_corrected_input_and_changes_nothing(backbone: Backbone
         traces.append(Trace(backbone, text, scorer, x0_pred_at=(0, 3)))  # type: ignore[arg-type]
         return traces[-1]
 
-    (watched,) = draw_latents(backbone, REQUESTS[:1], settings, adapter=scorer.adapter, watch=watch)
+    (watched,) = draw_latents(backbone, REQUESTS[:1], settings, adapter=scorer.adapter, make_hook=watch)
     (alone,) = draw_latents(backbone, REQUESTS[:1], settings, adapter=scorer.adapter)
     assert torch.equal(watched.latents, alone.latents)
     (trace,) = traces

@@ -16,7 +16,7 @@ from diffusers import (
 
 from dpt.backbone import Backbone, Condition, open_backbone
 from dpt.backbone.noise import DDPMSchedule
-from dpt.sampling.guidance import classifier_free, conditional, guides_at, mix
+from dpt.sampling.guidance import classifier_free, conditional, guides_at, combine
 from dpt.sampling.loop import denoise
 from dpt.sampling.options import Guidance, Interval
 from dpt.sampling.schedulers import make_scheduler
@@ -113,12 +113,12 @@ def test_rescaling_brings_the_spread_back_picture_by_picture() -> None:
     """Lin et al. 2023, equations 15 and 16."""
     negative, positive = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
     guided = negative + 9 * (positive - negative)
-    torch.testing.assert_close(mix(negative, positive, 9), guided)
-    brought_back = mix(negative, positive, 9, 1.0)
+    torch.testing.assert_close(combine(negative, positive, 9), guided)
+    brought_back = combine(negative, positive, 9, 1.0)
     for row in range(2):
         torch.testing.assert_close(brought_back[row].std(), positive[row].std())
         torch.testing.assert_close(brought_back[row] / brought_back[row].norm(), guided[row] / guided[row].norm())
-    torch.testing.assert_close(mix(negative, positive, 9, 0.3), 0.3 * brought_back + 0.7 * guided)
+    torch.testing.assert_close(combine(negative, positive, 9, 0.3), 0.3 * brought_back + 0.7 * guided)
 
 
 def test_guidance_keeps_to_its_interval() -> None:

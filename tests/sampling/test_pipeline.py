@@ -111,10 +111,10 @@ def test_the_callback_sees_each_step_and_may_change_the_latents(pipe: DPTPipelin
     ("asked", "sentence"),
     [
         ({"output_type": "gif"}, "output type is one of pil, np, pt, latent, not 'gif'"),
-        ({"latents": torch.zeros(1, 4, 9, 8)}, r"have the shape \(1, 4, 9, 8\), and \(1, 4, 8, 8\) is asked for"),
+        ({"latents": torch.zeros(1, 4, 9, 8)}, r"have the shape \(1, 4, 9, 8\), and it should be \(1, 4, 8, 8\)"),
         ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts"),
-        ({"num_images_per_prompt": 0}, "per prompt must be at least 1, not 0"),
-        ({"generator": [torch.Generator()] * 3}, "3 generators for 1 pictures"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt must be at least 1, not 0"),
+        ({"generator": [torch.Generator()] * 3}, "3 generators for 1 images"),
         ({"height": 63}, "the height must be divisible by 8, not 63"),
         ({"num_inference_steps": 0}, "steps must be at least 1, not 0"),
         ({"guidance_rescale": 1.5}, "rescale is between 0 and 1, not 1.5"),

@@ -10,7 +10,7 @@ from published_sampling import PublishedState
 
 from dpt.sampling.loop import denoise
 from dpt.sampling.options import Correction
-from dpt.sampling.self_correction import SelfCorrected
+from dpt.sampling.self_correction import SelfCorrection
 from tests.sampling.test_self_correction import World, pocket
 
 __all__ = ["pocket"]
@@ -19,11 +19,11 @@ __all__ = ["pocket"]
 @pytest.mark.parametrize("scheduler", ["ddim", "euler"])
 def test_the_published_schedule_moves_the_state_as_ours_does(scheduler: str, pocket: World, tmp_path: Path) -> None:
     correction = Correction(20.0, "state")
-    denoiser, around = pocket.parts(correction)
-    assert isinstance(denoiser, SelfCorrected)
-    ours = denoise(denoiser, pocket.scheduler(scheduler), pocket.noise, 6, around=around)
+    denoiser, hooks = pocket.parts(correction)
+    assert isinstance(denoiser, SelfCorrection)
+    ours = denoise(denoiser, pocket.scheduler(scheduler), pocket.noise, 6, hooks=hooks)
     published = PublishedState(denoiser)
-    theirs = denoise(published, pocket.scheduler(scheduler), pocket.noise, 6, around=(published,))
-    plain = denoise(denoiser.plain, pocket.scheduler(scheduler), pocket.noise, 6)
+    theirs = denoise(published, pocket.scheduler(scheduler), pocket.noise, 6, hooks=(published,))
+    plain = denoise(denoiser.uncorrected, pocket.scheduler(scheduler), pocket.noise, 6)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert (ours - plain).abs().max() > 1e-3, "the correction moves something"

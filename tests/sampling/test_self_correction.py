@@ -43,8 +43,8 @@ class World:
         return guided(self.backbone, self.text, self.negative, Guidance(scale), correction, scorer)
 
     def run(self, correction: Correction, scheduler: str = "ddim", steps: int = 2, scale: float = SCALE) -> Tensor:
-        denoiser, around = self.parts(correction, scale)
-        return denoise(denoiser, self.scheduler(scheduler), self.noise, steps, around=around)
+        denoiser, hooks = self.parts(correction, scale)
+        return denoise(denoiser, self.scheduler(scheduler), self.noise, steps, hooks=hooks)
 
     def scheduler(self, name: str) -> object:
         return make_scheduler(name, {**self.backbone.scheduler_config, "set_alpha_to_one": False})
@@ -84,14 +84,14 @@ def length(g: Tensor) -> Tensor:
     return g.square().sum(dim=(1, 2, 3), keepdim=True).sqrt()
 
 
-def test_the_first_formula_moves_something(world: World) -> None:
+def test_a_correction_changes_the_latents(world: World) -> None:
     """Or none of the comparisons below would mean anything."""
     moved = 20 * world.slope(world.noise, FIRST)
     assert 0.01 < moved.std() < 10
     assert (world.run(Correction(20)) - world.run(Correction())).abs().max() > 1e-3
 
 
-def test_state_is_the_papers_formula(world: World) -> None:
+def test_target_state_is_the_papers_formula(world: World) -> None:
     """z <- z + eta g, and what is denoised is that."""
     z = world.noise
     for t, before in ((FIRST, SECOND), (SECOND, -1)):
@@ -100,7 +100,7 @@ def test_state_is_the_papers_formula(world: World) -> None:
     torch.testing.assert_close(world.run(Correction(20)), z, rtol=0, atol=2e-5)
 
 
-def test_input_moves_what_the_conditional_branch_sees_and_nothing_else(world: World) -> None:
+def test_target_input_moves_only_the_input_of_the_conditional_branch(world: World) -> None:
     """e = e_neg(z) + w (e_text(z + eta g) - e_neg(z)), and the step goes on from z: section 4.2."""
     z = world.noise
     for t, before in ((FIRST, SECOND), (SECOND, -1)):
@@ -111,7 +111,7 @@ def test_input_moves_what_the_conditional_branch_sees_and_nothing_else(world: Wo
     torch.testing.assert_close(world.run(Correction(20, "input")), z, rtol=0, atol=2e-5)
 
 
-def test_fused_moves_the_next_state_by_the_gradient_before(world: World) -> None:
+def test_target_fused_moves_the_next_latents_by_this_steps_gradient(world: World) -> None:
     z = world.noise
     g = world.slope(z, FIRST)
     z = world.ddim(z, world.guided(z, FIRST), FIRST, SECOND) + 20 * g
@@ -120,7 +120,7 @@ def test_fused_moves_the_next_state_by_the_gradient_before(world: World) -> None
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_norms_are_each_pictures_own(target: str, world: World) -> None:
+def test_norms_are_per_image(target: str, world: World) -> None:
     z, t = world.noise, torch.tensor(FIRST)
     direction = unit(world.slope(z, FIRST))
     positive = by_hand.prediction(world.backbone, z, t, world.text)
@@ -145,7 +145,7 @@ def test_norms_are_each_pictures_own(target: str, world: World) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_without_guidance_the_texts_prediction_is_all(target: str, world: World) -> None:
+def test_without_guidance_only_the_conditional_prediction_is_used(target: str, world: World) -> None:
     z, g = world.noise, 20 * world.slope(world.noise, FIRST)
 
     def step(z: Tensor, seen: Tensor, t: int, before: int) -> Tensor:
@@ -160,15 +160,15 @@ def test_without_guidance_the_texts_prediction_is_all(target: str, world: World)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_factor_means_the_same_on_another_scale(target: str, world: World) -> None:
+def test_the_factor_means_the_same_for_schedulers_of_another_scale(target: str, world: World) -> None:
     """Euler in the scale of k-diffusion and DDIM are the same steps; its state is moved so that the input moves by
     eta g, or the corrected pictures would differ."""
     config = {**world.backbone.scheduler_config, "timestep_spacing": "leading", "set_alpha_to_one": True}
     runs = {}
     for name in ("ddim", "euler"):
         for correction in (Correction(), Correction(20, target)):
-            denoiser, around = world.parts(correction)
-            runs[name, correction.on] = denoise(denoiser, make_scheduler(name, config), world.noise, 4, around=around)
+            denoiser, hooks = world.parts(correction)
+            runs[name, correction.on] = denoise(denoiser, make_scheduler(name, config), world.noise, 4, hooks=hooks)
     torch.testing.assert_close(runs["euler", False], runs["ddim", False], rtol=0, atol=1e-3)
     torch.testing.assert_close(runs["euler", True], runs["ddim", True], rtol=0, atol=1e-3)
     assert (runs["ddim", True] - runs["ddim", False]).abs().max() > 1e-2
@@ -178,9 +178,9 @@ def test_the_factor_means_the_same_on_another_scale(target: str, world: World) -
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_scheduler_can_be_corrected(scheduler: str, target: str, pocket: World) -> None:
     def run(correction: Correction) -> Tensor:
-        denoiser, around = pocket.parts(correction)
+        denoiser, hooks = pocket.parts(correction)
         own = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
-        return denoise(denoiser, pocket.scheduler(scheduler), pocket.noise, 4, generators=own, around=around)
+        return denoise(denoiser, pocket.scheduler(scheduler), pocket.noise, 4, generators=own, hooks=hooks)
 
     plain, corrected = run(Correction()), run(Correction(3, target, "unit"))
     assert corrected.isfinite().all()
@@ -190,8 +190,8 @@ def test_every_scheduler_can_be_corrected(scheduler: str, target: str, pocket: W
 class Push(StepHook):
     """Moves the state before the second call."""
 
-    def before(self, z: Tensor, call: StepInfo) -> Tensor:
-        return z + 1 if call.index == 1 else z
+    def before(self, z: Tensor, step: StepInfo) -> Tensor:
+        return z + 1 if step.index == 1 else z
 
 
 def blind(x: Tensor, t: Tensor) -> Tensor:
@@ -199,26 +199,26 @@ def blind(x: Tensor, t: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm++", "euler", "heun", "lms", "pndm", "unipc"])
-def test_what_a_state_is_moved_by_is_carried_on(scheduler: str, pocket: World) -> None:
+def test_a_change_by_a_hook_is_kept_by_the_scheduler(scheduler: str, pocket: World) -> None:
     """By schedulers that keep samples of their own too. The network sees nothing here, so only the state can tell."""
     config = {**pocket.backbone.scheduler_config, "prediction_type": "epsilon"}
     at_rest = denoise(blind, make_scheduler(scheduler, config), pocket.noise, 4)
-    pushed = denoise(blind, make_scheduler(scheduler, config), pocket.noise, 4, around=[Push()])
+    pushed = denoise(blind, make_scheduler(scheduler, config), pocket.noise, 4, hooks=[Push()])
     keeps_another = scheduler in ("heun", "pndm")  # whose call 1 goes on from the sample of call 0
     assert ((pushed - at_rest).abs().min() > 0.9) == (not keeps_another)
 
 
-def test_unipc_does_not_correct_a_moved_state_back(pocket: World) -> None:
+def test_unipc_does_not_undo_a_change_by_a_hook(pocket: World) -> None:
     config = {**pocket.backbone.scheduler_config, "prediction_type": "epsilon"}
     states = []
     for no_corrector in ([], [0]):
         scheduler = make_scheduler("unipc", {**config, "disable_corrector": no_corrector})
-        states.append(denoise(blind, scheduler, pocket.noise, 4, around=[Push()]))
+        states.append(denoise(blind, scheduler, pocket.noise, 4, hooks=[Push()]))
     assert torch.equal(*states)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_picture_does_not_depend_on_its_batch(target: str, pocket: World) -> None:
+def test_an_image_does_not_depend_on_its_batch(target: str, pocket: World) -> None:
     together = pocket.run(Correction(3, target, "relative"))
     for row in range(2):
         alone = World(
@@ -271,17 +271,17 @@ COSTS = [
 
 
 @pytest.mark.parametrize(("correction", "passes"), COSTS, ids=str)
-def test_what_a_correction_costs(correction: Correction, passes: tuple[int, ...], pocket: World) -> None:
+def test_the_forward_and_backward_passes_of_a_correction(correction: Correction, passes: tuple[int, ...], pocket: World) -> None:
     rows = Rows(pocket)
     pocket.run(correction, steps=10)
     assert rows.stop() == passes
 
 
-def test_the_interval_and_every_choose_the_steps(pocket: World) -> None:
+def test_interval_and_every_select_the_steps(pocket: World) -> None:
     def corrected(correction: Correction, scheduler: str = "ddim") -> list[int]:
-        denoiser, around = pocket.parts(correction)
+        denoiser, hooks = pocket.parts(correction)
         before, after = by_hand.States(), by_hand.States()
-        denoise(denoiser, pocket.scheduler(scheduler), pocket.noise, 10, around=[before, *around, after])
+        denoise(denoiser, pocket.scheduler(scheduler), pocket.noise, 10, hooks=[before, *hooks, after])
         return [i for i, (one, other) in enumerate(zip(before.given, after.given, strict=True)) if one is not other]
 
     assert corrected(Correction(1)) == list(range(10))
@@ -294,7 +294,7 @@ def test_the_interval_and_every_choose_the_steps(pocket: World) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_an_adapter_with_dropout_gives_the_same_twice(target: str, pocket: World) -> None:
+def test_dropout_is_off_while_sampling(target: str, pocket: World) -> None:
     adapter = tiny_adapter(pocket.backbone, dropout=0.5).train()
     other = replace(pocket, adapter=adapter)
     first, second = (other.run(Correction(5, target)) for _ in range(2))
@@ -311,6 +311,27 @@ def test_a_huge_factor_is_one_sentence_with_the_step_and_the_factor(target: str,
         pocket.run(Correction(1e38, target, "none" if norm == "none" else norm))
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_is_not_finite_is_named(target: str, pocket: World) -> None:
+    """Not every NaN is the factor's fault: the adapter, the guidance scale and the model are named where they are."""
+    correction = Correction(3, target, "rms")
+    broken = tiny_adapter(pocket.backbone)
+    torch.nn.init.constant_(broken.input_proj.weight, float("nan"))
+    with pytest.raises(UserError, match="gradient of the adapter's score is not finite: the adapter's weights"):
+        replace(pocket, adapter=broken).run(correction)
+    with pytest.raises(UserError, match=r"the guidance scale 1e\+38 is too large"):
+        pocket.run(correction, scale=1e38)
+
+
+def test_an_image_that_is_not_finite_is_an_error_without_a_correction_too(tmp_path: Path) -> None:
+    backbone = open_backbone(tiny_models.save(POCKET, tmp_path / "model"), device="cpu")
+    with pytest.raises(UserError, match=r"not finite: the guidance scale 1e\+38 is too large"):
+        list(draw(backbone, [Request(PROMPT, 0, 0)], Settings(2, 1e38)))
+    torch.nn.init.constant_(backbone.network.conv_out.weight, float("nan"))
+    with pytest.raises(UserError, match="the model's own predictions are not finite"):
+        list(draw(backbone, [Request(PROMPT, 0, 0)], Settings(2)))
+
+
 def test_a_correction_needs_an_adapter_that_fits(pocket: World) -> None:
     with pytest.raises(UserError, match="a correction needs an adapter, and there is none"):
         draw(pocket.backbone, [Request(PROMPT, 0, 0)], Settings(2, correction=Correction(1)))
@@ -319,7 +340,7 @@ def test_a_correction_needs_an_adapter_that_fits(pocket: World) -> None:
         draw(pocket.backbone, [Request(PROMPT, 0, 0)], Settings(2, correction=Correction(1)), adapter=foreign)
 
 
-def test_a_scheduler_of_which_nothing_is_known_is_refused(pocket: World) -> None:
+def test_an_unknown_scheduler_is_refused(pocket: World) -> None:
     kept = pocket.backbone.scheduler_config
     sentences = {
         "DEISMultistepScheduler": "cannot move the state of DEISMultistepScheduler: choose one of ddim",

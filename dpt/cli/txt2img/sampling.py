@@ -116,7 +116,7 @@ class ImageWriter:
                 adapter=self.tuned.adapter,
                 batch_size=self.batch_size,
                 on_step=self.on_step,
-                watch=self._trace if options.trace else None,
+                make_hook=self._trace if options.trace else None,
             )
             if self.scorer is None or options.trace:
                 for batch in batches:
