@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpt.cli.common.console import parse_options, plain_warnings
-from dpt.cli.train.options import NEVER_READ, AdapterOptions, ObjectiveOptions, TrainOptions, warn_unused_flags
+from dpt.cli.train.options import AdapterOptions, ObjectiveOptions, TrainOptions, warn_unused_flags
 from dpt.cli.train.setup import (
     open_training_backbone,
     resolved_formats,
@@ -37,10 +37,10 @@ CURVE = "curve.png"
 def main(kind: type[TrainOptions], script: str, builder: str, arguments: Sequence[str] | None = None) -> int:
     """`builder` is MODULE:FUNCTION: from options, backbone and validation streams to the task, and its further record.
     It is imported only after the options have been checked."""
-    options = parse_options(kind, sys.argv[1:] if arguments is None else arguments, script)
+    words = sys.argv[1:] if arguments is None else arguments
     outcomes: list[Outcome] = []
     with plain_warnings():
-        code = run_command(lambda: outcomes.append(run(options, builder)))
+        code = run_command(lambda: outcomes.append(run(parse_options(kind, words, script, kind.published), builder)))
     return code or (0 if outcomes[0].finished else EXIT_STOPPED)
 
 
@@ -181,14 +181,6 @@ def not_lost(root: Path) -> Iterator[None]:
 
 def check(options: TrainOptions) -> None:
     """Refuse what is wrong without loading anything."""
-    untouched = type(options.refused)()
-    for field in fields(untouched):
-        if getattr(options.refused, field.name) == getattr(untouched, field.name):
-            continue
-        if field.name in options.warned:
-            warnings.warn(f"--{field.name} {options.warned[field.name]}", stacklevel=2)
-        else:
-            fail(f"--{field.name} {options.reasons.get(field.name, NEVER_READ)}")
     check_numbers(options.objective)
     for name in ("val_batch_size", "validation_scenes"):
         if getattr(options.data, name) < 1:

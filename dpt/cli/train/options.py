@@ -1,52 +1,91 @@
-"""The training flags under their published names, and which of them change nothing beside others."""
+"""The training flags under their published names, and which of them have no effect beside others."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
+from dpt.cli.common.console import PublishedFlags
 from dpt.embedded import EMBEDDED
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 
 
 @dataclass(frozen=True)
+class OptimisationOptions:
+    """Length, batch and learning rate."""
+
+    max_train_steps: int | None = None
+    """Length in optimizer steps. Default: 3000 on rendered scenes."""
+    num_train_epochs: int | None = None
+    """Length in epochs, if --max_train_steps is not given. Default: 100 with --data_root."""
+    train_batch_size: int = 16
+    """Examples per device and forward pass."""
+    gradient_accumulation_steps: int = 1
+    """Forward passes per optimizer step."""
+    learning_rate: float = 1e-4
+    text_encoder_lr: float | None = None
+    """A learning rate of its own for the text encoder that --no_freeze_text_encoder trains."""
+    scale_lr: Flag = False
+    """Multiply the learning rate by the effective batch."""
+    lr_scheduler: str = "constant"
+    """constant, constant_with_warmup, linear, cosine, cosine_with_restarts or polynomial."""
+    lr_warmup_steps: int = 0
+    seed: int = 1337
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_weight_decay: float = 1e-2
+    weight_decay_on: Literal["all", "matrices"] = "all"
+    """all, as published, or matrices: not on biases, norms, embeddings and scalars such as the logit scale."""
+    adam_epsilon: float = 1e-8
+    ema_decay: float = 0.0
+    """Validate and export a moving average of the weights, with this decay (0.999 for instance); 0 for none. It warms
+    up: the decay of step n is at most (1 + n) / (10 + n)."""
+    use_8bit_adam: Flag = False
+    """Keep AdamW's moments in 8 bits, on a GPU with bitsandbytes. For an adapter this saves about 25 MB."""
+    max_grad_norm: float = 1.0
+    """Clip the gradient norm to this; 0 does not clip."""
+    max_bad_steps: int = 3
+    """Stop after this many steps in a row whose loss or gradient is not finite. No such step is applied."""
+
+
+@dataclass(frozen=True)
 class ModelOptions:
     pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
-    """The frozen Stable Diffusion model, in the diffusers layout. A folder is used without touching the network."""
+    """The frozen Stable Diffusion model, in the diffusers layout. A folder is used without network access."""
     revision: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Version of a hub model."""
+    """Revision of a hub model."""
     unet_feature: str = "up1"
-    """What of the UNet is read: bottom0 …, mid, up0 …, several of equal grid joined by _, or all-CHANNELS-SIDE."""
+    """The UNet feature that the adapter reads: bottom0 …, mid, up0 …, several of equal grid joined by _, or
+    all-CHANNELS-SIDE."""
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
-    """Overrides what the model's scheduler says."""
+    """Overrides the prediction type of the model's scheduler."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
-    """Number format of the frozen model; by default, on a GPU, what the launcher was told, or a half format. A CPU
-    takes bf16 if it multiplies it, and nothing else but float32. Trained weights are float32 always."""
+    """Number format of the frozen model. Default: the launcher's on a GPU, or a half format; float32 on a CPU. A CPU can
+    use bf16 if it supports it. Trained weights are always float32."""
     adapter_precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the matrix products in the adapter's encoder and decoder."""
     gradient_checkpointing: Flag = False
-    """Compute the adapter's activations twice instead of keeping them: less memory, the same numbers."""
+    """Recompute activations in the backward pass instead of storing them: less memory, the same numbers."""
     enable_xformers_memory_efficient_attention: Flag = False
-    """Use xformers on a GPU where it is installed, instead of PyTorch's own attention."""
+    """Use xformers' attention on a GPU, if it is installed."""
     allow_tf32: Flag = False
-    """Let Ampere and later GPUs round float32 matrix products, as PyTorch has them round convolutions anyway: faster,
-    and not the same numbers."""
+    """Let Ampere and later GPUs round float32 matrix products: faster, slightly different numbers."""
     compile: Flag = False
-    """Compile the UNet's transformer blocks when they are first used. What it saves: docs/results/performance.md."""
+    """Compile the UNet's transformer blocks on first use. Measured in docs/results/performance.md."""
     channels_last: Flag = False
-    """Lay out the weights of convolutions channels last, as the tensor cores of GPUs read them."""
+    """Store convolution weights channels last, which GPU tensor cores prefer."""
 
 
 @dataclass(frozen=True)
 class DataOptions:
     data_root: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """The folder that holds coco/, ReC/ and ITM/. Without it, scenes are rendered on the spot."""
+    """The folder that holds coco/, ReC/ and ITM/. Default: scenes rendered on the fly."""
     dataset_name: str = "refall"
     """Referring expressions to train on."""
     dataset_name_matching: Literal["mscoco_hard_negative"] = "mscoco_hard_negative"
@@ -58,46 +97,45 @@ class DataOptions:
     val_fullset: Flag = False
     """Validate on everything, instead of every 8th, 16th, 8th expression and every 20th caption."""
     scenes: Literal["pocket", "full"] = "pocket"
-    """Which world scenes are rendered of, where there is no --data_root."""
+    """The world of rendered scenes, without --data_root."""
     validation_scenes: int = 256
-    """How many held-out scenes to validate on, where there is no --data_root."""
+    """Number of held-out scenes to validate on, without --data_root."""
     resolution: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
-    """Side of the square that pictures are brought to; by default what the model was trained at."""
+    """Side of the square training images. Default: the size the model was trained at."""
     center_crop: Flag = False
-    """Show the middle square instead of squashing the picture; boxes follow, and what is cut off is not asked for."""
+    """Crop the middle square instead of squashing the image. Boxes are cropped too; expressions for what is cut off are
+    left out."""
     random_flip: Flag = False
-    """Mirror half of the examples, left and right in every text exchanged; those where that is not safe stay."""
+    """Mirror half of the examples and swap left and right in their texts, where that is safe."""
     cache: Annotated[str, tyro.conf.arg(metavar="auto|none|FOLDER")] = "auto"
-    """Latents and text states to read: auto takes what `dpt cache` has put beside the data, if anything."""
+    """Cached latents and text states: auto uses what `dpt cache` wrote beside the data, if anything."""
     corrupt_budget: int = 0
-    """How many broken pictures to do without before stopping."""
-    train_batch_size: int = 16
-    """Examples per device and forward."""
+    """Number of broken images to skip before stopping."""
     val_batch_size: int = 16
     dataloader_num_workers: int = 0
-    """Processes that prepare batches ahead."""
+    """Processes that prepare batches in advance."""
 
 
 @dataclass(frozen=True)
 class AdapterOptions:
     qformer_ckpt: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER|FILE")] = None
-    """An adapter of the same shape to begin with: its folder, a finished run's, or the published file."""
+    """Initialise from an adapter of the same shape: its folder, a finished run, or the published file."""
     text_encoder_type: str = "backbone"
-    """Reads referring expressions: backbone for the frozen model's own text encoder, or a folder or hub id.
-    The published recipe has roberta-base."""
+    """Encoder of referring expressions: backbone for the frozen model's own, or a folder or hub id. The published recipe
+    uses roberta-base."""
     no_freeze_text_encoder: Flag = False
-    """Train that encoder too, if it is not the frozen model's own: it is saved with the adapter, and comes back so."""
+    """Train that encoder too, if it is not the frozen model's own. It is saved with the adapter."""
     position_embedding: Literal["sine", "learned"] = "sine"
     code_placement: Literal["keys", "sequence"] = "keys"
-    """Where position and timestep codes go: keys as in the published code, or into the sequence of features too, as
-    the paper's figure draws it."""
+    """Where position and timestep embeddings are added: to queries and keys (the published code), or to the feature
+    sequence too (the paper's figure)."""
     enc_layers: int = 1
     dec_layers: int = 1
     dim_feedforward: int = 2048
     hidden_dim: int = 256
     nheads: int = 8
     dropout: float = 0.1
-    """Its masks survive a resume, but another split of the global batch into processes draws others."""
+    """A resumed run draws the same masks, unless the batch is split over another number of processes."""
     num_queries_matching: int = 10
     num_queries_rec: int = 100
     pre_norm: Flag = False
@@ -108,7 +146,7 @@ class AdapterOptions:
 @dataclass(frozen=True)
 class ObjectiveOptions:
     fix_timestep: int | None = None
-    """Always this timestep, in training and validation; validation has the middle one by default."""
+    """Use only this timestep, in training and validation. Default: a random one, and the middle one in validation."""
     noise_offset: float = 0.0
     i2t_loss_coef: float = 1.0
     t2i_loss_coef: float = 1.0
@@ -117,216 +155,144 @@ class ObjectiveOptions:
     giou_loss_coef: float = 2.0
     contrastive_align_loss_coef: float = 1.0
     eos_coef: float = 0.1
-    """Weight of queries that point at nothing."""
+    """Weight of the no-object class."""
     temperature_NCE: float = 0.07
-    """Of the contrastive align loss."""
+    """Temperature of the contrastive align loss."""
     set_loss: Literal["hungarian"] = "hungarian"
-    """How queries are assigned. The other two published choices were never written."""
+    """How queries are matched to boxes. The other two published choices were never implemented."""
     set_cost_class: float = 1.0
     set_cost_bbox: float = 5.0
     set_cost_giou: float = 2.0
     no_detection: Flag = False
-    """Do not score grounding in validation."""
+    """Leave grounding out of validation."""
 
     def grounds(self, without_alignment: bool = False) -> bool:
-        """Whether any loss of grounding weighs something."""
+        """Whether any grounding loss has a weight."""
         alignment = 0.0 if without_alignment else self.contrastive_align_loss_coef
         return any((self.ce_loss_coef, self.bbox_loss_coef, self.giou_loss_coef, alignment))
-
-
-@dataclass(frozen=True)
-class OptimisationOptions:
-    seed: int = 1337
-    num_train_epochs: int | None = None
-    """Length in passes over the data: 100 with --data_root, unless told."""
-    max_train_steps: int | None = None
-    """Length in optimizer steps, instead: 3000 on rendered scenes, unless told."""
-    gradient_accumulation_steps: int = 1
-    learning_rate: float = 1e-4
-    text_encoder_lr: float | None = None
-    """A learning rate of its own for the text encoder that --no_freeze_text_encoder trains."""
-    scale_lr: Flag = False
-    """Multiply the learning rate by the effective batch."""
-    lr_scheduler: str = "constant"
-    """constant, constant_with_warmup, linear, cosine, cosine_with_restarts or polynomial."""
-    lr_warmup_steps: int = 0
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_weight_decay: float = 1e-2
-    weight_decay_on: Literal["all", "matrices"] = "all"
-    """all, as published, or matrices: not on biases, norms, embeddings and scalars such as the logit scale."""
-    adam_epsilon: float = 1e-8
-    ema_decay: float = 0.0
-    """Validate and export a moving average of the weights, with this decay (0.999 for instance); 0 for none. It warms
-    up: the decay of step n is at most (1 + n) / (10 + n)."""
-    use_8bit_adam: Flag = False
-    """AdamW's moments in 8 bits, on a GPU with bitsandbytes; those of an adapter take some 35 MB in 32."""
-    max_grad_norm: float = 1.0
-    """0 leaves gradients as they are."""
-    max_bad_steps: int = 3
-    """Stop after so many steps in a row that were not finite. None of them is applied."""
 
 
 @dataclass(frozen=True)
 class OutputOptions:
     output_dir: Path = Path("logs")
     run_name: str = ""
-    """A folder in --output_dir for this run."""
+    """Subfolder of --output_dir for this run."""
     checkpointing_steps: int | None = None
     """Steps between checkpoints: 500, or a quarter of a shorter run. A run also saves at its end and when stopped."""
     checkpoints_total_limit: int | None = None
-    """Keep only so many, the newest."""
+    """Keep only this many checkpoints, the newest."""
     resume_from_checkpoint: Annotated[str, tyro.conf.arg(metavar="latest|none|FOLDER")] = "latest"
-    """latest goes on where the folder's run was left, or begins; a folder is used or refused, never replaced."""
+    """latest continues the run in the output folder, or starts one. A named folder is used or refused."""
     reset_optimizer: Flag = False
-    """Resume the weights but not AdamW's moments."""
+    """Resume the weights but not the optimizer state."""
     validation_steps: int | None = None
     """Steps between validations, 0 for none; by default --checkpointing_steps or 500, and at the end. A run that trains
     on fewer examples than a validation reads is validated only if this is given."""
     logging_steps: int = 10
-    """Steps between two readings of the losses."""
+    """Steps between log lines."""
     report_to: Annotated[str | None, tyro.conf.arg(metavar="tensorboard|wandb|all|none")] = None
-    """Trackers besides log.jsonl; by default tensorboard where it is installed."""
+    """Trackers beside log.jsonl. Default: tensorboard, if it is installed."""
     logging_dir: Path = Path("logs")
-    """Where tensorboard's files go, in the run's folder."""
+    """Subfolder of the run for tensorboard's files."""
 
 
 @dataclass(frozen=True)
 class HubOptions:
     push_to_hub: Flag = False
-    """When the run is finished, upload its adapter to the Hugging Face hub. Whether that may be is asked at once."""
+    """Upload the result to the Hugging Face hub when the run is finished. Access is checked before training."""
     hub_token: Annotated[str | None, tyro.conf.arg(metavar="TOKEN")] = field(default=None, repr=False)
-    """Who uploads, by default who has logged in (hf auth login, or HF_TOKEN). It is never written down."""
+    """Token for the upload. Default: the logged-in user (hf auth login, or HF_TOKEN). It is never written to disk."""
     hub_model_id: Annotated[str | None, tyro.conf.arg(metavar="NAME|OWNER/NAME")] = None
-    """The repository, which is made if it is not there; by default it is called as the run's folder."""
+    """The repository, created if missing. Default: the name of the run's folder."""
 
 
-@dataclass(frozen=True)
-class RefusedOptions:
-    """Published flags that nothing can come of here: given, they end the run with the reason."""
+NEVER_READ = "was never read by the published code, so it can have no effect"
 
-    masks: Flag = False
-    local_rank: int | None = None
-    validation_epochs: int | None = None
-    dataset_config_name: str | None = None
-    dataset_script: str | None = None
-    image_column: str | None = None
-    caption_column: str | None = None
-    img_root: str | None = None
-    max_train_samples: int | None = None
-    cache_dir: str | None = None
-    neg_prob: float | None = None
-    hard_neg: Flag = False
-    relativistic: Flag = False
-    unhinged: Flag = False
-    neg_img: Flag = False
-    mixed_neg: Flag = False
-    transformer_decoder_only: Flag = False
-    mend_loss_coef: str | None = None
-
-
-NEVER_READ = "was never read by the published code, so there is nothing that it could do"
-
-REASONS: dict[str, str] = {
-    "masks": "asks for segmentation, which the published code has no working path for",
-    "mend_loss_coef": "was removed: trained with that loss, the model scored 2.2 points lower (docs/results/stage2.md)",
-    "img_root": "was overwritten before it was read; say --data_root",
-    "max_train_samples": f"{NEVER_READ}; --max_train_steps ends a run early",
-}
-
-WARNED: dict[str, str] = {"local_rank": "is not read: the launcher tells each process which it is"}
+PUBLISHED = PublishedFlags(
+    refused={
+        "masks": "asks for segmentation, which the published code has no working path for",
+        "mend_loss_coef": "was removed: trained with it, the model scored 2.2 points lower (docs/results/stage2.md)",
+        "img_root": "was overwritten before it was read; use --data_root",
+        "max_train_samples": f"{NEVER_READ}; --max_train_steps ends a run early",
+        **dict.fromkeys(
+            (
+                "validation_epochs", "dataset_config_name", "dataset_script", "image_column", "caption_column",
+                "cache_dir", "neg_prob", "hard_neg", "relativistic", "unhinged", "neg_img", "mixed_neg",
+                "transformer_decoder_only",
+            ),
+            NEVER_READ,
+        ),
+    },
+    ignored={"local_rank": "is not read: the launcher tells each process its rank"},
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What the training commands have in common."""
+    """The flags that both training commands have."""
 
+    optimisation: OptimisationOptions = field(default_factory=OptimisationOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     data: DataOptions = field(default_factory=DataOptions)
     adapter: AdapterOptions = field(default_factory=AdapterOptions)
     objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
-    optimisation: OptimisationOptions = field(default_factory=OptimisationOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
     hub: HubOptions = field(default_factory=HubOptions)
-    refused: RefusedOptions = field(default_factory=RefusedOptions)
 
-    reasons: ClassVar[Mapping[str, str]] = REASONS
-    warned: ClassVar[Mapping[str, str]] = WARNED
+    published: ClassVar[PublishedFlags] = PUBLISHED
 
     @property
     def root(self) -> Path:
         return self.output.output_dir / self.output.run_name
 
     def check(self) -> None:
-        """What can be found wrong of what only this command has."""
+        """Refuse what is wrong with the flags that only this command has."""
 
-    def idle(self) -> dict[str, str]:
-        """By name why a flag changes nothing beside the others, of those that would not."""
-        return unused_in_training(self)
+    def unused_flags(self) -> dict[str, str]:
+        """Flags that have no effect beside the others, each with the reason."""
+        return unused_flags(self)
 
     def after(self, task: Any) -> None:
-        """What there is to do with what was trained, once it is saved."""
-
-
-ON_FILES_ONLY = ("dataset_name", "dataset_name_val", "combine_datasets_val", "val_fullset", "corrupt_budget")
-
-ON_SCENES_ONLY = ("scenes", "validation_scenes")
-
-OF_VALIDATION = (
-    "val_batch_size", "validation_scenes", "val_fullset", "combine_datasets_val", "dataset_name_val", "no_detection",
-)  # fmt: skip
-
-OF_ASSIGNMENT = ("set_cost_class", "set_cost_bbox", "set_cost_giou")
-
-OF_ALIGNMENT = ("contrastive_align_loss_coef", "contrastive_loss_hdim")
+        """What follows once the result is saved."""
 
 
 def warn_unused_flags(options: TrainOptions) -> None:
-    idle = options.idle()
+    unused = options.unused_flags()
     for name in given_flags(options):
-        if name in idle:
-            warnings.warn(f"--{name} has no effect: {idle[name]}", stacklevel=2)
+        if name in unused:
+            warnings.warn(f"--{name} has no effect: {unused[name]}", stacklevel=2)
 
 
 def given_flags(options: TrainOptions) -> Iterator[str]:
-    """Flags that ask for something else than they would by themselves."""
-    for one in fields(options):
-        group = getattr(options, one.name)
-        untouched = type(group)()
-        yield from (
-            field.name for field in fields(group) if getattr(group, field.name) != getattr(untouched, field.name)
-        )
+    """Flags whose value is not the default."""
+    for group in (getattr(options, each.name) for each in fields(options)):
+        defaults = type(group)()
+        yield from (each.name for each in fields(group) if getattr(group, each.name) != getattr(defaults, each.name))
 
 
-def unused_in_training(options: TrainOptions) -> dict[str, str]:
-    """By name why a flag of any training command changes nothing, of those that would not."""
-    data, objective, o = options.data, options.objective, options.optimisation
-    found: dict[str, str] = {}
-
-    def say(why: str, *names: str) -> None:
-        found.update(dict.fromkeys(names, why))
-
-    if data.data_root is None:
-        say("there is no --data_root, and scenes are rendered", *ON_FILES_ONLY)
-        say("rendered scenes are square", "center_crop")
-    else:
-        say("what is in --data_root is read, and no scene rendered", *ON_SCENES_ONLY)
-        if data.dataset_name_val is not None:
-            say("--dataset_name_val says what to validate on", "combine_datasets_val")
-    if options.output.validation_steps == 0:
-        say("--validation_steps 0 is no validation", *OF_VALIDATION)
-    if o.max_train_steps is not None:
-        say("--max_train_steps says where the run ends", "num_train_epochs")
-    if not options.adapter.no_freeze_text_encoder:
-        say("only --no_freeze_text_encoder trains a text encoder", "text_encoder_lr")
-    if options.output.report_to == "none":
-        say("--report_to none is no tracker", "logging_dir")
-    if options.adapter.no_contrastive_align_loss:
-        say("--no_contrastive_align_loss leaves that loss out", *OF_ALIGNMENT, "temperature_NCE")
-    elif not objective.contrastive_align_loss_coef:
-        say("--contrastive_align_loss_coef is 0", "temperature_NCE")
-    if not objective.ce_loss_coef:
-        say("--ce_loss_coef is 0", "eos_coef")
-    if not objective.grounds(options.adapter.no_contrastive_align_loss):
-        say("no loss of grounding weighs anything", *OF_ASSIGNMENT)
-    return found
+def unused_flags(options: TrainOptions) -> dict[str, str]:
+    """Flags of both training commands that have no effect beside the others, each with the reason."""
+    data, objective, output = options.data, options.objective, options.output
+    alignment_off = options.adapter.no_contrastive_align_loss
+    rows: list[tuple[bool, str, str]] = [
+        (data.data_root is None, "there is no --data_root, so scenes are rendered",
+         "dataset_name dataset_name_val combine_datasets_val val_fullset corrupt_budget"),
+        (data.data_root is None, "rendered scenes are square", "center_crop"),
+        (data.data_root is not None, "--data_root is read, so no scene is rendered", "scenes validation_scenes"),
+        (data.dataset_name_val is not None and data.data_root is not None,
+         "--dataset_name_val names the one set to validate on", "combine_datasets_val"),
+        (output.validation_steps == 0, "--validation_steps 0 turns validation off",
+         "val_batch_size validation_scenes val_fullset combine_datasets_val dataset_name_val no_detection"),
+        (options.optimisation.max_train_steps is not None, "--max_train_steps sets the length", "num_train_epochs"),
+        (not options.adapter.no_freeze_text_encoder, "only --no_freeze_text_encoder trains a text encoder",
+         "text_encoder_lr"),
+        (output.report_to == "none", "--report_to none uses no tracker", "logging_dir"),
+        (alignment_off, "--no_contrastive_align_loss leaves that loss out",
+         "contrastive_align_loss_coef contrastive_loss_hdim temperature_NCE"),
+        (not alignment_off and not objective.contrastive_align_loss_coef, "--contrastive_align_loss_coef is 0",
+         "temperature_NCE"),
+        (not objective.ce_loss_coef, "--ce_loss_coef is 0", "eos_coef"),
+        (not objective.grounds(alignment_off), "all grounding losses have weight 0",
+         "set_cost_class set_cost_bbox set_cost_giou"),
+    ]  # fmt: skip
+    return {name: reason for applies, reason, names in rows if applies for name in names.split()}

@@ -60,7 +60,7 @@ def settings_for(options: TrainOptions, examples: int, processes: int) -> Settin
     flat = {**asdict(options.data), **asdict(options.optimisation), **asdict(options.output)}
     known = {field.name for field in fields(Settings)}
     o = options.optimisation
-    effective = options.data.train_batch_size * o.gradient_accumulation_steps * processes
+    effective = o.train_batch_size * o.gradient_accumulation_steps * processes
     settings = {name: value for name, value in flat.items() if name in known}
     settings["max_train_steps"] = _steps(options, examples, effective)
     if o.scale_lr:
@@ -85,7 +85,7 @@ def run_config(options: TrainOptions, settings: Settings, **resolved: Any) -> Ru
     from dpt.records import to_plain
     from dpt.training.engine.run_folder import RunConfig
 
-    groups = {name: group for name, group in to_plain(options).items() if name not in ("refused", "hub")}
+    groups = {name: group for name, group in to_plain(options).items() if name != "hub"}
     flags = {name: value for group in groups.values() for name, value in group.items() if name not in NOT_COMPARED}
     untouched = {name: value for group in to_plain(type(options)()).values() for name, value in group.items()}
     flags = {name: value for name, value in flags.items() if name not in OPTIONAL or value != untouched[name]}

@@ -1,9 +1,9 @@
-"""`train_stage1.py` and `train_stage2.py`: their flags, and what follows training."""
+"""`train_stage1.py` and `train_stage2.py`: their flags, and the samples after training."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from math import isfinite
 from pathlib import Path
@@ -12,43 +12,35 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import tyro
 
 from dpt.cli.train import main as train
-from dpt.cli.train.options import REASONS, WARNED, Flag, RefusedOptions, TrainOptions
+from dpt.cli.common.console import PublishedFlags
+from dpt.cli.train.options import PUBLISHED, Flag, TrainOptions
 from dpt.errors import fail
-from dpt.generation_defaults import generation_defaults
 
 if TYPE_CHECKING:
     from dpt.score.clip import Clip
 
 
-NO_SAMPLES = "draws nothing in stage 1, which leaves the UNet as it is: see txt2img.py"
-
-
-@dataclass(frozen=True)
-class RefusedInStage1(RefusedOptions):
-    validation_prompts: tuple[str, ...] | None = None
-    num_validation_images: int | None = None
-    snr_gamma: float | None = None
+NO_SAMPLES = "has no effect: stage 1 leaves the UNet as it is; sample with txt2img.py"
 
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class Stage1Options(TrainOptions):
-    """Stage 1: train an adapter to match and to ground by the features of a frozen UNet.
+    """Stage 1: train an adapter for matching and grounding on the features of a frozen UNet.
 
     The same command resumes a run that was stopped. Exit code 75 means that the run was stopped by a signal and saved.
     """
 
-    refused: RefusedInStage1 = field(default_factory=RefusedInStage1)
+    published: ClassVar[PublishedFlags] = PublishedFlags(
+        refused={**PUBLISHED.refused, "snr_gamma": "weighs the denoising loss, which stage 1 does not have"},
+        ignored={**PUBLISHED.ignored, "validation_prompts": NO_SAMPLES, "num_validation_images": NO_SAMPLES},
+    )
 
-    reasons: ClassVar[Mapping[str, str]] = {**REASONS, "snr_gamma": "weighs the denoising loss, which stage 1 has not"}
-    warned: ClassVar[Mapping[str, str]] = {
-        **WARNED,
-        "validation_prompts": NO_SAMPLES,
-        "num_validation_images": NO_SAMPLES,
-    }
-
-    def idle(self) -> dict[str, str]:
-        return {**super().idle(), "prediction_type": "stage 1 reads features, which are the same whatever is predicted"}
+    def unused_flags(self) -> dict[str, str]:
+        return {
+            **super().unused_flags(),
+            "prediction_type": "stage 1 reads features, which do not depend on the prediction type",
+        }
 
 
 def main_stage1(arguments: Sequence[str] | None = None) -> int:
@@ -62,21 +54,21 @@ ALIGNMENT = "alignment.json"
 SAMPLE_SEED = 0
 
 FOR_ALL_LOSSES = ("fix_timestep", "noise_offset")
-"""Of the objective's flags, those that the denoising loss knows too."""
+"""The flags of the objective that the denoising loss uses too."""
 
 
 @dataclass(frozen=True)
 class LoraOptions:
     lora_rank: int = 4
     lora_alpha: float | None = None
-    """Strength: W + alpha / rank B A. As much as the rank by default, as published."""
+    """W + alpha / rank B A. Default: the rank, as published."""
     lora_blocks: tuple[str, ...] = ("all",)
-    """Whose attention has one: all as in the published code; down as the paper's figure has it; mid, up, or feature
-    names of blocks."""
+    """Blocks whose attention gets a LoRA: all (the published code), down (the paper's figure), mid, up, or feature names
+    of blocks."""
     only_train_lora: Flag = False
     """Do not train the adapter; it is saved all the same."""
     plain_lora: Flag = False
-    """The control: no adapter, and the denoising loss alone, on the same data with the same noise."""
+    """Control run: no adapter, only the denoising loss, on the same data with the same noise."""
 
 
 @dataclass(frozen=True)
@@ -91,20 +83,20 @@ class DenoisingOptions:
 @dataclass(frozen=True)
 class SampleOptions:
     validation_prompts: tuple[str, ...] = ()
-    """Draw these when the run is finished, into samples.png."""
+    """Sample these when the run is finished, into samples.png."""
     num_validation_images: int = 4
-    """How many of each."""
+    """Images per prompt."""
     prompts_path_val: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Draw these too when the run is finished, with the LoRA and without, and say by a CLIP how near to its prompt each
-    picture is: COCO-NSS1K (.json), or a prompt on each line. Into alignment.json."""
+    """When the run is finished, sample these with and without the LoRA and measure the CLIP cosine of image and prompt:
+    COCO-NSS1K (.json), or one prompt a line. Written to alignment.json."""
     clip: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
-    """The CLIP for that; the embedded model brings its own."""
+    """The CLIP for --prompts_path_val. The embedded model has its own."""
 
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class Stage2Options(TrainOptions):
-    """Stage 2: train an adapter and a LoRA of the UNet together, to match, to ground and to denoise.
+    """Stage 2: train an adapter and a LoRA of the UNet together, for matching, grounding and denoising.
 
     The same command resumes a run that was stopped. Exit code 75 means that the run was stopped by a signal and saved.
     """
@@ -135,8 +127,8 @@ class Stage2Options(TrainOptions):
         elif self.samples.clip is not None:
             fail("--clip has no effect without --prompts_path_val")
 
-    def idle(self) -> dict[str, str]:
-        unused = super().idle()
+    def unused_flags(self) -> dict[str, str]:
+        unused = super().unused_flags()
         if self.lora.plain_lora:
             of_adapter = [field.name for field in fields(self.adapter)] + ["unet_feature", "adapter_precision"]
             of_objective = [field.name for field in fields(self.objective) if field.name not in FOR_ALL_LOSSES]
@@ -157,7 +149,7 @@ class Stage2Options(TrainOptions):
         name = self.samples.clip
         if name is None:
             if self.model.pretrained_model_name_or_path != EMBEDDED:
-                fail("--prompts_path_val needs a CLIP to say how near a picture is to its prompt: give --clip")
+                fail("--prompts_path_val needs a CLIP: give --clip")
             name = EMBEDDED_CLIP
         return Clip.open(clip_location(name))
 
@@ -170,11 +162,11 @@ class Stage2Options(TrainOptions):
     def _measure_alignment(self, task: Any, file: Path) -> None:
         from dpt.evaluation.alignment import alignment, read_prompts
 
-        found = alignment(task.backbone, task.lora, read_prompts(file), self._open_clip())
-        (self.root / ALIGNMENT).write_text(json.dumps(found, indent=1) + "\n")
+        record = alignment(task.backbone, task.lora, read_prompts(file), self._open_clip())
+        (self.root / ALIGNMENT).write_text(json.dumps(record, indent=1) + "\n")
         print(
-            f"CLIP cosine of {found['prompts']} prompts and their pictures: {found['base']:.4f} before, "
-            f"{found['tuned']:.4f} now ({self.root / ALIGNMENT})"
+            f"CLIP cosine of {record['prompts']} prompts and their images: {record['base']:.4f} without the LoRA, "
+            f"{record['tuned']:.4f} with it ({self.root / ALIGNMENT})"
         )
 
     def _draw_samples(self, task: Any) -> None:
@@ -183,15 +175,15 @@ class Stage2Options(TrainOptions):
         from dpt.sampling.draw import Request, Settings, draw
 
         each = self.samples.num_validation_images
-        defaults = generation_defaults(task.backbone.folder.path)
+        defaults = task.backbone.generation_defaults
         settings = Settings(guidance_scale=defaults.guidance_scale)
         requests = [
             Request(text, SAMPLE_SEED, k, defaults.negative_prompt)
             for text in self.samples.validation_prompts
             for k in range(each)
         ]
-        pictures = [to_pil(image) for image in draw(task.backbone, requests, settings)]
-        sheet = contact_sheet(pictures, [request.prompt for request in requests], columns=each)
+        images = [to_pil(image) for image in draw(task.backbone, requests, settings)]
+        sheet = contact_sheet(images, [request.prompt for request in requests], columns=each)
         sheet.save(self.root / SAMPLES)
         print(f"samples of the validation prompts are in {self.root / SAMPLES}")
 
