@@ -151,8 +151,8 @@ def intervals_without_a_step(backbone: Backbone, settings: Settings) -> list[str
         sentences.append(f"nothing is guided: no step is in {guidance.interval} of the way")
     movable = steps[:-1] if correction.target == "fused" else steps  # fused moves the latents after a step
     if correction.on and not any(correction.interval.contains(level) for level in movable):
-        sentences.append(f"nothing is corrected: no step that {correction.target} could move is in {correction.interval} "
-                     "of the way")  # fmt: skip
+        where = f"no step that {correction.target} could move is in {correction.interval} of the way"
+        sentences.append(f"nothing is corrected: {where}")
     return sentences
 
 

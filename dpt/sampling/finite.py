@@ -12,7 +12,6 @@ from dpt.errors import UserError
 from dpt.sampling.hooks import StepInfo
 from dpt.sampling.options import Guidance
 
-
 LARGEST_PREDICTION = 1e3
 """Networks predict values of about 1; guidance multiplies them by its scale."""
 

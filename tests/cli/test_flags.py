@@ -94,9 +94,7 @@ def trained(model: Path, root: Path, words: str) -> tuple[list[Any], dict[str, s
 
 
 @pytest.mark.nightly
-def test_flags_of_training_change_the_losses_or_the_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_flags_of_training_change_the_losses_or_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dpt.training.engine.logging.plot_curve", lambda *_: None)
     model = tiny_stage1.model(tmp_path / "model")
     before = trained(model, tmp_path / "before", "")

@@ -76,7 +76,7 @@ def refused(
 def test_every_published_flag_is_accepted_or_named_with_a_reason() -> None:
     known, published = flag_names(Stage1Options), Stage1Options.published
     assert len(PUBLISHED) == 93
-    assert PUBLISHED <= known | set(published.refused) | set(published.ignored)
+    assert known | set(published.refused) | set(published.ignored) >= PUBLISHED
     assert not known & (set(published.refused) | set(published.ignored)), "dead flags are not listed in --help"
 
 

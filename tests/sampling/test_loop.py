@@ -16,7 +16,7 @@ from diffusers import (
 
 from dpt.backbone import Backbone, Condition, open_backbone
 from dpt.backbone.noise import DDPMSchedule
-from dpt.sampling.guidance import classifier_free, conditional, guides_at, combine
+from dpt.sampling.guidance import classifier_free, combine, conditional, guides_at
 from dpt.sampling.loop import denoise
 from dpt.sampling.options import Guidance, Interval
 from dpt.sampling.schedulers import make_scheduler

@@ -271,7 +271,9 @@ COSTS = [
 
 
 @pytest.mark.parametrize(("correction", "passes"), COSTS, ids=str)
-def test_the_forward_and_backward_passes_of_a_correction(correction: Correction, passes: tuple[int, ...], pocket: World) -> None:
+def test_the_forward_and_backward_passes_of_a_correction(
+    correction: Correction, passes: tuple[int, ...], pocket: World
+) -> None:
     rows = Rows(pocket)
     pocket.run(correction, steps=10)
     assert rows.stop() == passes

@@ -66,8 +66,8 @@ class ModelOptions:
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
     """Overrides the prediction type of the model's scheduler."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
-    """Number format of the frozen model. Default: the launcher's on a GPU, or a half format; float32 on a CPU. A CPU can
-    use bf16 if it supports it. Trained weights are always float32."""
+    """Number format of the frozen model. Default: the launcher's on a GPU, or a half format; float32 on a CPU, which
+    can use bf16 if it supports it. Trained weights are always float32."""
     adapter_precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the matrix products in the adapter's encoder and decoder."""
     gradient_checkpointing: Flag = False
@@ -121,8 +121,8 @@ class AdapterOptions:
     qformer_ckpt: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER|FILE")] = None
     """Initialise from an adapter of the same shape: its folder, a finished run, or the published file."""
     text_encoder_type: str = "backbone"
-    """Encoder of referring expressions: backbone for the frozen model's own, or a folder or hub id. The published recipe
-    uses roberta-base."""
+    """Encoder of referring expressions: backbone for the frozen model's own, or a folder or hub id. The published
+    recipe uses roberta-base."""
     no_freeze_text_encoder: Flag = False
     """Train that encoder too, if it is not the frozen model's own. It is saved with the adapter."""
     position_embedding: Literal["sine", "learned"] = "sine"

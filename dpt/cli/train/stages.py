@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
-from dpt.cli.train import main as train
 from dpt.cli.common.console import PublishedFlags
+from dpt.cli.train import main as train
 from dpt.cli.train.options import PUBLISHED, Flag, TrainOptions
 from dpt.errors import fail
 
@@ -63,8 +63,8 @@ class LoraOptions:
     lora_alpha: float | None = None
     """W + alpha / rank B A. Default: the rank, as published."""
     lora_blocks: tuple[str, ...] = ("all",)
-    """Blocks whose attention gets a LoRA: all (the published code), down (the paper's figure), mid, up, or feature names
-    of blocks."""
+    """Blocks whose attention gets a LoRA: all (the published code), down (the paper's figure), mid, up, or feature
+    names of blocks."""
     only_train_lora: Flag = False
     """Do not train the adapter; it is saved all the same."""
     plain_lora: Flag = False
