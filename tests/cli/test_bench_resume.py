@@ -1,0 +1,173 @@
+"""`dpt bench` against two runs at once, damaged pictures, full disks and senseless numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import inf, nan
+from pathlib import Path
+
+import pytest
+
+from dpt.cli.bench.record import method_lock
+from dpt.cli.bench.report import ReportOptions, report
+from dpt.cli.bench.run import run
+from dpt.cli.bench.score import ScoreOptions, score
+from dpt.errors import UserError
+from tests.cli.test_bench import ROOT, drawn, model, options, tuned
+
+__all__ = ["drawn", "model", "tuned"]
+
+
+@pytest.fixture
+def folder(drawn: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(drawn, tmp_path / "bench")
+
+
+HOLD = "import sys; from pathlib import Path; from dpt.cli.bench.record import method_lock\n" \
+       "with method_lock(Path(sys.argv[1]), 'base'): print('held', flush=True); sys.stdin.read()"  # fmt: skip
+
+
+@contextmanager
+def held_by_another_process(folder: Path) -> Iterator[None]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          text=True, env=environment) as other:  # fmt: skip
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        yield
+        other.communicate()
+
+
+def test_two_runs_of_one_method_in_one_folder_are_refused(folder: Path, model: Path) -> None:
+    before = (folder / "base.jsonl").read_bytes()
+    with held_by_another_process(folder):
+        for command in (
+            lambda: run(options(model, folder, "base")),
+            lambda: score(ScoreOptions(drawn_elsewhere(folder), folder, detector="oracle", methods=("base",))),
+        ):
+            with pytest.raises(UserError, match="another `dpt bench` command is writing base in"):
+                command()
+        with method_lock(folder, "tuned"):  # another method is free
+            pass
+    run(options(model, folder, "base"))
+    assert (folder / "base.jsonl").read_bytes() == before
+
+
+def drawn_elsewhere(folder: Path) -> Path:
+    return shutil.copytree(folder, folder.with_name("elsewhere"))
+
+
+def test_a_folder_with_every_line_twice_is_repaired(
+    folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = folder / "base.jsonl"
+    whole = lines.read_text()
+    lines.write_text(whole + whole)
+    report(ReportOptions(folder, out=folder / "report"))
+    assert "base.jsonl has 8 lines twice, which count once" in capsys.readouterr().err
+    run(options(model, folder, "base"))
+    assert "had 8 lines twice" in capsys.readouterr().err and lines.read_text() == whole
+    run(options(model, folder, "base"))
+    assert "twice" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "missing", "flipped"])
+def test_a_damaged_picture_beside_a_finished_line_is_drawn_again(folder: Path, model: Path, damage: str) -> None:
+    lines, picture = folder / "base.jsonl", sorted((folder / "base").iterdir())[2]
+    text, content = lines.read_text(), picture.read_bytes()
+    if damage == "missing":
+        picture.unlink()
+    else:
+        flipped = (
+            content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1 :]
+        )
+        picture.write_bytes({"cut": content[:-20], "empty": b"", "flipped": flipped}[damage])
+    run(options(model, folder, "base"))
+    assert picture.read_bytes() == content and lines.read_text() == text
+
+
+def test_a_picture_that_is_drawn_again_is_judged_again(folder: Path, model: Path) -> None:
+    """Its line may be of a picture that another machine drew."""
+    lines = folder / "base.jsonl"
+    whole = lines.read_text()
+    first = json.loads(whole.splitlines()[0])
+    lines.write_text(whole.replace(whole.splitlines()[0], json.dumps({**first, "unreadable": 7}), 1))
+    run(options(model, folder, "base"))
+    assert '"unreadable": 7' in lines.read_text()
+    (folder / "base" / f"{first['prompt_id']}-{first['index']}.png").unlink()
+    run(options(model, folder, "base"))
+    assert lines.read_text() == whole
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """As on a disk that is full: a longer file cannot be written."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [0, 300, 1500])
+def test_a_full_disk_is_one_sentence_and_the_run_resumes(drawn: Path, model: Path, tmp_path: Path, size: int) -> None:
+    """Whether the record, a picture or a line is the first that does not fit."""
+    with largest_file(size), pytest.raises(UserError, match=r"cannot write .*: File too large"):
+        run(options(model, tmp_path / "out", "base"))
+    run(options(model, tmp_path / "out", "base"))
+    assert (tmp_path / "out/base.jsonl").read_text() == (drawn / "base.jsonl").read_text()
+    assert not list(tmp_path.rglob("*.tmp"))
+    with largest_file(size), pytest.raises(UserError, match=r"cannot write .*: File too large"):
+        report(ReportOptions(tmp_path / "out", out=tmp_path / "report"))
+    assert not (tmp_path / "report/manifest.json").exists()
+    again = ScoreOptions(tmp_path / "out", tmp_path / "again", detector="oracle")
+    with largest_file(size), pytest.raises(UserError, match=r"cannot write .*: File too large"):
+        score(again)
+    score(again)
+    assert (tmp_path / "again/base.jsonl").read_text() == (drawn / "base.jsonl").read_text()
+
+
+@pytest.mark.parametrize("changes", [{"prompts": 10**9}, {"per_prompt": 10**9}, {"prompts": 10**5, "per_prompt": 10**3},
+                                     {"num_timesteps": 10**9}, {"per_prompt": 0}])  # fmt: skip
+def test_too_many_pictures_are_refused_before_any_is_listed(
+    model: Path, tmp_path: Path, changes: dict[str, int]
+) -> None:
+    with pytest.raises(UserError, match=r"must be from 1 to 1,000,000|at most 1,000,000 are possible"):
+        run(options(model, tmp_path / "out", "base", **changes))
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a circle\n" * 2000)
+    with pytest.raises(UserError, match=r"2,000 prompts with 1,000 pictures each are more than 1,000,000"):
+        run(options(model, tmp_path / "out", "base", suite=f"prompts={prompts}", categories=(), prompts=None,
+                    per_prompt=1000))  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("budget", [inf, nan, -1.0, 0.0, 1e300])
+def test_a_budget_that_is_no_size_is_one_sentence(drawn: Path, budget: float) -> None:
+    with pytest.raises(UserError, match="--budget_mb must be above 0 and at most 1000"):
+        report(ReportOptions(drawn, budget_mb=budget))
+
+
+def test_run_and_report_say_where_things_are(folder: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(options(model, folder, "base"))
+    printed = capsys.readouterr().out
+    assert f"{folder / 'base.jsonl'}" in printed and f"next:     dpt bench report {folder}\n" in printed
+    report(ReportOptions(folder))
+    printed = capsys.readouterr().out
+    assert str(folder / "report.html") in printed and str(folder / "table.md") in printed
+
+
+@pytest.mark.parametrize("key", ["detector", "model"])
+def test_methods_of_two_judges_or_two_models_are_one_sentence(folder: Path, key: str) -> None:
+    record = json.loads((folder / "bench.json").read_text())
+    record["methods"]["tuned"][key] = "another"
+    (folder / "bench.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=f"base and tuned differ in their {key}: they cannot share a table"):
+        report(ReportOptions(folder))
