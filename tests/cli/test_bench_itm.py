@@ -56,7 +56,7 @@ def test_pictures_are_scored_again_without_drawing(scored: Path, drawn: Path, wh
 def test_the_report_says_that_it_is_not_held_out(scored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report(ReportOptions(scored))
     printed = capsys.readouterr().out
-    assert "| ITM score | count | single | all |" in printed.replace("single | count", "count | single")
+    assert "| ITM score | single (n = 2) | count (n = 2) | all (n = 4) |" in printed
     assert NOT_HELD_OUT in printed and "| tuned - base | " in printed.split("ITM score", 1)[1]
     page = (scored / "report.html").read_text()
     assert NOT_HELD_OUT in page and "ITM score" in page

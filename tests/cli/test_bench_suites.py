@@ -72,9 +72,9 @@ def test_a_killed_run_goes_on_with_detector_and_clip(lmd: Path, models: dict[str
     picture.unlink()
     draw(models, tmp_path, "lmd", **told)
     assert (tmp_path / "base.jsonl").read_text() == whole and picture.read_bytes() == content
-    with pytest.raises(UserError, match="run otherwise"):
+    with pytest.raises(UserError, match="run with other options"):
         draw(models, tmp_path, "lmd", detector=models["owl"])
-    with pytest.raises(UserError, match="run otherwise"):
+    with pytest.raises(UserError, match="run with other options"):
         draw(models, tmp_path, "sr2d", **told)
 
 
@@ -82,7 +82,7 @@ def test_two_judges_never_share_a_table(lmd: Path, models: dict[str, str], tmp_p
     out = tmp_path / "out"
     score(ScoreOptions(lmd, out, models["owl"]))
     record = json.loads((out / "bench.json").read_text())
-    with pytest.raises(UserError, match="run otherwise"):
+    with pytest.raises(UserError, match="run with other options"):
         score(ScoreOptions(lmd, out, models["dino"]))
     record["methods"]["tuned"] = {**record["methods"]["base"], "detector": "another"}
     (out / "bench.json").write_text(json.dumps(record))
@@ -130,7 +130,7 @@ def test_geneval_lies_in_its_own_layout(models: dict[str, str], tmp_path: Path) 
     score(again)
     assert len(lines(tmp_path / "again")) == 4
     moved.write_text(json.dumps(LINES[0]) + "\n")
-    with pytest.raises(UserError, match="not the one that base was drawn from"):
+    with pytest.raises(UserError, match="not the one that base was run with"):
         score(again)
 
 
@@ -143,12 +143,12 @@ def test_prompts_are_drawn_and_scored_but_not_judged(
     assert [one["passed"] for one in found] == [None] * 4 and all("clip" in one for one in found)
     report(ReportOptions(tmp_path / "out", reference="scenes", encoder=models["clip"]))
     printed = capsys.readouterr().out
-    assert "| CLIP cosine | prompts | all |" in printed and "| method |" not in printed
+    assert "| CLIP cosine | prompts (n = " in printed and "| method |" not in printed
     assert "scenes against other scenes" in printed
     draw(models, tmp_path / "bare", f"prompts={file}")
     assert "not judged, and without --clip" in capsys.readouterr().err
     report(ReportOptions(tmp_path / "bare"))
-    assert "there is nothing to count" in capsys.readouterr().out
+    assert "Nothing was judged or scored" in capsys.readouterr().out
 
 
 def test_a_suite_can_be_drawn_now_and_judged_later(models: dict[str, str], tmp_path: Path, lmd: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_suite_can_be_drawn_now_and_judged_later(models: dict[str, str], tmp_p
 def test_sr2d_has_its_measures(models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw(models, tmp_path, "sr2d", categories=("left", "single"), detector=models["owl"])
     report(ReportOptions(tmp_path))
-    assert "| method | OA | VISOR uncond | VISOR cond | VISOR 1 of 2 | VISOR 2 of 2 |" in capsys.readouterr().out
+    assert "| OA | VISOR uncond | VISOR cond | VISOR 1 of 2 | VISOR 2 of 2 |" in capsys.readouterr().out
 
 
 def test_the_manifest_tells_what_was_counted(lmd: Path, tmp_path: Path) -> None:
@@ -177,15 +177,15 @@ def test_the_manifest_tells_what_was_counted(lmd: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("suite", "more", "sentence"),
     [("lmd", {"detector": "oracle"}, "prompt lmd-000: the detector oracle v1 .* does not know 'backpack'"),
-     ("lmd", {"detector": "owl", "colours": "clip"}, "lmd asks for colours in its queries: --colours"),
+     ("lmd", {"detector": "owl", "colours": "clip"}, "lmd has colours in its queries: --colours"),
      ("pocket", {"colours": "clip"}, "the oracle names colours itself"),
-     ("pocket", {"detector": "owl"}, "asks for the colours of boxes, which this detector does not name: say --colours"),
+     ("pocket", {"detector": "owl"}, "has claims about colours, which this detector does not name: say --colours"),
      ("pocket", {"detector": "none", "colours": "clip"}, "--detector none has none"),
      ("prompts={file}", {"detector": "owl"}, "is not judged: --detector would do nothing"),
      ("prompts={file}", {"seed": 1}, "--seed changes the prompts of the pocket suite"),
      ("lmd", {"detector": "clip"}, "is a clip model, and a zero-shot detector is one of"),
      ("lmd", {"detector": "owl", "clip": "owl"}, "is a owlv2 model, and a CLIP is one of"),
-     ("lmd", {"prompts": 0}, "--prompts must be at least 1"), ("mine", {}, "there is no suite 'mine'")],
+     ("lmd", {"prompts": 0}, "--prompts must be from 1"), ("mine", {}, "there is no suite 'mine'")],
 )  # fmt: skip
 def test_what_would_do_nothing_is_refused(
     models: dict[str, str], tmp_path: Path, suite: str, more: dict[str, Any], sentence: str
@@ -202,10 +202,10 @@ def test_what_cannot_be_scored_is_refused(lmd: Path, models: dict[str, str], tmp
     for wrong, sentence in [
         (ScoreOptions(lmd, out), "say --detector to judge again, --clip"),
         (ScoreOptions(lmd, out, colours=models["clip"], clip=models["clip"]), "none is given"),
-        (ScoreOptions(lmd, lmd, owl), "holds what was drawn and its lines; choose another --out"),
+        (ScoreOptions(lmd, lmd, owl), "holds the pictures and their results; choose another --out"),
         (ScoreOptions(tmp_path, out, owl), "is not the folder of a benchmark"),
         (ScoreOptions(lmd, out, owl, methods=("tuned",)), "there is no method 'tuned'"),
-        (ScoreOptions(lmd, out, owl, suite="sr2d"), "what was drawn is the suite lmd, not sr2d"),
+        (ScoreOptions(lmd, out, owl, suite="sr2d"), "the pictures are of the suite lmd, not sr2d"),
     ]:
         with pytest.raises(UserError, match=sentence):
             score(wrong)
