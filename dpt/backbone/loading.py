@@ -67,11 +67,11 @@ def _diffusers_files() -> list[str]:
     ]
 
 
-def _fetch(hub_id: str, revision: str | None, wanted: list[str]) -> Path:
+def _fetch(hub_id: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import constants, snapshot_download
 
     def download() -> str:
-        return snapshot_download(hub_id, revision=revision, allow_patterns=wanted, ignore_patterns=_UNUSED_WEIGHTS)
+        return snapshot_download(hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=_UNUSED_WEIGHTS)
 
     cached = Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
     return fetch_from_hub(download, HubSource(hub_id, revision), cached)

@@ -6,17 +6,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from dpt.backbone import Backbone, Condition
 from dpt.data.cache.contents import texts_key
 from dpt.data.cache.make import SHARD_BYTES, Encoded, PartMaker
 from dpt.data.cache.storage import CachePart, ShardMetadata, recorded_key
 from dpt.data.example import EncodedTexts
+from dpt.errors import DataError
 
 FOLDER = "texts"
 
-STATES, POOLED = "states", "pooled"
-"""Tensors on disk: `Condition.states` and `Condition.match`."""
+FIELDS = {"states": "states", "pooled": "match", "denoiser_pooled": "pooled", "time_ids": "time_ids"}
+"""Tensors on disk, and the fields of `Condition` that they hold; the last two only for models that have them."""
 
 
 class TextsMaker(PartMaker):
@@ -32,8 +34,9 @@ class TextsMaker(PartMaker):
         batch_size: int = 16,
         shard_bytes: int = SHARD_BYTES,
     ) -> None:
-        width = backbone.text_width
-        shapes = {STATES: (backbone.prompt_length, width), POOLED: (width,)}
+        with torch.no_grad():
+            example = _tensors(backbone.encode_text([""]))
+        shapes = {name: tuple(tensor.shape[1:]) for name, tensor in example.items()}
         key = texts_key(backbone.folder, backbone.dtype, recorded_key(out / FOLDER))
         super().__init__(out / FOLDER, key, texts, shapes, backbone.dtype, batch_size, shard_bytes)
         self.backbone = backbone
@@ -44,23 +47,30 @@ class TextsMaker(PartMaker):
     @torch.no_grad()
     def encode(self, batches: list[list[str]]) -> Iterator[Encoded]:
         for batch in batches:
-            text = self.backbone.encode_text(batch)
             nothing: ShardMetadata = []
-            yield [(one, nothing) for one in batch], {STATES: text.states, POOLED: text.match}, {}
+            yield [(text, nothing) for text in batch], _tensors(self.backbone.encode_text(batch)), {}
+
+
+def _tensors(condition: Condition) -> dict[str, Tensor]:
+    fields = {name: getattr(condition, field) for name, field in FIELDS.items()}
+    return {name: tensor for name, tensor in fields.items() if tensor is not None}
 
 
 class CachedTexts:
     """A TextCache. The stream reads it, in its workers if it has any."""
 
     def __init__(self, part: CachePart) -> None:
+        if missing := {"states", "pooled"} - set(part.tensors):
+            raise DataError(f"{part.folder} is no cache of texts: it has no {' and no '.join(sorted(missing))}")
         self.part = part
 
     def read(self, texts: Sequence[str]) -> EncodedTexts | None:
         known = [text for text in dict.fromkeys(texts) if text in self.part.rows]
         if not known:
             return None
-        states, match = (torch.stack([self.part.read(text, name) for text in known]) for name in (STATES, POOLED))
-        return EncodedTexts({text: row for row, text in enumerate(known)}, Condition(states, match))
+        names = [name for name in FIELDS if name in self.part.tensors]
+        stacked = {FIELDS[name]: torch.stack([self.part.read(text, name) for text in known]) for name in names}
+        return EncodedTexts({text: row for row, text in enumerate(known)}, Condition(**stacked))
 
     def __str__(self) -> str:
         n = len(self.part.rows)
