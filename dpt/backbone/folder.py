@@ -172,11 +172,15 @@ def _read_json_object(file: Path, when_missing: str) -> dict[str, Any]:
 
 
 def _check_weights(file: Path) -> None:
-    """The header alone shows whether a file is truncated: it records how many bytes follow."""
+    """The header shows a truncated file, since it records how many bytes follow, and the types of the tensors."""
     if not file.is_file():
         raise UserError(f"the weights file {file} is missing")
     try:
         with safe_open(file, framework="pt") as tensors:
-            tensors.keys()
+            types = {name: str(tensors.get_slice(name).get_dtype()) for name in tensors.keys()}  # noqa: SIM118
     except (SafetensorError, OSError):
         raise UserError(f"{file} is truncated or not a safetensors file") from None
+    # Older versions of transformers stored the positions too, which are integers.
+    wrong = [name for name, type_ in types.items() if "F" not in type_ and not name.endswith("position_ids")]
+    if wrong:
+        raise UserError(f"{file} does not hold floating-point weights: {wrong[0]} is of type {types[wrong[0]]}")

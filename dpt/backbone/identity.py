@@ -175,7 +175,7 @@ def _plain(value: Any) -> Any:
 def _tokenizer_content(folder: ModelFolder) -> dict[str, Any]:
     """What turns text into ids, whichever files it is stored in."""
     tokenizer = loading.load_tokenizer(folder)
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    model = parse_json(tokenizer.backend_tokenizer.to_str())["model"]
     return {
         "vocab": tokenizer.get_vocab(),
         "merges": [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges", ())],

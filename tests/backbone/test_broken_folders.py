@@ -210,3 +210,13 @@ def test_the_older_layout_of_text_encoder_and_tokenizer_opens_the_same(folder: P
     save_file(weights, folder / TEXT, metadata={"format": "pt"})
     old = open_backbone(folder, device="cpu")
     assert torch.equal(old.encode_text([tiny_models.PROMPT]).states, new.encode_text([tiny_models.PROMPT]).states)
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(torch.bool, "BOOL"), (torch.int32, "I32"), (torch.complex64, "C64")])
+def test_weights_that_are_not_floating_point_are_refused(folder: Path, dtype: torch.dtype, name: str) -> None:
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["quant_conv.weight"] = tensors["quant_conv.weight"].to(dtype)
+    save_file(tensors, file)
+    with pytest.raises(UserError, match=rf"does not hold floating-point weights: quant_conv.weight is of type {name}$"):
+        open_backbone(folder, device="cpu")
