@@ -22,6 +22,8 @@ class GenerationConfig:
     guidance_scale: float = 7.5
     scheduler: str = "ddim"
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    allow_other_base: bool = False
+    """Whether checkpoints of another base model are used, with a warning."""
 
 
 class Method(Protocol):

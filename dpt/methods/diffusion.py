@@ -80,9 +80,9 @@ class DiffusionConfig:
             fail(f"{self.checkpoint} has no LoRA: {self.name} would draw what {BASE} draws")
         if checkpoint.adapter is None and self.needs_adapter:
             fail(f"{self.checkpoint} has no adapter, which {self.name} needs to correct or to choose")
-        checkpoint.check_belongs(backbone)
+        checkpoint.check_belongs(backbone, generation.allow_other_base)
         if checkpoint.lora is not None and self.lora:
-            lora = checkpoint.attach(backbone)
+            lora = checkpoint.attach(backbone, generation.allow_other_base)
             assert lora is not None
             lora.merge()
             identity["lora"] = content_hash(checkpoint.lora.tensors)

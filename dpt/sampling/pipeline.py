@@ -61,13 +61,14 @@ class DPTPipeline:
         revision: str | None = None,
         device: str | torch.device | None = None,
         torch_dtype: str | torch.dtype | None = None,
+        allow_other_base: bool = False,
     ) -> DPTPipeline:
         """A model in the diffusers layout, and a checkpoint of any format that `open_checkpoint` reads."""
         backbone = open_backbone(model, revision=revision, device=device, dtype=torch_dtype)
         if checkpoint is None:
             return cls(backbone, None, scheduler)
         opened = open_checkpoint(Path(checkpoint))
-        if lora := opened.attach(backbone):
+        if lora := opened.attach(backbone, allow_other_base):
             lora.merge()
         return cls(backbone, opened.adapter, scheduler, generation_defaults(backbone.folder.path, opened.path))
 

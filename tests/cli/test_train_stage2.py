@@ -144,7 +144,16 @@ def test_an_adapter_of_another_model_is_refused(
     other = tiny_models.save(tiny_models.POCKET, tmp_path / "other", seed=9)
     said = refused([*command, "--pretrained_model_name_or_path", str(other)], capsys)
     assert "was trained to read another model" in said
+    assert "pass --allow_other_base" in said
     assert not (tmp_path / "logs").exists()
+
+
+def test_an_adapter_of_another_model_is_used_on_request(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tiny_models.save(tiny_models.POCKET, tmp_path / "other", seed=9)
+    assert main_stage2([*command, "--pretrained_model_name_or_path", str(other), "--allow_other_base"]) == 0
+    assert "was trained to read another model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

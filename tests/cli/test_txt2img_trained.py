@@ -293,6 +293,14 @@ def test_of_a_published_file_the_shape_is_told(model: Path, result: Path, capsys
     assert "--hidden_dim does not match the adapter" in capsys.readouterr().err
 
 
+def test_a_checkpoint_of_another_model_is_used_on_request(
+    model: Path, backbone: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_adapter(tiny_adapter(backbone), tmp_path / "other", base="somewhere", base_hash="0" * 64)
+    assert call(model, "--ckpt", str(tmp_path / "other"), "--allow_other_base") == 0
+    assert "used all the same, because of --allow_other_base" in capsys.readouterr().err
+
+
 BAD = [
     (("--ckpt", "{lora}", *CORRECTED), "--correction_factor needs an adapter, and "),
     (("--ckpt", "{lora}", "--n_candidates", "4"), "--n_candidates needs an adapter for the matching score, and "),

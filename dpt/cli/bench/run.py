@@ -68,6 +68,8 @@ class RunOptions:
     guidance_scale: float | None = None
     """By default the model's own: its generation_defaults.json, or 7.5."""
     scheduler: str = "ddim"
+    allow_other_base: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Use checkpoints that were trained on another base model, with a warning."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     """Number format of the UNet and the text encoder; default: by the device. A CPU with bf16 instructions draws more
     than twice as fast with bf16."""
@@ -168,7 +170,7 @@ def with_defaults(options: RunOptions) -> RunOptions:
 def recorded_options(options: RunOptions) -> dict[str, Any]:
     from dpt.records import to_plain
 
-    return {key: value for key, value in to_plain(options).items() if key not in ("methods", "out")}
+    return {key: value for key, value in to_plain(options).items() if key not in ("methods", "out", "allow_other_base")}
 
 
 def generation_config(options: RunOptions) -> GenerationConfig:
@@ -179,4 +181,5 @@ def generation_config(options: RunOptions) -> GenerationConfig:
         options.guidance_scale,
         options.scheduler,
         options.mixed_precision,
+        options.allow_other_base,
     )

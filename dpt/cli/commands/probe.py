@@ -33,6 +33,8 @@ class ProbeOptions:
     """The frozen model that they read."""
     revision: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Version of a hub model."""
+    allow_other_base: bool = False
+    """Use adapters that were trained on another base model, with a warning."""
     out: Path = Path("outputs/probe")
     """Where the results go."""
     timesteps: tuple[int, ...] = (20, 100, 200, 300, 400, 500, 600, 700, 800, 900)
@@ -125,7 +127,7 @@ def ask(folder: Path, options: ProbeOptions, backbone: Backbone, streams: Mappin
     opened = open_checkpoint(folder)
     if opened.adapter is None:
         fail(f"{folder} holds no adapter: there is nothing to ask")
-    lora = opened.attach(backbone)
+    lora = opened.attach(backbone, options.allow_other_base)
     feature = opened.adapter.config.unet_feature
     name = f"{feature}, tuned" if lora else feature
     probe = Probe(backbone, opened.adapter.to(backbone.device), streams, options.timesteps, options.val_batch_size)

@@ -120,6 +120,8 @@ class DataOptions:
 class AdapterOptions:
     qformer_ckpt: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER|FILE")] = None
     """Initialise from an adapter of the same shape: its folder, a finished run, or the published file."""
+    allow_other_base: Flag = False
+    """Start from an adapter that was trained to read another model, with a warning. Stage 1 always allows it."""
     text_encoder_type: str = "backbone"
     """Encoder of referring expressions: backbone for the frozen model's own, or a folder or hub id. The published
     recipe uses roberta-base."""

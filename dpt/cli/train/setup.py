@@ -36,6 +36,8 @@ NOT_COMPARED = frozenset({
     "validation_steps", "max_bad_steps", "corrupt_budget", "no_detection", "val_fullset", "validation_scenes",
     "combine_datasets_val", "dataset_name_val", "validation_prompts", "num_validation_images", "prompts_path_val",
     "clip",
+    # the model and the adapter are recorded by their hashes
+    "allow_other_base",
     # recorded as the number of steps
     "num_train_epochs", "max_train_steps",
     # recorded as the number formats they resolve to

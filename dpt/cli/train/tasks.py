@@ -109,7 +109,7 @@ def open_adapter(
         built.text_encoder = phrases.unfreeze()
     identity: InitialWeights = {}
     if begin is not None:
-        init_adapter(built, begin, backbone, strict)
+        init_adapter(built, begin, backbone, strict and not told.allow_other_base)
         identity = {"qformer_sha256": sha256(weights_at(begin))}
     built.matmul_dtype = resolve_matmul_dtype(backbone.device, options.model.adapter_precision)
     return built, phrases, identity
@@ -166,7 +166,7 @@ def init_adapter(built: Adapter, path: Path, backbone: Backbone, strict: bool) -
         return
     sentence = f"the adapter of {path} was trained to read another model, {record.base or 'which has no name'}"
     if strict:
-        raise UserError(sentence)
+        raise UserError(f"{sentence}. If you know that it fits this one, pass --allow_other_base")
     warnings.warn(sentence, stacklevel=2)
 
 

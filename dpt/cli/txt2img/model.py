@@ -70,7 +70,7 @@ def open_tuned_model(options: Options, model: str, device: str, default_ckpt: Pa
         tuned = TunedModel(backbone)
     else:
         checkpoint = open_checkpoint_with_shape(path, options.shape)
-        lora = checkpoint.attach(backbone)
+        lora = checkpoint.attach(backbone, options.allow_other_base)
         if lora is not None and not options.compare:
             lora.merge()  # merged weights are faster, and only --compare switches the LoRA off
             lora = None

@@ -158,6 +158,8 @@ class Options:
     ckpt: Annotated[str | None, tyro.conf.arg(metavar="PATH|none")] = None
     """An adapter, a LoRA or both: a training result, the published checkpoint, or a LoRA file. Default: the embedded
     model's own checkpoint, for the embedded model."""
+    allow_other_base: Flag = False
+    """Use a checkpoint that was trained on another base model, with a warning."""
     gpu: Annotated[str | None, tyro.conf.arg(aliases=["-g", "--gpuid"], metavar="N|cpu")] = None
     """Index of the GPU, or cpu. Default: the first GPU, or the CPU if there is none."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
