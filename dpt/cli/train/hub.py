@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpt.cli.train.options import HubOptions
+from dpt.embedded import EMBEDDED
 from dpt.errors import UserError, fail
 from dpt.untrusted import parse_json
 
@@ -85,6 +86,8 @@ CARD = "README.md"
 
 HEAD = """---
 library_name: dpt
+base_model: {base}
+{licence}
 tags:
 - text-to-image
 - discriminative-probing-and-tuning
@@ -94,46 +97,61 @@ tags:
 
 {what}
 
-![the course of its training](curve.png)
+![training curve](curve.png)
 """
 
-ADAPTER = """An adapter of Discriminative Probing and Tuning, stage 1. From the feature `{feature}` of the frozen
-text-to-image model `{base}` it tells whether a picture matches a text, and where in the picture is what an expression
-names.
+OWN_LICENCE = "license: apache-2.0"
+
+BASE_LICENCE = "license: other\nlicense_name: same-as-base-model"
+"""Weights trained on a model are bound by that model's licence, which this program does not know."""
+
+ADAPTER = """An adapter of Discriminative Probing and Tuning, stage 1. It reads the feature `{feature}` of the frozen
+text-to-image model `{base}`, scores how well an image matches a caption, and locates referring expressions.
 
 ```python
 from pathlib import Path
 from dpt.adapter.io.native import load_adapter
-from dpt.untrusted import parse_json
 from huggingface_hub import snapshot_download
 
 adapter, record = load_adapter(Path(snapshot_download("{name}")))
 ```"""
 
-TUNED = """What Discriminative Probing and Tuning, stage 2, has trained of the text-to-image model `{base}`: {parts}. It
-draws with
+TUNED = """Discriminative Probing and Tuning, stage 2, for the text-to-image model `{base}`: {parts}. Sample with
 
 ```python
 from pathlib import Path
 from dpt.backbone import open_backbone
-from dpt.lora.store import attach_lora, read_lora
+from dpt.lora.io import attach_lora, read_lora
 from huggingface_hub import snapshot_download
 
 folder = Path(snapshot_download("{name}")){lora}
-backbone = open_backbone(BASE)
+backbone = open_backbone("{base}")
 attach_lora(backbone, read_lora(folder), str(folder)).merge()
 ```"""
 
 
 def model_card(name: str, root: Path, folders: Sequence[Path]) -> str:
-    """Of what is in those folders, which the run in `root` ended with."""
+    """The model card of the result in these folders, made by the run in `root`."""
     from dpt.training.engine.run_folder import CONFIG, LOG
 
-    noted = [parse_json(line) for line in (root / LOG).read_text().splitlines()]
-    settings = {"steps": noted[-1]["step"], **parse_json((root / CONFIG).read_text())}
+    lines = [parse_json(line) for line in (root / LOG).read_text().splitlines()]
+    settings = {"steps": lines[-1]["step"], **parse_json((root / CONFIG).read_text())}
     given = {f"`{key}`": f"`{_named(value)}`" for key, value in settings.items() if value is not None}
-    head = HEAD.format(name=name, what=_what(name, folders))
-    return f"{head}\n## Last validation\n\n{_validation(noted)}\n## Settings\n\n{_table('setting', 'value', given)}"
+    base = _base(folders[-1])
+    licence = OWN_LICENCE if base == EMBEDDED else BASE_LICENCE
+    head = HEAD.format(name=name, what=_what(name, folders), base=_named(base), licence=licence)
+    return f"{head}\n## Last validation\n\n{_validation(lines)}\n## Settings\n\n{_table('setting', 'value', given)}"
+
+
+def _base(folder: Path) -> str:
+    """The model that a result was trained on."""
+    from dpt.adapter.io import native as adapters
+    from dpt.lora import io as loras
+    from dpt.records import read_record
+
+    if (folder / adapters.RECORD).exists():
+        return read_record(adapters.AdapterRecord, folder / adapters.RECORD).base
+    return read_record(loras.LoraRecord, folder / loras.RECORD).base
 
 
 def _what(name: str, folders: Sequence[Path]) -> str:
@@ -151,13 +169,13 @@ def _what(name: str, folders: Sequence[Path]) -> str:
     return TUNED.format(name=name, base=_named(lora.base), parts=parts, lora=inside)
 
 
-def _validation(noted: Sequence[Mapping[str, Any]]) -> str:
-    validated = [one for one in noted if "validation" in one]
+def _validation(lines: Sequence[Mapping[str, Any]]) -> str:
+    validated = [line for line in lines if "validation" in line]
     if not validated:
         return "The run was not validated.\n"
     last = validated[-1]
-    shares = {f"`{question}`": f"{share:.3f}" for question, share in last["validation"].items()}
-    return f"After step {last['step']}.\n\n{_table('question', 'share of right answers', shares)}"
+    rates = {f"`{measure}`": f"{value:.3f}" for measure, value in last["validation"].items()}
+    return f"After step {last['step']}.\n\n{_table('measure', 'accuracy', rates)}"
 
 
 def _table(left: str, right: str, rows: Mapping[str, str]) -> str:

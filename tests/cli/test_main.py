@@ -1,0 +1,97 @@
+"""The `dpt` command: groups, aliases of the scripts, suggestions, and what it says of broken surroundings."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dpt
+from dpt.cli.commands.info import InfoOptions, info
+from dpt.cli.main import COMMANDS, GROUPS, SCRIPTS, load, run
+from dpt.errors import UserError
+from tests.cli.test_train import SMALL
+from tests.training import tiny_stage1
+
+ROOT = Path(__file__).parents[2]
+Capture = pytest.CaptureFixture[str]
+
+
+def test_help_lists_every_command_with_one_line_each(capsys: Capture) -> None:
+    run([])
+    overview = capsys.readouterr().out
+    assert all(
+        f"dpt {name} " in overview and summary in overview for name, (_, summary) in {**COMMANDS, **SCRIPTS}.items()
+    )
+    for group in GROUPS:
+        for words in ([group], [group, "--help"]):
+            run(words)
+            lines = capsys.readouterr().out.splitlines()
+            own = [name for name in COMMANDS if name.startswith(f"{group} ")]
+            assert [line.split("  ")[1] for line in lines if line.startswith("  dpt ")] == [f"dpt {one}" for one in own]
+    run(["--version"])
+    assert capsys.readouterr().out == f"dpt {dpt.__version__}\n"
+
+
+def test_every_command_can_be_loaded() -> None:
+    assert all(callable(load(entry)) for entry, _ in {**COMMANDS, **SCRIPTS}.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("bench rum", "there is no command 'dpt bench rum', did you mean 'dpt bench run'?"),
+        ("txt2image", "did you mean 'dpt txt2img'?"),
+        ("data", ""),
+        ("zzz", "the commands are: bench report"),
+        ("bench run base --guidence_scale 3", "dpt bench run has no flag --guidence_scale, did you mean --guidance_scale?"),
+        ("bench run base --num_inference_steps 0", "--num_timesteps must be at least 1, not 0"),
+    ],
+)  # fmt: skip
+def test_an_unknown_word_gets_a_suggestion_and_diffusers_names_work(words: str, sentence: str) -> None:
+    if not sentence:
+        run(words.split())
+        return
+    with pytest.raises(UserError) as error:
+        run(words.split())
+    assert sentence in str(error.value)
+
+
+def test_the_scripts_are_commands_too() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dpt", "txt2img", "--n_samples", "0"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (2, "error: --n_samples must be between 1 and 100000, not 0\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_behind_stdout_is_one_sentence() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "dpt", "--version"]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and done.stderr.startswith("error: ")
+
+
+def test_info_describes_a_training_state(tmp_path: Path, capsys: Capture) -> None:
+    from dpt.cli.train.stages import main_stage1
+
+    model = tiny_stage1.model(tmp_path / "model")
+    where = ["--pretrained_model_name_or_path", str(model), "--output_dir", str(tmp_path / "run")]
+    assert main_stage1([*where, *SMALL, "--validation_steps", "0", "--report_to", "none"]) == 0
+    capsys.readouterr()
+    info(InfoOptions(tmp_path / "run" / "checkpoint-2"))
+    shown = capsys.readouterr().out
+    assert "training state after step 2, to resume from; not a result" in shown and "trains   adapter (" in shown
+    assert str(tmp_path / "run" / "adapter") in shown and "learning_rate" in shown
+    info(InfoOptions(tmp_path / "run" / "checkpoint-2", json=True))
+    assert json.loads(capsys.readouterr().out)["step"] == 2
+    (tmp_path / "run" / "checkpoint-2" / "state.json").write_text("{}")
+    with pytest.raises(UserError, match=r"state\.json"):
+        info(InfoOptions(tmp_path / "run" / "checkpoint-2"))
