@@ -57,7 +57,7 @@ def test_what_a_run_leaves_is_uploaded(
 
     card = files["README.md"].decode()
     header = card.split("---")[1]
-    assert "base_model: model\n" in header and "license: other\nlicense_name: same-as-base-model" in header
+    assert "base_model: model" in header and "license: other\nlicense_name: same-as-base-model" in header
     assert "| `learning_rate` | `0.0001` |" in card and "| `steps` | `2` |" in card
     assert "After step 2.\n" in card and "| `itm_txt` | 0." in card and "| `rec_p1` | " in card
     assert str(tmp_path) not in card
