@@ -8,7 +8,7 @@ RELATIONS: tuple[str, ...] = ("left", "right", "above", "below")
 
 
 RELATION_MARGIN = 6.0
-"""Pixels by which one centre must lie beyond the other before a relation is said or accepted."""
+"""Pixels between two centres from which a relation is stated or accepted."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Box:
         return self.y1 - self.y0
 
     def gap_to(self, other: Box) -> float:
-        """Free pixels between two boxes along the axis that separates them best; negative if they overlap."""
+        """Pixels between two boxes along the axis that separates them best; negative if they overlap."""
         return max(self.x0 - other.x1, other.x0 - self.x1, self.y0 - other.y1, other.y0 - self.y1)
 
 
 def related(first: Box, second: Box, relation: str, margin: float = RELATION_MARGIN) -> bool:
-    """Whether `first` lies in the given relation to `second`, centre to centre, by at least the margin."""
+    """Whether the centre of `first` lies beyond that of `second` in the relation's direction by the margin."""
     (ax, ay), (bx, by) = first.centre, second.centre
     ahead = {"left": bx - ax, "right": ax - bx, "above": by - ay, "below": ay - by}[relation]
     return ahead >= margin
@@ -50,5 +50,5 @@ def overlap(a: Box, b: Box) -> float:
     height = min(a.y1, b.y1) - max(a.y0, b.y0)
     if width <= 0 or height <= 0:
         return 0.0
-    shared = width * height
-    return shared / (a.width * a.height + b.width * b.height - shared)
+    intersection = width * height
+    return intersection / (a.width * a.height + b.width * b.height - intersection)

@@ -27,17 +27,17 @@ class Group:
     noun: Noun
     n: int
     vague: bool = False
-    """Said without a number: "some circles"."""
+    """Worded without a number: "some circles"."""
 
 
 @dataclass(frozen=True)
 class Description:
     groups: tuple[Group, ...]
     relation: str | None = None
-    """Of the first group to the second; both are then single things."""
+    """Relation of the first group to the second, each of one thing."""
     absent: Noun | None = None
     exact: bool = True
-    """Whether "a circle" means just one circle; in vague captions it means one at least."""
+    """Whether "a circle" means exactly one; in vague captions it means at least one."""
 
     @property
     def facts(self) -> tuple[Fact, ...]:
@@ -58,7 +58,7 @@ class Caption:
 
 
 def caption_text(description: Description, rng: KeyedRandom | None = None) -> str:
-    """The description in words; without rng always in the same, plainest ones."""
+    """The description as a sentence; without rng, in its plainest wording."""
     parts = [_group_words(group, rng) for group in description.groups]
     if description.relation:
         relation = choose_word(RELATION_WORDS[description.relation], rng)
@@ -108,14 +108,14 @@ def parse_caption(text: str, world: Vocabulary) -> Description | None:
     lacking = _parse_noun(absent, world, many=True) if without else None
     if None in groups or (without and lacking is None):
         return None
-    found = Description(tuple(group for group in groups if group), relation, lacking)
-    return found if caption_text(found) == sentence else None
+    description = Description(tuple(group for group in groups if group), relation, lacking)
+    return description if caption_text(description) == sentence else None
 
 
 def _split_at_relation(text: str) -> tuple[str, str | None, str]:
     for relation, (words, *_) in RELATION_WORDS.items():
-        first, found, rest = text.partition(f" {words} ")
-        if found:
+        first, separator, rest = text.partition(f" {words} ")
+        if separator:
             return first, relation, rest
     return "", None, text
 

@@ -1,4 +1,4 @@
-"""What a detector found in a picture, and the rules by which it is queried and its boxes count."""
+"""What a detector reads from a picture, and how it is queried."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from dpt.claims.words import article
 
 @dataclass(frozen=True)
 class DetectConfig:
-    """How a detector that must be told is asked, and what of its answer counts. Others are not affected."""
+    """How an open-vocabulary detector is queried, and which of its boxes count. Closed-set detectors ignore it."""
 
     query: str
-    """{noun} stands for the noun, {a} for its article."""
+    """The text query; {noun} is replaced by the noun, {a} by its article."""
     threshold: float
     above: bool = False
-    """Whether a score must lie above the threshold; otherwise it may also lie at it."""
+    """Whether a score must exceed the threshold; otherwise reaching it is enough."""
     thresholds: tuple[tuple[str, float], ...] = ()
-    """Other thresholds, of single categories."""
+    """Thresholds of single categories that differ."""
     nms: float | None = None
-    """Of two boxes of one noun that share more of their union than this, the better one counts."""
+    """IoU above which the lower-scoring of two boxes of one noun is dropped."""
     colours: tuple[str, ...] = ()
-    """Out of which the colour of a box is named. None: a noun's colour is part of the query ("red car")."""
+    """Colours that a box is classified into. Empty: the colour is part of the query ("red car")."""
 
     @property
     def coloured(self) -> bool:
@@ -35,7 +35,7 @@ class DetectConfig:
         return min([self.threshold, *(value for _, value in self.thresholds)])
 
     def counts(self, score: float, category: str | None = None) -> bool:
-        """Of no category: whether it counts in some category."""
+        """Whether a box with this score counts in the category; without one, whether it counts in any."""
         least = self.lowest if category is None else dict(self.thresholds).get(category, self.threshold)
         return score > least if self.above else score >= least
 
@@ -44,9 +44,9 @@ class DetectConfig:
         return " ".join(part for part in parts if part)
 
     def phrases(self, prompt: Prompt) -> dict[str, Noun]:
-        """What to ask for in a picture of the prompt, and the noun that each phrase stands for."""
-        asked = (noun if self.coloured else Noun(shape=noun.shape, size=noun.size) for noun in prompt.nouns)
-        return {self.phrase(noun): noun for noun in asked}
+        """The phrases to query for a prompt, and the noun that each stands for."""
+        nouns = (noun if self.coloured else Noun(shape=noun.shape, size=noun.size) for noun in prompt.nouns)
+        return {self.phrase(noun): noun for noun in nouns}
 
     def sentence(self, phrase: str) -> str:
         return self.query.replace("{a}", article(phrase)).replace("{noun}", phrase)
@@ -62,18 +62,18 @@ class DetectConfig:
 @dataclass(frozen=True)
 class Detection:
     label: str
-    """The noun: a shape in this house's worlds, a class name from a zero-shot detector."""
+    """The noun: a shape in rendered scenes, a class name or phrase from other detectors."""
     box: Box
     confidence: float
     """From 0 to 1."""
     colour: str | None = None
-    """None: this detector does not tell."""
+    """None: the detector does not read colours."""
     size: str | None = None
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A region that shows something, but nothing that can be named without guessing."""
+    """A region that shows something the detector cannot name without guessing."""
 
     box: Box
     why: str
@@ -81,11 +81,11 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Detections:
-    """All that was seen in one image."""
+    """Everything a detector reads from one picture."""
 
     objects: tuple[Detection, ...] = ()
     unreadable: tuple[Unreadable, ...] = ()
     clipped: int = 0
-    """Boxes that reached past the picture and were cut to it."""
+    """Boxes that reached past the picture and were clipped to it."""
     outside: int = 0
-    """Boxes with nothing of the picture in them: taken off, since they show no object of it."""
+    """Boxes entirely outside the picture, which were dropped."""

@@ -1,7 +1,7 @@
-"""Claims about a picture, and whether they hold for what was detected in it.
+"""Claims about a picture, and whether they hold for the things in it, rendered or detected.
 
-A claim is about things with a shape, a colour, a size and a box, rendered or detected; those of the public suites
-also use scores. Best-scoring boxes come first; of equal scores, the box that the detector named first.
+A thing has a shape, a colour, a size and a box. Claims of the public suites also rank things by score; ties keep the
+detector's order.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ AnyThing = TypeVar("AnyThing", bound=Thing)
 
 @dataclass(frozen=True)
 class Noun:
-    """A description of one thing; what is None is left open."""
+    """A description of a thing; None leaves an attribute open."""
 
     colour: str | None = None
     shape: str | None = None
@@ -44,7 +44,7 @@ class Noun:
         )
 
     def covers(self, other: Noun) -> bool:
-        """Whether whatever the other noun describes is described by this one too."""
+        """Whether this noun matches everything that the other matches."""
         return (
             self.colour in (None, other.colour)
             and self.shape in (None, other.shape)
@@ -57,20 +57,20 @@ class Noun:
 
 @dataclass(frozen=True)
 class Count:
-    """There are `n` of the noun: exactly, or at least."""
+    """Exactly `n`, or at least `n`, things match the noun."""
 
     noun: Noun
     n: int
     exact: bool = True
 
     def holds(self, things: Sequence[Thing]) -> bool:
-        found = len(self.noun.among(things))
-        return found == self.n if self.exact else found >= self.n
+        count = len(self.noun.among(things))
+        return count == self.n if self.exact else count >= self.n
 
 
 @dataclass(frozen=True)
 class Related:
-    """Some thing of the first noun lies so to some other thing of the second."""
+    """Some thing of the first noun stands in the relation to some other thing of the second."""
 
     first: Noun
     relation: str
@@ -87,6 +87,8 @@ class Related:
 
 @dataclass(frozen=True)
 class Absent:
+    """Nothing matches the noun."""
+
     noun: Noun
 
     def holds(self, things: Sequence[Thing]) -> bool:
@@ -114,34 +116,34 @@ def best(things: Sequence[AnyScored], n: int) -> list[AnyScored]:
 
 @dataclass(frozen=True)
 class RelationByCentres:
-    """The first's centre lies strictly beyond the second's: a tie of centres is no relation."""
+    """As `Related`, decided by centres without a margin; equal centres are not related."""
 
     first: Noun
     relation: str
     """left, right, above or below"""
     second: Noun
     best_only: bool
-    """Whether only the best-scoring box of each noun is looked at; otherwise some pair of boxes is enough."""
+    """Compare only the best-scoring box of each noun, instead of any pair."""
 
     def holds(self, things: Sequence[Scored]) -> bool:
         firsts, seconds = self.first.among(things), self.second.among(things)
         if self.best_only:
             firsts, seconds = best(firsts, 1), best(seconds, 1)
-        return any(_ahead(a.box, b.box, self.relation) > 0 for a in firsts for b in seconds if a is not b)
+        return any(_offset(a.box, b.box, self.relation) > 0 for a in firsts for b in seconds if a is not b)
 
 
-OVERLAP_TAKEN_OFF = 0.1
-"""Of the two boxes' summed extents: so much of an offset does not count."""
+IGNORED_OFFSET = 0.1
+"""Fraction of the boxes' summed extents that is subtracted from an offset."""
 
-DIRECTION = 0.5
-"""Of the whole offset: so much must point the way that is asked for."""
+MIN_ALIGNMENT = 0.5
+"""Fraction of the centre distance that must lie along the relation's axis."""
 
 
 @dataclass(frozen=True)
 class RelationOfBest:
-    """Each of the best boxes of one noun lies so to each of the best boxes of another, both being there.
+    """Each of the best boxes of one noun stands in the relation to each of the best boxes of another.
 
-    An offset counts beyond a tenth of the boxes' summed extents, and must be more than half of the distance.
+    As GenEval decides it: the offset, less a tenth of the boxes' summed extents, must exceed half of the distance.
     """
 
     first: Noun
@@ -160,14 +162,14 @@ class RelationOfBest:
     def _lies(self, first: Box, second: Box) -> bool:
         across = self.relation in ("left", "right")
         extent = first.width + second.width if across else first.height + second.height
-        distance = hypot(_ahead(first, second, "left"), _ahead(first, second, "above"))
-        beyond = _ahead(first, second, self.relation) - OVERLAP_TAKEN_OFF * extent
-        return distance > 0 and beyond > DIRECTION * distance
+        distance = hypot(_offset(first, second, "left"), _offset(first, second, "above"))
+        beyond = _offset(first, second, self.relation) - IGNORED_OFFSET * extent
+        return distance > 0 and beyond > MIN_ALIGNMENT * distance
 
 
 @dataclass(frozen=True)
 class ColourOfBest:
-    """The `n` best boxes of the noun's shape all have its colour; fewer than n boxes do not do."""
+    """The `n` best boxes of the noun's shape all have its colour; there must be n."""
 
     noun: Noun
     n: int
@@ -179,7 +181,7 @@ class ColourOfBest:
 
 @dataclass(frozen=True)
 class FewerThan:
-    """There are fewer than `n` of the noun."""
+    """Fewer than `n` things match the noun."""
 
     noun: Noun
     n: int
@@ -197,7 +199,7 @@ def nouns_of(claim: Claim) -> tuple[Noun, ...]:
     return (claim.noun,)
 
 
-def _ahead(first: Box, second: Box, relation: str) -> float:
-    """By how much the first's centre lies that way of the second's."""
+def _offset(first: Box, second: Box, relation: str) -> float:
+    """How far the first centre lies beyond the second in the direction of the relation."""
     (ax, ay), (bx, by) = first.centre, second.centre
     return {"left": bx - ax, "right": ax - bx, "above": by - ay, "below": ay - by}[relation]

@@ -1,4 +1,4 @@
-"""Does a picture show what its prompt says? Counting only: objects that a detector read, facts that must hold."""
+"""Whether a picture shows what its prompt says, judged by the claims of the prompt and a detector's boxes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SORTS: dict[type, str] = {
 
 @dataclass(frozen=True)
 class Atom:
-    """One requirement and whether it was met."""
+    """One requirement of a prompt, and whether the picture meets it."""
 
     sort: str
     """readable, total, count, relation, absence, colour or surplus"""
@@ -55,7 +55,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _DetectedObject:
-    """A detection as a thing that facts can be about."""
+    """A detection as a `Thing` that claims are about."""
 
     shape: str
     colour: str
@@ -64,27 +64,32 @@ class _DetectedObject:
     confidence: float
 
 
-def judge(prompt: Prompt, seen: Detections, asking: DetectConfig | None = None) -> Verdict:
-    """`asking`: how the detector was told what to look for; None for one that names all there is, or owns up."""
-    if asking is None:
-        things = [_detected_object(detection) for detection in seen.objects]
-        atoms = [Atom("readable", "everything readable", not seen.unreadable)]
+def judge(prompt: Prompt, detections: Detections, config: DetectConfig | None = None) -> Verdict:
+    """`config`: how an open-vocabulary detector was queried; None for a closed-set detector, which names everything."""
+    if config is None:
+        things = [_detected_object(detection) for detection in detections.objects]
+        atoms = [Atom("readable", "everything readable", not detections.unreadable)]
     else:
-        nouns = asking.phrases(prompt)
-        things = [_queried_object(one, nouns[one.label]) for one in counted_detections(prompt, seen, asking).objects]
+        nouns = config.phrases(prompt)
+        counted = counted_detections(prompt, detections, config).objects
+        things = [_queried_object(detection, nouns[detection.label]) for detection in counted]
         atoms = []
     if prompt.closed:
-        asked = sum(fact.n for fact in prompt.facts if isinstance(fact, Count))
-        atoms.append(Atom("total", f"{asked} objects in all", len(things) == asked))
+        total = sum(fact.n for fact in prompt.facts if isinstance(fact, Count))
+        atoms.append(Atom("total", f"{total} objects in all", len(things) == total))
     atoms += [Atom(_SORTS[type(fact)], claim_text(fact), fact.holds(things)) for fact in prompt.facts]
     return Verdict(tuple(atoms))
 
 
-def counted_detections(prompt: Prompt, seen: Detections, asking: DetectConfig) -> Detections:
-    """What the suite's rules let count: answers to what was asked, of enough score for the prompt's category."""
-    asked = asking.phrases(prompt)
-    enough = (one for one in seen.objects if one.label in asked and asking.counts(one.confidence, prompt.category))
-    return replace(seen, objects=tuple(enough))
+def counted_detections(prompt: Prompt, detections: Detections, config: DetectConfig) -> Detections:
+    """The boxes that answer a query of the prompt with a sufficient score for its category."""
+    phrases = config.phrases(prompt)
+    counted = (
+        detection
+        for detection in detections.objects
+        if detection.label in phrases and config.counts(detection.confidence, prompt.category)
+    )
+    return replace(detections, objects=tuple(counted))
 
 
 def claim_text(fact: Claim) -> str:
@@ -111,7 +116,7 @@ def _detected_object(detection: Detection) -> _DetectedObject:
 
 
 def _queried_object(detection: Detection, noun: Noun) -> _DetectedObject:
-    """The label is what was asked for. Its noun's colour was part of that, or else has been read off the box."""
+    """The label is the queried phrase. The colour comes from the query, or else was classified from the box."""
     colour = noun.colour or detection.colour or ""
     return _DetectedObject(noun.shape or "", colour, noun.size or "", detection.box, detection.confidence)
 

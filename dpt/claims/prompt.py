@@ -1,4 +1,4 @@
-"""A prompt: its text, and what must be true of a picture of it."""
+"""A prompt of a suite: its text and the claims that a picture of it must meet."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ class Prompt:
     text: str
     facts: tuple[Claim, ...]
     closed: bool = True
-    """Whether the picture may show nothing beside what the facts count."""
+    """Whether objects that no fact counts are a fault."""
     unseen: bool = False
-    """Whether it names a combination that no training caption ever said."""
+    """Whether it names a combination that is held out of training."""
     where: str = ""
-    """File and line it was read from."""
+    """File and line it comes from."""
     source: str = ""
-    """The line itself, for the layouts that keep it beside the pictures."""
+    """The line itself, for layouts that store it beside the pictures."""
 
     @property
     def nouns(self) -> tuple[Noun, ...]:
-        """All that its facts are about, each once, in their order."""
+        """The nouns of its facts, without repeats, in order."""
         return tuple(dict.fromkeys(noun for fact in self.facts for noun in nouns_of(fact)))
 
     @property

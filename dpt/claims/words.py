@@ -1,4 +1,4 @@
-"""The words for shapes, colours, numbers and relations, and the little English around them."""
+"""The vocabulary of captions: shapes, colours, numbers, relations, plurals and articles."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ def scene_article(word: str) -> str:
 
 
 def choose_word(words: tuple[str, ...], rng: KeyedRandom | None) -> str:
-    """The first word, or now and then a synonym; without rng always the first."""
+    """The first word, or a synonym with probability SYNONYM_CHANCE; without rng, the first."""
     if rng is not None and len(words) > 1 and rng.chance(SYNONYM_CHANCE):
         return words[1 + rng.randrange(len(words) - 1)]
     return words[0]
 
 
 def noun_words(noun: Noun, rng: KeyedRandom | None = None, many: bool = False) -> list[str]:
-    """Size, colour, shape; the head comes last."""
+    """Size, colour, shape; the head noun is last."""
     words = []
     if noun.size:
         words.append(choose_word(SIZE_WORDS[noun.size], rng))
@@ -93,7 +93,7 @@ def noun_words(noun: Noun, rng: KeyedRandom | None = None, many: bool = False) -
 
 
 def vocabulary() -> list[str]:
-    """Every word the grammar can say, sorted."""
+    """Every word that the grammar can produce, sorted."""
     heads = [word for words in SHAPE_WORDS.values() for word in words] + list(ANYTHING)
     phrases: list[str] = [*heads, *(scene_plural(head) for head in heads), *NUMBERS, *VAGUE, *EXTREMES.values()]
     for table in (COLOUR_WORDS, SIZE_WORDS, RELATION_WORDS):
@@ -109,7 +109,7 @@ HISSING = ("s", "x", "z", "ch", "sh")
 
 
 def article(words: str) -> str:
-    """By the first letter, as the public suites have it: "an umbrella", but also "a skis"."""
+    """By the first letter, as the public suites do: "an umbrella", but also "a skis"."""
     return "an" if words[:1].lower() in tuple(VOWELS) else "a"
 
 

@@ -1,4 +1,4 @@
-"""Images as files, as framed tensors with their boxes, and as 8-bit pictures."""
+"""Picture files read safely, framed to squares with their boxes, and converted to and from tensors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What is known of a picture before its pixels are decoded."""
+    """Size and EXIF orientation of a picture, known without decoding its pixels."""
 
     path: Path
     stored_size: Size
@@ -41,37 +41,38 @@ class ImageHeader:
 
     @property
     def size(self) -> Size:
-        """Once upright."""
+        """After applying the orientation."""
         width, height = self.stored_size
         return (height, width) if self.orientation >= 5 else (width, height)
 
     def upright(self, box: BoxCorners, recorded_size: Size | None) -> BoxCorners:
-        """A box of the annotations, where it lies in the upright picture.
+        """An annotated box in the coordinates of the upright picture.
 
-        Annotations of a turned picture may have been made on the picture as stored or as shown. The size that they
-        record says which, unless the picture is square or only mirrored: then the picture is refused.
+        Boxes of a rotated picture may refer to the stored or the upright picture. The recorded size decides, unless
+        the picture is square or only mirrored: then it raises BrokenImageError.
         """
         if recorded_size is not None and recorded_size not in (self.stored_size, self.size):
-            there, said = ("x".join(map(str, size)) for size in (self.size, recorded_size))
-            raise BrokenImageError.of(self.path, f"it is {there} pixels large, but its annotation says {said}")
+            actual, recorded = ("x".join(map(str, size)) for size in (self.size, recorded_size))
+            raise BrokenImageError.of(self.path, f"it has {actual} pixels, but its annotation says {recorded}")
         if self.orientation == 1:
             return box
         if self.size == self.stored_size or recorded_size is None:
             raise BrokenImageError.of(
-                self.path, "it is stored turned (EXIF), and nothing says whether its boxes were drawn before or after"
+                self.path,
+                "EXIF says that it is rotated, and whether its boxes were drawn before or after that is unknown",
             )
         return turn_box(box, self.stored_size, self.orientation) if recorded_size == self.stored_size else box
 
 
 def read_header(path: Path, inside: Path | None = None) -> ImageHeader:
-    """`inside`: the folder that it must lie in, links followed."""
+    """`inside`: the folder that it must lie in after following links."""
     _refuse_outside(path, inside)
     with _open_image(path) as image:
         return _header(path, image)
 
 
 def read_image(path: Path, inside: Path | None = None) -> tuple[Image.Image, ImageHeader]:
-    """Upright, RGB. `inside`: the folder that it must lie in, links followed."""
+    """Upright and RGB. `inside`: the folder that it must lie in after following links."""
     _refuse_outside(path, inside)
     with _open_image(path) as image:
         header = _header(path, image)
@@ -80,7 +81,7 @@ def read_image(path: Path, inside: Path | None = None) -> tuple[Image.Image, Ima
 
 
 def _refuse_outside(path: Path, inside: Path | None) -> None:
-    """The folder itself may be a link: data lie on other disks. A picture in it that is one was put there."""
+    """The folder itself may be a link to another disk; a picture in it may not lead out of it."""
     if inside is not None and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(inside)):
         raise BrokenImageError.of(path, f"it is a link that leads out of {inside}")
 
@@ -125,7 +126,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def turn_box(box: BoxCorners, stored_size: Size, orientation: int) -> BoxCorners:
-    """From the picture as stored to the upright one."""
+    """From stored to upright coordinates."""
     (width, height), (x0, y0, x1, y1) = stored_size, box
     if orientation in (2, 3, 7, 8):
         x0, x1 = width - x1, width - x0
@@ -135,23 +136,23 @@ def turn_box(box: BoxCorners, stored_size: Size, orientation: int) -> BoxCorners
 
 
 PREPROCESSING = 1
-"""To be raised when the same picture file comes to give other pixels, since caches hold what was made of them."""
+"""Version of the preprocessing, part of a cache's key: raise it when the same file comes to give other pixels."""
 
 
 LEAST_IN_VIEW = 0.5
-"""A box of which a smaller share of the area is left in the crop is lost, and its region is dropped."""
+"""Fraction of a box's area that must be left in the crop; otherwise the region is dropped."""
 
 
 @dataclass(frozen=True)
 class Framing:
-    """The whole picture squashed to a square (as published), or the largest square in its middle."""
+    """Resize the whole picture to a square (as published), or crop the largest square in its middle."""
 
     resolution: int
     center_crop: bool = False
     random_flip: bool = False
 
     def window(self, size: Size) -> BoxCorners:
-        """The part of the picture that is shown, in pixels."""
+        """The visible part of the picture, in pixels."""
         width, height = size
         if not self.center_crop:
             return 0, 0, width, height
@@ -169,7 +170,7 @@ class Framing:
         return values.permute(2, 0, 1).contiguous() / 127.5 - 1
 
     def box(self, box: BoxCorners, size: Size) -> BoxCentre | None:
-        """The part of a box that is in view, as shares of the view; None if the box is lost."""
+        """The visible part of a box, cxcywh relative to the window; None if too little is visible."""
         left, top, right, bottom = self.window(size)
         x0, x1 = max(box[0], left), min(box[2], right)
         y0, y1 = max(box[1], top), min(box[3], bottom)
@@ -186,12 +187,12 @@ class Framing:
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """An image (3,H,W) in [-1,1], clipped and rounded as diffusers does it."""
+    """A tensor (3,H,W) in [-1,1], clipped and rounded as diffusers does it."""
     levels = ((image / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
 
 
 def from_pil(picture: Image.Image) -> Tensor:
-    """A picture as an image (3,H,W) in [-1,1]."""
+    """A picture as a tensor (3,H,W) in [-1,1]."""
     levels = torch.from_numpy(np.array(picture.convert("RGB")))
     return levels.permute(2, 0, 1).float() / 127.5 - 1

@@ -1,4 +1,4 @@
-"""Pictures read under texts: which with which, and the frozen model's features of all of them in one forward."""
+"""Which pictures of a batch are conditioned on which texts, and their encodings and features in one forward."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dpt.data.example import Batch, EncodedTexts
 # The VAE's first layers hold whole pictures; more of them at once only costs memory.
 PICTURES_AT_ONCE = 16
 
-# Places of the pictures z, z-, z? among a batch's pictures.
+# Kinds of picture: z, z-, z?.
 TRUE, HARD, RANDOM = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One of the kinds of picture of a batch, read under one of its kinds of text."""
+    """A kind of picture of a batch, conditioned on a kind of text."""
 
     picture: int
     text: str
@@ -69,7 +69,7 @@ def _complete(backbone: Backbone, prompts: Sequence[str], known: EncodedTexts) -
 
 
 def encode_pair_images(backbone: Backbone, batch: Batch, kinds: Sequence[int]) -> Tensor:
-    """Latents of those kinds of picture, (kinds,B,C,h,w): the posterior's mean, so that a cache holds the same."""
+    """Latents (kinds,B,C,h,w) of these kinds of picture: the mean of the posterior, as a cache stores it."""
     negatives = batch.negatives
     by_kind = {TRUE: batch.images}
     if negatives is not None:

@@ -1,4 +1,4 @@
-"""The order in which a source is read, and the stream of batches it becomes."""
+"""The order in which a source is read, and batches of it, loaded ahead."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def epoch_of(position: int, length: int) -> int:
 
 
 def shuffled_index(seed: int, position: int, length: int) -> int:
-    """Which item comes at this position: every epoch is a permutation of its own of 0 … length - 1.
+    """The item at this position: every epoch is its own permutation of 0 … length - 1.
 
-    A Feistel network permutes the smallest square power of two that holds the length; what falls outside is
-    permuted again until it falls inside.
+    A Feistel network permutes the smallest square power of two that holds the length; a value beyond the length is
+    permuted again until it falls below.
     """
     if length < 1 or position < 0:
         raise ValueError(f"there is no position {position} in a source of {length} examples")
@@ -60,15 +60,15 @@ def _mixed(value: int, key: int, nth: int) -> int:
     return value ^ value >> 31
 
 
-MOST_STAND_INS = 16
+MAX_REPLACEMENTS = 16
 
 
 class Stream(Dataset[Example]):
-    """Examples by position, a pure function of (source, seed, position): shuffled anew in each epoch, or in order.
+    """Examples by position, a pure function of (source, seed, position): shuffled in each epoch, or in order.
 
-    An example with a broken picture is an error, unless the budget allows some: then another example stands in for
-    it, drawn for that position, and says in `skipped` what it stands in for. So a batch keeps its size, and the same
-    files give the same data whichever way positions are split into batches, processes or runs.
+    A broken picture is an error, unless the corrupt budget allows some: then another example, drawn for that position,
+    takes its place and lists the fault in `skipped`. A batch keeps its size, and the data do not depend on how
+    positions are split into batches, processes or runs.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Stream(Dataset[Example]):
         return self[position].id
 
     def __len__(self) -> int:
-        """Of one epoch."""
+        """Examples in an epoch."""
         return len(self.source)
 
     def __getitem__(self, position: int) -> Example:
@@ -105,7 +105,7 @@ class Stream(Dataset[Example]):
         if self.shuffle:
             index, epoch = shuffled_index(self.seed, position, n), epoch_of(position, n)
         skipped: list[str] = []
-        for attempt in range(MOST_STAND_INS):
+        for attempt in range(MAX_REPLACEMENTS):
             try:
                 return replace(self.source.example(index, epoch, self.parts), skipped=tuple(skipped))
             except BrokenImageError as broken:
@@ -113,14 +113,11 @@ class Stream(Dataset[Example]):
                     raise
                 skipped.append(str(broken))
                 index = KeyedRandom("stand-in", self.seed, position, attempt).randrange(n)
-        raise DataError(f"{MOST_STAND_INS} examples in a row have broken pictures; {skipped[-1]}")
+        raise DataError(f"{MAX_REPLACEMENTS} examples in a row have broken pictures; {skipped[-1]}")
 
 
 class CorruptBudget:
-    """Counts the broken pictures, each once; warns of every one, and stops when there are more than allowed.
-
-    What is counted is what this process has met.
-    """
+    """Warns of each broken picture that this process reads, once, and raises DataError beyond the allowed number."""
 
     def __init__(self, allowed: int = 0) -> None:
         self.allowed = allowed
@@ -142,7 +139,7 @@ def load(
     budget: CorruptBudget | None = None,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
-    """A batch for each sequence of positions, in order, made ahead by worker processes."""
+    """A batch for each sequence of positions, in order, loaded ahead by worker processes."""
     budget = budget or CorruptBudget(stream.corrupt_budget)
     loader = DataLoader(
         _Fetch(stream),
@@ -171,7 +168,7 @@ def _leave_stopping_to_the_parent(worker: int) -> None:
 
 @dataclass(frozen=True)
 class _Failed:
-    """A user's error on its way out of a worker, where as an exception it would become a traceback."""
+    """A user's error in a worker, returned as a value: raised there, it would become a traceback."""
 
     sentence: str
 

@@ -99,6 +99,6 @@ class ClipStage:
             if pair is None:
                 captions.append(scene_caption(s, self.world, rng, CAPTION_NOISE))
             else:
-                captions.append(pair.right)
-                hard.append(pair.wrong)
+                captions.append(pair.caption)
+                hard.append(pair.false_caption)
         return captions, hard

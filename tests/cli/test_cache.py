@@ -258,7 +258,7 @@ def test_a_full_disk_is_known_before(run: Commands, root: Path, monkeypatch: pyt
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - 10**5, 10**5))
     code, out, error = run.cache(root, "--texts")
     assert "cache/latents: 34 of 34 pictures are to be encoded, 148 kB" in out
-    assert re.search(rf"the disk of {root}/cache has not the room: the cache needs \d+ kB and 100 kB are free", error)
+    assert re.search(rf"the disk of {root}/cache has too little space: the cache needs \d+ kB and 100 kB are free", error)
     assert code == 2 and not list((root / "cache").rglob("shard-*"))
 
 

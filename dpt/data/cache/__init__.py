@@ -1,1 +1,1 @@
-"""Latents and text states made once, and read instead of pictures and prompts."""
+"""Latents of pictures and states of texts, encoded once by `dpt cache` and read by training."""

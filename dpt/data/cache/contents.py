@@ -1,4 +1,4 @@
-"""What a cache depends on, and which images and texts of a data folder it holds."""
+"""The key of a cache, and the pictures and texts of a data folder that it holds."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def texts_key(model: ModelFolder, dtype: torch.dtype, made: CacheKey = NEW) -> C
     }
 
 
-def differences(made: CacheKey, wanted: CacheKey, free: tuple[str, ...] = ()) -> list[str]:
-    """Each ingredient that differs, in words."""
-    names = [name for name in {**wanted, **made} if name not in free and made.get(name) != wanted.get(name)]
-    return [f"{name} is {_short(made.get(name))}, not {_short(wanted.get(name))}" for name in names]
+def differences(made: CacheKey, needed: CacheKey, free: tuple[str, ...] = ()) -> list[str]:
+    """The entries that differ, as sentences."""
+    names = [name for name in {**needed, **made} if name not in free and made.get(name) != needed.get(name)]
+    return [f"{name} is {_short(made.get(name))}, not {_short(needed.get(name))}" for name in names]
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -71,37 +71,37 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def _short(value: Any) -> str:
-    """Of a hash, enough to tell it from another."""
+    """A hash is abbreviated."""
     return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else repr(value)
 
 
 @dataclass(frozen=True)
 class CacheContents:
     pictures: list[str]
-    """train2014/… and val2014/…, as they lie under the folder of images."""
+    """Paths under coco/images."""
     texts: list[str]
 
 
 def cache_contents(root: DataRoot, texts: bool, random_flip: bool) -> CacheContents:
-    """Whatever is there of the published files counts, all sets of expressions and both parts of the negatives."""
+    """The pictures and texts of all sets of expressions and both parts of the hard negatives, as far as they exist."""
     pictures: set[str] = set()
-    said: set[str] = set()
+    prompts: set[str] = set()
     for file in sorted((root.path / REC).glob("finetune_*.json")):
-        for one in read_expressions(file):
-            pictures.add(f"train2014/{one.file_name}")
-            said.add(one.text)
+        for row in read_expressions(file):
+            pictures.add(f"train2014/{row.file_name}")
+            prompts.add(row.text)
     for part in ("train", "val"):
         if not (root.hard_negatives(part).is_dir() or root.hard_negatives_table(part).is_file()):
             continue
         negatives = open_hard_negatives(root, part)
         for id_ in tqdm(negatives.ids, desc=f"reading {part} captions", unit="caption", leave=False, disable=None):
-            row = negatives.row(id_)
-            pictures.update(f"{part}2014/{name}" for name in (row.file_name, *row.images))
-            said.update((row.title, *row.captions) if texts else ())
+            negative = negatives.row(id_)
+            pictures.update(f"{part}2014/{name}" for name in (negative.file_name, *negative.images))
+            prompts.update((negative.title, *negative.captions) if texts else ())
     if not pictures:
         raise DataError(f"{root.path} has neither expressions nor captions with hard negatives to cache pictures for")
     if not texts:
         return CacheContents(sorted(pictures), [])
     if random_flip:
-        said.update([other for text in said if (other := mirrored_text(text)) is not None])
-    return CacheContents(sorted(pictures), sorted(said))
+        prompts.update([other for text in prompts if (other := mirrored_text(text)) is not None])
+    return CacheContents(sorted(pictures), sorted(prompts))

@@ -1,4 +1,4 @@
-"""Latents of pictures: made, and read in place of the pictures."""
+"""Latents of pictures: encoded once, and read instead of the pictures."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ LATENTS, MIRRORED = "latents", "mirrored"
 ABSENT = -1
 
 COMPARED = 100
-"""Pictures whose size is compared when a cache is opened: enough to notice a cache of other data."""
+"""Number of pictures whose size is compared on opening: enough to notice a cache of other data."""
 
 
 class LatentsMaker(PartMaker):
-    """The posterior's mean, scaled, as training takes it; with --random_flip that of the mirrored picture too."""
+    """Scaled posterior means, as training uses them; with --random_flip also those of the mirrored pictures."""
 
     unit = "picture"
 
@@ -60,13 +60,13 @@ class LatentsMaker(PartMaker):
         self.budget = CorruptBudget(corrupt_budget)
 
     def is_current(self, name: str, facts: ShardMetadata) -> bool:
-        """By its size. A picture that is gone is cached all the same."""
+        """By its size. A picture that was deleted stays cached."""
         size = _bytes(self.images / name)
         was_broken = isinstance(facts[1], str)
         return size == facts[0] or (size == ABSENT and not was_broken)
 
     def missing(self, say: OnProgress) -> list[str]:
-        """Pictures that an earlier run left out count against the budget too."""
+        """Broken pictures of an earlier run count against the budget too."""
         missing = super().missing(say)
         for name, facts in self.builder.broken.items():
             self._count(name, facts)
@@ -82,17 +82,17 @@ class LatentsMaker(PartMaker):
             generator=torch.Generator(),
         )
         for batch in loader:
-            good = [one for one in batch if one.pixels is not None]
-            broken = {one.name: one.facts for one in batch if one.pixels is None}
+            good = [image for image in batch if image.pixels is not None]
+            broken = {image.name: image.facts for image in batch if image.pixels is None}
             for name, facts in broken.items():
                 self._count(name, facts)
             rows: dict[str, Tensor] = {}
             if good:
-                pixels = torch.stack([one.pixels for one in good])
+                pixels = torch.stack([image.pixels for image in good])
                 rows = {LATENTS: self.backbone.encode_images(pixels)}
                 if self.framing.random_flip:
                     rows[MIRRORED] = self.backbone.encode_images(pixels.flip(-1))
-            yield [(one.name, one.facts) for one in good], rows, broken
+            yield [(image.name, image.facts) for image in good], rows, broken
 
     def _count(self, name: str, facts: ShardMetadata) -> None:
         broken = BrokenImageError.of(self.images / name, facts[1])
@@ -103,7 +103,7 @@ class LatentsMaker(PartMaker):
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """The facts of a picture that was encoded. Of a broken one they are its size in bytes and what is wrong."""
+    """Metadata of an encoded picture. A broken picture has its size in bytes and the reason instead."""
 
     bytes: int
     width: int
@@ -140,7 +140,7 @@ def _bytes(path: Path) -> int:
 
 
 class CachedLatents:
-    """A LatentStore. A picture that was broken when the cache was made is broken, for the same reason."""
+    """A LatentStore. Pictures that were broken when the cache was made raise the same error."""
 
     def __init__(self, part: CachePart, images: Path) -> None:
         self.part, self.images = part, images
@@ -181,9 +181,9 @@ class CachedLatents:
 
     def __str__(self) -> str:
         n, broken = len(self.part.rows), len(self.part.broken)
-        told = f"latents of {n} picture{'' if n == 1 else 's'} in {self.part.key['dtype']}"
-        told += ", mirrored ones too" if self.has_mirrored else ""
-        return told + (f", {broken} broken" if broken else "")
+        text = f"latents of {n} picture{'' if n == 1 else 's'} in {self.part.key['dtype']}"
+        text += ", mirrored ones too" if self.has_mirrored else ""
+        return text + (f", {broken} broken" if broken else "")
 
 
 def _check_facts(part: CachePart) -> None:
@@ -202,7 +202,7 @@ def _check_facts(part: CachePart) -> None:
 
 
 class NpyLatents:
-    """A LatentStore. Nothing in it says which model made it, nor how the pictures were framed."""
+    """A LatentStore of published .npy files, which record neither the model nor the preprocessing."""
 
     has_mirrored = False
 
@@ -226,26 +226,26 @@ class NpyLatents:
         except Exception as error:  # headers are met with errors of every kind
             raise DataError(f"{file} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from None
         if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.shape != self.shape:
-            raise DataError(f"{file} should hold latents of the shape {self.shape}, not {_told(values)}")
+            raise DataError(f"{file} should hold latents of the shape {self.shape}, not {_describe(values)}")
         latents = torch.from_numpy(np.array(values, np.float32))
         if not torch.isfinite(latents).all():
             raise DataError(f"{file} holds numbers that are not finite")
         return latents
 
     def header(self, picture: Path) -> ImageHeader:
-        """Sizes are not published: boxes need the picture's own."""
+        """Sizes are not published, so the picture is opened for its boxes."""
         return read_header(picture)
 
     @cached_property
     def digest(self) -> str:
-        """Of what is there, by name."""
+        """Hash of the file names."""
         return hashlib.sha256("\n".join(sorted(self.stems)).encode()).hexdigest()
 
     def __str__(self) -> str:
         return f"published latents of {len(self.stems)} picture{'' if len(self.stems) == 1 else 's'}"
 
 
-def _told(values: object) -> str:
+def _describe(values: object) -> str:
     if not isinstance(values, np.ndarray):
         return "several arrays"
     return f"{values.dtype} of {values.shape}"

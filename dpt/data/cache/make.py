@@ -1,4 +1,4 @@
-"""The making of a part: what is still missing, how much room it takes, and shard after shard of it."""
+"""Encodes the missing items of a part, shard by shard, after checking the disk space."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dpt.errors import DataError, UserError
 SHARD_BYTES = 2**28
 
 INDEX_BYTES = 250
-"""Of an item, roughly."""
+"""Approximate size of an item's index entry."""
 
 
 OnProgress = Callable[[str], None]
@@ -30,7 +30,7 @@ Encoded = tuple[list[tuple[str, ShardMetadata]], dict[str, Tensor], dict[str, Sh
 
 
 class PartMaker(ABC):
-    """Latents of pictures, or states of texts."""
+    """Encodes and writes one part: latents of pictures, or states of texts."""
 
     unit: str
 
@@ -57,7 +57,7 @@ class PartMaker(ABC):
         """One result for each batch, in order."""
 
     def missing(self, say: OnProgress) -> list[str]:
-        """After a look at what is there already, all of which is read."""
+        """Items that no valid shard holds. Reads all existing shards."""
         for sentence in self.builder.resume(self.is_current):
             say(sentence)
         done = self.builder.done
@@ -72,7 +72,7 @@ class PartMaker(ABC):
         return self.builder.finish()
 
     def _write(self, missing: list[str], bar: tqdm[None]) -> None:
-        """Batches end where shards do, so that a shard is the same whichever run makes it."""
+        """No batch spans two shards, so that a shard does not depend on the run that writes it."""
         shards = [
             [part[i : i + self.batch_size] for i in range(0, len(part), self.batch_size)]
             for part in (missing[i : i + self.shard_items] for i in range(0, len(missing), self.shard_items))
@@ -87,10 +87,10 @@ class PartMaker(ABC):
         items: list[tuple[str, ShardMetadata]] = []
         broken: dict[str, ShardMetadata] = {}
         for batch in batches:
-            found, rows, lost = next(encoded)
-            for name, values in rows.items():
-                whole[name][len(items) : len(items) + len(found)] = self._checked(values, [one for one, _ in found])
-            items += found
+            good, rows, lost = next(encoded)
+            for tensor, values in rows.items():
+                whole[tensor][len(items) : len(items) + len(good)] = self._checked(values, [name for name, _ in good])
+            items += good
             broken |= lost
             bar.update(len(batch))
         self.builder.add(items, {name: values[: len(items)] for name, values in whole.items()}, broken)
@@ -104,7 +104,7 @@ class PartMaker(ABC):
 
 
 def make(makers: Sequence[PartMaker], say: OnProgress) -> list[CachePart]:
-    """All parts, or none is begun: whether there is room for them is known before the first is written."""
+    """Write all parts. Raises UserError before writing anything if the disk has too little space."""
     with ExitStack() as claims:
         for maker in makers:
             claims.enter_context(maker.builder.claimed())
@@ -113,16 +113,16 @@ def make(makers: Sequence[PartMaker], say: OnProgress) -> list[CachePart]:
         free = shutil.disk_usage(makers[0].builder.folder).free
         for maker, names, needed in zip(makers, missing, room, strict=True):
             folder, there = maker.builder.folder, len(maker.names)
-            say(f"{folder}: {len(names)} of {there} {maker.unit}s are to be encoded, {in_words(needed)}")
+            say(f"{folder}: {len(names)} of {there} {maker.unit}s are to be encoded, {readable_size(needed)}")
         if sum(room) > free:
             raise UserError(
-                f"the disk of {makers[0].builder.folder.parent} has not the room: the cache needs {in_words(sum(room))}"
-                f" and {in_words(free)} are free"
+                f"the disk of {makers[0].builder.folder.parent} has too little space: the cache needs"
+                f" {readable_size(sum(room))} and {readable_size(free)} are free"
             )
         return [maker.write(names) for maker, names in zip(makers, missing, strict=True)]
 
 
-def in_words(size: float) -> str:
+def readable_size(size: float) -> str:
     for unit in ("bytes", "kB", "MB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

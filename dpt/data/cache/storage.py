@@ -23,18 +23,18 @@ from dpt.untrusted import parse_json
 from dpt.weights import save_tensors
 
 ShardMetadata = list[Any]
-"""What else is known of an item, as JSON: for a picture, what its header says."""
+"""JSON values stored with an item: of a picture, its size and orientation."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """What one shard holds."""
+    """The contents of one shard."""
 
     bytes: int
     sha256: str
     names: list[str]
     checksums: list[list[int]]
-    """CRC-32 of each row, for each tensor in the order of their names: cheap enough to hold every read against."""
+    """CRC-32 of each row, for each tensor in order of name: cheap enough to verify on every read."""
     facts: list[ShardMetadata]
     broken: dict[str, ShardMetadata] = field(default_factory=dict)
 
@@ -53,7 +53,7 @@ def write_shard(
     tensors: Mapping[str, Tensor],
     broken: Mapping[str, ShardMetadata],
 ) -> Index:
-    """The index last: a shard without one was never finished."""
+    """Writes the index last: a shard without one is unfinished."""
     checksums = [[checksum(tensors[name][row]) for name in sorted(tensors)] for row in range(len(items))]
     with atomic_file(file) as work:
         save_tensors(tensors, work)
@@ -76,25 +76,25 @@ def read_index(file: Path) -> Index:
 
 
 def _check_index(index: Index) -> None:
-    """Types, so that whoever goes on with it has to think of none."""
+    """Check the types of all fields."""
     lists = (index.names, index.checksums, index.facts)
-    if not all(isinstance(one, list) for one in lists) or len({len(one) for one in lists}) > 1:
+    if not all(isinstance(value, list) for value in lists) or len({len(values) for values in lists}) > 1:
         raise ValueError("its lists are not of one length")
     if not (isinstance(index.bytes, int) and isinstance(index.sha256, str) and isinstance(index.broken, dict)):
         raise ValueError("it does not say what its shard is like")
     if not all(isinstance(name, str) for name in index.names):
         raise ValueError("its names are not texts")
-    if not all(isinstance(row, list) and all(isinstance(one, int) for one in row) for row in index.checksums):
+    if not all(isinstance(row, list) and all(isinstance(value, int) for value in row) for row in index.checksums):
         raise ValueError("its checksums are not whole numbers")
-    if not all(isinstance(one, list) for one in (*index.facts, *index.broken.values())):
+    if not all(isinstance(value, list) for value in (*index.facts, *index.broken.values())):
         raise ValueError("what it knows of its items are no lists")
 
 
 def read_row(file: Path, tensor: str, row: int, expected: int, what: str) -> Tensor:
-    """One row and no more of the file, opened and closed: nothing is held open, nothing shared between processes."""
+    """A single row. The file is opened and closed again, so that processes share no handle."""
     try:
-        with safe_open(file, framework="pt") as opened:
-            values: Tensor = opened.get_slice(tensor)[row].clone()
+        with safe_open(file, framework="pt") as shard:
+            values: Tensor = shard.get_slice(tensor)[row].clone()
     except (SafetensorError, OSError, IndexError) as error:
         raise DataError(f"{file} cannot be read: {error}; `dpt cache` makes it again") from None
     except Exception as error:  # a header may say anything of its tensors
@@ -112,7 +112,7 @@ SHARD_NAME = re.compile(r"shard-\d{5,12}\.safetensors", re.ASCII)
 
 
 def recorded_key(folder: Path) -> CacheKey:
-    """The key of the cache in this folder, as far as there is one that can be read."""
+    """The key of the cache in this folder; empty if there is none."""
     try:
         content = parse_json((folder / KEY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -124,11 +124,11 @@ KEY, MANIFEST, LOCK = "key.json", "manifest.json", "lock"
 
 
 IsCurrent = Callable[[str, ShardMetadata], bool]
-"""Whether an item still is what was cached of it, by what was known then."""
+"""Whether an item is unchanged since it was cached, judged by its metadata."""
 
 
 class UnfinishedPartError(UserError):
-    """There are shards, but no manifest."""
+    """The part has shards but no manifest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ class CachedItem:
 
 
 class CachePart:
-    """A finished part, to read from."""
+    """A finished part, for reading."""
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], digest: str) -> None:
         self.folder, self.digest = folder, digest
@@ -159,7 +159,7 @@ class CachePart:
 
     @classmethod
     def open(cls, folder: Path) -> CachePart:
-        """Sizes are checked, and the hashes of the indices; of what the shards hold, each row when it is read."""
+        """Checks the sizes of the shards and the hashes of their indices. Rows are verified when they are read."""
         file = folder / MANIFEST
         try:
             content = file.read_bytes()
@@ -201,7 +201,7 @@ def _checked_index(shard: Path, facts: Mapping[str, Any]) -> Index:
 
 
 class PartBuilder:
-    """A part in the making. Whatever shards are finished stay; what is missing is added."""
+    """Writes a part. Finished shards stay; what is missing is added."""
 
     def __init__(self, folder: Path, key: CacheKey, tensors: Sequence[str]) -> None:
         self.folder, self.key, self.tensors = folder, key, sorted(tensors)
@@ -209,7 +209,7 @@ class PartBuilder:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """The folder is this key's, and nobody else writes to it."""
+        """Hold the folder for this key, against other writers."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with exclusive_lock(self.folder / LOCK, f"another process is writing the cache {self.folder}"):
@@ -231,32 +231,29 @@ class PartBuilder:
                 raise UserError(
                     f"the cache {self.folder} is another one ({'; '.join(differing)}): remove it, or say --out FOLDER"
                 )
-        elif strangers := sorted(path.name for path in self.folder.iterdir() if path.name != LOCK):
-            raise UserError(f"{self.folder} is no cache, and not empty either: it has {strangers[0]}")
+        elif others := sorted(path.name for path in self.folder.iterdir() if path.name != LOCK):
+            raise UserError(f"{self.folder} is no cache, and not empty either: it has {others[0]}")
         else:
             _write_json(file, self.key)
         for leftover in self.folder.glob(".*.tmp"):
             leftover.unlink()
 
     def resume(self, is_current: IsCurrent) -> list[str]:
-        """Read each shard that is finished; those that are not as they were written go, and are made again.
-
-        Says what was thrown away.
-        """
-        told = []
+        """Verify each finished shard and delete those that are damaged or outdated; one sentence for each of them."""
+        sentences = []
         for shard in sorted(self.folder.glob("shard-*.safetensors")):
             problem = self._problem(shard, is_current)
             if problem is not None:
                 (self.folder / MANIFEST).unlink(missing_ok=True)  # it promises what is not there
                 index_file(shard).unlink(missing_ok=True)
                 shard.unlink()
-                told.append(f"{shard.name} is made again: {problem}")
+                sentences.append(f"{shard.name} is made again: {problem}")
         for orphan in self.folder.glob("shard-*.json"):
             if not orphan.with_suffix(".safetensors").exists():
                 (self.folder / MANIFEST).unlink(missing_ok=True)
                 orphan.unlink()
-                told.append(f"{orphan.stem}.safetensors is made again: it was missing")
-        return told
+                sentences.append(f"{orphan.stem}.safetensors is made again: it was missing")
+        return sentences
 
     def _problem(self, shard: Path, is_current: IsCurrent) -> str | None:
         if not index_file(shard).exists():

@@ -1,4 +1,4 @@
-"""States of texts: made, and read in place of encoding them."""
+"""States of texts: encoded once, and read instead of encoding them again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FIELDS = {"states": "states", "pooled": "match", "denoiser_pooled": "pooled", "t
 
 
 class TextsMaker(PartMaker):
-    """In the text encoder's own number format: what is read is what would be computed."""
+    """Stored in the text encoder's dtype, so that the values read are those it would compute."""
 
     unit = "text"
 

@@ -1,1 +1,1 @@
-"""Rendered scenes of coloured shapes: what they show, what is said of them, and how they are written to files."""
+"""Rendered scenes of coloured shapes: layout, rendering, captions, expressions, negatives, and export."""

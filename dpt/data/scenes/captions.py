@@ -1,7 +1,7 @@
-"""Whole-image captions: a description (what is said) is drawn first, then put into words.
+"""Captions of scenes: a description is drawn first, then put into words.
 
-`describe` tells the truth in full; `blur` makes of it what web alt-text would: true still, but with
-attributes, relations, counts or whole objects left out or made vague.
+`describe_scene` is complete and true. `drop_facts` makes it like web alt-text: still true, but with attributes,
+relations, counts or whole objects left out or made vague.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ OMISSION = 0.3
 def scene_caption(
     scene: Scene, world: World, rng: KeyedRandom, noise: float = 0.0, omission: float = OMISSION
 ) -> Caption:
-    """A true caption of the scene; `noise` in [0, 1] is how much of the truth alt-text would lose.
+    """A true caption; `noise` in [0, 1] scales how many facts it drops.
 
-    `omission` is the chance, at full noise, that one kind of object goes unmentioned.
+    `omission` is the probability, at noise 1, that one kind of object is left out.
     """
     description = describe_scene(scene, world, rng)
     if noise and rng.chance(noise * 0.08):
@@ -35,6 +35,7 @@ def scene_caption(
 
 
 def describe_scene(scene: Scene, world: World, rng: KeyedRandom) -> Description:
+    """A complete and true description, drawn at random."""
     counts = Counter(thing.kind for thing in scene.objects)
     kinds = rng.sample(list(counts), len(counts))
     groups = tuple(Group(Noun(colour, shape), counts[colour, shape]) for colour, shape in kinds)
@@ -54,6 +55,7 @@ def describe_scene(scene: Scene, world: World, rng: KeyedRandom) -> Description:
 
 
 def drop_facts(description: Description, rng: KeyedRandom, noise: float, omission: float = OMISSION) -> Description:
+    """The description with facts left out or made vague; it stays true."""
     groups = list(description.groups)
     relation = None if rng.chance(0.5 * noise) else description.relation
     absent = None if rng.chance(0.5 * noise) else description.absent
@@ -89,7 +91,7 @@ def _true_relation(scene: Scene, first: Noun, second: Noun, world: World, rng: K
 
 
 def _by_shape(scene: Scene) -> tuple[Group, ...] | None:
-    """ "three circles" of whatever colours."""
+    """ "three circles", whatever their colours."""
     counts = Counter(thing.shape for thing in scene.objects)
     if max(counts.values()) < 2:
         return None

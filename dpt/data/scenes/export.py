@@ -31,10 +31,10 @@ TRIES_PER_PROMPT = 500
 
 
 def alignment_prompts(seed: int, first_index: int, n: int, world: World) -> list[Record]:
-    """About n different prompts, as many of each category; fewer if the world has no more to say."""
+    """About n different prompts, equally many of each category; fewer if the world has no more."""
     each = max(1, round(n / len(CATEGORIES)))
-    found: list[Record] = []
-    said: set[str] = set()
+    prompts: list[Record] = []
+    texts: set[str] = set()
     counts: Counter[str] = Counter()
     for index in range(first_index, first_index + n * TRIES_PER_PROMPT):
         if all(counts[category] >= each for category in CATEGORIES):
@@ -44,15 +44,15 @@ def alignment_prompts(seed: int, first_index: int, n: int, world: World) -> list
         description = describe_scene(scene, world, rng)
         text = caption_text(description, rng)
         category = category_of(description)
-        if counts[category] < each and text not in said:
-            said.add(text)
+        if counts[category] < each and text not in texts:
+            texts.add(text)
             counts[category] += 1
-            found.append(prompt_record(len(found), category, text, scene))
-    return found
+            prompts.append(prompt_record(len(prompts), category, text, scene))
+    return prompts
 
 
 def category_of(description: Description) -> str:
-    """Number, place, whose colour is whose, more than one of these, or just a thing."""
+    """Counting, position, attribute binding, several of these, or none."""
     numerical = any(group.n > 1 for group in description.groups)
     spatial = description.relation is not None
     binding = len(description.groups) > 1 and not spatial
@@ -68,12 +68,12 @@ def category_of(description: Description) -> str:
 RANGE = 10_000_000
 
 FIRST_INDEX = {"train": 0, "val": RANGE, "rec_val": 2 * RANGE, "rec_test": 3 * RANGE, "prompts": 4 * RANGE}
-"""Where each part's scenes begin, so that no scene is in two parts, whatever their sizes."""
+"""First scene of each part; no scene is in two parts, whatever their sizes."""
 
 
 KINDS_OF_DATASET = {
     "refcoco": tuple(KINDS),
-    "refcoco+": ("attributes",),  # its annotators were forbidden words of place
+    "refcoco+": ("attributes",),  # its annotators could not use words of position
     "refcocog": ("attributes", "relation"),
 }
 
@@ -88,6 +88,8 @@ TRIES = 64
 
 @dataclass(frozen=True)
 class Plan:
+    """Options of an export."""
+
     num: int
     val: int
     seed: int
@@ -101,7 +103,7 @@ def export_scenes(plan: Plan, out: Path) -> None:
 
 
 class Export:
-    """One export in the making: gives images their ids and collects what the annotation files will say."""
+    """Renders the images of one export, gives them ids, and collects their annotations."""
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan, self.folder, self.world = plan, folder, WORLDS[plan.world]
@@ -156,18 +158,18 @@ class Export:
         self.captions[split].append((image["id"], caption_text(describe_scene(scene, self.world, rng), rng)))
 
     def _refer(self, scene: Scene, image: Record, index: int, split: str, datasets: tuple[str, ...]) -> None:
-        said = set()
+        texts = set()
         for dataset in datasets:
             rng = self._draws(index, f"refer {dataset}")
             expression = referring_expression(scene, self.world, rng, KINDS_OF_DATASET[dataset])
-            if expression is not None and expression.text not in said:
-                said.add(expression.text)
+            if expression is not None and expression.text not in texts:
+                texts.add(expression.text)
                 name = "refall" if split == "train" else dataset
                 shape = scene.objects[expression.target].shape
                 self.referred.setdefault((name, split), []).append(SceneReferral(image, expression, shape, dataset))
 
     def _contrast(self, scene: Scene, image: Record, index: int, part: str) -> None:
-        """Captions of the image, each with captions and images that look like it but are wrong."""
+        """Captions of the image, each with hard negative captions and images."""
         split = f"{part}2014"
         for nth in range(TITLES):
             title, wrong, changed = self._hard_negatives(scene, self._draws(index, f"contrast {nth}"))

@@ -1,11 +1,10 @@
-"""Hard negatives: a caption that is false for the picture, or a picture that differs in just one fact.
+"""Hard negatives: a false caption, or a false scene, that differs in one fact.
 
-What one fact is, by type:
-- in a caption, the colour of one group, or the colours of two exchanged; the relation turned round; one
-  number up or down by one; the shape of one group;
-- in a picture, the colour of one object, or the colours of two of different shape exchanged; the places of
-  the two related objects exchanged; one object more or less; the shape of one object.
-All else stays as it is.
+The fact, by type:
+- of a caption: the colour of one group, or the colours of two swapped; the relation reversed; one number up or down
+  by one; the shape of one group;
+- of a scene: the colour of one object, or the colours of two of different shape swapped; the two related objects
+  swapped; one object more or less; the shape of one object.
 """
 
 from __future__ import annotations
@@ -27,36 +26,36 @@ TRIES = 8
 
 @dataclass(frozen=True)
 class HardCaption:
-    """`wrong` is false for the scene that `right` is true of."""
+    """A true caption of a scene, and a caption that is false for it."""
 
     kind: str
-    right: Caption
-    wrong: Caption
+    caption: Caption
+    false_caption: Caption
 
 
 @dataclass(frozen=True)
 class HardImage:
-    """`right` is true of the scene it was drawn for and false of `scene`, which differs in one fact."""
+    """A true caption of a scene, and a scene that differs in one fact and that it is false for."""
 
     kind: str
-    right: Caption
+    caption: Caption
     scene: Scene
 
 
 def hard_caption(scene: Scene, world: World, rng: KeyedRandom, kind: str | None = None) -> HardCaption | None:
-    """A true caption and its falsification; None if nothing in the scene can be falsified that way."""
+    """A true and a false caption; None if the scene admits no negative of this type."""
     for _ in range(TRIES):
         chosen = kind or rng.choice(NEGATIVE_TYPES)
         right = describe_scene(scene, world, rng)
         wrong = false_description(right, scene, chosen, world, rng)
         if wrong is not None:
-            said = Caption(caption_text(right, rng), right.facts)
-            return HardCaption(chosen, said, Caption(caption_text(wrong, rng), wrong.facts))
+            caption = Caption(caption_text(right, rng), right.facts)
+            return HardCaption(chosen, caption, Caption(caption_text(wrong, rng), wrong.facts))
     return None
 
 
 def hard_image(scene: Scene, world: World, rng: KeyedRandom, kind: str | None = None) -> HardImage | None:
-    """A caption of the scene and a changed scene for which just that caption is false."""
+    """A true caption and a false scene; None if the scene admits no negative of this type."""
     for _ in range(TRIES):
         chosen = kind or rng.choice(NEGATIVE_TYPES)
         right = describe_scene(scene, world, rng)
@@ -69,7 +68,7 @@ def hard_image(scene: Scene, world: World, rng: KeyedRandom, kind: str | None = 
 def false_description(
     right: Description, scene: Scene, kind: str, world: World, rng: KeyedRandom
 ) -> Description | None:
-    """The description with one fact changed, so that it is false for the scene it was true of."""
+    """The description with one fact changed, false for the scene; None if that is not possible."""
     wrong = _alter(right, kind, world, rng)
     if wrong is None or not _is_sensible(wrong, world) or all_hold(wrong.facts, scene.objects):
         return None
@@ -77,7 +76,7 @@ def false_description(
 
 
 def false_scene(right: Description, scene: Scene, kind: str, world: World, rng: KeyedRandom) -> Scene | None:
-    """The scene with one fact changed, so that the description that was true of it is false."""
+    """The scene with one fact changed, for which the description is false; None if that is not possible."""
     at = rng.randrange(len(scene.objects))
     if kind == "relation":
         changed = _swap_related(right, scene)
@@ -108,9 +107,9 @@ def _alter(right: Description, kind: str, world: World, rng: KeyedRandom) -> Des
         groups[at] = replace(groups[at], noun=replace(noun, colour=partner.colour))
         groups[other] = replace(groups[other], noun=replace(partner, colour=noun.colour))
         return replace(right, groups=tuple(groups))
-    said = noun.colour if kind == "colour" else noun.shape
-    rest = [name for name in (world.colours if kind == "colour" else world.shapes) if name != said]
-    if said is None or not rest:
+    current = noun.colour if kind == "colour" else noun.shape
+    rest = [name for name in (world.colours if kind == "colour" else world.shapes) if name != current]
+    if current is None or not rest:
         return None
     changed = rng.choice(rest)
     groups[at] = replace(
@@ -120,7 +119,7 @@ def _alter(right: Description, kind: str, world: World, rng: KeyedRandom) -> Des
 
 
 def _is_sensible(description: Description, world: World) -> bool:
-    """Whether someone might say it: nothing named twice, none of it denied at its end, nothing held out."""
+    """Whether no noun occurs twice or is also denied, and nothing is held out of the world."""
     nouns = [group.noun for group in description.groups]
     if len(set(nouns)) < len(nouns) or any((n.colour, n.shape) in world.held_out_kinds for n in nouns):
         return False
@@ -168,7 +167,7 @@ def _reshape(scene: Scene, at: int, world: World, rng: KeyedRandom) -> Scene | N
 
 
 def _recolour(scene: Scene, at: int, world: World, rng: KeyedRandom) -> Scene | None:
-    """Exchange colours with an object of another shape (with one of the same it would be one of places)."""
+    """Swap colours with an object of another shape: of the same shape, it would be a swap of places."""
     thing = scene.objects[at]
     swaps = [
         {at: replace(thing, colour=other.colour), i: replace(other, colour=thing.colour)}

@@ -1,7 +1,7 @@
-"""Referring expressions: "the red circle left of the square" means just one object of its scene.
+"""Referring expressions: "the red circle left of the square" refers to exactly one object of its scene.
 
-A reference (its structure) is drawn first, then put into words. `resolve` says which objects a reference
-means; it knows nothing of how the reference was found, so it can judge any, on detected objects too.
+A reference (the structure) is drawn first, then put into words. `resolve` finds the objects that a reference means
+from the reference alone, so it also works on detected objects.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from dpt.keyed_random import KeyedRandom
 
 @dataclass(frozen=True)
 class NounReference:
-    """The only thing of this description: "the red circle"."""
+    """The only thing that matches the noun: "the red circle"."""
 
     noun: Noun
 
 
 @dataclass(frozen=True)
 class RelativeReference:
-    """The only such thing that lies so to the landmark: "the red circle left of the square"."""
+    """The only match in this relation to the landmark: "the red circle left of the square"."""
 
     noun: Noun
     relation: str
@@ -34,7 +34,7 @@ class RelativeReference:
 
 @dataclass(frozen=True)
 class ExtremeReference:
-    """The one of several such things that lies farthest to a side: "the leftmost circle"."""
+    """The match that is farthest to a side: "the leftmost circle"."""
 
     noun: Noun
     side: str
@@ -57,10 +57,10 @@ class SceneExpression:
     text: str
     reference: Reference
     target: int
-    """Which object of the scene it means."""
+    """Index of the object it refers to."""
     box: Box
     span: tuple[int, int]
-    """Where the head noun is in the text: first character, one past the last."""
+    """The head noun in the text: start and exclusive end."""
 
     @property
     def kind(self) -> str:
@@ -68,7 +68,7 @@ class SceneExpression:
 
 
 def resolve(reference: Reference, things: Sequence[Thing], margin: float = RELATION_MARGIN) -> list[int]:
-    """Which of the things the reference may mean; just one if it is a good reference."""
+    """Indices of the things that the reference may mean; exactly one if it is unambiguous."""
     candidates = [i for i, thing in enumerate(things) if reference.noun.matches(thing)]
     if isinstance(reference, NounReference):
         return candidates
@@ -90,7 +90,7 @@ def _leads(i: int, candidates: list[int], things: Sequence[Thing], side: str, ma
 
 
 def referring_expressions(scene: Scene, world: World, rng: KeyedRandom) -> list[SceneExpression]:
-    """Everything by which some one object of the scene can be called, each put into words once."""
+    """All unambiguous expressions of the scene."""
     return [
         reference_text(reference, scene, target, rng)
         for target in range(len(scene.objects))
@@ -104,28 +104,28 @@ def referring_expression(
     rng: KeyedRandom,
     kinds: Sequence[str] = tuple(KINDS),
 ) -> SceneExpression | None:
-    """One of them: the object at random, then the kind of reference; None if nothing tells the objects apart."""
+    """A random one: the object first, then the kind of reference; None if no object has one."""
     for target in rng.sample(range(len(scene.objects)), len(scene.objects)):
         known = references(scene, target, world)
         possible = {kind: [r for r in known if isinstance(r, KINDS[kind])] for kind in kinds}
-        weighted = [(found, KIND_WEIGHTS[kind]) for kind, found in possible.items() if found]
+        weighted = [(candidates, KIND_WEIGHTS[kind]) for kind, candidates in possible.items() if candidates]
         if weighted:
             return reference_text(rng.choice(rng.weighted_choice(weighted)), scene, target, rng)
     return None
 
 
 def references(scene: Scene, target: int, world: World) -> list[Reference]:
-    """Every reference of the grammar that means the target, and that nobody could take for another object."""
+    """Every reference of the grammar that means the target and no other object."""
     return [
         reference
         for reference in _conceivable(scene, target, world)
-        # Without a margin too: what is a little to the left should not compete with what is far to the left.
+        # Also without a margin: an object slightly to the left would make the reference ambiguous.
         if resolve(reference, scene.objects) == [target] == resolve(reference, scene.objects, margin=0)
     ]
 
 
 def reference_text(reference: Reference, scene: Scene, target: int, rng: KeyedRandom | None = None) -> SceneExpression:
-    """In words; without rng always in the same, plainest ones."""
+    """The reference in words; without rng, in its plainest wording."""
     extreme = [EXTREMES[reference.side]] if isinstance(reference, ExtremeReference) else []
     words = ["the", *extreme, *noun_words(reference.noun, rng)]
     text = " ".join(words)
@@ -158,7 +158,7 @@ def _nouns(thing: SceneObject) -> list[Noun]:
 
 
 def _nouns_with_size(thing: SceneObject, scene: Scene) -> list[Noun]:
-    """Those in which the size word tells the thing from another that would else be called the same."""
+    """Nouns in which the size distinguishes the thing from another match."""
     return [
         Noun(noun.colour, noun.shape, thing.size)
         for noun in _nouns(thing)

@@ -1,4 +1,4 @@
-"""Examples rendered on the spot, by index: no file is read, and the types of the negatives are known."""
+"""Examples rendered on demand: no file is read, and the types of the negatives are known."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from dpt.data.scenes.world import Scene, World, make_scene
 from dpt.keyed_random import KeyedRandom
 
 FIRST_SCENE = {"train": FIRST_INDEX["train"], "val": FIRST_INDEX["val"], "test": FIRST_INDEX["rec_test"]}
-"""As in an export, so that no source trains on a scene that another, or an export, tests."""
+"""As in an export, so that nothing trains on a scene that an export or another source tests on."""
 
 
 ELSEWHERE = 100 * RANGE
-"""How far on the next scene is looked for if nothing can be referred to in one; no split begins so far apart."""
+"""Distance to the next candidate if a scene admits no expression; larger than any distance between splits."""
 
 
 TRIES = 8
@@ -86,10 +86,10 @@ class SceneAnnotation:
 
 
 class SceneSource(Source):
-    """`size` scenes of a split, each with an expression, a caption, and negatives of the types asked for.
+    """`size` scenes of a split, each with an expression, a caption, and negatives of the given types.
 
-    A type that a scene does not admit (a relation in a scene of one object) gives way to one that it does. A random
-    caption is false for the scene, and the caption is false for the random scene.
+    If a scene does not admit a type (a relation in a scene of one object), another type is used. The random caption
+    is false for the scene, and the caption is false for the random scene.
     """
 
     def __init__(

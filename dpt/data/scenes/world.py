@@ -1,4 +1,4 @@
-"""What may appear in a scene. A world is a configuration of the renderer; a scene is a typed value."""
+"""Worlds (which scenes exist), scenes (typed values), and their random layout: `make_scene(seed, index, world)`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ BACKGROUNDS: dict[str, RGB] = {
 
 
 SIZES: dict[str, tuple[float, float]] = {"small": (13.5, 15.5), "large": (20.0, 22.5)}
-"""Width of an object's box in pixels, lowest and highest."""
+"""Range of an object's width in pixels."""
 
 
 SMALLEST_IMAGE = 60
-"""Pixels; below this four large objects may not find room however often it is tried."""
+"""Pixels; in a smaller image four large objects may never fit."""
 
 
 Kind = tuple[str, str]
@@ -30,7 +30,7 @@ Kind = tuple[str, str]
 
 @dataclass(frozen=True)
 class World:
-    """Which scenes there are, and how often each sort of scene is drawn."""
+    """The objects and backgrounds of a family of scenes, and how often each sort of scene is drawn."""
 
     shapes: tuple[str, ...] = SHAPES
     colours: tuple[str, ...] = tuple(COLOURS)
@@ -40,9 +40,9 @@ class World:
     sorts: tuple[tuple[str, float], ...] = (("single", 0.2), ("pair", 0.4), ("group", 0.25), ("mixed", 0.15))
     """Weights of: one object; two of different kinds; two to four of one kind; three or more of any kinds."""
     held_out_kinds: tuple[Kind, ...] = ()
-    """Colour-shape combinations that no scene of this world contains."""
+    """Colour-shape combinations that no scene contains."""
     held_out_relations: tuple[tuple[str, str, str], ...] = ()
-    """(shape, relation, shape) that no caption of this world says."""
+    """(shape, relation, shape) that no caption states."""
     image_size: int = 64
 
     def __post_init__(self) -> None:

@@ -61,13 +61,13 @@ def test_a_hard_caption_is_something_one_might_say(drawn: tuple[World, Scene, in
     if pair is None:
         return
     assert pair.kind == kind
-    assert pair.right.text != pair.wrong.text
-    for said in (pair.right, pair.wrong):
+    assert pair.caption.text != pair.false_caption.text
+    for said in (pair.caption, pair.false_caption):
         assert set(said.text.split()) <= WORDS
-    nouns = [fact.noun for fact in pair.wrong.facts if isinstance(fact, Count)]
+    nouns = [fact.noun for fact in pair.false_caption.facts if isinstance(fact, Count)]
     assert len(set(nouns)) == len(nouns)
     assert not {(noun.colour, noun.shape) for noun in nouns} & set(world.held_out_kinds)
-    for fact in pair.wrong.facts:
+    for fact in pair.false_caption.facts:
         if isinstance(fact, Related):
             assert (fact.first.shape, fact.relation, fact.second.shape) not in world.held_out_relations
 
@@ -85,8 +85,8 @@ def test_a_hard_image_differs_in_one_fact_and_makes_the_caption_false(
     if hard is None:
         return
     other = hard.scene
-    assert all_hold(hard.right.facts, one.objects)
-    assert not all_hold(hard.right.facts, other.objects)
+    assert all_hold(hard.caption.facts, one.objects)
+    assert not all_hold(hard.caption.facts, other.objects)
     assert (other.background, other.image_size) == (one.background, one.image_size)
     assert all(fits(thing.box, other.objects[:i], other.image_size) for i, thing in enumerate(other.objects))
     assert all(thing.kind in world.kinds for thing in other.objects)
@@ -126,7 +126,7 @@ def test_a_turned_picture_shows_the_opposite_relation_clearly(drawn: tuple[World
     hard = hard_image(one, world, KeyedRandom("test", index), "relation")
     if hard is None:
         return
-    (said,) = (fact for fact in hard.right.facts if isinstance(fact, Related))
+    (said,) = (fact for fact in hard.caption.facts if isinstance(fact, Related))
     assert Related(said.first, OPPOSITE[said.relation], said.second).holds(hard.scene.objects)
 
 
