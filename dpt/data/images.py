@@ -53,7 +53,7 @@ class ImageHeader:
         """
         if recorded_size is not None and recorded_size not in (self.stored_size, self.size):
             actual, recorded = ("x".join(map(str, size)) for size in (self.size, recorded_size))
-            raise BrokenImageError.of(self.path, f"it has {actual} pixels, but its annotation says {recorded}")
+            raise BrokenImageError.of(self.path, f"it has {actual} pixels, but its annotation records {recorded}")
         if self.orientation == 1:
             return box
         if self.size == self.stored_size or recorded_size is None:

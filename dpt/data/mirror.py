@@ -1,7 +1,7 @@
-"""Examples mirrored, left for right, in the picture, in the boxes and in every text.
+"""Horizontal flips: of the picture, the boxes, and "left" and "right" in every text.
 
-An example is left as it is if one of its texts cannot be mirrored for sure: "right behind the car", "the one that
-is left", "far R", "at three o'clock", or a word that has left or right in it and is not known here.
+An example is not flipped if one of its texts is ambiguous: "right behind the car", "the one that is left", "far R",
+"at three o'clock", or an unknown word that contains left or right.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SWAPPED = {**PAIRS, **{right: left for left, right in PAIRS.items()}}
 BOTH = "(?:left|right)"
 
 NO_SIDE_AT_ALL = re.compile(r"(?:bright|fright|cleft).*|(?:up|out|down|forth|copy)right|(?:play)?wright")
-"""Words that have left or right in them and mean no side: bright, brighter, frightened, upright."""
+"""Words that contain left or right and mean no side: bright, brighter, frightened, upright."""
 
 
 NO_SIDE_MEANT = re.compile(
@@ -33,19 +33,19 @@ NO_SIDE_MEANT = re.compile(
     r"(?!\W+(?:of|side|hand|most)\b)",
     re.I,
 )
-"""Where left and right may be the other words of that spelling. The same for both: what is mirrored can be again."""
+"""Contexts in which left or right may mean no side. Symmetric, so that a mirrored text can be mirrored back."""
 
 
 SIDES_IN_OTHER_WORDS = re.compile(r"\b(?:[lr]|lt|rt|lft|rgt|rite|east\w*|west\w*|\w*clockwise|o\W?clock)\b", re.I)
 
 WRITING = re.compile(r"\b(?:says|saying|spells|spelling|letters?|written|initials)\b", re.I)
-"""Letters of a mirrored picture cannot be read."""
+"""Mirrored letters are unreadable."""
 
 
 WORD = re.compile(r"[^\W_]+")
 
 Swap = tuple[int, int, str]
-"""Where in the text a word begins and ends, and the word that comes instead."""
+"""Start and end of a word, and its replacement."""
 
 
 def can_mirror(captions: Iterable[str], expression: str = "", spans: Iterable[Span] = ()) -> bool:
@@ -90,7 +90,7 @@ def mirrored_expression(expression: ReferringExpression) -> ReferringExpression 
 
 
 def _swaps(text: str) -> list[Swap] | None:
-    """Which words change; None if it is not known for sure."""
+    """The words that change; None if the text is ambiguous."""
     if any(pattern.search(text) for pattern in (SIDES_IN_OTHER_WORDS, NO_SIDE_MEANT, WRITING)):
         return None
     swaps = []
@@ -116,7 +116,7 @@ def _moved(edge: int, swaps: Sequence[Swap]) -> int:
 
 
 def _other_side(word: str) -> str | None:
-    """The word for the other side; the word itself if it means none; None if that is not known."""
+    """The word for the other side; the word itself if it names no side; None if that is unknown."""
     lower = word.lower()
     if "left" not in lower and "right" not in lower:
         return word

@@ -166,7 +166,7 @@ def test_a_cache_of_another_key_is_refused(run: Commands, root: Path, tmp_path: 
         run.model, words = str(other_model(Path(run.model), tmp_path / "other", words)), ""
     code, _, error = run.train(root, words)
     assert code == 2 and re.search(told, error)
-    assert "`dpt cache … --out FOLDER` and name it with --cache FOLDER, or say --cache none" in error
+    assert "`dpt cache … --out FOLDER` and give --cache FOLDER, or --cache none" in error
     assert not (tmp_path / "logs").exists(), "nothing was begun"
     code, _, error = run.cache(root, f"{words} --texts --random_flip")
     assert code == 2 and re.search(rf"is another one \({told}", error) and "remove it, or say --out FOLDER" in error
@@ -258,7 +258,9 @@ def test_a_full_disk_is_known_before(run: Commands, root: Path, monkeypatch: pyt
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - 10**5, 10**5))
     code, out, error = run.cache(root, "--texts")
     assert "cache/latents: 34 of 34 pictures are to be encoded, 148 kB" in out
-    assert re.search(rf"the disk of {root}/cache has too little space: the cache needs \d+ kB and 100 kB are free", error)
+    assert re.search(
+        rf"the disk of {root}/cache has too little space: the cache needs \d+ kB and 100 kB are free", error
+    )
     assert code == 2 and not list((root / "cache").rglob("shard-*"))
 
 

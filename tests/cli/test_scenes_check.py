@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 import tyro
 
-from dpt.cli.commands.scenes import CheckOptions, check
+from dpt.cli.commands.scenes import SceneCheckOptions, check
 from dpt.detect.test_images import DISTURBANCES
 from dpt.errors import UserError
 
 
 def test_flags_become_options() -> None:
     flags = ["--num", "3", "--seed", "5", "--world", "pocket", "--vae", "model", "--json", "out.json"]
-    assert tyro.cli(CheckOptions, args=flags) == CheckOptions(3, 5, "pocket", Path("model"), Path("out.json"))
+    assert tyro.cli(SceneCheckOptions, args=flags) == SceneCheckOptions(3, 5, "pocket", Path("model"), Path("out.json"))
 
 
 def test_prints_a_table_and_writes_the_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "check.json"
-    check(CheckOptions(num=3, world="pocket", json_file=file))
+    check(SceneCheckOptions(num=3, world="pocket", json_file=file))
     printed = capsys.readouterr().out
     content = json.loads(file.read_text())
     assert set(content["scenes"]) == set(DISTURBANCES)
@@ -40,10 +40,10 @@ def test_prints_a_table_and_writes_the_counts(tmp_path: Path, capsys: pytest.Cap
 )
 def test_user_errors_name_what_is_wrong(slip: dict[str, object], named: str) -> None:
     with pytest.raises(UserError, match=named):
-        check(replace(CheckOptions(num=1), **slip))
+        check(replace(SceneCheckOptions(num=1), **slip))
 
 
 def test_a_folder_without_a_vae_is_refused_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="holds no VAE"):
-        check(CheckOptions(num=1, vae=tmp_path))
+        check(SceneCheckOptions(num=1, vae=tmp_path))
     assert not capsys.readouterr().out

@@ -91,7 +91,7 @@ def test_a_turn_that_boxes_may_or_may_not_know_of_is_refused(
     tmp_path: Path, orientation: int, size: tuple[int, int], recorded: tuple[int, int] | None
 ) -> None:
     save_turned(tmp_path / "a.jpg", orientation, size)
-    with pytest.raises(BrokenImageError, match=r"a\.jpg cannot be used: it is stored turned"):
+    with pytest.raises(BrokenImageError, match=r"a\.jpg cannot be used: EXIF says that it is rotated"):
         read_header(tmp_path / "a.jpg").upright(BOX, recorded)
 
 
@@ -99,7 +99,7 @@ def test_another_size_than_recorded_is_refused(tmp_path: Path) -> None:
     marked().save(tmp_path / "a.png")
     header = read_header(tmp_path / "a.png")
     assert header.upright(BOX, None) == header.upright(BOX, SIZE) == BOX
-    with pytest.raises(BrokenImageError, match="it is 40x24 pixels large, but its annotation says 400x240"):
+    with pytest.raises(BrokenImageError, match="it has 40x24 pixels, but its annotation records 400x240"):
         header.upright(BOX, (400, 240))
 
 

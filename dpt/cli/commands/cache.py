@@ -15,9 +15,9 @@ from dpt.errors import UserError, fail
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """Write the latents of all pictures that training and validation can ask for, and with --texts the text states.
+    """Encode the pictures of a data folder once, and with --texts its texts, so that training does not have to.
 
-    Stop and repeat at will: the same command goes on where it was left, and adds what is new in the data.
+    The command can be stopped and repeated: it continues, and adds what is new in the data.
     """
 
     root: tyro.conf.Positional[Path]
@@ -27,17 +27,17 @@ class CacheOptions:
     revision: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Version of a hub model."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
-    """Number format of the text encoder on a GPU, as training will have it; matters to --texts only."""
+    """Number format of the text encoder on a GPU; use that of the training. Only --texts depends on it."""
     resolution: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
     """Side of the square that pictures are brought to; by default what the model was trained at."""
     center_crop: Flag = False
-    """Show the middle square instead of squashing the picture."""
+    """Crop the middle square instead of squashing the picture."""
     random_flip: Flag = False
     """Also store what training with --random_flip needs: twice the latents, and the mirrored texts."""
     texts: Flag = False
-    """Also store the states of every caption, hard negative caption and expression: large, see the size it says."""
+    """Also store the text states of every caption and expression. Large: the command prints the size first."""
     dtype: Literal["float32", "float16"] = "float32"
-    """Number format of the latents on the disk. float16 takes half the room and rounds to 11 binary digits."""
+    """Number format of the stored latents. float16 halves the size and rounds to 11 binary digits."""
     batch_size: int = 16
     """Pictures, or texts, encoded together."""
     dataloader_num_workers: int = 0
@@ -71,7 +71,7 @@ def _cache(options: CacheOptions) -> None:
     from dpt.embedded import model_location
 
     root = DataRoot.open(options.root)
-    found = cache_contents(root, options.texts, options.random_flip)
+    contents = cache_contents(root, options.texts, options.random_flip)
     backbone = open_backbone(
         model_location(options.pretrained_model_name_or_path),
         revision=options.revision,
@@ -81,25 +81,25 @@ def _cache(options: CacheOptions) -> None:
     out = options.root / BESIDE if options.out is None else options.out
     images, dtype = root.images(""), getattr(torch, options.dtype)
     latents = LatentsMaker(
-        backbone, images, framing, found.pictures, out, dtype,
+        backbone, images, framing, contents.pictures, out, dtype,
         options.batch_size, options.dataloader_num_workers, options.corrupt_budget,
     )  # fmt: skip
     makers: list[PartMaker] = [latents]
     if options.texts:
-        makers.append(TextsMaker(backbone, found.texts, out, options.batch_size))
+        makers.append(TextsMaker(backbone, contents.texts, out, options.batch_size))
     try:
         latents_part, *texts_part = make(makers, print)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "out of memory" not in str(error):
             raise
-        raise UserError("the memory is not enough: lower --batch_size") from error
+        raise UserError("out of memory: lower --batch_size") from error
     print(f"{latents_part.folder} has {CachedLatents(latents_part, images)}")
     for part in texts_part:
         print(f"{part.folder} has {CachedTexts(part)}")
 
 
 def _check(options: CacheOptions) -> None:
-    """What can be found wrong without loading anything."""
+    """Check the options before anything is loaded."""
     for name, least in (("batch_size", 1), ("dataloader_num_workers", 0), ("corrupt_budget", 0)):
         if getattr(options, name) < least:
             fail(f"--{name} must be at least {least}, not {getattr(options, name)}")

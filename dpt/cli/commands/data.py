@@ -9,7 +9,7 @@ import tyro
 
 
 @dataclass(frozen=True)
-class CheckOptions:
+class DataCheckOptions:
     """List what is missing or broken in a data folder. Exit code 2 if training would refuse it."""
 
     root: tyro.conf.Positional[Path]
@@ -25,14 +25,14 @@ class CheckOptions:
 
 
 @dataclass(frozen=True)
-class PrepareOptions:
+class DataPrepareOptions:
     """Split the table of hard negatives into one small file per caption, which training reads faster."""
 
     root: tyro.conf.Positional[Path]
     """The folder that holds coco/, ReC/ and ITM/."""
 
 
-def check(options: CheckOptions) -> None:
+def check(options: DataCheckOptions) -> None:
     from dpt.data.files import check as files
     from dpt.data.files.root import DataRoot
     from dpt.data.files.source import FileSelection
@@ -53,7 +53,7 @@ def check(options: CheckOptions) -> None:
     print(f"{options.root} can be used")
 
 
-def check_picture_folder(options: CheckOptions) -> None:
+def check_picture_folder(options: DataCheckOptions) -> None:
     from dpt.data.folder import read_picture_folder
     from dpt.data.images import read_header, read_image
 
@@ -63,7 +63,7 @@ def check_picture_folder(options: CheckOptions) -> None:
     print(f"{options.root} can be used with --plain_lora: {len(rows)} pictures with captions")
 
 
-def prepare(options: PrepareOptions) -> None:
+def prepare(options: DataPrepareOptions) -> None:
     from dpt.data.files.hard_negatives import prepare as prepare_folder
     from dpt.data.files.root import DataRoot
 

@@ -19,7 +19,7 @@ from dpt.errors import fail
 
 
 @dataclass(frozen=True)
-class CheckOptions:
+class SceneCheckOptions:
     """Measure how well the oracle reads fresh scenes: clean, disturbed, and after a VAE."""
 
     num: int = 1000
@@ -33,7 +33,7 @@ class CheckOptions:
     """Also write the counts to this file."""
 
 
-def check(options: CheckOptions) -> None:
+def check(options: SceneCheckOptions) -> None:
     world = _valid_world(options)
     round_trip = None if options.vae is None else open_round_trip(options.vae)
     oracle = Oracle(world)
@@ -58,7 +58,7 @@ def check(options: CheckOptions) -> None:
         _write_json(options, oracle.identity, rows, unnamed)
 
 
-def _valid_world(options: CheckOptions) -> World:
+def _valid_world(options: SceneCheckOptions) -> World:
     if options.num < 1:
         fail(f"--num must be at least 1, not {options.num}")
     if options.world not in WORLDS:
@@ -70,7 +70,9 @@ def _valid_world(options: CheckOptions) -> World:
     return WORLDS[options.world]
 
 
-def _write_json(options: CheckOptions, identity: str, rows: list[AccuracyRow], unnamed: list[UnnameableRow]) -> None:
+def _write_json(
+    options: SceneCheckOptions, identity: str, rows: list[AccuracyRow], unnamed: list[UnnameableRow]
+) -> None:
     assert options.json_file is not None
     content = {
         "detector": identity,
@@ -88,7 +90,7 @@ def _write_json(options: CheckOptions, identity: str, rows: list[AccuracyRow], u
 
 
 @dataclass(frozen=True)
-class ExportOptions:
+class SceneExportOptions:
     """Write rendered scenes, their captions, expressions and hard negatives in the published formats."""
 
     out: Path
@@ -104,7 +106,7 @@ class ExportOptions:
     """jpg (as published) or png."""
 
 
-def export(options: ExportOptions) -> None:
+def export(options: SceneExportOptions) -> None:
     from dpt.data.scenes.export import RANGE, Plan, export_scenes
     from dpt.data.scenes.world import WORLDS
     from dpt.errors import fail

@@ -55,13 +55,15 @@ def open_data(
     }
 
 
-def side(asked: int | None, backbone: Backbone) -> int:
+def side(resolution: int | None, backbone: Backbone) -> int:
     height, width = backbone.default_image_size
-    if asked is None and height != width:
-        raise UserError(f"the model was trained at {width}x{height}; say which square to train at with --resolution")
-    resolution = height if asked is None else asked
-    backbone.latent_size(resolution, resolution)
-    return resolution
+    if resolution is None and height != width:
+        raise UserError(
+            f"the model was trained at {width}x{height}; choose the side of the training square with --resolution"
+        )
+    side = height if resolution is None else resolution
+    backbone.latent_size(side, side)
+    return side
 
 
 def _scene_sources(options: DataOptions, framing: Framing, seed: int) -> tuple[Source, dict[str, Source]]:
@@ -101,20 +103,20 @@ def data_identity(options: DataOptions, source: Source) -> str:
 AUTO, NONE = "auto", "none"
 
 BESIDE = "cache"
-"""Where under the data root a cache is looked for."""
+"""Folder of the cache under the data root."""
 
 
 @dataclass(frozen=True)
 class TrainingCache:
     latents: LatentStore | None = None
     texts: CachedTexts | None = None
-    said: tuple[str, ...] = ()
+    messages: tuple[str, ...] = ()
     identity: str | None = None
-    """Of what is read: the numbers of another cache, or of none, agree to rounding but not to the bit."""
+    """Hash of what is read: results with another cache, or none, differ by rounding."""
 
 
 def open_cache(options: DataOptions, framing: Framing, backbone: Backbone) -> TrainingCache:
-    """With `auto` what is not there, or not finished, is done without; a folder that was named is used or refused."""
+    """With `auto`, a missing or unfinished cache is not used; a named folder is used or refused."""
     named = options.cache not in (AUTO, NONE)
     if options.data_root is None and named:
         raise UserError("--cache needs --data_root: scenes that are rendered on the spot are not cached")
@@ -128,32 +130,34 @@ def open_cache(options: DataOptions, framing: Framing, backbone: Backbone) -> Tr
         if not named:
             return TrainingCache()
         return _published(folder, framing, backbone)
-    opened: dict[Path, CachePart] = {}
-    said = []
+    parts_read: dict[Path, CachePart] = {}
+    messages = []
     for part in parts:
         try:
             if part.is_dir():
-                opened[part] = CachePart.open(part)
+                parts_read[part] = CachePart.open(part)
         except UnfinishedPartError as error:
             if named:
                 raise
-            said.append(f"{error}; until then it is not used")
-    stored = _open_latents(opened.get(parts[0]), options.data_root, framing, backbone)
-    known = _open_texts(opened.get(parts[1]), backbone)
-    if opened:
-        said.append(f"using the cache {folder}: {'; '.join(str(one) for one in (stored, known) if one is not None)}")
-    identity = ", ".join(f"{path.name} {part.digest[:16]}" for path, part in opened.items())
-    return TrainingCache(stored, known, tuple(said), identity or None)
+            messages.append(f"{error}; until then it is not used")
+    stored = _open_latents(parts_read.get(parts[0]), options.data_root, framing, backbone)
+    known = _open_texts(parts_read.get(parts[1]), backbone)
+    if parts_read:
+        messages.append(
+            f"using the cache {folder}: {'; '.join(str(cached) for cached in (stored, known) if cached is not None)}"
+        )
+    identity = ", ".join(f"{path.name} {part.digest[:16]}" for path, part in parts_read.items())
+    return TrainingCache(stored, known, tuple(messages), identity or None)
 
 
 def _open_latents(part: CachePart | None, root: Path, framing: Framing, backbone: Backbone) -> CachedLatents | None:
     if part is None:
         return None
     _refuse(part, differences(part.key, latents_key(backbone.folder, framing, made=part.key), FREE))
-    found = CachedLatents(part, DataRoot(root).images(""))
-    if framing.random_flip and not found.has_mirrored:
+    cached = CachedLatents(part, DataRoot(root).images(""))
+    if framing.random_flip and not cached.has_mirrored:
         _refuse(part, ["it was made without --random_flip"])
-    return found
+    return cached
 
 
 def _open_texts(part: CachePart | None, backbone: Backbone) -> CachedTexts | None:
@@ -166,8 +170,8 @@ def _open_texts(part: CachePart | None, backbone: Backbone) -> CachedTexts | Non
 def _refuse(part: CachePart, differing: list[str]) -> None:
     if differing:
         raise UserError(
-            f"the cache {part.folder} is not for this run ({'; '.join(differing)}): make one for it with"
-            " `dpt cache … --out FOLDER` and name it with --cache FOLDER, or say --cache none"
+            f"the cache {part.folder} is not for this run ({'; '.join(differing)}): make another with"
+            " `dpt cache … --out FOLDER` and give --cache FOLDER, or --cache none"
         )
 
 
@@ -178,5 +182,8 @@ def _published(folder: Path, framing: Framing, backbone: Backbone) -> TrainingCa
         raise UserError(f"{folder} is no cache: it has neither {latents.FOLDER}/ nor {texts.FOLDER}/ nor .npy files")
     if framing.random_flip:
         raise UserError(f"{folder} has no latents of mirrored pictures: do without --random_flip, or use `dpt cache`")
-    warnings.warn(f"nothing says which model made the latents in {folder}, or how: that is on trust", stacklevel=2)
+    warnings.warn(
+        f"the latents in {folder} do not record their model or preprocessing: check that they fit this run",
+        stacklevel=2,
+    )
     return TrainingCache(store, None, (f"using {folder}: {store}",), f"published latents {store.digest[:16]}")

@@ -69,7 +69,7 @@ def run(options: TrainOptions, builder: str) -> Outcome:
     task, initial_weights = getattr(import_module(module), function)(options, backbone, validation)
     require_parts(source, task.parts)
     if accelerator.is_main_process:
-        for sentence in cache.said:
+        for sentence in cache.messages:
             print(sentence)
     settings = settings_for(options, len(source), accelerator.num_processes)
     if settings.lr_warmup_steps >= settings.max_train_steps and accelerator.is_main_process:

@@ -16,41 +16,41 @@ from dpt.errors import DataError, OnDataError, raise_error
 @dataclass(frozen=True)
 class Captions:
     file_names: dict[int, str]
-    """Of each image, by its id."""
+    """By image id."""
     texts: dict[int, list[str]]
-    """By the id of the image."""
+    """By image id."""
 
 
 def read_captions(file: Path, on_fault: OnDataError = raise_error) -> Captions:
-    whole = Row(read_json(file), str(file))
-    found = Captions({}, {})
-    for nth, content in enumerate(whole.get("images", list)):
+    document = Row(read_json(file), str(file))
+    captions = Captions({}, {})
+    for nth, content in enumerate(document.get("images", list)):
         try:
             row = Row(content, f"{file}, images[{nth}]")
             id_ = row.get("id", int)
-            if id_ in found.file_names:
-                row.fail(f"the id {id_} was there before")
-            found.file_names[id_] = row.file_name("file_name")
+            if id_ in captions.file_names:
+                row.fail(f"the id {id_} occurs twice")
+            captions.file_names[id_] = row.file_name("file_name")
         except DataError as fault:
             on_fault(fault)
-    seen: set[int] = set()
-    for nth, content in enumerate(whole.get("annotations", list)):
+    ids: set[int] = set()
+    for nth, content in enumerate(document.get("annotations", list)):
         try:
             row = Row(content, f"{file}, annotations[{nth}]")
             id_, image_id = row.get("id", int), row.get("image_id", int)
-            if id_ in seen:
-                row.fail(f"the id {id_} was there before")
-            seen.add(id_)
-            if image_id not in found.file_names:
+            if id_ in ids:
+                row.fail(f"the id {id_} occurs twice")
+            ids.add(id_)
+            if image_id not in captions.file_names:
                 row.fail(f"there is no image with the id {image_id}")
-            found.texts.setdefault(image_id, []).append(row.text("caption"))
+            captions.texts.setdefault(image_id, []).append(row.text("caption"))
         except DataError as fault:
             on_fault(fault)
-    return found
+    return captions
 
 
 def read_prompts(file: Path, on_fault: OnDataError = raise_error) -> list[str]:
-    """The prompts, under the key `captions` as published or `caption` as the published code has it."""
+    """Prompts under the key `captions` (published files) or `caption` (published code)."""
     content = read_json(file)
     if not isinstance(content, list):
         raise DataError(f"{file} should hold a list of prompts, not {shown(content)}")
@@ -67,17 +67,17 @@ def read_prompts(file: Path, on_fault: OnDataError = raise_error) -> list[str]:
 
 
 EDGE_TOLERANCE = 1.0
-"""Pixels that a box may reach beyond its picture, by rounding; it is cut there."""
+"""Pixels by which rounding may let a box exceed its picture; it is clipped there."""
 
 
 LONGEST_SIDE = 2**31
-"""Pixels: no format of pictures has more."""
+"""Pixels; no picture format allows more."""
 
 
 @dataclass(frozen=True, slots=True)
 class SpannedBox:
     corners: BoxCorners
-    """In pixels of the picture as its annotation knows it."""
+    """In pixels of the annotated picture."""
     spans: tuple[Span, ...]
 
 
@@ -89,59 +89,59 @@ class ExpressionRow:
     text: str
     size: Size | None
     boxes: tuple[SpannedBox, ...]
-    """Empty where the only box is that of a crowd: MDETR leaves those out."""
+    """Empty if the only box is that of a crowd, which MDETR leaves out."""
     original_id: int | None
     dataset: str | None
 
 
 def read_expressions(file: Path, on_fault: OnDataError = raise_error) -> list[ExpressionRow]:
-    whole = Row(read_json(file), str(file))
-    annotations = _annotations_by_image(whole, on_fault)
-    found: list[ExpressionRow] = []
-    seen: set[int] = set()
-    for row in _expression_rows(whole, "images", on_fault):
+    document = Row(read_json(file), str(file))
+    annotations = _annotations_by_image(document, on_fault)
+    rows: list[ExpressionRow] = []
+    ids: set[int] = set()
+    for row in _expression_rows(document, "images", on_fault):
         try:
-            _refuse_again(row, seen)
-            found.append(_expression_row(row, annotations))
+            _refuse_duplicate(row, ids)
+            rows.append(_expression_row(row, annotations))
         except DataError as fault:
             on_fault(fault)
-    _refuse_unknown_images(whole, annotations, on_fault)
-    if not found:
+    _refuse_unknown_images(document, annotations, on_fault)
+    if not rows:
         on_fault(DataError(f"{file} holds no expression that can be used"))
-    return found
+    return rows
 
 
-def _expression_rows(whole: Row, key: str, on_fault: OnDataError) -> Iterator[Row]:
-    for nth, content in enumerate(whole.get(key, list)):
+def _expression_rows(document: Row, key: str, on_fault: OnDataError) -> Iterator[Row]:
+    for nth, content in enumerate(document.get(key, list)):
         try:
-            row = Row(content, f"{whole.where}, {key}[{nth}]")
+            row = Row(content, f"{document.where}, {key}[{nth}]")
         except DataError as fault:
             on_fault(fault)
         else:
             yield row
 
 
-def _annotations_by_image(whole: Row, on_fault: OnDataError) -> dict[int, list[Row]]:
+def _annotations_by_image(document: Row, on_fault: OnDataError) -> dict[int, list[Row]]:
     by_image: dict[int, list[Row]] = {}
-    seen: set[int] = set()
-    for row in _expression_rows(whole, "annotations", on_fault):
+    ids: set[int] = set()
+    for row in _expression_rows(document, "annotations", on_fault):
         try:
-            _refuse_again(row, seen)
+            _refuse_duplicate(row, ids)
             by_image.setdefault(row.get("image_id", int), []).append(row)
         except DataError as fault:
             on_fault(fault)
     return by_image
 
 
-def _refuse_again(row: Row, seen: set[int]) -> None:
+def _refuse_duplicate(row: Row, ids: set[int]) -> None:
     id_ = row.get("id", int)
-    if id_ in seen:
-        row.fail(f"the id {id_} was there before")
-    seen.add(id_)
+    if id_ in ids:
+        row.fail(f"the id {id_} occurs twice")
+    ids.add(id_)
 
 
-def _refuse_unknown_images(whole: Row, annotations: dict[int, list[Row]], on_fault: OnDataError) -> None:
-    images = [content for content in whole.get("images", list) if isinstance(content, dict)]
+def _refuse_unknown_images(document: Row, annotations: dict[int, list[Row]], on_fault: OnDataError) -> None:
+    images = [content for content in document.get("images", list) if isinstance(content, dict)]
     ids = {content["id"] for content in images if is_whole(content.get("id"))}
     for image_id, rows in annotations.items():
         if image_id not in ids:
@@ -174,7 +174,7 @@ def _size(row: Row) -> Size | None:
         return None
     width, height = row.get("width", int), row.get("height", int)
     if not (1 <= width <= LONGEST_SIDE and 1 <= height <= LONGEST_SIDE):
-        row.fail(f"a picture is not {shown(width)} by {shown(height)} pixels large")
+        row.fail(f"a picture cannot have {shown(width)} by {shown(height)} pixels")
     return width, height
 
 
@@ -187,7 +187,7 @@ def _corners(row: Row, size: Size | None) -> BoxCorners:
 
 
 def cut_to_picture(box: BoxCorners, size: Size, where: str) -> BoxCorners:
-    """The box, less what rounding let stand out."""
+    """The box, clipped to its picture if rounding let it exceed it."""
     (x0, y0, x1, y1), (width, height) = box, size
     cut = max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
     too_far = max(-x0, -y0, x1 - width, y1 - height) > EDGE_TOLERANCE

@@ -1,6 +1,6 @@
-"""Captions with captions and pictures that do not match them, in either published form, read one row at a time.
+"""Hard negatives in either published form, read one row at a time: a table (TSV), or a folder with a file per caption.
 
-Both forms give the same: the rows of the table are the captions by id, the folder has a file for each id.
+Both hold the same: the rows of the table are numbered by caption id, and the folder has a file for each id.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class HardNegativeFiles(ABC):
     @property
     @abstractmethod
     def ids(self) -> Sequence[int]:
-        """All of them, in ascending order."""
+        """All caption ids, ascending."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -84,7 +84,7 @@ class HardNegativeFiles(ABC):
         return list(self.ids_of)
 
     def another_id(self, name: str, below: Callable[[int], int]) -> int | None:
-        """Of a caption of any other picture, each as likely as the next; `below(n)` draws from 0 … n - 1."""
+        """Id of a caption of another picture, uniformly; `below(n)` draws from 0 … n - 1."""
         own = sorted(self.ids_of[name])
         left = len(self.ids) - len(own)
         if left < 1:
@@ -135,7 +135,7 @@ class HardNegativeFolder(HardNegativeFiles):
 
 
 class HardNegativeTable(HardNegativeFiles):
-    """Remembers where each row begins. Rows are quoted as CSV files are, or not at all, as published."""
+    """Keeps the offset of each row. Rows may be quoted as in CSV files, or unquoted as published."""
 
     def __init__(self, file: Path, on_fault: OnDataError = raise_error) -> None:
         self.file = file
@@ -194,7 +194,7 @@ class HardNegativeTable(HardNegativeFiles):
 
 
 class _Lines:
-    """The lines of an open table as text, counted."""
+    """The decoded and counted lines of an open table."""
 
     def __init__(self, table: IO[bytes], file: Path, line: int = 1) -> None:
         self.table, self.file, self.line = table, file, line - 1
@@ -219,7 +219,7 @@ class _Lines:
 
 
 def open_hard_negatives(root: DataRoot, part: str) -> HardNegativeFiles:
-    """The folder if it is there, or else the table."""
+    """The folder if it exists, otherwise the table."""
     folder, table = root.hard_negatives(part), root.hard_negatives_table(part)
     if folder.is_dir():
         return HardNegativeFolder(folder)
@@ -243,16 +243,16 @@ def _read_index(file: Path, on_fault: OnDataError) -> dict[str, list[int]]:
     if not isinstance(content, Mapping):
         raise DataError(f"{file} should hold an object from file names to caption ids, not {shown(content)}")
     index: dict[str, list[int]] = {}
-    seen: set[int] = set()
+    ids: set[int] = set()
     for name, own in content.items():
         where = f"{file}, {shown(name)}"
         try:
             checked_file_name(name, where)
             if not isinstance(own, list) or not own or not all(is_whole(id_) and 0 <= id_ < 2**62 for id_ in own):
                 raise DataError(f"{where}: expected a list of caption ids, got {shown(own)}")
-            if len(set(own)) < len(own) or not seen.isdisjoint(own):
-                raise DataError(f"{where}: one of the caption ids {shown(own)} was there before")
-            seen.update(own)
+            if len(set(own)) < len(own) or not ids.isdisjoint(own):
+                raise DataError(f"{where}: one of the caption ids {shown(own)} occurs twice")
+            ids.update(own)
             index[name] = own
         except DataError as fault:
             on_fault(fault)
@@ -260,7 +260,7 @@ def _read_index(file: Path, on_fault: OnDataError) -> dict[str, list[int]]:
 
 
 def prepare(root: DataRoot, part: str = "train") -> bool:
-    """Whether anything had to be written. A folder that says something else than the table is not touched."""
+    """Write the folder from the table; False if it is up to date. A folder with other content is a UserError."""
     table, folder = HardNegativeTable(root.hard_negatives_table(part)), root.hard_negatives(part)
     if folder.is_dir() and any(folder.iterdir()):
         _refuse_if_other(folder, table)
@@ -275,7 +275,9 @@ def prepare(root: DataRoot, part: str = "train") -> bool:
 def _refuse_if_other(folder: Path, table: HardNegativeTable) -> None:
     problem = _difference(folder, table)
     if problem:
-        raise UserError(f"{folder} is there already and is not what would be written ({problem}); nothing was changed")
+        raise UserError(
+            f"{folder} exists and differs from the table ({problem}); nothing was changed: remove it to make it again"
+        )
 
 
 def _difference(folder: Path, table: HardNegativeTable) -> str | None:

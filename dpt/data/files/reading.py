@@ -38,7 +38,7 @@ def read_bytes(file: Path) -> bytes:
 
 
 def read_lines(file: Path) -> Iterator[tuple[str, str]]:
-    """The lines of a UTF-8 file that are not blank, each with how to call it in a message. Only "\\n" ends a line."""
+    """The lines of a UTF-8 file that are not blank, each with its place for error messages. Only "\\n" ends a line."""
     for number, line in enumerate(read_bytes(file).removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
         where = f"{file}, line {number}"
         try:
@@ -74,7 +74,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 class Row:
-    """One record of a file, and how to call it in a message."""
+    """A record of a file, and its place for error messages."""
 
     def __init__(self, content: Any, where: str) -> None:
         self.where = where
@@ -109,7 +109,7 @@ class Row:
         return checked_file_name(self.text(key), self.where)
 
     def texts(self, key: str) -> tuple[str, ...]:
-        """A list of texts; as published it is a string that holds a Python list."""
+        """A list of texts, or the published form: a string that holds a Python list."""
         value = self.content.get(key)
         if not isinstance(value, list):
             try:
@@ -128,7 +128,7 @@ class Row:
 
 
 def is_text(text: str) -> bool:
-    """Whether it can be written as UTF-8: JSON can hold halves of characters."""
+    """Whether it can be encoded as UTF-8: JSON can hold lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -148,7 +148,7 @@ def shown(value: Any) -> str:
 
 
 def checked_file_name(name: str, where: str) -> str:
-    """A path that stays inside the folder it is looked for in."""
+    """A relative path that cannot leave its folder."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.name or set(name) & set("\\:") or not name.isprintable():
         raise DataError(f"{where}: {shown(name)} is no file name under the data folder")

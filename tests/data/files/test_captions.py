@@ -25,7 +25,7 @@ def test_captions_of_an_export(exported: DataRoot) -> None:
 @pytest.mark.parametrize(
     ("images", "annotations", "says"),
     [
-        ([{"id": 1, "file_name": "a"}] * 2, [], r"images\[1\]: the id 1 was there before"),
+        ([{"id": 1, "file_name": "a"}] * 2, [], r"images\[1\]: the id 1 occurs twice"),
         ([{"id": 1, "file_name": "../a"}], [], r"images\[0\]: '../a' is no file name"),
         ([], [{"id": 1, "image_id": 5, "caption": "a"}], r"annotations\[0\]: there is no image with the id 5"),
         ([{"id": 1, "file_name": "a"}], [{"id": 1, "image_id": 1, "caption": " "}], "'caption' is empty"),

@@ -133,7 +133,7 @@ def write_folder(folder: Path, index: Any, *records: Any) -> Path:
         ({"a.jpg": [0, "1"]}, "'a.jpg': expected a list of caption ids"),
         ({"a.jpg": [True]}, "expected a list of caption ids"),
         ({"a.jpg": [-1]}, "expected a list of caption ids"),
-        ({"a.jpg": [0], "b.jpg": [1, 0]}, r"'b.jpg': one of the caption ids \[1, 0\] was there before"),
+        ({"a.jpg": [0], "b.jpg": [1, 0]}, r"'b.jpg': one of the caption ids \[1, 0\] occurs twice"),
         ({"../a.jpg": [0]}, "no file name under"),
     ],
 )

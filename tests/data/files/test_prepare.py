@@ -51,7 +51,7 @@ def test_a_folder_that_says_something_else_is_not_touched(
     else:
         (folder / name).write_text(content)
     before = contents(folder)
-    with pytest.raises(UserError, match=f"is there already and is not what would be written .*{says}"):
+    with pytest.raises(UserError, match=f"exists and differs from the table .*{says}"):
         prepare(sample)
     assert contents(folder) == before
 
