@@ -73,7 +73,7 @@ BAD: list[tuple[Change, str]] = [
     (put("images", 0, "caption", ""), r"images\[0\]: 'caption' is empty"),
     (put("images", 0, "caption", 5), "'caption' should be a text, not 5"),
     (put("images", 0, "caption", "\ud800"), "half a character"),
-    (put("images", 0, "width", 0), "not 0 by 480 pixels"),
+    (put("images", 0, "width", 0), "cannot have 0 by 480 pixels"),
     (put("images", 0, "width", "640"), "'width' should be a whole number"),
     (lambda c: c["images"][0].pop("width"), "there is no 'width'"),
     (put("images", 0, "file_name", "../../secret.jpg"), "no file name under the data folder"),
