@@ -119,7 +119,7 @@ def test_a_run_does_not_change_over(run: Commands, root: Path) -> None:
     """Another cache, or none, rounds otherwise: the run would no longer be the one it was."""
     assert run.train(root)[0] == 0
     code, _, told = run.train(root, "--cache none")
-    assert code == 2 and re.search(r"other configuration \(cache was 'latents \w{16}, texts \w{16}' and is None", told)
+    assert code == 2 and re.search(r"another configuration \(cache was 'latents \w{16}, texts \w{16}' and is None", told)
     assert run.train(root, "--cache none", "plain")[0] == 0
     code, _, told = run.train(root, "", "plain")
     assert code == 2 and "(cache was None and is 'latents " in told
@@ -233,7 +233,7 @@ def test_a_picture_that_is_missing_from_it(run: Commands, root: Path) -> None:
     shutil.move(table, root / "aside")
     assert run.cache(root)[0] == 0
     shutil.move(root / "aside", table)
-    code, _, error = run.train(root, "--val_fullset")
+    code, _, error = run.train(root, "--val_fullset --validation_steps 1")
     assert code == 2 and re.search(r"val2014/COCO_\w+\.jpg is not in the cache .*`dpt cache` adds what is", error)
 
 
@@ -297,6 +297,9 @@ def test_what_cannot_be_cached_is_one_sentence(run: Commands, root: Path, words:
 def test_data_folders_that_are_none(run: Commands, tmp_path: Path) -> None:
     code, _, error = run.cache(tmp_path / "nowhere")
     assert code == 2 and f"there is no data folder {tmp_path / 'nowhere'}" in error
+    code, _, error = run.cache(tmp_path)
+    assert code == 2 and "has none of the folders coco/, ReC/, ITM/" in error
+    (tmp_path / "coco").mkdir()
     code, _, error = run.cache(tmp_path)
     assert code == 2 and "has neither expressions nor captions with hard negatives" in error
 

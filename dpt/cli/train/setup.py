@@ -91,7 +91,7 @@ def run_config(options: TrainOptions, settings: Settings, **resolved: Any) -> Ru
     flags = {name: value for group in groups.values() for name, value in group.items() if name not in NOT_COMPARED}
     untouched = {name: value for group in to_plain(type(options)()).values() for name, value in group.items()}
     flags = {name: value for name, value in flags.items() if name not in OPTIONAL or value != untouched[name]}
-    not_compared = NOT_COMPARED | REMOVED
+    not_compared = (NOT_COMPARED | REMOVED) - resolved.keys()  # --cache says where a cache is, the record what it holds
     if settings.lr_scheduler not in FLAT:  # a flat rate does not depend on where the run ends
         flags["max_train_steps"] = settings.max_train_steps
         not_compared -= {"max_train_steps"}

@@ -175,8 +175,8 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 def test_two_processes_do_not_write_to_one_folder(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
-from dpt.data.cache.part import Builder
-with Builder(Path({str(tmp_path)!r}), {KEY_OF_A!r}, ["x"]).claimed():
+from dpt.data.cache.storage import PartBuilder
+with PartBuilder(Path({str(tmp_path)!r}), {KEY_OF_A!r}, ["x"]).claimed():
     print("claimed", flush=True)
     input()
 """
