@@ -11,6 +11,7 @@ from dpt.data.files.annotations import read_captions, read_expressions, read_pro
 from dpt.data.files.hard_negatives import HardNegativeFiles, HardNegativeFolder, HardNegativeTable
 from dpt.data.files.reading import read_negative_types
 from dpt.data.files.root import CAPTIONS_OF_IMAGES, DataRoot
+from dpt.data.folder import METADATA, read_picture_folder
 from dpt.evaluation.suites import registry
 from tests.data.files.conftest import SAMPLE
 from tests.fuzz.mutations import DEEP, DIGITS, mutate_bytes, mutate_fields, mutate_json, mutate_json_line
@@ -126,7 +127,16 @@ def table(folder: Path) -> Target:
     return Target(file, [TABLE.read_bytes(), QUOTED], lambda: all_rows(HardNegativeTable(file)))
 
 
+PICTURES = ({"file_name": "a.png", "text": "a red cup", "weight": 0.5}, {"file_name": "a.png", "prompt": "a cup"})
+
+
+def picture_folder(folder: Path) -> Target:
+    (folder / "a.png").touch()
+    return Target(folder / METADATA, [jsonl(PICTURES)], lambda: read_picture_folder(folder))
+
+
 PARSERS = (
+    Parser("captions of a folder of pictures (metadata.jsonl)", picture_folder, LINE_MUTATIONS, HOSTILE_JSON),
     file_parser("expressions (MDETR)", ROOT.expressions("refcoco", "val"), read_expressions),
     file_parser("captions (COCO)", ROOT.captions("val2014"), read_captions),
     file_parser("prompts of a data folder", ROOT.prompts, read_prompts),
