@@ -119,7 +119,9 @@ def test_a_run_does_not_change_over(run: Commands, root: Path) -> None:
     """Another cache, or none, rounds otherwise: the run would no longer be the one it was."""
     assert run.train(root)[0] == 0
     code, _, told = run.train(root, "--cache none")
-    assert code == 2 and re.search(r"another configuration \(cache was 'latents \w{16}, texts \w{16}' and is None", told)
+    assert code == 2 and re.search(
+        r"another configuration \(cache was 'latents \w{16}, texts \w{16}' and is None", told
+    )
     assert run.train(root, "--cache none", "plain")[0] == 0
     code, _, told = run.train(root, "", "plain")
     assert code == 2 and "(cache was None and is 'latents " in told
