@@ -43,14 +43,14 @@ class Tally:
 
 
 def tally(scenes: Iterable[Scene], seen: Iterable[Detections]) -> Tally:
-    return sum((compare(scene, found) for scene, found in zip(scenes, seen, strict=True)), Tally())
+    return sum((compare(scene, detections) for scene, detections in zip(scenes, seen, strict=True)), Tally())
 
 
 def compare(scene: Scene, seen: Detections) -> Tally:
     left = list(seen.objects)
     right = wrong = unreadable = missed = 0
     for thing in scene.objects:
-        match = max(left, key=lambda found: overlap(thing.box, found.box), default=None)
+        match = max(left, key=lambda detection: overlap(thing.box, detection.box), default=None)
         if match is not None and overlap(thing.box, match.box) >= OVERLAPS:
             left.remove(match)
             right += is_right(thing, match)
@@ -63,17 +63,17 @@ def compare(scene: Scene, seen: Detections) -> Tally:
     return Tally(1, int(exact), len(scene.objects), right, wrong, unreadable, missed, len(left))
 
 
-def is_right(thing: SceneObject, found: Detection) -> bool:
-    same = (found.label, found.colour, found.size) == (thing.shape, thing.colour, thing.size)
-    return same and overlap(thing.box, found.box) >= SAME_PLACE
+def is_right(thing: SceneObject, detection: Detection) -> bool:
+    same = (detection.label, detection.colour, detection.size) == (thing.shape, thing.colour, thing.size)
+    return same and overlap(thing.box, detection.box) >= SAME_PLACE
 
 
 def refusals(seen: Iterable[Detections]) -> tuple[int, int, int]:
-    """Of pictures of what has no name: how many were named nevertheless, called unreadable, passed over."""
-    found = list(seen)
-    named = sum(bool(each.objects) for each in found)
-    unreadable = sum(bool(each.unreadable) and not each.objects for each in found)
-    return named, unreadable, len(found) - named - unreadable
+    """Of pictures without a nameable object: how many were named, called unreadable, or left empty."""
+    pictures = list(seen)
+    named = sum(bool(each.objects) for each in pictures)
+    unreadable = sum(bool(each.unreadable) and not each.objects for each in pictures)
+    return named, unreadable, len(pictures) - named - unreadable
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How near to its prompt a tuned model draws, by a CLIP, beside what the model drew before."""
+"""CLIP similarity of pictures and prompts with and without a LoRA."""
 
 from __future__ import annotations
 

@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 
-def frechet(one: Floats, other: Floats) -> float:
+def frechet(first: Floats, second: Floats) -> float:
     """|m - n|^2 + tr(C + D - 2 (C D)^(1/2)) for means m, n and covariances C, D of features (pictures,width).
 
-    Estimated from few pictures it comes out too large; it is comparable between sets of one size only.
+    Few pictures bias it upwards: compare sets of one size only.
     """
-    for features in (one, other):
+    for features in (first, second):
         if features.ndim != 2 or len(features) < 2 or not np.isfinite(features).all():
             raise ValueError("a set of pictures is at least two rows of finite features")
-    apart = one.mean(0) - other.mean(0)
-    first, second = np.cov(one, rowvar=False), np.cov(other, rowvar=False)
+    shift = first.mean(0) - second.mean(0)
+    first, second = (np.atleast_2d(np.cov(features, rowvar=False)) for features in (first, second))
     # tr (C D)^(1/2) is the sum of roots of the eigenvalues of C^(1/2) D C^(1/2), which is symmetric.
-    root = _root(np.atleast_2d(first))
-    inner = np.linalg.eigvalsh(root @ np.atleast_2d(second) @ root)
+    root = _root(first)
+    inner = np.linalg.eigvalsh(root @ second @ root)
     shared = np.sqrt(np.clip(inner, 0, None)).sum()
-    return float(max(apart @ apart + np.trace(np.atleast_2d(first)) + np.trace(np.atleast_2d(second)) - 2 * shared, 0))
+    return float(max(shift @ shift + np.trace(first) + np.trace(second) - 2 * shared, 0))
 
 
 def _root(matrix: Floats) -> Floats:
@@ -88,20 +88,20 @@ class Fidelity:
 
 
 def fidelity(files: Mapping[str, Sequence[Path]], reference: str, clip: Clip) -> Fidelity:
-    """Sets of one size, since the distance depends on it."""
+    """All sets are cut to the smallest: the distance depends on their size."""
     known = None if reference == SCENES else _pictures_in(Path(reference))
     n = min([len(own) for own in files.values()] + ([] if known is None else [len(known)]))
     if n < 2:
         raise UserError("a Fréchet distance needs at least two pictures in each set")
-    own = {name: _features((_read_pixels(file) for file in paths[:n]), clip) for name, paths in files.items()}
+    own = {method: _features((_read_pixels(file) for file in paths[:n]), clip) for method, paths in files.items()}
     if known is None:
-        one, other = (_features(_scenes(start, n), clip) for start in (0, n))
-        floor = frechet(one, other)
+        real, more = (_features(_scenes(start, n), clip) for start in (0, n))
+        floor = frechet(real, more)
     else:
-        one, floor = _features((_read_pixels(file) for file in known[:n]), clip), None
-    distances = {name: frechet(features, one) for name, features in own.items()}
-    told = "rendered scenes" if known is None else f"pictures in {Path(reference).name}"
-    return Fidelity(clip.identity, told, n, one.shape[1], distances, floor)
+        real, floor = _features((_read_pixels(file) for file in known[:n]), clip), None
+    distances = {method: frechet(features, real) for method, features in own.items()}
+    name = "rendered scenes" if known is None else f"pictures in {Path(reference).name}"
+    return Fidelity(clip.identity, name, n, real.shape[1], distances, floor)
 
 
 def _scenes(start: int, n: int) -> Iterable[Image]:

@@ -1,4 +1,4 @@
-"""How near a picture is to its text, and a picture as a vector, by any CLIP in the transformers layout."""
+"""CLIP similarity of pictures and texts, and image features, by any CLIP in the transformers layout."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dpt.detect.base import Image
 TOGETHER = 16
 
 LAST = "channels_last"
-"""Said outright: a picture three pixels high is otherwise taken for one of three channels."""
+"""Given explicitly: a picture three pixels high would be taken for one with three channels."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Clip:
         return features
 
     def cut(self, texts: Sequence[str]) -> int:
-        """How many of the texts are longer than it reads: of these only the beginning counts."""
+        """How many of the texts are longer than the context: only their beginning counts."""
         return sum(len(ids) > self._length for ids in self.tokenizer(list(texts)).input_ids)
 
     @property

@@ -32,8 +32,7 @@ class ScoreGradient:
 
 
 class Scorer:
-    """s(z_t, y) of section 1.3. Adapter and UNet are left as they are found: in training or not, with or without
-    parameters that ask for gradients; here both evaluate, and only z_t asks for one."""
+    """s(z_t, y) of section 1.3, differentiable by z_t only. Train mode and requires_grad of modules are restored."""
 
     def __init__(self, backbone: Backbone, adapter: Adapter) -> None:
         check_fits(adapter.config, backbone)
@@ -94,23 +93,23 @@ def frozen(*modules: Any) -> Iterator[None]:
     """Inside, modules evaluate and their parameters ask for no gradient; afterwards they are as they were."""
     parts = [part for module in modules for part in module.modules()]
     training = [part for part in parts if part.training]
-    asking = [p for module in modules for p in module.parameters() if p.requires_grad]
+    trainable = [p for module in modules for p in module.parameters() if p.requires_grad]
     try:
         for part in training:
             part.training = False
-        for parameter in asking:
+        for parameter in trainable:
             parameter.requires_grad_(False)
         yield
     finally:
         for part in training:
             part.training = True
-        for parameter in asking:
+        for parameter in trainable:
             parameter.requires_grad_(True)
 
 
 @dataclass(frozen=True)
 class MatchingScorer:
-    """One reader for the pictures of all methods, whatever model drew them."""
+    """One scorer for the pictures of all methods, whatever model made them."""
 
     backbone: Backbone
     adapter: Adapter
@@ -118,7 +117,7 @@ class MatchingScorer:
 
     @torch.no_grad()
     def scores(self, images: Sequence[Image], texts: Sequence[str]) -> list[float]:
-        """Read off the picture as it was saved, one by one: nothing of a score depends on what is beside it."""
+        """From the saved pictures, one at a time, so that a score does not depend on its batch."""
         scorer = Scorer(self.backbone, self.adapter)
         return [self._score(scorer, image, text) for image, text in zip(images, texts, strict=True)]
 

@@ -26,9 +26,9 @@ def test_boxes_are_cut_to_the_picture_and_counted() -> None:
     ("one", "sentence"),
     [(found(0, 0, 9, 9, nan), "the owl gave a car in base/a-0.png a box or a score that is not a number"),
      (found(0, nan, 9, 9), "not a number"), (found(0, 0, inf, 9), "not a number"),
-     (found(9, 0, 3, 9), "the wrong way round")],
+     (found(9, 0, 3, 9), "whose corners are swapped")],
 )  # fmt: skip
-def test_nonsense_is_refused(one: Detection, sentence: str) -> None:
+def test_nan_and_swapped_boxes_are_refused(one: Detection, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         check_finite(Detections((found(0, 0, 9, 9), one)), "the owl", "base/a-0.png")
 

@@ -1,1 +1,1 @@
-"""One judge for every method: the same prompts and noise, a line for each picture, tables counted from the lines."""
+"""One judge for all methods: same prompts and noise, a line per picture, tables computed from the lines."""

@@ -24,7 +24,7 @@ class Line(NamedTuple):
 
 
 def lines(file: Path) -> Iterator[Line]:
-    """Every line that says something."""
+    """The lines that are not blank."""
     for number, text in enumerate(read_text(file).splitlines(), start=1):
         if text.strip():
             yield Line(number, f"{file}, line {number}", text.strip())
@@ -61,7 +61,7 @@ def only(where: str, content: Mapping[str, Any], known: Sequence[str]) -> None:
 def text_of(where: str, content: Mapping[str, Any], key: str, default: str | None = None) -> str:
     value = content.get(key, default)
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{where}: {key!r} must be a text that says something, not {value!r}")
+        raise UserError(f"{where}: {key!r} must be a text that is not blank, not {value!r}")
     return value.strip()
 
 
@@ -82,7 +82,7 @@ def name_of(where: str, content: Mapping[str, Any], key: str, default: str) -> s
 
 
 def is_name(text: str) -> bool:
-    """Whether it can be part of a file's name, and leads nowhere else."""
+    """Whether it can safely be part of a file name."""
     return _NAME.fullmatch(text) is not None
 
 
@@ -122,7 +122,7 @@ def prompts_suite(file: Path) -> Suite:
 
 def coco_suite(file: Path) -> Suite:
     """COCO-NSS1K: a JSON list whose entries have the text under `captions` (or `caption`) and their category under
-    `name` (or `category`), if they have one. What else an entry has (boxes, sizes) is not read."""
+    `name` (or `category`), if there is one. Other keys (boxes, sizes) are ignored."""
     try:
         entries = parse_json(read_text(file))
     except ValueError:
@@ -134,7 +134,7 @@ def coco_suite(file: Path) -> Suite:
         where = f"{file}, entry {number}"
         content = as_object(where, entry)
         text = text_of(where, content, "captions" if "captions" in content else "caption")
-        key = next((one for one in ("name", "category") if one in content), None)
+        key = next((key for key in ("name", "category") if key in content), None)
         category = UNNAMED if key is None else text_of(where, content, key)
         if category not in (*COCO_CATEGORIES, UNNAMED):
             raise UserError(f"{where}: there is no category {category!r}; there are {', '.join(COCO_CATEGORIES)}")

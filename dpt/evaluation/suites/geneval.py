@@ -1,11 +1,11 @@
 """GenEval's prompts (arXiv 2310.11513), from its own evaluation_metadata.jsonl, and our judge of them, `geneval-owl`.
 
-It is not GenEval: that has a detector of its own. Pictures lie in its layout of folders, so that it can score them too.
+This is not GenEval's own judge, which has another detector. Pictures are stored in GenEval's layout, so that it
+can score them too.
 
-A detector that must be told is asked for "image of a car"; a score counts from 0.20; boxes of one noun that share more
-than 0.15 of their union are one. What is to be included must be there in at least its number, and what is to be
-excluded in less than its. A colour must be that of each of the best-scoring boxes, as many as are asked for. In a
-position, the centres' offset counts beyond a tenth of the boxes' extents and must be more than half of the distance.
+Queries are "image of a car"; scores count from 0.20, NMS is at an IoU of 0.15. `include` needs at least its count of
+boxes, `exclude` fewer than its count. The best boxes, as many as the count, must all have the colour. A position needs
+an offset of centres beyond a tenth of the boxes' extents, and more than half of it in the given direction.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TASKS = ("single_object", "two_object", "counting", "colors", "position", "color
 RELATIONS = {"left of": "left", "right of": "right", "above": "above", "below": "below"}
 
 
-Wanted = tuple[Noun, int]
+CountedNoun = tuple[Noun, int]
 
 
 def suite(file: Path) -> Suite:
@@ -51,19 +51,20 @@ def _prompt(number: int, where: str, line: str) -> Prompt:
     if tag not in TASKS:
         raise UserError(f"{where}: there is no task {tag!r}; the tasks are {', '.join(TASKS)}")
     facts: list[Claim] = []
-    included: list[Wanted] = []
-    for one in _list(where, content, "include"):
-        facts += _included(where, one, included)
-    for one in _list(where, content, "exclude"):
-        reading.only(where, one, ("class", "count"))
-        facts.append(FewerThan(Noun(shape=reading.text_of(where, one, "class")), reading.count_of(where, one, "count")))
+    included: list[CountedNoun] = []
+    for entry in _list(where, content, "include"):
+        facts += _included(where, entry, included)
+    for entry in _list(where, content, "exclude"):
+        reading.only(where, entry, ("class", "count"))
+        noun = Noun(shape=reading.text_of(where, entry, "class"))
+        facts.append(FewerThan(noun, reading.count_of(where, entry, "count")))
     if not included:
         raise UserError(f"{where}: 'include' names nothing, so any picture would do")
     text = reading.text_of(where, content, "prompt")
     return Prompt(f"{number:05d}", tag, text, tuple(facts), closed=False, where=where, source=line)
 
 
-def _included(where: str, content: Mapping[str, Any], before: list[Wanted]) -> list[Claim]:
+def _included(where: str, content: Mapping[str, Any], before: list[CountedNoun]) -> list[Claim]:
     reading.only(where, content, ("class", "count", "color", "position"))
     noun = Noun(shape=reading.text_of(where, content, "class"))
     n = reading.count_of(where, content, "count")
@@ -80,7 +81,7 @@ def _included(where: str, content: Mapping[str, Any], before: list[Wanted]) -> l
     return facts
 
 
-def _position(where: str, content: Any, before: list[Wanted]) -> tuple[str, Wanted]:
+def _position(where: str, content: Any, before: list[CountedNoun]) -> tuple[str, CountedNoun]:
     match content:
         case [str(relation), int(index)] if relation in RELATIONS and 0 <= index < len(before):
             return RELATIONS[relation], before[index]
@@ -94,4 +95,4 @@ def _list(where: str, content: Mapping[str, Any], key: str) -> list[dict[str, An
     value = content.get(key, [])
     if not isinstance(value, list):
         raise UserError(f"{where}: {key!r} must be a list, not {value!r}")
-    return [reading.as_object(f"{where}, {key!r}", one) for one in value]
+    return [reading.as_object(f"{where}, {key!r}", entry) for entry in value]

@@ -1,9 +1,9 @@
 """The four tasks of LLM-grounded Diffusion (arXiv 2305.13655), rebuilt by rule: 400 prompts, 250 of them different.
 
-A detector that must be told is asked for "image of a car" (with its colour for attribution: "image of a red car"); a
-score counts from 0.20, for attribution from 0.45; boxes of one noun that share more than 0.15 of their union are one.
-Negation: no box. Numeracy: exactly n. Attribution: at least one box of each coloured noun, more do no harm. Spatial: of
-each noun the best-scoring box, the one's centre strictly beyond the other's. A box found for two nouns counts for both.
+Queries are "image of a car" (for attribution with the colour: "image of a red car"); scores count from 0.20, for
+attribution from 0.45; NMS is at an IoU of 0.15. Negation: no box. Numeracy: exactly n. Attribution: at least one box of
+each coloured noun. Spatial: the best box of the first noun has its centre strictly beyond that of the second's. One box
+may count for both nouns.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ DETECT = DetectConfig("image of {a} {noun}", 0.20, thresholds=(("attribution", 0
 
 @lru_cache(maxsize=1)
 def suite() -> Suite:
-    told = [*_negation(), *_numeracy(), *_attribution(), *_spatial()]
+    entries = [*_negation(), *_numeracy(), *_attribution(), *_spatial()]
     prompts = (
         Prompt(f"lmd-{number:03d}", category, f"{PREFIX} {text}", facts, closed=False)
-        for number, (category, text, facts) in enumerate(told)
+        for number, (category, text, facts) in enumerate(entries)
     )
     return Suite("lmd", "lmd-1", tuple(prompts), DETECT, detector="owlv2")
 
 
-Told = tuple[str, str, tuple[Claim, ...]]
+Entry = tuple[str, str, tuple[Claim, ...]]
 
 
-def _negation() -> list[Told]:
+def _negation() -> list[Entry]:
     return [("negation", f"without {plural(name)}", (Absent(Noun(shape=name)),)) for name in CLASSES for _ in range(10)]
 
 
-def _numeracy() -> list[Told]:
+def _numeracy() -> list[Entry]:
     return [
         ("numeracy", f"with {word} {name if n == 1 else plural(name)}", (Count(Noun(shape=name), n),))
         for n, word in enumerate(NUMBERS, start=1)
@@ -61,38 +61,38 @@ def _numeracy() -> list[Told]:
     ]
 
 
-def _attribution() -> list[Told]:
+def _attribution() -> list[Entry]:
     return [_coloured_pair(i) for i in range(100)]
 
 
-def _coloured_pair(i: int) -> Told:
-    chance = _chance(i)
-    colours, names = _two(chance, COLOURS), _two(chance, CLASSES)
+def _coloured_pair(i: int) -> Entry:
+    rng = _random_state(i)
+    colours, names = _two(rng, COLOURS), _two(rng, CLASSES)
     nouns = [Noun(colour, name) for colour, name in zip(colours, names, strict=True)]
-    said = " and ".join(with_article(f"{noun.colour} {noun.shape}") for noun in nouns)
-    return "attribution", f"with {said}", tuple(Count(noun, 1, exact=False) for noun in nouns)
+    text = " and ".join(with_article(f"{noun.colour} {noun.shape}") for noun in nouns)
+    return "attribution", f"with {text}", tuple(Count(noun, 1, exact=False) for noun in nouns)
 
 
-def _spatial() -> list[Told]:
-    told: list[Told] = []
+def _spatial() -> list[Entry]:
+    entries: list[Entry] = []
     for i in range(25):
-        chance = _chance(i)
+        rng = _random_state(i)
         for places in PLACES:
-            names = _two(chance, CLASSES)
-            here, there = (Noun(shape=name) for name in names)
-            said = " and ".join(
+            names = _two(rng, CLASSES)
+            first, second = (Noun(shape=name) for name in names)
+            text = " and ".join(
                 f"{with_article(name)} on the {place}" for name, place in zip(names, places, strict=True)
             )
-            side = RelationByCentres(here, RELATIONS[places[0]], there, best_only=True)
-            both = Count(here, 1, exact=False), Count(there, 1, exact=False)
-            told.append(("spatial", f"with {said}", (*both, side)))
-    return told
+            side = RelationByCentres(first, RELATIONS[places[0]], second, best_only=True)
+            both = Count(first, 1, exact=False), Count(second, 1, exact=False)
+            entries.append(("spatial", f"with {text}", (*both, side)))
+    return entries
 
 
-def _chance(i: int) -> np.random.RandomState:
-    # The published list was drawn from numpy's older generator: another would draw another list.
+def _random_state(i: int) -> np.random.RandomState:
+    # The published list came from numpy's legacy generator; another generator gives other prompts.
     return np.random.RandomState(i)
 
 
-def _two(chance: np.random.RandomState, names: Sequence[str]) -> list[str]:
-    return [str(name) for name in chance.choice(names, 2, replace=False)]
+def _two(rng: np.random.RandomState, names: Sequence[str]) -> list[str]:
+    return [str(name) for name in rng.choice(names, 2, replace=False)]

@@ -1,11 +1,11 @@
-"""The pocket suite: prompts drawn from the scene grammar, by category.
+"""The pocket suite: prompts sampled from the scene grammar, by category.
 
-Everything counted must be there in exactly the number said and, but for negation, nothing else may be; a relation needs
-its margin (6 pixels between centres); an unreadable object fails the picture, since nothing can be said of it.
+The picture must hold exactly the objects of the prompt and, except for negation, no others. A relation needs 6 pixels
+between the centres. An unreadable object fails the picture.
 
-The oracle needs no telling, and its boxes may reach past the picture's edge, as what it fitted does. A detector that
-must be told is asked for "image of a circle", whatever its colour: colours are then read off the boxes. A score counts
-from 0.20, boxes of one shape that share more than 0.15 of their union are one, and shapes not asked for are not seen.
+The oracle takes no queries; its boxes may reach past the picture's edge. An open-vocabulary detector is queried with
+"image of a circle", whatever the colour: colours are then named box by box. Scores count from 0.20, NMS is at an IoU of
+0.15, and shapes that are not in the prompt are not detected.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SUITE_ID = "pocket-1"
 DETECT = DetectConfig("image of {a} {noun}", 0.20, nms=0.15, colours=POCKET_WORLD.colours)
 
 DEFAULT_CATEGORIES = ("single", "binding", "count", "spatial", "negation")
-"""Categories, and prompts of each, when nothing else is said."""
+"""Categories and prompts per category by default."""
 
 DEFAULT_PROMPTS = 300
 
@@ -75,9 +75,9 @@ def _spatial(rng: KeyedRandom, world: World) -> Description:
 
 
 def _negation(rng: KeyedRandom, world: World) -> Description:
-    said = _noun(rng, world)
-    absent = rng.choice([shape for shape in world.shapes if shape != said.shape])
-    return Description((Group(said, 1 + rng.randrange(2)),), absent=Noun(shape=absent))
+    present = _noun(rng, world)
+    absent = rng.choice([shape for shape in world.shapes if shape != present.shape])
+    return Description((Group(present, 1 + rng.randrange(2)),), absent=Noun(shape=absent))
 
 
 def _complex(rng: KeyedRandom, world: World) -> Description:

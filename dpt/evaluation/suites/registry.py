@@ -1,4 +1,4 @@
-"""Suites by name, and the part of one that is drawn."""
+"""Suites by name, and selections from them."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ FROM_FILE: dict[str, Callable[[Path], Suite]] = {
 NAMES = ("pocket", *BY_RULE, *FROM_FILE)
 
 
-def parse(said: str) -> tuple[str, Path | None]:
+def parse(spec: str) -> tuple[str, Path | None]:
     """ "lmd", or "geneval=FILE"."""
-    name, given, file = said.partition("=")
+    name, has_file, file = spec.partition("=")
     if name not in NAMES:
         raise UserError(f"there is no suite {name!r}; the suites are {', '.join(NAMES)}")
     if name in FROM_FILE and not file:
         raise UserError(f"the suite {name} is read from a file: say {name}=FILE")
-    if name not in FROM_FILE and given:
+    if name not in FROM_FILE and has_file:
         raise UserError(f"the suite {name} is made by rule and reads no file: say {name}")
     return name, Path(file) if file else None
 
 
-def layout_of(said: str) -> Layout:
-    """Where its pictures lie; its file is not needed for that."""
-    return geneval.LAYOUT if said.partition("=")[0] == "geneval" else "flat"
+def layout_of(spec: str) -> Layout:
+    """How its pictures are stored; does not read the suite's file."""
+    return geneval.LAYOUT if spec.partition("=")[0] == "geneval" else "flat"
 
 
-def load(said: str, categories: Sequence[str] = (), per_category: int | None = None, seed: int = 0) -> Suite:
-    """The suite, or what is asked for of it: some categories, and of each so many prompts, evenly spread."""
-    name, file = parse(said)
+def load(spec: str, categories: Sequence[str] = (), per_category: int | None = None, seed: int = 0) -> Suite:
+    """A suite, or some of its categories with so many prompts of each, evenly spread."""
+    name, file = parse(spec)
     if name == "pocket":
         return pocket.suite(categories, per_category, seed)
     if seed:
@@ -60,7 +60,7 @@ def load(said: str, categories: Sequence[str] = (), per_category: int | None = N
 
 
 def spread(prompts: Sequence[Prompt], n: int | None) -> list[Prompt]:
-    """All, or n of them at equal distances: suites are ordered, so that the first ones would be all alike."""
+    """All, or n of them at equal distances: suites are ordered, and the first prompts would all be alike."""
     if n is None or n >= len(prompts):
         return list(prompts)
     return [prompts[i * len(prompts) // n] for i in range(n)]

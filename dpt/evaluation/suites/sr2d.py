@@ -1,8 +1,8 @@
 """SR2D (arXiv 2212.10015), rebuilt by rule: every pair of 80 nouns in four relations, joined by "and", and each alone.
 
-A detector that must be told is asked for "a photo of a car"; a score counts above 0.1, and overlapping boxes are not
-merged. An object is there if it has a box; more boxes do no harm, and a box found for both nouns counts for both. A
-relation holds if some box of the one has its centre strictly beyond that of some box of the other.
+Queries are "a photo of a car"; scores count above 0.1, without NMS. An object is present if it has a box, and one box
+may count for both nouns. A relation holds if some box of the first noun has its centre strictly beyond that of some
+box of the second.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dpt.claims.prompt import Prompt
 from dpt.claims.words import with_article
 from dpt.evaluation.suites.base import Suite
 
-_SAID = (
+_NAMES = (
     "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,"
     "bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,"
     "skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,"
@@ -27,7 +27,7 @@ _SAID = (
     "refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"
 )
 
-NOUNS = tuple(_SAID.split(","))
+NOUNS = tuple(_NAMES.split(","))
 
 RELATIONS = {"to the left of": "left", "to the right of": "right", "above": "above", "below": "below"}
 
@@ -47,12 +47,12 @@ def suite() -> Suite:
 
 
 def rows() -> list[Row]:
-    said: list[tuple[str, str | None, str]] = []
+    entries: list[tuple[str, str | None, str]] = []
     for first, second in combinations(NOUNS, 2):
         for relation in (*RELATIONS, "and"):
-            said += [(first, second, relation), (second, first, relation)]
-    said += [(noun, None, "single") for noun in NOUNS]
-    return [_row(number, *one) for number, one in enumerate(said)]
+            entries += [(first, second, relation), (second, first, relation)]
+    entries += [(noun, None, "single") for noun in NOUNS]
+    return [_row(number, *entry) for number, entry in enumerate(entries)]
 
 
 def published() -> str:
