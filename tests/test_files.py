@@ -38,14 +38,14 @@ def test_an_empty_folder_may_be_there(tmp_path: Path) -> None:
     assert listing(tmp_path) == ["out", "out/file"]
 
 
-def test_nothing_is_left_of_a_failure(tmp_path: Path) -> None:
+def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "a" / "b") as work:
         (work / "file").touch()
         raise KeyboardInterrupt
     assert listing(tmp_path) == []
 
 
-def test_a_full_folder_and_a_file_are_refused_untouched(tmp_path: Path) -> None:
+def test_existing_content_is_refused_and_untouched(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for taken in (tmp_path, tmp_path / "file"):
         with pytest.raises(UserError, match="already"), atomic_folder(taken):
@@ -53,7 +53,7 @@ def test_a_full_folder_and_a_file_are_refused_untouched(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_what_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be"), atomic_folder(tmp_path / "file" / "out"):
         pytest.fail("never gets here")

@@ -1,4 +1,4 @@
-"""Adapters to and from disk: our own folder, and the published file."""
+"""Saving and reading adapters: the native folder and the published file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write(folder: Path, content: Any) -> Path:
     return folder / "pytorch_model.bin"
 
 
-def test_what_is_saved_comes_back(stored: Path) -> None:
+def test_a_saved_adapter_is_read_back(stored: Path) -> None:
     adapter, record = load_adapter(stored)
     assert sorted(file.name for file in stored.iterdir()) == [RECORD, WEIGHTS]
     assert (record.base, record.base_hash, record.prediction_type) == ("pocket", "abc", "v_prediction")
@@ -51,7 +51,7 @@ def test_what_is_saved_comes_back(stored: Path) -> None:
     assert torch.equal(adapter.logit_scale, small().logit_scale)
 
 
-def test_a_text_encoder_that_was_trained_along_comes_back(tmp_path: Path) -> None:
+def test_a_trained_text_encoder_is_read_back(tmp_path: Path) -> None:
     roberta, adapter = PretrainedPhraseEncoder.open(tiny_roberta.save(tmp_path / "roberta")), small()
     with torch.no_grad():
         roberta.encoder.embeddings.word_embeddings.weight.add_(1.0)
@@ -152,7 +152,7 @@ def test_the_shape_is_read_off_the_tensors(changes: dict[str, Any]) -> None:
     assert type(found)(**{**vars(found), **unseen}) == adapter.config
 
 
-def test_fused_maps_need_their_size_said() -> None:
+def test_fused_maps_need_their_size() -> None:
     fused = small(unet_feature="all-10-4", feature_channels=[6, 4, 8], fused_channels=10)
     with pytest.raises(UserError, match="say to which size, as all-10-SIDE"):
         config_of(fused.state_dict(), "test")
@@ -162,7 +162,7 @@ def without(tensors: dict[str, Tensor], key: str) -> dict[str, Tensor]:
     return {name: value for name, value in tensors.items() if name != key}
 
 
-def test_a_published_file_that_does_not_fit(tmp_path: Path) -> None:
+def test_a_published_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     weights = recipe_weights(key_shapes())
     with pytest.raises(UserError, match=r"do not fit the adapter: class_embed.bias is missing$"):
         load_published(write(tmp_path, without(weights, "class_embed.bias")))
@@ -183,7 +183,7 @@ class Payload:
         return (print, ("this must never run",))
 
 
-def test_a_file_that_is_no_list_of_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_not_a_dict_of_tensors_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="holds more than tensors"):
         load_published(write(tmp_path, {"logit_scale": Payload()}))
     assert capsys.readouterr().out == ""

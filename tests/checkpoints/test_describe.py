@@ -1,4 +1,4 @@
-"""`dpt info`: what it says of each kind of checkpoint is so."""
+"""`dpt info` describes each kind of checkpoint."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def result(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture
-def told(capsys: pytest.CaptureFixture[str]) -> Any:
-    def ask(path: Path) -> tuple[str, dict[str, Any]]:
+def info(capsys: pytest.CaptureFixture[str]) -> Any:
+    def run_info(path: Path) -> tuple[str, dict[str, Any]]:
         capsys.readouterr()
         run(["info", str(path)])
         text = capsys.readouterr().out
         run(["info", str(path), "--json"])
         return text, json.loads(capsys.readouterr().out)
 
-    return ask
+    return run_info
 
 
-def test_a_result(backbone: Backbone, result: Path, told: Any) -> None:
-    text, values = told(result)
+def test_a_result_with_adapter_and_lora(backbone: Backbone, result: Path, info: Any) -> None:
+    text, values = info(result)
     adapter, lora = values["adapter"], values["lora"]
     assert adapter["unet_feature"] == "up1" and adapter["queries"] == {"matching": 10, "grounding": 5}
     assert adapter["nheads"] == 8 and adapter["tensors"] == 56 and adapter["assumed"] == []
@@ -55,8 +55,8 @@ def test_a_result(backbone: Backbone, result: Path, told: Any) -> None:
         assert line in text
 
 
-def test_the_published_file(tmp_path: Path, told: Any) -> None:
-    text, values = told(write(tmp_path, published_adapter() | published_lora()).parent)
+def test_the_published_file(tmp_path: Path, info: Any) -> None:
+    text, values = info(write(tmp_path, published_adapter() | published_lora()).parent)
     assert values["format"] == "published"
     assert (values["adapter"]["tensors"], values["adapter"]["values"]) == (56, 4_369_029)
     assert (values["lora"]["tensors"], values["lora"]["values"]) == (256, 829_952)
@@ -67,24 +67,24 @@ def test_the_published_file(tmp_path: Path, told: Any) -> None:
 
 
 @pytest.mark.parametrize("form", ["kohya", "diffusers"])
-def test_a_lora_file(result: Path, tmp_path: Path, told: Any, form: str) -> None:
+def test_a_lora_file(result: Path, tmp_path: Path, info: Any, form: str) -> None:
     out = tmp_path / ("lora.safetensors" if form == "kohya" else "folder")
     run(["export", str(result), "--format", form, "--out", str(out)])
-    _, values = told(out)
+    _, values = info(out)
     assert "adapter" not in values and values["format"] == form
     assert (values["lora"]["rank"], values["lora"]["alpha"], values["lora"]["base"]) == (3, 2.0, "tiny")
     assert [one["checksum"] for one in values["files"]] == ["verified (SHA-256)"]
 
 
-def test_a_model(backbone: Backbone, told: Any) -> None:
-    text, values = told(backbone.folder.path)
+def test_a_model(backbone: Backbone, info: Any) -> None:
+    text, values = info(backbone.folder.path)
     assert values["model"]["hash"] == backbone.model_hash and values["model"]["prediction_type"] == "v_prediction"
     assert values["model"]["unet_features"] == ["bottom0", "bottom1", "bottom2", "mid", "up0", "up1", "up2"]
     assert values["model"]["text_width"] == 16
     assert len(values["files"]) == 3 and "model in the diffusers layout" in text
 
 
-def test_what_is_none_of_these(tmp_path: Path) -> None:
+def test_other_paths_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no checkpoint"):
         run(["info", str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match="holds no checkpoint"):

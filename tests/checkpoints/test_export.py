@@ -1,4 +1,4 @@
-"""What is exported: the same weights for every program that reads it, with the strength it was trained at."""
+"""Exports hold the same weights for every program that reads them."""
 
 from __future__ import annotations
 
@@ -149,8 +149,8 @@ def test_what_the_formats_say(result: Path, tmp_path: Path) -> None:
     with safe_open(written, framework="pt") as file:
         module = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"
         assert {f"{module}.lora.down.weight", f"{module}.lora.up.weight"} <= set(file.keys())
-        said = json.loads(file.metadata()["lora_adapter_metadata"])
-        assert (said["unet.r"], said["unet.lora_alpha"]) == (3, 2)
+        message = json.loads(file.metadata()["lora_adapter_metadata"])
+        assert (message["unet.r"], message["unet.lora_alpha"]) == (3, 2)
 
 
 def test_the_published_layout_is_that_of_the_published_code(tmp_path: Path) -> None:
@@ -169,26 +169,26 @@ def test_a1111_is_told_the_generation(tmp_path: Path, text_width: int, second: s
         assert len(opened.keys()) == 3 * 128
 
 
-def test_what_cannot_be_carried_is_said(
+def test_notes_name_what_the_format_cannot_carry(
     backbone: Backbone, result: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     exported(result, "published", tmp_path / "a")
-    said = capsys.readouterr().out
-    assert "the scale alpha / rank = 2 / 3 was multiplied into the `up` matrices" in said
+    message = capsys.readouterr().out
+    assert "the scale alpha / rank = 2 / 3 was multiplied into the `up` matrices" in message
     exported(result, "kohya", tmp_path / "b")
-    said = capsys.readouterr().out
-    assert "rank 3, alpha 2" in said and "the adapter was not exported" in said
+    message = capsys.readouterr().out
+    assert "rank 3, alpha 2" in message and "the adapter was not exported" in message
     odd = tiny_adapter(backbone, "up0", num_queries_matching=3, num_queries_rec=4, text_encoder_type="backbone")
     save_adapter(odd, tmp_path / "odd")
     exported(tmp_path / "odd", "published", tmp_path / "c")
-    said = capsys.readouterr().out
-    assert "cannot say that unet_feature is 'up0', not 'up1', text_encoder_type is 'backbone'" in said
-    assert "num_queries_matching is 3, not 10" in said
+    message = capsys.readouterr().out
+    assert "cannot say that unet_feature is 'up0', not 'up1', text_encoder_type is 'backbone'" in message
+    assert "num_queries_matching is 3, not 10" in message
 
 
 def test_only_some_blocks(backbone: Backbone, tmp_path: Path) -> None:
-    asked = LoraConfig(rank=2, alpha=6.0, blocks=("down", "mid"))
-    part = tiny_result(backbone, tmp_path / "part", asked)
+    config = LoraConfig(rank=2, alpha=6.0, blocks=("down", "mid"))
+    part = tiny_result(backbone, tmp_path / "part", config)
     for form in FORMATS:
         lora = open_checkpoint(exported(part, form, tmp_path / form)).attach(backbone)
         assert lora and set(lora.targets) == set(backbone.lora_targets(["down", "mid"]))
@@ -205,12 +205,12 @@ def test_nothing_is_overwritten(result: Path, form: str, tmp_path: Path) -> None
 
 
 def test_wrong_wishes_are_one_sentence(result: Path, tmp_path: Path) -> None:
-    for form, out, said in (
+    for form, out, message in (
         ("kohya", "folder", "--out must end in .safetensors"),
         ("diffusers", "file.safetensors", "is a folder with pytorch_lora_weights.safetensors in it"),
         ("published", "file.bin", "is a folder with pytorch_model.bin in it"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             run(["export", str(result), "--format", form, "--out", str(tmp_path / out)])
     with pytest.raises(
         UserError, match=r"the format kohya is for LoRAs, and .* has only an adapter: use --format published"

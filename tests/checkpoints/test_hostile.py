@@ -1,4 +1,4 @@
-"""Files that are small on the disk and mean to be large in memory, or to run: refused before they are."""
+"""Files made to run code or to be large in memory are refused before that happens."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def test_a_compressed_checkpoint_is_not_unpacked(tmp_path: Path) -> None:
     ],
     ids=["repeated", "without numbers", "sparse", "quantised", "whole", "complex"],
 )
-def test_tensors_whose_numbers_are_not_all_in_the_file(tmp_path: Path, tensor: torch.Tensor) -> None:
+def test_tensors_without_all_their_numbers_in_the_file_are_refused(tmp_path: Path, tensor: torch.Tensor) -> None:
     with pytest.raises(UserError, match="holds more than plain floating-point numbers: a"):
         open_checkpoint(write(tmp_path, {"a": tensor}))
 
 
 def in_an_archive(file: Path, content: bytes) -> Path:
-    """As torch writes one, with another pickle in it."""
+    """A torch archive with another pickle in it."""
     write(file.parent, {"a": torch.ones(1)})
     with zipfile.ZipFile(file) as old:
         members = {name: old.read(name) for name in old.namelist()}
@@ -72,8 +72,8 @@ UNFOLDING = b"\x80\x02)" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(60)) +
 
 
 @pytest.mark.parametrize("content", [LONG_NAME, LONG_TEXT, UNFOLDING], ids=["long name", "long text", "unfolding"])
-def test_what_torch_would_quote_without_end_does_not_reach_it(tmp_path: Path, content: bytes) -> None:
-    """Each would keep it busy for minutes, or take all memory."""
+def test_pickles_that_keep_torch_busy_are_refused_first(tmp_path: Path, content: bytes) -> None:
+    """Each would take minutes, or all memory."""
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / FILE_NAME).write_bytes(content)
     for file in (in_an_archive(tmp_path / FILE_NAME, content), tmp_path / "old" / FILE_NAME):
@@ -82,7 +82,7 @@ def test_what_torch_would_quote_without_end_does_not_reach_it(tmp_path: Path, co
 
 
 @pytest.mark.parametrize("content", [{1: torch.ones(1)}, {None: torch.ones(1)}, {("a",): torch.ones(1)}])
-def test_names_that_are_no_texts(tmp_path: Path, content: dict[Any, Any]) -> None:
+def test_names_that_are_not_strings_are_refused(tmp_path: Path, content: dict[Any, Any]) -> None:
     with pytest.raises(UserError, match="holds more than plain floating-point numbers"):
         open_checkpoint(write(tmp_path, content))
 
@@ -98,7 +98,7 @@ def test_names_that_are_no_texts(tmp_path: Path, content: dict[Any, Any]) -> Non
     ],
     ids=str,
 )  # fmt: skip
-def test_a_record_that_asks_for_more_than_its_weights(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_a_record_with_sizes_beyond_its_weights_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     file = adapter_record(tmp_path).file
     record = json.loads(file.read_text())
     record["config"] |= change
@@ -107,7 +107,7 @@ def test_a_record_that_asks_for_more_than_its_weights(tmp_path: Path, change: di
         open_checkpoint(tmp_path)
 
 
-def test_the_ones_that_were_not_changed_open(tmp_path: Path) -> None:
+def test_the_unchanged_files_open(tmp_path: Path) -> None:
     adapter_record(tmp_path)
     opened = open_checkpoint(tmp_path)
     assert opened.adapter is not None and (tmp_path / "adapter" / RECORD).exists()

@@ -1,4 +1,4 @@
-"""Opening what training leaves, and keeping it away from models that it does not belong to."""
+"""Open checkpoints, attach them to their model, and refuse them on others."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def untouched(backbone: Backbone) -> bool:
     return not any("lora" in name for name, _ in backbone.unet.named_modules())
 
 
-def test_a_result_and_its_parts(backbone: Backbone, result: Path) -> None:
+def test_a_result_and_its_parts_open(backbone: Backbone, result: Path) -> None:
     whole, adapter, lora = (open_checkpoint(result / part) for part in ("", "adapter", "lora"))
     assert [one.kind for one in (whole, adapter, lora)] == ["native"] * 3
     assert whole.adapter and whole.adapter_record and whole.lora
@@ -54,7 +54,7 @@ def test_a_result_and_its_parts(backbone: Backbone, result: Path) -> None:
     assert [file.name for file in whole.files] == ["adapter.safetensors", "lora.safetensors"]
 
 
-def test_it_is_put_into_its_model(backbone: Backbone, result: Path) -> None:
+def test_attaching_to_its_model(backbone: Backbone, result: Path) -> None:
     checkpoint = open_checkpoint(result)
     lora = checkpoint.attach(backbone)
     assert lora and lora.config == SCALED and checkpoint.lora
@@ -74,7 +74,6 @@ def test_another_base_is_refused(backbone: Backbone, result: Path, tmp_path: Pat
 
 
 def test_another_feature_or_width_is_refused(backbone: Backbone, tmp_path: Path) -> None:
-    """What no hash says, the shapes may."""
     narrow = open_backbone(tiny_models.save(tiny_models.SD1, tmp_path / "sd1"), device="cpu")
     save_adapter(tiny_adapter(backbone), tmp_path / "a")
     with pytest.raises(UserError, match=r"matches text 32 wide, and the text encoder writes 24"):
@@ -95,7 +94,7 @@ def test_a_lora_of_another_shape_leaves_the_unet_alone(backbone: Backbone, tmp_p
     assert untouched(backbone)
 
 
-def test_parts_of_two_results_are_refused(backbone: Backbone, result: Path) -> None:
+def test_adapter_and_lora_of_different_models_are_refused(backbone: Backbone, result: Path) -> None:
     stored = read_lora(result / "lora")
     for file in (result / "lora").iterdir():
         file.unlink()
@@ -104,7 +103,7 @@ def test_parts_of_two_results_are_refused(backbone: Backbone, result: Path) -> N
         open_checkpoint(result)
 
 
-def test_a_record_that_does_not_fit_its_tensors(backbone: Backbone, result: Path, tmp_path: Path) -> None:
+def test_a_record_that_does_not_fit_its_tensors_is_refused(backbone: Backbone, result: Path, tmp_path: Path) -> None:
     stored = read_lora(result / "lora")
 
     def saved(name: str, tensors: dict[str, Tensor], config: LoraConfig = SCALED) -> Path:
@@ -123,7 +122,6 @@ def test_a_record_that_does_not_fit_its_tensors(backbone: Backbone, result: Path
 
 @pytest.mark.parametrize("part", ["adapter", "lora"])
 def test_damage_is_noticed(result: Path, part: str) -> None:
-    """Whatever else is whole, nothing is opened."""
     file = result / part / f"{part}.safetensors"
     whole = bytearray(file.read_bytes())
     for damaged in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1])):
@@ -138,7 +136,6 @@ def test_damage_is_noticed(result: Path, part: str) -> None:
 def test_the_command_line_answers_with_one_sentence_and_2(
     result: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each bad input, through the commands that read it: nothing is written, nothing that is in it is run."""
     (result / "lora" / "lora.safetensors").write_bytes(b"nothing")
     (tmp_path / "text.safetensors").write_text("nothing")
     half = {key: tensor for key, tensor in published_lora().items() if ".up." in key}
@@ -150,16 +147,15 @@ def test_the_command_line_answers_with_one_sentence_and_2(
         tmp_path / "nowhere": "there is no checkpoint",
     }
     before = sorted(tmp_path.rglob("*"))
-    for path, said in bad.items():
+    for path, message in bad.items():
         assert run_command(partial(run, ["export", str(path), "--out", str(tmp_path / "out")])) == 2
         caught = capsys.readouterr()
         assert caught.out == ""
-        assert said in caught.err and caught.err.startswith("error: ") and caught.err.count("\n") == 1
+        assert message in caught.err and caught.err.startswith("error: ") and caught.err.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_pickle_that_wants_to_run_code(tmp_path: Path) -> None:
-    """The whole way, as a command of its own."""
+def test_a_pickle_with_code_is_not_run(tmp_path: Path) -> None:
     write(tmp_path / "in", published_lora() | {"unet.run": Payload()})
     command = [sys.executable, "-m", "dpt", "export", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -120,11 +120,11 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(("change", "said"), FAULTS.values(), ids=FAULTS.keys())
+@pytest.mark.parametrize(("change", "message"), FAULTS.values(), ids=FAULTS.keys())
 def test_a_lora_that_is_not_whole_is_one_sentence(
-    tmp_path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], said: str
+    tmp_path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], message: str
 ) -> None:
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         open_checkpoint(write(tmp_path, change(published_lora())))
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -69,9 +69,9 @@ def test_records(kind: type[Any], whole: dict[str, Any]) -> None:
     st.text("ab-_.é/", max_size=5), st.text(max_size=5),
     st.lists(st.tuples(st.sampled_from(sorted(KEYS)) | st.text(max_size=3), st.text("0123459.-+einfa_", max_size=6))),
 ))  # fmt: skip
-def test_methods(said: str) -> None:
+def test_methods(message: str) -> None:
     try:
-        method = parse_method(said)
+        method = parse_method(message)
     except UserError:
         return
     assert isinstance(method, DiffusionConfig) and "/" not in method.name and method.name not in ("", ".", "..")
@@ -79,9 +79,9 @@ def test_methods(said: str) -> None:
 
 @many
 @given(st.text() | st.text("=geneval./", max_size=12))
-def test_names_of_suites(said: str) -> None:
+def test_names_of_suites(message: str) -> None:
     try:
-        name, _ = registry.parse(said)
+        name, _ = registry.parse(message)
     except UserError:
         return
     assert name in registry.NAMES

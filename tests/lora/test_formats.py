@@ -1,4 +1,4 @@
-"""LoRA files of other programs: what is understood, and the sentence for what is not."""
+"""LoRA files of other programs are read, or refused in one sentence."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 def stored() -> StoredLora:
     """As small as the names allow, and of uneven numbers."""
-    chance = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     tensors = {}
     for place in stable_diffusion_targets():
-        tensors[f"{place}.lora_A.weight"] = torch.randn(2, 5, generator=chance)
-        tensors[f"{place}.lora_B.weight"] = torch.randn(3, 2, generator=chance)
+        tensors[f"{place}.lora_A.weight"] = torch.randn(2, 5, generator=rng)
+        tensors[f"{place}.lora_B.weight"] = torch.randn(3, 2, generator=rng)
     return StoredLora(LoraRecord(LoraConfig(2, 0.1), "some model", "abc", "epsilon"), tensors)
 
 
@@ -142,8 +142,8 @@ def test_files_of_other_programs(kohya: Path, diffusers: Path) -> None:
     assert found and found.record == LoraRecord(LoraConfig(2, float(torch.tensor(0.1)), ("all",)))
     found = open_checkpoint(without_record(kohya, drop(".alpha"))).lora
     assert found and found.record.config == LoraConfig(2, None, ("all",))
-    said = json.dumps({"unet.r": 2, "unet.lora_alpha": 8, "unet.init_lora_weights": True, "text_encoder.r": 9})
-    found = open_checkpoint(without_record(diffusers, lora_adapter_metadata=said)).lora
+    message = json.dumps({"unet.r": 2, "unet.lora_alpha": 8, "unet.init_lora_weights": True, "text_encoder.r": 9})
+    found = open_checkpoint(without_record(diffusers, lora_adapter_metadata=message)).lora
     assert found and found.record.config == LoraConfig(2, 8.0, ("all",))
     found = open_checkpoint(without_record(diffusers)).lora
     assert found and found.record.config == LoraConfig(2, None, ("all",))
@@ -196,9 +196,9 @@ KOHYA_FAULTS = {
 }
 
 
-@pytest.mark.parametrize(("change", "said"), KOHYA_FAULTS.values(), ids=KOHYA_FAULTS.keys())
-def test_kohya_files_that_are_not_understood(kohya: Path, change: Change, said: str) -> None:
-    with pytest.raises(UserError, match=said) as caught:
+@pytest.mark.parametrize(("change", "message"), KOHYA_FAULTS.values(), ids=KOHYA_FAULTS.keys())
+def test_kohya_files_that_are_not_understood(kohya: Path, change: Change, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
         open_checkpoint(without_record(kohya, change))
     assert "\n" not in str(caught.value) and str(kohya) in str(caught.value)
 
@@ -209,7 +209,7 @@ DIFFUSERS_FAULTS = {
     "an unknown key": (put("unet.conv_in.lora.up.weight", torch.zeros(1)), {}, "no LoRA of attention .*: unet.conv"),
     "the same twice": (put(f"{DIFFUSERS}.lora_A.weight", torch.zeros(2, 5)), {}, "holds .*to_q.lora_A.weight twice"),
     "a text encoder": (put("text_encoder.x.lora.up.weight", torch.zeros(1)), {}, "changes the text encoder too"),
-    "another rank said": (dict, {"unet.r": 5}, "has rank 5 in its metadata and 2 in its tensors"),
+    "another rank message": (dict, {"unet.r": 5}, "has rank 5 in its metadata and 2 in its tensors"),
     "alpha is a word": (dict, {"unet.lora_alpha": "big"}, "has 'big' as its lora_alpha, which is not a number"),
     "alpha is nought": (dict, {"unet.lora_alpha": 0}, "alpha of a LoRA must be positive, not 0"),
     "a huge alpha": (dict, {"unet.lora_alpha": 1e300}, r"must be at most 20000, not 1e\+300"),
@@ -219,10 +219,14 @@ DIFFUSERS_FAULTS = {
 }
 
 
-@pytest.mark.parametrize(("change", "said_inside", "said"), DIFFUSERS_FAULTS.values(), ids=DIFFUSERS_FAULTS.keys())
-def test_diffusers_files_that_are_not_understood(diffusers: Path, change: Change, said_inside: Any, said: str) -> None:
-    metadata = {} if said_inside == {} else {"lora_adapter_metadata": json.dumps(said_inside)}
-    with pytest.raises(UserError, match=said) as caught:
+@pytest.mark.parametrize(
+    ("change", "metadata_entries", "message"), DIFFUSERS_FAULTS.values(), ids=DIFFUSERS_FAULTS.keys()
+)
+def test_diffusers_files_that_are_not_understood(
+    diffusers: Path, change: Change, metadata_entries: Any, message: str
+) -> None:
+    metadata = {} if metadata_entries == {} else {"lora_adapter_metadata": json.dumps(metadata_entries)}
+    with pytest.raises(UserError, match=message) as caught:
         open_checkpoint(without_record(diffusers, change, **metadata))
     assert "\n" not in str(caught.value) and str(diffusers) in str(caught.value)
 
@@ -241,14 +245,14 @@ def test_damage_is_noticed(kohya: Path, diffusers: Path) -> None:
 
 def test_our_record_may_not_contradict_the_file(kohya: Path) -> None:
     metadata, record = metadata_of(kohya), json.loads(metadata_of(kohya)["dpt_lora"])
-    for changes, said in (
+    for changes, message in (
         ({"config": {"rank": 2, "alpha": 3.0, "blocks": ["all"]}}, "contradicts itself: its alpha is 0.1, and .* 3$"),
         ({"config": {"rank": 4, "alpha": 0.1, "blocks": ["all"]}}, "contradicts itself: its rank is 2, and .* 4$"),
         ({"color": 1}, "unknown key 'color'"),
         ({"format": 2}, "format 2; this version of dpt reads format 1"),
     ):
         save_file(load_file(kohya), kohya, metadata={**metadata, "dpt_lora": json.dumps(record | changes)})
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             open_checkpoint(kohya)
     save_file(load_file(kohya), kohya, metadata={**metadata, "dpt_lora": "{"})
     with pytest.raises(UserError, match="is not valid JSON"):

@@ -1,4 +1,4 @@
-"""A LoRA in a UNet: where it goes, what it changes, and that it leaves no trace when it is taken away."""
+"""Injecting, merging and removing a LoRA."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def unet() -> Any:
 
 
 def output(unet: Any) -> Tensor:
-    chance = torch.Generator().manual_seed(1)
-    z, c = torch.randn(2, 4, 8, 8, generator=chance), torch.randn(2, 7, 32, generator=chance)
+    rng = torch.Generator().manual_seed(1)
+    z, c = torch.randn(2, 4, 8, 8, generator=rng), torch.randn(2, 7, 32, generator=rng)
     with torch.no_grad():
         result: Tensor = unet(z, torch.tensor([10, 900]), encoder_hidden_states=c).sample
     return result
@@ -33,8 +33,8 @@ def filled(target: Any, config: LoraConfig | None = None) -> Lora:
     """A LoRA that changes something, in a backbone or a bare UNet."""
     backbone = target if hasattr(target, "lora_targets") else BareUNet(target)
     lora = Lora(backbone, config or LoraConfig())
-    chance = torch.Generator().manual_seed(2)
-    lora.load({name: 0.2 * torch.randn(p.shape, generator=chance) for name, p in lora.state().items()}, "here")
+    rng = torch.Generator().manual_seed(2)
+    lora.load({name: 0.2 * torch.randn(p.shape, generator=rng) for name, p in lora.state().items()}, "here")
     return lora
 
 
@@ -60,14 +60,14 @@ def test_the_published_number_of_tensors_and_values() -> None:
         assert sum(tensor.numel() for tensor in tensors.values()) == values
 
 
-def test_at_first_nothing_changes(unet: Any) -> None:
+def test_a_new_lora_changes_nothing(unet: Any) -> None:
     before = output(unet)
     lora = Lora(BareUNet(unet), LoraConfig())
     assert torch.equal(output(unet), before)
     assert all(p.dtype == torch.float32 and p.requires_grad for p in lora.weights.parameters())
 
 
-def test_the_seed_decides_what_it_begins_with(unet: Any) -> None:
+def test_the_seed_decides_the_initial_weights(unet: Any) -> None:
     torch.manual_seed(5)
     kept = torch.get_rng_state()
     first = {name: tensor.clone() for name, tensor in Lora(BareUNet(unet), LoraConfig(), seed=3).state().items()}
@@ -83,7 +83,7 @@ def test_the_seed_decides_what_it_begins_with(unet: Any) -> None:
 
 
 @pytest.mark.parametrize("config", [LoraConfig(), LoraConfig(rank=3, alpha=12.0)], ids=["as published", "scaled"])
-def test_merging_changes_no_picture(unet: Any, config: LoraConfig) -> None:
+def test_merging_keeps_the_output(unet: Any, config: LoraConfig) -> None:
     bare = output(unet)
     lora = filled(unet, config)
     attached = output(unet)
@@ -93,7 +93,7 @@ def test_merging_changes_no_picture(unet: Any, config: LoraConfig) -> None:
     torch.testing.assert_close(output(unet), attached, atol=1e-5, rtol=1e-5)
 
 
-def test_alpha_is_a_strength(unet: Any) -> None:
+def test_alpha_scales_the_addition(unet: Any) -> None:
     once = filled(unet, LoraConfig(rank=2, alpha=1.0))
     place = once.targets[0]
     weak = once.delta_weight(place).detach()
@@ -101,7 +101,7 @@ def test_alpha_is_a_strength(unet: Any) -> None:
     torch.testing.assert_close(filled(unet, LoraConfig(rank=2, alpha=4.0)).delta_weight(place).detach(), 4 * weak)
 
 
-def test_it_can_be_taken_away(unet: Any) -> None:
+def test_disabling_and_removing_restore_the_output_bit_for_bit(unet: Any) -> None:
     before, names = output(unet), [name for name, _ in unet.named_parameters()]
     lora = filled(unet)
     with lora.disabled():
@@ -114,18 +114,18 @@ def test_it_can_be_taken_away(unet: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("blocks", "expected"),
     [
         (("down",), {"bottom0", "bottom1", "bottom2"}),
         (("mid", "up1"), {"mid", "up1"}),
         (("up",), {"up1", "up2", "up3"}),
     ],
 )
-def test_it_goes_into_the_blocks_asked_for(unet: Any, asked: tuple[str, ...], expected: set[str]) -> None:
-    assert {block_of(place) for place in Lora(BareUNet(unet), LoraConfig(blocks=asked)).targets} == expected
+def test_blocks_select_the_targets(unet: Any, blocks: tuple[str, ...], expected: set[str]) -> None:
+    assert {block_of(place) for place in Lora(BareUNet(unet), LoraConfig(blocks=blocks)).targets} == expected
 
 
-def test_wrong_wishes_are_one_sentence(unet: Any) -> None:
+def test_wrong_configs_are_one_sentence(unet: Any) -> None:
     with pytest.raises(UserError, match=r"no block 'top'.* valid are all, down, mid, up, bottom0"):
         Lora(BareUNet(unet), LoraConfig(blocks=("top",)))
     with pytest.raises(UserError, match="blocks up0 of this UNet have no attention layer"):

@@ -1,4 +1,4 @@
-"""A LoRA to and from its folder."""
+"""Saving and reading a LoRA folder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def stored(backbone: Backbone, tmp_path: Path) -> Path:
     return tmp_path / "lora"
 
 
-def test_what_is_saved_comes_back(backbone: Backbone, stored: Path) -> None:
+def test_a_saved_lora_is_read_back(backbone: Backbone, stored: Path) -> None:
     found = read_lora(stored)
     assert found.record.config == LoraConfig(2, 3.0, ("down",))
     lora = attach_lora(backbone, found, str(stored))
@@ -59,7 +59,7 @@ def test_another_model_is_refused(backbone: Backbone, stored: Path, tmp_path: Pa
         attach_lora(other, read_lora(stored), str(stored))
 
 
-def test_what_does_not_fit_leaves_the_unet_alone(backbone: Backbone, stored: Path) -> None:
+def test_a_lora_that_does_not_fit_leaves_the_unet_unchanged(backbone: Backbone, stored: Path) -> None:
     record = (stored / RECORD).read_text().replace('"rank": 2', '"rank": 4')
     (stored / RECORD).write_text(record)
     with pytest.raises(UserError, match=r"do not fit this LoRA: .*lora_A.weight is 2 x 8 instead of 4 x 8"):
