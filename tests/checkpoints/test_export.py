@@ -149,8 +149,8 @@ def test_what_the_formats_say(result: Path, tmp_path: Path) -> None:
     with safe_open(written, framework="pt") as file:
         module = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"
         assert {f"{module}.lora.down.weight", f"{module}.lora.up.weight"} <= set(file.keys())
-        message = json.loads(file.metadata()["lora_adapter_metadata"])
-        assert (message["unet.r"], message["unet.lora_alpha"]) == (3, 2)
+        described = json.loads(file.metadata()["lora_adapter_metadata"])
+        assert (described["unet.r"], described["unet.lora_alpha"]) == (3, 2)
 
 
 def test_the_published_layout_is_that_of_the_published_code(tmp_path: Path) -> None:
