@@ -5,7 +5,7 @@
 The ways take turns, so that what else the machine does slows all.
 
 - plain: the UNet alone, forward and backward, on the pictures that denoise (stage 2). Its layers are diffusers' own;
-  plain, lean: they are ours, which keep less for the backward pass.
+  plain, memory-saving: they are ours, which keep less for the backward pass.
 - bare: one batched forward of all six pairs to the feature and one batched pass of the adapter, forward and backward;
   no text, no pictures, no losses worth the name (stage 1).
 - published: the schedule of the published code. ours: what `train_stage1.py` and `train_stage2.py` do; with a cache,
@@ -178,7 +178,7 @@ def ways_for(task: Task, batch: Batch) -> dict[str, Callable[[], Tensor]]:
         one = add_noise_to_batch(backbone, batch, (DENOISED,), chance, task.config.noise)
         target = backbone.noise.target(one.z[0], one.noise, one.t)
         plain = lambda: (backbone.predict(*one.of((DENOISED,))) - target).square().mean()  # noqa: E731
-        return {"plain": plain, "plain, lean": plain, **rest}
+        return {"plain": plain, "plain, memory-saving": plain, **rest}
     seen = add_noise_to_batch(backbone, batch, pairs, chance, task.noise)
     z, t, condition = seen.inputs(pairs)
 
