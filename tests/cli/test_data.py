@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from dpt.cli.main import main, run
+from dpt.cli.train.stages import main_stage1, main_stage2
 from tests.data.files.conftest import SAMPLE
+from tests.training import tiny_stage1
 
 
 def exit_code(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -40,3 +43,26 @@ def test_prepare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(["data", "prepare", str(root)])
     assert capsys.readouterr().out == f"{folder} is up to date\n"
     assert len(list(folder.iterdir())) == 9
+
+
+def test_a_folder_of_captioned_pictures_trains_a_plain_lora_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rows = []
+    for picture in sorted((SAMPLE / "coco/images/train2014").iterdir())[:4]:
+        shutil.copy(picture, folder)
+        rows.append({"file_name": picture.name, "text": "a red circle", "weight": 0.5})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert exit_code(monkeypatch, "data", "check", str(folder)) == 0
+    assert capsys.readouterr().out == f"{folder} can be used with --plain_lora: 4 pictures with captions\n"
+
+    model = str(tiny_stage1.model(tmp_path / "model"))
+    short = ["--train_batch_size", "2", "--max_train_steps", "2", "--logging_steps", "1", "--unet_feature", "up0"]
+    words = ["--pretrained_model_name_or_path", model, "--data_root", str(folder), *short]
+    assert main_stage2([*words, "--plain_lora", "--lora_rank", "2", "--output_dir", str(tmp_path / "lora")]) == 0
+    assert (tmp_path / "lora/lora").is_dir()
+    capsys.readouterr()
+    assert main_stage1([*words, "--output_dir", str(tmp_path / "adapter")]) == 2
+    assert "holds pictures and captions, which only train_stage2.py --plain_lora trains on" in capsys.readouterr().err
