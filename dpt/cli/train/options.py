@@ -85,7 +85,8 @@ class ModelOptions:
 @dataclass(frozen=True)
 class DataOptions:
     data_root: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """The folder that holds coco/, ReC/ and ITM/. Default: scenes rendered on the fly."""
+    """A folder that holds coco/, ReC/ and ITM/; for --plain_lora also one of pictures with metadata.jsonl or .txt files.
+    Default: scenes rendered on the fly."""
     dataset_name: str = "refall"
     """Referring expressions to train on."""
     dataset_name_matching: Literal["mscoco_hard_negative"] = "mscoco_hard_negative"
