@@ -85,7 +85,7 @@ class ModelOptions:
 @dataclass(frozen=True)
 class DataOptions:
     data_root: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """A folder that holds coco/, ReC/ and ITM/; for --plain_lora also one of pictures with metadata.jsonl or .txt files.
+    """A folder that holds coco/, ReC/ and ITM/; for --plain_lora also pictures with metadata.jsonl or .txt files.
     Default: scenes rendered on the fly."""
     dataset_name: str = "refall"
     """Referring expressions to train on."""
