@@ -256,14 +256,6 @@ def test_gradient_checkpointing_changes_no_number(tmp_path: Path, backbone: Back
     assert all(torch.equal(kept[one], again[one]) for one in kept)
 
 
-def test_the_memory_estimate_knows_what_waits(backbone: Backbone) -> None:
-    kept = task(backbone).memory(4)["its activations"]
-    backbone.unet.delete_adapters("dpt")
-    assert 0 < task(backbone, gradient_checkpointing=True).memory(4)["its activations"] < kept / 2
-    backbone.unet.delete_adapters("dpt")
-    assert 0 < control(backbone).memory(4)["its activations"] < kept / 2
-
-
 @pytest.mark.parametrize("name", TASKS)
 def test_validation_is_the_same_at_any_time_and_split(backbone: Backbone, name: str) -> None:
     one: Task[Batch] = TASKS[name](backbone)

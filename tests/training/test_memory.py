@@ -1,0 +1,65 @@
+"""The estimate that a run prints before its first step, against what the step takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timing
+import torch
+
+from dpt.backbone import open_backbone
+from dpt.backbone.rng import SampleRNG
+from dpt.data.example import collate
+from tests.training import tiny_stage1, tiny_stage2
+
+EXAMPLES = 8
+TASKS: dict[str, Callable[..., Any]] = {
+    "stage1": tiny_stage1.task,
+    "stage2": tiny_stage2.task,
+    "plain_lora": tiny_stage2.control,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_stage1.model(tmp_path_factory.mktemp("model"))
+
+
+def built(name: str, folder: Path, **changes: Any) -> Any:
+    backbone = open_backbone(folder, device="cpu")
+    if name != "stage1":
+        backbone.prepare_for_gradients()
+    task = TASKS[name](backbone, **changes)
+    task.trained.train()
+    return task
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_estimate_is_within_a_quarter_of_the_measured_peak(name: str, folder: Path) -> None:
+    task = built(name, folder)
+    batch = collate([tiny_stage1.stream().only(task.parts)[position] for position in range(EXAMPLES)])
+
+    def step() -> None:
+        losses = task.losses(batch, SampleRNG(1, range(EXAMPLES)), torch.tensor(3.0))
+        torch.stack(
+            [task.weights[key] * value for key, value in losses.items() if key in task.weights]
+        ).sum().backward()
+        for p in task.trained.parameters():
+            p.grad = None
+
+    step()
+    estimate = {name: size for name, size in task.memory(EXAMPLES).items() if name != "frozen model"}
+    measured = timing.peak_bytes(step, torch.device("cpu"))
+    assert 0.75 < sum(estimate.values()) / measured < 1.25, (estimate, measured)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_it_grows_with_the_batch_and_shrinks_with_gradient_checkpointing(name: str, folder: Path) -> None:
+    task = built(name, folder)
+    one, eight = (sum(task.memory(examples).values()) - task.memory(1)["frozen model"] for examples in (1, 8))
+    assert 4 * one < eight <= 8 * one
+    if name != "stage1":  # whose frozen model saves nothing
+        assert sum(built(name, folder, gradient_checkpointing=True).memory(8).values()) < eight
