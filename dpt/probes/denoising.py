@@ -1,4 +1,4 @@
-"""How well the model denoises held-out pictures under their captions: what tuning should not make it forget."""
+"""The denoising error on held-out images under their captions, which tuning should not raise."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def denoising_error(
     parts: int = 1,
     on_batch: Callable[[int], None] = lambda examples: None,
 ) -> tuple[float, int]:
-    """The sum over every `parts`-th captioned example, beginning with `part`, of its mean square error; and how many.
+    """The summed mean square error of every `parts`-th captioned example from `part` on, and their number.
 
-    Each example has its own timestep and noise, always the same: two models differ by what was learnt.
+    Each example always has the same timestep and noise, so that two models differ by what they learnt.
     """
-    total, asked = torch.zeros((), dtype=widest_float(backbone.device), device=backbone.device), 0
+    total, count = torch.zeros((), dtype=widest_float(backbone.device), device=backbone.device), 0
     for stream in streams.values():
         if not stream.source.captioned:
             continue
@@ -37,19 +37,19 @@ def denoising_error(
         own = range(part, len(stream), parts)
         chunks = [list(own[i : i + batch_size]) for i in range(0, len(own), batch_size)]
         for positions, batch in zip(chunks, load(stream, chunks), strict=True):
-            batch, chance = batch.to(backbone.device), SampleRNG(NOISE_SEED, positions)
+            batch, rng = batch.to(backbone.device), SampleRNG(NOISE_SEED, positions)
             condition = encode_texts(backbone, batch, {CAPTION})[CAPTION]
             (z,) = encode_pair_images(backbone, batch, (TRUE,))
-            noise = chance.normal(z.shape[1:], "validation noise").to(z.device)
-            t = backbone.noise.sample_t(chance, "validation timestep").to(z.device)
+            noise = rng.normal(z.shape[1:], "validation noise").to(z.device)
+            t = backbone.noise.sample_t(rng, "validation timestep").to(z.device)
             prediction = backbone.predict(backbone.noise.add_noise(z, noise, t), t, condition)
             error = prediction - backbone.noise.target(z, noise, t)
             total += error.to(total).square().flatten(1).mean(dim=1).sum()
-            asked += len(batch)
+            count += len(batch)
             on_batch(len(batch))
-    return float(total), asked
+    return float(total), count
 
 
 def num_captioned(streams: Mapping[str, Stream]) -> int:
-    """How many examples `denoising_error` reads at most."""
-    return sum(map(len, streams.values()))
+    """How many examples `denoising_error` reads in all."""
+    return sum(len(stream) for stream in streams.values() if stream.source.captioned)

@@ -8,79 +8,79 @@ from pathlib import Path
 from typing import Any
 
 from dpt.intervals import Share
-from dpt.probes.probe import FOREMOST, IMAGE, MATCHING, REC, TEXT, ProbeCell, share, sorts, timesteps
+from dpt.probes.probe import IMAGE, MATCHING, REC, TEXT, TOP_K, ProbeCell, accuracy, categories, timesteps
 
 NAMES = {TEXT: "text side", IMAGE: "image side", REC: "grounding"}
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """One adapter, and its counted answers."""
+    """The counted answers of one adapter."""
 
     name: str
-    """As it is called in tables: the feature that it reads."""
+    """Its name in tables: the feature it reads."""
     where: str
     cells: tuple[ProbeCell, ...]
     denoising: tuple[float, float] | None = None
-    """Of a tuned model: its mean square error on the true pictures, and what it was before."""
+    """Mean square error on the true images: of the tuned model, and of the base model."""
 
     def plain(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "cells": [cell.plain() for cell in self.cells]}
 
 
-def summary(studied: Sequence[ProbeResult], timestep: int) -> str:
+def summary(results: Sequence[ProbeResult], timestep: int) -> str:
     """The headline at one timestep: a row for each adapter."""
     columns: list[tuple[str, Callable[[ProbeResult], Share]]] = [
-        ("ITM", lambda one: share(one.cells, MATCHING, timestep=timestep)),
-        ("ITM, text side", lambda one: share(one.cells, (TEXT,), timestep=timestep)),
-        ("ITM, image side", lambda one: share(one.cells, (IMAGE,), timestep=timestep)),
-        *((f"REC P@{k}", lambda one, k=k: share(one.cells, (REC,), timestep=timestep, k=k)) for k in FOREMOST),
+        ("ITM", lambda result: accuracy(result.cells, MATCHING, timestep=timestep)),
+        ("ITM, text side", lambda result: accuracy(result.cells, (TEXT,), timestep=timestep)),
+        ("ITM, image side", lambda result: accuracy(result.cells, (IMAGE,), timestep=timestep)),
+        *((f"REC P@{k}", lambda result, k=k: accuracy(result.cells, (REC,), timestep=timestep, k=k)) for k in TOP_K),
     ]
-    return _table("feature", studied, columns)
+    return _table("feature", results, columns)
 
 
-def by_negative(studied: Sequence[ProbeResult], timestep: int) -> str:
+def by_negative(results: Sequence[ProbeResult], timestep: int) -> str:
     """ITM at one timestep by the type of the negative, both sides together."""
-    kinds = sorts([cell for one in studied for cell in one.cells])
+    kinds = categories([cell for result in results for cell in result.cells])
     return _table(
         "feature",
-        studied,
-        [(kind, lambda one, kind=kind: share(one.cells, MATCHING, kind, timestep)) for kind in kinds],  # type: ignore[misc]
+        results,
+        [(kind, lambda result, kind=kind: accuracy(result.cells, MATCHING, kind, timestep)) for kind in kinds],  # type: ignore[misc]
     )
 
 
-def by_timestep(studied: Sequence[ProbeResult], questions: tuple[str, ...]) -> str:
-    times = timesteps([cell for one in studied for cell in one.cells])
+def by_timestep(results: Sequence[ProbeResult], questions: tuple[str, ...]) -> str:
+    times = timesteps([cell for result in results for cell in result.cells])
     return _table(
         "feature \\ t",
-        studied,
-        [(str(t), lambda one, t=t: share(one.cells, questions, timestep=t)) for t in times],  # type: ignore[misc]
+        results,
+        [(str(t), lambda result, t=t: accuracy(result.cells, questions, timestep=t)) for t in times],  # type: ignore[misc]
     )
 
 
-def forgotten(studied: Sequence[ProbeResult]) -> str:
+def denoising_changes(results: Sequence[ProbeResult]) -> str:
     lines = ["| feature | before | tuned | change |", "|---|---|---|---|"]
-    for one in studied:
-        if one.denoising is not None:
-            tuned, before = one.denoising
-            lines.append(f"| {one.name} | {before:.4f} | {tuned:.4f} | {100 * (tuned / before - 1):+.1f} % |")
+    for result in results:
+        if result.denoising is not None:
+            tuned, before = result.denoising
+            lines.append(f"| {result.name} | {before:.4f} | {tuned:.4f} | {100 * (tuned / before - 1):+.1f} % |")
     return "\n".join(lines)
 
 
-def report(studied: Sequence[ProbeResult], timestep: int) -> str:
+def report(results: Sequence[ProbeResult], timestep: int) -> str:
     """All tables, as Markdown."""
     parts = [
-        (f"At timestep {timestep}", summary(studied, timestep)),
-        (f"Matching by type of negative, at timestep {timestep}", by_negative(studied, timestep)),
-        ("Matching by timestep, both sides", by_timestep(studied, MATCHING)),
-        ("Grounding by timestep, P@1", by_timestep(studied, (REC,))),
+        (f"At timestep {timestep}", summary(results, timestep)),
+        (f"Matching by type of negative, at timestep {timestep}", by_negative(results, timestep)),
+        ("Matching by timestep, both sides", by_timestep(results, MATCHING)),
+        ("Grounding by timestep, P@1", by_timestep(results, (REC,))),
     ]
-    if any(one.denoising is not None for one in studied):
-        parts.append(("Denoising error of held-out pictures under their captions", forgotten(studied)))
+    if any(result.denoising is not None for result in results):
+        parts.append(("Denoising error of held-out pictures under their captions", denoising_changes(results)))
     return "\n\n".join(f"### {title}\n\n{text}" for title, text in parts) + "\n"
 
 
-def plot(studied: Sequence[ProbeResult], timestep: int, file: Path) -> None:
+def plot(results: Sequence[ProbeResult], timestep: int, file: Path) -> None:
     """By timestep on top; by type of negative, at one timestep, below."""
     import matplotlib
 
@@ -92,33 +92,33 @@ def plot(studied: Sequence[ProbeResult], timestep: int, file: Path) -> None:
         (axes[0, 0], MATCHING, "image-text matching, one hard negative, %"),
         (axes[0, 1], (REC,), "grounding, P@1 at IoU 0.5, %"),
     ):
-        for number, one in enumerate(studied):
-            times = timesteps(one.cells)
-            found = [share(one.cells, questions, timestep=t) for t in times]
-            shown = [(t, s.percent) for t, s in zip(times, found, strict=True) if s.total]
+        for number, result in enumerate(results):
+            times = timesteps(result.cells)
+            accuracies = [accuracy(result.cells, questions, timestep=t) for t in times]
+            shown = [(t, s.percent) for t, s in zip(times, accuracies, strict=True) if s.total]
             if shown:
-                axis.plot(*zip(*shown, strict=True), marker="o", markersize=3, label=one.name, **_look(number))
+                axis.plot(*zip(*shown, strict=True), marker="o", markersize=3, label=result.name, **_line_style(number))
         axis.set(title=title, xlabel="timestep (noise)", ylim=(0, 100))
         axis.grid(alpha=0.3)
     axes[0, 0].axhline(50, color="grey", linewidth=0.8, linestyle=":")
     axes[0, 0].legend(fontsize=8, ncols=2)
     for axis, side in ((axes[1, 0], TEXT), (axes[1, 1], IMAGE)):
-        _heat(axis, studied, side, timestep)
+        _heat(axis, results, side, timestep)
     figure.savefig(file, dpi=90)
     pyplot.close(figure)
 
 
-def _look(number: int) -> dict[str, Any]:
+def _line_style(number: int) -> dict[str, Any]:
     return {"color": f"C{number % 10}", "linestyle": ("-", "--")[number // 10 % 2]}
 
 
-def _heat(axis: Any, studied: Sequence[ProbeResult], question: str, timestep: int) -> None:
-    kinds = sorts([cell for one in studied for cell in one.cells])
-    shares = [[share(one.cells, (question,), kind, timestep) for kind in kinds] for one in studied]
-    grid = [[one.percent if one.total else float("nan") for one in row] for row in shares]
+def _heat(axis: Any, results: Sequence[ProbeResult], question: str, timestep: int) -> None:
+    kinds = categories([cell for result in results for cell in result.cells])
+    accuracies = [[accuracy(result.cells, (question,), kind, timestep) for kind in kinds] for result in results]
+    grid = [[each.percent if each.total else float("nan") for each in row] for row in accuracies]
     axis.imshow(grid, vmin=50, vmax=100, cmap="YlGn", aspect="auto")
     axis.set_xticks(range(len(kinds)), kinds)
-    axis.set_yticks(range(len(studied)), [one.name for one in studied])
+    axis.set_yticks(range(len(results)), [result.name for result in results])
     axis.set_title(f"matching by negative, {NAMES[question]}, t = {timestep}, %")
     for y, row in enumerate(grid):
         for x, value in enumerate(row):
@@ -126,8 +126,8 @@ def _heat(axis: Any, studied: Sequence[ProbeResult], question: str, timestep: in
 
 
 def _table(
-    corner: str, studied: Sequence[ProbeResult], columns: Sequence[tuple[str, Callable[[ProbeResult], Share]]]
+    corner: str, results: Sequence[ProbeResult], columns: Sequence[tuple[str, Callable[[ProbeResult], Share]]]
 ) -> str:
     lines = ["| " + " | ".join([corner, *(name for name, _ in columns)]) + " |", "|---" * (len(columns) + 1) + "|"]
-    lines += ["| " + " | ".join([one.name, *(str(of(one)) for _, of in columns)]) + " |" for one in studied]
+    lines += ["| " + " | ".join([result.name, *(str(of(result)) for _, of in columns)]) + " |" for result in results]
     return "\n".join(lines)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dpt.training.engine import checkpoint
-from dpt.training.engine.loop import CLOCK_NAMES
+from dpt.training.engine.logging import CLOCK_NAMES
 
 
 def log(root: Path) -> list[dict[str, Any]]:

@@ -20,10 +20,10 @@ from dpt.probes.probe import (
     TEXT,
     Probe,
     ProbeAnswer,
+    accuracy,
+    categories,
     count_answers,
     ranks,
-    share,
-    sorts,
     timesteps,
 )
 from tests import tiny_models
@@ -46,21 +46,21 @@ def probe(backbone: Backbone) -> Probe:
     return Probe(backbone, adapter.eval(), {"scenes": Stream(source, 0, shuffle=False)}, TIMES, batch_size=4)
 
 
-def test_every_question_is_asked_once_at_each_timestep(probe: Probe) -> None:
+def test_every_question_is_answered_once_at_each_timestep(probe: Probe) -> None:
     answers = list(probe.answers())
     for question in (TEXT, IMAGE, REC):
         for t in TIMES:
             assert sum((one.question, one.timestep) == (question, t) for one in answers) == 10
-    assert {one.sort for one in answers if one.question != REC} <= set(NEGATIVE_TYPES)
-    assert {one.sort for one in answers if one.question == REC} == {"scenes"}
+    assert {one.category for one in answers if one.question != REC} <= set(NEGATIVE_TYPES)
+    assert {one.category for one in answers if one.question == REC} == {"scenes"}
 
 
-def test_an_answer_at_one_timestep_does_not_hang_on_the_others(probe: Probe) -> None:
+def test_an_answer_does_not_depend_on_the_other_timesteps(probe: Probe) -> None:
     alone = Probe(probe.backbone, probe.adapter, probe.streams, (700,), batch_size=4)
     assert list(alone.answers()) == [one for one in probe.answers() if one.timestep == 700]
 
 
-def test_shares_of_two_processes_make_the_whole(probe: Probe) -> None:
+def test_two_processes_tally_what_one_does(probe: Probe) -> None:
     parts = [probe.tally(part, 2) for part in range(2)]
     whole = probe.tally()
     assert whole == {name: tuple(map(sum, zip(parts[0][name], parts[1][name], strict=True))) for name in whole}
@@ -98,7 +98,7 @@ def test_the_rank_of_the_first_right_box(
     assert ranks(grounding(boxes, none), said(meant)) == [rank]
 
 
-def test_where_nothing_is_meant_nothing_is_asked() -> None:
+def test_an_expression_without_boxes_is_not_scored() -> None:
     assert ranks(grounding([A], [0.0]), said([])) == []
 
 
@@ -114,8 +114,8 @@ def test_answers_are_counted_by_k_type_and_timestep() -> None:
         ProbeAnswer(REC, "scenes", 20, None),
     ]
     cells = count_answers(answers)
-    assert timesteps(cells) == [20, 500] and set(sorts(cells)) == {"colour", "count"}
-    assert (share(cells, MATCHING).hits, share(cells, MATCHING).total) == (2, 4)
-    assert (share(cells, (TEXT,), "colour", 20).hits, share(cells, (IMAGE,), timestep=500).hits) == (1, 0)
-    assert [share(cells, (REC,), k=k).hits for k in (1, 5, 10)] == [1, 2, 3]
-    assert str(share(cells, (REC,), timestep=500)) == "-"
+    assert timesteps(cells) == [20, 500] and set(categories(cells)) == {"colour", "count"}
+    assert (accuracy(cells, MATCHING).hits, accuracy(cells, MATCHING).total) == (2, 4)
+    assert (accuracy(cells, (TEXT,), "colour", 20).hits, accuracy(cells, (IMAGE,), timestep=500).hits) == (1, 0)
+    assert [accuracy(cells, (REC,), k=k).hits for k in (1, 5, 10)] == [1, 2, 3]
+    assert str(accuracy(cells, (REC,), timestep=500)) == "-"

@@ -23,14 +23,16 @@ SEED = 0
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    """Ask adapters which of two captions is true of a picture, which of two pictures a caption is true of, and where
-    a thing is. The same questions with the same noise for each adapter. Writes probe.json, table.md and probe.png.
+    """Measure the matching and grounding accuracy of adapters on fixed examples and noise.
+
+    Matching: which of two captions fits an image, which of two images fits a caption. Grounding: where an expression is
+    in an image. Writes probe.json, table.md and probe.png.
     """
 
     adapters: tyro.conf.Positional[tuple[Path, ...]]
-    """Adapter folders, or results of stage 2: the model is then asked with the LoRA in it."""
+    """Adapter folders, or results of stage 2, which are measured with their LoRA."""
     pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
-    """The frozen model that they read."""
+    """The frozen model whose features they read."""
     revision: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Version of a hub model."""
     allow_other_base: bool = False
@@ -38,15 +40,15 @@ class ProbeOptions:
     out: Path = Path("outputs/probe")
     """Where the results go."""
     timesteps: tuple[int, ...] = (20, 100, 200, 300, 400, 500, 600, 700, 800, 900)
-    """At which noise to ask."""
+    """The timesteps to measure at."""
     headline: int = 500
-    """The timestep of the tables that show one only."""
+    """The timestep of the tables that show only one."""
     scenes: Literal["pocket", "full"] = "pocket"
     """Which world scenes are rendered of, where there is no --data_root."""
     num: int = 512
-    """How many scenes, none of which training or validation sees."""
+    """Number of scenes, none of which is in training or validation."""
     data_root: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """The folder that holds coco/, ReC/ and ITM/: ask about its pictures instead."""
+    """The folder that holds coco/, ReC/ and ITM/, to use instead of scenes."""
     datasets: tuple[str, ...] = ("refcoco:val", "refcoco+:val", "refcocog:val")
     """Referring expressions of the data folder, as DATASET:SPLIT."""
     resolution: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
@@ -68,13 +70,13 @@ def probe(options: ProbeOptions) -> None:
     )
     check_timesteps(options, backbone.noise)
     streams = open_streams(options, backbone)
-    studied = [ask(folder, options, backbone, streams) for folder in options.adapters]
-    print(write(studied, options, backbone))
+    results = [measure(folder, options, backbone, streams) for folder in options.adapters]
+    print(write(results, options, backbone))
 
 
 def check(options: ProbeOptions) -> None:
     if not options.adapters:
-        fail("say which adapter folders to probe")
+        fail("give at least one adapter folder to probe")
     if not options.timesteps or options.headline not in options.timesteps:
         fail(f"--headline {options.headline} is not among the --timesteps")
     for name in ("num", "val_batch_size"):
@@ -112,7 +114,7 @@ def open_streams(options: ProbeOptions, backbone: Backbone) -> Mapping[str, Stre
     return streams
 
 
-def ask(folder: Path, options: ProbeOptions, backbone: Backbone, streams: Mapping[str, Stream]) -> ProbeResult:
+def measure(folder: Path, options: ProbeOptions, backbone: Backbone, streams: Mapping[str, Stream]) -> ProbeResult:
     from tqdm import tqdm
 
     from dpt.checkpoints.open import open_checkpoint
@@ -121,12 +123,12 @@ def ask(folder: Path, options: ProbeOptions, backbone: Backbone, streams: Mappin
     from dpt.probes.report import ProbeResult
 
     def error() -> float:
-        total, asked = denoising_error(backbone, streams, options.val_batch_size)
-        return total / asked
+        total, count = denoising_error(backbone, streams, options.val_batch_size)
+        return total / count
 
     opened = open_checkpoint(folder)
     if opened.adapter is None:
-        fail(f"{folder} holds no adapter: there is nothing to ask")
+        fail(f"{folder} holds no adapter: there is nothing to probe")
     lora = opened.attach(backbone, options.allow_other_base)
     feature = opened.adapter.config.unet_feature
     name = f"{feature}, tuned" if lora else feature
@@ -140,27 +142,27 @@ def ask(folder: Path, options: ProbeOptions, backbone: Backbone, streams: Mappin
     return ProbeResult(name, str(folder), cells, (tuned, error()))
 
 
-def write(studied: list[ProbeResult], options: ProbeOptions, backbone: Backbone) -> str:
-    """The results into the folder; the tables again."""
+def write(results: list[ProbeResult], options: ProbeOptions, backbone: Backbone) -> str:
+    """Write the results into the folder; returns the tables."""
     import json
 
     from dpt.cli.common.console import versions
     from dpt.probes.report import plot, report
     from dpt.records import to_plain
 
-    tables = report(studied, options.headline)
-    asked = to_plain(options)
+    tables = report(results, options.headline)
+    flags = to_plain(options)
     record = {
         "model": backbone.model_hash,
-        "asked": {key: asked[key] for key in asked if key not in ("adapters", "out")},
+        "asked": {key: value for key, value in flags.items() if key not in ("adapters", "out")},
         "versions": versions(),
-        "adapters": [one.plain() for one in studied],
+        "adapters": [result.plain() for result in results],
     }
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "probe.json").write_text(json.dumps(record, indent=1) + "\n")
         (options.out / "table.md").write_text(tables)
-        plot(studied, options.headline, options.out / "probe.png")
+        plot(results, options.headline, options.out / "probe.png")
     except OSError as error:
         fail(f"cannot write into {options.out}: {error.strerror or error}")
     return tables

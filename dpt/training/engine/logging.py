@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from dpt.distributed import Processes
 from dpt.errors import UserError
 from dpt.records import is_number
-from dpt.training.engine.run_folder import LOG
+from dpt.training.engine.run_folder import LOG, append_log
 from dpt.training.engine.settings import BatchPlan
 from dpt.untrusted import parse_json
 
@@ -93,6 +94,32 @@ class Metrics:
     def _accumulated(self) -> tuple[Tensor, Tensor]:
         sums = torch.zeros(len(self.names), device=self.device) if self.sums is None else self.sums
         return sums, torch.stack(self.status) if self.status else torch.zeros(0, device=self.device)
+
+
+CLOCK_NAMES = ("seconds", "data_share")
+"""Log entries that say how fast it was: the only ones that may differ between two equal runs."""
+
+Tracker = Callable[[Mapping[str, Any], int], None]
+"""Takes named values and the step."""
+
+
+class RunLog:
+    """Records of the main process in log.jsonl and the tracker, and the clock of the training steps."""
+
+    def __init__(self, root: Path, tracker: Tracker | None, is_main: bool) -> None:
+        self.root, self.tracker, self.is_main = root, tracker, is_main
+        self.started, self.data_seconds = time.monotonic(), 0.0
+
+    def clock(self) -> dict[str, float]:
+        seconds = time.monotonic() - self.started
+        return {"seconds": round(seconds, 3), "data_share": round(self.data_seconds / seconds, 4)}
+
+    def write(self, record: Mapping[str, Any], prefix: str) -> None:
+        if self.is_main:
+            append_log(self.root, record)
+        if self.tracker is not None:
+            values = record.get("validation", record)
+            self.tracker({f"{prefix}/{name}": value for name, value in values.items()}, record["step"])
 
 
 MODULES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,18 +19,12 @@ from dpt.errors import UserError
 from dpt.training.engine import checkpoint, run_folder
 from dpt.training.engine.checkpoint import TrainingState
 from dpt.training.engine.interrupts import NonFiniteSteps, StopRequest
-from dpt.training.engine.logging import Metrics, banner
+from dpt.training.engine.logging import Metrics, RunLog, Tracker, banner
 from dpt.training.engine.optim import LossScaler, Update
 from dpt.training.engine.run_folder import RunConfig
 from dpt.training.engine.settings import BatchPlan, Settings, StepRange
 from dpt.training.engine.task import B, BatchStream, Task
 from dpt.training.engine.validation import Validation
-
-CLOCK_NAMES = ("seconds", "data_share")
-"""Log entries that say how fast it was: the only ones that may differ between two equal runs."""
-
-Tracker = Callable[[Mapping[str, Any], int], None]
-"""Takes named values and the step."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +68,13 @@ class Loop(Generic[B]):
         batch, accumulation = settings.train_batch_size, settings.gradient_accumulation_steps
         self.plan = BatchPlan(batch, accumulation, self.processes.rank, self.processes.count)
         self.config = replace(config, values={**config.values, "global_batch": self.plan.global_batch})
-        self.tracker = tracker
+        self.log = RunLog(root, tracker, self.processes.is_main)
         scaler = LossScaler(self.device) if task.scales_loss else None
         self.update = update or Update(task.parameter_groups(), settings, scaler)
         self.validation = Validation(task, self.update, self.processes, settings, self.plan.global_batch)
         self.metrics = Metrics(self.device)
         self.bad_steps = NonFiniteSteps(settings.max_bad_steps, self._example_ids)
         self.step, self.saved_at = 0, -1
-        self.data_seconds, self.started = 0.0, time.monotonic()
 
     def run(
         self, resume: str = run_folder.LATEST, reset_optimizer: bool = False, until: float | None = None
@@ -145,11 +138,11 @@ class Loop(Generic[B]):
         """The micro-batches of each step to come."""
         steps = StepRange(self.plan, self.step, self.settings.max_train_steps)
         batches = self.stream.batches(steps, self.settings.dataloader_num_workers, self.device.type == "cuda")
-        self.started = time.monotonic()
+        self.log.started = time.monotonic()
         for _ in range(self.step, self.settings.max_train_steps):
             before = time.monotonic()
             micro_batches = [next(batches) for _ in range(self.plan.accumulation)]
-            self.data_seconds += time.monotonic() - before
+            self.log.data_seconds += time.monotonic() - before
             yield micro_batches
 
     def _start(self, resume: str, reset_optimizer: bool) -> bool:
@@ -204,7 +197,6 @@ class Loop(Generic[B]):
         if self.step % self.settings.logging_steps and self.step < self.settings.max_train_steps:
             return
         snapshot = self.metrics.read(self.processes)
-        seconds = time.monotonic() - self.started
         record = {
             "step": self.step,
             "images": self.step * self.plan.global_batch,
@@ -214,9 +206,8 @@ class Loop(Generic[B]):
         }
         if self.update.loss_scaler is not None:
             record["overflowed_steps"] = len(snapshot.overflowed)
-        clock = {"seconds": round(seconds, 3), "data_share": round(self.data_seconds / seconds, 4)}
         bar.set_postfix({name: f"{value:.4g}" for name, value in snapshot.means.items()}, refresh=False)
-        self._log({**record, **clock}, prefix="train")
+        self.log.write({**record, **self.log.clock()}, "train")
         self.bad_steps.update(snapshot.steps, snapshot.bad)
 
     def _example_ids(self, step: int) -> list[str]:
@@ -229,23 +220,15 @@ class Loop(Generic[B]):
         began = time.monotonic()
         metrics = self.validation.run(stop)
         seconds = time.monotonic() - began
-        self.started += seconds
+        self.log.started += seconds
         bar.unpause()
         if metrics is None:
             return False
         if self.processes.is_main:
             values = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
             bar.write(f"step {self.step}: {values} (validated in {seconds:.0f} s)")
-        record = {"step": self.step, "validation": metrics, "seconds": round(seconds, 3)}
-        self._log(record, prefix="validation")
+        self.log.write({"step": self.step, "validation": metrics, "seconds": round(seconds, 3)}, "validation")
         return True
-
-    def _log(self, record: dict[str, Any], prefix: str) -> None:
-        if self.processes.is_main:
-            run_folder.append_log(self.root, record)
-        if self.tracker is not None:
-            values = record.get("validation", record)
-            self.tracker({f"{prefix}/{name}": value for name, value in values.items()}, self.step)
 
     def _save(self) -> None:
         if self.saved_at != self.step:

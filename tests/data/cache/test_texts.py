@@ -106,9 +106,9 @@ def test_the_task_reads_them(own: Backbone, root: DataRoot) -> None:
     own.text_encoder = Counting(own.text_encoder)
     assert losses() == pytest.approx(plain, rel=1e-5, abs=1e-6)
     assert stage1.probe is not None and own.text_encoder.prompts == 0
-    assert len(list(stage1.probe.answers_about(batch, [0, 1, 2, 3], "files"))) == 12
+    assert len(list(stage1.probe.answer_batch(batch, [0, 1, 2, 3], "files"))) == 12
     assert own.text_encoder.prompts == 0
-    assert list(stage1.probe.answers_about(collate([stream()[0]]), [0], "scenes"))
+    assert list(stage1.probe.answer_batch(collate([stream()[0]]), [0], "scenes"))
     assert own.text_encoder.prompts > 0, "scenes are said in other words"
 
 
