@@ -86,7 +86,7 @@ def adapter_bytes(config: AdapterConfig, backbone: Backbone) -> int:
         weights = {p.untyped_storage()._cdata for p in adapter.parameters()}
         features = torch.zeros(PAIRS, sum(config.feature_channels), height, width)
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), torch.enable_grad():
-            outputs = adapter.decode_apart(features, torch.zeros(PAIRS), len(GROUNDING))
+            outputs = adapter.decode_split(features, torch.zeros(PAIRS), len(GROUNDING))
     total = sum(size for storage, (_, size) in saved.items() if storage not in weights)
     del outputs
     return total
