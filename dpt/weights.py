@@ -98,7 +98,7 @@ def check_shapes(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], 
 
 def check_numbers(tensors: Mapping[str, Tensor], where: str) -> None:
     """Weights are finite floating-point numbers. Converting anything else would lose what it says."""
-    if wrong := [name for name, tensor in tensors.items() if not tensor.is_floating_point()]:
+    if wrong := [name for name, tensor in tensors.items() if not _is_weight(tensor)]:
         kind = str(tensors[wrong[0]].dtype).removeprefix("torch.")
         raise UserError(f"{where} does not hold floating-point weights: {wrong[0]} is of type {kind}")
     if wrong := [name for name, tensor in tensors.items() if not is_finite(tensor)]:
@@ -106,6 +106,11 @@ def check_numbers(tensors: Mapping[str, Tensor], where: str) -> None:
             f"{where} holds NaN or infinite weights, in {listed(wrong)}: its training diverged or the file is damaged; "
             "use an earlier checkpoint"
         )
+
+
+def _is_weight(tensor: Tensor) -> bool:
+    """torch can store float4 but not compute with it."""
+    return tensor.is_floating_point() and "float4" not in str(tensor.dtype)
 
 
 def is_finite(tensor: Tensor) -> bool:

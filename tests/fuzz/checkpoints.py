@@ -217,7 +217,7 @@ LOG = b"".join(
 
 
 def _claim(folder: Path) -> None:
-    with run_folder.claimed(folder, CONFIG):
+    with run_folder.claimed(folder, run_folder.RunConfig(CONFIG)):
         pass
 
 
