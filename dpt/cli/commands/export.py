@@ -10,7 +10,7 @@ import tyro
 
 
 @dataclass(frozen=True)
-class ExportOptions:
+class CheckpointExportOptions:
     """Write the LoRA of a checkpoint (in the published layout its adapter too) for other programs. Never overwrites."""
 
     path: tyro.conf.Positional[Path]
@@ -21,7 +21,7 @@ class ExportOptions:
     """diffusers: a folder for load_lora_weights; kohya: a file for ComfyUI and A1111; published: pytorch_model.bin."""
 
 
-def export(options: ExportOptions) -> None:
+def export(options: CheckpointExportOptions) -> None:
     from dpt.checkpoints import open_checkpoint
     from dpt.checkpoints.export import export_checkpoint
 
