@@ -1,1 +1,1 @@
-"""Prompt suites, detectors and the judge."""
+"""Prompt suites, the benchmark, contact sheets and set distances."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from dpt.errors import UserError
 from dpt.evaluation.bench import tables as report
 from dpt.evaluation.bench.columns import MethodResults
 from dpt.evaluation.bench.results import ImageResult
+from dpt.evaluation.bench.summary import read_summary
+from dpt.intervals import PROPORTION, bootstrap
 
 
 def row(method: str, category: str, number: int, index: int, passed: bool, noise: int = 0) -> ImageResult:
@@ -82,3 +87,21 @@ def test_what_was_not_drawn_from_the_same_noise_is_not_compared() -> None:
     for other in (whole[1:], [row("base", "single", 0, 0, True, noise=5), *whole[1:]]):
         with pytest.raises(UserError, match="tuned and base cannot be compared: picture 0 of single-0-0000"):
             report.difference(many("tuned", HALF), MethodResults.of(other))
+
+
+COMMITTED = Path(__file__).parents[3] / "docs/results/benchmark"
+
+
+def test_the_committed_rates_and_intervals_follow_from_the_committed_summary() -> None:
+    saved = read_summary(COMMITTED)
+    lines = [json.loads(line) for line in (COMMITTED / "summary.jsonl").read_text().splitlines()]
+    for result in saved.results:
+        own: dict[str, dict[str, float]] = {each: {} for each in result.rates if each != report.OVERALL}
+        for line in lines:
+            if line["method"] == result.method:
+                own[line["category"]][line["prompt"]] = sum(line["right"]) / len(line["right"])
+        strata = {category: [means[prompt] for prompt in sorted(means)] for category, means in own.items()}
+        for category, rate in result.rates.items():
+            values = list(strata.values()) if category == report.OVERALL else [strata[category]]
+            estimate = bootstrap(values, PROPORTION)
+            assert (estimate.value, estimate.low, estimate.high) == pytest.approx((rate.value, rate.low, rate.high))
