@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dpt.backbone.config_limits import check_sizes
+from dpt.backbone.hash_memo import remembered_hash
 from dpt.backbone.loading import first_line, locate_model, quiet_libraries
 from dpt.errors import UserError
 from dpt.files import sha256
@@ -29,8 +30,11 @@ class HFModelFolder:
     def identity(self) -> str:
         """The name and a hash of the weights."""
         weights = sorted(self.path.glob("*.safetensors"))
-        digest = hashlib.sha256("".join(sha256(file) for file in weights).encode())
-        return f"{self.name} {digest.hexdigest()[:12]}"
+
+        def digest() -> str:
+            return hashlib.sha256("".join(sha256(file) for file in weights).encode()).hexdigest()
+
+        return f"{self.name} {remembered_hash(self.path, 'weights', weights, digest)[:12]}"
 
     def load(self, kind: Any) -> Any:
         """A tokenizer, an image processor, or a model with all its weights, of this transformers class."""

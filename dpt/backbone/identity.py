@@ -9,10 +9,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
-import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,9 +20,8 @@ from safetensors import safe_open
 from dpt.backbone import loading
 from dpt.backbone.base import Backbone
 from dpt.backbone.folder import SCHEDULER, TEXT_ENCODER, TOKENIZER, UNET, VAE, Component, ModelFolder
+from dpt.backbone.hash_memo import remembered_hash
 from dpt.errors import UserError
-from dpt.files import atomic_file
-from dpt.untrusted import parse_json
 
 _TEXT_DEFAULTS = {
     "hidden_act": "quick_gelu",
@@ -57,16 +54,13 @@ _RENAMED = (
     (".proj_attn.", ".to_out.0."),
 )
 
-SETTLED = 2.0
-"""Seconds since its last change after which a file's size and time tell its content."""
-
 
 def model_hash(folder: ModelFolder, *components: Component) -> str:
     """SHA-256 of these components, or of the whole model. Remembered in the user's cache folder."""
     digest = hashlib.sha256()
     for component in sorted(components or folder.components, key=lambda c: c.name):
         files = folder.loaded_files(component)
-        part = _remembered(folder, component.name, files, lambda c=component: _component_hash(folder, c))  # type: ignore[misc]
+        part = remembered_hash(folder.path, component.name, files, lambda c=component: _component_hash(folder, c))  # type: ignore[misc]
         digest.update(f"{component.name}\0{part}\0".encode())
     return digest.hexdigest()
 
@@ -79,7 +73,7 @@ def file_hash(folder: ModelFolder, *components: Component) -> str:
     if TOKENIZER in chosen:
         files += folder.loaded_files(TOKENIZER)[1:]
     key = " ".join(("files", *(c.name for c in chosen)))
-    return _remembered(folder, key, files, lambda: _hash_files(folder.path, files))
+    return remembered_hash(folder.path, key, files, lambda: _hash_files(folder.path, files))
 
 
 def is_model(recorded: str, folder: ModelFolder, *components: Component) -> bool:
@@ -192,47 +186,3 @@ def _hash_files(root: Path, files: Iterable[Path]) -> str:
             while block := stream.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def _remembered(folder: ModelFolder, key: str, files: Sequence[Path], compute: Callable[[], str]) -> str:
-    """The hash, from the user's cache if no file has changed in size or modification time since."""
-    memo = _memo_file(folder)
-    before = _stamps(files)
-    known = _read_memo(memo)
-    entry = known.get(key)
-    if isinstance(entry, dict) and entry.get("files") == before and isinstance(entry.get("sha256"), str):
-        return str(entry["sha256"])
-    digest = compute()
-    settled = all(time.time() - stamp[2] / 1e9 > SETTLED for stamp in before)
-    if settled and _stamps(files) == before:
-        _write_memo(memo, {**known, key: {"files": before, "sha256": digest}})
-    return digest
-
-
-def _stamps(files: Sequence[Path]) -> list[list[Any]]:
-    stats = [(file, file.stat()) for file in files]
-    return [[file.name, stat.st_size, stat.st_mtime_ns] for file, stat in stats]
-
-
-def _memo_file(folder: ModelFolder) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dpt"
-    root = Path(os.environ.get("DPT_CACHE_DIR") or cache)
-    where = hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()
-    return root / "model-hashes" / f"{where[:32]}.json"
-
-
-def _read_memo(file: Path) -> dict[str, Any]:
-    try:
-        content = parse_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _write_memo(file: Path, content: Mapping[str, Any]) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(file) as work:
-            work.write_text(json.dumps(content), encoding="utf-8")
-    except (OSError, UserError):
-        return  # a memo that cannot be written only costs the time to hash again
