@@ -30,8 +30,8 @@ def remembered_hash(folder: Path, key: str, files: Sequence[Path], compute: Call
     entry = known.get(key)
     if isinstance(entry, dict) and entry.get("files") == before and isinstance(entry.get("sha256"), str):
         return str(entry["sha256"])
-    digest = compute()
     settled = all(time.time() - stamp[2] / 1e9 > SETTLED for stamp in before)
+    digest = compute()
     if settled and _stamps(files) == before:
         _write_memo(memo, {**known, key: {"files": before, "sha256": digest}})
     return digest

@@ -22,6 +22,7 @@ from dpt.backbone.base import Backbone
 from dpt.backbone.folder import SCHEDULER, TEXT_ENCODER, TOKENIZER, UNET, VAE, Component, ModelFolder
 from dpt.backbone.hash_memo import remembered_hash
 from dpt.errors import UserError
+from dpt.untrusted import parse_json
 
 _TEXT_DEFAULTS = {
     "hidden_act": "quick_gelu",

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dpt.backbone import identity, open_backbone
+from dpt.backbone import hash_memo, identity, open_backbone
 from dpt.backbone.folder import SCHEDULER, TEXT_ENCODER, TOKENIZER, UNET, VAE, ModelFolder
 from dpt.backbone.identity import file_hash, hash_as_recorded, is_model, model_hash
 from dpt.checkpoints import open_checkpoint
@@ -134,11 +134,12 @@ def test_a_hash_is_computed_once_and_again_when_a_file_changes(
     ordinary = identity._component_hash
     monkeypatch.setattr(identity, "_component_hash", lambda folder, c: computed.append(c.name) or ordinary(folder, c))
     folder, config = ModelFolder.check(copied), copied / "vae/config.json"
+    monkeypatch.setattr(hash_memo, "SETTLED", 600.0)
     for file in copied.rglob("*"):
         file.touch()
     fresh = model_hash(folder)
     assert len(computed) == 5 and not (tmp_path / "cache").exists(), "files this new may change without a trace"
-    earlier = time.time() - 60
+    earlier = time.time() - 3600
     for file in copied.rglob("*"):
         os.utime(file, (earlier, earlier))
     assert model_hash(folder) == fresh and len(computed) == 10
