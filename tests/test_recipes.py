@@ -18,7 +18,7 @@ FILES = re.findall(r"^`(dpt/[^`]+\.py)`:\n\n```python\n(.*?)^```$", PAGE, re.S |
 
 def code_after(words: str) -> str:
     """The code block that follows these words of the page."""
-    match = re.search(re.escape(words) + r"[^\n]*\n\n```python\n(.*?)^```$", PAGE, re.S | re.M)
+    match = re.search(re.escape(words) + r"[^\n]*\n\n```(?:python|text)\n(.*?)^```$", PAGE, re.S | re.M)
     assert match, words
     return match[1]
 
