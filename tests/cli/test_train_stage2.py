@@ -66,7 +66,7 @@ def test_every_published_flag_is_accepted_or_named_with_a_reason() -> None:
 def test_it_goes_on_with_the_adapter_of_stage_1_whatever_its_shape(
     command: list[str], first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main_stage2([*command, "--learning_rate", "1e-12", "--validation_prompts", "a red circle", "a star",
+    assert main_stage2([*command, "--learning_rate", "1e-12", "--validation_steps", "2", "--validation_prompts", "a red circle", "a star",
                  "--num_validation_images", "2"]) == 0  # fmt: skip
     said = capsys.readouterr().out
     logs = tmp_path / "logs"
@@ -114,7 +114,7 @@ def test_the_control_needs_no_adapter(command: list[str], tmp_path: Path, capsys
     assert "leave --qformer_ckpt out" in refused([*command, "--plain_lora"], capsys)
     assert main_stage2([*command[:-2], "--plain_lora"]) == 0
     assert sorted(p.name for p in (tmp_path / "logs").iterdir() if p.is_dir() and p.name != "logs") == [
-        "checkpoint-2", "lora"
+        "checkpoint-1", "checkpoint-2", "lora"
     ]  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "logs" / "log.jsonl").read_text().splitlines()]
     assert {"mse", "loss"} <= lines[0].keys() and "i2t" not in lines[0]

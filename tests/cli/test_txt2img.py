@@ -169,11 +169,11 @@ BAD_INPUT = [
     (("--guidance_rescale", "-1"), "the guidance rescale is between 0 and 1, not -1.0"),
     (("--ckpt", "/no/such/result"), "there is no checkpoint /no/such/result"),
     (("--ckpt", "."), ". holds no checkpoint"),
-    (("--prompts_file", "none.txt"), "the prompts none.txt cannot be read: No such file or directory"),
+    (("--prompts_file", "none.txt"), "cannot read the prompts none.txt: No such file or directory"),
     (("--nheads", "4"), "--nheads describes an adapter, and there is none: give --ckpt"),
     (("--gpu", "first"), "--gpu takes the index of one GPU or cpu, not 'first'"),
     (("--pretrained_model_name_or_path", "/no/such/model"), "there is no model folder '/no/such/model'"),
-    (("--pretrained_model_name_or_path", "someone/some-model"), "'someone/some-model' is not a folder here"),
+    (("--pretrained_model_name_or_path", "someone/some-model"), "someone/some-model is not on this machine"),
     (("--outdir", "a-file/outputs"), "the output folder a-file/outputs cannot be written to"),
     (("--outdir", "a-file"), "the output folder a-file cannot be written to"),
 ]

@@ -74,7 +74,7 @@ def test_sizes_and_progress(backbone: Backbone) -> None:
         ({"guidance_scale": -1.0}, "guidance scale must be a number from 0 up, not -1.0"),
         ({"guidance_scale": float("nan")}, "guidance scale must be a number"),
         ({"scheduler": "plms"}, "no scheduler 'plms'"),
-        ({"height": -8}, "the height must be positive, not -8"),
+        ({"height": -8}, "the height must be between 1 and 16384, not -8"),
         ({"width": 30}, "the width must be divisible by 4, not 30"),
         ({"steps": 1001}, "the model has 1000 noise levels, too few for 1001 steps"),
     ],
