@@ -66,8 +66,8 @@ def test_every_published_flag_is_accepted_or_named_with_a_reason() -> None:
 def test_it_goes_on_with_the_adapter_of_stage_1_whatever_its_shape(
     command: list[str], first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main_stage2([*command, "--learning_rate", "1e-12", "--validation_steps", "2", "--validation_prompts", "a red circle", "a star",
-                 "--num_validation_images", "2"]) == 0  # fmt: skip
+    words = ["--learning_rate", "1e-12", "--validation_steps", "2", "--num_validation_images", "2"]
+    assert main_stage2([*command, *words, "--validation_prompts", "a red circle", "a star"]) == 0
     said = capsys.readouterr().out
     logs = tmp_path / "logs"
     assert f"the adapter is in {logs / 'adapter'} and the lora is in {logs / 'lora'}" in said
