@@ -58,7 +58,7 @@ def test_bfloat16_gradients_agree_with_float32(folder: Path, batch: Batch, devic
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_cuda])])
 def test_float16_gradients_need_the_loss_scale(folder: Path, batch: Batch, device: str) -> None:
-    """At SD's size 71 % of them are zero without it; the tiny model's are larger, so the loss is shrunk until some are."""
+    """Without it 71 % of them are zero at SD's size; here the loss is shrunk until some are."""
     exact = lora_gradient(folder, batch, device, torch.float32)
     start = float(LossScaler(torch.device(device)).scale)
     scaled = lora_gradient(folder, batch, device, torch.float16, start)
