@@ -16,7 +16,7 @@ from unittest import mock
 
 import pytest
 
-from dpt.detect.accuracy import AccuracyRow, Tally
+from dpt.detect.accuracy import AccuracyRow, DetectionCounts
 from dpt.embedded import embedded_defaults
 from dpt.pocket.recipe import RECIPE_FILE, read_recipe
 from dpt.records import to_plain
@@ -186,7 +186,7 @@ def test_the_oracle_page_shows_the_measured_rows(world: str) -> None:
     page = (RESULTS / "oracle.md").read_text()
     assert measured["detector"] in page
     for name, counts in measured["scenes"].items():
-        assert str(AccuracyRow(name, Tally(**counts))) in page
+        assert str(AccuracyRow(name, DetectionCounts(**counts))) in page
 
 
 def test_the_pocket_card_states_the_recipe() -> None:

@@ -1,4 +1,4 @@
-"""Whether a picture shows what its prompt says, judged by the claims of the prompt and a detector's boxes."""
+"""Checks the claims of a prompt against the detections in a picture."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SORTS: dict[type, str] = {
 
 @dataclass(frozen=True)
 class Atom:
-    """One requirement of a prompt, and whether the picture meets it."""
+    """A requirement of a prompt, and whether the picture meets it."""
 
     sort: str
     """readable, total, count, relation, absence, colour or surplus"""
@@ -55,7 +55,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _DetectedObject:
-    """A detection as a `Thing` that claims are about."""
+    """A detection in the form that claims check: the `Thing` protocol."""
 
     shape: str
     colour: str
@@ -65,24 +65,28 @@ class _DetectedObject:
 
 
 def judge(prompt: Prompt, detections: Detections, config: DetectConfig | None = None) -> Verdict:
-    """`config`: how an open-vocabulary detector was queried; None for a closed-set detector, which names everything."""
+    """Check every claim of the prompt.
+
+    `config` is the query config of an open-vocabulary detector. It is None for a closed-set detector, which must also
+    be able to read every object.
+    """
     if config is None:
-        things = [_detected_object(detection) for detection in detections.objects]
+        objects = [_detected_object(detection) for detection in detections.objects]
         atoms = [Atom("readable", "everything readable", not detections.unreadable)]
     else:
         nouns = config.phrases(prompt)
         counted = counted_detections(prompt, detections, config).objects
-        things = [_queried_object(detection, nouns[detection.label]) for detection in counted]
+        objects = [_queried_object(detection, nouns[detection.label]) for detection in counted]
         atoms = []
     if prompt.closed:
-        total = sum(fact.n for fact in prompt.facts if isinstance(fact, Count))
-        atoms.append(Atom("total", f"{total} objects in all", len(things) == total))
-    atoms += [Atom(_SORTS[type(fact)], claim_text(fact), fact.holds(things)) for fact in prompt.facts]
+        total = sum(claim.n for claim in prompt.facts if isinstance(claim, Count))
+        atoms.append(Atom("total", f"{total} objects in all", len(objects) == total))
+    atoms += [Atom(_SORTS[type(claim)], claim_text(claim), claim.holds(objects)) for claim in prompt.facts]
     return Verdict(tuple(atoms))
 
 
 def counted_detections(prompt: Prompt, detections: Detections, config: DetectConfig) -> Detections:
-    """The boxes that answer a query of the prompt with a sufficient score for its category."""
+    """Keep the detections of a phrase of the prompt whose score reaches the threshold of its category."""
     phrases = config.phrases(prompt)
     counted = (
         detection
@@ -92,8 +96,8 @@ def counted_detections(prompt: Prompt, detections: Detections, config: DetectCon
     return replace(detections, objects=tuple(counted))
 
 
-def claim_text(fact: Claim) -> str:
-    match fact:
+def claim_text(claim: Claim) -> str:
+    match claim:
         case Count(noun, n, exact):
             return f"{'' if exact else 'at least '}{n} x {_noun_text(noun)}"
         case (
@@ -116,7 +120,7 @@ def _detected_object(detection: Detection) -> _DetectedObject:
 
 
 def _queried_object(detection: Detection, noun: Noun) -> _DetectedObject:
-    """The label is the queried phrase. The colour comes from the query, or else was classified from the box."""
+    """The colour is that of the queried noun or, if it has none, the one classified from the box."""
     colour = noun.colour or detection.colour or ""
     return _DetectedObject(noun.shape or "", colour, noun.size or "", detection.box, detection.confidence)
 

@@ -1,7 +1,7 @@
 """The Detector protocol, and post-processing that all detectors share.
 
-`dpt.detect.registry.open_detector` opens one by name. What counts as a detection is set by its `DetectConfig`
-(query template, thresholds, NMS, colours), which a suite states and passes on.
+`dpt.detect.registry.open_detector` opens a detector by name. A `DetectConfig` (query template, thresholds, NMS,
+colours) sets which boxes count; each prompt suite has its own.
 """
 
 from __future__ import annotations
@@ -25,41 +25,43 @@ Image = npt.NDArray[np.uint8]
 class Detector(Protocol):
     @property
     def identity(self) -> str:
-        """Name, version and config in one line: stored with every result."""
+        """Name, version and config as a single line, stored with every result."""
         ...
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """All nouns it can detect; None for an open-vocabulary detector, which takes queries."""
+        """The classes it detects; None for an open-vocabulary detector, which takes queries."""
         ...
 
     def detect(self, images: Sequence[Image], queries: Sequence[Sequence[str]] | None = None) -> list[Detections]:
-        """One `Detections` per image. `queries[i]` are the nouns to look for in image i; a detector with fixed classes
+        """Return one `Detections` per image. `queries[i]` are the nouns to detect in image i; a closed-set detector
         ignores them."""
         ...
 
 
-def check_finite(detections: Detections, detector: str, picture: str) -> None:
-    """Refuse NaN and infinite values: compared with a threshold they would silently count as too low."""
-    for each in detections.objects:
-        sides = (each.box.x0, each.box.y0, each.box.x1, each.box.y1)
-        if not all(map(isfinite, (*sides, each.confidence))):
-            raise UserError(f"{detector} gave a {each.label} in {picture} a box or a score that is not a number")
-        if each.box.width < 0 or each.box.height < 0:
-            raise UserError(f"{detector} gave a {each.label} in {picture} a box whose corners are swapped")
+def check_finite(detections: Detections, detector: str, image_name: str) -> None:
+    """Raise on NaN and infinite values: a comparison with a threshold would silently drop them."""
+    for detection in detections.objects:
+        box = detection.box
+        if not all(map(isfinite, (box.x0, box.y0, box.x1, box.y1, detection.confidence))):
+            raise UserError(
+                f"{detector} returned a NaN or infinite box or score for {detection.label!r} in {image_name}"
+            )
+        if box.width < 0 or box.height < 0:
+            raise UserError(f"{detector} returned a box with swapped corners for {detection.label!r} in {image_name}")
 
 
 def clip_boxes(detections: Detections, width: int, height: int) -> Detections:
-    """Clip boxes to the image; counts those that were clipped and those that were outside and are dropped."""
+    """Clip boxes to the image and drop those outside it; both are counted."""
     kept: list[Detection] = []
     clipped = outside = 0
-    for each in detections.objects:
-        box = _clip(each.box, width, height)
+    for detection in detections.objects:
+        box = _clip(detection.box, width, height)
         if box.width <= 0 or box.height <= 0:
             outside += 1
         else:
-            clipped += box != each.box
-            kept.append(replace(each, box=box))
+            clipped += box != detection.box
+            kept.append(replace(detection, box=box))
     return replace(
         detections,
         objects=tuple(kept),
@@ -69,17 +71,17 @@ def clip_boxes(detections: Detections, width: int, height: int) -> Detections:
 
 
 def nms(detections: Sequence[Detection], iou: float | None) -> tuple[Detection, ...]:
-    """By falling score, without those that overlap a better one of the same label by more than `iou`; None keeps all.
+    """Sort by descending score and drop each detection whose IoU with a kept one of the same label exceeds `iou`.
 
-    Of equal scores, the first is the better one.
+    Ties keep their order. With `iou` None, all are kept.
     """
-    ranked = sorted(detections, key=lambda each: -each.confidence)
+    ranked = sorted(detections, key=lambda detection: -detection.confidence)
     if iou is None:
         return tuple(ranked)
     kept: list[Detection] = []
-    for each in ranked:
-        if all(each.label != better.label or overlap(each.box, better.box) <= iou for better in kept):
-            kept.append(each)
+    for detection in ranked:
+        if all(detection.label != better.label or overlap(detection.box, better.box) <= iou for better in kept):
+            kept.append(detection)
     return tuple(kept)
 
 

@@ -1,7 +1,7 @@
-"""Grounding DINO: all phrases in one text, each ended by a full stop; a box has a score for every token.
+"""Grounding DINO: the phrases are joined to one text, separated by full stops; a box has a score per token.
 
-A phrase's score is the mean over its own tokens, known by position and not by spelling. The model was trained on bare
-phrases, so a suite's query template is not used.
+A phrase's score is the mean over its token positions. The model was trained on bare phrases, so the suite's query
+template is not used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dpt.claims.detections import DetectConfig
 from dpt.detect.base import Image
 from dpt.detect.owl import corners
 from dpt.errors import UserError
-from dpt.score.clip import LAST
+from dpt.score.clip import CHANNELS_LAST
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class GroundingDino:
         model = folder.load(GroundingDinoForObjectDetection).eval().to(device)
         return cls(model, folder.load(GroundingDinoImageProcessorPil), folder.load(BertTokenizer))
 
-    def answer(self, image: Image, phrases: Sequence[str], config: DetectConfig) -> tuple[Tensor, Tensor]:
-        ids, spans = self.text(phrases)
+    def predict(self, image: Image, phrases: Sequence[str], config: DetectConfig) -> tuple[Tensor, Tensor]:
+        ids, spans = self.tokenize(phrases)
         tokens = torch.tensor([ids], device=self.model.device)
-        pixels = self.processor(image, return_tensors="pt", input_data_format=LAST).to(self.model.device)
+        pixels = self.processor(image, return_tensors="pt", input_data_format=CHANNELS_LAST).to(self.model.device)
         with torch.no_grad():
             out = self.model(
                 pixel_values=pixels.pixel_values,
@@ -50,17 +50,17 @@ class GroundingDino:
         height, width = image.shape[:2]
         return scores, corners(out.pred_boxes[0].float().cpu(), [width, height])
 
-    def text(self, phrases: Sequence[str]) -> tuple[list[int], list[tuple[int, int]]]:
-        """The token ids of the text, and the span of each phrase in them."""
+    def tokenize(self, phrases: Sequence[str]) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the token ids of the joined text, and the span of each phrase in them."""
         stop = self.tokenizer.convert_tokens_to_ids(".")
         ids: list[int] = [self.tokenizer.cls_token_id]
         spans: list[tuple[int, int]] = []
         for phrase in phrases:
-            own = self.tokenizer(phrase.lower(), add_special_tokens=False).input_ids
-            spans.append((len(ids), len(ids) + len(own)))
-            ids += [*own, stop]
+            phrase_ids = self.tokenizer(phrase.lower(), add_special_tokens=False).input_ids
+            spans.append((len(ids), len(ids) + len(phrase_ids)))
+            ids += [*phrase_ids, stop]
         ids.append(self.tokenizer.sep_token_id)
-        most = self.model.config.max_text_len
-        if len(ids) > most:
-            raise UserError(f"the detector reads {most} tokens, too few for {len(phrases)} phrases, {len(ids)} tokens")
+        max_length = self.model.config.max_text_len
+        if len(ids) > max_length:
+            raise UserError(f"{len(phrases)} phrases have {len(ids)} tokens; the detector takes at most {max_length}")
         return ids, spans

@@ -16,17 +16,16 @@ ORACLE = "oracle"
 
 
 def open_detector(name: str, config: DetectConfig, colours: Clip | None = None, device: str | None = None) -> Detector:
-    """`name`: oracle; owlv2, owlvit, grounding-dino; or a folder or hub id of such a model.
+    """Open the oracle, or an OWL-ViT, OWLv2 or Grounding DINO model by type, folder or hub id.
 
-    `colours` names the colour of each box for a model that does not. To add a detector, write a class with the methods
-    of `Detector` and open it here.
+    `colours` classifies the colour of each box. To add a detector, implement `Detector` and open it here.
     """
     if name == ORACLE:
         from dpt.data.scenes.world import POCKET_WORLD
         from dpt.detect.oracle.oracle import Oracle
 
         if colours is not None:
-            raise UserError("the oracle names colours itself: --colours would do nothing")
+            raise UserError("--colours has no effect: the oracle reads colours itself")
         return Oracle(POCKET_WORLD)
     from dpt.detect.zero_shot import open_zero_shot
 

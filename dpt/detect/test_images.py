@@ -1,4 +1,4 @@
-"""Images to test a detector with: disturbed ones, and ones of things that have no name."""
+"""Test images for a detector: disturbances of scenes, and deformed objects that have no name."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ FINE = 4
 """Outlines are blended on a raster this many times finer than the image."""
 
 SAME_SHAPE = 0.93
-"""An outline that shares this much of its area with a shape may fairly be called by its name."""
+"""An outline whose IoU with a shape reaches this may rightly be detected as that shape."""
 
 NAMEABLE = 60.0
-"""A mixture this close to a third colour may fairly be called by its name."""
+"""A mixture this close to a third colour may rightly be detected as that colour."""
 
 
 def between_shapes(seed: int, index: int, world: World) -> Image:
@@ -80,7 +80,7 @@ DEFORMATIONS: dict[str, Deformation] = {
 
 @lru_cache(maxsize=8)
 def _mixtures(world: World) -> list[Field]:
-    """Red and yellow make an orange: such mixtures have a name and are left out."""
+    """Colours half way between two of the palette, without those that have a name, as orange between red and yellow."""
     palette = {name: np.array(rgb, float) for name, rgb in COLOURS.items()}
     halves = {pair: (palette[pair[0]] + palette[pair[1]]) / 2 for pair in combinations(world.colours, 2)}
     return [
@@ -118,17 +118,17 @@ def _halved(rng: KeyedRandom, world: World) -> tuple[Field, Mask]:
 
 @lru_cache(maxsize=8)
 def _distant_pairs(world: World) -> list[tuple[str, str]]:
-    """Half way between a square and a cross lies very nearly a circle: such pairs are left out."""
+    """Pairs whose half-way outline resembles no shape: that of a square and a cross is nearly a circle."""
     box = Box(10.0, 10.0, 30.0, 30.0)
     return [
         pair
         for pair in combinations(world.shapes, 2)
-        if all(_shared(_middle(*pair, box), _distance(shape, box) < 0) < SAME_SHAPE for shape in SHAPES)
+        if all(_iou(_middle(*pair, box), _distance(shape, box) < 0) < SAME_SHAPE for shape in SHAPES)
     ]
 
 
 def _middle(first: str, second: str, box: Box) -> Mask:
-    """What is inside the outline half way between two, on the fine raster of the box's window."""
+    """The inside of the outline half way between two shapes, on the fine raster of the box's window."""
     return _distance(first, box) + _distance(second, box) < 0
 
 
@@ -147,8 +147,8 @@ def _window(box: Box) -> tuple[slice, slice]:
     return slice(int(box.y0) - 1, int(box.y1) + 2), slice(int(box.x0) - 1, int(box.x1) + 2)
 
 
-def _shared(one: Mask, other: Mask) -> float:
-    return float((one & other).sum() / (one | other).sum())
+def _iou(first: Mask, second: Mask) -> float:
+    return float((first & second).sum() / (first | second).sum())
 
 
 def _cover(inside: Mask, box: Box, world: World) -> Field:

@@ -1,7 +1,7 @@
-"""Open-vocabulary detectors through transformers: any checkpoint of a known model type.
+"""Open-vocabulary detectors from transformers: any checkpoint of a known model type.
 
-Each box that the model proposes gets the label of its best phrase, the first of equals. Scores belong to whole phrases,
-so that "car" never matches a part of "carrot".
+Each proposed box gets the label of its highest-scoring phrase; ties go to the first. Scores are per phrase, so "car"
+never matches a part of "carrot".
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from dpt.score.clip import Clip
 
 
 class ZeroShotModel(Protocol):
-    def answer(self, image: Image, phrases: Sequence[str], config: DetectConfig) -> tuple[Tensor, Tensor]:
-        """Scores (boxes,phrases) in [0, 1], and corners (boxes,4) in pixels of the image."""
+    def predict(self, image: Image, phrases: Sequence[str], config: DetectConfig) -> tuple[Tensor, Tensor]:
+        """Return scores (boxes,phrases) in [0, 1], and corners (boxes,4) in pixels of the image."""
         ...
 
 
@@ -43,7 +43,7 @@ DEFAULT_CHECKPOINTS = {
     "owlvit": "google/owlvit-base-patch32",
     "grounding-dino": "IDEA-Research/grounding-dino-base",
 }
-"""What the bare name of a model type stands for."""
+"""The checkpoint to open for the bare name of a model type."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ZeroShotDetector:
     name: str
     config: DetectConfig
     colours: Clip | None = None
-    """Names the colour of each box, among the config's colours; None leaves colours open."""
+    """Classifies the colour of each box among the config's colours; with None, detections have no colour."""
 
     @property
     def identity(self) -> str:
@@ -73,20 +73,20 @@ class ZeroShotDetector:
     def _detect(self, image: Image, phrases: list[str]) -> Detections:
         if not phrases:
             return Detections()
-        scores, corners = self.model.answer(image, phrases, self.config)
-        # Before any threshold: a comparison with NaN is false.
+        scores, corners = self.model.predict(image, phrases, self.config)
+        # Checked before thresholds: a comparison with NaN is false.
         if not (torch.isfinite(scores).all() and torch.isfinite(corners).all()):
-            raise UserError(f"{self.name} answered with scores or boxes that are not numbers")
-        best, which = scores.max(-1)
+            raise UserError(f"{self.name} returned NaN or infinite scores or boxes")
+        best_scores, labels = scores.max(-1)
         objects = [
             Detection(phrases[label], Box(*box), score)
-            for score, label, box in zip(best.tolist(), which.tolist(), corners.tolist(), strict=True)
+            for score, label, box in zip(best_scores.tolist(), labels.tolist(), corners.tolist(), strict=True)
             if self.config.counts(score)
         ]
         height, width = image.shape[:2]
         detections = clip_boxes(Detections(tuple(objects)), width, height)
         kept = nms(detections.objects, self.config.nms)
-        return replace(detections, objects=tuple(self._with_colour(image, each) for each in kept))
+        return replace(detections, objects=tuple(self._with_colour(image, detection) for detection in kept))
 
     def _with_colour(self, image: Image, detection: Detection) -> Detection:
         if self.colours is None:

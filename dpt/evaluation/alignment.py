@@ -38,7 +38,7 @@ def alignment(backbone: Backbone, lora: Lora, prompts: Sequence[str], clip: Clip
     return {
         "clip": clip.identity,
         "prompts": len(prompts),
-        "cut": clip.cut(prompts),
+        "cut": clip.count_truncated(prompts),
         "base": float(np.mean(base)),
         "tuned": float(np.mean(tuned)),
     }

@@ -19,7 +19,7 @@ from dpt.sampling.loop import denoise
 from dpt.sampling.options import ALWAYS, MAX_SIDE, NO_CORRECTION, Correction, Guidance, Interval
 from dpt.sampling.schedulers import check_name, make_scheduler, set_steps
 from dpt.sampling.self_correction import check_correction, guided
-from dpt.score.matching import CLEAN_AT, Scorer
+from dpt.score.matching import CLEAN_NOISE_LEVELS, Scorer
 
 INITIAL_NOISE = "initial noise"
 
@@ -210,10 +210,12 @@ class Candidate:
         return backbone.decode_latents(self.latents)[0].detach().cpu()
 
 
-def scored(batches: Iterable[SampledBatch], scorer: Scorer, at: Sequence[float] = CLEAN_AT) -> Iterator[Candidate]:
+def scored(
+    batches: Iterable[SampledBatch], scorer: Scorer, noise_levels: Sequence[float] = CLEAN_NOISE_LEVELS
+) -> Iterator[Candidate]:
     """Each image with its score; a batch is scored together."""
     for batch in batches:
-        scores = scorer.clean_score(batch.latents, batch.text, at).tolist()
+        scores = scorer.clean_score(batch.latents, batch.text, noise_levels).tolist()
         for row, (request, score) in enumerate(zip(batch.requests, scores, strict=True)):
             yield Candidate(request, batch.latents[row : row + 1], score)
 

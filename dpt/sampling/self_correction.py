@@ -77,7 +77,7 @@ class SelfCorrection(StepHook):
         self.any_corrected |= self.due
         if self.due and self.correction.target == "state":
             x = z * step.scale
-            z = z + self._shift(self.scorer.slope(x, step.t, self.text), x, step.t) / step.scale
+            z = z + self._shift(self.scorer.score_gradient(x, step.t, self.text), x, step.t) / step.scale
         return z
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class SelfCorrection(StepHook):
         x, t = self.first
         if not is_plausible(self.uncorrected(x, t)):
             return explain_denoiser(self.backbone, self.text, x, t, self.guidance)
-        if not bool(self.scorer.slope(x, t, self.text).gradient.isfinite().all()):
+        if not bool(self.scorer.score_gradient(x, t, self.text).gradient.isfinite().all()):
             return "the gradient of the adapter's score is not finite: the adapter's weights are broken"
         return f"the correction factor {self.correction.factor:g} is too large"
 
@@ -109,7 +109,7 @@ class SelfCorrection(StepHook):
         return (self.steps_in_interval - 1) % self.correction.every == 0
 
     def _predict_from_moved_input(self, x: Tensor, t: Tensor) -> Tensor:
-        moved = x + self._shift(self.scorer.slope(x, t, self.text), x, t)
+        moved = x + self._shift(self.scorer.score_gradient(x, t, self.text), x, t)
         if not self.guides(t):
             return self.backbone.predict(moved, t, self.text)
         both = Condition.stack([self.negative, self.text])
@@ -117,13 +117,13 @@ class SelfCorrection(StepHook):
         return combine(uncond, cond, self.guidance.scale, self.guidance.rescale)
 
     def _predict_and_store_shift(self, x: Tensor, t: Tensor) -> Tensor:
-        score = self.scorer.slope(x, t, self.text)
+        score = self.scorer.score_gradient(x, t, self.text)
         if not self.guides(t):
-            cond = self.backbone.finish(score.paused)
+            cond = self.backbone.finish(score.partial)
             self.shift = self._shift(score, x, t, cond)
             return cond
         _, partial = self.backbone.features(x, t, self.negative, self.scorer.adapter.config.unet_feature)
-        uncond, cond = self.backbone.finish(partial.concat(score.paused)).chunk(2)
+        uncond, cond = self.backbone.finish(partial.concat(score.partial)).chunk(2)
         self.shift = self._shift(score, x, t, cond)
         return combine(uncond, cond, self.guidance.scale, self.guidance.rescale)
 
@@ -138,7 +138,7 @@ class SelfCorrection(StepHook):
             return factor * direction
         if self.correction.norm == "rms":
             return factor * math.sqrt(g[0].numel()) * direction
-        prediction = self.backbone.finish(score.paused) if prediction is None else prediction
+        prediction = self.backbone.finish(score.partial) if prediction is None else prediction
         noise = self.backbone.noise.eps(x, prediction, t)
         return factor * _norm(noise) * direction
 

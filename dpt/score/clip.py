@@ -1,4 +1,4 @@
-"""CLIP similarity of pictures and texts, and image features, by any CLIP in the transformers layout."""
+"""Similarity of images and texts, and image features, by any CLIP model in the transformers layout."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from dpt.backbone.device import resolve_device
 from dpt.backbone.hf_model import open_hf_model
 from dpt.detect.base import Image
 
-TOGETHER = 16
+BATCH_SIZE = 16
 
-LAST = "channels_last"
-"""Given explicitly: a picture three pixels high would be taken for one with three channels."""
+CHANNELS_LAST = "channels_last"
+"""Passed explicitly: the processor would take an image three pixels high for a channels-first one."""
 
 
 @dataclass(frozen=True)
@@ -37,23 +37,23 @@ class Clip:
         return cls(model, folder.load(CLIPImageProcessorPil), folder.load(CLIPTokenizer), f"CLIP {folder.identity}")
 
     def cosine(self, images: Sequence[Image], texts: Sequence[str]) -> list[float]:
-        """Of each picture with its own text."""
-        near = (self._images(images) * self._texts(texts)).sum(-1)
-        return [float(value) for value in near]
+        """Return the cosine similarity of each image with the text at the same index."""
+        similarity = (self._images(images) * self._texts(texts)).sum(-1)
+        return [float(value) for value in similarity]
 
     def nearest(self, images: Sequence[Image], texts: Sequence[str]) -> list[int]:
-        """For each picture, which of the texts is nearest to it."""
+        """Return the index of the most similar text for each image."""
         return [int(i) for i in (self._images(images) @ self._texts(texts).T).argmax(-1)]
 
     def features(self, images: Sequence[Image]) -> NDArray[np.float64]:
-        """(n,width): projected by the image tower, not normalised."""
+        """Return the projected image features (n,width), not normalised."""
         with torch.no_grad():
-            parts = [self._projected(images[at : at + TOGETHER]) for at in range(0, len(images), TOGETHER)]
+            parts = [self._projected(images[start : start + BATCH_SIZE]) for start in range(0, len(images), BATCH_SIZE)]
         features: NDArray[np.float64] = torch.cat(parts).cpu().double().numpy()  # mps has no float64
         return features
 
-    def cut(self, texts: Sequence[str]) -> int:
-        """How many of the texts are longer than the context: only their beginning counts."""
+    def count_truncated(self, texts: Sequence[str]) -> int:
+        """Count the texts that are longer than the context and are truncated."""
         return sum(len(ids) > self._length for ids in self.tokenizer(list(texts)).input_ids)
 
     @property
@@ -65,7 +65,7 @@ class Clip:
             return F.normalize(self._projected(images), dim=-1)
 
     def _projected(self, images: Sequence[Image]) -> Tensor:
-        pixels = self.processor(list(images), return_tensors="pt", input_data_format=LAST).pixel_values
+        pixels = self.processor(list(images), return_tensors="pt", input_data_format=CHANNELS_LAST).pixel_values
         projected: Tensor = self.model.get_image_features(pixel_values=pixels.to(self.model.device)).pooler_output
         return projected.float()
 
@@ -74,5 +74,5 @@ class Clip:
             list(texts), padding="max_length", truncation=True, max_length=self._length, return_tensors="pt"
         ).to(self.model.device)
         with torch.no_grad():
-            words = self.model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
-        return F.normalize(words.pooler_output.float(), dim=-1)
+            out = self.model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+        return F.normalize(out.pooler_output.float(), dim=-1)

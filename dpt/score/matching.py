@@ -1,4 +1,4 @@
-"""The adapter's matching score of latents or finished pictures with a text, and its gradient."""
+"""The adapter's matching score of noisy latents or finished images with a text, and its gradient."""
 
 from __future__ import annotations
 
@@ -20,77 +20,79 @@ from dpt.backbone.rng import generator_for
 from dpt.detect.base import Image
 from dpt.objectives.matching import match_score
 
-CLEAN_AT = (0.1, 0.2, 0.3)
-"""The noise, as shares of the noise levels, at which a finished picture is scored."""
+CLEAN_NOISE_LEVELS = (0.1, 0.2, 0.3)
+"""Noise levels at which a finished image is scored."""
 
 
 @dataclass(frozen=True)
 class ScoreGradient:
     score: Tensor  # (B,), s(z_t, y)
-    gradient: Tensor  # (B,C,h,w), of each score by its own z_t, float32
-    paused: PartialForward  # the forward pass that was read, with which `Backbone.finish` can go on
+    gradient: Tensor  # (B,C,h,w), of each score with respect to its z_t, float32
+    partial: PartialForward  # the forward pass up to the feature, for `Backbone.finish`
 
 
 class Scorer:
-    """s(z_t, y) of section 1.3, differentiable by z_t only. Train mode and requires_grad of modules are restored."""
+    """The matching score s(z_t, y) and its gradient with respect to z_t. Restores train mode and requires_grad."""
 
     def __init__(self, backbone: Backbone, adapter: Adapter) -> None:
         check_fits(adapter.config, backbone)
         self.backbone, self.adapter = backbone, adapter.to(backbone.device)
 
     @torch.no_grad()
-    def score(self, x: Tensor, t: Tensor, text: Condition) -> Tensor:
-        """(B,) for what the UNet is given, x (B,C,h,w), at t, () or (B,)."""
+    def score(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Score the denoiser's input x (B,C,h,w) at timestep t, () or (B,). Returns (B,)."""
         with frozen(self.backbone.network, self.adapter):
-            feature, _ = self.backbone.features(x, t, text, self.adapter.config.unet_feature)
-            return self._read(feature, t, text)
+            feature, _ = self.backbone.features(x, t, condition, self.adapter.config.unet_feature)
+            return self._match_score(feature, t, condition)
 
-    def slope(self, x: Tensor, t: Tensor, text: Condition) -> ScoreGradient:
-        """The same score, and its gradient; nothing of the UNet past the feature is computed."""
+    def score_gradient(self, x: Tensor, t: Tensor, condition: Condition) -> ScoreGradient:
+        """Return the score and its gradient. The denoiser runs only up to the adapter's feature."""
         with frozen(self.backbone.network, self.adapter), torch.enable_grad():
             x = x.detach().float().requires_grad_()
-            with self._quickly_differentiated():
-                feature, paused = self.backbone.features(x, t, text, self.adapter.config.unet_feature)
-            free = feature.detach().requires_grad_()
-            score = self._read(free, t, text)
-            (upper,) = torch.autograd.grad(score.sum(), free)
-            strength = self._strength(upper)
-            (gradient,) = torch.autograd.grad(feature, x, upper / strength)
-        return ScoreGradient(score.detach(), gradient * strength, paused.detached())
+            with self._attention_for_backward():
+                feature, partial = self.backbone.features(x, t, condition, self.adapter.config.unet_feature)
+            feature_leaf = feature.detach().requires_grad_()
+            score = self._match_score(feature_leaf, t, condition)
+            (feature_gradient,) = torch.autograd.grad(score.sum(), feature_leaf)
+            scale = self._gradient_scale(feature_gradient)
+            (gradient,) = torch.autograd.grad(feature, x, feature_gradient / scale)
+        return ScoreGradient(score.detach(), gradient * scale, partial.detached())
 
-    def clean_score(self, latents: Tensor, text: Condition, at: Sequence[float] = CLEAN_AT) -> Tensor:
-        """(B,) for finished latents (B,C,h,w): the mean over a few small amounts of a noise that is always the same."""
+    def clean_score(
+        self, latents: Tensor, condition: Condition, noise_levels: Sequence[float] = CLEAN_NOISE_LEVELS
+    ) -> Tensor:
+        """Score finished latents (B,C,h,w): the mean over low noise levels, with fixed noise. Returns (B,)."""
         total = latents.new_zeros(len(latents))
-        for share in at:
-            t = torch.full((len(latents),), self.backbone.noise.timestep_at(share), device=latents.device)
+        for level in noise_levels:
+            t = torch.full((len(latents),), self.backbone.noise.timestep_at(level), device=latents.device)
             noise = torch.randn(latents.shape[1:], generator=generator_for(0, int(t[0]), "score noise"))
             noisy = self.backbone.noise.add_noise(latents, noise.to(latents.device).expand_as(latents), t)
-            total += self.score(noisy, t, text)
-        return total / len(at)
+            total += self.score(noisy, t, condition)
+        return total / len(noise_levels)
 
     @contextmanager
-    def _quickly_differentiated(self) -> Iterator[None]:
+    def _attention_for_backward(self) -> Iterator[None]:
         if self.backbone.prefers_math_attention:
             with sdpa_kernel(SDPBackend.MATH):
                 yield
         else:
             yield
 
-    def _read(self, feature: Tensor, t: Tensor, text: Condition) -> Tensor:
+    def _match_score(self, feature: Tensor, t: Tensor, condition: Condition) -> Tensor:
         vectors = self.adapter.match(feature, t.to(feature.device).expand(len(feature)))
-        return match_score(vectors, text.match)
+        return match_score(vectors, condition.match)
 
-    def _strength(self, upper: Tensor) -> Tensor | float:
-        """What to divide by on the way back through a UNet of a half format, where small numbers would be lost."""
+    def _gradient_scale(self, feature_gradient: Tensor) -> Tensor | float:
+        """Scale to divide by in the backward pass of a half-precision denoiser, where small gradients underflow."""
         if self.backbone.dtype == torch.float32:
             return 1.0
-        largest = upper.abs().amax(dim=(1, 2, 3), keepdim=True)
+        largest = feature_gradient.abs().amax(dim=(1, 2, 3), keepdim=True)
         return torch.where(largest > 0, largest, 1.0)
 
 
 @contextmanager
 def frozen(*modules: Any) -> Iterator[None]:
-    """Inside, modules evaluate and their parameters ask for no gradient; afterwards they are as they were."""
+    """Put modules in eval mode with requires_grad off, and restore both on exit."""
     parts = [part for module in modules for part in module.modules()]
     training = [part for part in parts if part.training]
     trainable = [p for module in modules for p in module.parameters() if p.requires_grad]
@@ -109,7 +111,7 @@ def frozen(*modules: Any) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class MatchingScorer:
-    """One scorer for the pictures of all methods, whatever model made them."""
+    """Scores images of any method with one backbone and adapter."""
 
     backbone: Backbone
     adapter: Adapter
@@ -117,7 +119,7 @@ class MatchingScorer:
 
     @torch.no_grad()
     def scores(self, images: Sequence[Image], texts: Sequence[str]) -> list[float]:
-        """From the saved pictures, one at a time, so that a score does not depend on its batch."""
+        """Score images one at a time, so that a score does not depend on its batch."""
         scorer = Scorer(self.backbone, self.adapter)
         return [self._score(scorer, image, text) for image, text in zip(images, texts, strict=True)]
 

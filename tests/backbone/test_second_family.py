@@ -59,7 +59,7 @@ def test_the_adapter_scores_it_and_gives_a_gradient(backbone: Any, adapter: Adap
     vectors = adapter.match(backbone.features(z, T, condition, "block1")[0], T)
     (expected,) = torch.autograd.grad(match_score(vectors, condition.match).sum(), z)
     assert expected.abs().max() > 0
-    torch.testing.assert_close(scorer.slope(latents(), T, condition).gradient, expected)
+    torch.testing.assert_close(scorer.score_gradient(latents(), T, condition).gradient, expected)
 
 
 @pytest.mark.parametrize("target", ["state", "input", "fused"])

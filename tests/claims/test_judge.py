@@ -1,4 +1,4 @@
-"""Golden cases by hand."""
+"""The judge with the oracle's detections: cases by hand."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def at(colour: str, shape: str, x: float, y: float = 30.0) -> Detection:
     return Detection(shape, Box(x - 10, y - 10, x + 10, y + 10), 1.0, colour, "large")
 
 
-def verdict(prompt: Prompt, *seen: Detection, unreadable: int = 0) -> tuple[bool, str]:
+def verdict(prompt: Prompt, *objects: Detection, unreadable: int = 0) -> tuple[bool, str]:
     spots = tuple(Unreadable(Box(0, 0, 5, 5), "?") for _ in range(unreadable))
-    found = judge(prompt, Detections(seen, spots))
-    return found.passed, found.first_fault.sort if found.first_fault else ""
+    result = judge(prompt, Detections(objects, spots))
+    return result.passed, result.first_fault.sort if result.first_fault else ""
 
 
 single = Prompt("s", "single", "a red circle", (Count(RED, 1),))
@@ -31,7 +31,7 @@ without = Prompt("n", "negation", "", (Count(RED, 1), Absent(Noun(shape="square"
 
 
 @pytest.mark.parametrize(
-    ("prompt", "seen", "unreadable", "expected"),
+    ("prompt", "objects", "unreadable", "expected"),
     [
         (single, [at("red", "circle", 20)], 0, (True, "")),
         (single, [], 0, (False, "total")),
@@ -56,9 +56,11 @@ without = Prompt("n", "negation", "", (Count(RED, 1), Absent(Noun(shape="square"
         (without, [at("green", "cross", 20)], 0, (False, "count")),
     ],
 )
-def test_by_hand(prompt: Prompt, seen: list[Detection], unreadable: int, expected: tuple[bool, str]) -> None:
-    assert verdict(prompt, *seen, unreadable=unreadable) == expected
+def test_the_first_unmet_requirement_is_the_fault(
+    prompt: Prompt, objects: list[Detection], unreadable: int, expected: tuple[bool, str]
+) -> None:
+    assert verdict(prompt, *objects, unreadable=unreadable) == expected
 
 
-def test_a_detector_that_tells_no_colour_never_confirms_one() -> None:
+def test_a_detection_without_colour_meets_no_coloured_claim() -> None:
     assert verdict(single, Detection("circle", Box(0, 0, 20, 20), 1.0)) == (False, "count")

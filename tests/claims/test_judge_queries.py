@@ -1,4 +1,4 @@
-"""Golden cases by hand, of the public suites' rules: ties, surplus, nothing seen, one box for two nouns, margins."""
+"""The rules of the public suites, by hand: ties, surplus, no detections, one box for two nouns, margins."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def box(label: str, x: float, y: float = 50, score: float = 0.9, colour: str | N
     return Detection(label, Box(x - 10, y - 10, x + 10, y + 10), score, colour)
 
 
-def verdict(suite: Suite, text: str, *seen: Detection) -> tuple[bool, str]:
+def verdict(suite: Suite, text: str, *objects: Detection) -> tuple[bool, str]:
     prompt = next(prompt for prompt in suite.prompts if prompt.text == text)
-    found = judge(prompt, Detections(seen), suite.detect_config)
-    return found.passed, found.first_fault.sort if found.first_fault else ""
+    result = judge(prompt, Detections(objects), suite.detect_config)
+    return result.passed, result.first_fault.sort if result.first_fault else ""
 
 
 def lmd_prompt(category: str) -> Prompt:
@@ -33,7 +33,7 @@ START = lmd.PREFIX
 
 
 @pytest.mark.parametrize(
-    ("text", "seen", "expected"),
+    ("text", "objects", "expected"),
     [
         ("without cars", [], (True, "")),
         ("without cars", [box("car", 30, score=0.19)], (True, "")),
@@ -47,32 +47,32 @@ START = lmd.PREFIX
         ("with one cup", [box("cup", 20)], (True, "")),
     ],
 )
-def test_lmd_negation_and_numeracy(text: str, seen: list[Detection], expected: tuple[bool, str]) -> None:
-    assert verdict(lmd.suite(), f"{START} {text}", *seen) == expected
+def test_lmd_negation_and_numeracy(text: str, objects: list[Detection], expected: tuple[bool, str]) -> None:
+    assert verdict(lmd.suite(), f"{START} {text}", *objects) == expected
 
 
-def test_lmd_attribution() -> None:
+def test_lmd_attribution_needs_a_box_of_each_coloured_noun() -> None:
     prompt = lmd_prompt("attribution")
     first, second = lmd.DETECT.phrases(prompt)
     sure = [box(first, 20), box(second, 60)]
-    for seen, expected in [
+    for objects, expected in [
         (sure, True),
         ([*sure, box(first, 90)], True),  # surplus does no harm
         ([box(first, 50), box(second, 50)], True),  # a box for each noun, on the same spot
         ([box(first, 50)], False),  # but one box is not two
         ([box(first, 20), box(second, 60, score=0.44)], False),
         ([box(first, 20), box(second, 60, score=0.45)], True),
-        ([box(first.split()[1], 20), box(second, 60)], False),  # an answer without the colour was not asked for
+        ([box(first.split()[1], 20), box(second, 60)], False),  # a label without the colour is not a query
         ([], False),
     ]:
-        assert judge(prompt, Detections(tuple(seen)), lmd.DETECT).passed is expected
+        assert judge(prompt, Detections(tuple(objects)), lmd.DETECT).passed is expected
 
 
-def test_lmd_spatial() -> None:
+def test_lmd_spatial_compares_the_centres_of_the_best_boxes() -> None:
     prompt = lmd_prompt("spatial")
     here, there = lmd.DETECT.phrases(prompt)
     assert prompt.text.split(" and ")[0].endswith("left")
-    for seen, expected in [
+    for objects, expected in [
         ([box(here, 20), box(there, 60)], True),
         ([box(here, 60), box(there, 20)], False),
         ([box(here, 40), box(there, 40, 80)], False),  # a tie of centres is no relation
@@ -83,13 +83,12 @@ def test_lmd_spatial() -> None:
         ([box(here, 20)], False),
         ([], False),
     ]:
-        found = judge(prompt, Detections(tuple(seen)), lmd.DETECT)
-        assert found.passed is expected
+        assert judge(prompt, Detections(tuple(objects)), lmd.DETECT).passed is expected
     assert [atom.met for atom in judge(prompt, Detections((box(here, 9),)), lmd.DETECT).atoms] == [True, False, False]
 
 
 @pytest.mark.parametrize(
-    ("text", "seen", "expected"),
+    ("text", "objects", "expected"),
     [
         ("a car to the left of a dog", [box("car", 20), box("dog", 60)], (True, "")),
         ("a car to the left of a dog", [box("car", 60), box("dog", 20)], (False, "relation")),
@@ -104,8 +103,8 @@ def test_lmd_spatial() -> None:
         ("a car", [], (False, "count")),
     ],
 )
-def test_sr2d(text: str, seen: list[Detection], expected: tuple[bool, str]) -> None:
-    assert verdict(sr2d.suite(), text, *seen) == expected
+def test_sr2d(text: str, objects: list[Detection], expected: tuple[bool, str]) -> None:
+    assert verdict(sr2d.suite(), text, *objects) == expected
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +123,7 @@ def owl(tmp_path_factory: pytest.TempPathFactory) -> Suite:
 
 
 @pytest.mark.parametrize(
-    ("text", "seen", "expected"),
+    ("text", "objects", "expected"),
     [
         ("two cars", [box("car", 20), box("car", 60)], (True, "")),
         ("two cars", [box("car", 20)], (False, "count")),
@@ -147,15 +146,14 @@ def owl(tmp_path_factory: pytest.TempPathFactory) -> Suite:
         ("a car left of a dog", [box("car", 20, score=0.5), box("car", 80), box("dog", 60)], (False, "relation")),
     ],
 )
-def test_geneval_owl(owl: Suite, text: str, seen: list[Detection], expected: tuple[bool, str]) -> None:
-    assert verdict(owl, text, *seen) == expected
+def test_geneval_owl(owl: Suite, text: str, objects: list[Detection], expected: tuple[bool, str]) -> None:
+    assert verdict(owl, text, *objects) == expected
 
 
-def test_an_asking_tells_its_thresholds() -> None:
+def test_config_thresholds_queries_and_identity() -> None:
     assert lmd.DETECT.lowest == 0.2 and lmd.DETECT.counts(0.2) and not lmd.DETECT.counts(0.2, "attribution")
     assert sr2d.DETECT.counts(0.1001, "left") and not sr2d.DETECT.counts(0.1)
-    told = "'image of {a} {noun}' score >= 0.2 (attribution: 0.45) NMS 0.15"
-    assert lmd.DETECT.identity == told
+    assert lmd.DETECT.identity == "'image of {a} {noun}' score >= 0.2 (attribution: 0.45) NMS 0.15"
     assert lmd.DETECT.sentence("orange car") == "image of an orange car"
     assert sr2d.DETECT.sentence("apple") == "a photo of a apple"  # as published
     assert DetectConfig("{noun}", 0.3).identity == "'{noun}' score >= 0.3 no NMS"

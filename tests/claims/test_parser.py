@@ -1,4 +1,4 @@
-"""Sentences of the plain grammar, read back."""
+"""Captions of the scene grammar parse back to their claims."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from dpt.evaluation.suites.pocket import CATEGORIES, pocket_prompts
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_every_prompt_of_the_suite_reads_back(category: str) -> None:
+def test_every_prompt_of_the_suite_parses_to_its_claims(category: str) -> None:
     for prompt in pocket_prompts(category, 60):
-        found = parse_caption(prompt.text, POCKET_WORLD)
-        assert found is not None, prompt.text
-        assert found.facts == prompt.facts
-        assert (found.absent is None) == prompt.closed
+        description = parse_caption(prompt.text, POCKET_WORLD)
+        assert description is not None, prompt.text
+        assert description.facts == prompt.facts
+        assert (description.absent is None) == prompt.closed
 
 
-def test_what_is_read() -> None:
+def test_relations_and_plurals_are_parsed() -> None:
     circle, square = Group(Noun("red", "circle"), 1), Group(Noun("blue", "square"), 1)
     assert parse_caption("A red circle  to the left of a blue square.", POCKET_WORLD) == Description(
         (circle, square), "left"
@@ -33,5 +33,5 @@ def test_what_is_read() -> None:
      "a red circle left of a blue square", "an red circle", "a circle red", "a red circle without a star",
      "some circles"],
 )  # fmt: skip
-def test_anything_else_is_not_guessed_at(text: str) -> None:
+def test_other_text_is_not_parsed(text: str) -> None:
     assert parse_caption(text, POCKET_WORLD) is None

@@ -1,4 +1,4 @@
-"""The oracle reads scenes it never saw while its thresholds were set (those had seeds from 1000 up)."""
+"""The oracle on held-out scenes: its thresholds were set on seeds from 1000 up."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dpt.claims.boxes import Box
 from dpt.claims.words import COLOURS
 from dpt.data.scenes.render import render
 from dpt.data.scenes.world import POCKET_WORLD, WORLDS, Scene, SceneObject, make_scene
-from dpt.detect.accuracy import Tally, compare, tally
+from dpt.detect.accuracy import DetectionCounts, compare, count_detections
 from dpt.detect.base import Detector, Image
 from dpt.detect.oracle.colours import Thresholds
 from dpt.detect.oracle.oracle import Oracle
@@ -22,19 +22,19 @@ SEED = 77
 @cache
 def some_scenes(world: str, n: int) -> tuple[list[Scene], list[Image]]:
     scenes = [make_scene(SEED, index, WORLDS[world]) for index in range(n)]
-    return scenes, [render(each) for each in scenes]
+    return scenes, [render(scene) for scene in scenes]
 
 
-def read(world: str, n: int, disturbance: str) -> Tally:
+def read(world: str, n: int, disturbance: str) -> DetectionCounts:
     scenes, images = some_scenes(world, n)
     disturbed = [DISTURBANCES[disturbance](image, index) for index, image in enumerate(images)]
-    return tally(scenes, Oracle(WORLDS[world]).detect(disturbed))
+    return count_detections(scenes, Oracle(WORLDS[world]).detect(disturbed))
 
 
 @pytest.mark.parametrize("world", ["full", "pocket"])
 def test_clean_scenes_are_read_exactly(world: str) -> None:
-    found = read(world, 200, "clean")
-    assert found.exact == found.scenes == 200
+    counts = read(world, 200, "clean")
+    assert counts.exact == counts.scenes == 200
 
 
 LEAST_EXACT = {"jpeg 90": 0.95, "jpeg 75": 0.9, "jpeg 50": 0.75}
@@ -42,22 +42,22 @@ LEAST_EXACT = {"jpeg 90": 0.95, "jpeg 75": 0.9, "jpeg 50": 0.75}
 
 
 @pytest.mark.parametrize("disturbance", [name for name in DISTURBANCES if name != "clean"])
-def test_disturbed_scenes(disturbance: str) -> None:
-    found = read("full", 50, disturbance)
-    assert found.exact >= LEAST_EXACT.get(disturbance, 0.98) * found.scenes
-    assert found.wrong + found.extra <= 1
+def test_disturbed_scenes_are_read_nearly_exactly(disturbance: str) -> None:
+    counts = read("full", 50, disturbance)
+    assert counts.exact >= LEAST_EXACT.get(disturbance, 0.98) * counts.scenes
+    assert counts.wrong + counts.extra <= 1
     pocket = read("pocket", 20, disturbance)
     assert pocket.exact == pocket.scenes
 
 
-def test_is_a_detector_with_a_name_that_tells_settings_apart() -> None:
+def test_the_identity_depends_on_world_and_thresholds() -> None:
     oracle: Detector = Oracle()
-    names = {oracle.identity, Oracle(POCKET_WORLD).identity, Oracle(limits=Thresholds(misfit=0.1)).identity}
-    assert len(names) == 3
+    identities = {oracle.identity, Oracle(POCKET_WORLD).identity, Oracle(limits=Thresholds(misfit=0.1)).identity}
+    assert len(identities) == 3
     assert oracle.identity == Oracle().identity
 
 
-def test_reading_is_deterministic_and_leaves_the_image_alone() -> None:
+def test_reading_is_deterministic_and_does_not_modify_the_image() -> None:
     _, images = some_scenes("full", 20)
     before = [image.copy() for image in images]
     together = Oracle().detect(images, queries=[["circle"]] * len(images))
@@ -67,14 +67,14 @@ def test_reading_is_deterministic_and_leaves_the_image_alone() -> None:
 
 def test_confidence_is_high_on_clean_scenes_and_never_above_one() -> None:
     _, images = some_scenes("full", 50)
-    confidences = [thing.confidence for seen in Oracle().detect(images) for thing in seen.objects]
+    confidences = [o.confidence for detections in Oracle().detect(images) for o in detections.objects]
     assert min(confidences) > 0.6
     assert max(confidences) <= 1
 
 
 @pytest.mark.parametrize("left", POCKET_WORLD.colours)
 @pytest.mark.parametrize("gap", [1.0, 0.0])
-def test_touching_objects_of_different_colours_are_told_apart(left: str, gap: float) -> None:
+def test_touching_objects_of_different_colours_are_separated(left: str, gap: float) -> None:
     right = next(colour for colour in POCKET_WORLD.colours if colour != left)
     objects = (
         SceneObject("circle", left, "large", Box(8, 20, 29, 41)),
@@ -87,13 +87,13 @@ def test_touching_objects_of_different_colours_are_told_apart(left: str, gap: fl
 @pytest.mark.parametrize("colour", COLOURS)
 def test_touching_objects_of_one_colour_are_unreadable(colour: str) -> None:
     objects = tuple(SceneObject("square", colour, "large", Box(x, 20, x + 21, 41)) for x in (8, 29))
-    seen = Oracle().read(render(Scene(objects, "white")))
-    assert not seen.objects
-    assert seen.unreadable
+    detections = Oracle().read(render(Scene(objects, "white")))
+    assert not detections.objects
+    assert detections.unreadable
 
 
 @pytest.mark.parametrize("shape", ["star", "ring"])
-def test_what_the_world_has_not_is_unreadable(shape: str) -> None:
+def test_shapes_of_another_world_are_unreadable(shape: str) -> None:
     foreign = Scene((SceneObject(shape, "red", "large", Box(20, 20, 41, 41)),), "white")
     (region,) = Oracle(POCKET_WORLD).read(render(foreign)).unreadable
     assert shape in region.why

@@ -1,4 +1,4 @@
-"""What has no name is unreadable, what is faint or tiny is nothing, and no input breaks the oracle."""
+"""The oracle does not guess: deformed objects are unreadable, faint or tiny ones ignored, and any image is accepted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MOST_NAMED = {
 
 @pytest.mark.parametrize("world", ["full", "pocket"])
 @pytest.mark.parametrize("deformation", DEFORMATIONS)
-def test_does_not_guess(deformation: str, world: str) -> None:
+def test_deformed_objects_are_rarely_named(deformation: str, world: str) -> None:
     pictures = [DEFORMATIONS[deformation](77, index, WORLDS[world]) for index in range(50)]
     named, _, _ = refusals(Oracle(WORLDS[world]).detect(pictures))
     assert named <= MOST_NAMED.get((deformation, world), 0.04) * len(pictures)
@@ -54,7 +54,7 @@ def test_a_smudge_beside_an_object_does_not_hide_it() -> None:
 
 
 @pytest.mark.parametrize("level", [0, 127, 255])
-def test_a_plain_picture_is_empty(level: int) -> None:
+def test_a_plain_image_has_no_detections(level: int) -> None:
     assert Oracle().read(np.full((64, 64, 3), level, np.uint8)) == Detections()
 
 
@@ -84,10 +84,10 @@ def pictures(draw: st.DrawFn) -> Image:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(pictures())
-def test_any_picture_is_read(image: Image) -> None:
-    seen = Oracle().read(image)
-    assert len(seen.objects) + len(seen.unreadable) <= Oracle().limits.blobs
-    for thing in seen.objects:
+def test_any_image_is_read(image: Image) -> None:
+    detections = Oracle().read(image)
+    assert len(detections.objects) + len(detections.unreadable) <= Oracle().limits.blobs
+    for thing in detections.objects:
         assert 0.5 <= thing.confidence <= 1
         assert thing.box.width > 0 < thing.box.height
 
@@ -102,6 +102,6 @@ def test_a_large_texture_takes_bounded_time() -> None:
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (64, 64, 4), (3, 64, 64)])
-def test_what_is_no_rgb_picture_is_refused(shape: tuple[int, ...]) -> None:
+def test_an_image_that_is_not_rgb_is_an_error(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="height, width, 3"):
         Oracle().read(np.zeros(shape, np.uint8))

@@ -21,7 +21,9 @@ def guided(backbone: Backbone, z: Tensor, t: Tensor, text: Condition, negative: 
     return base + scale * (prediction(backbone, z, t, text) - base)
 
 
-def slope(backbone: Backbone, adapter: Adapter, z: Tensor, t: Tensor, text: Condition) -> tuple[Tensor, Tensor]:
+def score_gradient(
+    backbone: Backbone, adapter: Adapter, z: Tensor, t: Tensor, text: Condition
+) -> tuple[Tensor, Tensor]:
     """s (B,) and its gradient, through the whole UNet, one picture at a time, with all the adapter's queries."""
     assert adapter.config.unet_feature == "up1" and not adapter.training
     caught: list[Tensor] = []

@@ -49,8 +49,8 @@ class World:
     def scheduler(self, name: str) -> object:
         return make_scheduler(name, {**self.backbone.scheduler_config, "set_alpha_to_one": False})
 
-    def slope(self, z: Tensor, t: int) -> Tensor:
-        return by_hand.slope(self.backbone, self.adapter, z, torch.tensor(t), self.text)[1]
+    def gradient(self, z: Tensor, t: int) -> Tensor:
+        return by_hand.score_gradient(self.backbone, self.adapter, z, torch.tensor(t), self.text)[1]
 
     def guided(self, z: Tensor, t: int) -> Tensor:
         return by_hand.guided(self.backbone, z, torch.tensor(t), self.text, self.negative, SCALE)
@@ -86,7 +86,7 @@ def length(g: Tensor) -> Tensor:
 
 def test_a_correction_changes_the_latents(world: World) -> None:
     """Or none of the comparisons below would mean anything."""
-    moved = 20 * world.slope(world.noise, FIRST)
+    moved = 20 * world.gradient(world.noise, FIRST)
     assert 0.01 < moved.std() < 10
     assert (world.run(Correction(20)) - world.run(Correction())).abs().max() > 1e-3
 
@@ -95,7 +95,7 @@ def test_target_state_is_the_papers_formula(world: World) -> None:
     """z <- z + eta g, and what is denoised is that."""
     z = world.noise
     for t, before in ((FIRST, SECOND), (SECOND, -1)):
-        z = z + 20 * world.slope(z, t)
+        z = z + 20 * world.gradient(z, t)
         z = world.ddim(z, world.guided(z, t), t, before)
     torch.testing.assert_close(world.run(Correction(20)), z, rtol=0, atol=2e-5)
 
@@ -106,14 +106,14 @@ def test_target_input_moves_only_the_input_of_the_conditional_branch(world: Worl
     for t, before in ((FIRST, SECOND), (SECOND, -1)):
         at = torch.tensor(t)
         negative = by_hand.prediction(world.backbone, z, at, world.negative)
-        positive = by_hand.prediction(world.backbone, z + 20 * world.slope(z, t), at, world.text)
+        positive = by_hand.prediction(world.backbone, z + 20 * world.gradient(z, t), at, world.text)
         z = world.ddim(z, negative + SCALE * (positive - negative), t, before)
     torch.testing.assert_close(world.run(Correction(20, "input")), z, rtol=0, atol=2e-5)
 
 
 def test_target_fused_moves_the_next_latents_by_this_steps_gradient(world: World) -> None:
     z = world.noise
-    g = world.slope(z, FIRST)
+    g = world.gradient(z, FIRST)
     z = world.ddim(z, world.guided(z, FIRST), FIRST, SECOND) + 20 * g
     z = world.ddim(z, world.guided(z, SECOND), SECOND, -1)  # after which there is no next state
     torch.testing.assert_close(world.run(Correction(20, "fused")), z, rtol=0, atol=2e-5)
@@ -122,7 +122,7 @@ def test_target_fused_moves_the_next_latents_by_this_steps_gradient(world: World
 @pytest.mark.parametrize("target", TARGETS)
 def test_norms_are_per_image(target: str, world: World) -> None:
     z, t = world.noise, torch.tensor(FIRST)
-    direction = unit(world.slope(z, FIRST))
+    direction = unit(world.gradient(z, FIRST))
     positive = by_hand.prediction(world.backbone, z, t, world.text)
     a = world.backbone.noise.alphas_cumprod[FIRST]
     v = world.backbone.noise.prediction_type == "v_prediction"
@@ -146,7 +146,7 @@ def test_norms_are_per_image(target: str, world: World) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_without_guidance_only_the_conditional_prediction_is_used(target: str, world: World) -> None:
-    z, g = world.noise, 20 * world.slope(world.noise, FIRST)
+    z, g = world.noise, 20 * world.gradient(world.noise, FIRST)
 
     def step(z: Tensor, seen: Tensor, t: int, before: int) -> Tensor:
         predicted = by_hand.prediction(world.backbone, seen, torch.tensor(t), world.text)

@@ -1,4 +1,4 @@
-"""CLIP beside the judge: the shipped one knows its scenes, and any is read as the library reads it."""
+"""CLIP scores: the shipped model ranks scene captions, and similarities equal the library's."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from tests.evaluation import tiny_vision
 SHIPPED = Path(__file__).parents[2] / "ckpt/pocket/clip"
 
 
-def test_the_shipped_one_prefers_the_right_text() -> None:
+def test_the_shipped_clip_prefers_the_right_caption() -> None:
     clip = Clip.open(str(SHIPPED), device="cpu")
-    scenes = [one for one in (make_scene(5, i, POCKET_WORLD) for i in range(60)) if len(one.objects) == 1]
-    images = [render(one) for one in scenes]
-    right = [f"a {one.objects[0].colour} {one.objects[0].shape}" for one in scenes]
+    scenes = [scene for scene in (make_scene(5, i, POCKET_WORLD) for i in range(60)) if len(scene.objects) == 1]
+    images = [render(scene) for scene in scenes]
+    right = [f"a {scene.objects[0].colour} {scene.objects[0].shape}" for scene in scenes]
     wrong = [right[(i + 1) % len(right)] for i in range(len(right))]
     pairs = zip(clip.cosine(images, right), clip.cosine(images, wrong), right, wrong, strict=True)
-    assert len(images) > 5 and all(a > b for a, b, this, that in pairs if this != that)
+    assert len(images) > 5 and all(high > low for high, low, text, other in pairs if text != other)
     assert clip.features(images).shape == (len(images), 128)
-    assert clip.cut(["a red circle " * 20, "a red circle"]) == 1
+    assert clip.count_truncated(["a red circle " * 20, "a red circle"]) == 1
 
 
-def test_a_cosine_is_that_of_the_librarys_embeddings(tmp_path: Path) -> None:
+def test_similarities_equal_the_librarys(tmp_path: Path) -> None:
     clip = Clip.open(str(tiny_vision.clip(tmp_path / "clip")), device="cpu")
     images = [np.random.default_rng(i).integers(0, 256, (40, 24 + i, 3), dtype=np.uint8) for i in range(3)]
     texts = ["a red circle", "a dog", "a blue square"]
@@ -43,6 +43,6 @@ def test_a_cosine_is_that_of_the_librarys_embeddings(tmp_path: Path) -> None:
     assert clip.nearest(images, texts) == out.logits_per_image.argmax(-1).tolist()
 
 
-def test_what_is_no_clip_is_one_sentence(tmp_path: Path) -> None:
+def test_another_model_type_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a owlv2 model, and a CLIP is one of clip"):
         Clip.open(str(tiny_vision.owl(tmp_path / "owl")))

@@ -1,4 +1,4 @@
-"""The matching score of what is being drawn, and its gradient."""
+"""The matching score of noisy latents, and its gradient."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from dpt.backbone import Backbone, open_backbone
-from dpt.score.matching import CLEAN_AT, Scorer, frozen
+from dpt.score.matching import CLEAN_NOISE_LEVELS, Scorer, frozen
 from tests import tiny_models
 from tests.checkpoints.making import SCALED, tiny_adapter
 from tests.lora.test_injection import filled
@@ -36,27 +36,27 @@ def latents(seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("layers", [1, 2])
 def test_score_and_gradient_are_those_of_the_formula(layers: int, backbone: Backbone) -> None:
     adapter, text, t = tiny_adapter(backbone, dec_layers=layers), backbone.encode_text(TEXTS), torch.tensor(300)
-    expected, gradient = by_hand.slope(backbone, adapter, latents(), t, text)
-    found = Scorer(backbone, adapter).slope(latents(), t, text)
-    torch.testing.assert_close(found.score, expected, rtol=0, atol=1e-6)
-    torch.testing.assert_close(found.gradient, gradient, rtol=1e-3, atol=1e-7)
+    expected, gradient = by_hand.score_gradient(backbone, adapter, latents(), t, text)
+    result = Scorer(backbone, adapter).score_gradient(latents(), t, text)
+    torch.testing.assert_close(result.score, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(result.gradient, gradient, rtol=1e-3, atol=1e-7)
     torch.testing.assert_close(Scorer(backbone, adapter).score(latents(), t, text), expected, rtol=0, atol=1e-6)
 
 
-def test_the_pass_that_was_read_goes_on_to_the_prediction(backbone: Backbone) -> None:
+def test_the_partial_forward_finishes_to_the_prediction(backbone: Backbone) -> None:
     text, t = backbone.encode_text(TEXTS), torch.tensor(300)
-    found = Scorer(backbone, tiny_adapter(backbone)).slope(latents(), t, text)
+    result = Scorer(backbone, tiny_adapter(backbone)).score_gradient(latents(), t, text)
     whole = backbone.predict(latents(), t, text)
-    torch.testing.assert_close(backbone.finish(found.paused), whole, rtol=0, atol=1e-6)
-    assert not backbone.finish(found.paused).requires_grad
+    torch.testing.assert_close(backbone.finish(result.partial), whole, rtol=0, atol=1e-6)
+    assert not backbone.finish(result.partial).requires_grad
 
 
-def test_no_parameter_is_given_a_gradient_or_changed_in_kind(backbone: Backbone) -> None:
+def test_parameters_get_no_gradient_and_keep_requires_grad_and_train_mode(backbone: Backbone) -> None:
     filled(backbone, SCALED)
     adapter = tiny_adapter(backbone).train()
     trained = [p for part in (adapter, backbone.unet) for p in part.parameters() if p.requires_grad]
     assert len(trained) > len(list(adapter.parameters()))
-    Scorer(backbone, adapter).slope(latents(), torch.tensor(5), backbone.encode_text(TEXTS))
+    Scorer(backbone, adapter).score_gradient(latents(), torch.tensor(5), backbone.encode_text(TEXTS))
     assert all(p.requires_grad for p in trained)
     assert all(p.grad is None for part in (adapter, backbone.unet) for p in part.parameters())
     assert adapter.training
@@ -66,38 +66,38 @@ def test_no_parameter_is_given_a_gradient_or_changed_in_kind(backbone: Backbone)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_gradient_survives_a_unet_of_a_half_format(dtype: torch.dtype, backbone: Backbone) -> None:
-    """Even one at the end of what float16 can hold, 6e-8, where it would come out with a cosine of 0.8."""
+def test_small_gradients_do_not_underflow_in_half_precision(dtype: torch.dtype, backbone: Backbone) -> None:
+    """At the smallest float16 values, 6e-8, the cosine would be 0.8 without scaling."""
     adapter, text, t = tiny_adapter(backbone), backbone.encode_text(TEXTS), torch.tensor(300)
     with torch.no_grad():
         adapter.input_proj.weight.mul_(1e-4)
-    full = Scorer(backbone, adapter).slope(latents(), t, text).gradient
+    full = Scorer(backbone, adapter).score_gradient(latents(), t, text).gradient
     assert 0 < full.abs().max() < 1e-6
     backbone.unet.to(dtype)
-    half = Scorer(backbone, adapter).slope(latents(), t, text).gradient
+    half = Scorer(backbone, adapter).score_gradient(latents(), t, text).gradient
     assert half.dtype == torch.float32
     assert cosine_similarity(1e6 * half.flatten(1), 1e6 * full.flatten(1)).min() > 0.98
 
 
-def test_a_finished_picture_is_scored_with_a_noise_that_is_always_the_same(backbone: Backbone) -> None:
+def test_clean_score_is_the_mean_over_noise_levels_with_fixed_noise(backbone: Backbone) -> None:
     text, scorer = backbone.encode_text(TEXTS), Scorer(backbone, tiny_adapter(backbone))
     together = scorer.clean_score(latents(), text)
     assert torch.equal(together, scorer.clean_score(latents(), text))
     alone = torch.cat([scorer.clean_score(latents()[[row]], text[[row]]) for row in range(2)])
     torch.testing.assert_close(alone, together, rtol=0, atol=1e-6)
-    apart = [scorer.clean_score(latents(), text, [share]) for share in CLEAN_AT]
+    apart = [scorer.clean_score(latents(), text, [level]) for level in CLEAN_NOISE_LEVELS]
     torch.testing.assert_close(torch.stack(apart).mean(dim=0), together)
-    assert len({float(one[0]) for one in apart}) == len(CLEAN_AT)
+    assert len({float(scores[0]) for scores in apart}) == len(CLEAN_NOISE_LEVELS)
 
 
-def test_parts_are_the_inverse_of_the_mixture(backbone: Backbone) -> None:
+def test_x0_and_eps_invert_the_prediction_target(backbone: Backbone) -> None:
     clean, noise = latents(1), latents(2)
     for kind in ("epsilon", "v_prediction", "sample"):
         backbone.noise.prediction_type = kind
         for t in (0, 500, 999):
             at = torch.full((2,), t)
             z = backbone.noise.add_noise(clean, noise, at)
-            for given in (at, at[0]):
+            for timestep in (at, at[0]):
                 output = backbone.noise.target(clean, noise, at)
-                found = backbone.noise.x0(z, output, given), backbone.noise.eps(z, output, given)
-                torch.testing.assert_close(found, (clean, noise), rtol=0, atol=1e-3)
+                parts = backbone.noise.x0(z, output, timestep), backbone.noise.eps(z, output, timestep)
+                torch.testing.assert_close(parts, (clean, noise), rtol=0, atol=1e-3)

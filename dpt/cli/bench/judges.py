@@ -84,7 +84,7 @@ def _open_clip(name: str | None, suite: Suite) -> Clip | None:
     from dpt.score.clip import Clip
 
     clip = Clip.open(clip_location(name))
-    if truncated := clip.cut([prompt.text for prompt in suite.prompts]):
+    if truncated := clip.count_truncated([prompt.text for prompt in suite.prompts]):
         total = len(suite.prompts)
         warn(f"{truncated} of {total} prompts are longer than {clip.identity} reads: only their beginning is scored")
     return clip

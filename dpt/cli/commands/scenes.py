@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from dpt.data.scenes.render import render
 from dpt.data.scenes.world import WORLDS, World, make_scene
-from dpt.detect.accuracy import AccuracyRow, UnnameableRow, open_round_trip, refusals, tally
+from dpt.detect.accuracy import AccuracyRow, UnnameableRow, count_detections, open_round_trip, refusals
 from dpt.detect.oracle.oracle import Oracle
 from dpt.detect.test_images import DEFORMATIONS, DISTURBANCES
 from dpt.errors import fail
@@ -43,9 +43,9 @@ def check(options: SceneCheckOptions) -> None:
     rows: list[AccuracyRow] = []
     for name, disturb in tqdm(DISTURBANCES.items(), desc="reading", leave=False):
         disturbed = [disturb(image, options.seed + index) for index, image in enumerate(images)]
-        rows.append(AccuracyRow(name, tally(scenes, oracle.detect(disturbed))))
+        rows.append(AccuracyRow(name, count_detections(scenes, oracle.detect(disturbed))))
     if round_trip is not None:
-        rows.append(AccuracyRow("VAE round trip", tally(scenes, oracle.detect(round_trip(images)))))
+        rows.append(AccuracyRow("VAE round trip", count_detections(scenes, oracle.detect(round_trip(images)))))
     unnamed = [
         UnnameableRow(name, *refusals(oracle.detect([d(options.seed, i, world) for i in range(options.num)])))
         for name, d in tqdm(DEFORMATIONS.items(), desc="reading what has no name", leave=False)
@@ -80,7 +80,7 @@ def _write_json(
         "seed": options.seed,
         "num": options.num,
         "vae": None if options.vae is None else str(options.vae),
-        "scenes": {row.name: asdict(row.tally) for row in rows},
+        "scenes": {row.name: asdict(row.counts) for row in rows},
         "without_a_name": {row.name: row.counts() for row in unnamed},
     }
     try:

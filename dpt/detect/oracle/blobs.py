@@ -1,4 +1,4 @@
-"""From pixels to blobs: what stands out from a plain background, parted by colour and by gaps."""
+"""Segments an image into blobs: connected regions of one colour that stand out from a plain background."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ REACH = 4.0
 
 
 class TooBusy(Exception):
-    """More in the picture than a scene can hold."""
+    """The image has more regions than a scene can have."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Blob:
     peak: float
     """Contrast of its strongest pixels."""
     contrast: Floats
-    """(3,): its colour's difference to the background, as seen in its core."""
+    """(3,): its colour's difference to the background, measured in its core."""
     own: Mask
     """The image's pixels that are this blob's and no other's, background around it included."""
 
@@ -83,7 +83,7 @@ def squared_lengths(vectors: NDArray[np.floating]) -> NDArray[np.floating]:
 
 
 def find_blobs(smooth: Floats, ground: Background, limits: Thresholds) -> list[Blob]:
-    """Smudges and flecks left out. Raises `TooBusy` instead of taking long over a texture."""
+    """Find all blobs but smudges and flecks. Raises `TooBusy` on textures, which would take long."""
     difference = smooth - ground.colour
     contrast = np.sqrt(squared_lengths(difference))
     regions, n_regions = _regions(contrast, limits)
@@ -132,9 +132,9 @@ def _drop_fringe(names: Labels, inside: Mask, limits: Thresholds) -> None:
     patches = np.zeros(names.shape, np.intp)
     n = 0
     for name in np.unique(names[inside]):
-        found, n_found = ndimage.label(inside & (names == name))
-        patches[found > 0] = found[found > 0] + n
-        n += n_found
+        labels, n_labels = ndimage.label(inside & (names == name))
+        patches[labels > 0] = labels[labels > 0] + n
+        n += n_labels
     areas = np.bincount(patches.ravel(), minlength=n + 1)
     areas[0] = 0
     smallest = min(max(FRINGE_SHARE * areas.max(), limits.smudge_area / 2), areas.max())
@@ -146,9 +146,9 @@ def _seeds(filled: Mask, names: Labels) -> Labels:
     seeds = np.zeros(filled.shape, np.intp)
     n = 0
     for name in np.unique(names[filled]):
-        found, n_found = ndimage.label(filled & (names == name))
-        seeds[found > 0] = found[found > 0] + n
-        n += n_found
+        labels, n_labels = ndimage.label(filled & (names == name))
+        seeds[labels > 0] = labels[labels > 0] + n
+        n += n_labels
     return seeds
 
 

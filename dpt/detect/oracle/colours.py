@@ -36,7 +36,7 @@ class Thresholds:
     # What is a shape
     misfit: float = 0.18
     """Most residual of the best shape, as a share of the shape's own strength. Outlines that wobble by 0.7
-    pixels (rms) stay below it; a shape half way to another often does too, and is told by the margin."""
+    pixels (rms) stay below it; a shape half way to another often does too, and fails by the margin."""
     margin: float = 1.65
     """The second best shape must leave this many times the best one's residual..."""
     margin_floor: float = 0.045
@@ -90,7 +90,7 @@ def nearest_colours(colours: Floats, limits: Thresholds) -> NDArray[np.intp]:
 
 
 def name_colour(colour: Floats, limits: Thresholds) -> tuple[str | None, float, str]:
-    """The colour's name or None, how far it is from doubt (0 to 1), and why it has no name."""
+    """The colour's name or None, the confidence (0 to 1), and why it has no name."""
     away = distances(colour[None], limits)[0]
     first, second = np.argsort(away)[:2]
     sureness = min(1 - away[first] / limits.colour_distance, 1 - away[first] / away[second] / limits.colour_ratio)

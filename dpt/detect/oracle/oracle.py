@@ -37,7 +37,7 @@ STRONGEST_COVER = 1.3
 
 @dataclass(frozen=True)
 class Oracle:
-    """A `Detector` for the scenes of one world; what only other worlds have is unreadable here."""
+    """A `Detector` for the scenes of one world; shapes and colours of other worlds only are unreadable."""
 
     world: World = FULL_WORLD
     limits: Thresholds = DEFAULT
@@ -75,14 +75,14 @@ class Oracle:
 
     def _name_all(self, blobs: list[Blob], smooth: Floats, ground: Background) -> Detections:
         largest = max(SIZES[size][1] for size in self.world.sizes) * self.limits.size_slack + 2
-        seen: list[Detection | Unreadable] = []
+        regions: list[Detection | Unreadable] = []
         fitted, covers, corners = [], [], []
         for blob in blobs:
             cover, corner = _cover(blob, smooth, ground, int(largest) + 2 * WINDOW_MARGIN)
             if max(blob.box.width, blob.box.height) > largest:
-                seen.append(Unreadable(blob.box, "larger than any object"))
+                regions.append(Unreadable(blob.box, "larger than any object"))
             elif cover.max() <= HALF:
-                seen.append(Unreadable(blob.box, "of more than one colour"))
+                regions.append(Unreadable(blob.box, "of more than one colour"))
             else:
                 fitted.append(blob)
                 covers.append(cover)
@@ -90,10 +90,10 @@ class Oracle:
         if fitted:
             fits = fit_shapes(np.stack(covers), bank(self.limits.smoothing))
             for blob, fit, corner in zip(fitted, fits, corners, strict=True):
-                seen.append(self._name(blob, fit, corner, smooth, ground))
+                regions.append(self._name(blob, fit, corner, smooth, ground))
         return Detections(
-            tuple(thing for thing in seen if isinstance(thing, Detection)),
-            tuple(thing for thing in seen if isinstance(thing, Unreadable)),
+            tuple(region for region in regions if isinstance(region, Detection)),
+            tuple(region for region in regions if isinstance(region, Unreadable)),
         )
 
     def _name(
@@ -116,7 +116,7 @@ class Oracle:
         if not 1 / limits.aspect <= box.width / box.height <= limits.aspect:
             return Unreadable(blob.box, f"a stretched {shapes[best]}")
         if shapes[best] not in self.world.shapes:
-            return Unreadable(blob.box, f"a {shapes[best]}, which this world has not")
+            return Unreadable(blob.box, f"a {shapes[best]}, which this world does not have")
         size = self._size((box.width + box.height) / 2)
         if size is None:
             return Unreadable(blob.box, "of no known size")
@@ -126,7 +126,7 @@ class Oracle:
         if colour is None:
             return Unreadable(blob.box, why)
         if colour not in self.world.colours:
-            return Unreadable(blob.box, f"{colour}, which this world has not")
+            return Unreadable(blob.box, f"{colour}, which this world does not have")
         slack = min(1 - float(misfits[best]) / limits.misfit, 1 - limits.margin / ratio, sureness)
         return Detection(shapes[best], box, 0.5 + 0.5 * max(0.0, slack), colour, size)
 
@@ -163,7 +163,7 @@ def _cover(blob: Blob, smooth: Floats, ground: Background, side: int) -> tuple[F
 
 
 def _impurity(blob: Blob, smooth: Floats, ground: Background) -> float:
-    """How far the blob's pixels lie from the line between background and its colour, of its contrast."""
+    """RMS distance of the pixels from the line between background and blob colour, relative to the contrast."""
     rows = slice(int(blob.box.y0), int(blob.box.y1))
     columns = slice(int(blob.box.x0), int(blob.box.x1))
     difference = (smooth[rows, columns] - ground.colour)[blob.own[rows, columns]]
