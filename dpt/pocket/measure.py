@@ -1,4 +1,4 @@
-"""What the pocket draws, read by the oracle: the table of its model card."""
+"""Judge images of the pocket model with the oracle: the table of its model card."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ OVERVIEW_SHOWN = 4
 class JudgedImage:
     prompt: Prompt
     pixels: np.ndarray
-    seen: Detections
+    detections: Detections
     verdict: Verdict
 
 
 def draw_category(
     backbone: Backbone, category: str, prompts: int, seed: int, settings: Settings, per_prompt: int = 1
 ) -> list[JudgedImage]:
-    asked = [prompt for prompt in pocket_prompts(category, prompts, seed) for _ in range(per_prompt)]
-    requests = [Request(prompt.text, _picture_seed(prompt, seed), i % per_prompt) for i, prompt in enumerate(asked)]
+    repeated = [prompt for prompt in pocket_prompts(category, prompts, seed) for _ in range(per_prompt)]
+    requests = [Request(prompt.text, _picture_seed(prompt, seed), i % per_prompt) for i, prompt in enumerate(repeated)]
     pictures = draw(backbone, requests, settings, batch_size=BATCH, exact=False)
     oracle = Oracle(POCKET_WORLD)
-    return list(_judged(asked, pictures, oracle, category))
+    return list(_judged(repeated, pictures, oracle, category))
 
 
 def _judged(
-    asked: Sequence[Prompt], pictures: Iterator[Tensor], oracle: Oracle, category: str
+    prompts: Sequence[Prompt], pictures: Iterator[Tensor], oracle: Oracle, category: str
 ) -> Iterator[JudgedImage]:
-    for prompt, picture in zip(tqdm(asked, desc=category, unit="picture"), pictures, strict=True):
+    for prompt, picture in zip(tqdm(prompts, desc=category, unit="picture"), pictures, strict=True):
         pixels = np.asarray(to_pil(picture))
-        (seen,) = oracle.detect([pixels])
-        yield JudgedImage(prompt, pixels, seen, judge(prompt, seen))
+        (detections,) = oracle.detect([pixels])
+        yield JudgedImage(prompt, pixels, detections, judge(prompt, detections))
 
 
 def _picture_seed(prompt: Prompt, seed: int) -> int:
@@ -76,22 +76,22 @@ class CategoryResult:
     first_faults: dict[str, int]
 
 
-def summarise(category: str, drawn: Sequence[JudgedImage]) -> CategoryResult:
-    readable = sum(len(one.seen.objects) for one in drawn)
-    faults = Counter(one.verdict.first_fault.sort for one in drawn if one.verdict.first_fault)
+def summarise(category: str, judged: Sequence[JudgedImage]) -> CategoryResult:
+    readable = sum(len(image.detections.objects) for image in judged)
+    faults = Counter(image.verdict.first_fault.sort for image in judged if image.verdict.first_fault)
     return CategoryResult(
         category,
-        _passed(drawn),
-        _passed([one for one in drawn if not one.prompt.unseen]),
-        _passed([one for one in drawn if one.prompt.unseen]),
-        Share(readable, readable + sum(len(one.seen.unreadable) for one in drawn)),
-        Share(sum(not one.seen.unreadable for one in drawn), len(drawn)),
+        _passed(judged),
+        _passed([image for image in judged if not image.prompt.unseen]),
+        _passed([image for image in judged if image.prompt.unseen]),
+        Share(readable, readable + sum(len(image.detections.unreadable) for image in judged)),
+        Share(sum(not image.detections.unreadable for image in judged), len(judged)),
         dict(faults),
     )
 
 
-def _passed(drawn: Sequence[JudgedImage]) -> Share:
-    return Share(sum(one.verdict.passed for one in drawn), len(drawn))
+def _passed(judged: Sequence[JudgedImage]) -> Share:
+    return Share(sum(image.verdict.passed for image in judged), len(judged))
 
 
 def table(results: Sequence[CategoryResult]) -> str:
@@ -104,23 +104,23 @@ def table(results: Sequence[CategoryResult]) -> str:
 
 
 def sheet(shown: Sequence[JudgedImage], title: str) -> Image.Image:
-    """The first pictures as they came, none chosen, each with its prompt and the oracle's verdict."""
-    captions = [f"{'right' if one.verdict.passed else 'wrong'}: {one.prompt.text}" for one in shown]
-    return contact_sheet([Image.fromarray(one.pixels) for one in shown], captions, columns=8, title=title)
+    """A contact sheet of images, not selected, each with its prompt and the oracle's verdict."""
+    captions = [f"{'right' if image.verdict.passed else 'wrong'}: {image.prompt.text}" for image in shown]
+    return contact_sheet([Image.fromarray(image.pixels) for image in shown], captions, columns=8, title=title)
 
 
 def measure(backbone: Backbone, out: Path, prompts: int, seed: int, settings: Settings, per_prompt: int = 1) -> str:
-    """Draw every category, write `pocket.json`, `table.md` and contact sheets under `out`; the table again."""
+    """Sample and judge every category; write `pocket.json`, `table.md` and contact sheets; return the table."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write into {out}: {error.strerror}") from error
     results, overview = [], []
     for category in CATEGORIES:
-        drawn = draw_category(backbone, category, prompts, seed, settings, per_prompt)
-        results.append(summarise(category, drawn))
-        overview += drawn[:OVERVIEW_SHOWN]
-        sheet(drawn[:SHOWN], category).save(out / f"{category}.png", optimize=True)
+        judged = draw_category(backbone, category, prompts, seed, settings, per_prompt)
+        results.append(summarise(category, judged))
+        overview += judged[:OVERVIEW_SHOWN]
+        sheet(judged[:SHOWN], category).save(out / f"{category}.png", optimize=True)
     sheet(overview, "").save(out / "overview.png", optimize=True)
     record = {
         "model": backbone.model_hash,

@@ -20,7 +20,7 @@ from dpt.records import to_plain
 from dpt.training.engine.loop import Loop
 from dpt.training.engine.optim import CheckpointTensors, Update
 from dpt.training.engine.run_folder import RunConfig
-from dpt.training.engine.settings import Settings
+from dpt.training.engine.settings import TrainSettings
 from dpt.training.engine.task import OnBatch, ParameterGroup, Tally, matrices_decay
 
 CHECKPOINTING_STEPS = 250
@@ -63,8 +63,8 @@ def train_stage(
     return outcome.finished
 
 
-def _settings(schedule: Schedule, processes: int) -> Settings:
-    return Settings(
+def _settings(schedule: Schedule, processes: int) -> TrainSettings:
+    return TrainSettings(
         max_train_steps=schedule.steps,
         train_batch_size=schedule.batch // processes,
         learning_rate=schedule.learning_rate,
@@ -144,7 +144,7 @@ class MasterWeightUpdate(Update):
     On a CPU with bfloat16 instructions this halves the time of a step and costs no precision in the update.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, settings: Settings) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype, settings: TrainSettings) -> None:
         self.model = model
         groups = [ParameterGroup(_masters(group), group.decays) for group in matrices_decay(model)]
         self.working = {name: p for name, p in model.named_parameters() if p.requires_grad}

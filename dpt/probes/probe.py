@@ -113,7 +113,7 @@ class Probe:
         noise = SampleRNG(NOISE_SEED, positions).normal(z.shape[2:], "validation noise").to(z.device)
         for timestep in self.timesteps:
             t = torch.full((len(batch),), timestep, device=z.device)
-            noisy = torch.stack([self.backbone.noise.add_noise(one, noise, t) for one in z])
+            noisy = torch.stack([self.backbone.noise.add_noise(latents, noise, t) for latents in z])
             features = pair_features(self.backbone, self.adapter.config.unet_feature, noisy, t, texts, pairs)
             grounded = len(batch) * len(grounding)
             for_grounding, for_matching = self.adapter.decode_split(features, t.repeat(len(pairs)), grounded)
@@ -128,7 +128,7 @@ class Probe:
         self, vectors: Sequence[Tensor], texts: Mapping[str, Condition], negatives: NegativeBatch, timestep: int
     ) -> Iterator[ProbeAnswer]:
         true, false_text, false_image = (
-            match_score(own, texts[pair.text].match) for own, pair in zip(vectors, COMPARISONS, strict=True)
+            match_score(queries, texts[pair.text].match) for queries, pair in zip(vectors, COMPARISONS, strict=True)
         )
         for question, false, categories in (
             (TEXT, false_text, negatives.caption_types),
@@ -165,7 +165,7 @@ class ProbeCell:
     """By k: how many had a right candidate among the top k."""
 
     def plain(self) -> dict[str, Any]:
-        """As probe.json has it."""
+        """As stored in probe.json."""
         return {
             "question": self.question,
             "sort": self.category,

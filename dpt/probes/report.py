@@ -115,7 +115,7 @@ def _line_style(number: int) -> dict[str, Any]:
 def _heat(axis: Any, results: Sequence[ProbeResult], question: str, timestep: int) -> None:
     kinds = categories([cell for result in results for cell in result.cells])
     accuracies = [[accuracy(result.cells, (question,), kind, timestep) for kind in kinds] for result in results]
-    grid = [[each.percent if each.total else float("nan") for each in row] for row in accuracies]
+    grid = [[share.percent if share.total else float("nan") for share in row] for row in accuracies]
     axis.imshow(grid, vmin=50, vmax=100, cmap="YlGn", aspect="auto")
     axis.set_xticks(range(len(kinds)), kinds)
     axis.set_yticks(range(len(results)), [result.name for result in results])

@@ -18,7 +18,7 @@ from dpt.cli.common.console import parse_options
 from dpt.cli.train.options import given_flags
 from dpt.cli.train.stages import Stage1Options, Stage2Options, main_stage1, main_stage2
 from dpt.cli.txt2img import main as txt2img
-from dpt.training.engine.settings import Settings
+from dpt.training.engine.settings import TrainSettings
 from tests import tiny_models
 from tests.checkpoints.making import tiny_result
 from tests.training import tiny_stage1
@@ -51,7 +51,7 @@ def names_read(files: list[Path]) -> set[str]:
 def test_every_training_flag_is_read_somewhere(options: Any) -> None:
     """By the engine's settings, or by a file beside the one that declares the flags."""
     files = [file for file in (ROOT / "dpt/cli/train").glob("*.py") if file.name != "options.py"]
-    readers = names_read(files) | {field.name for field in fields(Settings)}
+    readers = names_read(files) | {field.name for field in fields(TrainSettings)}
     unread = {name for names in groups_of(options).values() for name in names if name not in readers}
     assert unread <= {"set_loss", "dataset_name_matching"}, "these two have one valid value"
 

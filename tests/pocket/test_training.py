@@ -25,7 +25,7 @@ from dpt.pocket.recipe import Schedule, TextRecipe, UNetRecipe
 from dpt.pocket.tokenizer import build_tokenizer
 from dpt.pocket.training import MasterWeightUpdate, train_stage
 from dpt.pocket.unet import UNetStage
-from dpt.training.engine.settings import Settings
+from dpt.training.engine.settings import TrainSettings
 
 BATCH = 6
 ROOT = Path(__file__).parent.parent.parent
@@ -68,7 +68,7 @@ def updated(dtype: torch.dtype, **changes: Any) -> tuple[nn.Linear, MasterWeight
     """A model and its optimizer after one step."""
     torch.manual_seed(0)
     model = nn.Linear(4, 3)
-    settings = Settings(**{"max_train_steps": 10, "learning_rate": 1e-6, "ema_decay": 0.9, **changes})
+    settings = TrainSettings(**{"max_train_steps": 10, "learning_rate": 1e-6, "ema_decay": 0.9, **changes})
     update = MasterWeightUpdate(model, dtype, settings)
     model(torch.linspace(-1, 1, 12).view(3, 4).to(dtype)).float().square().sum().backward()
     update.average_gradients(Processes())

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers.optimization import get_scheduler
 
-from dpt.training.engine.settings import SHAPES, Settings, learning_rate
+from dpt.training.engine.settings import SHAPES, TrainSettings, learning_rate
 
 
 @pytest.mark.parametrize("name", [name for name in SHAPES if name != "constant"])
@@ -25,7 +25,7 @@ def test_a_constant_rate_with_a_warm_up_warms_up() -> None:
 
 
 def test_the_rate_decays_to_zero_over_the_last_steps() -> None:
-    settings = Settings(100, learning_rate=1.0, lr_warmup_steps=10, lr_decay_steps=20)
+    settings = TrainSettings(100, learning_rate=1.0, lr_warmup_steps=10, lr_decay_steps=20)
     rates = [settings.learning_rate_at(step) for step in range(101)]
     assert rates[:11] == pytest.approx([step / 10 for step in range(11)])
     assert rates[10:81] == [1.0] * 71

@@ -21,7 +21,7 @@ from dpt.data.stream import Stream
 from dpt.distributed import Processes, processes
 from dpt.training.engine.loop import Loop
 from dpt.training.engine.run_folder import RunConfig
-from dpt.training.engine.settings import Settings
+from dpt.training.engine.settings import TrainSettings
 from dpt.training.tasks.stage1 import Stage1
 from tests import tiny_models
 
@@ -49,7 +49,7 @@ def stream(seed: int = 1337) -> Stream:
 
 def loop(root: Path, built: Stage1, among: Processes | None = None, **changes: Any) -> Loop[Batch]:
     ordinary = {"max_train_steps": 10, "train_batch_size": 2, "logging_steps": 1, "validation_steps": 0}
-    settings = Settings(**{**ordinary, **changes})
+    settings = TrainSettings(**{**ordinary, **changes})
     return Loop(built, stream(settings.seed), settings, root, RunConfig({}), among)
 
 

@@ -20,7 +20,7 @@ from dpt.distributed import Processes, processes
 from dpt.lora import Lora, LoraConfig
 from dpt.training.engine.loop import Loop
 from dpt.training.engine.run_folder import RunConfig
-from dpt.training.engine.settings import Settings
+from dpt.training.engine.settings import TrainSettings
 from dpt.training.engine.task import Task
 from dpt.training.tasks.denoising import PlainLora
 from dpt.training.tasks.stage2 import Stage2, Stage2Config
@@ -56,7 +56,7 @@ def control(backbone: Backbone, lora: LoraConfig | None = None, **changes: Any) 
 
 def loop(root: Path, built: Task[Batch], among: Processes | None = None, **changes: Any) -> Loop[Batch]:
     ordinary = {"max_train_steps": 10, "train_batch_size": 2, "logging_steps": 1, "validation_steps": 0}
-    settings = Settings(**{**ordinary, **changes})
+    settings = TrainSettings(**{**ordinary, **changes})
     return Loop(built, stream(settings.seed), settings, root, RunConfig({}), among)
 
 

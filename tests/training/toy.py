@@ -24,7 +24,7 @@ from dpt.data.stream import Stream
 from dpt.training.engine import checkpoint
 from dpt.training.engine.loop import Loop
 from dpt.training.engine.run_folder import RunConfig
-from dpt.training.engine.settings import Settings
+from dpt.training.engine.settings import TrainSettings
 from dpt.training.engine.task import OnBatch, ParameterGroup, Tally, matrices_decay
 
 EXAMPLES = 10
@@ -93,7 +93,7 @@ class Line:
         raise NotImplementedError
 
 
-def settings(**changes: Any) -> Settings:
+def settings(**changes: Any) -> TrainSettings:
     ordinary = {
         "max_train_steps": 12,
         "train_batch_size": 4,
@@ -101,7 +101,7 @@ def settings(**changes: Any) -> Settings:
         "checkpointing_steps": 4,
         "logging_steps": 3,
     }
-    return Settings(**{**ordinary, **changes})
+    return TrainSettings(**{**ordinary, **changes})
 
 
 def loop(root: Path, task: Line | None = None, config: Mapping[str, Any] | None = None, **changes: Any) -> Loop:

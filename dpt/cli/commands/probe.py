@@ -107,10 +107,10 @@ def open_streams(options: ProbeOptions, backbone: Backbone) -> Mapping[str, Stre
         return {"scenes": Stream(source, SEED, shuffle=False)}
     root = DataRoot.open(options.data_root)
     streams = {"captions": Stream(matching_files(root, "val", framing, SEED), SEED, shuffle=False)}
-    for named in options.datasets:
-        dataset, _, split = named.partition(":")
+    for name in options.datasets:
+        dataset, _, split = name.partition(":")
         files = expression_files(root, dataset, split or "val", framing, SEED)
-        streams[named] = Stream(files, SEED, shuffle=False)
+        streams[name] = Stream(files, SEED, shuffle=False)
     return streams
 
 
@@ -126,13 +126,13 @@ def measure(folder: Path, options: ProbeOptions, backbone: Backbone, streams: Ma
         total, count = denoising_error(backbone, streams, options.val_batch_size)
         return total / count
 
-    opened = open_checkpoint(folder)
-    if opened.adapter is None:
+    checkpoint = open_checkpoint(folder)
+    if checkpoint.adapter is None:
         fail(f"{folder} holds no adapter: there is nothing to probe")
-    lora = opened.attach(backbone, options.allow_other_base)
-    feature = opened.adapter.config.unet_feature
+    lora = checkpoint.attach(backbone, options.allow_other_base)
+    feature = checkpoint.adapter.config.unet_feature
     name = f"{feature}, tuned" if lora else feature
-    probe = Probe(backbone, opened.adapter.to(backbone.device), streams, options.timesteps, options.val_batch_size)
+    probe = Probe(backbone, checkpoint.adapter.to(backbone.device), streams, options.timesteps, options.val_batch_size)
     answers = tqdm(probe.answers(), desc=f"{folder} ({name})", unit="answer", leave=False)
     cells = tuple(count_answers(answers))
     if lora is None:

@@ -1,4 +1,4 @@
-"""Data flags to sources of examples, with the cache they read."""
+"""Open the training and validation data that the flags choose, and their cache."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def framing_of(options: DataOptions, backbone: Backbone) -> Framing:
 def open_data(
     options: DataOptions, framing: Framing, seed: int, cache: TrainingCache | None = None
 ) -> tuple[Source, Mapping[str, Stream]]:
-    """What to train on, and by name what to validate on: always the same examples, whatever the seed."""
+    """The training source, and validation streams by name; validation does not depend on the seed."""
     cache = cache or TrainingCache()
     source: Source
     held_out: dict[str, Source]
@@ -50,8 +50,8 @@ def open_data(
         source, held_out = _file_sources(options, DataRoot.open(options.data_root), framing, seed, cache.latents)
     budget = options.corrupt_budget
     return source, {
-        name: Stream(each, VALIDATION_SEED, shuffle=False, corrupt_budget=budget, text_cache=cache.texts)
-        for name, each in held_out.items()
+        name: Stream(examples, VALIDATION_SEED, shuffle=False, corrupt_budget=budget, text_cache=cache.texts)
+        for name, examples in held_out.items()
     }
 
 
@@ -68,8 +68,8 @@ def side(resolution: int | None, backbone: Backbone) -> int:
 
 def _scene_sources(options: DataOptions, framing: Framing, seed: int) -> tuple[Source, dict[str, Source]]:
     world = WORLDS[options.scenes]
-    still = replace(framing, random_flip=False)
-    held_out = SceneSource(world, VALIDATION_SEED, "val", still, options.validation_scenes)
+    unflipped = replace(framing, random_flip=False)
+    held_out = SceneSource(world, VALIDATION_SEED, "val", unflipped, options.validation_scenes)
     return SceneSource(world, seed, "train", framing), {"scenes": held_out}
 
 
@@ -81,7 +81,7 @@ def _file_sources(
     source, held_out = open_training_data(root, selection, framing, seed, VALIDATION_SEED, latents)
     if options.val_fullset:
         return source, dict(held_out)
-    return source, {name: EveryNth(each, STRIDES.get(name, 1)) for name, each in held_out.items()}
+    return source, {name: EveryNth(examples, STRIDES.get(name, 1)) for name, examples in held_out.items()}
 
 
 def require_parts(source: Source, parts: ExampleParts) -> None:
@@ -94,7 +94,7 @@ def require_parts(source: Source, parts: ExampleParts) -> None:
 
 
 def data_identity(options: DataOptions, source: Source) -> str:
-    """A hash of what there is to train on, wherever it lies; scenes are described by the other options."""
+    """A hash of the training data that does not depend on its path. Scenes are described by other options."""
     if isinstance(source, FolderSource):
         return source.identity()
     return "scenes" if options.data_root is None else DataRoot(options.data_root).identity(options.dataset_name)
@@ -102,7 +102,7 @@ def data_identity(options: DataOptions, source: Source) -> str:
 
 AUTO, NONE = "auto", "none"
 
-BESIDE = "cache"
+CACHE_FOLDER = "cache"
 """Folder of the cache under the data root."""
 
 
@@ -112,7 +112,7 @@ class TrainingCache:
     texts: CachedTexts | None = None
     messages: tuple[str, ...] = ()
     identity: str | None = None
-    """Hash of what is read: results with another cache, or none, differ by rounding."""
+    """Hash of the cache: results with another cache, or none, differ by rounding."""
 
 
 def open_cache(options: DataOptions, framing: Framing, backbone: Backbone) -> TrainingCache:
@@ -124,7 +124,7 @@ def open_cache(options: DataOptions, framing: Framing, backbone: Backbone) -> Tr
         raise UserError(f"--cache is not read for a folder of pictures as {options.data_root}: leave it out")
     if options.data_root is None or options.cache == NONE:
         return TrainingCache()
-    folder = Path(options.cache).expanduser() if named else options.data_root / BESIDE
+    folder = Path(options.cache).expanduser() if named else options.data_root / CACHE_FOLDER
     parts = [folder / name for name in (latents.FOLDER, texts.FOLDER)]
     if not any(part.is_dir() for part in parts):
         if not named:
@@ -140,14 +140,14 @@ def open_cache(options: DataOptions, framing: Framing, backbone: Backbone) -> Tr
             if named:
                 raise
             messages.append(f"{error}; until then it is not used")
-    stored = _open_latents(parts_read.get(parts[0]), options.data_root, framing, backbone)
-    known = _open_texts(parts_read.get(parts[1]), backbone)
+    latents_cache = _open_latents(parts_read.get(parts[0]), options.data_root, framing, backbone)
+    texts_cache = _open_texts(parts_read.get(parts[1]), backbone)
     if parts_read:
         messages.append(
-            f"using the cache {folder}: {'; '.join(str(cached) for cached in (stored, known) if cached is not None)}"
+            f"using the cache {folder}: {'; '.join(str(cached) for cached in (latents_cache, texts_cache) if cached is not None)}"
         )
     identity = ", ".join(f"{path.name} {part.digest[:16]}" for path, part in parts_read.items())
-    return TrainingCache(stored, known, tuple(messages), identity or None)
+    return TrainingCache(latents_cache, texts_cache, tuple(messages), identity or None)
 
 
 def _open_latents(part: CachePart | None, root: Path, framing: Framing, backbone: Backbone) -> CachedLatents | None:
@@ -179,9 +179,11 @@ def _published(folder: Path, framing: Framing, backbone: Backbone) -> TrainingCa
     side = framing.resolution
     store = NpyLatents(folder, (backbone.latent_channels, *backbone.latent_size(side, side)))
     if not store.stems:
-        raise UserError(f"{folder} is no cache: it has neither {latents.FOLDER}/ nor {texts.FOLDER}/ nor .npy files")
+        raise UserError(f"{folder} is not a cache: it has neither {latents.FOLDER}/ nor {texts.FOLDER}/ nor .npy files")
     if framing.random_flip:
-        raise UserError(f"{folder} has no latents of mirrored pictures: do without --random_flip, or use `dpt cache`")
+        raise UserError(
+            f"{folder} has no latents of mirrored pictures: leave out --random_flip, or make a cache with `dpt cache`"
+        )
     warnings.warn(
         f"the latents in {folder} do not record their model or preprocessing: check that they fit this run",
         stacklevel=2,

@@ -1,4 +1,4 @@
-"""`--push_to_hub`, and the model card that is sent along."""
+"""`--push_to_hub`, and the model card it uploads."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ HIDDEN = "***"
 
 
 class NotUploadedError(UserError):
-    """The run is done and on the disk; only the upload is not. 69 is what Unix has for a service that is not there."""
+    """The run is finished and saved, but not uploaded. 69 is EX_UNAVAILABLE of sysexits.h."""
 
     exit_code = 69
 
 
 class Hub:
-    """A repository that exists and may be written to."""
+    """A hub repository that exists and is writable."""
 
     def __init__(self, api: HfApi, repository: str, token: str) -> None:
         self._api, self.repository, self._token = api, repository, token
 
     def push(self, root: Path, folders: Sequence[Path], curve: Path) -> str:
-        """What the run trained, with a card and the curve; the address of what was uploaded."""
+        """Upload what the run trained, with a model card and the curve; return its address."""
         folder = folders[0] if len(folders) == 1 else root
         try:
             if folder != root:
                 shutil.copy(curve, folder / curve.name)
             (folder / CARD).write_text(model_card(self.repository, root, folders))
-            parts = [CARD, curve.name, *(f"{one.name}/*" for one in folders)] if folder == root else None
+            patterns = [CARD, curve.name, *(f"{part.name}/*" for part in folders)] if folder == root else None
             message = "Upload what a finished run has trained"
             self._api.upload_folder(
-                repo_id=self.repository, folder_path=folder, commit_message=message, allow_patterns=parts
+                repo_id=self.repository, folder_path=folder, commit_message=message, allow_patterns=patterns
             )
-        except Exception as error:  # whatever it was, the run is not lost by it
+        except Exception as error:  # the run is saved: no upload error may look like a failed run
             raise NotUploadedError(
                 f"the run is finished and saved, but {folder} was not uploaded to {self.repository} "
                 f"({reason(error, self._token)}): repeat the command, or run `hf upload {self.repository} {folder}`"
@@ -57,13 +57,13 @@ def open_hub(options: HubOptions, root: Path) -> Hub | None:
         return None
     from huggingface_hub import HfApi, get_token
 
-    if options.hub_token:  # trackers note the command line
+    if options.hub_token:  # trackers record the command line
         sys.argv[:] = [word.replace(options.hub_token, HIDDEN) for word in sys.argv]
     token = (options.hub_token or get_token() or "").strip()
     if not token:
         fail("--push_to_hub needs a token: log in with `hf auth login`, set HF_TOKEN, or give --hub_token")
-    if not (token.isascii() and token.isprintable()):  # libraries would quote it in what they complain of
-        fail("the token for --push_to_hub has characters that no token has")
+    if not (token.isascii() and token.isprintable()):  # libraries would quote it in their errors
+        fail("the token for --push_to_hub has blanks or characters outside ASCII: copy it again")
     name = options.hub_model_id or root.resolve().name
     api = HfApi(token=token)
     try:
@@ -71,13 +71,13 @@ def open_hub(options: HubOptions, root: Path) -> Hub | None:
         if role == "read":
             raise PermissionError("this token may only read")
         repository = api.create_repo(name, exist_ok=True).repo_id
-    except Exception as error:  # whatever it was, it would be in the way later too
+    except Exception as error:  # refuse before training, not after it
         fail(f"--push_to_hub cannot upload {name} to {api.endpoint} ({reason(error, token)}); nothing was trained")
     return Hub(api, repository, token)
 
 
 def reason(error: Exception, token: str) -> str:
-    """The first line of what it says, without the token."""
+    """The first line of the error, without the token."""
     lines = str(error).strip().splitlines()
     return (lines[0].strip() if lines else type(error).__name__).replace(token, HIDDEN)
 
@@ -131,16 +131,16 @@ attach_lora(backbone, read_lora(folder), str(folder)).merge()
 
 
 def model_card(name: str, root: Path, folders: Sequence[Path]) -> str:
-    """The model card of the result in these folders, made by the run in `root`."""
+    """The model card of the results in `folders`, trained by the run in `root`."""
     from dpt.training.engine.run_folder import CONFIG, LOG
 
     lines = [parse_json(line) for line in (root / LOG).read_text().splitlines()]
     settings = {"steps": lines[-1]["step"], **parse_json((root / CONFIG).read_text())}
-    given = {f"`{key}`": f"`{_named(value)}`" for key, value in settings.items() if value is not None}
+    rows = {f"`{key}`": f"`{_without_path(value)}`" for key, value in settings.items() if value is not None}
     base = _base(folders[-1])
     licence = OWN_LICENCE if base == EMBEDDED else BASE_LICENCE
-    head = HEAD.format(name=name, what=_what(name, folders), base=_named(base), licence=licence)
-    return f"{head}\n## Last validation\n\n{_validation(lines)}\n## Settings\n\n{_table('setting', 'value', given)}"
+    head = HEAD.format(name=name, what=_description(name, folders), base=_without_path(base), licence=licence)
+    return f"{head}\n## Last validation\n\n{_validation(lines)}\n## Settings\n\n{_table('setting', 'value', rows)}"
 
 
 def _base(folder: Path) -> str:
@@ -154,7 +154,7 @@ def _base(folder: Path) -> str:
     return read_record(loras.LoraRecord, folder / loras.RECORD).base
 
 
-def _what(name: str, folders: Sequence[Path]) -> str:
+def _description(name: str, folders: Sequence[Path]) -> str:
     from dpt.adapter.io import native as adapters
     from dpt.lora import io as loras
     from dpt.records import read_record
@@ -162,11 +162,11 @@ def _what(name: str, folders: Sequence[Path]) -> str:
     last = folders[-1]
     if (last / adapters.RECORD).exists():
         adapter = read_record(adapters.AdapterRecord, last / adapters.RECORD)
-        return ADAPTER.format(name=name, feature=adapter.config.unet_feature, base=_named(adapter.base))
+        return ADAPTER.format(name=name, feature=adapter.config.unet_feature, base=_without_path(adapter.base))
     lora = read_record(loras.LoraRecord, last / loras.RECORD)
     parts = " and ".join(f"its {folder.name}" for folder in folders)
     inside = "" if len(folders) == 1 else f' / "{last.name}"'
-    return TUNED.format(name=name, base=_named(lora.base), parts=parts, lora=inside)
+    return TUNED.format(name=name, base=_without_path(lora.base), parts=parts, lora=inside)
 
 
 def _validation(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -183,8 +183,8 @@ def _table(left: str, right: str, rows: Mapping[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _named(value: Any) -> Any:
-    """Where something lies on the machine that trained is nobody's business: its name is enough."""
+def _without_path(value: Any) -> Any:
+    """Paths of the training machine are private: publish the last component only."""
     if isinstance(value, str) and (Path(value).is_absolute() or Path(value).exists()):
         return Path(value).name
     return value

@@ -35,8 +35,11 @@ CURVE = "curve.png"
 
 
 def main(kind: type[TrainOptions], script: str, builder: str, arguments: Sequence[str] | None = None) -> int:
-    """`builder` is MODULE:FUNCTION: from options, backbone and validation streams to the task, and its further record.
-    It is imported only after the options have been checked."""
+    """Parse the flags, train, and return the exit code.
+
+    `builder` is MODULE:FUNCTION, imported only after the flags are checked. It takes options, backbone and validation
+    streams, and returns the task and the hashes of its initial weights.
+    """
     words = sys.argv[1:] if arguments is None else arguments
     outcomes: list[Outcome] = []
     with plain_warnings():
@@ -88,15 +91,15 @@ def run(options: TrainOptions, builder: str) -> Outcome:
         **initial_weights,
     )
     stream = Stream(source, settings.seed, corrupt_budget=options.data.corrupt_budget, text_cache=cache.texts)
-    own = Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
-    loop = Loop(task, stream, settings, options.root, config, own, tracker=accelerator.log)
+    processes = Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
+    loop = Loop(task, stream, settings, options.root, config, processes, tracker=accelerator.log)
     start_trackers(accelerator, config.values)
     try:
         outcome = loop.run(options.output.resume_from_checkpoint, options.output.reset_optimizer)
     except MemoryError as error:
         raise UserError(OUT_OF_MEMORY) from error
     except RuntimeError as error:
-        reason = explained(error)
+        reason = user_message(error)
         if reason is None:
             raise
         raise UserError(reason) from error
@@ -108,7 +111,7 @@ def run(options: TrainOptions, builder: str) -> Outcome:
 
 
 def recorded_model(root: Path) -> str:
-    """The model that a run in this folder was begun with, as it recorded it; "" without one."""
+    """The model hash in the config of the run in this folder; "" if there is none."""
     from dpt.training.engine.run_folder import CONFIG
 
     try:
@@ -129,8 +132,8 @@ WORKER_LOST = (
 )
 
 
-def explained(error: RuntimeError) -> str | None:
-    """A sentence for errors of PyTorch that are not faults of the code."""
+def user_message(error: RuntimeError) -> str | None:
+    """A message for PyTorch errors that the user can mend; None for others."""
     if "out of memory" in str(error):
         return OUT_OF_MEMORY
     if "DataLoader worker" in str(error):
@@ -139,7 +142,7 @@ def explained(error: RuntimeError) -> str | None:
 
 
 def finish(options: TrainOptions, loop: Loop[Any], outcome: Outcome, hub: Hub | None) -> None:
-    """What follows the last step: export, samples, the plot, the upload."""
+    """After the last step: export, samples, the plot, the upload."""
     if not outcome.finished:
         print(f"stopped after step {outcome.step}: run the same command again to continue")
         return
@@ -166,7 +169,7 @@ def export(options: TrainOptions, loop: Loop[Any], curve: Path) -> list[Path]:
 
 @contextmanager
 def not_lost(root: Path) -> Iterator[None]:
-    """What cannot be written after the last step is one sentence: the checkpoint of that step is safe."""
+    """Turn write errors after the last step into a sentence that says the checkpoint is safe."""
     from safetensors import SafetensorError
 
     saved = "the last checkpoint is complete, and the same command continues from it"
@@ -180,7 +183,7 @@ def not_lost(root: Path) -> Iterator[None]:
 
 
 def check(options: TrainOptions) -> None:
-    """Refuse what is wrong without loading anything."""
+    """Check all flags before anything is loaded."""
     check_numbers(options.objective)
     for name in ("val_batch_size", "validation_scenes"):
         if getattr(options.data, name) < 1:

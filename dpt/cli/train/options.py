@@ -249,14 +249,14 @@ class TrainOptions:
         return self.output.output_dir / self.output.run_name
 
     def check(self) -> None:
-        """Refuse what is wrong with the flags that only this command has."""
+        """Check the flags that only this command has."""
 
     def unused_flags(self) -> dict[str, str]:
         """Flags that have no effect beside the others, each with the reason."""
         return unused_flags(self)
 
     def after(self, task: Any) -> None:
-        """What follows once the result is saved."""
+        """Runs once the result is saved."""
 
 
 def warn_unused_flags(options: TrainOptions) -> None:
@@ -268,9 +268,9 @@ def warn_unused_flags(options: TrainOptions) -> None:
 
 def given_flags(options: TrainOptions) -> Iterator[str]:
     """Flags whose value is not the default."""
-    for group in (getattr(options, each.name) for each in fields(options)):
+    for group in (getattr(options, f.name) for f in fields(options)):
         defaults = type(group)()
-        yield from (each.name for each in fields(group) if getattr(group, each.name) != getattr(defaults, each.name))
+        yield from (f.name for f in fields(group) if getattr(group, f.name) != getattr(defaults, f.name))
 
 
 def unused_flags(options: TrainOptions) -> dict[str, str]:

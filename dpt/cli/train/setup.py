@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dpt.cli.train.options import TrainOptions
 from dpt.embedded import model_location
 from dpt.errors import fail
-from dpt.training.engine.settings import FLAT, Settings
+from dpt.training.engine.settings import FLAT, TrainSettings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -58,16 +58,16 @@ REMOVED = frozenset({"mend_loss_coef"})
 """Flags of earlier versions, still in the records of their runs."""
 
 
-def settings_for(options: TrainOptions, examples: int, processes: int) -> Settings:
+def settings_for(options: TrainOptions, examples: int, processes: int) -> TrainSettings:
     flat = {**asdict(options.data), **asdict(options.optimisation), **asdict(options.output)}
-    known = {field.name for field in fields(Settings)}
+    names = {field.name for field in fields(TrainSettings)}
     o = options.optimisation
     effective = o.train_batch_size * o.gradient_accumulation_steps * processes
-    settings = {name: value for name, value in flat.items() if name in known}
+    settings = {name: value for name, value in flat.items() if name in names}
     settings["max_train_steps"] = _steps(options, examples, effective)
     if o.scale_lr:
         settings["learning_rate"] = o.learning_rate * effective
-    return Settings(**settings)
+    return TrainSettings(**settings)
 
 
 def _steps(options: TrainOptions, examples: int, effective: int) -> int:
@@ -82,15 +82,15 @@ def _steps(options: TrainOptions, examples: int, effective: int) -> int:
     return -(-epochs * examples // max(1, effective))
 
 
-def run_config(options: TrainOptions, settings: Settings, **resolved: Any) -> RunConfig:
-    """What decides the numbers of the run: flags, and what they resolved to."""
+def run_config(options: TrainOptions, settings: TrainSettings, **resolved: Any) -> RunConfig:
+    """The flags that decide the run's numbers, with what they resolved to."""
     from dpt.records import to_plain
     from dpt.training.engine.run_folder import RunConfig
 
     groups = {name: group for name, group in to_plain(options).items() if name != "hub"}
     flags = {name: value for group in groups.values() for name, value in group.items() if name not in NOT_COMPARED}
-    untouched = {name: value for group in to_plain(type(options)()).values() for name, value in group.items()}
-    flags = {name: value for name, value in flags.items() if name not in OPTIONAL or value != untouched[name]}
+    defaults = {name: value for group in to_plain(type(options)()).values() for name, value in group.items()}
+    flags = {name: value for name, value in flags.items() if name not in OPTIONAL or value != defaults[name]}
     not_compared = (NOT_COMPARED | REMOVED) - resolved.keys()  # --cache says where a cache is, the record what it holds
     if settings.lr_scheduler not in FLAT:  # a flat rate does not depend on where the run ends
         flags["max_train_steps"] = settings.max_train_steps
@@ -105,7 +105,7 @@ def resolved_formats(backbone: Backbone, task: Any) -> dict[str, str]:
 
 
 def start_processes(options: TrainOptions) -> Accelerator:
-    """Accelerate knows which process this is and its device; number formats are the backbone's own business."""
+    """Accelerate knows which process this is and its device; the backbone chooses number formats."""
     from accelerate import Accelerator
     from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration
 
@@ -134,7 +134,7 @@ def open_training_backbone(options: TrainOptions, accelerator: Accelerator) -> B
     from dpt.backbone.speedups import apply_speedups
 
     model = options.model
-    # The launcher's default is "no", so its "no" decides nothing.
+    # accelerate launch sets "no" by default, so "no" is no choice of the user.
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     precision = model.mixed_precision or (None if launched == "no" else launched)
     backbone = open_backbone(
@@ -159,7 +159,7 @@ def use_xformers(backbone: Backbone) -> None:
     from importlib.util import find_spec
 
     if backbone.device.type == "cpu" or find_spec("xformers") is None:
-        why = "runs on GPUs only" if backbone.device.type == "cpu" else "is not installed"
-        warnings.warn(f"xformers {why}: using PyTorch's own attention", stacklevel=2)
+        reason = "runs on GPUs only" if backbone.device.type == "cpu" else "is not installed"
+        warnings.warn(f"xformers {reason}: using PyTorch's own attention", stacklevel=2)
         return
     backbone.network.enable_xformers_memory_efficient_attention()

@@ -174,16 +174,16 @@ class Stage2Options(TrainOptions):
         from dpt.evaluation.contact_sheet import contact_sheet
         from dpt.sampling.draw import Request, Settings, draw
 
-        each = self.samples.num_validation_images
+        per_prompt = self.samples.num_validation_images
         defaults = task.backbone.generation_defaults
         settings = Settings(guidance_scale=defaults.guidance_scale)
         requests = [
-            Request(text, SAMPLE_SEED, k, defaults.negative_prompt)
-            for text in self.samples.validation_prompts
-            for k in range(each)
+            Request(prompt, SAMPLE_SEED, k, defaults.negative_prompt)
+            for prompt in self.samples.validation_prompts
+            for k in range(per_prompt)
         ]
         images = [to_pil(image) for image in draw(task.backbone, requests, settings)]
-        sheet = contact_sheet(images, [request.prompt for request in requests], columns=each)
+        sheet = contact_sheet(images, [request.prompt for request in requests], columns=per_prompt)
         sheet.save(self.root / SAMPLES)
         print(f"samples of the validation prompts are in {self.root / SAMPLES}")
 

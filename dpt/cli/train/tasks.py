@@ -58,7 +58,7 @@ def stage1(options: TrainOptions, backbone: Backbone, validation: Validation) ->
 
 
 def stage2(options: Stage2Options, backbone: Backbone, validation: Validation) -> tuple[Any, InitialWeights]:
-    """Stage 2, or its control."""
+    """Stage 2, or with --plain_lora its control run."""
     lora_options, d = options.lora, options.denoising
     backbone.prepare_for_gradients()
     denoising = DenoisingConfig(d.mse_loss_coef, d.snr_gamma, d.detach_unet_feature)
@@ -98,31 +98,32 @@ def open_adapter(
     options: TrainOptions, backbone: Backbone, strict: bool = False
 ) -> tuple[Adapter, PhraseEncoder, InitialWeights]:
     """A new adapter, or that of `--qformer_ckpt`; `strict` refuses one that was trained on another model."""
-    begin, told = options.adapter.qformer_ckpt, options.adapter
-    if begin is not None and (found := config_at(begin)) is not None:
-        told = adopt_config(told, options.model.unet_feature, found, begin)
-    phrases = open_phrase_encoder(told.text_encoder_type, backbone)
+    adapter_options, checkpoint = options.adapter, options.adapter.qformer_ckpt
+    if checkpoint is not None and (stored := config_at(checkpoint)) is not None:
+        adapter_options = adopt_config(adapter_options, options.model.unet_feature, stored, checkpoint)
+    phrases = open_phrase_encoder(adapter_options.text_encoder_type, backbone)
     torch.manual_seed(derived_seed(options.optimisation.seed, 0, "adapter"))
-    built = Adapter(config_of(told, options.model.unet_feature, backbone, phrases)).to(backbone.device)
-    if told.no_freeze_text_encoder:
-        assert isinstance(phrases, PretrainedPhraseEncoder), "the frozen model's own is refused before it is opened"
-        built.text_encoder = phrases.unfreeze()
-    identity: InitialWeights = {}
-    if begin is not None:
-        init_adapter(built, begin, backbone, strict and not told.allow_other_base)
-        identity = {"qformer_sha256": sha256(weights_at(begin))}
-    built.matmul_dtype = resolve_matmul_dtype(backbone.device, options.model.adapter_precision)
-    return built, phrases, identity
+    config = config_of(adapter_options, options.model.unet_feature, backbone, phrases)
+    adapter = Adapter(config).to(backbone.device)
+    if adapter_options.no_freeze_text_encoder:
+        assert isinstance(phrases, PretrainedPhraseEncoder), "check_text_encoder refuses the frozen model's own"
+        adapter.text_encoder = phrases.unfreeze()
+    initial: InitialWeights = {}
+    if checkpoint is not None:
+        init_adapter(adapter, checkpoint, backbone, strict and not adapter_options.allow_other_base)
+        initial = {"qformer_sha256": sha256(weights_at(checkpoint))}
+    adapter.matmul_dtype = resolve_matmul_dtype(backbone.device, options.model.adapter_precision)
+    return adapter, phrases, initial
 
 
-def config_of(told: AdapterOptions, unet_feature: str, backbone: Backbone, phrases: PhraseEncoder) -> AdapterConfig:
-    shape = {name: getattr(told, name) for name in SHAPE}
+def config_of(options: AdapterOptions, unet_feature: str, backbone: Backbone, phrases: PhraseEncoder) -> AdapterConfig:
+    shape = {name: getattr(options, name) for name in SHAPE}
     return config_for(
         backbone,
         unet_feature,
         phrases.width,
         **shape,
-        contrastive_align_loss=not told.no_contrastive_align_loss,
+        contrastive_align_loss=not options.no_contrastive_align_loss,
     )
 
 
@@ -141,27 +142,27 @@ SHAPE = (
     "pre_norm",
     "contrastive_loss_hdim",
 )
-"""Flags that an adapter's configuration has under the same names."""
+"""Flags that are fields of AdapterConfig under the same names."""
 
 
-def adopt_config(told: AdapterOptions, unet_feature: str, found: AdapterConfig, where: Path) -> AdapterOptions:
-    """The shape of the adapter to begin with, unless a flag asks for another, which it cannot have."""
-    if found.unet_feature != unet_feature:
-        raise UserError(f"the adapter of {where} reads {found.unet_feature}, not --unet_feature {unet_feature}")
-    default = {one.name: one.default for one in fields(AdapterOptions)}
-    there = {name: getattr(found, name) for name in SHAPE}
-    there["no_contrastive_align_loss"] = not found.contrastive_align_loss
-    for name, value in there.items():
-        asked = getattr(told, name)
-        if asked not in (default[name], value) and name != "dropout":
-            raise UserError(f"the adapter of {where} has {name} {value}, not {asked}: leave the flag out")
-    if told.dropout != default["dropout"]:
-        there["dropout"] = told.dropout
-    return replace(told, **there)
+def adopt_config(options: AdapterOptions, unet_feature: str, stored: AdapterConfig, file: Path) -> AdapterOptions:
+    """The options with the shape of the stored adapter; refuses flags that contradict it, except --dropout."""
+    if stored.unet_feature != unet_feature:
+        raise UserError(f"the adapter of {file} reads {stored.unet_feature}, not --unet_feature {unet_feature}")
+    default = {field.name: field.default for field in fields(AdapterOptions)}
+    shape = {name: getattr(stored, name) for name in SHAPE}
+    shape["no_contrastive_align_loss"] = not stored.contrastive_align_loss
+    for name, value in shape.items():
+        flag = getattr(options, name)
+        if flag not in (default[name], value) and name != "dropout":
+            raise UserError(f"the adapter of {file} has {name} {value}, not {flag}: leave the flag out")
+    if options.dropout != default["dropout"]:
+        shape["dropout"] = options.dropout
+    return replace(options, **shape)
 
 
-def init_adapter(built: Adapter, path: Path, backbone: Backbone, strict: bool) -> None:
-    record = init_from(built, path)
+def init_adapter(adapter: Adapter, path: Path, backbone: Backbone, strict: bool) -> None:
+    record = init_from(adapter, path)
     if backbone.is_model(record.base_hash):
         return
     sentence = f"the adapter of {path} was trained to read another model, {record.base or 'which has no name'}"

@@ -22,7 +22,7 @@ from dpt.training.engine.interrupts import NonFiniteSteps, StopRequest
 from dpt.training.engine.logging import Metrics, RunLog, Tracker, banner
 from dpt.training.engine.optim import LossScaler, Update
 from dpt.training.engine.run_folder import RunConfig
-from dpt.training.engine.settings import BatchPlan, Settings, StepRange
+from dpt.training.engine.settings import BatchPlan, TrainSettings, StepRange
 from dpt.training.engine.task import B, BatchStream, Task
 from dpt.training.engine.validation import Validation
 
@@ -37,7 +37,7 @@ class Outcome:
 def run_task(
     task: Task[B],
     stream: BatchStream[B],
-    settings: Settings,
+    settings: TrainSettings,
     root: Path,
     config: RunConfig,
     *,
@@ -54,7 +54,7 @@ class Loop(Generic[B]):
         self,
         task: Task[B],
         stream: BatchStream[B],
-        settings: Settings,
+        settings: TrainSettings,
         root: Path,
         config: RunConfig,
         processes: Processes | None = None,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dpt.distributed import Processes
 from dpt.errors import UserError
 from dpt.training.engine.logging import APPLIED, BAD, OVERFLOWED
-from dpt.training.engine.settings import Settings
+from dpt.training.engine.settings import TrainSettings
 from dpt.training.engine.task import ParameterGroup
 
 CheckpointTensors = Mapping[str, Mapping[str, Tensor]]
@@ -131,7 +131,7 @@ class Update:
     """
 
     def __init__(
-        self, groups: Sequence[ParameterGroup], settings: Settings, loss_scaler: LossScaler | None = None
+        self, groups: Sequence[ParameterGroup], settings: TrainSettings, loss_scaler: LossScaler | None = None
     ) -> None:
         self.named = {name: p for group in groups for name, p in group.named.items()}
         self.parameters = list(self.named.values())

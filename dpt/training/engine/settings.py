@@ -52,7 +52,7 @@ CHECKPOINTING_STEPS = 500
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainSettings:
     """What the loop does. Fields with a published flag carry its name."""
 
     max_train_steps: int

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from dpt.distributed import Processes
 from dpt.training.engine.interrupts import StopRequest
 from dpt.training.engine.optim import Update
-from dpt.training.engine.settings import Settings
+from dpt.training.engine.settings import TrainSettings
 from dpt.training.engine.task import Task
 
 
@@ -20,7 +20,7 @@ class _Stopped(Exception):
 
 class Validation:
     def __init__(
-        self, task: Task[Any], update: Update, processes: Processes, settings: Settings, global_batch: int
+        self, task: Task[Any], update: Update, processes: Processes, settings: TrainSettings, global_batch: int
     ) -> None:
         self.task, self.update, self.processes, self.settings = task, update, processes, settings
         self.training_examples = settings.max_train_steps * global_batch
