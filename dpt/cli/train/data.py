@@ -143,9 +143,8 @@ def open_cache(options: DataOptions, framing: Framing, backbone: Backbone) -> Tr
     latents_cache = _open_latents(parts_read.get(parts[0]), options.data_root, framing, backbone)
     texts_cache = _open_texts(parts_read.get(parts[1]), backbone)
     if parts_read:
-        messages.append(
-            f"using the cache {folder}: {'; '.join(str(cached) for cached in (latents_cache, texts_cache) if cached is not None)}"
-        )
+        caches = (str(cache) for cache in (latents_cache, texts_cache) if cache is not None)
+        messages.append(f"using the cache {folder}: {'; '.join(caches)}")
     identity = ", ".join(f"{path.name} {part.digest[:16]}" for path, part in parts_read.items())
     return TrainingCache(latents_cache, texts_cache, tuple(messages), identity or None)
 

@@ -22,7 +22,7 @@ from dpt.training.engine.interrupts import NonFiniteSteps, StopRequest
 from dpt.training.engine.logging import Metrics, RunLog, Tracker, banner
 from dpt.training.engine.optim import LossScaler, Update
 from dpt.training.engine.run_folder import RunConfig
-from dpt.training.engine.settings import BatchPlan, TrainSettings, StepRange
+from dpt.training.engine.settings import BatchPlan, StepRange, TrainSettings
 from dpt.training.engine.task import B, BatchStream, Task
 from dpt.training.engine.validation import Validation
 
