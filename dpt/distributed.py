@@ -164,7 +164,7 @@ def _enter(rank: int, count: int, port: int, work: Callable[[Processes], None]) 
 
 
 def _end_with_parent() -> None:
-    """However the parent ends, also by a signal, its children end with it."""
+    """End this process with its parent, even if a signal ends the parent."""
     import multiprocessing
 
     parent = multiprocessing.parent_process()

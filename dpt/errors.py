@@ -22,7 +22,7 @@ OUTSIDE_FAULTS = {
     errno.EPIPE: "the program that reads the output has ended",
     errno.EIO: "check the disk",
 }
-"""System errors that are nobody's bug, and what to do about each."""
+"""System errors that are not bugs, and what to do about each."""
 
 
 class UserError(Exception):
@@ -57,7 +57,7 @@ def run_command(command: Callable[[], object]) -> int:
         try:
             command()
         finally:
-            sys.stdout.flush()  # or a full disk behind it would be noticed only when Python ends
+            sys.stdout.flush()  # a full disk must be reported here, not when Python ends
     except UserError as error:
         return _report(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -86,7 +86,7 @@ def system_fault(error: BaseException | None) -> str | None:
 def _report(message: str, exit_code: int) -> int:
     try:
         sys.stdout.flush()
-    except OSError:  # what is still in its buffer would fail again, loudly, when Python ends
+    except OSError:  # the rest of the buffer would fail again when Python ends
         with suppress(OSError, ValueError, AttributeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print(f"error: {message}" if message else "interrupted", file=sys.stderr)
@@ -94,7 +94,7 @@ def _report(message: str, exit_code: int) -> int:
 
 
 class DataError(UserError):
-    """Something in a data file that cannot be used."""
+    """An unusable data file, or an unusable row of one."""
 
 
 class BrokenImageError(DataError):

@@ -40,7 +40,7 @@ class RecommendedCorrection:
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """What to sample with where no flag says otherwise. Without a file: Stable Diffusion's 7.5 and no correction."""
+    """Values of sampling flags that are not given. Without a file: Stable Diffusion's 7.5 and no correction."""
 
     guidance_scale: float = 7.5
     negative_prompt: str = ""
@@ -81,7 +81,7 @@ def generation_defaults(*places: Path | None) -> GenerationDefaults:
 def _file_beside(place: Path) -> Path | None:
     folder = place if place.is_dir() else place.parent
     candidates = [folder, folder.parent] if folder.name in PARTS_OF_A_RESULT else [folder]
-    return next((file for one in candidates if (file := one / FILE_NAME).is_file()), None)
+    return next((file for folder in candidates if (file := folder / FILE_NAME).is_file()), None)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The one place that reads files anybody may have written: regular files of bounded size, JSON, pickles, literals."""
+"""Reads untrusted files: regular files of bounded size, JSON, pickles, literals."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def open_regular(file: Path, largest: int | None = None, within: Path | None = N
     """
     if within is not None and not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(within)):
         raise UserError(f"{file} is a link to a file outside {within}, which is not followed")
-    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would be waited for
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe would block
     try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
@@ -47,7 +47,7 @@ def check_regular(file: Path) -> None:
 
 def read_bytes(file: Path, largest: int = LARGEST_TEXT, within: Path | None = None) -> bytes:
     with open_regular(file, largest, within) as stream:
-        return stream.read(os.fstat(stream.fileno()).st_size)  # and no more, should it grow meanwhile
+        return stream.read(os.fstat(stream.fileno()).st_size)  # not more, even if the file grows meanwhile
 
 
 def read_text(file: Path, largest: int = LARGEST_TEXT, within: Path | None = None) -> str:
@@ -59,7 +59,7 @@ def read_text(file: Path, largest: int = LARGEST_TEXT, within: Path | None = Non
 
 
 def read_json(file: Path, largest: int = LARGEST_TEXT) -> Any:
-    """The value in a JSON file; whatever is wrong with the file is a UserError that names it."""
+    """The value in a JSON file; any fault is a UserError that names the file."""
     try:
         return parse_json(read_text(file, largest))
     except OSError as error:
@@ -107,7 +107,7 @@ CONTAINERS = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "LIST", "APPEND", "APPENDS"
 
 
 def is_safe_pickle(file: Path) -> bool:
-    """False for what no checkpoint has: very long names, or a container used twice, which may unfold without end."""
+    """Refuse what no checkpoint has: very long names, and containers used twice, which can expand without limit."""
     try:
         with open_regular(file) as stream:
             return all(_is_safe_stream(pickle) for pickle in _pickles(stream))
@@ -226,5 +226,5 @@ def _escaped(text: str, at: int) -> tuple[str, int]:
         raise ValueError(f"expected {HEXADECIMAL[kind]} hexadecimal digits after character {at}")
     code = int(digits, 16)
     if code > 0x10FFFF or 0xD800 <= code <= 0xDFFF:
-        raise ValueError(f"character {at - 1} stands for U+{code:X}, which is no character")
+        raise ValueError(f"character {at - 1} stands for U+{code:X}, which is not a character")
     return chr(code), at + 1 + len(digits)

@@ -47,7 +47,7 @@ def read_weights(file: Path, expected_sha256: str = "") -> dict[str, Tensor]:
     try:
         check_regular(file)
         if expected_sha256 and sha256(file) != expected_sha256:
-            raise UserError(f"{file} is damaged: it is not the file that was saved (its SHA-256 differs)")
+            raise UserError(f"{file} is damaged: its SHA-256 differs from that of the saved file")
         return load_file(file)
     except UserError:
         raise
@@ -55,7 +55,7 @@ def read_weights(file: Path, expected_sha256: str = "") -> dict[str, Tensor]:
         raise UserError(f"{file.parent} has no {file.name}") from None
     except (SafetensorError, OSError):
         raise UserError(f"{file} is truncated or not a safetensors file") from None
-    except Exception as error:  # for instance a number format that this version of torch does not have
+    except Exception as error:  # e.g. a dtype that this version of torch lacks
         raise UserError(f"{file} cannot be read: {type(error).__name__}: {error}") from None
 
 
@@ -97,7 +97,7 @@ def check_shapes(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], 
 
 
 def check_numbers(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Weights are finite floating-point numbers. Converting anything else would lose what it says."""
+    """Weights are finite floating-point numbers. Anything else must not be converted."""
     if wrong := [name for name, tensor in tensors.items() if not _is_weight(tensor)]:
         kind = str(tensors[wrong[0]].dtype).removeprefix("torch.")
         raise UserError(f"{where} does not hold floating-point weights: {wrong[0]} is of type {kind}")

@@ -269,8 +269,8 @@ def _collate_expressions(expressions: Sequence[ReferringExpression]) -> Expressi
 
 
 def _collate_negatives(negatives: Sequence[Negatives]) -> NegativesBatch:
-    random = _all_or_none([each.random for each in negatives], "a random negative")
-    hard = _collate_negative([each.hard for each in negatives])
+    random = _all_or_none([negative.random for negative in negatives], "a random negative")
+    hard = _collate_negative([negative.hard for negative in negatives])
     return NegativesBatch(hard, None if random is None else _collate_negative(random))
 
 

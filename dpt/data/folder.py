@@ -39,7 +39,7 @@ def is_picture_folder(folder: Path) -> bool:
 
 
 def read_picture_folder(folder: Path) -> list[CaptionedPicture]:
-    """Its pictures and captions; metadata.jsonl comes before text files. Whatever is wrong is a DataError."""
+    """Its pictures and captions; metadata.jsonl comes before text files. Any fault is a DataError."""
     if not folder.is_dir():
         raise DataError(f"there is no data folder {folder}")
     metadata = folder / METADATA

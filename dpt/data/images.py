@@ -102,7 +102,7 @@ def _open_image(path: Path) -> Iterator[Image.Image]:
         raise BrokenImageError.of(path, "there is no such file") from None
     except UnidentifiedImageError:
         raise BrokenImageError.of(path, f"cannot identify image file (formats: {', '.join(FORMATS)})") from None
-    except Exception as error:  # decoders meet broken bytes with errors of every kind
+    except Exception as error:  # image decoders raise many kinds of errors for broken files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BrokenImageError.of(path, reason) from error
 

@@ -160,7 +160,7 @@ def load(
 def _leave_stopping_to_the_parent(worker: int) -> None:
     """A scheduler or Ctrl-C signals all processes of a job; a worker that obeys takes its parent down unsaved.
 
-    Workers end when they are told to by their queue, or when their parent is gone.
+    Workers end when their queue says so, or when their parent is gone.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Trained parts to the ordinary diffusers folder, in half precision, all or nothing."""
+"""Write the trained parts as a diffusers folder in half precision, completely or not at all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dpt.claims.words import vocabulary
 from dpt.pocket.clip import DEVIATION, MEAN, ClipStage
 from dpt.pocket.tokenizer import END, START
 from dpt.pocket.unet import UNetStage
-from dpt.untrusted import parse_json
+from dpt.untrusted import read_json_object
 
 KEPT = ("README.md",)
 
@@ -50,7 +50,7 @@ def assemble(out: Path, clip: ClipStage, text_encoder: CLIPTextModel, vae: Autoe
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
         fresh = Path(temporary) / out.name
-        with _rounded(vae, text_encoder, unet.model, clip.model):
+        with _HalfPrecision(vae, text_encoder, unet.model, clip.model):
             for name, part in parts.items():
                 part.save_pretrained(fresh / name)
             clip.model.save_pretrained(fresh / "clip")
@@ -58,7 +58,7 @@ def assemble(out: Path, clip: ClipStage, text_encoder: CLIPTextModel, vae: Autoe
         _write(fresh / "clip" / "preprocessor_config.json", IMAGE_PROCESSOR)
         _write(fresh / "model_index.json", _index(parts))
         for config in ("text_encoder/config.json", "clip/config.json"):
-            _say_float32(fresh / config)
+            _declare_float32(fresh / config)
         for name in KEPT:
             if (out / name).exists():
                 shutil.copy2(out / name, fresh / name)
@@ -68,17 +68,17 @@ def assemble(out: Path, clip: ClipStage, text_encoder: CLIPTextModel, vae: Autoe
 
 @torch.no_grad()
 def forget_untrained_tokens(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
-    """Zero the embeddings of tokens that no caption ever used, so that a reader can tell unknown words."""
-    seen = {tokenizer.convert_tokens_to_ids(token) for token in (START, END)}
+    """Zero the embeddings of tokens that no caption uses, so that unknown words can be recognised."""
+    used = {tokenizer.convert_tokens_to_ids(token) for token in (START, END)}
     for word in vocabulary():
-        seen.update(tokenizer(word, add_special_tokens=False).input_ids)
+        used.update(tokenizer(word, add_special_tokens=False).input_ids)
     table = text_encoder.get_input_embeddings().weight
-    unseen = [token for token in range(table.shape[0]) if token not in seen]
-    table[unseen] = 0
+    unused = [token for token in range(table.shape[0]) if token not in used]
+    table[unused] = 0
 
 
-class _rounded:
-    """Modules in half precision inside the block, as they were outside."""
+class _HalfPrecision:
+    """Converts modules to half precision inside the block and back to float32 after it."""
 
     def __init__(self, *modules: nn.Module) -> None:
         self.modules = modules
@@ -93,7 +93,7 @@ class _rounded:
 
 
 def _index(parts: dict[str, Any]) -> dict[str, Any]:
-    """What StableDiffusionPipeline.from_pretrained reads first."""
+    """The model_index.json of a StableDiffusionPipeline."""
     absent = {"safety_checker": [None, None], "feature_extractor": [None, None], "image_encoder": [None, None]}
     classes = {name: [type(part).__module__.split(".")[0], type(part).__name__] for name, part in parts.items()}
     head = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers_version}
@@ -104,9 +104,9 @@ def _write(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _say_float32(config: Path) -> None:
-    """The weights are stored in half precision to be small; they are meant to be used in single precision."""
-    content = parse_json(config.read_text())
+def _declare_float32(config: Path) -> None:
+    """The weights are stored in half precision for size only: set the dtype that they load in to float32."""
+    content = read_json_object(config)
     for part in (content, content.get("text_config", {}), content.get("vision_config", {})):
         if "dtype" in part:
             part["dtype"] = "float32"

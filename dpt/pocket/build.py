@@ -1,4 +1,4 @@
-"""All stages of the pocket's making, in order, each resumable; then the ordinary diffusers folder."""
+"""Train the stages of the pocket model in order, each resumable, and write its diffusers folder."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def build(
     processes: Processes,
     start: Path | None = None,
 ) -> bool:
-    """Train what is not trained yet, up to the stage `last` and the clock time `until`; True when that is complete.
+    """Train the stages up to `last`, until the clock time `until`; returns whether they are complete.
 
-    Writes `out` once there is a denoiser. With the folder of a finished model as `start`, its CLIP and VAE are kept
-    and its denoiser is trained further.
+    Writes `out` once there is a UNet. `start`, the folder of a finished model, keeps its CLIP and VAE and trains its
+    UNet further.
     """
     world = WORLDS[recipe.world]
     clip_stage = ClipStage(recipe.text, world, recipe.seed, device)
@@ -77,8 +77,8 @@ def load_weights(folder: Path, kind: Any, stage: Stage) -> None:
         finished = kind.from_pretrained(folder, local_files_only=True).float()
         stage.model.load_state_dict(finished.state_dict())
     except (OSError, RuntimeError, ValueError) as error:
-        why = str(error).strip().splitlines()[0]
-        raise UserError(f"cannot start from {folder}, which is not what the recipe describes: {why}") from error
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"cannot start from {folder}, which is not what the recipe describes: {reason}") from error
 
 
 def _train_alone(

@@ -81,10 +81,10 @@ class ClipStage:
         words = self.model.get_text_features(input_ids=ids).pooler_output
         scale = self.model.logit_scale.float().exp().clamp(max=100)
         logits = scale * F.normalize(image.float(), dim=-1) @ F.normalize(words.float(), dim=-1).T
-        # A caption that happens to be true of another picture of the batch is not a negative for it.
-        own = torch.zeros_like(truth)
-        own[torch.arange(n), torch.arange(n)] = True
-        logits = logits.masked_fill(truth & ~own, float("-inf"))
+        # A caption that is also true of another image of the batch is not a negative for that image.
+        own_pair = torch.zeros_like(truth)
+        own_pair[torch.arange(n), torch.arange(n)] = True
+        logits = logits.masked_fill(truth & ~own_pair, float("-inf"))
         target = torch.arange(n, device=device)
         to_text = F.cross_entropy(logits, target)
         to_image = F.cross_entropy(logits[:, :n].T, target)

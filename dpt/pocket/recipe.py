@@ -1,4 +1,4 @@
-"""How the pocket is made: one typed recipe, kept as `recipe.json` beside this file."""
+"""The recipe of the pocket model, stored as `recipe.json` beside this file."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ class VaeRecipe:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of the denoiser's training."""
+    """A phase of the UNet's training."""
 
     until: int
     """The step at which it ends; the last phase lasts as long as the training does."""
     noise: float
-    """How much of the truth the captions lose."""
+    """Strength of the caption noise."""
     omission: float = 0.3
     """The chance, at full noise, that one kind of object goes unmentioned."""
     sorts: tuple[tuple[str, float], ...] = ()

@@ -1,4 +1,4 @@
-"""A stage of the pocket's making as a task of the training engine, with bfloat16 working weights."""
+"""A stage of the pocket model as a task of the training engine, with bfloat16 working weights."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def train_stage(
     until: float | None = None,
     processes: Processes | None = None,
 ) -> bool:
-    """Train a stage to its last step, or to the clock time `until`; True when it is complete.
+    """Train a stage to its last step, or until the clock time `until`; returns whether it is complete.
 
-    `recipe` is what the folder belongs to; only its number of steps may change. Afterwards the stage's model holds
+    A run in `folder` is resumed only with the same `recipe`, apart from its number of steps. Afterwards the stage's model holds
     the averaged weights.
     """
     processes = processes or Processes()
@@ -83,7 +83,7 @@ def _settings(schedule: Schedule, processes: int) -> TrainSettings:
 
 @dataclass(frozen=True)
 class PositionBatch:
-    """Nothing but positions: a stage renders its own examples."""
+    """Positions only: a stage renders its own examples."""
 
     positions: Sequence[int]
 

@@ -1,4 +1,4 @@
-"""The pocket's denoiser: trained on latents of scenes under alt-text-like captions with caption dropout."""
+"""The UNet of the pocket model, trained on latents of scenes under alt-text-like captions with caption dropout."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def build_scheduler(recipe: UNetRecipe) -> DDIMScheduler:
 
 @torch.no_grad()
 def encode_scenes(vae: AutoencoderKL, world: World, seed: int, n: int, folder: Path, processes: Processes) -> Tensor:
-    """Latents (posterior means) of scenes 0 … n-1, kept in `folder` by chunks so that a cut run continues."""
+    """Latents (posterior means) of scenes 0 … n-1, stored in `folder` by chunks so that a stopped run continues."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {first: folder / f"{first:07d}.safetensors" for first in range(0, n, CHUNK)}
-    own = [first for first in processes.share(list(files)) if not files[first].exists()]
-    for first in tqdm(own, desc="latents", unit="chunk", disable=not processes.is_main):
+    missing = [first for first in processes.share(list(files)) if not files[first].exists()]
+    for first in tqdm(missing, desc="latents", unit="chunk", disable=not processes.is_main):
         last = min(first + CHUNK, n)
         parts = [
             vae.encode(pictures(world, seed, start, min(50, last - start)).to(vae.device)).latent_dist.mean.half().cpu()
@@ -101,7 +101,7 @@ class UNetStage:
         self.model = build_unet(recipe, latents.shape[1], text_encoder.config.hidden_size, latents.shape[-1])
         self.model.to(text_encoder.device)
         if text_encoder.device.type == "cpu":
-            # Here attention written out is faster to differentiate than the fused one at these head widths.
+            # On a CPU, unfused attention has the faster backward pass at these head widths.
             self.model.set_attn_processor(AttnProcessor())
         self.scheduler = build_scheduler(recipe)
         # by the gap that a phase asks for, and the sort of scene
@@ -119,10 +119,10 @@ class UNetStage:
         for i in rows:
             rng = KeyedRandom("unet", self.seed, step, i)
             index = rng.choice(self.scenes[phase.gap][rng.weighted_choice(phase.sorts or self.world.sorts)])
-            drawn = scene_caption(
+            caption = scene_caption(
                 make_scene(self.seed, index, self.world), self.world, rng, phase.noise, phase.omission
             )
-            texts.append("" if rng.chance(self.recipe.caption_dropout) else drawn.text)
+            texts.append("" if rng.chance(self.recipe.caption_dropout) else caption.text)
             indices.append(index)
         device, dtype = self.model.device, self.model.dtype
         clean = self.latents[indices].float().to(device)

@@ -171,7 +171,11 @@ def test_a_cache_of_another_key_is_refused(run: Commands, root: Path, tmp_path: 
     assert "`dpt cache … --out FOLDER` and give --cache FOLDER, or --cache none" in error
     assert not (tmp_path / "logs").exists(), "nothing was begun"
     code, _, error = run.cache(root, f"{words} --texts --random_flip")
-    assert code == 2 and re.search(rf"is another one \({told}", error) and "remove it, or say --out FOLDER" in error
+    assert (
+        code == 2
+        and re.search(rf"was made with other options \({told}", error)
+        and "remove it, or give another --out FOLDER" in error
+    )
     assert run.cache(root, f"{words} --texts --out {tmp_path / 'mine'}")[0] == 0
     assert run.train(root, f"{words} --cache {tmp_path / 'mine'}")[0] == 0
 
@@ -199,7 +203,7 @@ def test_mirrored_ones_that_are_not_there(run: Commands, root: Path) -> None:
     code, _, error = run.train(root, "--random_flip")
     assert code == 2 and "is not for this run (it was made without --random_flip)" in error
     code, _, error = run.cache(root, "--random_flip")
-    assert code == 2 and "(random_flip is False, not True): remove it, or say --out FOLDER" in error
+    assert code == 2 and "(random_flip is False, not True): remove it, or give another --out FOLDER" in error
     code, _, error = run.cache(root, "--dtype float16")
     assert code == 2 and "(dtype is 'float32', not 'float16')" in error
 
@@ -208,10 +212,10 @@ def test_an_unfinished_cache_is_not_used_and_that_is_said(run: Commands, root: P
     (root / "cache/latents/manifest.json").unlink()
     code, out, _ = run.train(root, "--train_batch_size 1")
     assert code == 0
-    assert f"the cache {root}/cache/latents is not finished: `dpt cache` goes on with it; until then it is not" in out
+    assert f"the cache {root}/cache/latents is not finished: `dpt cache` continues it; until then it is not" in out
     assert re.search(r"using the cache .*/cache: states of \d+ texts", out)
     code, _, error = run.train(root, f"--cache {root}/cache", "named")
-    assert code == 2 and "is not finished: `dpt cache` goes on with it" in error
+    assert code == 2 and "is not finished: `dpt cache` continues it" in error
 
 
 def test_a_corrupted_shard_ends_training(run: Commands, root: Path) -> None:
@@ -223,9 +227,11 @@ def test_a_corrupted_shard_ends_training(run: Commands, root: Path) -> None:
     file.write_bytes(content[:1000] + bytes(len(content) - 1000))
     for workers in (0, 1):
         code, _, error = run.train(root, f"--dataloader_num_workers {workers}")
-        assert code == 2 and f"error: {file} is corrupted: of 'train2014/COCO_" in error
+        assert code == 2 and f"error: {file} is corrupted: the checksum of 'train2014/COCO_" in error
     code, out, _ = run.cache(root, "--texts --random_flip")
-    assert code == 0 and "shard-00000.safetensors is made again: it is not what was written" in out
+    assert (
+        code == 0 and "shard-00000.safetensors is made again: its size or SHA-256 differs from what was written" in out
+    )
     assert run.train(root)[0] == 0
 
 
@@ -308,7 +314,7 @@ def test_data_folders_that_are_none(run: Commands, tmp_path: Path) -> None:
 
 def test_caches_that_are_none(run: Commands, root: Path, tmp_path: Path) -> None:
     code, _, error = run.train(root, f"--cache {tmp_path}/nowhere")
-    assert code == 2 and "nowhere is no cache: it has neither latents/ nor texts/ nor .npy files" in error
+    assert code == 2 and "nowhere is not a cache: it has neither latents/ nor texts/ nor .npy files" in error
     code, _, error = run.train(None, f"--cache {root}/cache")
     assert code == 2 and "--cache needs --data_root" in error
     code, out, _ = run.train(root, "--cache none")

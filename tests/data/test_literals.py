@@ -45,8 +45,8 @@ def test_anything_else_is_refused_or_agrees_with_python(text: str) -> None:
         (r"['a\']", "not closed"),
         (r"['\q']", "unknown escape at character 2"),
         (r"['\x4']", "2 hexadecimal digits"),
-        (r"['\ud800']", "which is no character"),
-        (r"['\U00110000']", "which is no character"),
+        (r"['\ud800']", "which is not a character"),
+        (r"['\U00110000']", "which is not a character"),
         ("__import__('os').system('true')", r"expected '\['"),
     ],
 )

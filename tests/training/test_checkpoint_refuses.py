@@ -66,7 +66,7 @@ def test_a_manifest_without_a_state(saved: Path) -> None:
 )
 def test_a_state_that_is_none(saved: Path, text: str) -> None:
     with_manifest_of(saved, state_json=text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(UserError, match=r"state.json (cannot be read|does not say)"):
+    with pytest.raises(UserError, match=r"state.json (cannot be read|has no valid step)"):
         checkpoint.load(saved)
 
 

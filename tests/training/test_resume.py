@@ -179,7 +179,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
 def test_a_path_that_was_given_never_falls_back(tmp_path: Path) -> None:
     loop(tmp_path).run()
     (tmp_path / "checkpoint-8" / "manifest.json").unlink()
-    with pytest.raises(UserError, match=r"checkpoint-8 cannot be used.*never finished"):
+    with pytest.raises(UserError, match=r"checkpoint-8 cannot be used.*not written completely"):
         loop(tmp_path).run(resume=str(tmp_path / "checkpoint-8"))
     with pytest.raises(UserError, match=r"there is no checkpoint folder .*checkpoint-5"):
         loop(tmp_path).run(resume="checkpoint-5")
@@ -208,7 +208,7 @@ def test_another_configuration_is_refused_by_its_options_names(tmp_path: Path) -
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     other = checkpoint.save(tmp_path / "other", 3, {"weights": {}}, {"schedule": {}})
-    with pytest.raises(UserError, match="is not a checkpoint of this kind of run"):
+    with pytest.raises(UserError, match="is not a checkpoint of the training loop"):
         loop(tmp_path / "run").run(resume=str(other))
 
 

@@ -41,9 +41,9 @@ def save_adapter(
     adapter: Adapter, folder: Path, *, base: str = "", base_hash: str = "", prediction_type: str = ""
 ) -> None:
     """Write the folder, completely or not at all; it must be empty or missing."""
-    own = {key: tensor for key, tensor in adapter.state_dict().items() if not is_text_encoder_key(key)}
+    tensors = {key: tensor for key, tensor in adapter.state_dict().items() if not is_text_encoder_key(key)}
     with atomic_folder(folder) as work:
-        record = AdapterRecord(adapter.config, base, base_hash, prediction_type, write_weights(own, work / WEIGHTS))
+        record = AdapterRecord(adapter.config, base, base_hash, prediction_type, write_weights(tensors, work / WEIGHTS))
         if adapter.text_encoder is not None:
             adapter.text_encoder.save(work / TEXT_ENCODER)
             record = replace(record, text_encoder_sha256=sha256(work / TEXT_ENCODER / TEXT_WEIGHTS))
@@ -85,15 +85,15 @@ def init_from(adapter: Adapter, path: Path) -> AdapterRecord:
     A text encoder that was trained with the stored adapter is copied too; else the adapter keeps its own.
     """
     stored, record = _open(path, adapter.config)
-    here, there = vars(adapter.config), vars(stored.config)
+    expected, actual = vars(adapter.config), vars(stored.config)
     names = [field.name for field in fields(AdapterConfig) if field.name not in MAY_DIFFER]
-    if differing := [f"{name} is {there[name]!r} there and {here[name]!r} here" for name in names
-                     if here[name] != there[name]]:  # fmt: skip
+    if differing := [f"{name} is {actual[name]!r} there and {expected[name]!r} here" for name in names
+                     if expected[name] != actual[name]]:  # fmt: skip
         raise UserError(f"training cannot start from the adapter of {path}: {'; '.join(differing[:3])}")
     if stored.text_encoder is not None and adapter.text_encoder is None:
         raise UserError(f"the adapter of {path} was trained with its text encoder: add --no_freeze_text_encoder")
-    own = {} if stored.text_encoder else {k: v for k, v in adapter.state_dict().items() if is_text_encoder_key(k)}
-    load_strictly(adapter, {**stored.state_dict(), **own}, str(path))
+    kept = {} if stored.text_encoder else {k: v for k, v in adapter.state_dict().items() if is_text_encoder_key(k)}
+    load_strictly(adapter, {**stored.state_dict(), **kept}, str(path))
     return record
 
 

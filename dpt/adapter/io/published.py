@@ -43,7 +43,7 @@ def read_published(file: Path) -> Published:
     except FileNotFoundError:
         raise UserError(f"there is no published checkpoint {file}") from None
     except Exception:  # whatever torch raises, the file is at fault
-        raise UserError(f"{file} was not read: it is truncated, no checkpoint, or holds more than tensors") from None
+        raise UserError(f"{file} was not read: it is truncated, not a checkpoint, or holds more than tensors") from None
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{file} is not a flat list of named tensors")
     if odd := [key for key, value in content.items() if not (isinstance(key, str) and _is_plain(value))]:

@@ -25,20 +25,20 @@ FORMAT = 1
 
 
 CacheKey = Mapping[str, Any]
-"""As JSON would give it back."""
+"""Plain JSON values."""
 
 NEW: CacheKey = MappingProxyType({})
-"""The key of no cache: `made`, where given, is the key of one that may be of an earlier version of dpt."""
+"""Default of `recorded`: there is no earlier cache whose hashes could be reused."""
 
 
 FREE = ("dtype", "random_flip")
-"""What latents may have otherwise than a run asks for: any format is read, and mirrored ones may go unused."""
+"""Entries in which latents may differ from the run: any dtype can be read, mirrored latents can go unused."""
 
 
 def latents_key(
     model: ModelFolder, framing: Framing, dtype: torch.dtype = torch.float32, made: CacheKey = NEW
 ) -> CacheKey:
-    """Of the model only the VAE: another UNet or text encoder changes no latents."""
+    """Names the VAE only: another UNet or text encoder does not change latents."""
     return {
         "format": FORMAT,
         "preprocessing": PREPROCESSING,
@@ -51,7 +51,7 @@ def latents_key(
 
 
 def texts_key(model: ModelFolder, dtype: torch.dtype, made: CacheKey = NEW) -> CacheKey:
-    """`dtype` is what the text encoder runs in, and so what its states are."""
+    """`dtype`: that of the text encoder, and so of its states."""
     return {
         "format": FORMAT,
         "preprocessing": ENCODING,
@@ -71,7 +71,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def _short(value: Any) -> str:
-    """A hash is abbreviated."""
+    """repr, with hashes abbreviated."""
     return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else repr(value)
 
 

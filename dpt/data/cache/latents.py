@@ -1,4 +1,4 @@
-"""Latents of pictures: encoded once, and read instead of the pictures."""
+"""Latents of pictures, encoded once and read by training."""
 
 from __future__ import annotations
 
@@ -149,8 +149,8 @@ class CachedLatents:
             size = _bytes(images / name)
             if size not in (ABSENT, part.rows[name].facts[0]):
                 raise DataError(
-                    f"{images / name} is not the picture that the cache {part.folder} was made of: `dpt cache` makes it"
-                    " again, and --cache none goes on without"
+                    f"{images / name} is not the picture that the cache {part.folder} was made of: run `dpt cache`"
+                    " again, or train with --cache none"
                 )
 
     @property
@@ -174,8 +174,8 @@ class CachedLatents:
             raise BrokenImageError.of(picture, self.part.broken[name][1])
         if name not in self.part.rows:
             raise DataError(
-                f"{picture} is not in the cache {self.part.folder}: `dpt cache` adds what is missing, and --cache none"
-                " goes on without"
+                f"{picture} is not in the cache {self.part.folder}: `dpt cache` adds what is missing; --cache none"
+                " trains without a cache"
             )
         return name
 
@@ -187,18 +187,18 @@ class CachedLatents:
 
 
 def _check_facts(part: CachePart) -> None:
-    """Those of pictures; a cache of other things has others."""
+    """Check names, sizes and reasons of the pictures in the manifest."""
     if not isinstance(part.key.get("dtype"), str) or LATENTS not in part.tensors:
-        raise DataError(f"{part.folder} is no cache of latents")
+        raise DataError(f"{part.folder} is not a cache of latents")
     for name in (*part.rows, *part.broken):
         checked_file_name(name, str(part.folder))
     for name, row in part.rows.items():
         sound = all(is_whole(value) and 0 <= value < 2**62 for value in row.facts)
         if not sound or len(row.facts) != len(fields(ImageFacts)):
-            raise DataError(f"{part.folder} does not say what picture {name!r} is: `dpt cache` makes it again")
+            raise DataError(f"{part.folder} lacks the size of the picture {name!r}: run `dpt cache` again")
     for name, facts in part.broken.items():
         if len(facts) != 2 or not isinstance(facts[1], str):
-            raise DataError(f"{part.folder} does not say why {name!r} is broken: `dpt cache` makes it again")
+            raise DataError(f"{part.folder} lacks the reason why {name!r} is broken: run `dpt cache` again")
 
 
 class NpyLatents:
@@ -223,7 +223,7 @@ class NpyLatents:
             # Mapped, so that a header that claims more than the file holds costs no memory.
             check_regular(file)
             values = np.load(file, mmap_mode="r", allow_pickle=False)
-        except Exception as error:  # headers are met with errors of every kind
+        except Exception as error:  # numpy raises many kinds of errors for a broken header
             raise DataError(f"{file} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from None
         if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.shape != self.shape:
             raise DataError(f"{file} should hold latents of the shape {self.shape}, not {_describe(values)}")

@@ -99,7 +99,7 @@ class PartMaker(ABC):
         stored = values.to("cpu", self.dtype)
         bad = (~torch.isfinite(stored).flatten(1).all(dim=1)).nonzero().flatten().tolist()
         if bad:
-            raise DataError(f"what the model makes of {names[bad[0]]!r} is not finite; nothing of its batch was kept")
+            raise DataError(f"the model's output for {names[bad[0]]!r} is not finite; its batch was not stored")
         return stored
 
 
@@ -112,8 +112,8 @@ def make(makers: Sequence[PartMaker], say: OnProgress) -> list[CachePart]:
         room = [len(names) * (maker.item_bytes + INDEX_BYTES) for maker, names in zip(makers, missing, strict=True)]
         free = shutil.disk_usage(makers[0].builder.folder).free
         for maker, names, needed in zip(makers, missing, room, strict=True):
-            folder, there = maker.builder.folder, len(maker.names)
-            say(f"{folder}: {len(names)} of {there} {maker.unit}s are to be encoded, {readable_size(needed)}")
+            folder, total = maker.builder.folder, len(maker.names)
+            say(f"{folder}: {len(names)} of {total} {maker.unit}s are to be encoded, {readable_size(needed)}")
         if sum(room) > free:
             raise UserError(
                 f"the disk of {makers[0].builder.folder.parent} has too little space: the cache needs"

@@ -79,28 +79,28 @@ def _check_index(index: Index) -> None:
     """Check the types of all fields."""
     lists = (index.names, index.checksums, index.facts)
     if not all(isinstance(value, list) for value in lists) or len({len(values) for values in lists}) > 1:
-        raise ValueError("its lists are not of one length")
+        raise ValueError("its lists differ in length")
     if not (isinstance(index.bytes, int) and isinstance(index.sha256, str) and isinstance(index.broken, dict)):
-        raise ValueError("it does not say what its shard is like")
+        raise ValueError("the size, hash or broken items of its shard are missing")
     if not all(isinstance(name, str) for name in index.names):
-        raise ValueError("its names are not texts")
+        raise ValueError("its names are not strings")
     if not all(isinstance(row, list) and all(isinstance(value, int) for value in row) for row in index.checksums):
         raise ValueError("its checksums are not whole numbers")
     if not all(isinstance(value, list) for value in (*index.facts, *index.broken.values())):
-        raise ValueError("what it knows of its items are no lists")
+        raise ValueError("the metadata of its items are not lists")
 
 
 def read_row(file: Path, tensor: str, row: int, expected: int, what: str) -> Tensor:
-    """A single row. The file is opened and closed again, so that processes share no handle."""
+    """Read one row. Opens the file each time, so that worker processes share no handle."""
     try:
         with safe_open(file, framework="pt") as shard:
             values: Tensor = shard.get_slice(tensor)[row].clone()
     except (SafetensorError, OSError, IndexError) as error:
         raise DataError(f"{file} cannot be read: {error}; `dpt cache` makes it again") from None
-    except Exception as error:  # a header may say anything of its tensors
+    except Exception as error:  # safetensors raises many kinds of errors for a broken header
         raise DataError(f"{file} has no row {row} of {tensor!r}: {error}; `dpt cache` makes it again") from None
     if checksum(values) != expected:
-        raise DataError(f"{file} is corrupted: of {what} it has not what was written; `dpt cache` makes it again")
+        raise DataError(f"{file} is corrupted: the checksum of {what} differs; `dpt cache` makes it again")
     return values
 
 
@@ -147,13 +147,13 @@ class CachePart:
         self.key: CacheKey = manifest["key"]
         self.tensors: list[str] = manifest["tensors"]
         if not isinstance(self.key, dict) or not isinstance(self.tensors, list):
-            raise TypeError("it says not what it depends on, or what it holds")
+            raise TypeError("its key or its list of tensors is missing")
         self.rows: dict[str, CachedItem] = {}
         self.broken: dict[str, ShardMetadata] = {}
         self.shards: list[Path] = []
         for nth, (name, facts) in enumerate(manifest["shards"].items()):
             if not SHARD_NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is no shard of it")
+                raise ValueError(f"{name!r} is not the name of a shard")
             self.shards.append(folder / name)
             self._add(nth, _checked_index(folder / name, facts))
 
@@ -166,7 +166,7 @@ class CachePart:
             manifest = parse_json(content)
             return cls(folder, manifest, hashlib.sha256(content).hexdigest())
         except FileNotFoundError:
-            raise UnfinishedPartError(f"the cache {folder} is not finished: `dpt cache` goes on with it") from None
+            raise UnfinishedPartError(f"the cache {folder} is not finished: `dpt cache` continues it") from None
         except OSError as error:
             raise DataError(f"{file} cannot be read: {error.strerror or error}") from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -175,7 +175,7 @@ class CachePart:
     def _add(self, shard: int, index: Index) -> None:
         for at, (name, checksums, facts) in enumerate(zip(index.names, index.checksums, index.facts, strict=True)):
             if len(checksums) != len(self.tensors):
-                raise ValueError(f"{name!r} has not a checksum for each of its tensors")
+                raise ValueError(f"{name!r} lacks a checksum for one of its tensors")
             self.rows[name] = CachedItem(shard, at, tuple(checksums), facts)
         self.broken.update(index.broken)
 
@@ -191,7 +191,7 @@ def _checked_index(shard: Path, facts: Mapping[str, Any]) -> Index:
     except OSError as error:
         raise DataError(f"{shard} cannot be read: {error.strerror}; `dpt cache` makes it again") from None
     if not isinstance(facts, dict):
-        raise TypeError(f"what it says of {shard.name} is no object")
+        raise TypeError(f"the entry of {shard.name} is not an object")
     if size != facts["bytes"]:
         raise DataError(f"{shard} is corrupted: it has {size} bytes, not {facts['bytes']}; `dpt cache` makes it again")
     index = read_index(index_file(shard))
@@ -229,22 +229,23 @@ class PartBuilder:
                 raise UserError(f"{file} is not the key of a cache")
             if differing := differences(made, self.key):
                 raise UserError(
-                    f"the cache {self.folder} is another one ({'; '.join(differing)}): remove it, or say --out FOLDER"
+                    f"the cache {self.folder} was made with other options ({'; '.join(differing)}): remove it, or give"
+                    " another --out FOLDER"
                 )
         elif others := sorted(path.name for path in self.folder.iterdir() if path.name != LOCK):
-            raise UserError(f"{self.folder} is no cache, and not empty either: it has {others[0]}")
+            raise UserError(f"{self.folder} is not a cache and not empty: it has {others[0]}")
         else:
             _write_json(file, self.key)
         for leftover in self.folder.glob(".*.tmp"):
             leftover.unlink()
 
     def resume(self, is_current: IsCurrent) -> list[str]:
-        """Verify each finished shard and delete those that are damaged or outdated; one sentence for each of them."""
+        """Delete damaged or outdated shards; return a sentence for each."""
         sentences = []
         for shard in sorted(self.folder.glob("shard-*.safetensors")):
             problem = self._problem(shard, is_current)
             if problem is not None:
-                (self.folder / MANIFEST).unlink(missing_ok=True)  # it promises what is not there
+                (self.folder / MANIFEST).unlink(missing_ok=True)  # it lists this shard
                 index_file(shard).unlink(missing_ok=True)
                 shard.unlink()
                 sentences.append(f"{shard.name} is made again: {problem}")
@@ -263,12 +264,12 @@ class PartBuilder:
         except DataError as fault:
             return str(fault)
         if shard.stat().st_size != index.bytes or sha256(shard) != index.sha256:
-            return "it is not what was written (size or SHA-256 differs)"
+            return "its size or SHA-256 differs from what was written"
         items = [*zip(index.names, index.facts, strict=True), *index.broken.items()]
         try:
             changed = next((name for name, facts in items if not is_current(name, facts)), None)
         except (IndexError, TypeError):
-            return "its index does not say what its items are"
+            return "its index lacks the metadata of its items"
         if changed is not None:
             return f"{changed} has changed since"
         self.indices[int(shard.stem.removeprefix("shard-"))] = index
@@ -288,7 +289,7 @@ class PartBuilder:
         tensors: Mapping[str, Tensor],
         broken: Mapping[str, ShardMetadata],
     ) -> None:
-        """A shard, under the first number that is free: one that is made again gets its own."""
+        """Write a shard under the first free number, so that a replaced shard keeps its number."""
         number = next(n for n in range(len(self.indices) + 1) if n not in self.indices)
         self.indices[number] = write_shard(shard_file(self.folder, number), items, tensors, broken)
 

@@ -1,4 +1,4 @@
-"""States of texts: encoded once, and read instead of encoding them again."""
+"""Text encoder states, encoded once and read by training."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class CachedTexts:
 
     def __init__(self, part: CachePart) -> None:
         if missing := {"states", "pooled"} - set(part.tensors):
-            raise DataError(f"{part.folder} is no cache of texts: it has no {' and no '.join(sorted(missing))}")
+            raise DataError(f"{part.folder} is not a cache of texts: it lacks {' and '.join(sorted(missing))}")
         self.part = part
 
     def read(self, texts: Sequence[str]) -> EncodedTexts | None:

@@ -55,14 +55,14 @@ def read_prompts(file: Path, on_fault: OnDataError = raise_error) -> list[str]:
     if not isinstance(content, list):
         raise DataError(f"{file} should hold a list of prompts, not {shown(content)}")
     prompts: list[str] = []
-    for nth, each in enumerate(content):
+    for nth, entry in enumerate(content):
         try:
-            row = Row(each, f"{file}, row {nth}")
+            row = Row(entry, f"{file}, row {nth}")
             prompts.append(row.text("captions" if "captions" in row else "caption").strip())
         except DataError as fault:
             on_fault(fault)
     if not prompts:
-        on_fault(DataError(f"{file} holds no prompt that can be used"))
+        on_fault(DataError(f"{file} has no usable prompt"))
     return prompts
 
 
@@ -107,7 +107,7 @@ def read_expressions(file: Path, on_fault: OnDataError = raise_error) -> list[Ex
             on_fault(fault)
     _refuse_unknown_images(document, annotations, on_fault)
     if not rows:
-        on_fault(DataError(f"{file} holds no expression that can be used"))
+        on_fault(DataError(f"{file} has no usable expression"))
     return rows
 
 

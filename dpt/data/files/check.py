@@ -1,6 +1,6 @@
-"""What `dpt data check` says of a data folder: every fault by file, and whether training can use it.
+"""`dpt data check`: the faults of a data folder by file, and whether training can use it.
 
-The verdict is training's own: the check opens the data as a run does, then reads what a run would reach later.
+The check opens the data with the code that training uses, then reads everything that training would read later.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class FileReport:
     faults: int = 0
     shown: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """Oddities that training does not mind."""
+    """Oddities that do not affect training."""
 
     def fault(self, fault: DataError) -> None:
         self.faults += 1
@@ -69,12 +69,12 @@ class FileReport:
 
     def __str__(self) -> str:
         if not self.present:
-            why = f"needed for {self.use}" if self.required else f"not there; only {self.use} would need it"
+            why = f"needed for {self.use}" if self.required else f"absent; used only by {self.use}"
             return f"{self.status:<8}{self.name}: {why}"
-        content = self.content or "nothing that can be used"
+        content = self.content or "nothing usable"
         lines = [f"{self.status:<8}{self.name}: {content}"]
         if self.status == "unused":
-            lines[0] += f"; broken, but only {self.use} would need it"
+            lines[0] += f"; broken, but used only by {self.use}"
         lines += [f"          {sentence}" for sentence in self.shown]
         if self.faults > len(self.shown):
             lines.append(f"          … and {self.faults - len(self.shown)} more")
@@ -86,7 +86,7 @@ class FileReport:
 class CheckResult:
     reports: list[FileReport]
     refusal: str | None
-    """The sentence with which training refuses the folder when it opens it."""
+    """The error with which training refuses the folder."""
 
     @property
     def bad(self) -> list[FileReport]:
@@ -208,7 +208,7 @@ class _Check:
         reports = [read(folder, HardNegativeFolder), read(table, HardNegativeTable)]
         if len(opened) == 2 and opened[folder].ids_of != opened[table].ids_of:
             reports[0].note(f"{folder} does not give its captions to the same pictures as {table.name}")
-        if part == "val":  # nothing prepares this folder: not worth a line where it is absent
+        if part == "val":  # `dpt data prepare` does not write this folder, so its absence is normal
             reports = [report for report in reports if report.present or report.required]
         return opened.get(folder, opened.get(table)), reports
 

@@ -117,7 +117,7 @@ class HardNegativeFolder(HardNegativeFiles):
         self._ids = array("q", sorted(id_ for own in self.ids_of.values() for id_ in own))
         self._name_of = {id_: name for name, own in self.ids_of.items() for id_ in own}
         if not self._ids:
-            raise DataError(f"{index} names no caption that can be used")
+            raise DataError(f"{index} has no usable caption")
 
     @property
     def ids(self) -> Sequence[int]:
@@ -145,7 +145,7 @@ class HardNegativeTable(HardNegativeFiles):
         with open_data_file(file) as table:
             self._scan(_Lines(table, file), on_fault)
         if not self._starts:
-            raise DataError(f"{file} holds no row that can be used")
+            raise DataError(f"{file} has no usable row")
 
     @property
     def ids(self) -> Sequence[int]:
@@ -215,7 +215,7 @@ class _Lines:
         try:
             yield from reader
         except csv.Error as error:
-            raise DataError(f"{self.file}, line {self.line}, is no row of a table: {error}") from None
+            raise DataError(f"{self.file}, line {self.line}, is not a table row: {error}") from None
 
 
 def open_hard_negatives(root: DataRoot, part: str) -> HardNegativeFiles:

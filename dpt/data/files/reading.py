@@ -1,4 +1,4 @@
-"""Data files as typed values. Whatever is wrong with one is a DataError that names the file and the place."""
+"""Typed access to data files. Every fault is a DataError that names the file and the place."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def read_json(file: Path) -> Any:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 class Row:
@@ -117,7 +117,7 @@ class Row:
             except ValueError as error:
                 self.fail(f"{key!r} is not a list of quoted strings: {error}")
         if not value or any(not isinstance(text, str) or not text.strip() or not is_text(text) for text in value):
-            self.fail(f"{key!r} should hold one text at least, and none that is empty; it is {shown(value)}")
+            self.fail(f"{key!r} should be a list of non-empty texts, not {shown(value)}")
         return tuple(value)
 
     def numbers(self, key: str, n: int) -> tuple[float, ...]:
@@ -151,7 +151,7 @@ def checked_file_name(name: str, where: str) -> str:
     """A relative path that cannot leave its folder."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.name or set(name) & set("\\:") or not name.isprintable():
-        raise DataError(f"{where}: {shown(name)} is no file name under the data folder")
+        raise DataError(f"{where}: {shown(name)} is not a file name under the data folder")
     return name
 
 

@@ -220,12 +220,12 @@ def open_training_data(
     validation_seed: int = 0,
     latents: LatentStore | None = None,
 ) -> tuple[FileSource, dict[str, FileSource]]:
-    """What a run trains on, and by name what it validates on. `dpt data check` asks this very function."""
-    still = replace(framing, random_flip=False)
+    """The training source, and validation sources by name. `dpt data check` calls this too."""
+    unflipped = replace(framing, random_flip=False)
     validation = {
-        name: expression_files(root, name, "val", still, validation_seed, latents) for name in selection.validation
+        name: expression_files(root, name, "val", unflipped, validation_seed, latents) for name in selection.validation
     }
-    validation["captions"] = matching_files(root, "val", still, validation_seed, latents)
+    validation["captions"] = matching_files(root, "val", unflipped, validation_seed, latents)
     return training_files(root, selection.dataset, framing, seed, latents), validation
 
 

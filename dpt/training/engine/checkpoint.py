@@ -57,7 +57,7 @@ def _state(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {error}") from None
     if not (isinstance(state, dict) and type(state.get("step")) is int and state["step"] >= 0):
-        raise UserError(f"{file} does not say after which step it was saved")
+        raise UserError(f"{file} has no valid step")
     return state
 
 
@@ -85,7 +85,7 @@ class TrainingState:
     def parse(cls, state: Mapping[str, Any], folder: Path) -> TrainingState:
         file = folder / STATE
         if "config" not in state:
-            raise UserError(f"{folder} is not a checkpoint of this kind of run: it does not say how it was configured")
+            raise UserError(f"{folder} is not a checkpoint of the training loop: it has no config")
         if not isinstance(state["config"], dict):
             raise UserError(f"{file}: config must be an object, not {state['config']!r}")
         for name in ("images", "bad_in_a_row"):
@@ -121,9 +121,9 @@ def fault(folder: Path) -> str | None:
             if not file.is_file():
                 return f"{name} is missing"
             if file.stat().st_size != entry["bytes"] or sha256(file) != entry["sha256"]:
-                return f"{name} is not what was saved (size or SHA-256 differs)"
+                return f"{name} differs from what was saved (size or SHA-256)"
     except FileNotFoundError:
-        return f"it has no {MANIFEST}, so its saving was never finished"
+        return f"it has no {MANIFEST}, so it was not written completely"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its {MANIFEST} cannot be read ({error})"
     return None

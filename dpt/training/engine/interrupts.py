@@ -43,8 +43,8 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signalled = True
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
+        for handled in SIGNALS:
+            signal.signal(handled, signal.SIG_DFL)
 
 
 class NonFiniteSteps:
@@ -60,7 +60,9 @@ class NonFiniteSteps:
         for step in steps:
             self.in_a_row = self.in_a_row + 1 if step in bad else 0
             if self.in_a_row >= self.limit:
-                examples = {each: self.examples_of(each) for each in range(step - self.in_a_row + 1, step + 1)}
+                examples = {
+                    bad_step: self.examples_of(bad_step) for bad_step in range(step - self.in_a_row + 1, step + 1)
+                }
                 raise UserError(
                     f"the loss or its gradient was not finite in {self.in_a_row} steps in a row, up to step {step}; "
                     f"none of them was applied; their examples, by step: {json.dumps(examples)}"

@@ -40,7 +40,7 @@ class MetricsSnapshot:
 
 
 class Metrics:
-    """Sums of the losses on the device, read now and then."""
+    """Sums of the losses on the device, read every `logging_steps` steps."""
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = device
@@ -50,7 +50,7 @@ class Metrics:
         self.steps: list[int] = []
 
     def add(self, step: int, values: Mapping[str, Tensor], status: Tensor) -> None:
-        """Values of one step, of which each process has its own; `status` is the same for all."""
+        """Add the values of one step. Each process has its own values; `status` is the same for all."""
         if not self.names:
             self.names = tuple(values)
         stacked = torch.stack([values[name].detach().float().to(self.device) for name in self.names])
@@ -73,14 +73,14 @@ class Metrics:
         return MetricsSnapshot(means, steps, bad, overflowed)
 
     def tensors(self, processes: Processes) -> dict[str, Tensor]:
-        """What a checkpoint between two readings must hold for the next reading to be the uninterrupted run's."""
+        """The state that a checkpoint stores, so that a resumed run logs the same means."""
         sums, status = self._accumulated()
         steps = torch.tensor(self.steps, dtype=torch.int64)
         return {"sums": processes.mean(sums), "flags": status, "steps": steps}
 
     def restore(self, tensors: Mapping[str, Tensor], names: Sequence[str], where: str) -> None:
         if {"sums", "flags", "steps"} - tensors.keys():
-            raise UserError(f"the checkpoint {where} does not hold the losses since the last reading")
+            raise UserError(f"the checkpoint {where} lacks the losses since the last log line")
         sums, status, steps = (tensors[name] for name in ("sums", "flags", "steps"))
         if sums.ndim != 1 or steps.ndim != 1 or status.shape != steps.shape or len(sums) not in (0, len(names)):
             raise UserError(f"the losses in the checkpoint {where} do not have one value for each name and step")
@@ -97,7 +97,7 @@ class Metrics:
 
 
 CLOCK_NAMES = ("seconds", "data_share")
-"""Log entries that say how fast it was: the only ones that may differ between two equal runs."""
+"""Log entries for speed: the only ones that differ between two identical runs."""
 
 Tracker = Callable[[Mapping[str, Any], int], None]
 """Takes named values and the step."""
@@ -238,5 +238,5 @@ def plot_curve(root: Path, file: Path, title: str = "") -> None:
 
 
 def _smoothed(values: Sequence[float], window: int = 9) -> list[float]:
-    """The mean of each value and those just before it."""
+    """Trailing moving average."""
     return [sum(values[max(0, i - window + 1) : i + 1]) / min(window, i + 1) for i in range(len(values))]

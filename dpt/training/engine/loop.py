@@ -135,7 +135,7 @@ class Loop(Generic[B]):
         return torch.stack(weighted).sum()
 
     def _micro_batches(self) -> Iterator[list[B]]:
-        """The micro-batches of each step to come."""
+        """The micro-batches of each remaining step."""
         steps = StepRange(self.plan, self.step, self.settings.max_train_steps)
         batches = self.stream.batches(steps, self.settings.dataloader_num_workers, self.device.type == "cuda")
         self.log.started = time.monotonic()
@@ -183,7 +183,7 @@ class Loop(Generic[B]):
             print(f"continuing after step {self.step} from {start}")
 
     def _stop_is_requested(self, stop: StopRequest) -> bool:
-        """Several processes must stop at the same step, and ask one another only at steps that wait anyway.
+        """Several processes must stop at the same step; they synchronise only at steps that log, which wait anyway.
 
         After the last step a stop leaves out the validation, if one is due.
         """

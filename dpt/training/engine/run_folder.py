@@ -49,7 +49,7 @@ class RunConfig:
 
 @contextmanager
 def claimed(root: Path, config: RunConfig) -> Iterator[None]:
-    """Inside, the folder is this run's alone; refused if it is the folder of a run with another configuration."""
+    """Lock the folder for this run; refuse the folder of a run with another configuration."""
     with _writing(root):
         root.mkdir(parents=True, exist_ok=True)
         if (root / CONFIG).exists():
@@ -105,7 +105,7 @@ def append_log(root: Path, record: Mapping[str, Any]) -> None:
 
 
 def flush_log(root: Path) -> None:
-    """Put the log on the disk: a power failure must not lose what a checkpoint is past."""
+    """Sync the log to disk, so that after a power failure it is not older than the checkpoint."""
     with _writing(root), (root / LOG).open("a") as log:
         os.fsync(log.fileno())
 
@@ -122,7 +122,7 @@ def _step_of(line: str) -> float:
     try:
         return float(parse_json(line)["step"])
     except (ValueError, KeyError, TypeError, OverflowError):
-        return float("inf")  # a line cut by a kill
+        return float("inf")  # a line that was cut when the run was killed
 
 
 def _recorded(file: Path) -> Mapping[str, Any]:

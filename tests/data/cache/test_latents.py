@@ -204,7 +204,7 @@ def test_a_picture_that_was_changed_is_encoded_again(backbone: Backbone, root: D
 def test_latents_that_are_not_finite(model: Path, root: DataRoot) -> None:
     backbone = open_backbone(model, device="cpu")
     backbone.vae.quant_conv.bias[0] = torch.inf
-    with pytest.raises(DataError, match=r"what the model makes of 'train2014/COCO_.*\.jpg' is not finite"):
+    with pytest.raises(DataError, match=r"the model's output for 'train2014/COCO_.*\.jpg' is not finite"):
         make_latents(backbone, root)
     assert not list((root.path / "cache/latents").glob("shard-*"))
 

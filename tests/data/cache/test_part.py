@@ -63,7 +63,7 @@ def test_a_shard_can_be_read_by_whoever_can_read_the_folder(tmp_path: Path) -> N
 def test_without_a_manifest_it_is_not_finished(tmp_path: Path) -> None:
     built(tmp_path)
     (tmp_path / MANIFEST).unlink()
-    with pytest.raises(UnfinishedPartError, match="is not finished: `dpt cache` goes on with it"):
+    with pytest.raises(UnfinishedPartError, match="is not finished: `dpt cache` continues it"):
         CachePart.open(tmp_path)
 
 
@@ -89,7 +89,7 @@ def test_a_flipped_bit_is_noticed_when_read(tmp_path: Path) -> None:
     flip_a_bit(shard_file(tmp_path, 1), -1)
     part = CachePart.open(tmp_path)
     assert torch.equal(part.read("item 4", "y"), torch.full(SHAPE, 104.0, dtype=torch.bfloat16)), "the others are good"
-    with pytest.raises(DataError, match=r"shard-00001\.safetensors is corrupted: of 'item 5' it has not what was"):
+    with pytest.raises(DataError, match=r"shard-00001\.safetensors is corrupted: the checksum of 'item 5' differs"):
         part.read("item 5", "y")
     flip_a_bit(shard_file(tmp_path, 0), 7)
     with pytest.raises(DataError, match=r"shard-00000\.safetensors cannot be read"):
@@ -155,7 +155,7 @@ def test_another_key_is_refused(tmp_path: Path) -> None:
     before = built(tmp_path).digest
     other = PartBuilder(tmp_path, {**KEY_OF_A, "resolution": 32}, ["x", "y"])
     with (
-        pytest.raises(UserError, match=r"is another one \(resolution is 64, not 32\): remove it, or say --out"),
+        pytest.raises(UserError, match=r"was made with other options \(resolution is 64, not 32\): remove it, or give"),
         other.claimed(),
     ):
         pass
@@ -165,7 +165,7 @@ def test_another_key_is_refused(tmp_path: Path) -> None:
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     with (
-        pytest.raises(UserError, match=r"is no cache, and not empty either: it has thesis\.tex"),
+        pytest.raises(UserError, match=r"is not a cache and not empty: it has thesis\.tex"),
         PartBuilder(tmp_path, KEY_OF_A, ["x"]).claimed(),
     ):
         pass

@@ -29,25 +29,25 @@ def changed(folder: Path, **changes: Any) -> Path:
 def test_names_stay_inside(tmp_path: Path, name: str) -> None:
     for number, changes in enumerate(({"names": ["a.jpg", "b.jpg", name]}, {"broken": {name: [3, "cut"]}})):
         folder = tmp_path / str(number)
-        with pytest.raises(DataError, match="is no file name under the data folder"):
+        with pytest.raises(DataError, match="is not a file name under the data folder"):
             CachedLatents(CachePart.open(changed(folder, **changes)), folder)
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"facts": [[9, 8, 8, 1], [9, 8, 8], [9, 8, 8, 1]]}, "does not say what picture 'b.jpg' is"),
-        ({"facts": [[9, 8, 8, 1], [9, 8, -8, 1], [9, 8, 8, 1]]}, "does not say what picture 'b.jpg' is"),
-        ({"broken": {"x.jpg": [3]}}, "does not say why 'x.jpg' is broken"),
-        ({"broken": {"x.jpg": [3, 4]}}, "does not say why 'x.jpg' is broken"),
-        ({"checksums": [[1, 2], [1], [1, 2]]}, "has not a checksum for each of its tensors"),
+        ({"facts": [[9, 8, 8, 1], [9, 8, 8], [9, 8, 8, 1]]}, "lacks the size of the picture 'b.jpg'"),
+        ({"facts": [[9, 8, 8, 1], [9, 8, -8, 1], [9, 8, 8, 1]]}, "lacks the size of the picture 'b.jpg'"),
+        ({"broken": {"x.jpg": [3]}}, "lacks the reason why 'x.jpg' is broken"),
+        ({"broken": {"x.jpg": [3, 4]}}, "lacks the reason why 'x.jpg' is broken"),
+        ({"checksums": [[1, 2], [1], [1, 2]]}, "lacks a checksum for one of its tensors"),
         ({"checksums": [[1, 2], "x", [1, 2]]}, "its checksums are not whole numbers"),
-        ({"names": ["a.jpg"]}, "its lists are not of one length"),
-        ({"names": 5}, "its lists are not of one length"),
-        ({"names": ["a", 5, "c"]}, "its names are not texts"),
-        ({"bytes": "x"}, "does not say what its shard is like"),
-        ({"broken": []}, "does not say what its shard is like"),
-        ({"facts": [1, 2, 3]}, "no lists"),
+        ({"names": ["a.jpg"]}, "its lists differ in length"),
+        ({"names": 5}, "its lists differ in length"),
+        ({"names": ["a", 5, "c"]}, "its names are not strings"),
+        ({"bytes": "x"}, "of its shard are missing"),
+        ({"broken": []}, "of its shard are missing"),
+        ({"facts": [1, 2, 3]}, "are not lists"),
         ({"more": 1}, "is not the index of a cache"),
     ],
 )
@@ -61,7 +61,7 @@ def test_shards_lie_in_the_folder(tmp_path: Path, name: str) -> None:
     manifest = json.loads((part(tmp_path) / MANIFEST).read_text())
     manifest["shards"][name] = manifest["shards"].pop("shard-00000.safetensors")
     (tmp_path / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match="is no shard of it"):
+    with pytest.raises(DataError, match="is not the name of a shard"):
         CachePart.open(tmp_path)
 
 
@@ -77,4 +77,4 @@ def test_an_unfinished_index_that_knows_nothing_of_its_pictures_is_made_again(tm
     builder = PartBuilder(tmp_path, {"dtype": "float32", "resolution": 64}, ["latents", "mirrored"])
     with builder.claimed():
         (told,) = builder.resume(lambda name, facts: isinstance(facts[1], int))
-    assert told == "shard-00000.safetensors is made again: its index does not say what its items are"
+    assert told == "shard-00000.safetensors is made again: its index lacks the metadata of its items"

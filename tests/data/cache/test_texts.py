@@ -114,7 +114,7 @@ def test_the_task_reads_them(own: Backbone, root: DataRoot) -> None:
 
 def test_states_that_are_not_finite(own: Backbone, root: DataRoot) -> None:
     own.text_encoder.final_layer_norm.bias[0] = torch.nan
-    with pytest.raises(DataError, match=r"what the model makes of '.*' is not finite"):
+    with pytest.raises(DataError, match=r"the model's output for '.*' is not finite"):
         make_texts(own, root)
 
 

@@ -26,7 +26,7 @@ def test_captions_of_an_export(exported: DataRoot) -> None:
     ("images", "annotations", "says"),
     [
         ([{"id": 1, "file_name": "a"}] * 2, [], r"images\[1\]: the id 1 occurs twice"),
-        ([{"id": 1, "file_name": "../a"}], [], r"images\[0\]: '../a' is no file name"),
+        ([{"id": 1, "file_name": "../a"}], [], r"images\[0\]: '../a' is not a file name"),
         ([], [{"id": 1, "image_id": 5, "caption": "a"}], r"annotations\[0\]: there is no image with the id 5"),
         ([{"id": 1, "file_name": "a"}], [{"id": 1, "image_id": 1, "caption": " "}], "'caption' is empty"),
         ([{"id": 1, "file_name": "a"}], [{"id": 1, "image_id": 1, "caption": "b"}] * 2, r"annotations\[1\]: the id 1"),
@@ -46,7 +46,7 @@ def test_prompts_under_either_key(tmp_path: Path) -> None:
     ("content", "says"),
     [
         ({}, "should hold a list of prompts"),
-        ([], "no prompt that can be used"),
+        ([], "no usable prompt"),
         ([{"captions": "a"}, {"text": "b"}], "row 1: there is no 'caption'"),
         ([{"captions": ["a"]}], "row 0: 'captions' should be a text"),
         (["a"], "row 0: expected an object"),

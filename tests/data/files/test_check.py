@@ -49,9 +49,9 @@ def test_what_training_does_not_read_may_be_absent_or_broken(sample: DataRoot) -
     assert result.usable and open_training_data(sample, FileSelection(), FRAMING, 0)
     shown = {report.name.split("/")[-1]: str(report).splitlines()[0] for report in result.reports}
     assert shown["five_category.json"].startswith("-       coco/")
-    assert "not there; only alignment scores would need it" in shown["five_category.json"]
+    assert "absent; used only by alignment scores" in shown["five_category.json"]
     assert shown["captions_train2014.json"].startswith("unused  coco/")
-    assert shown["finetune_refcoco_testA.json"].endswith("broken, but only dpt probe would need it")
+    assert shown["finetune_refcoco_testA.json"].endswith("broken, but used only by dpt probe")
 
 
 def val_negatives(root: DataRoot) -> None:
@@ -117,7 +117,7 @@ FAULTS: list[tuple[Callable[[DataRoot], Any], str, str]] = [
     ),
     (lambda r: (r.hard_negatives("train") / "00003.json").unlink(), "H-14", "there is no file .*00003.json"),
     (lambda r: (r.hard_negatives("train") / "imgname2txtid.json").write_text("{"), "H-14", "line 1, is not valid JSON"),
-    (lambda r: r.hard_negatives_table("val").write_text("x"), "val_hard.*tsv", "nothing that can be used\n .*line 1"),
+    (lambda r: r.hard_negatives_table("val").write_text("x"), "val_hard.*tsv", "nothing usable\n .*line 1"),
     (lambda r: r.negative_types.write_text("{}"), "negatives.jsonl", "line 1: there is no 'part'"),
     (
         lambda r: (r.images("val2014") / "COCO_val2014_000000000021.jpg").unlink(),

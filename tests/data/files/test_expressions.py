@@ -104,10 +104,10 @@ def test_what_is_wrong_is_one_sentence(tmp_path: Path, change: Change, says: str
         ("", "line 1, is not valid JSON"),
         ('{"images": [],\n "annotations": [}', "line 2, is not valid JSON: .*column 18"),
         ("[]", "expected an object"),
-        ('{"images": [NaN]}', "NaN is no number"),
+        ('{"images": [NaN]}', "NaN is not a number"),
         ("[" * 200_000, "is not valid JSON"),
         ("1" * 10_000, "is not valid JSON"),
-        ('{"images": [], "annotations": []}', "holds no expression"),
+        ('{"images": [], "annotations": []}', "has no usable expression"),
     ],
 )
 def test_what_is_no_such_file(tmp_path: Path, text: str, says: str) -> None:

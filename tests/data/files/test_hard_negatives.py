@@ -77,12 +77,12 @@ def test_columns_in_any_order(tmp_path: Path) -> None:
     [
         ("", "line 1: expected the columns filepath, title"),
         ("a\tb\n", "line 1: expected the columns"),
-        (HEADER, "no row that can be used"),
+        (HEADER, "no usable row"),
         (HEADER + ROW + "a.jpg\ta cup\n", r"row 1 \(line 3\): expected 4 fields separated by tabs, got 2"),
         (HEADER + ROW + ROW[:20], r"row 1 \(line 3\): expected 4 fields"),
         (HEADER + "\n" + ROW, r"row 0 \(line 2\): expected 4 fields"),
-        (HEADER + "../a.jpg" + ROW[5:], r"row 0 \(line 2\): '../a.jpg' is no file name"),
-        (HEADER + ROW + '"' + ROW, "line 3, is no row of a table"),
+        (HEADER + "../a.jpg" + ROW[5:], r"row 0 \(line 2\): '../a.jpg' is not a file name"),
+        (HEADER + ROW + '"' + ROW, "line 3, is not a table row"),
         (HEADER.encode() + b"\xff" + ROW.encode(), "line 2, is not UTF-8"),
     ],
 )
@@ -97,8 +97,8 @@ ROWS: list[tuple[str, Any, str]] = [
     ("neg_caption", "['a' 'b']", r"'neg_caption' is not a list of quoted strings: expected '\]' at character 5"),
     ("neg_caption", "a mug", "'neg_caption' is not a list"),
     ("neg_caption", "['a mug", "not closed at character 7"),
-    ("neg_caption", "[]", "'neg_caption' should hold one text at least"),
-    ("neg_caption", "['']", "'neg_caption' should hold one text at least"),
+    ("neg_caption", "[]", "'neg_caption' should be a list of non-empty texts"),
+    ("neg_caption", "['']", "'neg_caption' should be a list of non-empty texts"),
     ("neg_image", "['../../b.jpg']", "no file name under the data folder"),
     ("neg_image", "[1]", "'neg_image' is not a list of quoted strings"),
 ]

@@ -28,7 +28,7 @@ def test_expressions_and_captions(sample: DataRoot, name: str) -> None:
         content = json.loads(file.read_text())
         content["images"][0]["file_name"] = name
         file.write_text(json.dumps(content))
-        with pytest.raises(DataError, match=r"is no file name under the data folder|is empty"):
+        with pytest.raises(DataError, match=r"is not a file name under the data folder|is empty"):
             read(file)
 
 
@@ -38,7 +38,7 @@ def test_negatives_by_caption(tmp_path: Path, name: str) -> None:
         (tmp_path / CAPTIONS_OF_IMAGES).write_text(json.dumps({picture: [2]}))
         row = {"filepath": picture, "title": "a", "neg_caption": ["b"], "neg_image": [negative]}
         (tmp_path / "00002.json").write_text(json.dumps(row))
-        with pytest.raises(DataError, match=r"is no file name under the data folder|is empty|one text at least"):
+        with pytest.raises(DataError, match=r"is not a file name under the data folder|is empty|non-empty texts"):
             HardNegativeFolder(tmp_path).row(2)
 
 
@@ -46,7 +46,7 @@ def test_negatives_by_caption(tmp_path: Path, name: str) -> None:
 def test_the_table(tmp_path: Path, name: str) -> None:
     for row in (f"{name}\tx\t['y']\t['b.jpg']", f"a.jpg\tx\t['y']\t['{name}']"):
         (tmp_path / "a.tsv").write_text(f"filepath\ttitle\tneg_caption\tneg_image\n{row}\n")
-        with pytest.raises(DataError, match=r"is no file name under the data folder"):
+        with pytest.raises(DataError, match=r"is not a file name under the data folder"):
             HardNegativeTable(tmp_path / "a.tsv").row(0)
 
 
