@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dpt.objectives.matching import match_score
+from dpt.objectives.losses import match_score
 from dpt.sampling.hooks import StepHook, StepInfo
 from dpt.sampling.self_correction import SelfCorrection
 

@@ -96,7 +96,7 @@ def explain(error: BaseException, source: HubSource, otherwise: str = "") -> Bas
     status = next((s for e in chain if (s := getattr(getattr(e, "response", None), "status_code", None))), None)
     if status in (401, 403):
         return UserError(
-            f"the hub refuses access to {source} ({status}): log in with `hf auth login` with an account that may read it"
+            f"the hub refuses access to {source} ({status}): log in with `hf auth login` to an account with access"
         )
     if status is not None:
         return UserError(f"{source} cannot be fetched: the hub answered {status}; try again later{otherwise}")

@@ -15,8 +15,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from dpt.claims.words import vocabulary
-from dpt.pocket.clip import DEVIATION, MEAN, ClipStage
-from dpt.pocket.tokenizer import END, START
+from dpt.pocket.clip import DEVIATION, END, MEAN, START, ClipStage
 from dpt.pocket.unet import UNetStage
 from dpt.untrusted import read_json_object
 

@@ -1,6 +1,9 @@
-"""A small CLIP, trained contrastively on scenes: its text tower conditions the UNet, the pair scores images."""
+"""A small CLIP and its tokenizer, trained contrastively on scenes. Its text tower conditions the UNet."""
 
 from __future__ import annotations
+
+import itertools
+from collections import Counter
 
 import numpy as np
 import torch
@@ -17,7 +20,46 @@ from dpt.data.scenes.render import render
 from dpt.data.scenes.world import Scene, World, make_scene
 from dpt.keyed_random import KeyedRandom
 from dpt.pocket.recipe import TextRecipe
-from dpt.pocket.tokenizer import build_tokenizer
+
+START, END, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<|unknown|>"
+
+
+def learn_merges(words: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Byte-pair encoding carried on until every word is one symbol; returns all symbols and the merges in order."""
+    spelled = [[*word[:-1], word[-1] + "</w>"] for word in words]
+    symbols = sorted({symbol for word in spelled for symbol in word})
+    merges: list[tuple[str, str]] = []
+    while pairs := Counter(pair for word in spelled for pair in itertools.pairwise(word)):
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        symbols.append("".join(best))
+        spelled = [_merge(word, best) for word in spelled]
+    return symbols, merges
+
+
+def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for symbol in word:
+        if merged and (merged[-1], symbol) == pair:
+            merged[-1] += symbol
+        else:
+            merged.append(symbol)
+    return merged
+
+
+def build_tokenizer(words: list[str], length: int) -> CLIPTokenizer:
+    symbols, merges = learn_merges(words)
+    vocabulary = {symbol: i for i, symbol in enumerate([START, END, UNKNOWN, *dict.fromkeys(symbols)])}
+    return CLIPTokenizer(
+        vocab=vocabulary,
+        merges=merges,
+        bos_token=START,
+        eos_token=END,
+        pad_token=END,
+        unk_token=UNKNOWN,
+        model_max_length=length,
+    )
+
 
 CAPTION_NOISE = 0.35
 

@@ -46,8 +46,8 @@ def train_stage(
 ) -> bool:
     """Train a stage to its last step, or until the clock time `until`; returns whether it is complete.
 
-    A run in `folder` is resumed only with the same `recipe`, apart from its number of steps. Afterwards the stage's model holds
-    the averaged weights.
+    A run in `folder` is resumed only with the same `recipe`, apart from its number of steps. Afterwards the
+    stage's model holds the averaged weights.
     """
     processes = processes or Processes()
     if schedule.batch % processes.count:

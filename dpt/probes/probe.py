@@ -1,4 +1,4 @@
-"""Matching and grounding accuracy of an adapter on fixed examples, with intervals."""
+"""Matching and grounding accuracy of an adapter, and the denoising error of a model, on fixed examples."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from dpt.adapter import Adapter, GroundingOutput
 from dpt.backbone import Backbone, Condition
+from dpt.backbone.device import widest_float
 from dpt.backbone.rng import SampleRNG
-from dpt.data.example import Batch, ExampleParts, ExpressionBatch, NegativeBatch
+from dpt.data.example import CAPTION_ONLY, Batch, ExampleParts, ExpressionBatch, NegativeBatch
 from dpt.data.pairs import (
     CAPTION,
     GROUNDING,
@@ -28,7 +29,7 @@ from dpt.data.pairs import (
 from dpt.data.stream import Stream, load
 from dpt.intervals import Share
 from dpt.objectives.boxes import cxcywh_to_xyxy, pairwise_iou
-from dpt.objectives.matching import match_score
+from dpt.objectives.losses import match_score
 
 OnBatch = Callable[[int], None]
 """Called with the number of examples just done."""
@@ -212,3 +213,42 @@ def categories(cells: Iterable[ProbeCell]) -> list[str]:
 
 def timesteps(cells: Iterable[ProbeCell]) -> list[int]:
     return sorted({cell.timestep for cell in cells})
+
+
+@torch.no_grad()
+def denoising_error(
+    backbone: Backbone,
+    streams: Mapping[str, Stream],
+    batch_size: int = 16,
+    part: int = 0,
+    parts: int = 1,
+    on_batch: Callable[[int], None] = lambda examples: None,
+) -> tuple[float, int]:
+    """The summed mean square error of every `parts`-th captioned example from `part` on, and their number.
+
+    Each example always has the same timestep and noise, so that two models differ by what they learnt.
+    """
+    total, count = torch.zeros((), dtype=widest_float(backbone.device), device=backbone.device), 0
+    for stream in streams.values():
+        if not stream.source.captioned:
+            continue
+        stream = stream.only(CAPTION_ONLY)
+        own = range(part, len(stream), parts)
+        chunks = [list(own[i : i + batch_size]) for i in range(0, len(own), batch_size)]
+        for positions, batch in zip(chunks, load(stream, chunks), strict=True):
+            batch, rng = batch.to(backbone.device), SampleRNG(NOISE_SEED, positions)
+            condition = encode_texts(backbone, batch, {CAPTION})[CAPTION]
+            (z,) = encode_pair_images(backbone, batch, (TRUE,))
+            noise = rng.normal(z.shape[1:], "validation noise").to(z.device)
+            t = backbone.noise.sample_t(rng, "validation timestep").to(z.device)
+            prediction = backbone.predict(backbone.noise.add_noise(z, noise, t), t, condition)
+            error = prediction - backbone.noise.target(z, noise, t)
+            total += error.to(total).square().flatten(1).mean(dim=1).sum()
+            count += len(batch)
+            on_batch(len(batch))
+    return float(total), count
+
+
+def num_captioned(streams: Mapping[str, Stream]) -> int:
+    """How many examples `denoising_error` reads in all."""
+    return sum(len(stream) for stream in streams.values() if stream.source.captioned)

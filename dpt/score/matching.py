@@ -18,7 +18,7 @@ from dpt.backbone import Backbone, Condition
 from dpt.backbone.base import PartialForward
 from dpt.backbone.rng import generator_for
 from dpt.detect.base import Image
-from dpt.objectives.matching import match_score
+from dpt.objectives.losses import match_score
 
 CLEAN_NOISE_LEVELS = (0.1, 0.2, 0.3)
 """Noise levels at which a finished image is scored."""

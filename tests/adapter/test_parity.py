@@ -12,7 +12,7 @@ from dpt.adapter import Adapter, AdapterConfig
 from dpt.adapter.embeddings import SinePositionEmbedding
 from dpt.adapter.phrase_encoder import PretrainedPhraseEncoder, token_map
 from dpt.adapter.transformer import Attention
-from dpt.objectives.matching import match_cosines, match_score
+from dpt.objectives.losses import match_cosines, match_score
 from dpt.weights import load_strictly
 from tests.golden.recipe import recipe_input, recipe_weights
 from tests.golden.reference import FULL, Reference, key_shapes, load

@@ -11,8 +11,7 @@ from torch import Tensor
 from dpt.adapter import Adapter, config_for
 from dpt.backbone import Condition
 from dpt.lora import Lora, LoraConfig
-from dpt.objectives.denoising import denoising_loss
-from dpt.objectives.matching import match_score
+from dpt.objectives.losses import denoising_loss, match_score
 from dpt.sampling.guidance import classifier_free
 from dpt.sampling.options import Correction, Guidance, Interval
 from dpt.sampling.self_correction import guided

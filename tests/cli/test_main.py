@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import dpt
-from dpt.cli.commands.info import InfoOptions, info
+from dpt.cli.commands.checkpoints import InfoOptions, info
 from dpt.cli.main import COMMANDS, GROUPS, SCRIPTS, load, run
 from dpt.errors import UserError
 from tests.cli.test_train import SMALL

@@ -7,7 +7,7 @@ from pathlib import Path
 from random import Random
 
 from dpt.cli.bench.report import ReportOptions
-from dpt.cli.commands.download import DownloadOptions
+from dpt.cli.commands.checkpoints import DownloadOptions
 from dpt.cli.common.console import parse_options
 from dpt.cli.main import run
 from dpt.errors import UserError, run_command

@@ -15,9 +15,18 @@ from dpt.errors import UserError
 from dpt.objectives import assignment
 from dpt.objectives.assignment import Assignment, Targets, assign
 from dpt.objectives.boxes import cxcywh_to_xyxy, giou, iou, pairwise_giou, pairwise_iou, xyxy_to_cxcywh
-from dpt.objectives.denoising import denoising_loss, min_snr_weight
-from dpt.objectives.grounding import box_loss, cardinality_error, contrastive_align_loss, giou_loss, token_loss
-from dpt.objectives.matching import image_to_text_loss, match_score, text_to_image_loss
+from dpt.objectives.losses import (
+    box_loss,
+    cardinality_error,
+    contrastive_align_loss,
+    denoising_loss,
+    giou_loss,
+    image_to_text_loss,
+    match_score,
+    min_snr_weight,
+    text_to_image_loss,
+    token_loss,
+)
 
 QUERIES, SLOTS, TOKENS = 6, 9, 5
 

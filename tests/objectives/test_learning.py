@@ -11,8 +11,15 @@ from dpt.adapter.phrase_encoder import BackbonePhraseEncoder, token_map
 from dpt.backbone import open_backbone
 from dpt.objectives.assignment import Targets, assign
 from dpt.objectives.boxes import cxcywh_to_xyxy, iou
-from dpt.objectives.grounding import box_loss, contrastive_align_loss, giou_loss, token_loss
-from dpt.objectives.matching import image_to_text_loss, match_score, text_to_image_loss
+from dpt.objectives.losses import (
+    box_loss,
+    contrastive_align_loss,
+    giou_loss,
+    image_to_text_loss,
+    match_score,
+    text_to_image_loss,
+    token_loss,
+)
 from tests import tiny_models
 
 CAPTIONS = ["a red circle", "a blue square", "two green stars"]

@@ -14,9 +14,17 @@ from dpt.adapter import Adapter, AdapterConfig
 from dpt.adapter.phrase_encoder import token_map
 from dpt.backbone.noise import DDPMSchedule
 from dpt.objectives.assignment import Assignment, AssignmentCosts, Targets, assign, assignment_cost
-from dpt.objectives.denoising import denoising_loss, min_snr_weight
-from dpt.objectives.grounding import box_loss, cardinality_error, contrastive_align_loss, giou_loss, token_loss
-from dpt.objectives.matching import image_to_text_loss, text_to_image_loss
+from dpt.objectives.losses import (
+    box_loss,
+    cardinality_error,
+    contrastive_align_loss,
+    denoising_loss,
+    giou_loss,
+    image_to_text_loss,
+    min_snr_weight,
+    text_to_image_loss,
+    token_loss,
+)
 from dpt.weights import load_strictly
 from tests.golden.recipe import recipe, recipe_input, recipe_weights
 from tests.golden.reference import Reference, key_shapes, load

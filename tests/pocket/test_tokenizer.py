@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dpt.backbone.text import unknown_words
 from dpt.claims.words import vocabulary
-from dpt.pocket.tokenizer import UNKNOWN, build_tokenizer, learn_merges
+from dpt.pocket.clip import UNKNOWN, build_tokenizer, learn_merges
 
 
 def test_every_word_of_the_grammar_is_one_token() -> None:

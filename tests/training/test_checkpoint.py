@@ -55,8 +55,8 @@ def _garble_manifest(folder: Path) -> None:
 
 
 DAMAGES = {
-    "truncated": (_truncate, "not what was saved"),
-    "flipped bit": (_flip_a_bit, "not what was saved"),
+    "truncated": (_truncate, "differs from what was saved"),
+    "flipped bit": (_flip_a_bit, "differs from what was saved"),
     "no manifest": (_lose("manifest.json"), "not written completely"),
     "no weights": (_lose("weights.safetensors"), "is missing"),
     "garbled manifest": (_garble_manifest, "cannot be read"),

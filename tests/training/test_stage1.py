@@ -17,7 +17,7 @@ from dpt.backbone import Backbone, open_backbone
 from dpt.backbone.rng import SampleRNG
 from dpt.data.example import Batch, collate
 from dpt.errors import UserError
-from dpt.objectives.matching import match_score
+from dpt.objectives.losses import match_score
 from dpt.training.engine import checkpoint
 from dpt.training.tasks.discriminative import GROUNDING_LOSSES, MATCHING_LOSSES, ObjectiveConfig
 from dpt.training.tasks.noising import NoiseConfig

@@ -118,8 +118,7 @@ def measure(folder: Path, options: ProbeOptions, backbone: Backbone, streams: Ma
     from tqdm import tqdm
 
     from dpt.checkpoints.open import open_checkpoint
-    from dpt.probes.denoising import denoising_error
-    from dpt.probes.probe import Probe, count_answers
+    from dpt.probes.probe import Probe, count_answers, denoising_error
     from dpt.probes.report import ProbeResult
 
     def error() -> float:

@@ -18,8 +18,8 @@ from dpt.data.stream import Stream
 from dpt.errors import UserError
 from dpt.lora import Lora
 from dpt.lora.io import save_lora
-from dpt.objectives.denoising import denoising_loss, min_snr_weight
-from dpt.probes.denoising import denoising_error, num_captioned
+from dpt.objectives.losses import denoising_loss, min_snr_weight
+from dpt.probes.probe import denoising_error, num_captioned
 from dpt.training.engine.task import Grouping, OnBatch, ParameterGroup, Tally, all_decay
 from dpt.training.tasks.memory import tuning_memory
 from dpt.training.tasks.noising import NoiseConfig, NoisedBatch, add_noise_to_batch

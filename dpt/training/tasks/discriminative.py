@@ -16,16 +16,17 @@ from dpt.data.example import Batch, ExampleParts, ExpressionBatch
 from dpt.data.pairs import CAPTION, EXPRESSION, GROUNDING, HARD_CAPTION, MATCHING, RANDOM_CAPTION, Pair
 from dpt.errors import UserError
 from dpt.objectives.assignment import AssignmentCosts, Targets, assign
-from dpt.objectives.grounding import (
+from dpt.objectives.losses import (
     ALIGN_TEMPERATURE,
     EOS_COEF,
     box_loss,
     cardinality_error,
     contrastive_align_loss,
     giou_loss,
+    image_to_text_loss,
+    text_to_image_loss,
     token_loss,
 )
-from dpt.objectives.matching import image_to_text_loss, text_to_image_loss
 
 MATCHING_LOSSES = ("i2t", "t2i")
 

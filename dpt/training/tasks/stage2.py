@@ -18,8 +18,7 @@ from dpt.data.example import Batch, ExampleParts
 from dpt.data.stream import Stream
 from dpt.errors import UserError
 from dpt.lora import Lora
-from dpt.probes.denoising import denoising_error, num_captioned
-from dpt.probes.probe import Probe
+from dpt.probes.probe import Probe, denoising_error, num_captioned
 from dpt.training.engine.task import Grouping, OnBatch, ParameterGroup, Tally, all_decay
 from dpt.training.tasks.denoising import DENOISED, LORA_FOLDER, MSE, DenoisingConfig, export_lora, require_captions
 from dpt.training.tasks.discriminative import Discriminative, ObjectiveConfig, boxes_in, pairs_of

@@ -99,7 +99,7 @@ ROWS: list[tuple[str, Any, str]] = [
     ("neg_caption", "['a mug", "not closed at character 7"),
     ("neg_caption", "[]", "'neg_caption' should be a list of non-empty texts"),
     ("neg_caption", "['']", "'neg_caption' should be a list of non-empty texts"),
-    ("neg_image", "['../../b.jpg']", "no file name under the data folder"),
+    ("neg_image", "['../../b.jpg']", "not a file name under the data folder"),
     ("neg_image", "[1]", "'neg_image' is not a list of quoted strings"),
 ]
 
@@ -128,13 +128,13 @@ def write_folder(folder: Path, index: Any, *records: Any) -> Path:
     ("index", "says"),
     [
         ([], "should hold an object from file names"),
-        ({}, "names no caption"),
+        ({}, "has no usable caption"),
         ({"a.jpg": []}, "'a.jpg': expected a list of caption ids"),
         ({"a.jpg": [0, "1"]}, "'a.jpg': expected a list of caption ids"),
         ({"a.jpg": [True]}, "expected a list of caption ids"),
         ({"a.jpg": [-1]}, "expected a list of caption ids"),
         ({"a.jpg": [0], "b.jpg": [1, 0]}, r"'b.jpg': one of the caption ids \[1, 0\] occurs twice"),
-        ({"../a.jpg": [0]}, "no file name under"),
+        ({"../a.jpg": [0]}, "not a file name under"),
     ],
 )
 def test_indices_that_cannot_be_used(tmp_path: Path, index: Any, says: str) -> None:

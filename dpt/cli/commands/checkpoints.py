@@ -1,10 +1,10 @@
-"""`dpt info`: describe a checkpoint, a training state or a model."""
+"""`dpt info`, `dpt export` and `dpt download`: checkpoints described, converted and fetched."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -89,3 +89,70 @@ def format_training_state(state: dict[str, Any]) -> str:
     width = max(map(len, options), default=0)
     rows = [f"  {name:<{width}}  {value}" for name, value in options.items()]
     return "\n".join([*lines, *(["", "options", *rows] if rows else [])])
+
+
+@dataclass(frozen=True)
+class CheckpointExportOptions:
+    """Write the LoRA of a checkpoint (in the published layout its adapter too) for other programs. Never overwrites."""
+
+    path: tyro.conf.Positional[Path]
+    """A result's folder, its adapter/ or lora/, the published checkpoint, or a LoRA file of diffusers or kohya."""
+    out: Path
+    """A new folder, or for kohya the name of a .safetensors file."""
+    format: Literal["diffusers", "kohya", "published"] = "diffusers"
+    """diffusers: a folder for load_lora_weights; kohya: a file for ComfyUI and A1111; published: pytorch_model.bin."""
+
+
+def export(options: CheckpointExportOptions) -> None:
+    from dpt.checkpoints import open_checkpoint
+    from dpt.checkpoints.export import export_checkpoint
+
+    checkpoint = open_checkpoint(options.path)
+    result = export_checkpoint(checkpoint, options.format, options.out)
+    if checkpoint.lora:
+        config = checkpoint.lora.record.config
+        tensors = len(checkpoint.lora.tensors)
+        print(f"LoRA of {tensors} tensors, rank {config.rank}, alpha {config.resolved_alpha:g}: {result.file}")
+    else:
+        print(f"adapter: {result.file}")
+    for note in result.notes:
+        print(note)
+
+
+HEX = "0123456789abcdef"
+
+
+@dataclass(frozen=True)
+class DownloadOptions:
+    """Fetch the published checkpoint. Afterwards the file is there, complete, or not at all."""
+
+    repo: Annotated[str, tyro.conf.arg(metavar="HUB_ID")] = "leigangqu/DPT-T2I"
+    """Repository on the hub."""
+    file: str = "pytorch_model.bin"
+    """Name of the file there, and here."""
+    revision: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Branch, tag or commit; by default the newest."""
+    out: Path = Path("ckpt/dpt-v2.1")
+    """Folder to put it into."""
+    size: Annotated[int | None, tyro.conf.arg(metavar="BYTES")] = None
+    """Refuse a file of another size."""
+    sha256: Annotated[str | None, tyro.conf.arg(metavar="HEX")] = None
+    """Refuse a file with another SHA-256."""
+    endpoint: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
+    """Another hub, which is not sent your token. By default HF_ENDPOINT, or the public one."""
+    timeout: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 300.0
+    """Give up after so long without progress."""
+
+
+def download(options: DownloadOptions) -> None:
+    from dpt.checkpoints.download import DownloadSpec, download_checkpoint
+
+    for name in ("repo", "file"):
+        if not getattr(options, name):
+            fail(f"--{name} is empty")
+    if options.sha256 is not None and not (len(options.sha256) == 64 and set(options.sha256.lower()) <= set(HEX)):
+        fail(f"--sha256 takes 64 hexadecimal digits, not {options.sha256!r}")
+    if not options.timeout > 0:
+        fail(f"--timeout must be positive, not {options.timeout:g}")
+    spec = DownloadSpec(options.repo, options.file, options.revision, options.size, (options.sha256 or "").lower())
+    print(download_checkpoint(spec, options.out, options.endpoint, options.timeout))

@@ -1,18 +1,51 @@
-"""Losses of referring expressions, given the assignment (section 2.2).
+"""The losses of matching, grounding and denoising. None of them synchronises with the device.
 
-Every loss is a sum over targets divided by `num_boxes`, the number of boxes in the global batch per process (at
-least one), which the training loop supplies. None of them synchronises with the device.
+Matching: a score, and two contrastive losses over three candidates each (sections 1.3 and 2.2). Grounding: each loss is
+a sum over targets divided by `num_boxes`, the number of boxes in the global batch per process (at least one), which the
+training loop supplies. Denoising: the mean square error, and its min-SNR weights (arXiv 2303.09556).
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import log_softmax, normalize, pad
 
 from dpt.backbone.device import full_precision
+from dpt.errors import UserError
 from dpt.objectives.assignment import Assignment, Targets
 from dpt.objectives.boxes import cxcywh_to_xyxy, giou
+
+
+@full_precision
+def match_score(vectors: Tensor, text: Tensor) -> Tensor:
+    """s(z_t, y) = max over the matching queries i of cos(h_i, c(y)): (...,M,D) and (...,D) to (...)."""
+    return match_cosines(vectors, text).amax(dim=-1)
+
+
+@full_precision
+def match_cosines(vectors: Tensor, text: Tensor) -> Tensor:
+    """cos(h_i, c(y)) for every query: (...,M,D) and (...,D) to (...,M)."""
+    return (normalize(vectors, dim=-1) * normalize(text, dim=-1)[..., None, :]).sum(dim=-1)
+
+
+@full_precision
+def image_to_text_loss(vectors: Tensor, texts: Tensor, scale: Tensor | float) -> Tensor:
+    """L_i2t: one image under K captions, (B,K,M,D) against (B,K,D); the first caption is the true one."""
+    return first_is_true_loss(match_score(vectors, texts), scale)
+
+
+@full_precision
+def text_to_image_loss(vectors: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
+    """L_t2i: K images under one caption, (B,K,M,D) against (B,D); the first image is the true one."""
+    return first_is_true_loss(match_score(vectors, text[:, None]), scale)
+
+
+@full_precision
+def first_is_true_loss(scores: Tensor, scale: Tensor | float) -> Tensor:
+    """-log softmax of the first of K scaled scores (B,K), averaged over the batch."""
+    return -log_softmax(scale * scores, dim=-1)[:, 0].mean()
+
 
 EOS_COEF = 0.1
 
@@ -97,3 +130,26 @@ def _contrast(sim: Tensor, candidates: Tensor, positive: Tensor, over: int) -> T
 
 def _sum_where(kept: Tensor, values: Tensor) -> Tensor:
     return values.masked_fill(~kept, 0).sum()
+
+
+@full_precision
+def denoising_loss(predicted: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """L_mse: mean of (predicted - target)^2 over each sample (B,...), then over the batch, weighted by (B,)."""
+    by_sample = (predicted - target).square().flatten(1).mean(dim=1)
+    return (by_sample if weight is None else weight * by_sample).mean()
+
+
+def min_snr_weight(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
+    """The weight min(snr, gamma) of the error in z_0, as a weight of the error in what is predicted.
+
+    An error in v is larger than the one in z_0 by (snr + 1), one in epsilon by snr.
+    """
+    match prediction_type:
+        case "epsilon":
+            return (gamma / snr).clamp(max=1)
+        case "v_prediction":
+            return snr.clamp(max=gamma) / (snr + 1)
+        case "sample":
+            return snr.clamp(max=gamma)
+        case _:
+            raise UserError(f"min-SNR weighting is not known for the prediction type {prediction_type!r}")
