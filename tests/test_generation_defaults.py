@@ -15,7 +15,7 @@ from dpt.cli.txt2img import main as txt2img
 from dpt.embedded import CHECKOUT, embedded_defaults
 from dpt.errors import UserError
 from dpt.generation_defaults import FILE_NAME, GenerationDefaults, generation_defaults
-from dpt.sampling.draw import Settings
+from dpt.sampling.draw import SamplingSettings
 from dpt.sampling.options import Interval, recommended_correction
 from dpt.sampling.pipeline import DPTPipeline
 from tests import tiny_models
@@ -90,7 +90,7 @@ def test_every_command_samples_with_the_models_guidance_scale(
     scales["txt2img"] = json.loads((folder / "manifest.json").read_text())["settings"]["guidance_scale"]
     bench_options = bench.RunOptions(("base",), pretrained_model_name_or_path=str(model))
     scales["bench"] = bench.completed(bench_options).guidance_scale
-    seen: list[Settings] = []
+    seen: list[SamplingSettings] = []
     monkeypatch.setattr("dpt.pocket.measure.measure", lambda *args: seen.append(args[4]))
     pocket.measure(pocket.MeasureOptions(model=model))
     scales["pocket measure"] = seen[0].guidance_scale

@@ -13,7 +13,7 @@ from dpt.data.images import to_pil
 from dpt.evaluation.suites import registry
 from dpt.generation_defaults import generation_defaults
 from dpt.lora import Lora
-from dpt.sampling.draw import Request, Settings, draw
+from dpt.sampling.draw import Request, SamplingSettings, draw
 from dpt.score.clip import Clip
 
 NUM_TIMESTEPS = 20
@@ -45,7 +45,7 @@ def alignment(backbone: Backbone, lora: Lora, prompts: Sequence[str], clip: Clip
 
 
 def _cosines(backbone: Backbone, prompts: Sequence[str], clip: Clip) -> Iterator[float]:
-    settings = Settings(NUM_TIMESTEPS, generation_defaults(backbone.folder.path).guidance_scale)
+    settings = SamplingSettings(NUM_TIMESTEPS, generation_defaults(backbone.folder.path).guidance_scale)
     for first in range(0, len(prompts), TOGETHER):
         some = prompts[first : first + TOGETHER]
         requests = [Request(text, SEED, first + k) for k, text in enumerate(some)]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from dpt.adapter import Adapter
     from dpt.backbone import Backbone
-    from dpt.sampling.draw import Request, Settings
+    from dpt.sampling.draw import Request, SamplingSettings
 
 BASE = "base"
 
@@ -64,10 +64,10 @@ class DiffusionConfig:
         from dpt.checkpoints import open_checkpoint
         from dpt.embedded import model_location
         from dpt.records import to_plain
-        from dpt.sampling.draw import Settings
+        from dpt.sampling.draw import SamplingSettings
         from dpt.weights import content_hash
 
-        settings = Settings(
+        settings = SamplingSettings(
             generation.num_timesteps, generation.guidance_scale, generation.scheduler, correction=self.correction
         )
         dtype = "float32" if generation.mixed_precision == "no" else generation.mixed_precision
@@ -100,7 +100,7 @@ class DiffusionConfig:
 @dataclass(frozen=True)
 class DiffusionMethod:
     backbone: Backbone
-    settings: Settings
+    settings: SamplingSettings
     adapter: Adapter | None = None
     candidates: int = 1
     """The first is the picture that is drawn without a choice."""

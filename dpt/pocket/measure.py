@@ -24,7 +24,7 @@ from dpt.errors import UserError
 from dpt.evaluation.contact_sheet import contact_sheet
 from dpt.evaluation.suites.pocket import CATEGORIES, pocket_prompts
 from dpt.intervals import Share
-from dpt.sampling.draw import Request, Settings, draw
+from dpt.sampling.draw import Request, SamplingSettings, draw
 
 BATCH = 20
 
@@ -42,7 +42,7 @@ class JudgedImage:
 
 
 def draw_category(
-    backbone: Backbone, category: str, prompts: int, seed: int, settings: Settings, per_prompt: int = 1
+    backbone: Backbone, category: str, prompts: int, seed: int, settings: SamplingSettings, per_prompt: int = 1
 ) -> list[JudgedImage]:
     repeated = [prompt for prompt in pocket_prompts(category, prompts, seed) for _ in range(per_prompt)]
     requests = [Request(prompt.text, _picture_seed(prompt, seed), i % per_prompt) for i, prompt in enumerate(repeated)]
@@ -109,7 +109,7 @@ def sheet(shown: Sequence[JudgedImage], title: str) -> Image.Image:
     return contact_sheet([Image.fromarray(image.pixels) for image in shown], captions, columns=8, title=title)
 
 
-def measure(backbone: Backbone, out: Path, prompts: int, seed: int, settings: Settings, per_prompt: int = 1) -> str:
+def measure(backbone: Backbone, out: Path, prompts: int, seed: int, settings: SamplingSettings, per_prompt: int = 1) -> str:
     """Sample and judge every category; write `pocket.json`, `table.md` and contact sheets; return the table."""
     try:
         out.mkdir(parents=True, exist_ok=True)

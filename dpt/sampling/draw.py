@@ -37,7 +37,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Settings:
+class SamplingSettings:
     """How to sample. A height or width of None is the size the model was trained at."""
 
     steps: int = 25
@@ -84,7 +84,7 @@ MakeHook = Callable[[Sequence[Request], Condition], StepHook]
 def draw(
     backbone: Backbone,
     requests: Sequence[Request],
-    settings: Settings,
+    settings: SamplingSettings,
     *,
     adapter: Adapter | None = None,
     batch_size: int = 4,
@@ -109,7 +109,7 @@ def draw(
 def draw_latents(
     backbone: Backbone,
     requests: Sequence[Request],
-    settings: Settings,
+    settings: SamplingSettings,
     *,
     adapter: Adapter | None = None,
     batch_size: int = 4,
@@ -130,7 +130,7 @@ def draw_latents(
     return _draw_batches(backbone, requests, settings, latent_size, scorer, batch_size, on_step, make_hook)
 
 
-def calls_per_picture(backbone: Backbone, settings: Settings) -> int:
+def calls_per_picture(backbone: Backbone, settings: SamplingSettings) -> int:
     """How many calls of the denoiser one image takes."""
     available = backbone.noise.num_timesteps
     if settings.steps > available:
@@ -140,7 +140,7 @@ def calls_per_picture(backbone: Backbone, settings: Settings) -> int:
     return set_steps(scheduler, settings.steps)
 
 
-def intervals_without_a_step(backbone: Backbone, settings: Settings) -> list[str]:
+def intervals_without_a_step(backbone: Backbone, settings: SamplingSettings) -> list[str]:
     """A sentence for guidance and for a correction whose interval holds no step."""
     scheduler = make_scheduler(settings.scheduler, backbone.scheduler_config)
     set_steps(scheduler, settings.steps)
@@ -159,7 +159,7 @@ def intervals_without_a_step(backbone: Backbone, settings: Settings) -> list[str
 def _draw_batches(
     backbone: Backbone,
     requests: Sequence[Request],
-    settings: Settings,
+    settings: SamplingSettings,
     latent_size: tuple[int, int],
     scorer: Scorer | None,
     batch_size: int,

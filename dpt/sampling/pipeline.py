@@ -16,7 +16,7 @@ from dpt.checkpoints import open_checkpoint
 from dpt.data.images import to_pil
 from dpt.errors import UserError
 from dpt.generation_defaults import GenerationDefaults, generation_defaults
-from dpt.sampling.draw import Settings, calls_per_picture
+from dpt.sampling.draw import SamplingSettings, calls_per_picture
 from dpt.sampling.hooks import StepHook, StepInfo
 from dpt.sampling.loop import denoise
 from dpt.sampling.options import Interval, recommended_correction, resolve_correction
@@ -111,7 +111,7 @@ class DPTPipeline:
             correction_end,
             correction_every,
         )
-        settings = Settings(
+        settings = SamplingSettings(
             num_inference_steps,
             self.defaults.guidance_scale if guidance_scale is None else guidance_scale,
             self.scheduler,

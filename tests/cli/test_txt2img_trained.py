@@ -26,7 +26,7 @@ from dpt.data.scenes.captions import describe_scene
 from dpt.data.scenes.render import render
 from dpt.data.scenes.world import POCKET_WORLD, make_scene
 from dpt.keyed_random import KeyedRandom
-from dpt.sampling.draw import Request, Settings, draw
+from dpt.sampling.draw import Request, SamplingSettings, draw
 from dpt.sampling.options import Correction, Interval
 from tests import tiny_models
 from tests.checkpoints.making import tiny_adapter, tiny_result
@@ -106,7 +106,7 @@ def test_the_pictures_are_those_of_the_sampler(model: Path, result: Path, backbo
     words = ("--correction_target", "fused", "--correction_end", "0.6", "--correction_every", "1")
     words += ("--seed", "5", "--guidance_rescale", "0.5")
     assert call(model, "--ckpt", str(result / "adapter"), *CORRECTED, *words) == 0
-    settings = Settings(2, guidance_rescale=0.5, correction=Correction(3, "fused", "unit", Interval(0, 0.6)))
+    settings = SamplingSettings(2, guidance_rescale=0.5, correction=Correction(3, "fused", "unit", Interval(0, 0.6)))
     requests = [Request("a red circle to the left of a blue square", 5, index) for index in range(2)]
     for index, image in enumerate(draw(backbone, requests, settings, adapter=tiny_adapter(backbone))):
         with Image.open(newest() / f"{index:03d}.png") as picture:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dpt.backbone import Backbone, open_backbone
-from dpt.sampling.draw import Candidate, Request, Settings, best, draw, draw_latents, scored
+from dpt.sampling.draw import Candidate, Request, SamplingSettings, best, draw, draw_latents, scored
 from dpt.sampling.hooks import Trace
 from dpt.sampling.options import Correction
 from dpt.score.matching import Scorer
@@ -28,7 +28,7 @@ def scorer(backbone: Backbone) -> Scorer:
 
 
 def test_the_best_are_those_of_highest_score(backbone: Backbone, scorer: Scorer) -> None:
-    settings = Settings(2)
+    settings = SamplingSettings(2)
     batches = list(draw_latents(backbone, REQUESTS, settings, batch_size=2, exact=False))
     candidates = list(scored(batches, scorer))
     by_hand = [float(scorer.clean_score(drawn.latents[[row]], drawn.text[[row]])) for drawn in batches
@@ -49,7 +49,7 @@ def test_of_equals_the_first_is_kept() -> None:
 
 
 def test_a_trace_sees_the_corrected_input_and_changes_nothing(backbone: Backbone, scorer: Scorer) -> None:
-    settings = Settings(4, scheduler="euler", correction=Correction(2, norm="unit"))
+    settings = SamplingSettings(4, scheduler="euler", correction=Correction(2, norm="unit"))
     traces: list[Trace] = []
 
     def watch(requests: object, text: object) -> Trace:

@@ -11,7 +11,7 @@ from dpt.backbone import Backbone, open_backbone
 from dpt.backbone.rng import derived_seed, generator_for
 from dpt.data.images import from_pil, to_pil
 from dpt.errors import UserError
-from dpt.sampling.draw import Request, Settings, calls_per_picture, draw
+from dpt.sampling.draw import Request, SamplingSettings, calls_per_picture, draw
 from tests import tiny_models
 from tests.tiny_models import POCKET, PROMPT
 
@@ -29,13 +29,13 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     return open_backbone(folder, device="cpu")
 
 
-def images(backbone: Backbone, requests: list[Request], settings: Settings, **how: object) -> torch.Tensor:
+def images(backbone: Backbone, requests: list[Request], settings: SamplingSettings, **how: object) -> torch.Tensor:
     return torch.stack(list(draw(backbone, requests, settings, **how)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "euler_a", "dpm++_sde"])
 def test_a_picture_does_not_depend_on_its_batch_to_the_bit(scheduler: str, backbone: Backbone) -> None:
-    settings = Settings(steps=2, scheduler=scheduler)
+    settings = SamplingSettings(steps=2, scheduler=scheduler)
     alone = torch.cat([images(backbone, [one], settings) for one in REQUESTS])
     for size in (2, 4):
         assert torch.equal(images(backbone, REQUESTS, settings, batch_size=size), alone)
@@ -44,7 +44,7 @@ def test_a_picture_does_not_depend_on_its_batch_to_the_bit(scheduler: str, backb
 @pytest.mark.parametrize("scheduler", ["ddim", "ddpm"])
 def test_real_batches_agree_up_to_rounding(scheduler: str, backbone: Backbone) -> None:
     """Measured: below 1e-5 over ten steps, which turns a few of 50,000 colour levels by one."""
-    settings = Settings(steps=2, scheduler=scheduler)
+    settings = SamplingSettings(steps=2, scheduler=scheduler)
     alone = images(backbone, REQUESTS, settings)
     for size in (2, 4):
         together = images(backbone, REQUESTS, settings, batch_size=size, exact=False)
@@ -52,7 +52,7 @@ def test_real_batches_agree_up_to_rounding(scheduler: str, backbone: Backbone) -
 
 
 def test_seed_index_prompt_and_negative_prompt_all_matter(backbone: Backbone) -> None:
-    pictures = images(backbone, REQUESTS, Settings(steps=2))
+    pictures = images(backbone, REQUESTS, SamplingSettings(steps=2))
     for first in range(len(REQUESTS)):
         for second in range(first):
             assert not torch.allclose(pictures[first], pictures[second], atol=1e-3)
@@ -60,7 +60,7 @@ def test_seed_index_prompt_and_negative_prompt_all_matter(backbone: Backbone) ->
 
 def test_sizes_and_progress(backbone: Backbone) -> None:
     advanced: list[int] = []
-    settings = Settings(steps=3, scheduler="heun", height=32, width=48)
+    settings = SamplingSettings(steps=3, scheduler="heun", height=32, width=48)
     drawn = images(backbone, REQUESTS[:3], settings, batch_size=2, exact=False, on_step=advanced.append)
     assert drawn.shape == (3, 3, 32, 48)
     assert sum(advanced) == 3 * calls_per_picture(backbone, settings)
@@ -83,7 +83,7 @@ def test_bad_settings_are_refused_before_anything_is_drawn(
     settings: dict[str, object], sentence: str, backbone: Backbone
 ) -> None:
     with pytest.raises(UserError, match=sentence):
-        draw(backbone, REQUESTS, Settings(**settings))  # type: ignore[arg-type]
+        draw(backbone, REQUESTS, SamplingSettings(**settings))  # type: ignore[arg-type]
 
 
 def test_seeds_are_fixed_for_good() -> None:

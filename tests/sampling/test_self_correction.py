@@ -13,7 +13,7 @@ from torch import Tensor
 from dpt.adapter import Adapter
 from dpt.backbone import Backbone, Condition, open_backbone
 from dpt.errors import UserError
-from dpt.sampling.draw import Request, Settings, draw
+from dpt.sampling.draw import Request, SamplingSettings, draw
 from dpt.sampling.guidance import Denoiser
 from dpt.sampling.hooks import StepHook, StepInfo
 from dpt.sampling.loop import denoise
@@ -226,7 +226,7 @@ def test_an_image_does_not_depend_on_its_batch(target: str, pocket: World) -> No
         ).run(Correction(3, target, "relative"))
         torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-4)
     requests = [Request(PROMPT, 1, 0), Request("two stars", 2, 1, "blue")]
-    settings = Settings(2, correction=Correction(3, target, "unit"))
+    settings = SamplingSettings(2, correction=Correction(3, target, "unit"))
     many = list(draw(pocket.backbone, requests, settings, adapter=pocket.adapter))
     for one, picture in zip(requests, many, strict=True):
         (own,) = draw(pocket.backbone, [one], settings, adapter=pocket.adapter, batch_size=1)
@@ -328,18 +328,18 @@ def test_what_is_not_finite_is_named(target: str, pocket: World) -> None:
 def test_an_image_that_is_not_finite_is_an_error_without_a_correction_too(tmp_path: Path) -> None:
     backbone = open_backbone(tiny_models.save(POCKET, tmp_path / "model"), device="cpu")
     with pytest.raises(UserError, match=r"not finite: the guidance scale 1e\+38 is too large"):
-        list(draw(backbone, [Request(PROMPT, 0, 0)], Settings(2, 1e38)))
+        list(draw(backbone, [Request(PROMPT, 0, 0)], SamplingSettings(2, 1e38)))
     torch.nn.init.constant_(backbone.network.conv_out.weight, float("nan"))
     with pytest.raises(UserError, match="the model's own predictions are not finite"):
-        list(draw(backbone, [Request(PROMPT, 0, 0)], Settings(2)))
+        list(draw(backbone, [Request(PROMPT, 0, 0)], SamplingSettings(2)))
 
 
 def test_a_correction_needs_an_adapter_that_fits(pocket: World) -> None:
     with pytest.raises(UserError, match="a correction needs an adapter, and there is none"):
-        draw(pocket.backbone, [Request(PROMPT, 0, 0)], Settings(2, correction=Correction(1)))
+        draw(pocket.backbone, [Request(PROMPT, 0, 0)], SamplingSettings(2, correction=Correction(1)))
     foreign = tiny_adapter(pocket.backbone, feature_channels=(99,))
     with pytest.raises(UserError, match="does not fit the model"):
-        draw(pocket.backbone, [Request(PROMPT, 0, 0)], Settings(2, correction=Correction(1)), adapter=foreign)
+        draw(pocket.backbone, [Request(PROMPT, 0, 0)], SamplingSettings(2, correction=Correction(1)), adapter=foreign)
 
 
 def test_an_unknown_scheduler_is_refused(pocket: World) -> None:
@@ -352,10 +352,10 @@ def test_an_unknown_scheduler_is_refused(pocket: World) -> None:
         for name, sentence in sentences.items():
             pocket.backbone.scheduler_config = {**kept, "_class_name": name, "skip_prk_steps": False}
             for target in ("state", "fused"):
-                settings = Settings(2, scheduler="own", correction=Correction(1, target))
+                settings = SamplingSettings(2, scheduler="own", correction=Correction(1, target))
                 with pytest.raises(UserError, match=sentence):
                     draw(pocket.backbone, [Request(PROMPT, 0, 0)], settings, adapter=pocket.adapter)
-        settings = Settings(4, scheduler="own", correction=Correction(1, "input"))
+        settings = SamplingSettings(4, scheduler="own", correction=Correction(1, "input"))
         (picture,) = draw(pocket.backbone, [Request(PROMPT, 0, 0)], settings, adapter=pocket.adapter)
         assert picture.isfinite().all()
     finally:

@@ -96,11 +96,11 @@ def measure(options: MeasureOptions) -> None:
             fail(f"--{name} must be at least 1, not {getattr(options, name)}")
     from dpt.backbone import open_backbone
     from dpt.pocket.measure import measure as measure_pocket
-    from dpt.sampling.draw import Settings
+    from dpt.sampling.draw import SamplingSettings
 
     defaults = generation_defaults(options.model)
     scale = defaults.guidance_scale if options.guidance_scale is None else options.guidance_scale
-    settings = Settings(options.num_timesteps, scale, options.scheduler)
+    settings = SamplingSettings(options.num_timesteps, scale, options.scheduler)
     if options.guidance_scale is None and (line := defaults.describe(["guidance_scale"])):
         print(line)
     backbone = open_backbone(options.model)

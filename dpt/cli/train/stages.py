@@ -172,11 +172,11 @@ class Stage2Options(TrainOptions):
     def _draw_samples(self, task: Any) -> None:
         from dpt.data.images import to_pil
         from dpt.evaluation.contact_sheet import contact_sheet
-        from dpt.sampling.draw import Request, Settings, draw
+        from dpt.sampling.draw import Request, SamplingSettings, draw
 
         per_prompt = self.samples.num_validation_images
         defaults = task.backbone.generation_defaults
-        settings = Settings(guidance_scale=defaults.guidance_scale)
+        settings = SamplingSettings(guidance_scale=defaults.guidance_scale)
         requests = [
             Request(prompt, SAMPLE_SEED, k, defaults.negative_prompt)
             for prompt in self.samples.validation_prompts

@@ -21,7 +21,7 @@ from dpt.files import NumberedFolder
 if TYPE_CHECKING:
     from dpt.cli.txt2img.model import TunedModel
     from dpt.cli.txt2img.sampling import ImageRecord, SamplingVariant
-    from dpt.sampling.draw import Settings
+    from dpt.sampling.draw import SamplingSettings
     from dpt.sampling.options import Correction
 
 
@@ -99,13 +99,13 @@ def describe_correction(options: Options, correction: Correction) -> str | None:
     return f"correction: factor {correction.factor:g}, target {correction.target}{published}, norm {correction.norm}"
 
 
-def settings_of(options: Options, correction: Correction) -> Settings:
+def settings_of(options: Options, correction: Correction) -> SamplingSettings:
     """The sampler's settings; the generation defaults must have been filled in."""
-    from dpt.sampling.draw import Settings
+    from dpt.sampling.draw import SamplingSettings
 
     assert options.guidance_scale is not None
     height, width = options.size
-    return Settings(
+    return SamplingSettings(
         steps=options.num_timesteps,
         guidance_scale=options.guidance_scale,
         scheduler=options.scheduler,

@@ -18,7 +18,7 @@ from dpt.cli.txt2img.options import Options
 from dpt.cli.txt2img.sampling import ImageRecord, SamplingVariant
 from dpt.data.images import to_pil
 from dpt.evaluation.contact_sheet import contact_sheet
-from dpt.sampling.draw import INITIAL_NOISE, Settings
+from dpt.sampling.draw import INITIAL_NOISE, SamplingSettings
 from dpt.sampling.hooks import Trace
 
 SHEET = "contact_sheet.png"
@@ -49,7 +49,7 @@ def write_record(
     folder: Path,
     options: Options,
     tuned: TunedModel,
-    settings: Settings,
+    settings: SamplingSettings,
     variants: Sequence[SamplingVariant],
     prompts: Sequence[str],
     entries: Sequence[ImageRecord],

@@ -20,7 +20,7 @@ from dpt.cli.txt2img.options import Options
 from dpt.data.images import to_pil
 from dpt.data.scenes.world import POCKET_WORLD
 from dpt.detect.oracle.oracle import Oracle
-from dpt.sampling.draw import Candidate, Request, SampledBatch, Settings, best, calls_per_picture, draw_latents, scored
+from dpt.sampling.draw import Candidate, Request, SampledBatch, SamplingSettings, best, calls_per_picture, draw_latents, scored
 from dpt.sampling.hooks import Trace
 from dpt.sampling.options import NO_CORRECTION
 from dpt.score.matching import Scorer
@@ -38,7 +38,7 @@ class SamplingVariant:
     """One column of a comparison: the settings, and whether the LoRA is on."""
 
     name: str
-    settings: Settings
+    settings: SamplingSettings
     lora: bool = True
 
 
@@ -54,7 +54,7 @@ class ImageRecord:
     verdict: str | None = None
 
 
-def variants_for(options: Options, settings: Settings, tuned: TunedModel) -> list[SamplingVariant]:
+def variants_for(options: Options, settings: SamplingSettings, tuned: TunedModel) -> list[SamplingVariant]:
     """One variant, or with --compare: the base model, the tuned model, and the corrected one."""
     if not options.compare:
         return [SamplingVariant("", settings)]
