@@ -88,6 +88,26 @@ def test_every_room_is_a_package() -> None:
     assert not [file.parent for file in SOURCES if not file.with_name("__init__.py").exists()]
 
 
+def test_a_class_name_has_one_meaning() -> None:
+    homes: dict[str, list[str]] = {}
+    for file in SOURCES:
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(str(file.relative_to(ROOT)))
+    assert not {name: files for name, files in homes.items() if len(files) > 1}
+
+
+DIALECT = re.compile(r"\b(asked|told|said|wanted|foreseen|hasten|sped|lean|strangers|begun|idle)\b")
+
+STORED = re.compile(r'"asked"')
+"""A key of files on disk, which keeps its name."""
+
+
+def test_names_and_sentences_use_the_words_of_the_field() -> None:
+    lines = [(file, line) for file in SOURCES for line in file.read_text().splitlines()]
+    assert not [f"{file.name}: {line.strip()}" for file, line in lines if DIALECT.search(STORED.sub("", line))]
+
+
 def test_files_are_small() -> None:
     limits = ((file, 250 if file.name == "loop.py" else 400) for file in SOURCES)
     large = {str(file.relative_to(ROOT)) for file, limit in limits if len(file.read_text().splitlines()) > limit}

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dpt.claims.boxes import Box
-from dpt.claims.facts import Noun
-from dpt.claims.prompt import Prompt
+from dpt.claims.facts import Noun, Prompt
 from dpt.claims.words import article
 
 

@@ -1,4 +1,4 @@
-"""Claims about a picture, and whether they hold for the things in it, rendered or detected.
+"""Claims about a picture, whether they hold for the things in it, and prompts that make such claims.
 
 A thing has a shape, a colour, a size and a box. Claims of the public suites also rank things by score; ties keep the
 detector's order.
@@ -203,3 +203,28 @@ def _offset(first: Box, second: Box, relation: str) -> float:
     """How far the first centre lies beyond the second in the direction of the relation."""
     (ax, ay), (bx, by) = first.centre, second.centre
     return {"left": bx - ax, "right": ax - bx, "above": by - ay, "below": ay - by}[relation]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    id: str
+    category: str
+    text: str
+    facts: tuple[Claim, ...]
+    closed: bool = True
+    """Whether objects that no fact counts are a fault."""
+    unseen: bool = False
+    """Whether it names a combination that is held out of training."""
+    where: str = ""
+    """File and line it comes from."""
+    source: str = ""
+    """The line itself, for layouts that store it beside the pictures."""
+
+    @property
+    def nouns(self) -> tuple[Noun, ...]:
+        """The nouns of its facts, without repeats, in order."""
+        return tuple(dict.fromkeys(noun for fact in self.facts for noun in nouns_of(fact)))
+
+    @property
+    def origin(self) -> str:
+        return self.where or f"prompt {self.id}"

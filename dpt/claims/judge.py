@@ -13,11 +13,11 @@ from dpt.claims.facts import (
     Count,
     FewerThan,
     Noun,
+    Prompt,
     Related,
     RelationByCentres,
     RelationOfBest,
 )
-from dpt.claims.prompt import Prompt
 
 _SORTS: dict[type, str] = {
     Count: "count",

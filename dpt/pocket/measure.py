@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from dpt.backbone import Backbone
 from dpt.claims.detections import Detections
+from dpt.claims.facts import Prompt
 from dpt.claims.judge import Verdict, judge
-from dpt.claims.prompt import Prompt
 from dpt.data.images import to_pil
 from dpt.data.scenes.world import POCKET_WORLD
 from dpt.detect.oracle.oracle import Oracle
@@ -109,7 +109,9 @@ def sheet(shown: Sequence[JudgedImage], title: str) -> Image.Image:
     return contact_sheet([Image.fromarray(image.pixels) for image in shown], captions, columns=8, title=title)
 
 
-def measure(backbone: Backbone, out: Path, prompts: int, seed: int, settings: SamplingSettings, per_prompt: int = 1) -> str:
+def measure(
+    backbone: Backbone, out: Path, prompts: int, seed: int, settings: SamplingSettings, per_prompt: int = 1
+) -> str:
     """Sample and judge every category; write `pocket.json`, `table.md` and contact sheets; return the table."""
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from dpt.adapter import Adapter
 from dpt.backbone import Backbone, Condition
 from dpt.backbone.rng import generator_for
 from dpt.errors import UserError
-from dpt.sampling.finite import explain_denoiser
+from dpt.sampling.guidance import explain_denoiser
 from dpt.sampling.hooks import StepHook
 from dpt.sampling.loop import denoise
 from dpt.sampling.options import ALWAYS, MAX_SIDE, NO_CORRECTION, Correction, Guidance, Interval
@@ -195,7 +195,9 @@ def _draw_batches(
 def initial_noise(backbone: Backbone, requests: Sequence[Request], latent_size: tuple[int, int]) -> Tensor:
     """Standard normal noise (B,C,h,w), a row per request, made on the CPU."""
     shape = (backbone.latent_channels, *latent_size)
-    rows = [torch.randn(shape, generator=generator_for(each.seed, each.index, INITIAL_NOISE)) for each in requests]
+    rows = [
+        torch.randn(shape, generator=generator_for(request.seed, request.index, INITIAL_NOISE)) for request in requests
+    ]
     return torch.stack(rows).to(backbone.device)
 
 

@@ -1,4 +1,4 @@
-"""Ways to turn a network into a denoiser.
+"""Ways to turn a network into a denoiser, and checks that its predictions are finite.
 
 `predict(x, t, condition)` is the network; `denoiser(x, t) -> prediction` is what the sampling loop calls. A
 guidance is a function that returns a denoiser, built from `predict` or around another denoiser.
@@ -12,7 +12,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from dpt.backbone import Condition, NoiseSchedule
+from dpt.backbone import Backbone, Condition, NoiseSchedule
+from dpt.errors import UserError
+from dpt.sampling.hooks import StepInfo
 from dpt.sampling.options import ALWAYS, Guidance
 
 Predict: TypeAlias = Callable[[Tensor, Tensor, Condition], Tensor]
@@ -68,3 +70,26 @@ def guides_at(guidance: Guidance, noise: NoiseSchedule) -> When:
     if guidance.interval == ALWAYS:
         return lambda t: guidance.scale != 1  # without looking at t, which may have to come from a GPU
     return lambda t: guidance.scale != 1 and guidance.interval.contains(noise.level(float(t)))
+
+
+LARGEST_PREDICTION = 1e3
+"""Networks predict values of about 1; guidance multiplies them by its scale."""
+
+
+def check_finite(latents: Tensor, step: StepInfo, explain: Callable[[], str]) -> None:
+    """Raise with a reason if any value is NaN or infinite."""
+    if not bool(latents.isfinite().all()):
+        raise UserError(f"the latents are no longer finite after step {step.index + 1} of {step.count}: {explain()}")
+
+
+def is_plausible(prediction: Tensor) -> bool:
+    """Whether a prediction from noise is finite and of a size that sampling can use."""
+    return bool((prediction.abs() < LARGEST_PREDICTION).all())
+
+
+@torch.no_grad()
+def explain_denoiser(backbone: Backbone, text: Condition, x: Tensor, t: Tensor, guidance: Guidance) -> str:
+    """Why guided predictions from noise are not usable: the guidance scale, or the model."""
+    if guidance.scale != 1 and bool(backbone.predict(x, t, text).isfinite().all()):
+        return f"the guidance scale {guidance.scale:g} is too large"
+    return f"the model's own predictions are not finite: its weights, its LoRA or its number format ({backbone.dtype})"

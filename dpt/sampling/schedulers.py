@@ -38,7 +38,7 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     scheduler_class = _scheduler_class(class_name)
     known = inspect.signature(scheduler_class.__init__).parameters
     settings = {key: value for key, value in config.items() if key in known and not key.startswith("_")}
-    # DDIM and DDPM clip their estimate of z_0 to [-1,1] unless told not to; latents are not so bounded.
+    # DDIM and DDPM clip their estimate of z_0 to [-1,1] by default; latents are not so bounded.
     if "clip_sample" in known:
         settings.setdefault("clip_sample", False)
     try:

@@ -10,8 +10,15 @@ from torch import Tensor
 
 from dpt.backbone import Backbone, Condition
 from dpt.errors import UserError
-from dpt.sampling.finite import check_finite, explain_denoiser, is_plausible
-from dpt.sampling.guidance import Denoiser, classifier_free, combine, guides_at
+from dpt.sampling.guidance import (
+    Denoiser,
+    check_finite,
+    classifier_free,
+    combine,
+    explain_denoiser,
+    guides_at,
+    is_plausible,
+)
 from dpt.sampling.hooks import StepHook, StepInfo
 from dpt.sampling.options import Correction, Guidance
 from dpt.sampling.schedulers import check_movable

@@ -6,9 +6,8 @@ import pytest
 
 from dpt.claims.boxes import Box
 from dpt.claims.detections import Detection, Detections, Unreadable
-from dpt.claims.facts import Absent, Count, Noun, Related
+from dpt.claims.facts import Absent, Count, Noun, Prompt, Related
 from dpt.claims.judge import judge
-from dpt.claims.prompt import Prompt
 
 RED, BLUE = Noun("red", "circle"), Noun("blue", "square")
 

@@ -9,8 +9,8 @@ import pytest
 
 from dpt.claims.boxes import Box
 from dpt.claims.detections import DetectConfig, Detection, Detections
+from dpt.claims.facts import Prompt
 from dpt.claims.judge import judge
-from dpt.claims.prompt import Prompt
 from dpt.evaluation.suites import geneval, lmd, sr2d
 from dpt.evaluation.suites.base import Suite
 

@@ -198,7 +198,9 @@ def test_the_best_of_several_is_what_the_adapter_finds_best(whole: Path, model: 
     assert adapter is not None
     for one in all_requests(load("pocket", ("single",), 1, 0), 2):
         requests = [Request(one.prompt.text, one.seed, one.index + CANDIDATE_STRIDE * k) for k in range(2)]
-        batches = draw_latents(backbone, requests, SamplingSettings(2, 3.0), adapter=adapter, batch_size=16, exact=False)
+        batches = draw_latents(
+            backbone, requests, SamplingSettings(2, 3.0), adapter=adapter, batch_size=16, exact=False
+        )
         first, second = scored(batches, Scorer(backbone, adapter))
         from dpt.data.images import to_pil
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpt.data.files.reading import is_whole
 from dpt.errors import UserError, fail
-from dpt.evaluation.bench.results import MOST_PICTURES
+from dpt.evaluation.bench.results import MOST_PICTURES, OPTIONS_KEY
 from dpt.files import atomic_file, exclusive_lock
 from dpt.methods.diffusion import check_method_name
 from dpt.untrusted import parse_json
@@ -79,9 +79,11 @@ def register_method(
     try:
         out.mkdir(parents=True, exist_ok=True)
         with _record_lock(out):
-            record = parse_json(file.read_text()) if file.exists() else {"asked": dict(options), **more, "methods": {}}
+            record = (
+                parse_json(file.read_text()) if file.exists() else {OPTIONS_KEY: dict(options), **more, "methods": {}}
+            )
             known = record["methods"].setdefault(method, dict(identity))
-            same = _comparable({**LATER_OPTIONS, **record["asked"]}) == _comparable(options)
+            same = _comparable({**LATER_OPTIONS, **record[OPTIONS_KEY]}) == _comparable(options)
             if not same or {"suite_hash": identity.get("suite_hash"), **known} != {"suite_hash": None, **identity}:
                 fail(f"{out} holds a benchmark that was run with other options; choose another --out")
             check_one_judge(record["methods"], out, ("model", *JUDGE_KEYS))
@@ -104,14 +106,14 @@ def check_one_judge(methods: Mapping[str, Mapping[str, Any]], folder: Path, keys
 
 
 def check_same_options(options: Mapping[str, Any], other: Mapping[str, Any], what: str) -> None:
-    here, there = (_comparable({**LATER_OPTIONS, **each}) for each in (options, other))
-    if unlike := [key for key in {**here, **there} if here.get(key) != there.get(key)]:
+    current, earlier = (_comparable({**LATER_OPTIONS, **recorded}) for recorded in (options, other))
+    if unlike := [key for key in {**current, **earlier} if current.get(key) != earlier.get(key)]:
         key = unlike[0]
-        fail(f"{what} was run with another --{key}: {there.get(key)!r}, here {here.get(key)!r}")
+        fail(f"{what} was run with another --{key}: {earlier.get(key)!r}, here {current.get(key)!r}")
 
 
 def _comparable(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what identities compare better: a file or a model may be moved, but not be another one."""
+    """The options without paths: files and models may be moved, and are compared by their hashes."""
     kept = {key: value for key, value in options.items() if key not in ("detector", "colours", "clip", "itm")}
     return {**kept, "suite": str(options["suite"]).partition("=")[0]}
 
@@ -119,7 +121,7 @@ def _comparable(options: Mapping[str, Any]) -> dict[str, Any]:
 def read_record(folder: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = parse_json((folder / RECORD).read_text())
-        complete = {**record, "asked": {**LATER_OPTIONS, **record["asked"]}}
+        complete = {**record, OPTIONS_KEY: {**LATER_OPTIONS, **record[OPTIONS_KEY]}}
         _check_types(complete, folder / RECORD)
         return complete
     except OSError:
@@ -129,8 +131,8 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def _check_types(record: Mapping[str, Any], file: Path) -> None:
-    options, methods = record["asked"], record["methods"]
-    if not (isinstance(methods, dict) and methods and all(isinstance(each, dict) for each in methods.values())):
+    options, methods = record[OPTIONS_KEY], record["methods"]
+    if not (isinstance(methods, dict) and methods and all(isinstance(method, dict) for method in methods.values())):
         raise TypeError
     for name in methods:
         check_method_name(name)
@@ -161,7 +163,7 @@ def recorded_suite(record: Mapping[str, Any], moved_to: str | None = None) -> Su
     """The suite of the record; refused if its prompts or rules have changed. `moved_to`: NAME=FILE of a moved file."""
     from dpt.evaluation.suites.registry import load, parse
 
-    options = record["asked"]
+    options = record[OPTIONS_KEY]
     if moved_to is not None and parse(moved_to)[0] != parse(options["suite"])[0]:
         fail(f"the pictures are of the suite {parse(options['suite'])[0]}, not {parse(moved_to)[0]}")
     suite = load(moved_to or options["suite"], tuple(options["categories"]), options["prompts"], options["seed"])
@@ -174,4 +176,4 @@ def recorded_suite(record: Mapping[str, Any], moved_to: str | None = None) -> Su
 def recorded_requests(record: Mapping[str, Any], suite: Suite) -> Sequence[ImageRequest]:
     from dpt.evaluation.bench.requests import all_requests
 
-    return all_requests(suite, record["asked"]["per_prompt"])
+    return all_requests(suite, record[OPTIONS_KEY]["per_prompt"])

@@ -22,6 +22,7 @@ from dpt.cli.bench.record import (
 from dpt.cli.common.console import warn
 from dpt.embedded import EMBEDDED_CLIP, clip_location
 from dpt.errors import fail
+from dpt.evaluation.bench.results import OPTIONS_KEY
 from dpt.methods.diffusion import BASE
 from dpt.untrusted import parse_json
 
@@ -84,7 +85,7 @@ def report(options: ReportOptions) -> None:
     for name in (options.baseline, *options.also):
         if name not in everything:
             fail(f"there is no method {name!r} in {options.folder}; there are {', '.join(everything)}: say --baseline")
-    results = [*earlier.results, *tables.results(methods, str(record["asked"]["suite"]))]
+    results = [*earlier.results, *tables.results(methods, str(record[OPTIONS_KEY]["suite"]))]
     differences = [
         tables.difference(everything[name], everything[other])
         for other in (options.baseline, *options.also)
@@ -128,7 +129,7 @@ def picture_file(folder: Path, record: Mapping[str, Any], method: str, prompt_id
     from dpt.evaluation.suites.base import image_file
     from dpt.evaluation.suites.registry import layout_of
 
-    layout = layout_of(record["asked"]["suite"])
+    layout = layout_of(record[OPTIONS_KEY]["suite"])
     return image_folder(folder, record) / method / image_file(layout, prompt_id, index)
 
 
@@ -139,11 +140,11 @@ def write(options: ReportOptions, text: str, data: ReportData) -> Path:
     from dpt.evaluation.suites.registry import layout_of
 
     out, record = options.out or options.folder, data.record
-    layout = layout_of(record["asked"]["suite"])
+    layout = layout_of(record[OPTIONS_KEY]["suite"])
     html = page(data, Album(image_folder(options.folder, record), layout, int(options.budget_mb * 1e6)))
     numbers: dict[str, Any] = {
         "results": [asdict(result) for result in data.results],
-        "differences": [asdict(each) for each in data.differences],
+        "differences": [asdict(difference) for difference in data.differences],
     }
     if data.fidelity:
         numbers["fidelity"] = asdict(data.fidelity)
@@ -171,7 +172,7 @@ def manifest(options: ReportOptions, data: ReportData) -> dict[str, Any]:
     record = data.record
     hashes = {identity.get("suite_hash") for identity in record["methods"].values()} - {None}
     return {
-        "suite": str(record["asked"]["suite"]).partition("=")[0],
+        "suite": str(record[OPTIONS_KEY]["suite"]).partition("=")[0],
         "suite_hash": hashes.pop() if len(hashes) == 1 else None,
         "versions": versions(),
         "lines": {
@@ -238,7 +239,7 @@ def open_earlier(folder: Path | None, record: Mapping[str, Any], methods: Mappin
     from dpt.evaluation.bench.summary import read_summary
 
     saved = read_summary(folder)
-    check_same_options(record["asked"], saved.record["asked"], f"the report in {folder}")
+    check_same_options(record[OPTIONS_KEY], saved.record[OPTIONS_KEY], f"the report in {folder}")
     made_of = {name: identity for name, identity in saved.record["methods"].items() if name not in methods}
     if not made_of:
         fail(f"all methods of the report in {folder} are here too: --kept would do nothing")
@@ -247,4 +248,6 @@ def open_earlier(folder: Path | None, record: Mapping[str, Any], methods: Mappin
     kept = {name: saved.method_results(name, like) for name in made_of}
     for name, own in kept.items():
         saved.check(name, own)
-    return EarlierReport(made_of, [each for each in saved.results if each.method in made_of], kept, saved.fidelity)
+    return EarlierReport(
+        made_of, [result for result in saved.results if result.method in made_of], kept, saved.fidelity
+    )

@@ -23,6 +23,7 @@ from dpt.cli.bench.record import (
 )
 from dpt.cli.common.console import warn
 from dpt.errors import fail
+from dpt.evaluation.bench.results import OPTIONS_KEY
 
 if TYPE_CHECKING:
     from dpt.evaluation.bench.judging import ExtraScores, ImageJudge
@@ -65,10 +66,13 @@ def score(options: ScoreOptions) -> None:
 
     record = read_record(options.folder)
     suite = recorded_suite(record, options.suite)
-    model = str(record["asked"]["pretrained_model_name_or_path"])
+    model = str(record[OPTIONS_KEY]["pretrained_model_name_or_path"])
     extra_scores = open_extra_scores(suite, options.clip, options.itm, model)
     judge = open_judge(suite, options.detector, options.colours, extra_scores) if options.detector else None
-    recorded = {**record["asked"], **{key: to_plain(options)[key] for key in ("detector", "colours", "clip", "itm")}}
+    recorded = {
+        **record[OPTIONS_KEY],
+        **{key: to_plain(options)[key] for key in ("detector", "colours", "clip", "itm")},
+    }
     methods = selected_methods(options, record)
     for name in methods:
         score_method(name, options, record, recorded, suite, judge or extra_scores)

@@ -38,7 +38,7 @@ def check(options: SceneCheckOptions) -> None:
     round_trip = None if options.vae is None else open_round_trip(options.vae)
     oracle = Oracle(world)
     scenes = [make_scene(options.seed, index, world) for index in range(options.num)]
-    images = [render(each) for each in scenes]
+    images = [render(scene) for scene in scenes]
 
     rows: list[AccuracyRow] = []
     for name, disturb in tqdm(DISTURBANCES.items(), desc="reading", leave=False):

@@ -95,7 +95,7 @@ def flag_names(options: Any) -> set[str]:
     kind = get_args(options)[0] if get_origin(options) is Annotated else options
     names: set[str] = set()
     for name, hint in get_type_hints(kind, include_extras=True).items():
-        if name not in {one.name for one in fields(kind)}:
+        if name not in {field.name for field in fields(kind)}:
             continue
         bare = get_args(hint)[0] if get_origin(hint) is Annotated else hint
         if is_dataclass(bare):
@@ -146,7 +146,7 @@ def _is_flag(word: str) -> bool:
 def suggestion(name: str, known: set[str] | Sequence[str]) -> str:
     """', did you mean X?' as the end of a sentence, or nothing where no name is close."""
     named = dict.fromkeys((name, DIFFUSERS_NAMES.get(name, name)))
-    close = [match for one in named for match in get_close_matches(one, sorted(known), n=1, cutoff=0.6)]
+    close = [match for candidate in named for match in get_close_matches(candidate, sorted(known), n=1, cutoff=0.6)]
     return f", did you mean --{close[0]}?" if close else ""
 
 

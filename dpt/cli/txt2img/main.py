@@ -62,8 +62,12 @@ def run(options: Options, group: Processes) -> None:
     settings = settings_of(options, correction)
     calls_per_picture(tuned.backbone, settings)
     tuned.backbone.latent_size(settings.height, settings.width)
-    own = group.share(list(enumerate(prompts)))
-    cut = [sentence for each in group.gather(lambda: prompt_warnings(options, tuned, own)) for sentence in each]
+    own_prompts = group.share(list(enumerate(prompts)))
+    cut = [
+        sentence
+        for sentences in group.gather(lambda: prompt_warnings(options, tuned, own_prompts))
+        for sentence in sentences
+    ]
     notes = [*options.unused_flags(has_adapter, correction), *intervals_without_a_step(tuned.backbone, settings)]
     on_cpu = tuned.backbone.device.type == "cpu"
     if on_cpu and (options.batch_size or 1) > 1:
@@ -78,8 +82,10 @@ def run(options: Options, group: Processes) -> None:
     variants = variants_for(options, settings, tuned)
     name = options.prompt if options.prompts_file is None else options.prompts_file.stem
     with shared_run_folder(group, options.outdir, name) as folder:
-        per_process = group.gather(lambda: sample_own(folder.work, options, tuned, variants, own, batch_size, group))
-        entries = sorted((entry for each in per_process for entry in each), key=lambda entry: entry.prompt)
+        per_process = group.gather(
+            lambda: sample_own(folder.work, options, tuned, variants, own_prompts, batch_size, group)
+        )
+        entries = sorted((entry for entries in per_process for entry in entries), key=lambda entry: entry.prompt)
         if group.is_main:
             if not options.sheet_per_prompt:
                 write_sheet(folder.work, SHEET, entries, len(variants), prompts)
@@ -92,7 +98,7 @@ def run(options: Options, group: Processes) -> None:
 
 
 def describe_correction(options: Options, correction: Correction) -> str | None:
-    """One line about a correction that was asked for by its factor: what it moves depends on other flags."""
+    """One line about a correction given by its factor: its default target depends on other flags."""
     if not (correction.on and options.correction.correction_factor is not None):
         return None
     published = "" if options.correction.correction_target else ", as in the published code"
@@ -122,7 +128,7 @@ def sample_own(
     options: Options,
     tuned: TunedModel,
     variants: Sequence[SamplingVariant],
-    own: Sequence[tuple[int, str]],
+    own_prompts: Sequence[tuple[int, str]],
     batch_size: int,
     group: Processes,
 ) -> list[ImageRecord]:
@@ -134,11 +140,11 @@ def sample_own(
     from dpt.sampling.draw import calls_per_picture
 
     calls = sum(calls_per_picture(tuned.backbone, variant.settings) for variant in variants)
-    total = calls * options.num_candidates * len(own)
+    total = calls * options.num_candidates * len(own_prompts)
     entries: list[ImageRecord] = []
     with tqdm(total=total, desc="sampling", unit="step", disable=not group.is_main) as bar:
         writer = ImageWriter(options, tuned, variants, batch_size, folder, bar.update)
-        for number, prompt in own:
+        for number, prompt in own_prompts:
             written = writer.write(number, prompt)
             entries += written
             if options.trace:
@@ -162,17 +168,17 @@ def shared_run_folder(group: Processes, parent: Path, text: str) -> Iterator[Num
         yield created[0] if created else NumberedFolder(work)
 
 
-def prompt_warnings(options: Options, tuned: TunedModel, own: Sequence[tuple[int, str]]) -> list[str]:
+def prompt_warnings(options: Options, tuned: TunedModel, own_prompts: Sequence[tuple[int, str]]) -> list[str]:
     """What the text encoder cuts off or does not know of this process's prompts and of the negative prompt."""
     numbered = options.prompts_file is not None
     sentences = [
         f"prompt {number}: {sentence}" if numbered else sentence
-        for number, prompt in own
+        for number, prompt in own_prompts
         for sentence in tuned.backbone.prompt_warnings(prompt)
     ]
-    prompts = [prompt for _, prompt in own]
+    prompts = [prompt for _, prompt in own_prompts]
     negative = options.negative_prompt or ""
-    if negative in prompts or not any(number == 0 for number, _ in own):
+    if negative in prompts or not any(number == 0 for number, _ in own_prompts):
         return sentences
     return [*sentences, *tuned.backbone.prompt_warnings(negative)]
 

@@ -250,9 +250,9 @@ def check(options: Options) -> None:
         fail(f"--n_candidates {options.n_candidates} must be at least --n_samples {options.n_samples}")
     if options.resolution is not None and (options.height is not None or options.width is not None):
         fail("give either --resolution or --height and --width, not both")
-    for one, other in (("compare", "n_candidates"), ("compare", "trace"), ("trace", "n_candidates")):
-        if getattr(options, one) and getattr(options, other):
-            fail(f"--{one} and --{other} cannot be combined")
+    for first, second in (("compare", "n_candidates"), ("compare", "trace"), ("trace", "n_candidates")):
+        if getattr(options, first) and getattr(options, second):
+            fail(f"--{first} and --{second} cannot be combined")
     check_name(options.scheduler)
     scale = 1.0 if options.guidance_scale is None else options.guidance_scale
     Guidance(scale, options.guidance_interval, options.guidance_rescale)

@@ -83,8 +83,8 @@ def write_record(
     }
     if options.compare:
         record["methods"] = [
-            {"name": each.name, "lora": each.lora and tuned.has_lora, "corrected": each.settings.correction.on}
-            for each in variants
+            {"name": variant.name, "lora": variant.lora and tuned.has_lora, "corrected": variant.settings.correction.on}
+            for variant in variants
         ]
     if options.n_candidates is not None:
         record["n_candidates"] = options.n_candidates

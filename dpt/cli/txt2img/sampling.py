@@ -13,14 +13,23 @@ from torch import Tensor
 
 from dpt.backbone import Condition
 from dpt.claims.description import parse_caption
+from dpt.claims.facts import Prompt
 from dpt.claims.judge import judge
-from dpt.claims.prompt import Prompt
 from dpt.cli.txt2img.model import TunedModel
 from dpt.cli.txt2img.options import Options
 from dpt.data.images import to_pil
 from dpt.data.scenes.world import POCKET_WORLD
 from dpt.detect.oracle.oracle import Oracle
-from dpt.sampling.draw import Candidate, Request, SampledBatch, SamplingSettings, best, calls_per_picture, draw_latents, scored
+from dpt.sampling.draw import (
+    Candidate,
+    Request,
+    SampledBatch,
+    SamplingSettings,
+    best,
+    calls_per_picture,
+    draw_latents,
+    scored,
+)
 from dpt.sampling.hooks import Trace
 from dpt.sampling.options import NO_CORRECTION
 from dpt.score.matching import Scorer

@@ -32,19 +32,19 @@ TRIES_PER_PROMPT = 500
 
 def alignment_prompts(seed: int, first_index: int, n: int, world: World) -> list[Record]:
     """About n different prompts, equally many of each category; fewer if the world has no more."""
-    each = max(1, round(n / len(CATEGORIES)))
+    per_category = max(1, round(n / len(CATEGORIES)))
     prompts: list[Record] = []
     texts: set[str] = set()
     counts: Counter[str] = Counter()
     for index in range(first_index, first_index + n * TRIES_PER_PROMPT):
-        if all(counts[category] >= each for category in CATEGORIES):
+        if all(counts[category] >= per_category for category in CATEGORIES):
             break
         scene = make_scene(seed, index, world)
         rng = KeyedRandom("prompt", seed, index)
         description = describe_scene(scene, world, rng)
         text = caption_text(description, rng)
         category = category_of(description)
-        if counts[category] < each and text not in texts:
+        if counts[category] < per_category and text not in texts:
             texts.add(text)
             counts[category] += 1
             prompts.append(prompt_record(len(prompts), category, text, scene))

@@ -70,7 +70,7 @@ class ImageJudge:
     def __call__(self, method: str, requests: Sequence[ImageRequest], images: Sequence[Image]) -> list[ImageResult]:
         detections = self._detect(method, requests, images)
         scores = self.extra_scores.scores(requests, images)
-        return [self._result(method, *each) for each in zip(requests, detections, scores, strict=True)]
+        return [self._result(method, *row) for row in zip(requests, detections, scores, strict=True)]
 
     def _detect(self, method: str, requests: Sequence[ImageRequest], images: Sequence[Image]) -> list[Detections]:
         if self.detector is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from dpt.backbone.rng import derived_seed
-from dpt.claims.prompt import Prompt
+from dpt.claims.facts import Prompt
 from dpt.data.images import read_image
 from dpt.errors import BrokenImageError, UserError
 from dpt.evaluation.bench.results import MOST_PICTURES, Key, read_lines, repair

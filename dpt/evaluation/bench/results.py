@@ -11,13 +11,16 @@ from typing import Any
 
 from dpt.claims.boxes import Box
 from dpt.claims.detections import Detections
+from dpt.claims.facts import Prompt
 from dpt.claims.judge import Verdict
-from dpt.claims.prompt import Prompt
 from dpt.errors import UserError
 from dpt.evaluation.suites.files import is_name
 from dpt.files import atomic_file
 from dpt.records import from_plain
 from dpt.untrusted import parse_json
+
+OPTIONS_KEY = "asked"
+"""The key of the options in the records of a benchmark."""
 
 MOST_PICTURES = 10**6
 """Of one prompt, and in all: more is a mistake."""
@@ -124,7 +127,7 @@ def result_line(result: ImageResult) -> str:
 
 
 @dataclass(frozen=True)
-class Line:
+class ResultLine:
     """A checked line of a results file, still as JSON gives it."""
 
     fields: dict[str, Any]
@@ -142,7 +145,7 @@ class Line:
         return from_plain(ImageResult, self.fields, self.where)
 
 
-def read_lines(file: Path, on_repeated: Callable[[int], None] | None = None) -> Iterator[Line]:
+def read_lines(file: Path, on_repeated: Callable[[int], None] | None = None) -> Iterator[ResultLine]:
     """The lines of a results file, one at a time; an error names the first line at fault.
 
     A line that is there again is skipped, and `on_repeated` gets their number after the last line. Two different lines
@@ -211,7 +214,7 @@ def _drop_cut_line(file: Path) -> None:
         raise _unreadable(file, error) from None
 
 
-def _checked_lines(file: Path) -> Iterator[Line]:
+def _checked_lines(file: Path) -> Iterator[ResultLine]:
     offset = 0
     try:
         with file.open("rb") as stream:
@@ -226,7 +229,7 @@ def _unreadable(file: Path, error: OSError) -> UserError:
     return UserError(f"cannot read {file}: {error.strerror or error}")
 
 
-def _check_line(file: Path, number: int, offset: int, text: bytes) -> Line:
+def _check_line(file: Path, number: int, offset: int, text: bytes) -> ResultLine:
     where = f"{file}, line {number}"
     try:
         fields = parse_json(text.decode())
@@ -234,7 +237,7 @@ def _check_line(file: Path, number: int, offset: int, text: bytes) -> Line:
         raise UserError(f"{file} is not text in UTF-8, at byte {offset + error.start}") from None
     except ValueError:
         raise UserError(f"{where} is not JSON: it may have been cut when a run was killed") from None
-    line = Line(fields, where, offset, text)
+    line = ResultLine(fields, where, offset, text)
     if not _is_plain(fields):
         line.result()  # the slow check says what is wrong, if anything is
     _check_values(fields, where)
@@ -271,7 +274,7 @@ def _is_plain(fields: Any) -> bool:
         and not any(isinstance(fields.get(name), bool) for name in _INTEGERS)
         and all(isfinite(fields.get(name) or 0.0) for name in ("clip", "itm"))
         and all(_is_atom(atom) for atom in fields["atoms"])
-        and all(_is_object(seen) for seen in fields["objects"])
+        and all(_is_object(detection) for detection in fields["objects"])
     )
 
 
@@ -285,15 +288,15 @@ def _is_atom(atom: Any) -> bool:
     )
 
 
-def _is_object(seen: Any) -> bool:
+def _is_object(detection: Any) -> bool:
     return (
-        isinstance(seen, dict)
-        and seen.keys() == {"label", "colour", "size", "box", "confidence"}
-        and isinstance(seen["label"], str)
-        and isinstance(seen["colour"], str | None)
-        and isinstance(seen["size"], str | None)
-        and isinstance(seen["box"], list)
-        and all(isinstance(side, float) and isfinite(side) for side in (*seen["box"], seen["confidence"]))
+        isinstance(detection, dict)
+        and detection.keys() == {"label", "colour", "size", "box", "confidence"}
+        and isinstance(detection["label"], str)
+        and isinstance(detection["colour"], str | None)
+        and isinstance(detection["size"], str | None)
+        and isinstance(detection["box"], list)
+        and all(isinstance(side, float) and isfinite(side) for side in (*detection["box"], detection["confidence"]))
     )
 
 
@@ -302,9 +305,9 @@ def _check_values(fields: dict[str, Any], where: str) -> None:
     prompt_id, index = fields["prompt_id"], fields["index"]
     if not is_name(prompt_id) or not 0 <= index < MOST_PICTURES:
         raise UserError(f"{where}: picture {index!r} of {prompt_id!r} is no picture of a benchmark")
-    for seen in fields["objects"]:
-        if len(seen["box"]) != 4:
-            raise UserError(f"{where}: the box of {seen['label']!r} has {len(seen['box'])} sides, not 4")
+    for detection in fields["objects"]:
+        if len(detection["box"]) != 4:
+            raise UserError(f"{where}: the box of {detection['label']!r} has {len(detection['box'])} sides, not 4")
     for name in ("unreadable", "clipped", "outside"):
         if not 0 <= fields.get(name, 0) <= MOST_BOXES:
             raise UserError(f"{where}: {name} must be between 0 and {MOST_BOXES:,}, not {fields[name]}")

@@ -49,7 +49,9 @@ class GeneratedImages:
         return not is_whole_image(self.folder / request.file)
 
     def images(self, requests: Sequence[ImageRequest]) -> list[Image]:
-        made = list(self.method.make([Request(each.prompt.text, each.seed, each.index) for each in requests]))
+        made = list(
+            self.method.make([Request(request.prompt.text, request.seed, request.index) for request in requests])
+        )
         for request, picture in zip(requests, made, strict=True):
             save_image(picture, request, self.folder)
         return [np.asarray(picture) for picture in made]

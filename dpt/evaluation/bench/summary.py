@@ -15,6 +15,7 @@ import numpy as np
 
 from dpt.errors import UserError
 from dpt.evaluation.bench.columns import UNJUDGED, MethodResults
+from dpt.evaluation.bench.results import OPTIONS_KEY
 from dpt.evaluation.bench.tables import Result, results
 from dpt.records import from_plain
 from dpt.untrusted import parse_json
@@ -62,7 +63,7 @@ class SavedSummary:
         """Refuse verdicts that are not those of its numbers."""
         (saved,) = (result for result in self.results if result.method == method)
         (computed,) = results({method: own})
-        rates = [{name: round(rate.value, 9) for name, rate in each.rates.items()} for each in (saved, computed)]
+        rates = [{name: round(rate.value, 9) for name, rate in result.rates.items()} for result in (saved, computed)]
         if rates[0] != rates[1] or saved.pictures != len(own):
             raise UserError(f"{NUMBERS} and {SUMMARY} disagree on {method}: they are of two different reports")
 
@@ -81,7 +82,7 @@ def read_summary(folder: Path) -> SavedSummary:
             raise UserError(f"{folder / SUMMARY} has no line of {missing[0]}, which {NUMBERS} has")
         if sorted(names) != sorted(record["methods"]):
             raise UserError(f"{folder / NUMBERS} does not have one result for each of its methods")
-        options_and_methods = {"asked": record["asked"], "methods": record["methods"]}
+        options_and_methods = {OPTIONS_KEY: record[OPTIONS_KEY], "methods": record["methods"]}
         return SavedSummary(options_and_methods, saved, verdicts, record.get("fidelity"))
     except OSError as error:
         raise UserError(f"{folder} holds no report: cannot read {error.filename}: {error.strerror}") from None

@@ -82,18 +82,18 @@ def _result(method: str, own: MethodResults, suite: str) -> Result:
 def difference(method: MethodResults, baseline: MethodResults) -> Difference:
     """Paired by prompt, since both methods used the same prompts and the same initial noise."""
     _check_paired(method, baseline)
-    one, other = _values(method), _values(baseline)
+    values, baseline_values = _values(method), _values(baseline)
     points, clip, itm = (
-        _estimates(_minus(method.prompt_means(one[name]), baseline.prompt_means(other[name])), bounds)
-        if name in one and name in other
+        _estimates(_minus(method.prompt_means(values[name]), baseline.prompt_means(baseline_values[name])), bounds)
+        if name in values and name in baseline_values
         else {}
         for name, bounds in (("passed", DIFFERENCE), ("clip", None), ("itm", None))
     )
     return Difference(method.method, baseline.method, points, clip, itm)
 
 
-def _minus(one: Mapping[str, Floats], other: Mapping[str, Floats]) -> dict[str, Floats]:
-    return {category: one[category] - other[category] for category in one}
+def _minus(values: Mapping[str, Floats], baseline: Mapping[str, Floats]) -> dict[str, Floats]:
+    return {category: values[category] - baseline[category] for category in values}
 
 
 def _check_paired(method: MethodResults, baseline: MethodResults) -> None:
@@ -188,7 +188,9 @@ def rate_table(computed: Sequence[Result]) -> str:
 def difference_table(differences: Sequence[Difference], like: Result | None = None) -> str:
     categories = list(differences[0].points)
     lines = _heading("difference, points", *_with_n(categories, like))
-    lines += [_line(_pair(each), *(each.points[c].signed for c in categories)) for each in differences]
+    lines += [
+        _line(_pair(difference), *(difference.points[c].signed for c in categories)) for difference in differences
+    ]
     return "\n".join(lines)
 
 
@@ -202,13 +204,13 @@ def _measure_table(computed: Sequence[Result]) -> str:
 def _score_table(name: str, title: str, computed: Sequence[Result], differences: Sequence[Difference]) -> str:
     """Of the methods that have this score: kept ones may lack it."""
     scored = {result.method: getattr(result, name) for result in computed if getattr(result, name)}
-    paired = {_pair(each): getattr(each, name) for each in differences if getattr(each, name)}
+    paired = {_pair(difference): getattr(difference, name) for difference in differences if getattr(difference, name)}
     if not scored:
         return ""
     categories = list(next(iter(scored.values())))
     lines = _heading(title, *_with_n(categories, _reference(computed)))
     lines += [_line(method, *(own[category].plain for category in categories)) for method, own in scored.items()]
-    lines += [_line(pair, *(own[each].plain_signed for each in categories)) for pair, own in paired.items()]
+    lines += [_line(pair, *(own[category].plain_signed for category in categories)) for pair, own in paired.items()]
     return "\n".join(lines)
 
 
@@ -234,8 +236,8 @@ def _cut_boxes(result: Result) -> str:
     return f"{result.method}: {result.clipped} boxes were clipped to the picture, {result.outside} lay outside it."
 
 
-def _pair(each: Difference) -> str:
-    return f"{each.method} - {each.baseline}"
+def _pair(difference: Difference) -> str:
+    return f"{difference.method} - {difference.baseline}"
 
 
 def _heading(*cells: str) -> list[str]:

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from dpt.claims.detections import DetectConfig
-from dpt.claims.facts import Claim, ColourOfBest, FewerThan, RelationByCentres, RelationOfBest
-from dpt.claims.prompt import Prompt
+from dpt.claims.facts import Claim, ColourOfBest, FewerThan, Prompt, RelationByCentres, RelationOfBest
 from dpt.errors import UserError
 
 Layout = Literal["flat", "folders"]

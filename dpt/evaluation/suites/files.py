@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dpt.claims.prompt import Prompt
+from dpt.claims.facts import Prompt
 from dpt.errors import UserError, fail
 from dpt.evaluation.suites.base import Suite
 from dpt.untrusted import parse_json
@@ -15,7 +15,7 @@ from dpt.untrusted import parse_json
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
-class Line(NamedTuple):
+class SuiteLine(NamedTuple):
     number: int
     """From 1, as editors count."""
     where: str
@@ -23,11 +23,11 @@ class Line(NamedTuple):
     text: str
 
 
-def lines(file: Path) -> Iterator[Line]:
+def lines(file: Path) -> Iterator[SuiteLine]:
     """The lines that are not blank."""
     for number, text in enumerate(read_text(file).splitlines(), start=1):
         if text.strip():
-            yield Line(number, f"{file}, line {number}", text.strip())
+            yield SuiteLine(number, f"{file}, line {number}", text.strip())
 
 
 def read_text(file: Path) -> str:

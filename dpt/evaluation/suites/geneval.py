@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dpt.claims.detections import DetectConfig
-from dpt.claims.facts import Claim, ColourOfBest, Count, FewerThan, Noun, RelationOfBest
-from dpt.claims.prompt import Prompt
+from dpt.claims.facts import Claim, ColourOfBest, Count, FewerThan, Noun, Prompt, RelationOfBest
 from dpt.errors import UserError
 from dpt.evaluation.suites import files as reading
 from dpt.evaluation.suites.base import Layout, Suite

@@ -14,8 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from dpt.claims.detections import DetectConfig
-from dpt.claims.facts import Absent, Claim, Count, Noun, RelationByCentres
-from dpt.claims.prompt import Prompt
+from dpt.claims.facts import Absent, Claim, Count, Noun, Prompt, RelationByCentres
 from dpt.claims.words import plural, with_article
 from dpt.evaluation.suites.base import Suite
 

@@ -15,8 +15,7 @@ from collections.abc import Callable, Sequence
 from dpt.claims.boxes import RELATIONS
 from dpt.claims.description import Description, Group, caption_text
 from dpt.claims.detections import DetectConfig
-from dpt.claims.facts import Noun
-from dpt.claims.prompt import Prompt
+from dpt.claims.facts import Noun, Prompt
 from dpt.data.scenes.world import POCKET_WORLD, World
 from dpt.errors import UserError
 from dpt.evaluation.suites.base import Suite

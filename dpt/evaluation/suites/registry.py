@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dpt.claims.prompt import Prompt
+from dpt.claims.facts import Prompt
 from dpt.errors import UserError
 from dpt.evaluation.suites import files as unjudged
 from dpt.evaluation.suites import geneval, lmd, pocket, sr2d

@@ -13,8 +13,7 @@ from itertools import combinations
 from typing import Any
 
 from dpt.claims.detections import DetectConfig
-from dpt.claims.facts import Claim, Count, Noun, RelationByCentres
-from dpt.claims.prompt import Prompt
+from dpt.claims.facts import Claim, Count, Noun, Prompt, RelationByCentres
 from dpt.claims.words import with_article
 from dpt.evaluation.suites.base import Suite
 

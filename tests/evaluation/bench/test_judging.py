@@ -18,8 +18,7 @@ from PIL import Image
 
 from dpt.claims.boxes import Box
 from dpt.claims.detections import Detection, Detections
-from dpt.claims.facts import Count, Noun
-from dpt.claims.prompt import Prompt
+from dpt.claims.facts import Count, Noun, Prompt
 from dpt.errors import UserError
 from dpt.evaluation.bench import results as rows
 from dpt.evaluation.bench.judging import ImageJudge

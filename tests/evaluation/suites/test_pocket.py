@@ -4,8 +4,7 @@ import hashlib
 
 import pytest
 
-from dpt.claims.facts import Count, Related
-from dpt.claims.prompt import Prompt
+from dpt.claims.facts import Count, Prompt, Related
 from dpt.claims.words import vocabulary
 from dpt.data.scenes.world import POCKET_WORLD
 from dpt.evaluation.suites.pocket import CATEGORIES, pocket_prompts

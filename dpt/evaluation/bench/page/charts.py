@@ -66,11 +66,17 @@ def rate_charts(results: Sequence[Result]) -> str:
 
 def difference_charts(differences: Sequence[Difference], methods: Sequence[str]) -> str:
     ends = [
-        side for each in differences for value in each.points.values() for side in (value.low, value.high, value.value)
+        side
+        for difference in differences
+        for value in difference.points.values()
+        for side in (value.low, value.high, value.value)
     ]
     reach = max([0.05, *(abs(side) for side in ends if side is not None)])
     return "".join(
-        _group(category, [_difference(methods.index(each.method), each, category, reach) for each in differences])
+        _group(
+            category,
+            [_difference(methods.index(d.method), d, category, reach) for d in differences],
+        )
         for category in differences[0].points
     )
 
@@ -85,13 +91,13 @@ def _rate(number: int, result: Result, category: str) -> str:
     return _line(number, result.method, value.percent, "%", bar + _whisker(value, 0, 1))
 
 
-def _difference(number: int, each: Difference, category: str, reach: float) -> str:
-    value = each.points[category]
+def _difference(number: int, difference: Difference, category: str, reach: float) -> str:
+    value = difference.points[category]
     left, right = sorted((0.0, value.value))
     start, end = _at(left, -reach, reach), _at(right, -reach, reach)
     bar = f'<rect class="bar" x="{start}" y="3" width="{end - start:.2f}" height="10"/>'
     zero = '<line class="zero" x1="50" x2="50" y1="0" y2="16"/>'
-    name = f"{each.method} - {each.baseline}"
+    name = f"{difference.method} - {difference.baseline}"
     return _line(number, name, value.signed, "points", bar + zero + _whisker(value, -reach, reach))
 
 

@@ -63,12 +63,13 @@ class Section:
 
 def sections(methods: Mapping[str, MethodResults], baseline: str) -> list[Section]:
     """Every picture that all methods have is in exactly one section; no section is empty."""
-    keys = [own.line_of for own in methods.values()]
+    keys = [results.line_of for results in methods.values()]
     base = methods[baseline]
-    shared = [line for line in range(len(base)) if all(base.key(line) in own for own in keys)]
-    lines = np.array([[own[base.key(line)] for own in keys] for line in shared], np.int64).reshape(-1, len(keys))
+    shared = [line for line in range(len(base)) if all(base.key(line) in line_of for line_of in keys)]
+    lines = np.array([[line_of[base.key(line)] for line_of in keys] for line in shared], np.int64)
+    lines = lines.reshape(-1, len(keys))
     columns = zip(methods.values(), lines.T, strict=True)
-    values = np.stack([_case_values(own, of) for own, of in columns], 1)
+    values = np.stack([_case_values(results, of) for results, of in columns], 1)
     passed = base.passed[shared]
 
     def section(title: str, which: Booleans | Integers) -> Section:
@@ -77,7 +78,7 @@ def sections(methods: Mapping[str, MethodResults], baseline: str) -> list[Sectio
     if len(methods) == 1:
         every = [section("Wrong", passed == 0), section("Right", passed == 1),
                  section("Not judged", passed == UNJUDGED)]  # fmt: skip
-        return [each for each in every if each.cases]
+        return [part for part in every if part.cases]
     at = list(methods).index(baseline)
     gain = (np.delete(values, at, 1) - values[:, at : at + 1]).min(1)
     ranked = np.lexsort((_mean_by(base.prompt[shared], gain), gain))
@@ -90,13 +91,13 @@ def sections(methods: Mapping[str, MethodResults], baseline: str) -> list[Sectio
         section("Right by all", alike & (passed == 1)),
         section("Alike", alike & (passed == UNJUDGED)),
     ]
-    return [each for each in every if each.cases]
+    return [part for part in every if part.cases]
 
 
-def _case_values(own: MethodResults, lines: Integers) -> Floats:
+def _case_values(results: MethodResults, lines: Integers) -> Floats:
     """1 or 0 where judged, otherwise the CLIP score."""
-    passed = own.passed[lines]
-    return np.where(passed == UNJUDGED, np.nan_to_num(own.clip[lines]), passed)
+    passed = results.passed[lines]
+    return np.where(passed == UNJUDGED, np.nan_to_num(results.clip[lines]), passed)
 
 
 def _mean_by(group: Integers, values: Floats) -> Floats:
@@ -176,11 +177,12 @@ def _data_uri(kind: str, content: bytes) -> str:
 def _image_html(name: str, result: ImageResult, uri: str, extent: tuple[int, int]) -> str:
     width, height = extent
     state = {True: "right", False: "wrong", None: "unjudged"}[result.passed]
-    boxes = "".join(_box_svg(number, seen) for number, seen in enumerate(result.objects, start=1))
+    boxes = "".join(_box_svg(number, detection) for number, detection in enumerate(result.objects, start=1))
     mark = width / 14
     numbers = "".join(
-        f'<text x="{seen.box[0] + 0.15 * mark:.1f}" y="{seen.box[1] + mark:.1f}" font-size="{mark:.1f}">{number}</text>'
-        for number, seen in enumerate(result.objects, start=1)
+        f'<text x="{detection.box[0] + 0.15 * mark:.1f}" y="{detection.box[1] + mark:.1f}" '
+        f'font-size="{mark:.1f}">{number}</text>'
+        for number, detection in enumerate(result.objects, start=1)
     )
     small = ' class="small"' if max(extent) <= SMALL else ""
     alt = escape(f"{name}: {result.prompt}")
@@ -193,17 +195,17 @@ def _image_html(name: str, result: ImageResult, uri: str, extent: tuple[int, int
     )
 
 
-def _box_svg(number: int, seen: SeenObject) -> str:
-    x0, y0, x1, y1 = seen.box
+def _box_svg(number: int, detection: SeenObject) -> str:
+    x0, y0, x1, y1 = detection.box
     return (
         f'<rect class="box" x="{x0:.1f}" y="{y0:.1f}" width="{x1 - x0:.1f}" height="{y1 - y0:.1f}">'
-        f"<title>{number}: {escape(_box_label(seen))}</title></rect>"
+        f"<title>{number}: {escape(_box_label(detection))}</title></rect>"
     )
 
 
-def _box_label(seen: SeenObject) -> str:
-    words = " ".join(word for word in (seen.colour, seen.label) if word)
-    return f"{words} {seen.confidence:.2f}"
+def _box_label(detection: SeenObject) -> str:
+    words = " ".join(word for word in (detection.colour, detection.label) if word)
+    return f"{words} {detection.confidence:.2f}"
 
 
 def _verdict_html(result: ImageResult) -> str:
@@ -218,7 +220,7 @@ def _details_html(result: ImageResult) -> str:
         f'<li class="{"met" if atom.met else "unmet"}">{"✓" if atom.met else "✗"} {escape(atom.text)}</li>'
         for atom in result.atoms
     )
-    parts = [f"{number}: {_box_label(seen)}" for number, seen in enumerate(result.objects, start=1)]
+    parts = [f"{number}: {_box_label(detection)}" for number, detection in enumerate(result.objects, start=1)]
     if result.unreadable:
         parts.append(f"{result.unreadable} unreadable")
     detections = "; ".join(parts)

@@ -10,6 +10,7 @@ from typing import Any
 from dpt.evaluation.bench.columns import MethodResults
 from dpt.evaluation.bench.page.charts import STYLE, difference_charts, rate_charts
 from dpt.evaluation.bench.page.gallery import WIDEST, Album, sections
+from dpt.evaluation.bench.results import OPTIONS_KEY
 from dpt.evaluation.bench.tables import NOT_HELD_OUT, OVERALL, SCORES, Difference, Result
 from dpt.evaluation.fidelity import Fidelity
 from dpt.intervals import Estimate
@@ -36,7 +37,7 @@ class ReportData:
 
 
 def page(data: ReportData, album: Album) -> str:
-    suite = str(data.record["asked"]["suite"]).partition("=")[0]
+    suite = str(data.record[OPTIONS_KEY]["suite"]).partition("=")[0]
     title = f"Benchmark: {suite}"
     body = "".join([
         f"<h1>{escape(title)}</h1>", _options(data), _rates(data), _differences(data),
@@ -50,7 +51,7 @@ def page(data: ReportData, album: Album) -> str:
 
 
 def _options(data: ReportData) -> str:
-    options = data.record["asked"]
+    options = data.record[OPTIONS_KEY]
     entries = {
         "pictures": ", ".join(f"{result.method} {result.pictures:,}" for result in data.results),
         "drawn with": f"{options.get('num_timesteps')} steps of {options.get('scheduler')}, "
@@ -90,7 +91,7 @@ def _rates(data: ReportData) -> str:
 
 
 def _differences(data: ReportData) -> str:
-    differences = [each for each in data.differences if each.points]
+    differences = [difference for difference in data.differences if difference.points]
     if not differences:
         return ""
     note = (
@@ -110,9 +111,12 @@ def _others(data: ReportData) -> str:
                   for name, title in SCORES.items()]  # fmt: skip
         if result.readable:
             cards.append(_card(f"{result.method}: objects readable, %", {"of all objects": result.readable.percent}))
-    for each in data.differences:
+    for difference in data.differences:
         cards += [
-            _card(f"{each.method} - {each.baseline}: {title}", _formatted(getattr(each, name), "plain_signed"))
+            _card(
+                f"{difference.method} - {difference.baseline}: {title}",
+                _formatted(getattr(difference, name), "plain_signed"),
+            )
             for name, title in SCORES.items()
         ]
     notes = [NOT_HELD_OUT] if any(result.itm for result in data.results) else []
