@@ -68,7 +68,7 @@ def test_detections_that_do_not_count_are_not_in_the_line() -> None:
 
 def test_a_nan_score_is_refused() -> None:
     with pytest.raises(
-        UserError, match=r"the detector gave a car in base/p-0.png a box or a score that is not a number"
+        UserError, match=r"the detector returned a NaN or infinite box or score for 'car' in base/p-0.png"
     ):
         line(car(0, 10), car(30, 40, nan))
 
