@@ -50,7 +50,7 @@ class GenerationDefaults:
 
     def describe(self, names: Collection[str]) -> str | None:
         """One line about the entries in `names` that came from a file; None if there are none."""
-        lines = [f"{name} {self._value(name)} from {self.sources[name]}" for name in names if name in self.sources]
+        lines = [f"{name} {self._value(name)} from {_shown(self.sources[name])}" for name in names if name in self.sources]
         return f"generation defaults: {'; '.join(lines)}" if lines else None
 
     def _value(self, name: str) -> str:
@@ -59,6 +59,11 @@ class GenerationDefaults:
             return f"{value:g}" if isinstance(value, float) else repr(value)
         measured = f", measured on {value.measured}" if value.measured else ""
         return f"({value.target}, {value.norm}, strength {value.strength:g}{measured})"
+
+
+def _shown(file: Path) -> Path:
+    """Relative to the working directory, for a file in it."""
+    return file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
 
 
 ENTRIES = ("guidance_scale", "negative_prompt", "correction")

@@ -135,3 +135,12 @@ def test_a_correction_is_on_only_where_the_checkpoint_recommends_one(
                             "every": 1}  # fmt: skip
     assert "measured on here" in capsys.readouterr().out
     assert correction("--correction_factor", "0")["factor"] == 0
+
+
+def test_a_file_in_the_working_directory_is_shown_by_its_relative_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defaults = generation_defaults(put(tmp_path / "model", guidance_scale=3.0))
+    assert f"from {tmp_path / 'model' / FILE_NAME}" in str(defaults.describe(["guidance_scale"]))
+    monkeypatch.chdir(tmp_path)
+    assert f"from {Path('model', FILE_NAME)}" in str(defaults.describe(["guidance_scale"]))

@@ -50,11 +50,12 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     edit(methods, "from dpt.methods.base", "from dpt.methods.blank import BlankConfig\nfrom dpt.methods.base")
     commands = root / "dpt/cli/main.py"
     edit(commands, '    "cache"', code_after("in `COMMANDS` in") + '    "cache"')
+    edit(commands, '    "txt2img"', code_after("in `SCRIPTS` in") + '    "txt2img"')
     suites = root / "dpt/evaluation/suites/registry.py"
     edit(suites, "import geneval, ", "import geneval, pairs, ")
     old = re.search(r"^BY_RULE.*\n", suites.read_text(), re.M)
     assert old
-    edit(suites, old[0], code_after("in `dpt/evaluation/suites/registry.py`:"))
+    edit(suites, old[0], code_after("add it to this line, in `dpt/evaluation/suites/registry.py`:"))
     return root
 
 
@@ -84,6 +85,13 @@ def test_the_new_command_runs(copy: Path) -> None:
 @pytest.mark.parametrize("words", ["Use it in the loop", "Train it:"])
 def test_the_new_guidance_and_task_run(copy: Path, words: str) -> None:
     run(copy, "-c", code_after(words))
+
+
+@pytest.mark.nightly
+def test_the_new_training_command_runs(copy: Path) -> None:
+    few = ("--max_train_steps", "1", "--train_batch_size", "1", "--validation_steps", "0", "--output_dir", "logs")
+    run(copy, "-m", "dpt", "train-null-prompt", *few, "--run_name", "null")
+    assert (copy / "logs/null/null_prompt/null_prompt.safetensors").is_file()
 
 
 @pytest.mark.nightly

@@ -241,3 +241,10 @@ def test_nothing_to_train_is_said() -> None:
 def test_settings_that_make_no_sense_are_refused(name: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"--{name}"):
         settings(**{name: value})
+
+
+def test_weights_that_name_no_loss_are_an_error_that_lists_the_losses(tmp_path: Path) -> None:
+    run = loop(tmp_path)
+    run.task.weights = {"other": 1.0}
+    with pytest.raises(ValueError, match="weights name none of its losses, mean, sum"):
+        run.run()

@@ -132,6 +132,8 @@ class Loop(Generic[B]):
 
     def _total(self, losses: Mapping[str, Tensor]) -> Tensor:
         weighted = [weight * losses[name] for name, weight in self.task.weights.items() if name in losses]
+        if not weighted:
+            raise ValueError(f"the task's weights name none of its losses, {', '.join(losses)}")
         return torch.stack(weighted).sum()
 
     def _micro_batches(self) -> Iterator[list[B]]:
