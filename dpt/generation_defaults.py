@@ -50,7 +50,9 @@ class GenerationDefaults:
 
     def describe(self, names: Collection[str]) -> str | None:
         """One line about the entries in `names` that came from a file; None if there are none."""
-        lines = [f"{name} {self._value(name)} from {_shown(self.sources[name])}" for name in names if name in self.sources]
+        lines = [
+            f"{name} {self._value(name)} from {_shown(self.sources[name])}" for name in names if name in self.sources
+        ]
         return f"generation defaults: {'; '.join(lines)}" if lines else None
 
     def _value(self, name: str) -> str:
