@@ -54,7 +54,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class _DetectedObject:
+class _JudgedObject:
     """A detection in the form that claims check: the `Thing` protocol."""
 
     shape: str
@@ -114,15 +114,15 @@ def claim_text(claim: Claim) -> str:
             return f"no {_noun_text(noun)}"
 
 
-def _detected_object(detection: Detection) -> _DetectedObject:
+def _detected_object(detection: Detection) -> _JudgedObject:
     colour, size = detection.colour or "", detection.size or ""
-    return _DetectedObject(detection.label, colour, size, detection.box, detection.confidence)
+    return _JudgedObject(detection.label, colour, size, detection.box, detection.confidence)
 
 
-def _queried_object(detection: Detection, noun: Noun) -> _DetectedObject:
+def _queried_object(detection: Detection, noun: Noun) -> _JudgedObject:
     """The colour is that of the queried noun or, if it has none, the one classified from the box."""
     colour = noun.colour or detection.colour or ""
-    return _DetectedObject(noun.shape or "", colour, noun.size or "", detection.box, detection.confidence)
+    return _JudgedObject(noun.shape or "", colour, noun.size or "", detection.box, detection.confidence)
 
 
 def _noun_text(noun: Noun) -> str:

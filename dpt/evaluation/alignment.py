@@ -1,4 +1,4 @@
-"""CLIP similarity of pictures and prompts with and without a LoRA."""
+"""CLIP similarity of generated pictures and prompts, with and without a LoRA."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ NUM_TIMESTEPS = 20
 
 SEED = 0
 
-TOGETHER = 16
+BATCH_SIZE = 16
 
 
 def read_prompts(file: Path) -> tuple[str, ...]:
-    """Of COCO-NSS1K (.json), or of any file of prompts."""
+    """Read the prompts of COCO-NSS1K (.json) or of a text file."""
     suite = registry.load(f"{'coco-nss1k' if file.suffix == '.json' else 'prompts'}={file}")
     return tuple(prompt.text for prompt in suite.prompts)
 
 
 def alignment(backbone: Backbone, lora: Lora, prompts: Sequence[str], clip: Clip) -> dict[str, Any]:
-    """Mean cosine of pictures and prompts, with the LoRA and without it, from the same noise."""
+    """Mean CLIP similarity with the LoRA and without it, from the same noise."""
     with lora.disabled():
         base = list(_cosines(backbone, prompts, clip))
     tuned = list(_cosines(backbone, prompts, clip))
@@ -46,8 +46,8 @@ def alignment(backbone: Backbone, lora: Lora, prompts: Sequence[str], clip: Clip
 
 def _cosines(backbone: Backbone, prompts: Sequence[str], clip: Clip) -> Iterator[float]:
     settings = SamplingSettings(NUM_TIMESTEPS, generation_defaults(backbone.folder.path).guidance_scale)
-    for first in range(0, len(prompts), TOGETHER):
-        some = prompts[first : first + TOGETHER]
-        requests = [Request(text, SEED, first + k) for k, text in enumerate(some)]
-        images = draw(backbone, requests, settings, batch_size=TOGETHER, exact=False)
-        yield from clip.cosine([np.asarray(to_pil(image)) for image in images], some)
+    for first in range(0, len(prompts), BATCH_SIZE):
+        batch = prompts[first : first + BATCH_SIZE]
+        requests = [Request(text, SEED, first + i) for i, text in enumerate(batch)]
+        images = draw(backbone, requests, settings, batch_size=BATCH_SIZE, exact=False)
+        yield from clip.cosine([np.asarray(to_pil(image)) for image in images], batch)

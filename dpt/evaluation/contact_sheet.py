@@ -1,4 +1,4 @@
-"""Many small pictures with their captions on one sheet."""
+"""A contact sheet: a grid of small pictures with captions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def contact_sheet(
 ) -> Image.Image:
     """A grid of pictures, each above its caption; text is wrapped and shortened to fit its cell."""
     if len(pictures) != len(captions) or not pictures:
-        raise ValueError(f"{len(pictures)} pictures and {len(captions)} captions do not make a sheet")
+        raise ValueError(
+            f"{len(pictures)} pictures and {len(captions)} captions given; the numbers must be equal and not 0"
+        )
     shown = [_enlarge(picture.convert("RGB")) for picture in pictures]
     cell_width = max(picture.width for picture in shown)
     picture_height = max(picture.height for picture in shown)
@@ -57,7 +59,7 @@ def contact_sheet(
 
 
 def wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
-    """Text as at most `lines` lines, none wider than `width`; an ellipsis stands for what does not fit."""
+    """Wrap text to at most `lines` lines of at most `width` pixels; text that does not fit ends in an ellipsis."""
     wrapped: list[str] = []
     line = ""
     for word in text.split():
@@ -69,7 +71,7 @@ def wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: i
                 wrapped.append(line)
                 line = ""
             else:
-                # A word wider than the cell is broken where it must be.
+                # Break a word that is wider than the cell.
                 ends = range(1, len(word) + 1)
                 fits = max(1, bisect_right(ends, width, key=lambda end: math.ceil(font.getlength(word[:end]))))
                 wrapped.append(word[:fits])

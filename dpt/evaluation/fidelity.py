@@ -27,11 +27,11 @@ Floats = NDArray[np.float64]
 def frechet(first: Floats, second: Floats) -> float:
     """|m - n|^2 + tr(C + D - 2 (C D)^(1/2)) for means m, n and covariances C, D of features (pictures,width).
 
-    Few pictures bias it upwards: compare sets of one size only.
+    Biased upwards for few pictures: compare only sets of equal size.
     """
     for features in (first, second):
         if features.ndim != 2 or len(features) < 2 or not np.isfinite(features).all():
-            raise ValueError("a set of pictures is at least two rows of finite features")
+            raise ValueError("the features must be (n >= 2, width) and finite")
     shift = first.mean(0) - second.mean(0)
     first, second = (np.atleast_2d(np.cov(features, rowvar=False)) for features in (first, second))
     # tr (C D)^(1/2) is the sum of roots of the eigenvalues of C^(1/2) D C^(1/2), which is symmetric.
@@ -50,11 +50,11 @@ def _root(matrix: Floats) -> Floats:
 SCENES = "scenes"
 
 SCENE_SEED = 20_000_003
-"""Of the reference scenes: no data folder and no training draws from it."""
+"""Seed of the reference scenes, which no data set or training uses."""
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
-AT_ONCE = 256
+BATCH_SIZE = 256
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,11 @@ class Fidelity:
     encoder: str
     reference: str
     pictures: int
-    """In each set."""
+    """Number of pictures in each set."""
     width: int
     distances: dict[str, float]
     floor: float | None
-    """Between two sets of scenes of that size: what a perfect model would have."""
+    """Distance between two disjoint sets of scenes: that of a perfect model."""
 
     @property
     def named(self) -> dict[str, float]:
@@ -74,10 +74,12 @@ class Fidelity:
 
     @property
     def note(self) -> str:
-        few = "" if self.pictures > 10 * self.width else "; so few make it too large: compare within this table only"
+        caveat = (
+            "" if self.pictures > 10 * self.width else "; biased upwards for so few: compare only within this table"
+        )
         return (
             f"Fréchet distance of {self.width} features by {self.encoder} to {self.reference}, "
-            f"{self.pictures:,} pictures a set{few}."
+            f"{self.pictures:,} pictures per set{caveat}."
         )
 
     @property
@@ -88,19 +90,19 @@ class Fidelity:
 
 
 def fidelity(files: Mapping[str, Sequence[Path]], reference: str, clip: Clip) -> Fidelity:
-    """All sets are cut to the smallest: the distance depends on their size."""
-    known = None if reference == SCENES else _pictures_in(Path(reference))
-    n = min([len(own) for own in files.values()] + ([] if known is None else [len(known)]))
+    """Fréchet distance of each method. All sets are truncated to the smallest: the distance depends on their size."""
+    reference_files = None if reference == SCENES else _pictures_in(Path(reference))
+    n = min([len(paths) for paths in files.values()] + ([] if reference_files is None else [len(reference_files)]))
     if n < 2:
         raise UserError("a Fréchet distance needs at least two pictures in each set")
-    own = {method: _features((_read_pixels(file) for file in paths[:n]), clip) for method, paths in files.items()}
-    if known is None:
-        real, more = (_features(_scenes(start, n), clip) for start in (0, n))
-        floor = frechet(real, more)
+    features = {method: _features((_read_pixels(file) for file in paths[:n]), clip) for method, paths in files.items()}
+    if reference_files is None:
+        real, more_scenes = (_features(_scenes(start, n), clip) for start in (0, n))
+        floor = frechet(real, more_scenes)
     else:
-        real, floor = _features((_read_pixels(file) for file in known[:n]), clip), None
-    distances = {method: frechet(features, real) for method, features in own.items()}
-    name = "rendered scenes" if known is None else f"pictures in {Path(reference).name}"
+        real, floor = _features((_read_pixels(file) for file in reference_files[:n]), clip), None
+    distances = {method: frechet(method_features, real) for method, method_features in features.items()}
+    name = "rendered scenes" if reference_files is None else f"pictures in {Path(reference).name}"
     return Fidelity(clip.identity, name, n, real.shape[1], distances, floor)
 
 
@@ -109,10 +111,10 @@ def _scenes(start: int, n: int) -> Iterable[Image]:
 
 
 def _features(images: Iterable[Image], clip: Clip) -> Floats:
-    rest, parts = iter(images), []
-    while part := list(islice(rest, AT_ONCE)):
-        parts.append(clip.features(part))
-    return np.concatenate(parts)
+    remaining, features = iter(images), []
+    while batch := list(islice(remaining, BATCH_SIZE)):
+        features.append(clip.features(batch))
+    return np.concatenate(features)
 
 
 def _read_pixels(file: Path) -> Image:
@@ -121,5 +123,5 @@ def _read_pixels(file: Path) -> Image:
 
 def _pictures_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise UserError(f"--reference is {SCENES} or a folder of pictures, and {folder} is none")
+        raise UserError(f"--reference must be {SCENES} or a folder of pictures: {folder} is not a folder")
     return sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS)

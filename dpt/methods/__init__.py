@@ -1,1 +1,1 @@
-"""Ways to make pictures for prompts."""
+"""Methods that generate pictures for prompts."""

@@ -1,4 +1,4 @@
-"""The Method protocol: whatever makes pictures for prompts. The benchmark and the demo take any implementation."""
+"""The Method protocol: generates pictures for prompts. The benchmark and the demo take any implementation."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class GenerationConfig:
     scheduler: str = "ddim"
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     allow_other_base: bool = False
-    """Whether checkpoints of another base model are used, with a warning."""
+    """Use checkpoints of another base model, with a warning, instead of raising."""
 
 
 class Method(Protocol):
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What its pictures depend on beside the request: hashes of weights, options. Stored with every result."""
+        """What the pictures depend on besides the request: hashes of weights, options. Stored with every result."""
         ...
 
     def make(self, requests: Sequence[Request]) -> Iterator[Image.Image]:
-        """One picture per request, in order. The same requests in one call give the same pictures."""
+        """Generate a picture per request, in order. The same requests in a call give the same pictures."""
         ...
 
 
@@ -42,7 +42,7 @@ class MethodConfig(Protocol):
 
     @property
     def name(self) -> str:
-        """Names its results and the folder of its pictures."""
+        """Name of the results file and of the folder of pictures."""
         ...
 
     def open(self, generation: GenerationConfig) -> Method: ...

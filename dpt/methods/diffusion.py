@@ -1,4 +1,4 @@
-"""Methods that are one sampling run per picture: the model, with a LoRA, with self-correction, or the best of several
+"""Methods that sample each picture once, optionally with a LoRA and self-correction, or keep the best of several
 candidates by the adapter's score."""
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ MOST_CANDIDATES = 1000
 BATCH_SIZE = 16
 
 CANDIDATE_STRIDE = 1_000_000
-"""Between the noise indices of two candidates for one picture: more than a prompt ever has pictures."""
+"""Offset between the noise indices of a picture's candidates: more than the pictures of a prompt."""
 
 
 def check_method_name(name: str) -> None:
     if len(name) > LONGEST_NAME or not name.replace("-", "").replace("_", "").isalnum():
-        raise UserError(f"the method {name!r} becomes a file's name: use letters, digits, - and _")
+        raise UserError(f"the method {name!r} is used in file names: use letters, digits, - and _")
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class DiffusionConfig:
     name: str
     checkpoint: Path | None = None
     lora: bool = True
-    """Whether the checkpoint's LoRA is used, if it has one."""
+    """Use the checkpoint's LoRA, if it has one."""
     correction: Correction = NO_CORRECTION
     candidates: int = 1
-    """Pictures drawn for each one kept: the one with the highest matching score."""
+    """Candidates per picture; the one with the highest matching score is kept."""
 
     @property
     def needs_adapter(self) -> bool:
@@ -57,7 +57,7 @@ class DiffusionConfig:
             wrong = f"needs at least 1 candidate and at most {MOST_CANDIDATES}, not {self.candidates}"
             raise UserError(f"the method {self.name} {wrong}")
         if self.checkpoint is None and (self.needs_adapter or self.name != BASE):
-            raise UserError(f"the method {self.name!r} names no checkpoint: say {self.name}=FOLDER")
+            raise UserError(f"the method {self.name!r} has no checkpoint: use {self.name}=FOLDER")
 
     def open(self, generation: GenerationConfig) -> DiffusionMethod:
         from dpt.backbone import open_backbone
@@ -77,9 +77,9 @@ class DiffusionConfig:
             return DiffusionMethod(backbone, settings, identity=identity)
         checkpoint = open_checkpoint(self.checkpoint)
         if checkpoint.lora is None and not self.needs_adapter:
-            fail(f"{self.checkpoint} has no LoRA: {self.name} would draw what {BASE} draws")
+            fail(f"{self.checkpoint} has no LoRA: {self.name} would be the same as {BASE}")
         if checkpoint.adapter is None and self.needs_adapter:
-            fail(f"{self.checkpoint} has no adapter, which {self.name} needs to correct or to choose")
+            fail(f"{self.checkpoint} has no adapter, which {self.name} needs for correction or candidates")
         checkpoint.check_belongs(backbone, generation.allow_other_base)
         if checkpoint.lora is not None and self.lora:
             lora = checkpoint.attach(backbone, generation.allow_other_base)
@@ -103,7 +103,7 @@ class DiffusionMethod:
     settings: SamplingSettings
     adapter: Adapter | None = None
     candidates: int = 1
-    """The first is the picture that is drawn without a choice."""
+    """The first candidate is the picture of a run with candidates=1."""
     identity: Mapping[str, Any] = field(default_factory=dict)
 
     def make(self, requests: Sequence[Request]) -> Iterator[Image.Image]:

@@ -16,7 +16,7 @@ __all__ = ["BASE", "KEYS", "known_methods", "parse_method", "parse_methods"]
 
 
 def known_methods(num_timesteps: int) -> dict[str, MethodConfig]:
-    """The model itself, the checkpoints trained on the embedded one, and ways to sample with them."""
+    """The base model, and methods that use the checkpoints of the embedded model."""
     control, trained = CHECKOUT / EMBEDDED_CONTROL, CHECKOUT / EMBEDDED_CKPT
     recommended = recommended_correction(embedded_defaults().correction, num_timesteps)
     entries: list[MethodConfig] = [
@@ -39,11 +39,11 @@ KEYS: Mapping[str, Callable[[str], Any]] = {
     "candidates": int,
     "lora": {"on": True, "off": False}.__getitem__,
 }
-"""What may follow a method's path, as in dpt=FOLDER,factor=0.5,target=fused."""
+"""Options after a method's path, as in dpt=FOLDER,factor=0.5,target=fused."""
 
 
 def parse_method(text: str) -> DiffusionConfig:
-    """ "NAME=PATH,KEY=VALUE,..." """
+    """Parse "NAME=PATH,KEY=VALUE,..."."""
     name, has_path, rest = text.partition("=")
     path, *pairs = rest.split(",")
     options: dict[str, Any] = {}
@@ -56,7 +56,7 @@ def parse_method(text: str) -> DiffusionConfig:
         try:
             options[key] = KEYS[key](value)
         except (ValueError, KeyError):
-            raise UserError(f"the method {name} has {key}={value}, which is not a value of {key}") from None
+            raise UserError(f"the method {name} has an invalid value: {key}={value}") from None
     interval = Interval(options.pop("start", 0.0), options.pop("end", 1.0))
     candidates, lora = options.pop("candidates", 1), options.pop("lora", True)
     if "factor" in options:
@@ -66,7 +66,7 @@ def parse_method(text: str) -> DiffusionConfig:
     except UserError as error:
         raise UserError(f"the method {name}: {error}") from None
     if options and not correction.on:
-        raise UserError(f"the method {name} has options of a correction, but no factor")
+        raise UserError(f"the method {name} has correction options but no factor")
     return DiffusionConfig(name, Path(path) if has_path else None, lora, correction, candidates)
 
 
@@ -77,5 +77,5 @@ def parse_methods(texts: Sequence[str], num_timesteps: int) -> list[MethodConfig
     methods = [known.get(text) or parse_method(text) for text in texts]
     names = [method.name for method in methods]
     if repeated := next((name for name in names if names.count(name) > 1), None):
-        fail(f"the method {repeated!r} is there twice")
+        fail(f"the method {repeated!r} is listed twice")
     return methods

@@ -1,4 +1,4 @@
-"""`dpt bench` as it is used, on a tiny model: it draws noise, which the oracle must call wrong."""
+"""`dpt bench` on a tiny model, which draws noise: the oracle must judge every picture as wrong."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ def drawn(model: Path, tuned: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return out
 
 
-def test_each_method_has_a_line_and_a_picture_for_each_question(drawn: Path) -> None:
+def test_each_method_has_a_result_and_a_picture_per_request(drawn: Path) -> None:
     for method in ("base", "tuned"):
         lines = [json.loads(line) for line in (drawn / f"{method}.jsonl").read_text().splitlines()]
         assert len(lines) == 8
-        assert len({(one["prompt_id"], one["index"]) for one in lines}) == 8
+        assert len({(line["prompt_id"], line["index"]) for line in lines}) == 8
         assert sorted(file.name for file in (drawn / method).iterdir()) == sorted(
-            f"{one['prompt_id']}-{one['index']}.png" for one in lines
+            f"{line['prompt_id']}-{line['index']}.png" for line in lines
         )
     base, tuned = (sorted((drawn / method).iterdir()) for method in ("base", "tuned"))
-    assert [one.read_bytes() for one in base] != [one.read_bytes() for one in tuned]
+    assert [file.read_bytes() for file in base] != [file.read_bytes() for file in tuned]
 
 
-def test_a_run_that_was_killed_goes_on_to_the_same_lines(drawn: Path, model: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_results(drawn: Path, model: Path, tmp_path: Path) -> None:
     run(options(model, tmp_path, "base"))
     whole = (tmp_path / "base.jsonl").read_text()
     assert whole == (drawn / "base.jsonl").read_text()
@@ -69,32 +69,32 @@ def test_a_run_that_was_killed_goes_on_to_the_same_lines(drawn: Path, model: Pat
     assert (tmp_path / "base.jsonl").read_text() == whole
 
 
-def launched(model: Path, out: Path, *methods: str, processes: int = 2) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0",
+def launch(model: Path, out: Path, *methods: str, processes: int = 2) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0",
               "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", "-m"]  # fmt: skip
-    words = ["dpt", "bench", "run", *methods, "--out", str(out), "--pretrained_model_name_or_path", str(model),
+    command = ["dpt", "bench", "run", *methods, "--out", str(out), "--pretrained_model_name_or_path", str(model),
              "--categories", "single", "count", "--prompts", "10", "--per_prompt", "2",
              "--num_timesteps", "2"]  # fmt: skip
-    told = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launch, *words], env=told, capture_output=True, text=True, cwd=ROOT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, *command], env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
-def test_two_processes_write_the_lines_of_one(model: Path, tuned: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_results_of_one(model: Path, tuned: Path, tmp_path: Path) -> None:
     methods, longer = ("base", f"tuned={tuned}"), {"prompts": 10}
     run(options(model, tmp_path / "alone", *methods, **longer))
-    launched(model, tmp_path / "together", *methods)
+    launch(model, tmp_path / "together", *methods)
     for name in ("base", "tuned"):
         alone, together = ((tmp_path / where / f"{name}.jsonl").read_bytes() for where in ("alone", "together"))
         assert len(alone.splitlines()) == 40
         assert together == alone
     pictures = [sorted((tmp_path / where / "tuned").iterdir()) for where in ("alone", "together")]
-    assert [one.read_bytes() for one in pictures[0]] == [one.read_bytes() for one in pictures[1]]
+    assert [file.read_bytes() for file in pictures[0]] == [file.read_bytes() for file in pictures[1]]
     assert not list(tmp_path.rglob("*.part-*"))
 
 
-def test_what_killed_processes_leave_is_gone_on_with(model: Path, tmp_path: Path) -> None:
+def test_parts_of_killed_processes_are_merged_and_completed(model: Path, tmp_path: Path) -> None:
     run(options(model, tmp_path, "base", prompts=10))
     lines = (tmp_path / "base.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "base.part-0.jsonl").write_text("".join(lines[:16]))
@@ -105,7 +105,9 @@ def test_what_killed_processes_leave_is_gone_on_with(model: Path, tmp_path: Path
     assert not list(tmp_path.glob("*.part-*"))
 
 
-def test_the_report_counts_the_lines(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_has_tables_summary_and_sheet(
+    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     report(ReportOptions(drawn, out=tmp_path))
     printed = capsys.readouterr().out
     assert printed.startswith((tmp_path / "table.md").read_text())
@@ -115,12 +117,12 @@ def test_the_report_counts_the_lines(drawn: Path, tmp_path: Path, capsys: pytest
     assert counted["methods"].keys() == {"base", "tuned"}
     assert (tmp_path / "sheet.png").stat().st_size > 1000
     lines = [json.loads(line) for line in (tmp_path / "summary.jsonl").read_text().splitlines()]
-    assert [(one["method"], one["category"], one["right"]) for one in lines] == [
+    assert [(line["method"], line["category"], line["right"]) for line in lines] == [
         (method, category, [0, 0]) for method in ("base", "tuned") for category in ("count", "single") for _ in range(2)
     ]
 
 
-def test_a_folder_of_another_benchmark_is_refused(drawn: Path, model: Path, tuned: Path) -> None:
+def test_a_folder_with_other_options_is_an_error(drawn: Path, model: Path, tuned: Path) -> None:
     with pytest.raises(UserError, match="run with other options; choose another --out"):
         run(options(model, drawn, "base", num_timesteps=3))
     with pytest.raises(UserError, match="run with other options"):
@@ -128,20 +130,21 @@ def test_a_folder_of_another_benchmark_is_refused(drawn: Path, model: Path, tune
 
 
 @pytest.mark.parametrize(
-    ("methods", "sentence"),
-    [((), "name the methods to run"), (("tuned",), "names no checkpoint"), (("a/b=x",), "becomes a file's name"),
-     (("base", "base"), "there twice"), (("a=x,factor",), "has no option 'factor'; its options are factor, target"),
-     (("a=x,factor=much",), "has factor=much, which is not a value of factor"),
-     (("a=x,factor=1,target=up",), "target is one of"), (("a=x,norm=unit",), "has options of a correction, but no"),
+    ("methods", "message"),
+    [((), "name the methods to run"), (("tuned",), "has no checkpoint: use tuned=FOLDER"),
+     (("a/b=x",), "is used in file names"),
+     (("base", "base"), "listed twice"), (("a=x,factor",), "has no option 'factor'; its options are factor, target"),
+     (("a=x,factor=much",), "has an invalid value: factor=much"),
+     (("a=x,factor=1,target=up",), "target is one of"), (("a=x,norm=unit",), "has correction options but no factor"),
      (("a=x,candidates=0",), "at least 1 candidate")],
 )  # fmt: skip
-def test_wrong_methods_are_one_sentence(model: Path, tmp_path: Path, methods: tuple[str, ...], sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
+def test_invalid_methods_are_user_errors(model: Path, tmp_path: Path, methods: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         run(options(model, tmp_path / "out", *methods))
     assert not (tmp_path / "out").exists()
 
 
-def test_a_report_of_nothing_is_one_sentence(drawn: Path, tmp_path: Path) -> None:
+def test_a_report_without_results_is_a_user_error(drawn: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not the folder of a benchmark"):
         report(ReportOptions(tmp_path))
     with pytest.raises(UserError, match="no method 'control' in"):
@@ -150,7 +153,7 @@ def test_a_report_of_nothing_is_one_sentence(drawn: Path, tmp_path: Path) -> Non
 
 @pytest.fixture(scope="module")
 def whole(tuned: Path, model: Path) -> Path:
-    """A result with an adapter too."""
+    """A checkpoint with LoRA and adapter."""
     from dpt.adapter import Adapter, config_for
     from dpt.adapter.io.native import save_adapter
     from tests.training.tiny_stage1 import SMALL as SHAPE
@@ -166,16 +169,16 @@ def pictures(out: Path, method: str) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in (out / method).iterdir()}
 
 
-def test_a_method_may_correct_and_choose(drawn: Path, whole: Path, model: Path, tmp_path: Path) -> None:
-    ways = {
+def test_methods_with_correction_and_candidates(drawn: Path, whole: Path, model: Path, tmp_path: Path) -> None:
+    variants = {
         "bare": "lora=off,factor=1e-12",
         "corrected": "factor=20,target=fused,norm=unit",
         "best": "candidates=3",
     }
-    run(options(model, tmp_path, *(f"{name}={whole},{how}" for name, how in ways.items())))
+    run(options(model, tmp_path, *(f"{name}={whole},{options_text}" for name, options_text in variants.items())))
     record = json.loads((tmp_path / "bench.json").read_text())["methods"]
     assert "lora" not in record["bare"] and record["corrected"]["correction"]["target"] == "fused"
-    assert pictures(tmp_path, "bare") == pictures(drawn, "base"), "a correction of nothing changes nothing"
+    assert pictures(tmp_path, "bare") == pictures(drawn, "base"), "a correction by 1e-12 changed a picture"
     plain = pictures(drawn, "tuned")
     assert pictures(tmp_path, "corrected") != plain
     kept = pictures(tmp_path, "best")
@@ -184,8 +187,8 @@ def test_a_method_may_correct_and_choose(drawn: Path, whole: Path, model: Path, 
         run(options(model, tmp_path, f"best={whole},candidates=2"))
 
 
-def test_the_best_of_several_is_what_the_adapter_finds_best(whole: Path, model: Path, tmp_path: Path) -> None:
-    """The first candidate is the picture without a choice; another one takes its place only with a better score."""
+def test_candidates_keep_the_picture_with_the_best_score(whole: Path, model: Path, tmp_path: Path) -> None:
+    """The first candidate is the picture of candidates=1; ties keep it."""
     from dpt.checkpoints import open_checkpoint
     from dpt.evaluation.bench.requests import all_requests
     from dpt.evaluation.suites.registry import load
@@ -196,8 +199,8 @@ def test_the_best_of_several_is_what_the_adapter_finds_best(whole: Path, model: 
     run(options(model, tmp_path, f"best={whole},candidates=2,lora=off", categories=("single",), prompts=1))
     backbone, adapter = open_backbone(model, device="cpu"), open_checkpoint(whole).adapter
     assert adapter is not None
-    for one in all_requests(load("pocket", ("single",), 1, 0), 2):
-        requests = [Request(one.prompt.text, one.seed, one.index + CANDIDATE_STRIDE * k) for k in range(2)]
+    for request in all_requests(load("pocket", ("single",), 1, 0), 2):
+        requests = [Request(request.prompt.text, request.seed, request.index + CANDIDATE_STRIDE * k) for k in range(2)]
         batches = draw_latents(
             backbone, requests, SamplingSettings(2, 3.0), adapter=adapter, batch_size=16, exact=False
         )
@@ -207,16 +210,16 @@ def test_the_best_of_several_is_what_the_adapter_finds_best(whole: Path, model: 
         better = first if first.score >= second.score else second
         from PIL import Image
 
-        stored = Image.open(tmp_path / "best" / one.file)
-        apart = np.abs(np.asarray(stored, int) - np.asarray(to_pil(better.decode(backbone)), int))
-        assert apart.max() <= 1
+        stored = Image.open(tmp_path / "best" / request.file)
+        error = np.abs(np.asarray(stored, int) - np.asarray(to_pil(better.decode(backbone)), int))
+        assert error.max() <= 1
 
 
-def test_judging_again_keeps_what_a_method_is_made_of(whole: Path, model: Path, tmp_path: Path) -> None:
+def test_judging_again_keeps_the_methods_identity(whole: Path, model: Path, tmp_path: Path) -> None:
     from dpt.cli.bench.score import ScoreOptions, score
 
     run(options(model, tmp_path / "drawn", f"best={whole},candidates=2", categories=("single",), prompts=1))
     score(ScoreOptions(tmp_path / "drawn", tmp_path / "again", detector="oracle"))
     records = [json.loads((tmp_path / out / "bench.json").read_text()) for out in ("drawn", "again")]
-    one, other = (record["methods"]["best"] for record in records)
-    assert one == other and one["candidates"] == 2
+    first, second = (record["methods"]["best"] for record in records)
+    assert first == second and first["candidates"] == 2

@@ -1,4 +1,4 @@
-"""`dpt bench report` on many lines. At full size, by hand:
+"""Memory and time of `dpt bench report`. At full size:
 
 python -m tests.cli.test_bench_report_cost FOLDER 126720
 /usr/bin/time -v dpt bench report FOLDER
@@ -21,7 +21,7 @@ from PIL import Image
 from dpt.claims.judge import claim_text
 from dpt.cli.bench.report import ReportOptions, report
 from dpt.evaluation.bench.columns import MethodResults
-from dpt.evaluation.bench.results import ImageResult, JudgedAtom, SeenObject
+from dpt.evaluation.bench.results import DetectedObject, ImageResult, JudgedAtom
 from dpt.evaluation.suites import sr2d
 
 PER_PROMPT = 4
@@ -29,12 +29,12 @@ METHODS = ("base", "dpt")
 
 
 def write_results(folder: Path, n: int) -> Path:
-    """A folder of SR2D with n random lines of each method, all with one tiny picture."""
-    asked = {"suite": "sr2d", "categories": [], "prompts": None, "per_prompt": PER_PROMPT, "seed": 0,
+    """Write a benchmark of SR2D with n random results per method, all with the same tiny picture."""
+    options = {"suite": "sr2d", "categories": [], "prompts": None, "per_prompt": PER_PROMPT, "seed": 0,
              "num_timesteps": 25, "scheduler": "ddim", "guidance_scale": 7.5}  # fmt: skip
     identity = {"detector": "owlvit", "suite": "sr2d-1"}
     folder.mkdir(parents=True)
-    (folder / "bench.json").write_text(json.dumps({"asked": asked, "methods": {name: identity for name in METHODS}}))
+    (folder / "bench.json").write_text(json.dumps({"asked": options, "methods": {name: identity for name in METHODS}}))
     Image.new("RGB", (8, 8)).save(folder / "picture.png")
     picture = (folder / "picture.png").read_bytes()
     prompts = list(sr2d.suite().prompts)
@@ -51,7 +51,9 @@ def write_results(folder: Path, n: int) -> Path:
                     for claim in prompt.facts
                 )
                 objects = tuple(
-                    SeenObject(str(noun.shape), None, None, tuple(rng.random() * 512 for _ in range(4)), rng.random())
+                    DetectedObject(
+                        str(noun.shape), None, None, tuple(rng.random() * 512 for _ in range(4)), rng.random()
+                    )
                     for noun in prompt.nouns
                     for _ in range(rng.randrange(3))
                 )
@@ -65,8 +67,8 @@ def write_results(folder: Path, n: int) -> Path:
     return folder
 
 
-def test_reading_holds_columns_and_not_objects(tmp_path: Path) -> None:
-    """126,720 lines of 1 KB as objects need 1.5 GB."""
+def test_results_take_less_than_1_kb_per_line(tmp_path: Path) -> None:
+    """As objects, 126,720 lines need 1.5 GB."""
     file = write_results(tmp_path / "bench", 1000) / "base.jsonl"
     tracemalloc.start()
     try:
@@ -77,8 +79,8 @@ def test_reading_holds_columns_and_not_objects(tmp_path: Path) -> None:
     assert len(results) == 1000 and held < 1000 * 1000
 
 
-def test_a_report_takes_milliseconds_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It took 2 ms a line, and more with each line, since every rate had a table of resamples of its own."""
+def test_a_report_takes_milliseconds_per_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bootstrap resamples are shared between the rates."""
     folder = write_results(tmp_path / "bench", 1200)
     started = time.process_time()
     report(ReportOptions(folder, budget_mb=0.1))

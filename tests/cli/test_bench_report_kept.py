@@ -1,4 +1,4 @@
-"""`dpt bench report --kept`: what an earlier report counted, beside what is drawn now."""
+"""`dpt bench report --kept`: includes the methods of an earlier report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["drawn", "model", "tuned"]
 
 @pytest.fixture(scope="module")
 def both(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model draws noise, so that nothing is right: say otherwise of some."""
+    """The tiny model draws noise, so some verdicts are changed to right."""
     folder = tmp_path_factory.mktemp("both") / "bench"
     shutil.copytree(drawn, folder)
     for method, right in (("base", (0, 3, 5)), ("tuned", (0, 1, 3, 6))):
@@ -30,7 +30,7 @@ def both(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def alone(both: Path, method: str, folder: Path) -> Path:
-    """The benchmark as if only that method had been drawn."""
+    """Copy the benchmark with only this method."""
     folder.mkdir()
     record = json.loads((both / "bench.json").read_text())
     record["methods"] = {method: record["methods"][method]}
@@ -46,17 +46,17 @@ def kept(both: Path, tmp_path: Path) -> Path:
     return tmp_path / "kept"
 
 
-def test_the_tables_are_those_of_one_report_on_both(both: Path, kept: Path, tmp_path: Path) -> None:
+def test_the_files_equal_those_of_a_single_report(both: Path, kept: Path, tmp_path: Path) -> None:
     later = alone(both, "tuned", tmp_path / "tuned")
-    report(ReportOptions(both, out=tmp_path / "one", reference="scenes"))
-    report(ReportOptions(later, kept=kept, out=tmp_path / "two", reference="scenes"))
+    report(ReportOptions(both, out=tmp_path / "single", reference="scenes"))
+    report(ReportOptions(later, kept=kept, out=tmp_path / "kept_report", reference="scenes"))
     for name in ("table.md", "results.json", "summary.jsonl", "manifest.json"):
-        assert (tmp_path / "two" / name).read_text() == (tmp_path / "one" / name).read_text(), name
-    page = (tmp_path / "two" / "report.html").read_text()
-    assert "Of base there are no pictures here" in page and "tuned - base" in page
+        assert (tmp_path / "kept_report" / name).read_text() == (tmp_path / "single" / name).read_text(), name
+    page = (tmp_path / "kept_report" / "report.html").read_text()
+    assert "There are no pictures of base" in page and "tuned - base" in page
 
 
-def test_a_report_may_be_written_over_the_one_it_keeps(both: Path, kept: Path, tmp_path: Path) -> None:
+def test_a_report_can_overwrite_the_report_it_includes(both: Path, kept: Path, tmp_path: Path) -> None:
     later = alone(both, "tuned", tmp_path / "tuned")
     report(ReportOptions(later, kept=kept, out=kept))
     first = (kept / "table.md").read_text()
@@ -64,27 +64,27 @@ def test_a_report_may_be_written_over_the_one_it_keeps(both: Path, kept: Path, t
     assert (kept / "table.md").read_text() == first and "| tuned - base |" in first
 
 
-def test_what_was_asked_otherwise_is_not_compared(kept: Path, model: Path, tuned: Path, tmp_path: Path) -> None:
+def test_a_report_with_other_options_is_an_error(kept: Path, model: Path, tuned: Path, tmp_path: Path) -> None:
     run(options(model, tmp_path / "other", f"tuned={tuned}", num_timesteps=3))
-    with pytest.raises(UserError, match=r"the report in .*kept was run with another --num_timesteps: 2, here 3"):
+    with pytest.raises(UserError, match=r"the report in .*kept was run with --num_timesteps 2, this benchmark with 3"):
         report(ReportOptions(tmp_path / "other", kept=kept))
 
 
-def test_a_kept_report_must_be_whole(both: Path, kept: Path, tmp_path: Path) -> None:
+def test_a_broken_earlier_report_is_an_error(both: Path, kept: Path, tmp_path: Path) -> None:
     later = alone(both, "tuned", tmp_path / "tuned")
-    with pytest.raises(UserError, match="are here too: --kept would do nothing"):
+    with pytest.raises(UserError, match="are in this benchmark too: --kept has no effect"):
         report(ReportOptions(both, kept=kept))
     with pytest.raises(UserError, match="holds no report: cannot read"):
         report(ReportOptions(later, kept=tmp_path / "nowhere"))
     text = (kept / "summary.jsonl").read_text()
-    for broken, sentence in {
+    for broken, message in {
         text.replace("[1, 0]", "[0, 0]", 1): "disagree on base",
-        "\n".join(text.splitlines()[1:]): "the kept base has no verdict on picture 0 of",
-        text.replace('"right"', '"wrong"', 1): "is not what `dpt bench report` writes",
-        text[: len(text) // 2]: "is not what `dpt bench report` writes",
-        text.replace('"base"', '"other"'): "has no line of base, which results.json has",
+        "\n".join(text.splitlines()[1:]): "the earlier report has no verdict of base on picture 0 of",
+        text.replace('"right"', '"wrong"', 1): "was not written by `dpt bench report`",
+        text[: len(text) // 2]: "was not written by `dpt bench report`",
+        text.replace('"base"', '"other"'): "has no line for the method base of results.json",
     }.items():
         assert broken != text
         (kept / "summary.jsonl").write_text(broken)
-        with pytest.raises(UserError, match=sentence):
+        with pytest.raises(UserError, match=message):
             report(ReportOptions(later, kept=kept))

@@ -1,4 +1,4 @@
-"""`dpt bench` against two runs at once, damaged pictures, full disks and senseless numbers."""
+"""`dpt bench` with concurrent runs, damaged pictures, full disks and invalid numbers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def held_by_another_process(folder: Path) -> Iterator[None]:
         other.communicate()
 
 
-def test_two_runs_of_one_method_in_one_folder_are_refused(folder: Path, model: Path) -> None:
+def test_concurrent_runs_of_a_method_in_a_folder_are_refused(folder: Path, model: Path) -> None:
     before = (folder / "base.jsonl").read_bytes()
     with held_by_another_process(folder):
         for command in (
@@ -63,22 +63,22 @@ def drawn_elsewhere(folder: Path) -> Path:
     return shutil.copytree(folder, folder.with_name("elsewhere"))
 
 
-def test_a_folder_with_every_line_twice_is_repaired(
+def test_duplicate_lines_are_removed_with_a_warning(
     folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = folder / "base.jsonl"
     whole = lines.read_text()
     lines.write_text(whole + whole)
     report(ReportOptions(folder, out=folder / "report"))
-    assert "base.jsonl has 8 lines twice, which count once" in capsys.readouterr().err
+    assert "base.jsonl has 8 duplicate lines, which are counted once" in capsys.readouterr().err
     run(options(model, folder, "base"))
-    assert "had 8 lines twice" in capsys.readouterr().err and lines.read_text() == whole
+    assert "had 8 duplicate lines" in capsys.readouterr().err and lines.read_text() == whole
     run(options(model, folder, "base"))
-    assert "twice" not in capsys.readouterr().err
+    assert "duplicate" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "missing", "flipped"])
-def test_a_damaged_picture_beside_a_finished_line_is_drawn_again(folder: Path, model: Path, damage: str) -> None:
+def test_a_damaged_picture_is_drawn_again(folder: Path, model: Path, damage: str) -> None:
     lines, picture = folder / "base.jsonl", sorted((folder / "base").iterdir())[2]
     text, content = lines.read_text(), picture.read_bytes()
     if damage == "missing":
@@ -93,7 +93,7 @@ def test_a_damaged_picture_beside_a_finished_line_is_drawn_again(folder: Path, m
 
 
 def test_a_picture_that_is_drawn_again_is_judged_again(folder: Path, model: Path) -> None:
-    """Its line may be of a picture that another machine drew."""
+    """Its earlier result may belong to a picture of another machine."""
     lines = folder / "base.jsonl"
     whole = lines.read_text()
     first = json.loads(whole.splitlines()[0])
@@ -107,7 +107,7 @@ def test_a_picture_that_is_drawn_again_is_judged_again(folder: Path, model: Path
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """As on a disk that is full: a longer file cannot be written."""
+    """Simulate a full disk: longer files cannot be written."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -117,8 +117,8 @@ def largest_file(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("size", [0, 300, 1500])
-def test_a_full_disk_is_one_sentence_and_the_run_resumes(drawn: Path, model: Path, tmp_path: Path, size: int) -> None:
-    """Whether the record, a picture or a line is the first that does not fit."""
+def test_a_full_disk_is_a_user_error_and_the_run_resumes(drawn: Path, model: Path, tmp_path: Path, size: int) -> None:
+    """The first write that fails is that of the record, a picture or a result."""
     with largest_file(size), pytest.raises(UserError, match=r"cannot write .*: File too large"):
         run(options(model, tmp_path / "out", "base"))
     run(options(model, tmp_path / "out", "base"))
@@ -136,9 +136,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_resumes(drawn: Path, model: Pat
 
 @pytest.mark.parametrize("changes", [{"prompts": 10**9}, {"per_prompt": 10**9}, {"prompts": 10**5, "per_prompt": 10**3},
                                      {"num_timesteps": 10**9}, {"per_prompt": 0}])  # fmt: skip
-def test_too_many_pictures_are_refused_before_any_is_listed(
-    model: Path, tmp_path: Path, changes: dict[str, int]
-) -> None:
+def test_invalid_numbers_of_pictures_are_user_errors(model: Path, tmp_path: Path, changes: dict[str, int]) -> None:
     with pytest.raises(UserError, match=r"must be from 1 to 1,000,000|at most 1,000,000 are possible"):
         run(options(model, tmp_path / "out", "base", **changes))
     prompts = tmp_path / "prompts.txt"
@@ -150,12 +148,14 @@ def test_too_many_pictures_are_refused_before_any_is_listed(
 
 
 @pytest.mark.parametrize("budget", [inf, nan, -1.0, 0.0, 1e300])
-def test_a_budget_that_is_no_size_is_one_sentence(drawn: Path, budget: float) -> None:
+def test_an_invalid_budget_is_a_user_error(drawn: Path, budget: float) -> None:
     with pytest.raises(UserError, match="--budget_mb must be above 0 and at most 1000"):
         report(ReportOptions(drawn, budget_mb=budget))
 
 
-def test_run_and_report_say_where_things_are(folder: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_and_report_print_the_paths_of_their_files(
+    folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(options(model, folder, "base"))
     printed = capsys.readouterr().out
     assert f"{folder / 'base.jsonl'}" in printed and f"next:     dpt bench report {folder}\n" in printed
@@ -165,9 +165,9 @@ def test_run_and_report_say_where_things_are(folder: Path, model: Path, capsys: 
 
 
 @pytest.mark.parametrize("key", ["detector", "model"])
-def test_methods_of_two_judges_or_two_models_are_one_sentence(folder: Path, key: str) -> None:
+def test_methods_of_two_judges_or_models_cannot_share_a_table(folder: Path, key: str) -> None:
     record = json.loads((folder / "bench.json").read_text())
     record["methods"]["tuned"][key] = "another"
     (folder / "bench.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match=f"base and tuned differ in their {key}: they cannot share a table"):
+    with pytest.raises(UserError, match=f"base and tuned differ in their {key} and cannot share a table"):
         report(ReportOptions(folder))

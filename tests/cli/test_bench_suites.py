@@ -1,4 +1,4 @@
-"""`dpt bench` with other suites and detectors, as it is used, on tiny models: drawn, judged, judged again, reported."""
+"""`dpt bench` with other suites and detectors on tiny models: run, score and report."""
 
 from __future__ import annotations
 
@@ -52,33 +52,38 @@ def lmd(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def test_lmd_is_drawn_judged_and_scored(lmd: Path, models: dict[str, str]) -> None:
-    found = lines(lmd)
-    assert len(found) == 16 and {one["category"] for one in found} == {"negation", "numeracy", "attribution", "spatial"}
-    assert all(one["passed"] in (True, False) and -1 <= one["clip"] <= 1 for one in found)
+    results = lines(lmd)
+    assert len(results) == 16 and {result["category"] for result in results} == {
+        "negation",
+        "numeracy",
+        "attribution",
+        "spatial",
+    }
+    assert all(result["passed"] in (True, False) and -1 <= result["clip"] <= 1 for result in results)
     identity = json.loads((lmd / "bench.json").read_text())["methods"]["base"]
     assert identity["detector"].endswith("score >= 0.2 (attribution: 0.45) NMS 0.15")
     assert identity["detector"].startswith("owl ") and identity["clip"].startswith("CLIP clip ")
     assert len(identity["suite_hash"]) == 64
 
 
-def test_a_killed_run_goes_on_with_detector_and_clip(lmd: Path, models: dict[str, str], tmp_path: Path) -> None:
-    told = {"detector": models["owl"], "clip": models["clip"]}
-    draw(models, tmp_path, "lmd", **told)
+def test_a_killed_run_resumes_with_detector_and_clip(lmd: Path, models: dict[str, str], tmp_path: Path) -> None:
+    judges = {"detector": models["owl"], "clip": models["clip"]}
+    draw(models, tmp_path, "lmd", **judges)
     whole = (tmp_path / "base.jsonl").read_text()
     assert whole == (lmd / "base.jsonl").read_text()
     (tmp_path / "base.jsonl").write_text(whole[: len(whole) // 2])
     picture = next((tmp_path / "base").iterdir())
     content = picture.read_bytes()
     picture.unlink()
-    draw(models, tmp_path, "lmd", **told)
+    draw(models, tmp_path, "lmd", **judges)
     assert (tmp_path / "base.jsonl").read_text() == whole and picture.read_bytes() == content
     with pytest.raises(UserError, match="run with other options"):
         draw(models, tmp_path, "lmd", detector=models["owl"])
     with pytest.raises(UserError, match="run with other options"):
-        draw(models, tmp_path, "sr2d", **told)
+        draw(models, tmp_path, "sr2d", **judges)
 
 
-def test_two_judges_never_share_a_table(lmd: Path, models: dict[str, str], tmp_path: Path) -> None:
+def test_results_of_two_judges_cannot_share_a_table(lmd: Path, models: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     score(ScoreOptions(lmd, out, models["owl"]))
     record = json.loads((out / "bench.json").read_text())
@@ -86,7 +91,7 @@ def test_two_judges_never_share_a_table(lmd: Path, models: dict[str, str], tmp_p
         score(ScoreOptions(lmd, out, models["dino"]))
     record["methods"]["tuned"] = {**record["methods"]["base"], "detector": "another"}
     (out / "bench.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match="base and tuned differ in their detector: they cannot share a table"):
+    with pytest.raises(UserError, match="base and tuned differ in their detector and cannot share a table"):
         report(ReportOptions(out))
 
 
@@ -95,29 +100,29 @@ def test_stored_pictures_are_judged_by_another_detector(lmd: Path, models: dict[
     score(ScoreOptions(lmd, tmp_path / "owl", models["owl"], clip=models["clip"]))
     assert lines(tmp_path / "owl") == lines(lmd)
     score(ScoreOptions(lmd, tmp_path / "dino", models["dino"]))
-    found = lines(tmp_path / "dino")
-    assert len(found) == 16 and "clip" not in found[0]
-    assert [one["noise_seed"] for one in found] == [one["noise_seed"] for one in lines(lmd)]
+    results = lines(tmp_path / "dino")
+    assert len(results) == 16 and "clip" not in results[0]
+    assert [result["noise_seed"] for result in results] == [result["noise_seed"] for result in lines(lmd)]
     assert sorted(file.stat().st_mtime_ns for file in (lmd / "base").iterdir()) == drawn
     report(ReportOptions(tmp_path / "dino"))
     assert "data:image/png" in (tmp_path / "dino/report.html").read_text()
     assert not list((tmp_path / "dino").glob("*/*.png"))
 
 
-def test_clip_is_added_to_lines_that_stay_as_they_are(models: dict[str, str], lmd: Path, tmp_path: Path) -> None:
+def test_adding_clip_scores_keeps_the_verdicts(models: dict[str, str], lmd: Path, tmp_path: Path) -> None:
     draw(models, tmp_path / "drawn", "lmd", detector=models["owl"])
     score(ScoreOptions(tmp_path / "drawn", tmp_path / "scored", clip=models["clip"]))
     assert lines(tmp_path / "scored") == lines(lmd)
-    bare = [{key: value for key, value in one.items() if key != "clip"} for one in lines(tmp_path / "scored")]
+    bare = [{key: value for key, value in result.items() if key != "clip"} for result in lines(tmp_path / "scored")]
     assert bare == lines(tmp_path / "drawn")
 
 
-def test_geneval_lies_in_its_own_layout(models: dict[str, str], tmp_path: Path) -> None:
+def test_geneval_pictures_use_its_file_layout(models: dict[str, str], tmp_path: Path) -> None:
     file = tmp_path / "evaluation_metadata.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in LINES))
     out = tmp_path / "out"
-    found = draw(models, out, f"geneval={file}", detector=models["owl"], colours=models["clip"])
-    assert [one["prompt_id"] for one in found] == ["00000", "00000", "00001", "00001"]
+    results = draw(models, out, f"geneval={file}", detector=models["owl"], colours=models["clip"])
+    assert [result["prompt_id"] for result in results] == ["00000", "00000", "00001", "00001"]
     assert json.loads((out / "base/00001/metadata.jsonl").read_text()) == LINES[1]
     assert sorted(path.name for path in (out / "base/00001/samples").iterdir()) == ["0000.png", "0001.png"]
     assert json.loads((out / "bench.json").read_text())["methods"]["base"]["judge"] == "geneval-owl"
@@ -130,7 +135,7 @@ def test_geneval_lies_in_its_own_layout(models: dict[str, str], tmp_path: Path) 
     score(again)
     assert len(lines(tmp_path / "again")) == 4
     moved.write_text(json.dumps(LINES[0]) + "\n")
-    with pytest.raises(UserError, match="not the one that base was run with"):
+    with pytest.raises(UserError, match="has changed since base was run"):
         score(again)
 
 
@@ -139,8 +144,8 @@ def test_prompts_are_drawn_and_scored_but_not_judged(
 ) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("a red circle\n\na blue square\n")
-    found = draw(models, tmp_path / "out", f"prompts={file}", clip=models["clip"])
-    assert [one["passed"] for one in found] == [None] * 4 and all("clip" in one for one in found)
+    results = draw(models, tmp_path / "out", f"prompts={file}", clip=models["clip"])
+    assert [result["passed"] for result in results] == [None] * 4 and all("clip" in result for result in results)
     report(ReportOptions(tmp_path / "out", reference="scenes", encoder=models["clip"]))
     printed = capsys.readouterr().out
     assert "| CLIP cosine | prompts (n = " in printed and "| method |" not in printed
@@ -151,73 +156,73 @@ def test_prompts_are_drawn_and_scored_but_not_judged(
     assert "Nothing was judged or scored" in capsys.readouterr().out
 
 
-def test_a_suite_can_be_drawn_now_and_judged_later(models: dict[str, str], tmp_path: Path, lmd: Path) -> None:
-    found = draw(models, tmp_path / "drawn", "lmd", detector="none")
-    assert {one["passed"] for one in found} == {None}
+def test_pictures_without_a_detector_can_be_judged_later(models: dict[str, str], tmp_path: Path, lmd: Path) -> None:
+    results = draw(models, tmp_path / "drawn", "lmd", detector="none")
+    assert {result["passed"] for result in results} == {None}
     score(ScoreOptions(tmp_path / "drawn", tmp_path / "judged", models["owl"], clip=models["clip"]))
     assert lines(tmp_path / "judged") == lines(lmd)
 
 
-def test_sr2d_has_its_measures(models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sr2d_reports_visor(models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw(models, tmp_path, "sr2d", categories=("left", "single"), detector=models["owl"])
     report(ReportOptions(tmp_path))
     assert "| OA | VISOR uncond | VISOR cond | VISOR 1 of 2 | VISOR 2 of 2 |" in capsys.readouterr().out
 
 
-def test_the_manifest_tells_what_was_counted(lmd: Path, tmp_path: Path) -> None:
+def test_the_manifest_has_suite_hash_versions_and_files(lmd: Path, tmp_path: Path) -> None:
     report(ReportOptions(lmd, out=tmp_path))
-    told = json.loads((tmp_path / "manifest.json").read_text())
-    assert told["suite"] == "lmd" and len(told["suite_hash"]) == 64 and told["versions"]["transformers"]
-    assert list(told["lines"]) == ["base.jsonl"]
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["suite"] == "lmd" and len(manifest["suite_hash"]) == 64 and manifest["versions"]["transformers"]
+    assert list(manifest["lines"]) == ["base.jsonl"]
     counted = json.loads((tmp_path / "results.json").read_text())
     assert counted["results"][0]["clip"].keys() == counted["results"][0]["rates"].keys()
     assert counted["results"][0]["readable"] is None
 
 
 @pytest.mark.parametrize(
-    ("suite", "more", "sentence"),
-    [("lmd", {"detector": "oracle"}, "prompt lmd-000: the detector oracle v1 .* does not know 'backpack'"),
+    ("suite", "more", "message"),
+    [("lmd", {"detector": "oracle"}, "prompt lmd-000: the detector oracle v1 .* does not detect 'backpack'"),
      ("lmd", {"detector": "owl", "colours": "clip"}, "lmd has colours in its queries: --colours"),
-     ("pocket", {"colours": "clip"}, "the oracle names colours itself"),
-     ("pocket", {"detector": "owl"}, "has claims about colours, which this detector does not name: say --colours"),
-     ("pocket", {"detector": "none", "colours": "clip"}, "--detector none has none"),
-     ("prompts={file}", {"detector": "owl"}, "is not judged: --detector would do nothing"),
+     ("pocket", {"colours": "clip"}, "--colours has no effect: the oracle reads colours itself"),
+     ("pocket", {"detector": "owl"}, "has claims about colours, which this detector does not read: pass --colours"),
+     ("pocket", {"detector": "none", "colours": "clip"}, "--colours has no effect with --detector none"),
+     ("prompts={file}", {"detector": "owl"}, "is not judged: --detector has no effect"),
      ("prompts={file}", {"seed": 1}, "--seed changes the prompts of the pocket suite"),
      ("lmd", {"detector": "clip"}, "is a clip model, and a zero-shot detector is one of"),
      ("lmd", {"detector": "owl", "clip": "owl"}, "is a owlv2 model, and a CLIP is one of"),
      ("lmd", {"prompts": 0}, "--prompts must be from 1"), ("mine", {}, "there is no suite 'mine'")],
 )  # fmt: skip
-def test_what_would_do_nothing_is_refused(
-    models: dict[str, str], tmp_path: Path, suite: str, more: dict[str, Any], sentence: str
+def test_invalid_run_options_are_user_errors(
+    models: dict[str, str], tmp_path: Path, suite: str, more: dict[str, Any], message: str
 ) -> None:
     (tmp_path / "prompts.txt").write_text("a red circle\n")
-    told = {key: models.get(value, value) if isinstance(value, str) else value for key, value in more.items()}
-    with pytest.raises(UserError, match=sentence):
-        draw(models, tmp_path / "out", suite.replace("{file}", str(tmp_path / "prompts.txt")), **told)
+    options = {key: models.get(value, value) if isinstance(value, str) else value for key, value in more.items()}
+    with pytest.raises(UserError, match=message):
+        draw(models, tmp_path / "out", suite.replace("{file}", str(tmp_path / "prompts.txt")), **options)
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_scored_is_refused(lmd: Path, models: dict[str, str], tmp_path: Path) -> None:
+def test_invalid_score_options_are_user_errors(lmd: Path, models: dict[str, str], tmp_path: Path) -> None:
     out, owl = tmp_path / "out", models["owl"]
-    for wrong, sentence in [
-        (ScoreOptions(lmd, out), "say --detector to judge again, --clip"),
-        (ScoreOptions(lmd, out, colours=models["clip"], clip=models["clip"]), "none is given"),
+    for wrong, message in [
+        (ScoreOptions(lmd, out), "pass --detector to judge again"),
+        (ScoreOptions(lmd, out, colours=models["clip"], clip=models["clip"]), "--colours needs --detector"),
         (ScoreOptions(lmd, lmd, owl), "holds the pictures and their results; choose another --out"),
         (ScoreOptions(tmp_path, out, owl), "is not the folder of a benchmark"),
         (ScoreOptions(lmd, out, owl, methods=("tuned",)), "there is no method 'tuned'"),
         (ScoreOptions(lmd, out, owl, suite="sr2d"), "the pictures are of the suite lmd, not sr2d"),
     ]:
-        with pytest.raises(UserError, match=sentence):
+        with pytest.raises(UserError, match=message):
             score(wrong)
     assert not out.exists()
 
 
 @pytest.mark.parametrize(
-    ("more", "sentence"),
-    [({"budget_mb": 0}, "--budget_mb must be above 0"), ({"encoder": "x"}, "--encoder is what --reference"),
-     ({"reference": "nowhere"}, "--reference is scenes or a folder")],
+    ("more", "message"),
+    [({"budget_mb": 0}, "--budget_mb must be above 0"), ({"encoder": "x"}, "--encoder needs --reference"),
+     ({"reference": "nowhere"}, "--reference must be scenes or a folder")],
 )  # fmt: skip
-def test_what_cannot_be_reported_is_refused(lmd: Path, tmp_path: Path, more: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
+def test_invalid_report_options_are_user_errors(lmd: Path, tmp_path: Path, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         report(ReportOptions(lmd, out=tmp_path / "out", **more))
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""A benchmark folder from a stranger: it is reported or refused, and never shows files outside of it."""
+"""Untrusted benchmark folders: invalid ones are refused, and no files outside are read."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from tests.fuzz.images import png
 
 def record(folder: Path, **changes: Any) -> Path:
     folder.mkdir(exist_ok=True)
-    asked = {**BENCH["asked"], **{key: value for key, value in changes.items() if key in BENCH["asked"]}}
-    others = {key: value for key, value in changes.items() if key not in asked}
-    (folder / bench_record.RECORD).write_text(json.dumps({**BENCH, "asked": asked, **others}))
+    options = {**BENCH["asked"], **{key: value for key, value in changes.items() if key in BENCH["asked"]}}
+    others = {key: value for key, value in changes.items() if key not in options}
+    (folder / bench_record.RECORD).write_text(json.dumps({**BENCH, "asked": options, **others}))
     return folder
 
 
 @pytest.mark.parametrize("name", ["../up", "/etc/passwd", "a/b", "", ".", "a.b", "x" * 300, "a\0b"])
-def test_a_method_is_no_path(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match=r"becomes a file's name"):
+def test_a_method_name_cannot_be_a_path(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"is used in file names"):
         bench_record.read_record(record(tmp_path, methods={name: {}}))
 
 
-def test_pictures_lie_in_the_folder_of_a_benchmark(tmp_path: Path) -> None:
-    one, other = record(tmp_path / "one", pictures="../other"), tmp_path / "other"
-    (other / "base").mkdir(parents=True)
+def test_the_folder_of_pictures_must_be_a_benchmark(tmp_path: Path) -> None:
+    judged, drawn = record(tmp_path / "judged", pictures="../drawn"), tmp_path / "drawn"
+    (drawn / "base").mkdir(parents=True)
     with pytest.raises(UserError, match=r"which is not the folder of a benchmark"):
-        picture_file(one, bench_record.read_record(one), "base", "a", 0)
-    record(other)
-    assert picture_file(one, bench_record.read_record(one), "base", "a", 0).parent.resolve() == other / "base"
+        picture_file(judged, bench_record.read_record(judged), "base", "a", 0)
+    record(drawn)
+    assert picture_file(judged, bench_record.read_record(judged), "base", "a", 0).parent.resolve() == drawn / "base"
 
 
 @pytest.mark.parametrize(
@@ -52,18 +52,18 @@ def test_pictures_lie_in_the_folder_of_a_benchmark(tmp_path: Path) -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_a_record_of_other_types(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_a_record_with_wrong_types_is_an_error(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"bench\.json is not the record of a benchmark"):
         bench_record.read_record(record(tmp_path, **changes))
 
 
 @pytest.mark.parametrize("changes", [{"per_prompt": 10**9}, {"prompts": 10**9}, {"prompts": -1}, {"per_prompt": 2**64}])
-def test_a_record_of_more_pictures_than_anybody_draws(tmp_path: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"asks for more pictures than 1,000,000, or for fewer than none"):
+def test_a_record_with_an_invalid_number_of_pictures_is_an_error(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"has an invalid number of pictures: it must be from 0 to 1,000,000"):
         bench_record.read_record(record(tmp_path, **changes))
 
 
-def written(file: Path, **changes: Any) -> Path:
+def write_line(file: Path, **changes: Any) -> Path:
     file.write_text(json.dumps({**asdict(row("base")), **changes}) + "\n")
     return file
 
@@ -74,22 +74,22 @@ def written(file: Path, **changes: Any) -> Path:
      {"index": 10**9}],
     ids=str,
 )  # fmt: skip
-def test_a_line_is_of_a_picture_of_this_folder(tmp_path: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"line 1: picture .* is no picture of a benchmark"):
-        rows.read_results(written(tmp_path / "base.jsonl", **changes))
+def test_prompt_ids_and_indices_are_checked(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"line 1: picture .* is not a valid picture of a benchmark"):
+        rows.read_results(write_line(tmp_path / "base.jsonl", **changes))
 
 
-def test_boxes_have_four_sides_and_numbers_are_finite(tmp_path: Path) -> None:
-    seen = {"label": "car", "colour": None, "size": None, "box": [1, 2, 3], "confidence": 0.5}
+def test_boxes_and_scores_are_checked(tmp_path: Path) -> None:
+    detected = {"label": "car", "colour": None, "size": None, "box": [1, 2, 3], "confidence": 0.5}
     with pytest.raises(UserError, match=r"the box of 'car' has 3 sides, not 4"):
-        rows.read_results(written(tmp_path / "a.jsonl", objects=[seen]))
+        rows.read_results(write_line(tmp_path / "a.jsonl", objects=[detected]))
     with pytest.raises(UserError, match=r"clip: expected float, got nan"):
-        rows.read_results(written(tmp_path / "a.jsonl", clip=float("nan")))
+        rows.read_results(write_line(tmp_path / "a.jsonl", clip=float("nan")))
     with pytest.raises(UserError, match=r"unreadable must be between 0 and 1,000,000, not -1"):
-        rows.read_results(written(tmp_path / "a.jsonl", unreadable=-1))
+        rows.read_results(write_line(tmp_path / "a.jsonl", unreadable=-1))
 
 
-def test_lines_that_are_no_text(tmp_path: Path) -> None:
+def test_binary_and_deeply_nested_lines_are_errors(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"\xff\n")
     for read in (rows.read_results, rows.repair):
         with pytest.raises(UserError, match=r"is not text in UTF-8, at byte 0"):
@@ -103,17 +103,17 @@ def columns(*results: rows.ImageResult) -> dict[str, MethodResults]:
     return {result.method: MethodResults.of([result]) for result in results}
 
 
-def test_methods_that_were_not_judged_alike_share_no_table() -> None:
+def test_methods_with_other_categories_or_scores_cannot_share_a_table() -> None:
     with pytest.raises(UserError, match=r"base and dpt were not judged in the same categories"):
-        tables.results(columns(row("base"), row("dpt", category="right")))
-    with pytest.raises(UserError, match=r"base and dpt were not judged and scored alike"):
-        tables.results(columns(row("base", clip=0.5), row("dpt")))
+        tables.compute_results(columns(row("base"), row("dpt", category="right")))
+    with pytest.raises(UserError, match=r"base and dpt do not have the same verdicts and scores"):
+        tables.compute_results(columns(row("base", clip=0.5), row("dpt")))
 
 
 @pytest.mark.parametrize("content", [png(20_000, 20_000), png(2**31 - 1, 2**31 - 1), png(8193, 8193), b"", b"GIF89a"])
-def test_a_picture_that_is_a_bomb_is_not_shown(tmp_path: Path, content: bytes) -> None:
+def test_decompression_bombs_and_broken_pictures_are_errors(tmp_path: Path, content: bytes) -> None:
     record(tmp_path, methods={"base": {}})
-    written(tmp_path / "base.jsonl")
+    write_line(tmp_path / "base.jsonl")
     (tmp_path / "base").mkdir()
     (tmp_path / "base/a-0.png").write_bytes(content)
     with pytest.raises(UserError, match=r"a-0\.png is damaged or only half written"):

@@ -1,4 +1,4 @@
-"""The contact sheet: visible pictures, text inside its cell."""
+"""The contact sheet: enlarged pictures, captions within their cells."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def test_no_line_is_wider_than_its_cell(text: str, width: int) -> None:
     assert all(FONT.getlength(line) <= width for line in lines)
 
 
-def test_text_that_fits_is_kept_whole_and_text_that_does_not_says_so() -> None:
+def test_text_that_does_not_fit_ends_in_an_ellipsis() -> None:
     assert " ".join(wrap("a red circle and a blue square", FONT, 100, 5)) == "a red circle and a blue square"
     assert wrap(LONG * 3, FONT, 100, 2)[-1].endswith("...")
 
 
-def test_small_pictures_are_enlarged_by_a_whole_factor() -> None:
+def test_small_pictures_are_enlarged_by_an_integer_factor() -> None:
     red = Image.new("RGB", (64, 64), (255, 0, 0))
     red.putpixel((0, 0), (0, 0, 255))
     sheet = np.array(contact_sheet([red], ["one"]))
@@ -34,12 +34,12 @@ def test_small_pictures_are_enlarged_by_a_whole_factor() -> None:
     assert (sheet == (0, 0, 255)).all(axis=-1).sum() == factor**2
 
 
-def test_large_pictures_are_left_alone() -> None:
+def test_large_pictures_keep_their_size() -> None:
     sheet = contact_sheet([Image.new("RGB", (512, 300), (1, 2, 3))], ["x"])
     assert (np.array(sheet) == (1, 2, 3)).all(axis=-1).sum() == 512 * 300
 
 
-def test_every_picture_is_on_the_sheet_and_no_caption_leaves_it() -> None:
+def test_all_pictures_are_on_the_sheet_and_captions_stay_within_it() -> None:
     colours = [(10 * number, 255 - 10 * number, 40) for number in range(7)]
     pictures = [Image.new("RGB", (64, 64), colour) for colour in colours]
     sheet = np.array(contact_sheet(pictures, [LONG * 2] * 7, columns=3, title=LONG * 9))

@@ -29,7 +29,7 @@ from tests import tiny_models
 NOUNS = ("car", "carrot", "dog", "cat", "cross")
 WORDS = [*tiny_models.WORDS, "image", "photo", *NOUNS]
 NARROW = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-SEEN = {**NARROW, "image_size": 32, "patch_size": 8}
+VISION = {**NARROW, "image_size": 32, "patch_size": 8}
 SQUARE = {"height": 32, "width": 32}
 
 
@@ -49,7 +49,7 @@ def _save(folder: Path, *parts: Any) -> Path:
 def clip(folder: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     tokens, text = _clip_text(24)
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=SEEN, projection_dim=16))
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=16))
     processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=SQUARE)
     return _save(folder, model, processor, tokens)
 
@@ -62,12 +62,12 @@ def owl(folder: Path, version: int = 2, seed: int = 0) -> Path:
         if version == 2
         else (OwlViTConfig, OwlViTForObjectDetection, OwlViTImageProcessorPil(size=SQUARE))
     )
-    return _save(folder, kind(config(text_config=text, vision_config=SEEN, projection_dim=16)), processor, tokens)
+    return _save(folder, kind(config(text_config=text, vision_config=VISION, projection_dim=16)), processor, tokens)
 
 
 def grounding_dino(folder: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
-    # The model's code tells phrases apart by these very numbers of the published vocabulary.
+    # The model's code separates phrases by these token ids of the published vocabulary.
     fixed = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1012: ".", 1029: "?"}
     words = dict(enumerate(["car", "##rot", "dog", "cat", "red", "blue", "circle", "square"], start=200))
     entries = {**{number: f"[unused{number}]" for number in range(1040)}, **fixed, **words}

@@ -80,13 +80,13 @@ def lines(folder: Path) -> Target:
     def read() -> None:
         rows.repair(file)
         methods = {"base": MethodResults.read(file), "dpt": MethodResults.of(other)}
-        results = report.results(methods)
+        results = report.compute_results(methods)
         apart = [report.difference(methods["dpt"], methods["base"])]
         report.tables(results, apart)
         page(ReportData(BENCH, "base", results, apart, methods), Album(folder, "flat", 10**6))
 
     good = [row("base", "a", clip=0.25), row("base", "b", clip=0.5)]
-    return Target(file, ["".join(json.dumps(asdict(one)) + "\n" for one in good).encode()], read)
+    return Target(file, ["".join(json.dumps(asdict(result)) + "\n" for result in good).encode()], read)
 
 
 def part(folder: Path) -> Path:
@@ -177,12 +177,12 @@ def npy(folder: Path) -> Target:
 
 
 def kept(name: str) -> Callable[[Path], Target]:
-    """An earlier report, whose methods are merged into a new one."""
+    """An earlier report, whose methods are merged into a new result."""
 
     def make(folder: Path) -> Target:
         own = [row("base", "a"), row("base", "b", passed=False)]
         methods = {"base": MethodResults.of(own)}
-        results = [asdict(one) for one in report.results(methods)]
+        results = [asdict(result) for result in report.compute_results(methods)]
         numbers = {"asked": SETTINGS, "methods": {"base": {"detector": "oracle"}}, "results": results}
         (folder / NUMBERS).write_text(json.dumps(numbers))
         (folder / SUMMARY).write_text("".join(summary(methods)))
@@ -191,8 +191,8 @@ def kept(name: str) -> Callable[[Path], Target]:
 
         def read() -> None:
             found = read_summary(folder)
-            for one in found.results:
-                found.check(one.method, found.method_results(one.method, drawn))
+            for result in found.results:
+                found.check(result.method, found.method_results(result.method, drawn))
 
         return Target(file, [file.read_bytes()], read)
 
@@ -223,8 +223,8 @@ def model_file(name: str) -> Callable[[Path], Target]:
 
 HEADER = b"\x93NUMPY\x01\x00"
 HOSTILE_NPY = tuple(
-    HEADER + len(one).to_bytes(2, "little") + one
-    for one in (
+    HEADER + len(result).to_bytes(2, "little") + result
+    for result in (
         b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }\n",
         b"{'descr': '<f4', 'fortran_order': False, 'shape': (9999999999999999999, 2), }\n",
         b"{'descr': '|O', 'fortran_order': False, 'shape': (4, 2, 2), }\n" + b"cos\nsystem\n(S'false'\ntR.",
@@ -242,7 +242,7 @@ PARSERS = (
     Parser("cache: manifest", cache_manifest, JSON_MUTATIONS, HOSTILE_JSON),
     Parser("cache: index", cache_file(index_file), JSON_MUTATIONS, HOSTILE_JSON),
     Parser("cache: shard", cache_file(lambda shard: shard), HEADERS, HOSTILE_HEADERS),
-    Parser("cache: index of an unfinished one", cache_resumed, JSON_MUTATIONS, HOSTILE_JSON),
+    Parser("cache: index of an unfinished result", cache_resumed, JSON_MUTATIONS, HOSTILE_JSON),
     Parser("cache: key", cache_key, JSON_MUTATIONS, HOSTILE_JSON),
     Parser("cache: published latents", npy, (mutate_bytes,), HOSTILE_NPY),
     Parser("model: index", model_file("model_index.json"), JSON_MUTATIONS, HOSTILE_JSON),

@@ -1,4 +1,4 @@
-"""Opens what judges and scores the pictures of a benchmark: the detector, the colour namer, CLIP, an adapter."""
+"""Opens the models that judge and score pictures: the detector, the colour classifier, CLIP, an adapter."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def open_judge(suite: Suite, detector: str | None, colours: str | None, extra_sc
 
     if detector == NO_DETECTOR:
         if colours:
-            fail("--colours names the colours of a detector's boxes, and --detector none has none")
+            fail("--colours has no effect with --detector none")
         return ImageJudge(None, None, extra_scores)
     if suite.detect_config is None:
         if detector or colours:
-            fail(f"the suite {suite.name} is not judged: --{'detector' if detector else 'colours'} would do nothing")
+            fail(f"the suite {suite.name} is not judged: --{'detector' if detector else 'colours'} has no effect")
         if not extra_scores.identities:
             warn(f"the suite {suite.name} is not judged, and without --clip its pictures are not scored either")
         return ImageJudge(None, None, extra_scores)
-    opened = _open_detector(suite, detector or suite.detector or ORACLE, colours)
-    check_classes(suite.prompts, opened.classes, f"the detector {opened.identity}")
-    return ImageJudge(opened, suite.detect_config, extra_scores)
+    opened_detector = _open_detector(suite, detector or suite.detector or ORACLE, colours)
+    check_classes(suite.prompts, opened_detector.classes, f"the detector {opened_detector.identity}")
+    return ImageJudge(opened_detector, suite.detect_config, extra_scores)
 
 
 def _open_detector(suite: Suite, name: str, colours: str | None) -> Detector:
@@ -47,9 +47,9 @@ def _open_detector(suite: Suite, name: str, colours: str | None) -> Detector:
     assert suite.detect_config is not None
     if name != ORACLE:
         if colours and suite.detect_config.coloured:
-            fail(f"the suite {suite.name} has colours in its queries: --colours would do nothing")
+            fail(f"the suite {suite.name} has colours in its queries: --colours has no effect")
         if not colours and suite.needs_colours and not suite.detect_config.coloured:
-            fail(f"the suite {suite.name} has claims about colours, which this detector does not name: say --colours")
+            fail(f"the suite {suite.name} has claims about colours, which this detector does not read: pass --colours")
     return open_detector(name, suite.detect_config, Clip.open(clip_location(colours)) if colours else None)
 
 
@@ -59,23 +59,23 @@ def open_extra_scores(suite: Suite, clip: str | None, itm: Path | None, model: s
     return ExtraScores(_open_clip(clip, suite), _open_matching(itm, model))
 
 
-def _open_matching(checkpoint: Path | None, model: str) -> MatchingScorer | None:
-    """The checkpoint's adapter, on the model it was trained with: with the checkpoint's LoRA, if it has one."""
-    if checkpoint is None:
+def _open_matching(folder: Path | None, model: str) -> MatchingScorer | None:
+    """Open the checkpoint's adapter on the model it was trained with: with the checkpoint's LoRA, if any."""
+    if folder is None:
         return None
     from dpt.backbone import open_backbone
     from dpt.checkpoints import open_checkpoint
     from dpt.score.matching import MatchingScorer
     from dpt.weights import content_hash
 
-    opened = open_checkpoint(checkpoint)
-    if opened.adapter is None:
-        fail(f"{checkpoint} has no adapter, whose score --itm adds")
+    checkpoint = open_checkpoint(folder)
+    if checkpoint.adapter is None:
+        fail(f"--itm {folder} has no adapter")
     backbone = open_backbone(model_location(model), dtype="float32")
-    if lora := opened.attach(backbone):
+    if lora := checkpoint.attach(backbone):
         lora.merge()
-    digest = content_hash({**opened.adapter.state_dict(), **(opened.lora.tensors if opened.lora else {})})
-    return MatchingScorer(backbone, opened.adapter, f"adapter {checkpoint.resolve().name} {digest[:12]}")
+    digest = content_hash({**checkpoint.adapter.state_dict(), **(checkpoint.lora.tensors if checkpoint.lora else {})})
+    return MatchingScorer(backbone, checkpoint.adapter, f"adapter {folder.resolve().name} {digest[:12]}")
 
 
 def _open_clip(name: str | None, suite: Suite) -> Clip | None:
@@ -86,12 +86,12 @@ def _open_clip(name: str | None, suite: Suite) -> Clip | None:
     clip = Clip.open(clip_location(name))
     if truncated := clip.count_truncated([prompt.text for prompt in suite.prompts]):
         total = len(suite.prompts)
-        warn(f"{truncated} of {total} prompts are longer than {clip.identity} reads: only their beginning is scored")
+        warn(f"{truncated} of {total} prompts exceed the context of {clip.identity} and are truncated for the score")
     return clip
 
 
 def judge_identity(suite: Suite, judge: ImageJudge) -> dict[str, str]:
-    """What a verdict depends on beside the picture; part of the method's entry in bench.json."""
+    """What a verdict depends on besides the picture; part of the method's entry in bench.json."""
     identity = {"detector": judge.detector.identity if judge.detector else NO_DETECTOR, "suite": suite.id}
     if suite.judge:
         identity["judge"] = suite.judge

@@ -1,4 +1,4 @@
-"""A benchmark's folder: bench.json with its options and what each method is made of, and the lock of a method."""
+"""A benchmark's folder: bench.json with the options and each method's identity, and locks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 RECORD = "bench.json"
 
 LATER_OPTIONS = {"suite": "pocket", "detector": None, "colours": None, "clip": None, "itm": None}
-"""Options that older records lack, with the values they had then."""
+"""Options that older records lack, with their former values."""
 
 JUDGE_KEYS = ("detector", "judge", "suite", "clip", "itm")
 
@@ -34,7 +34,7 @@ LOCK_PATIENCE = 10.0
 
 @contextmanager
 def write_errors(out: Path) -> Iterator[None]:
-    """A full or read-only disk is one sentence. Nothing written before is lost."""
+    """Report a full or read-only disk as a user error. Nothing written before is lost."""
     try:
         yield
     except OSError as error:
@@ -44,23 +44,23 @@ def write_errors(out: Path) -> Iterator[None]:
 
 @contextmanager
 def method_lock(out: Path, method: str) -> Iterator[None]:
-    """Inside, no other command writes the results of this method in this folder."""
+    """Lock the results of this method in this folder against other commands."""
     message = f"another `dpt bench` command is writing {method} in {out}; wait for it or choose another --out"
-    with ExitStack() as held:
+    with ExitStack() as stack:
         with write_errors(out):
             out.mkdir(parents=True, exist_ok=True)
-            held.enter_context(exclusive_lock(out / f".{method}.lock", message))
+            stack.enter_context(exclusive_lock(out / f".{method}.lock", message))
         yield
 
 
 @contextmanager
 def _record_lock(out: Path) -> Iterator[None]:
-    """Commands that run other methods write the same record: each waits for the other."""
+    """Lock bench.json, which commands for different methods share. Waits up to LOCK_PATIENCE."""
     end = time.monotonic() + LOCK_PATIENCE
-    with ExitStack() as held:
+    with ExitStack() as stack:
         while True:
             try:
-                held.enter_context(
+                stack.enter_context(
                     exclusive_lock(out / ".bench.lock", f"another `dpt bench` command is writing {out / RECORD}")
                 )
                 break
@@ -74,7 +74,7 @@ def _record_lock(out: Path) -> Iterator[None]:
 def register_method(
     out: Path, options: Mapping[str, Any], method: str, identity: Mapping[str, Any], **more: Any
 ) -> None:
-    """Add a method to the folder's record; refuse a folder with other options, or this method made otherwise."""
+    """Add a method to the record. Raises if the record has other options or another identity of the method."""
     file = out / RECORD
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -96,24 +96,24 @@ def register_method(
 
 
 def check_one_judge(methods: Mapping[str, Mapping[str, Any]], folder: Path, keys: Sequence[str] = JUDGE_KEYS) -> None:
-    """Refuse verdicts of two judges, or scores of two CLIPs or adapters, in one table."""
-    (first, identity), *others = methods.items()
-    for name, other in others:
+    """Raise if methods were judged or scored by different models, and so cannot share a table."""
+    (first, first_identity), *others = methods.items()
+    for name, identity in others:
         for key in keys:
-            unknown = key == "model" and (key not in identity or key not in other)
-            if identity.get(key) != other.get(key) and not unknown:
-                fail(f"in {folder}, {first} and {name} differ in their {key}: they cannot share a table")
+            unknown = key == "model" and (key not in first_identity or key not in identity)
+            if first_identity.get(key) != identity.get(key) and not unknown:
+                fail(f"in {folder}, {first} and {name} differ in their {key} and cannot share a table")
 
 
-def check_same_options(options: Mapping[str, Any], other: Mapping[str, Any], what: str) -> None:
-    current, earlier = (_comparable({**LATER_OPTIONS, **recorded}) for recorded in (options, other))
-    if unlike := [key for key in {**current, **earlier} if current.get(key) != earlier.get(key)]:
-        key = unlike[0]
-        fail(f"{what} was run with another --{key}: {earlier.get(key)!r}, here {current.get(key)!r}")
+def check_same_options(options: Mapping[str, Any], earlier: Mapping[str, Any], what: str) -> None:
+    now, then = (_comparable({**LATER_OPTIONS, **values}) for values in (options, earlier))
+    for key in {**now, **then}:
+        if now.get(key) != then.get(key):
+            fail(f"{what} was run with --{key} {then.get(key)!r}, this benchmark with {now.get(key)!r}")
 
 
 def _comparable(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options without paths: files and models may be moved, and are compared by their hashes."""
+    """Options without paths of models and files, which may move: their identities are compared instead."""
     kept = {key: value for key, value in options.items() if key not in ("detector", "colours", "clip", "itm")}
     return {**kept, "suite": str(options["suite"]).partition("=")[0]}
 
@@ -132,7 +132,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def _check_types(record: Mapping[str, Any], file: Path) -> None:
     options, methods = record[OPTIONS_KEY], record["methods"]
-    if not (isinstance(methods, dict) and methods and all(isinstance(method, dict) for method in methods.values())):
+    if not (isinstance(methods, dict) and methods and all(isinstance(identity, dict) for identity in methods.values())):
         raise TypeError
     for name in methods:
         check_method_name(name)
@@ -141,7 +141,7 @@ def _check_types(record: Mapping[str, Any], file: Path) -> None:
         raise TypeError
     per_prompt, _, prompts = numbers
     if min(per_prompt, prompts) < 0 or per_prompt * max(prompts, 1) > MOST_PICTURES:
-        fail(f"{file} asks for more pictures than {MOST_PICTURES:,}, or for fewer than none")
+        fail(f"{file} has an invalid number of pictures: it must be from 0 to {MOST_PICTURES:,}")
 
 
 def _are_texts(values: Any) -> bool:
@@ -149,18 +149,18 @@ def _are_texts(values: Any) -> bool:
 
 
 def image_folder(folder: Path, record: Mapping[str, Any]) -> Path:
-    """Where the methods' folders of pictures are: in another benchmark's folder, if they were only judged here.
+    """The folder with the pictures of the methods: another benchmark's, if this one only judged them.
 
-    A record from a stranger must not show the pictures of any other folder.
+    An untrusted record must not expose pictures of arbitrary folders, so that must be a benchmark's folder too.
     """
     where = folder / str(record.get("pictures", "."))
     if where != folder and not (where / RECORD).is_file():
-        fail(f"{folder / RECORD} says that its pictures are in {where}, which is not the folder of a benchmark")
+        fail(f"{folder / RECORD} names the folder of pictures {where}, which is not the folder of a benchmark")
     return where
 
 
 def recorded_suite(record: Mapping[str, Any], moved_to: str | None = None) -> Suite:
-    """The suite of the record; refused if its prompts or rules have changed. `moved_to`: NAME=FILE of a moved file."""
+    """Load the suite of the record. Raises if its hash has changed. `moved_to`: NAME=FILE of a moved file."""
     from dpt.evaluation.suites.registry import load, parse
 
     options = record[OPTIONS_KEY]
@@ -169,7 +169,7 @@ def recorded_suite(record: Mapping[str, Any], moved_to: str | None = None) -> Su
     suite = load(moved_to or options["suite"], tuple(options["categories"]), options["prompts"], options["seed"])
     for name, identity in record["methods"].items():
         if identity.get("suite_hash", suite.hash) != suite.hash:
-            fail(f"the suite {suite.name} is not the one that {name} was run with: its prompts or rules have changed")
+            fail(f"the suite {suite.name} has changed since {name} was run: its prompts or rules differ")
     return suite
 
 

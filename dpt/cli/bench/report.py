@@ -76,27 +76,29 @@ def report(options: ReportOptions) -> None:
     if not (isfinite(options.budget_mb) and 0 < options.budget_mb <= MOST_MEGABYTES):
         fail(f"--budget_mb must be above 0 and at most {MOST_MEGABYTES}, not {options.budget_mb:g}")
     if options.reference is None and options.encoder != EMBEDDED_CLIP:
-        fail("--encoder is what --reference is compared by, and none is given")
+        fail("--encoder needs --reference")
     record = read_record(options.folder)
     check_one_judge(record["methods"], options.folder, ("model", *JUDGE_KEYS))
     methods = {name: read_results(options.folder / f"{name}.jsonl") for name in record["methods"]}
     earlier = open_earlier(options.kept, record, methods)
-    everything = {**earlier.methods, **methods}
+    all_methods = {**earlier.methods, **methods}
     for name in (options.baseline, *options.also):
-        if name not in everything:
-            fail(f"there is no method {name!r} in {options.folder}; there are {', '.join(everything)}: say --baseline")
-    results = [*earlier.results, *tables.results(methods, str(record[OPTIONS_KEY]["suite"]))]
+        if name not in all_methods:
+            fail(
+                f"there is no method {name!r} in {options.folder}; there are {', '.join(all_methods)}: pass --baseline"
+            )
+    results = [*earlier.results, *tables.compute_results(methods, str(record[OPTIONS_KEY]["suite"]))]
     differences = [
-        tables.difference(everything[name], everything[other])
-        for other in (options.baseline, *options.also)
-        for name in everything
-        if name not in (options.baseline, other)
+        tables.paired_difference(all_methods[name], all_methods[reference])
+        for reference in (options.baseline, *options.also)
+        for name in all_methods
+        if name not in (options.baseline, reference)
     ]
     fidelity = earlier.with_distances(measure_fidelity(options, record, methods))
     text = tables.tables(results, differences)
     if fidelity:
         text += f"\n\n{fidelity.table}"
-    record = {**record, "methods": {**earlier.made_of, **record["methods"]}}
+    record = {**record, "methods": {**earlier.identities, **record["methods"]}}
     data = ReportData(record, options.baseline, results, differences, methods, fidelity, earlier.methods)
     out = write(options, text, data)
     print(text)
@@ -107,7 +109,7 @@ def read_results(file: Path) -> MethodResults:
     from dpt.evaluation.bench.columns import MethodResults
 
     repair = "`dpt bench run` with the same options repairs the file"
-    return MethodResults.read(file, lambda n: warn(f"{file} has {n} lines twice, which count once: {repair}"))
+    return MethodResults.read(file, lambda n: warn(f"{file} has {n} duplicate lines, which are counted once: {repair}"))
 
 
 def measure_fidelity(
@@ -119,8 +121,8 @@ def measure_fidelity(
     from dpt.score.clip import Clip
 
     files = {
-        name: [picture_file(options.folder, record, name, *own.key(line)) for line in range(len(own))]
-        for name, own in methods.items()
+        name: [picture_file(options.folder, record, name, *results.key(line)) for line in range(len(results))]
+        for name, results in methods.items()
     }
     return fidelity(files, options.reference, Clip.open(clip_location(options.encoder)))
 
@@ -148,7 +150,7 @@ def write(options: ReportOptions, text: str, data: ReportData) -> Path:
     }
     if data.fidelity:
         numbers["fidelity"] = asdict(data.fidelity)
-    made_of = manifest(options, data)
+    manifest_content = manifest(options, data)
     picture = sheet(options.folder, record, data.methods)
     with write_errors(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -159,13 +161,13 @@ def write(options: ReportOptions, text: str, data: ReportData) -> Path:
             lines.writelines(list(summary({**data.kept, **data.methods})))
         picture.save(out / "sheet.png", optimize=True)
         (out / "report.html").write_text(html, encoding="utf-8")
-        # Last: a report with a manifest is complete.
-        (out / MANIFEST).write_text(json.dumps(made_of, indent=1) + "\n")
+        # Written last: a report with a manifest is complete.
+        (out / MANIFEST).write_text(json.dumps(manifest_content, indent=1) + "\n")
     return out
 
 
 def manifest(options: ReportOptions, data: ReportData) -> dict[str, Any]:
-    """The hashes of the results files, and library versions."""
+    """Hashes of the suite and of the results files, and library versions."""
     from dpt.cli.common.console import versions
     from dpt.files import sha256
 
@@ -183,7 +185,7 @@ def manifest(options: ReportOptions, data: ReportData) -> dict[str, Any]:
 
 
 def earlier_hashes(kept: Path | None, methods: Iterable[str]) -> dict[str, str]:
-    """Of the results files of an earlier report, if it is complete."""
+    """Hashes of the results files of an earlier report, if it is complete."""
     if kept is None or not (kept / MANIFEST).exists():
         return {}
     try:
@@ -204,9 +206,9 @@ def sheet(folder: Path, record: Mapping[str, Any], methods: Mapping[str, MethodR
     for category in range(len(first.categories)):
         lines = ((first.category == category) & (first.index == 0)).nonzero()[0][:PER_CATEGORY]
         for key in (first.key(int(line)) for line in lines):
-            for name, own in methods.items():
-                if (line := own.line_of.get(key)) is not None:
-                    result = own.result(line)
+            for name, results in methods.items():
+                if (line := results.line_of.get(key)) is not None:
+                    result = results.result(line)
                     pictures.append(open_image(picture_file(folder, record, name, *key)))
                     captions.append(f"{name}, {verdicts[result.passed]}: {result.prompt}")
     return contact_sheet(pictures, captions, columns=len(methods) * max(1, COLUMNS // len(methods)))
@@ -216,38 +218,39 @@ def sheet(folder: Path, record: Mapping[str, Any], methods: Mapping[str, MethodR
 class EarlierReport:
     """The methods of --kept; empty without it."""
 
-    made_of: Mapping[str, Any] = field(default_factory=dict)
+    identities: Mapping[str, Any] = field(default_factory=dict)
     results: Sequence[Result] = ()
     methods: Mapping[str, MethodResults] = field(default_factory=dict)
     fidelity: Mapping[str, Any] | None = None
 
-    def with_distances(self, own: Fidelity | None) -> Fidelity | None:
-        """Adds the distances of the earlier methods, if they are to the same pictures by the same encoder."""
-        known = self.fidelity
-        if own is None or known is None:
-            return own
-        if any(known.get(key) != value for key, value in asdict(own).items() if key not in ("distances", "floor")):
-            return own
-        distances = {name: known["distances"][name] for name in self.methods if name in known["distances"]}
-        return replace(own, distances={**distances, **own.distances})
+    def with_distances(self, fidelity: Fidelity | None) -> Fidelity | None:
+        """Add the distances of the earlier methods, if reference and encoder are the same."""
+        earlier = self.fidelity
+        if fidelity is None or earlier is None:
+            return fidelity
+        settings = {key: value for key, value in asdict(fidelity).items() if key not in ("distances", "floor")}
+        if any(earlier.get(key) != value for key, value in settings.items()):
+            return fidelity
+        distances = {name: earlier["distances"][name] for name in self.methods if name in earlier["distances"]}
+        return replace(fidelity, distances={**distances, **fidelity.distances})
 
 
 def open_earlier(folder: Path | None, record: Mapping[str, Any], methods: Mapping[str, MethodResults]) -> EarlierReport:
-    """All of its methods but those that are here."""
+    """Open an earlier report with those of its methods that are not in this benchmark."""
     if folder is None:
         return EarlierReport()
     from dpt.evaluation.bench.summary import read_summary
 
     saved = read_summary(folder)
     check_same_options(record[OPTIONS_KEY], saved.record[OPTIONS_KEY], f"the report in {folder}")
-    made_of = {name: identity for name, identity in saved.record["methods"].items() if name not in methods}
-    if not made_of:
-        fail(f"all methods of the report in {folder} are here too: --kept would do nothing")
-    check_one_judge({**made_of, **record["methods"]}, folder)
+    identities = {name: identity for name, identity in saved.record["methods"].items() if name not in methods}
+    if not identities:
+        fail(f"all methods of the report in {folder} are in this benchmark too: --kept has no effect")
+    check_one_judge({**identities, **record["methods"]}, folder)
     like = next(iter(methods.values()))
-    kept = {name: saved.method_results(name, like) for name in made_of}
-    for name, own in kept.items():
-        saved.check(name, own)
+    kept = {name: saved.method_results(name, like) for name in identities}
+    for name, results in kept.items():
+        saved.check(name, results)
     return EarlierReport(
-        made_of, [result for result in saved.results if result.method in made_of], kept, saved.fidelity
+        identities, [result for result in saved.results if result.method in identities], kept, saved.fidelity
     )

@@ -87,16 +87,14 @@ def run(options: RunOptions) -> None:
 
 
 def check_numbers(options: RunOptions) -> None:
-    """Before any prompt is listed."""
+    """Check limits before any prompt is generated."""
     for name in ("prompts", "per_prompt", "num_timesteps"):
         value = getattr(options, name)
         if value is not None and not 1 <= value <= MOST_PICTURES:
             fail(f"--{name} must be from 1 to {MOST_PICTURES:,}, not {value}")
     total = (options.prompts or 1) * max(1, len(options.categories)) * options.per_prompt
     if total > MOST_PICTURES:
-        fail(
-            f"--prompts and --per_prompt ask for {total:,} pictures of a method; at most {MOST_PICTURES:,} are possible"
-        )
+        fail(f"--prompts and --per_prompt give {total:,} pictures per method; at most {MOST_PICTURES:,} are possible")
 
 
 def run_methods(methods: Sequence[MethodConfig], options: RunOptions, group: Processes) -> None:
@@ -114,7 +112,7 @@ def run_methods(methods: Sequence[MethodConfig], options: RunOptions, group: Pro
 
 
 def baseline_flag(methods: Sequence[MethodConfig], out: Path) -> str:
-    """What `dpt bench report` needs where base was not run."""
+    """The --baseline flag for `dpt bench report` if base was not run."""
     return "" if (out / f"{BASE}.jsonl").exists() else f" --baseline {methods[0].name}"
 
 
@@ -127,16 +125,16 @@ def run_method(config: MethodConfig, options: RunOptions, group: Processes, suit
     requests, lines = all_requests(suite, options.per_prompt), options.out / f"{config.name}.jsonl"
     method = config.open(generation_config(options))
     shard = Shard(group.rank, group.count)
-    with ExitStack() as held:
+    with ExitStack() as stack:
 
         def start() -> None:
-            held.enter_context(method_lock(options.out, config.name))
+            stack.enter_context(method_lock(options.out, config.name))
             identity = {**judge_identity(suite, judge), **method.identity}
             register_method(options.out, recorded_options(options), config.name, identity)
             with write_errors(options.out):
                 if repeated := repair(lines):
-                    warn(f"{lines} had {repeated} lines twice, as two runs at once leave it: each is there once now")
-                merge_shards(lines, requests)  # left by a run of several processes
+                    warn(f"{lines} had {repeated} duplicate lines, left by two runs at once; they were removed")
+                merge_shards(lines, requests)  # of an interrupted run of several processes
 
         group.from_main(start)
         source = bench.GeneratedImages(method, options.out / config.name)
@@ -156,7 +154,7 @@ def model_defaults(options: RunOptions) -> GenerationDefaults:
 
 
 def with_defaults(options: RunOptions) -> RunOptions:
-    """The options with the defaults of the model and of the pocket suite filled in, as they are recorded."""
+    """Fill in the defaults of the model and of the pocket suite, as they are recorded."""
     from dpt.evaluation.suites.pocket import DEFAULT_CATEGORIES, DEFAULT_PROMPTS
 
     if options.guidance_scale is None:
@@ -174,7 +172,7 @@ def recorded_options(options: RunOptions) -> dict[str, Any]:
 
 
 def generation_config(options: RunOptions) -> GenerationConfig:
-    assert options.guidance_scale is not None, "filled in by with_defaults"
+    assert options.guidance_scale is not None, "with_defaults sets it"
     return GenerationConfig(
         options.pretrained_model_name_or_path,
         options.num_timesteps,

@@ -1,4 +1,4 @@
-"""`dpt bench score`: judge existing pictures by another detector, or add scores, without drawing any."""
+"""`dpt bench score`: judge existing pictures by another detector, or add scores."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """Judge the pictures of `dpt bench run` by another detector, or add scores to its results. Nothing is drawn.
+    """Judge the pictures of `dpt bench run` by another detector, or add scores to its results.
 
     Interrupt and repeat at will. Results go to OUT/METHOD.jsonl, for `dpt bench report OUT`.
     """
@@ -57,9 +57,9 @@ class ScoreOptions:
 
 def score(options: ScoreOptions) -> None:
     if not (options.detector or options.clip or options.itm):
-        fail("say --detector to judge again, --clip or --itm to add scores, or several of them")
+        fail("pass --detector to judge again, and --clip or --itm to add scores")
     if options.colours and not options.detector:
-        fail("--colours names the colours of a --detector's boxes, and none is given")
+        fail("--colours needs --detector")
     if options.out.resolve() == options.folder.resolve():
         fail(f"{options.out} holds the pictures and their results; choose another --out")
     from dpt.records import to_plain
@@ -98,8 +98,8 @@ def score_method(
     known = record["methods"][name]
     judge_images: JudgeImages
     if isinstance(judge, ImageJudge):
-        made_of = {key: value for key, value in known.items() if key not in (*JUDGE_KEYS, "suite_hash")}
-        judge_images, identity = judge, {**judge_identity(suite, judge), **made_of}
+        method_identity = {key: value for key, value in known.items() if key not in (*JUDGE_KEYS, "suite_hash")}
+        judge_images, identity = judge, {**judge_identity(suite, judge), **method_identity}
     else:
         results = MethodResults.read(options.folder / f"{name}.jsonl")
         judge_images, identity = Rescore(results, judge), {**known, **judge.identities}
@@ -110,7 +110,7 @@ def score_method(
         register_method(options.out, recorded, name, identity, pictures=os.path.relpath(pictures, options.out))
         with write_errors(options.out), tqdm(total=len(requests), desc=name, unit="picture") as bar:
             if repeated := repair(lines):
-                warn(f"{lines} had {repeated} lines twice, as two runs at once leave it: each is there once now")
+                warn(f"{lines} had {repeated} duplicate lines, left by two runs at once; they were removed")
             run_benchmark(name, requests, StoredImages(pictures / name), judge_images, options.out, bar.update)
 
 

@@ -1,1 +1,1 @@
-"""One judge for all methods: same prompts and noise, a line per picture, tables computed from the lines."""
+"""The benchmark: same prompts, noise and judge for all methods; a results line per picture; tables."""

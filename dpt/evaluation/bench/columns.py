@@ -1,4 +1,4 @@
-"""All results of one method as columns: a full SR2D run has 126,720 lines, too many to hold as objects."""
+"""The results of a method as arrays: a full SR2D run has 126,720 lines, too many to hold as objects."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ UNJUDGED = -1
 
 @dataclass(frozen=True, eq=False)
 class Offsets:
-    """Where the lines of a results file start."""
+    """Byte offsets of the lines of a results file."""
 
     file: Path
     offsets: Integers
@@ -35,7 +35,7 @@ class Offsets:
 
 @dataclass(frozen=True, eq=False)
 class MethodResults:
-    """One entry per line, in the file's order. Prompts and categories are numbered by first appearance."""
+    """An entry per line, in the file's order. Prompts and categories are numbered by first appearance."""
 
     method: str
     prompt_ids: tuple[str, ...]
@@ -57,9 +57,9 @@ class MethodResults:
     """Whether every `count` atom is met."""
     relations_met: Booleans
     queried: bool
-    """Whether some line comes from a detector that was given queries."""
+    """Whether the detector takes queries."""
     source: tuple[ImageResult, ...] | Offsets | None
-    """The lines themselves, or where they are; None if only verdicts are known."""
+    """The lines, or their offsets in the file; None if only verdicts are known."""
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -81,7 +81,7 @@ class MethodResults:
         return columns.build(results[0].method if results else "", tuple(results))
 
     def result(self, line: int) -> ImageResult:
-        """The whole line."""
+        """Return the complete result of a line."""
         if self.source is None:
             raise ValueError(f"only verdicts are known of {self.method}")
         if isinstance(self.source, Offsets):
@@ -104,28 +104,28 @@ class MethodResults:
         return np.lexsort((self.index, rank[self.prompt]))
 
     def prompt_means(self, values: npt.ArrayLike) -> dict[str, Floats]:
-        """By category, the mean over each prompt's pictures; prompts in the order of their ids."""
+        """Return the mean over each prompt's pictures, by category; prompts are sorted by id."""
         values = np.asarray(values, dtype=float)[self.by_key]
         prompt, category = self.prompt[self.by_key], self.category[self.by_key]
         means = {}
         for number, name in enumerate(self.categories):
-            own = category == number
-            _, first, place = np.unique(prompt[own], return_index=True, return_inverse=True)
-            by_prompt = np.bincount(place, values[own]) / np.bincount(place)
+            mask = category == number
+            _, first, inverse = np.unique(prompt[mask], return_index=True, return_inverse=True)
+            by_prompt = np.bincount(inverse, values[mask]) / np.bincount(inverse)
             means[name] = by_prompt[np.argsort(first)]
         return means
 
     def with_verdicts(self, method: str, passed: Integers) -> MethodResults:
-        """The same pictures by another method of which nothing but its verdicts is known."""
-        nothing, none = np.full(len(self), np.nan), np.zeros(len(self), np.int64)
+        """Results of another method for the same pictures, of which only the verdicts are known."""
+        no_scores, zeros = np.full(len(self), np.nan), np.zeros(len(self), np.int64)
         return replace(
-            self, method=method, passed=passed, clip=nothing, itm=nothing, objects=none, unreadable=none,
-            clipped=none, outside=none, queried=False, source=None,
+            self, method=method, passed=passed, clip=no_scores, itm=no_scores, objects=zeros, unreadable=zeros,
+            clipped=zeros, outside=zeros, queried=False, source=None,
         )  # fmt: skip
 
 
 class _Columns:
-    """Collects lines; see `MethodResults`."""
+    """Builder of `MethodResults`."""
 
     def __init__(self) -> None:
         self.prompts: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""From a picture to its line: a verdict by the suite's rules, and scores of how well it matches its prompt."""
+"""Judges pictures by the suite's rules and scores how well they match their prompts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 JudgeImages = Callable[[str, Sequence[ImageRequest], Sequence[Image]], list[ImageResult]]
-"""(method, requests, images) to a result for each."""
+"""(method, requests, images) -> a result per image."""
 
 
 class Scores(TypedDict, total=False):
@@ -32,7 +32,7 @@ class Scores(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class ExtraScores:
-    """Scores of a picture with its prompt, beside the verdict."""
+    """Models that score a picture with its prompt, in addition to the verdict."""
 
     clip: Clip | None = None
     itm: MatchingScorer | None = None
@@ -44,11 +44,11 @@ class ExtraScores:
     def scores(self, requests: Sequence[ImageRequest], images: Sequence[Image]) -> list[Scores]:
         texts, scores = [request.prompt.text for request in requests], [Scores() for _ in requests]
         if self.clip:
-            for own, cosine in zip(scores, self.clip.cosine(images, texts), strict=True):
-                own["clip"] = round(cosine, 5)
+            for image_scores, cosine in zip(scores, self.clip.cosine(images, texts), strict=True):
+                image_scores["clip"] = round(cosine, 5)
         if self.itm:
-            for own, matching in zip(scores, self.itm.scores(images, texts), strict=True):
-                own["itm"] = round(matching, 5)
+            for image_scores, matching in zip(scores, self.itm.scores(images, texts), strict=True):
+                image_scores["itm"] = round(matching, 5)
         return scores
 
 
@@ -58,19 +58,19 @@ NO_EXTRA_SCORES = ExtraScores()
 @dataclass(frozen=True)
 class ImageJudge:
     detector: Detector | None
-    """None: nothing is judged."""
+    """None if pictures are not judged."""
     detect_config: DetectConfig | None
     extra_scores: ExtraScores = NO_EXTRA_SCORES
 
     @property
     def query_config(self) -> DetectConfig | None:
-        """The config, for a detector that takes queries; a closed-set detector needs none."""
+        """The config of an open-vocabulary detector; None for a closed-set detector."""
         return self.detect_config if self.detector is not None and self.detector.classes is None else None
 
     def __call__(self, method: str, requests: Sequence[ImageRequest], images: Sequence[Image]) -> list[ImageResult]:
         detections = self._detect(method, requests, images)
         scores = self.extra_scores.scores(requests, images)
-        return [self._result(method, *row) for row in zip(requests, detections, scores, strict=True)]
+        return [self._result(method, *inputs) for inputs in zip(requests, detections, scores, strict=True)]
 
     def _detect(self, method: str, requests: Sequence[ImageRequest], images: Sequence[Image]) -> list[Detections]:
         if self.detector is None:
@@ -78,11 +78,11 @@ class ImageJudge:
         config = self.query_config
         queries = None if config is None else [list(config.phrases(request.prompt)) for request in requests]
         detections = self.detector.detect(images, queries)
-        for request, own in zip(requests, detections, strict=True):
-            check_finite(own, self.detector.identity, f"{method}/{request.file}")
+        for request, image_detections in zip(requests, detections, strict=True):
+            check_finite(image_detections, self.detector.identity, f"{method}/{request.file}")
         if config is None:
             return detections
-        return [clip_boxes(own, *image.shape[1::-1]) for own, image in zip(detections, images, strict=True)]
+        return [clip_boxes(result, *image.shape[1::-1]) for result, image in zip(detections, images, strict=True)]
 
     def _result(self, method: str, request: ImageRequest, detections: Detections, scores: Scores) -> ImageResult:
         prompt, config = request.prompt, self.query_config
@@ -94,7 +94,7 @@ class ImageJudge:
 
 @dataclass(frozen=True)
 class Rescore:
-    """Adds scores to results that exist already."""
+    """Adds scores to existing results."""
 
     results: MethodResults
     extra_scores: ExtraScores
@@ -107,6 +107,6 @@ class Rescore:
                 raise UserError(f"{what} has no line yet: finish `dpt bench run` first")
         scores = self.extra_scores.scores(requests, images)
         return [
-            replace(self.results.result(lines[request.key]), **own)
-            for request, own in zip(requests, scores, strict=True)
+            replace(self.results.result(lines[request.key]), **image_scores)
+            for request, image_scores in zip(requests, scores, strict=True)
         ]

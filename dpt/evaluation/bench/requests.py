@@ -1,4 +1,4 @@
-"""The pictures that a benchmark makes, their files, and how processes share them."""
+"""The pictures of a benchmark: their seeds and files, and their distribution over processes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def all_requests(suite: Suite, per_prompt: int) -> list[ImageRequest]:
 
 @dataclass(frozen=True)
 class Shard:
-    """Which of several processes this is."""
+    """The batches of this process, of several that share a run."""
 
     rank: int = 0
     count: int = 1
@@ -59,7 +59,7 @@ class Shard:
         return batch % self.count == self.rank
 
     def file(self, lines: Path) -> Path:
-        """Where this process writes: the results file itself if it is the only one."""
+        """The file that this process writes: a part, or the results file of a single process."""
         return lines if self.count == 1 else lines.with_name(f"{lines.stem}.part-{self.rank}.jsonl")
 
 
@@ -67,14 +67,14 @@ SINGLE_PROCESS = Shard()
 
 
 def merge_shards(lines: Path, requests: Sequence[ImageRequest]) -> None:
-    """Merge the parts that processes left, perhaps when they were killed, into one file in the order of requests."""
+    """Merge the parts of all processes, also of killed ones, into a single file in the order of requests."""
     parts = sorted(lines.parent.glob(f"{lines.stem}.part-*.jsonl"))
     if not parts:
         return
     texts: dict[Key, bytes] = {}
     for file in (*([lines] if lines.exists() else []), *parts):
         repair(file)
-        # A part comes after the file: it holds the newer line of a picture that was drawn again.
+        # Parts override the file: they hold the newer line of a picture that was drawn again.
         texts |= {line.key: line.text for line in read_lines(file)}
     with atomic_file(lines) as work:
         work.write_bytes(b"".join(texts[request.key] for request in requests if request.key in texts))
@@ -96,7 +96,7 @@ def save_image(picture: Image.Image, request: ImageRequest, folder: Path) -> Non
 
 
 def is_whole_image(file: Path) -> bool:
-    """Whether the file is there with all its bytes: checksums are verified, pixels are not decoded."""
+    """Whether the file exists and is complete. Verifies checksums without decoding pixels."""
     try:
         with Image.open(file, formats=("PNG",)) as picture:
             picture.verify()

@@ -1,4 +1,4 @@
-"""What is known of one picture, as a line of JSON. Every table is computed from these lines and nothing else."""
+"""The results file: a line of JSON per picture, from which all tables are computed."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from dpt.files import atomic_file
 from dpt.records import from_plain
 from dpt.untrusted import parse_json
 
-OPTIONS_KEY = "asked"
-"""The key of the options in the records of a benchmark."""
-
 MOST_PICTURES = 10**6
-"""Of one prompt, and in all: more is a mistake."""
+"""Upper limit per prompt and in total, against typing errors and broken files."""
 
 MOST_BOXES = 10**6
 
 Key = tuple[str, int]
-"""A prompt's id, and the index of one of its pictures."""
+"""A prompt's id, and the index of a picture of it."""
+
+OPTIONS_KEY = "asked"
+"""The key of the run's options in bench.json and results.json."""
 
 
 @dataclass(frozen=True)
-class SeenObject:
+class DetectedObject:
     label: str
     colour: str | None
     size: str | None
@@ -54,7 +54,7 @@ class ImageResult:
     method: str
     prompt_id: str
     index: int
-    """Which of the prompt's pictures."""
+    """The picture's number among those of its prompt."""
     category: str
     prompt: str
     unseen: bool
@@ -62,10 +62,10 @@ class ImageResult:
     passed: bool | None
     """None: not judged."""
     atoms: tuple[JudgedAtom, ...]
-    objects: tuple[SeenObject, ...]
+    objects: tuple[DetectedObject, ...]
     unreadable: int
     clip: float | None = None
-    """Cosine of picture and prompt."""
+    """CLIP similarity of picture and prompt."""
     clipped: int = 0
     """Boxes that were clipped to the picture."""
     outside: int = 0
@@ -101,7 +101,9 @@ def image_result(
         noise_seed,
         passed=verdict.passed if verdict else None,
         atoms=tuple(JudgedAtom(atom.sort, atom.text, atom.met) for atom in verdict.atoms) if verdict else (),
-        objects=tuple(SeenObject(o.label, o.colour, o.size, _corners(o.box), o.confidence) for o in detections.objects),
+        objects=tuple(
+            DetectedObject(o.label, o.colour, o.size, _corners(o.box), o.confidence) for o in detections.objects
+        ),
         unreadable=len(detections.unreadable),
         clip=clip,
         clipped=detections.clipped,
@@ -120,7 +122,7 @@ def append_results(file: Path, results: Iterable[ImageResult]) -> None:
 
 
 def result_line(result: ImageResult) -> str:
-    """Optional fields are left out where they have their default."""
+    """Serialise a result; optional fields with their default value are left out."""
     fields = asdict(result)
     kept = {name: value for name, value in fields.items() if name not in _OPTIONAL or value != _OPTIONAL[name]}
     return json.dumps(kept) + "\n"
@@ -128,7 +130,7 @@ def result_line(result: ImageResult) -> str:
 
 @dataclass(frozen=True)
 class ResultLine:
-    """A checked line of a results file, still as JSON gives it."""
+    """A validated line of a results file, as parsed JSON."""
 
     fields: dict[str, Any]
     where: str
@@ -146,10 +148,10 @@ class ResultLine:
 
 
 def read_lines(file: Path, on_repeated: Callable[[int], None] | None = None) -> Iterator[ResultLine]:
-    """The lines of a results file, one at a time; an error names the first line at fault.
+    """Iterate over the validated lines of a results file; an error names the first invalid line.
 
-    A line that is there again is skipped, and `on_repeated` gets their number after the last line. Two different lines
-    of one picture are an error.
+    Duplicate lines are skipped; `on_repeated` gets their number at the end. Two different lines of the same picture
+    are an error.
     """
     hashes: dict[Key, int] = {}
     repeated = 0
@@ -163,7 +165,7 @@ def read_lines(file: Path, on_repeated: Callable[[int], None] | None = None) -> 
             prompt_id, index = line.key
             raise UserError(
                 f"{line.where}: picture {index} of {prompt_id} has two different lines; delete {file} and run the "
-                "same command again to judge its pictures anew"
+                "same command again to judge its pictures again"
             )
     if repeated and on_repeated is not None:
         on_repeated(repeated)
@@ -174,7 +176,7 @@ def read_results(file: Path) -> list[ImageResult]:
 
 
 def repair(file: Path) -> int:
-    """Drop a last line that a kill cut short, and lines that are there again; returns the number of the latter."""
+    """Remove an incomplete last line and duplicate lines; return the number of duplicates."""
     if not file.exists():
         return 0
     _drop_cut_line(file)
@@ -187,7 +189,7 @@ def repair(file: Path) -> int:
 
 
 def replace_results(file: Path, results: Mapping[Key, ImageResult]) -> None:
-    """Put these in the place of the lines of the same pictures."""
+    """Replace the lines of these pictures."""
     if not results:
         return
     with atomic_file(file) as work, work.open("wb") as lines:
@@ -236,10 +238,10 @@ def _check_line(file: Path, number: int, offset: int, text: bytes) -> ResultLine
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not text in UTF-8, at byte {offset + error.start}") from None
     except ValueError:
-        raise UserError(f"{where} is not JSON: it may have been cut when a run was killed") from None
+        raise UserError(f"{where} is not JSON: a killed run may have left it incomplete") from None
     line = ResultLine(fields, where, offset, text)
     if not _is_plain(fields):
-        line.result()  # the slow check says what is wrong, if anything is
+        line.result()  # raises with the exact reason, if there is an error
     _check_values(fields, where)
     return line
 
@@ -266,7 +268,7 @@ _INTEGERS = ("index", "noise_seed", "unreadable", "clipped", "outside")
 
 
 def _is_plain(fields: Any) -> bool:
-    """Whether a line surely has the right keys and types: a fast check before the exact one of `from_plain`."""
+    """Whether a line has the right keys and types: a fast check, stricter than the exact one of `from_plain`."""
     return (
         isinstance(fields, dict)
         and all(name in fields for name in _TYPES if name not in _OPTIONAL)
@@ -274,7 +276,7 @@ def _is_plain(fields: Any) -> bool:
         and not any(isinstance(fields.get(name), bool) for name in _INTEGERS)
         and all(isfinite(fields.get(name) or 0.0) for name in ("clip", "itm"))
         and all(_is_atom(atom) for atom in fields["atoms"])
-        and all(_is_object(detection) for detection in fields["objects"])
+        and all(_is_object(detected) for detected in fields["objects"])
     )
 
 
@@ -288,26 +290,26 @@ def _is_atom(atom: Any) -> bool:
     )
 
 
-def _is_object(detection: Any) -> bool:
+def _is_object(detected: Any) -> bool:
     return (
-        isinstance(detection, dict)
-        and detection.keys() == {"label", "colour", "size", "box", "confidence"}
-        and isinstance(detection["label"], str)
-        and isinstance(detection["colour"], str | None)
-        and isinstance(detection["size"], str | None)
-        and isinstance(detection["box"], list)
-        and all(isinstance(side, float) and isfinite(side) for side in (*detection["box"], detection["confidence"]))
+        isinstance(detected, dict)
+        and detected.keys() == {"label", "colour", "size", "box", "confidence"}
+        and isinstance(detected["label"], str)
+        and isinstance(detected["colour"], str | None)
+        and isinstance(detected["size"], str | None)
+        and isinstance(detected["box"], list)
+        and all(isinstance(side, float) and isfinite(side) for side in (*detected["box"], detected["confidence"]))
     )
 
 
 def _check_values(fields: dict[str, Any], where: str) -> None:
-    """What types do not say: the id is part of a file's name, and a box has four sides."""
+    """Check values beyond their types: ids are safe file names, boxes have four sides, counts are bounded."""
     prompt_id, index = fields["prompt_id"], fields["index"]
     if not is_name(prompt_id) or not 0 <= index < MOST_PICTURES:
-        raise UserError(f"{where}: picture {index!r} of {prompt_id!r} is no picture of a benchmark")
-    for detection in fields["objects"]:
-        if len(detection["box"]) != 4:
-            raise UserError(f"{where}: the box of {detection['label']!r} has {len(detection['box'])} sides, not 4")
+        raise UserError(f"{where}: picture {index!r} of {prompt_id!r} is not a valid picture of a benchmark")
+    for detected in fields["objects"]:
+        if len(detected["box"]) != 4:
+            raise UserError(f"{where}: the box of {detected['label']!r} has {len(detected['box'])} sides, not 4")
     for name in ("unreadable", "clipped", "outside"):
         if not 0 <= fields.get(name, 0) <= MOST_BOXES:
             raise UserError(f"{where}: {name} must be between 0 and {MOST_BOXES:,}, not {fields[name]}")

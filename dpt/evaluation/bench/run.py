@@ -1,4 +1,4 @@
-"""Make or open the pictures of a suite and judge each of them, resuming where a kill stopped."""
+"""Generates or loads the pictures of a suite and judges them; a killed run resumes."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from dpt.methods.base import Method
 from dpt.sampling.draw import Request
 
 BATCH = 16
-"""Pictures made together. The grouping is fixed, since the other pictures of a batch change how one is rounded: so the
-lines are the same however often a run is killed and however many processes share it."""
+"""Pictures per batch. Rounding depends on the batch, so batches are fixed: results do not depend on kills or on the
+number of processes."""
 
 
 class ImageSource(Protocol):
-    """Where the pictures of one method come from."""
+    """Source of a method's pictures."""
 
     def is_missing(self, request: ImageRequest) -> bool:
-        """Whether the picture must be made again although it has a line."""
+        """Whether the picture must be generated again although it has a result."""
         ...
 
     def images(self, requests: Sequence[ImageRequest]) -> list[Image]: ...
@@ -40,7 +40,7 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True)
 class GeneratedImages:
-    """Made by a method and saved in the folder."""
+    """Generates pictures by a method and saves them in the folder."""
 
     method: Method
     folder: Path
@@ -49,17 +49,15 @@ class GeneratedImages:
         return not is_whole_image(self.folder / request.file)
 
     def images(self, requests: Sequence[ImageRequest]) -> list[Image]:
-        made = list(
-            self.method.make([Request(request.prompt.text, request.seed, request.index) for request in requests])
-        )
-        for request, picture in zip(requests, made, strict=True):
+        pictures = list(self.method.make([Request(r.prompt.text, r.seed, r.index) for r in requests]))
+        for request, picture in zip(requests, pictures, strict=True):
             save_image(picture, request, self.folder)
-        return [np.asarray(picture) for picture in made]
+        return [np.asarray(picture) for picture in pictures]
 
 
 @dataclass(frozen=True)
 class StoredImages:
-    """From the folder of an earlier run."""
+    """Loads pictures from the folder of an earlier run."""
 
     folder: Path
 
@@ -79,24 +77,24 @@ def run_benchmark(
     on_done: Callable[[int], None] = lambda _: None,
     shard: Shard = SINGLE_PROCESS,
 ) -> None:
-    """Write out/METHOD.jsonl; one of several processes writes its share to a part that `merge_shards` merges."""
+    """Write out/METHOD.jsonl. With several processes, each writes a part for `merge_shards`."""
     lines = out / f"{method}.jsonl"
-    own = shard.file(lines)
-    repair(own)
-    known = {line.key: hash(line.text) for file in {lines, own} if file.exists() for line in read_lines(file)}
+    output = shard.file(lines)
+    repair(output)
+    known = {line.key: hash(line.text) for file in {lines, output} if file.exists() for line in read_lines(file)}
     for start in range(0, len(requests), BATCH):
         if not shard.holds(start // BATCH):
             continue
         batch = requests[start : start + BATCH]
         if any(request.key not in known or source.is_missing(request) for request in batch):
             results = judge(method, batch, source.images(batch))
-            append_results(own, [result for result in results if result.key not in known])
-            # A picture that was made again on another machine may differ, and so may its verdict.
+            append_results(output, [result for result in results if result.key not in known])
+            # A picture generated again on another machine may differ, and so may its verdict.
             changed = [result for result in results if known.get(result.key, _hash(result)) != _hash(result)]
             if shard == SINGLE_PROCESS:
-                replace_results(own, {result.key: result for result in changed})
+                replace_results(output, {result.key: result for result in changed})
             else:
-                append_results(own, changed)
+                append_results(output, changed)
         on_done(len(batch))
 
 

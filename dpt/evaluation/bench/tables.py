@@ -21,8 +21,8 @@ OVERALL = "all"
 SCORES = {"clip": "CLIP cosine", "itm": "ITM score"}
 
 NOT_HELD_OUT = (
-    "The ITM score is not held out: corrected and chosen pictures are made by such a score, "
-    "and of these it proves nothing."
+    "The ITM score is not held out: corrected and chosen pictures were optimised for such a score, "
+    "so it is no evidence for them."
 )
 
 
@@ -38,7 +38,7 @@ class Result:
     itm: dict[str, Estimate] = field(default_factory=dict)
     """Mean matching score of an adapter."""
     measures: dict[str, Estimate] = field(default_factory=dict)
-    """The suite's own metrics."""
+    """The suite's results metrics."""
     pictures: int = 0
     clipped: int = 0
     outside: int = 0
@@ -55,36 +55,39 @@ class Difference:
     itm: dict[str, Estimate] = field(default_factory=dict)
 
 
-def results(methods: Mapping[str, MethodResults], suite: str = "") -> list[Result]:
+def compute_results(methods: Mapping[str, MethodResults], suite: str = "") -> list[Result]:
     first = next(iter(methods), "")
-    for method, own in methods.items():
-        if set(own.categories) != set(methods[first].categories):
-            raise UserError(f"{first} and {method} were not judged in the same categories: they cannot share a table")
-    computed = [_result(method, own, suite) for method, own in methods.items()]
+    for method, results in methods.items():
+        if set(results.categories) != set(methods[first].categories):
+            raise UserError(f"{first} and {method} were not judged in the same categories and cannot share a table")
+    computed = [_result(method, results, suite) for method, results in methods.items()]
     for result in computed:
         if (bool(result.rates), bool(result.clip)) != (bool(computed[0].rates), bool(computed[0].clip)):
-            raise UserError(f"{first} and {result.method} were not judged and scored alike: they cannot share a table")
+            raise UserError(
+                f"{first} and {result.method} do not have the same verdicts and scores and cannot share a table"
+            )
     return computed
 
 
-def _result(method: str, own: MethodResults, suite: str) -> Result:
-    values = _values(own)
-    rates = _estimates(own.prompt_means(values["passed"]), PROPORTION) if "passed" in values else {}
-    clip, itm = (_estimates(own.prompt_means(values[name])) if name in values else {} for name in SCORES)
-    counts = {category: len(means) for category, means in own.prompt_means(own.passed).items()}
+def _result(method: str, results: MethodResults, suite: str) -> Result:
+    values = _values(results)
+    rates = _estimates(results.prompt_means(values["passed"]), PROPORTION) if "passed" in values else {}
+    clip, itm = (_estimates(results.prompt_means(values[name])) if name in values else {} for name in SCORES)
+    counts = {category: len(means) for category, means in results.prompt_means(results.passed).items()}
     return Result(
-        method, rates, _readable(own) if rates else None, clip, itm,
-        visor(own) if suite == SR2D and rates else {}, len(own), int(own.clipped.sum()), int(own.outside.sum()),
+        method, rates, _readable(results) if rates else None, clip, itm,
+        visor(results) if suite == SR2D and rates else {}, len(results), int(results.clipped.sum()),
+        int(results.outside.sum()),
         {**counts, OVERALL: sum(counts.values())},
     )  # fmt: skip
 
 
-def difference(method: MethodResults, baseline: MethodResults) -> Difference:
-    """Paired by prompt, since both methods used the same prompts and the same initial noise."""
+def paired_difference(method: MethodResults, baseline: MethodResults) -> Difference:
+    """Differences paired by prompt: both methods used the same prompts and the same initial noise."""
     _check_paired(method, baseline)
     values, baseline_values = _values(method), _values(baseline)
     points, clip, itm = (
-        _estimates(_minus(method.prompt_means(values[name]), baseline.prompt_means(baseline_values[name])), bounds)
+        _estimates(_subtract(method.prompt_means(values[name]), baseline.prompt_means(baseline_values[name])), bounds)
         if name in values and name in baseline_values
         else {}
         for name, bounds in (("passed", DIFFERENCE), ("clip", None), ("itm", None))
@@ -92,32 +95,36 @@ def difference(method: MethodResults, baseline: MethodResults) -> Difference:
     return Difference(method.method, baseline.method, points, clip, itm)
 
 
-def _minus(values: Mapping[str, Floats], baseline: Mapping[str, Floats]) -> dict[str, Floats]:
+def _subtract(values: Mapping[str, Floats], baseline: Mapping[str, Floats]) -> dict[str, Floats]:
     return {category: values[category] - baseline[category] for category in values}
 
 
 def _check_paired(method: MethodResults, baseline: MethodResults) -> None:
-    noise = [{(*own.key(line), seed) for line, seed in enumerate(own.noise_seeds)} for own in (method, baseline)]
+    noise = [
+        {(*results.key(line), seed) for line, seed in enumerate(results.noise_seeds)} for results in (method, baseline)
+    ]
     if unpaired := noise[0] ^ noise[1]:
         prompt, index, _ = min(unpaired)
         names = f"{method.method} and {baseline.method}"
-        raise UserError(f"{names} cannot be compared: picture {index} of {prompt} is not in both, from the same noise")
+        raise UserError(
+            f"{names} cannot be compared: picture {index} of {prompt} is not in both with the same noise seed"
+        )
 
 
-def _values(own: MethodResults) -> dict[str, npt.ArrayLike]:
-    """The columns that every line has a value in; one that only some lines have is an error."""
+def _values(results: MethodResults) -> dict[str, npt.ArrayLike]:
+    """The columns with values. Raises if only some of the lines have a value."""
     columns = {
-        "passed": (own.passed, own.passed != UNJUDGED, "verdict"),
-        "clip": (own.clip, ~np.isnan(own.clip), "CLIP score"),
-        "itm": (own.itm, ~np.isnan(own.itm), "ITM score"),
+        "passed": (results.passed, results.passed != UNJUDGED, "verdict"),
+        "clip": (results.clip, ~np.isnan(results.clip), "CLIP score"),
+        "itm": (results.itm, ~np.isnan(results.itm), "ITM score"),
     }
-    return {name: values for name, (values, has, what) in columns.items() if _all_or_none(own, has, what)}
+    return {name: values for name, (values, has, what) in columns.items() if _all_or_none(results, has, what)}
 
 
-def _all_or_none(own: MethodResults, has: Booleans, what: str) -> bool:
+def _all_or_none(results: MethodResults, has: Booleans, what: str) -> bool:
     if has.any() and not has.all():
-        prompt, index = own.key(int(np.argmin(has)))
-        raise UserError(f"picture {index} of {prompt} by {own.method} has no {what}, and others have one")
+        prompt, index = results.key(int(np.argmin(has)))
+        raise UserError(f"picture {index} of {prompt} by {results.method} has no {what}, unlike other pictures")
     return bool(has.all())
 
 
@@ -126,26 +133,26 @@ def _estimates(values: Mapping[str, Floats], bounds: Bounds | None = None) -> di
     return {**by_category, OVERALL: bootstrap(list(values.values()), bounds)}
 
 
-def _readable(own: MethodResults) -> Estimate | None:
-    if own.queried:
+def _readable(results: MethodResults) -> Estimate | None:
+    if results.queried:
         return None
-    named = int(own.objects.sum())
-    total = named + int(own.unreadable.sum())
+    named = int(results.objects.sum())
+    total = named + int(results.unreadable.sum())
     return Estimate(named / total if total else 0.0, None, None)
 
 
-def visor(own: MethodResults) -> dict[str, Estimate]:
+def visor(results: MethodResults) -> dict[str, Estimate]:
     """The metrics of SR2D, over the prompts with a relation.
 
     OA: both objects are detected. uncond: and the relation holds. cond: the relation holds, among pictures with both
     objects. VISOR_n: prompts of which at least n pictures show both objects in the relation.
     """
-    related = np.isin(own.category, [number for number, name in enumerate(own.categories) if name in RELATIONS])
+    related = np.isin(results.category, [number for number, name in enumerate(results.categories) if name in RELATIONS])
     if not related.any():
         return {}
-    both = own.counts_met[related]
-    placed = both & own.relations_met[related]
-    _, prompt = np.unique(own.prompt[related], return_inverse=True)
+    both = results.counts_met[related]
+    placed = both & results.relations_met[related]
+    _, prompt = np.unique(results.prompt[related], return_inverse=True)
     pictures = np.bincount(prompt)
     both_means, placed_means = (np.bincount(prompt, values) / pictures for values in (both, placed))
     measures = {
@@ -202,31 +209,31 @@ def _measure_table(computed: Sequence[Result]) -> str:
 
 
 def _score_table(name: str, title: str, computed: Sequence[Result], differences: Sequence[Difference]) -> str:
-    """Of the methods that have this score: kept ones may lack it."""
+    """A table of the methods with this score; methods of earlier reports may lack it."""
     scored = {result.method: getattr(result, name) for result in computed if getattr(result, name)}
     paired = {_pair(difference): getattr(difference, name) for difference in differences if getattr(difference, name)}
     if not scored:
         return ""
     categories = list(next(iter(scored.values())))
     lines = _heading(title, *_with_n(categories, _reference(computed)))
-    lines += [_line(method, *(own[category].plain for category in categories)) for method, own in scored.items()]
-    lines += [_line(pair, *(own[category].plain_signed for category in categories)) for pair, own in paired.items()]
+    lines += [_line(method, *(means[c].plain for c in categories)) for method, means in scored.items()]
+    lines += [_line(pair, *(means[c].plain_signed for c in categories)) for pair, means in paired.items()]
     return "\n".join(lines)
 
 
 def _with_n(categories: Sequence[str], like: Result | None) -> list[str]:
-    """Headings with the number of prompts, where it is known."""
+    """Add the number of prompts to the headings, where it is known."""
     prompts = like.prompts if like is not None else {}
     return [f"{name} (n = {prompts[name]:,})" if name in prompts else name for name in categories]
 
 
 def _reference(computed: Sequence[Result]) -> Result:
-    """The result whose n the headings give: reports of older versions have none."""
+    """The result whose numbers of prompts are in the headings; results of older versions have none."""
     return next((result for result in computed if result.prompts), computed[0])
 
 
 def _sizes(computed: Sequence[Result]) -> str:
-    """Which methods have fewer or more prompts than the headings say."""
+    """A note on methods whose number of prompts differs from the headings."""
     reference = _reference(computed)
     other = [result for result in computed if result.prompts and result.prompts != reference.prompts]
     return "\n".join(f"{result.method}: {result.prompts[OVERALL]:,} prompts in all." for result in other)

@@ -1,1 +1,1 @@
-"""Prompt suites: texts with what must be so in a picture of them."""
+"""Prompt suites: prompts with the claims that their pictures must meet."""

@@ -1,4 +1,4 @@
-"""A suite: prompts, and the rules by which a detector's boxes in their pictures count."""
+"""A suite: prompts with claims, and the config by which detections count."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _HASHED_NAMES: dict[type, str] = {
     ColourOfBest: "Coloured",
     FewerThan: "Fewer",
 }
-"""Class names that `Suite.hash` has always used, where the class has been renamed since."""
+"""Former class names, which `Suite.hash` keeps using."""
 
 
 @dataclass(frozen=True)
 class Suite:
     name: str
     id: str
-    """With its version; part of the seed of every picture."""
+    """The name with a version. Part of the seed of every picture."""
     prompts: tuple[Prompt, ...]
     detect_config: DetectConfig | None
-    """None: its pictures are not judged."""
+    """None if its pictures are not judged."""
     judge: str = ""
-    """The name of its verdicts, if it differs from the suite's."""
+    """The name of the judge, if it differs from the suite's."""
     layout: Layout = "flat"
     detector: str | None = None
     """The default detector."""
@@ -69,11 +69,11 @@ def image_file(layout: Layout, prompt_id: str, index: int) -> Path:
 
 
 def check_classes(prompts: Iterable[Prompt], classes: tuple[str, ...] | None, detector: str) -> None:
-    """Refuse a detector with a closed set of classes that lacks a noun of the prompts."""
+    """Raise if a closed-set detector lacks a noun of the prompts."""
     if classes is None:
         return
     for prompt in prompts:
         for noun in prompt.nouns:
             if noun.shape is not None and noun.shape not in classes:
                 known = ", ".join(classes)
-                raise UserError(f"{prompt.origin}: {detector} does not know {noun.shape!r}; it knows {known}")
+                raise UserError(f"{prompt.origin}: {detector} does not detect {noun.shape!r}; its classes are {known}")

@@ -1,4 +1,4 @@
-"""Suites that the user supplies: prompts without claims, and strict line-by-line readers."""
+"""Suites from files of prompts without claims, and strict readers of such files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SuiteLine(NamedTuple):
 
 
 def lines(file: Path) -> Iterator[SuiteLine]:
-    """The lines that are not blank."""
+    """Iterate over the lines that are not blank."""
     for number, text in enumerate(read_text(file).splitlines(), start=1):
         if text.strip():
             yield SuiteLine(number, f"{file}, line {number}", text.strip())
@@ -39,11 +39,11 @@ def read_text(file: Path) -> str:
         raise UserError(f"{file} is not a text file in UTF-8") from None
 
 
-def parse(where: str, text: str) -> dict[str, Any]:
+def parse_object(where: str, text: str) -> dict[str, Any]:
     try:
         return as_object(where, parse_json(text))
     except ValueError:
-        raise UserError(f"{where} is not JSON: it may have been cut") from None
+        raise UserError(f"{where} is not valid JSON; it may be incomplete") from None
 
 
 def as_object(where: str, content: Any) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def as_object(where: str, content: Any) -> dict[str, Any]:
     return content
 
 
-def only(where: str, content: Mapping[str, Any], known: Sequence[str]) -> None:
+def check_keys(where: str, content: Mapping[str, Any], known: Sequence[str]) -> None:
     for key in content:
         if key not in known:
             raise UserError(f"{where}: unknown key {key!r}; known are {', '.join(known)}")
@@ -61,23 +61,23 @@ def only(where: str, content: Mapping[str, Any], known: Sequence[str]) -> None:
 def text_of(where: str, content: Mapping[str, Any], key: str, default: str | None = None) -> str:
     value = content.get(key, default)
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{where}: {key!r} must be a text that is not blank, not {value!r}")
+        raise UserError(f"{where}: {key!r} must be a non-empty string, not {value!r}")
     return value.strip()
 
 
 def count_of(where: str, content: Mapping[str, Any], key: str) -> int:
     value = content.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{where}: {key!r} must be a whole number from 1 up, not {value!r}")
+        raise UserError(f"{where}: {key!r} must be an integer >= 1, not {value!r}")
     return value
 
 
 def name_of(where: str, content: Mapping[str, Any], key: str, default: str) -> str:
-    """An id or a category: it becomes part of a file's name."""
+    """Return an id or a category, which becomes part of a file name."""
     value = content.get(key, default)
     value = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(value, str) or not is_name(value):
-        raise UserError(f"{where}: {key!r} becomes a file's name: use letters, digits, - _ and ., not {value!r}")
+        raise UserError(f"{where}: {key!r} is used in file names: use letters, digits, - _ and ., not {value!r}")
     return value
 
 
@@ -86,15 +86,15 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
-class Ids:
-    """Refuses an id that was there before."""
+class UniqueIds:
+    """Raises on a duplicate id."""
 
     def __init__(self) -> None:
         self._first: dict[str, str] = {}
 
     def add(self, where: str, id_: str) -> str:
         if id_ in self._first:
-            fail(f"{where}: the id {id_!r} is there already, in {self._first[id_]}")
+            fail(f"{where}: duplicate id {id_!r}, first used in {self._first[id_]}")
         self._first[id_] = where
         return id_
 
@@ -105,14 +105,14 @@ UNNAMED = "prompts"
 
 
 def prompts_suite(file: Path) -> Suite:
-    """Any text file, a prompt on each line; or, named .jsonl, an object with prompt and perhaps id and category."""
-    ids = Ids()
+    """Read a text file with a prompt per line, or .jsonl with objects of prompt and optional id and category."""
+    ids = UniqueIds()
     prompts = []
     for number, where, text in lines(file):
         id_, category = f"{number:05d}", "prompts"
         if file.suffix == ".jsonl":
-            content = parse(where, text)
-            only(where, content, ("prompt", "id", "category"))
+            content = parse_object(where, text)
+            check_keys(where, content, ("prompt", "id", "category"))
             text = text_of(where, content, "prompt")
             id_ = name_of(where, content, "id", id_)
             category = name_of(where, content, "category", category)
@@ -121,12 +121,12 @@ def prompts_suite(file: Path) -> Suite:
 
 
 def coco_suite(file: Path) -> Suite:
-    """COCO-NSS1K: a JSON list whose entries have the text under `captions` (or `caption`) and their category under
-    `name` (or `category`), if there is one. Other keys (boxes, sizes) are ignored."""
+    """Read COCO-NSS1K: a JSON list of objects with `captions` (or `caption`) and an optional `name` (or `category`).
+    Other keys are ignored."""
     try:
         entries = parse_json(read_text(file))
     except ValueError:
-        raise UserError(f"{file} is not JSON: it may have been cut") from None
+        raise UserError(f"{file} is not valid JSON; it may be incomplete") from None
     if not isinstance(entries, list):
         raise UserError(f"{file} must be a list of prompts")
     prompts = []
@@ -144,5 +144,5 @@ def coco_suite(file: Path) -> Suite:
 
 def _suite(name: str, file: Path, prompts: list[Prompt]) -> Suite:
     if not prompts:
-        raise UserError(f"{file} holds no prompt")
+        raise UserError(f"{file} has no prompts")
     return Suite(name, f"{name}-1", tuple(prompts), None)

@@ -1,7 +1,6 @@
-"""GenEval's prompts (arXiv 2310.11513), from its own evaluation_metadata.jsonl, and our judge of them, `geneval-owl`.
+"""GenEval's prompts (arXiv 2310.11513), from its evaluation_metadata.jsonl, and our judge for them, `geneval-owl`.
 
-This is not GenEval's own judge, which has another detector. Pictures are stored in GenEval's layout, so that it
-can score them too.
+GenEval's own judge uses another detector. Pictures are stored in GenEval's layout, so that it can score them too.
 
 Queries are "image of a car"; scores count from 0.20, NMS is at an IoU of 0.15. `include` needs at least its count of
 boxes, `exclude` fewer than its count. The best boxes, as many as the count, must all have the colour. A position needs
@@ -39,13 +38,13 @@ CountedNoun = tuple[Noun, int]
 def suite(file: Path) -> Suite:
     prompts = [_prompt(number, line.where, line.text) for number, line in enumerate(reading.lines(file))]
     if not prompts:
-        raise UserError(f"{file} holds no prompt")
+        raise UserError(f"{file} has no prompts")
     return Suite("geneval", "geneval-1", tuple(prompts), DETECT, JUDGE, LAYOUT, "owlv2")
 
 
 def _prompt(number: int, where: str, line: str) -> Prompt:
-    content = reading.parse(where, line)
-    reading.only(where, content, ("tag", "prompt", "include", "exclude"))
+    content = reading.parse_object(where, line)
+    reading.check_keys(where, content, ("tag", "prompt", "include", "exclude"))
     tag = reading.text_of(where, content, "tag")
     if tag not in TASKS:
         raise UserError(f"{where}: there is no task {tag!r}; the tasks are {', '.join(TASKS)}")
@@ -54,17 +53,17 @@ def _prompt(number: int, where: str, line: str) -> Prompt:
     for entry in _list(where, content, "include"):
         facts += _included(where, entry, included)
     for entry in _list(where, content, "exclude"):
-        reading.only(where, entry, ("class", "count"))
+        reading.check_keys(where, entry, ("class", "count"))
         noun = Noun(shape=reading.text_of(where, entry, "class"))
         facts.append(FewerThan(noun, reading.count_of(where, entry, "count")))
     if not included:
-        raise UserError(f"{where}: 'include' names nothing, so any picture would do")
+        raise UserError(f"{where}: 'include' is empty, so every picture would pass")
     text = reading.text_of(where, content, "prompt")
     return Prompt(f"{number:05d}", tag, text, tuple(facts), closed=False, where=where, source=line)
 
 
-def _included(where: str, content: Mapping[str, Any], before: list[CountedNoun]) -> list[Claim]:
-    reading.only(where, content, ("class", "count", "color", "position"))
+def _included(where: str, content: Mapping[str, Any], earlier: list[CountedNoun]) -> list[Claim]:
+    reading.check_keys(where, content, ("class", "count", "color", "position"))
     noun = Noun(shape=reading.text_of(where, content, "class"))
     n = reading.count_of(where, content, "count")
     facts: list[Claim] = [Count(noun, n, exact=False)]
@@ -74,16 +73,16 @@ def _included(where: str, content: Mapping[str, Any], before: list[CountedNoun])
             raise UserError(f"{where}: there is no colour {colour!r}; the colours are {', '.join(COLOURS)}")
         facts.append(ColourOfBest(Noun(colour, noun.shape), n))
     if "position" in content:
-        relation, (second, n_second) = _position(where, content["position"], before)
+        relation, (second, n_second) = _position(where, content["position"], earlier)
         facts.append(RelationOfBest(noun, n, relation, second, n_second))
-    before.append((noun, n))
+    earlier.append((noun, n))
     return facts
 
 
-def _position(where: str, content: Any, before: list[CountedNoun]) -> tuple[str, CountedNoun]:
+def _position(where: str, content: Any, earlier: list[CountedNoun]) -> tuple[str, CountedNoun]:
     match content:
-        case [str(relation), int(index)] if relation in RELATIONS and 0 <= index < len(before):
-            return RELATIONS[relation], before[index]
+        case [str(relation), int(index)] if relation in RELATIONS and 0 <= index < len(earlier):
+            return RELATIONS[relation], earlier[index]
     known = ", ".join(RELATIONS)
     raise UserError(
         f"{where}: 'position' must be a relation ({known}) and the number of an earlier object, not {content!r}"

@@ -89,7 +89,7 @@ def _spatial() -> list[Entry]:
 
 
 def _random_state(i: int) -> np.random.RandomState:
-    # The published list came from numpy's legacy generator; another generator gives other prompts.
+    # The published list was made with numpy's legacy generator.
     return np.random.RandomState(i)
 
 

@@ -29,19 +29,19 @@ def parse(spec: str) -> tuple[str, Path | None]:
     if name not in NAMES:
         raise UserError(f"there is no suite {name!r}; the suites are {', '.join(NAMES)}")
     if name in FROM_FILE and not file:
-        raise UserError(f"the suite {name} is read from a file: say {name}=FILE")
+        raise UserError(f"the suite {name} needs a file: use {name}=FILE")
     if name not in FROM_FILE and has_file:
-        raise UserError(f"the suite {name} is made by rule and reads no file: say {name}")
+        raise UserError(f"the suite {name} takes no file: use {name}")
     return name, Path(file) if file else None
 
 
 def layout_of(spec: str) -> Layout:
-    """How its pictures are stored; does not read the suite's file."""
+    """The file layout of the suite's pictures. Does not read the suite's file."""
     return geneval.LAYOUT if spec.partition("=")[0] == "geneval" else "flat"
 
 
 def load(spec: str, categories: Sequence[str] = (), per_category: int | None = None, seed: int = 0) -> Suite:
-    """A suite, or some of its categories with so many prompts of each, evenly spread."""
+    """Load a suite, or some of its categories, with at most `per_category` evenly spread prompts of each."""
     name, file = parse(spec)
     if name == "pocket":
         return pocket.suite(categories, per_category, seed)
@@ -60,7 +60,7 @@ def load(spec: str, categories: Sequence[str] = (), per_category: int | None = N
 
 
 def spread(prompts: Sequence[Prompt], n: int | None) -> list[Prompt]:
-    """All, or n of them at equal distances: suites are ordered, and the first prompts would all be alike."""
+    """All prompts, or n at equal distances: suites are sorted, so the first n would be alike."""
     if n is None or n >= len(prompts):
         return list(prompts)
     return [prompts[i * len(prompts) // n] for i in range(n)]

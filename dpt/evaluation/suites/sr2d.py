@@ -31,7 +31,7 @@ NOUNS = tuple(_NAMES.split(","))
 RELATIONS = {"to the left of": "left", "to the right of": "right", "above": "above", "below": "below"}
 
 SHA256 = "ebe9b1199fd3c00aeb32f04b17d947319f40eb6edb87e97621277e5b61379048"
-"""Of the published file, which `published` gives to the byte."""
+"""Hash of the published file, which `published` reproduces byte for byte."""
 
 
 DETECT = DetectConfig("a photo of a {noun}", 0.1, above=True)

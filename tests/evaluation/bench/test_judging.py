@@ -30,47 +30,47 @@ from tests.evaluation.bench.rows import row
 
 @dataclass
 class FixedDetector:
-    """Detects the same in every picture, and remembers its queries."""
+    """Returns fixed detections and records its queries."""
 
-    answer: tuple[Detection, ...]
+    objects: tuple[Detection, ...]
     classes: tuple[str, ...] | None = None
     queries: Sequence[Sequence[str]] | None = None
     identity: str = "the detector"
 
     def detect(self, images: Sequence[np.ndarray], queries: Sequence[Sequence[str]] | None = None) -> list[Detections]:
         self.queries = queries
-        return [Detections(self.answer)] * len(images)
+        return [Detections(self.objects)] * len(images)
 
 
 PROMPT = Prompt("p", "numeracy", "two cars", (Count(Noun(shape="car"), 2),), closed=False)
 PICTURE = np.zeros((40, 64, 3), np.uint8)
 
 
-def line(*answer: Detection) -> rows.ImageResult:
-    (found,) = ImageJudge(FixedDetector(answer), lmd.DETECT)("base", [ImageRequest(PROMPT, 0, "lmd-1")], [PICTURE])
-    return found
+def judged(*objects: Detection) -> rows.ImageResult:
+    (result,) = ImageJudge(FixedDetector(objects), lmd.DETECT)("base", [ImageRequest(PROMPT, 0, "lmd-1")], [PICTURE])
+    return result
 
 
 def car(x0: float, x1: float, score: float = 0.9) -> Detection:
     return Detection("car", Box(x0, 5, x1, 20), score)
 
 
-def test_boxes_outside_are_cut_and_counted() -> None:
-    found = line(car(-9, 10), car(30, 90), car(80, 90))
-    assert found.passed and (found.clipped, found.outside) == (2, 1)
-    assert [one.box for one in found.objects] == [(0, 5, 10, 20), (30, 5, 64, 20)]
+def test_boxes_are_clipped_and_counted() -> None:
+    result = judged(car(-9, 10), car(30, 90), car(80, 90))
+    assert result.passed and (result.clipped, result.outside) == (2, 1)
+    assert [detected.box for detected in result.objects] == [(0, 5, 10, 20), (30, 5, 64, 20)]
 
 
-def test_detections_that_do_not_count_are_not_in_the_line() -> None:
-    found = line(car(0, 10), car(30, 40, 0.19), Detection("dog", Box(1, 1, 9, 9), 0.9))
-    assert not found.passed and len(found.objects) == 1 and [atom.sort for atom in found.atoms] == ["count"]
+def test_detections_below_the_threshold_or_of_other_nouns_are_not_recorded() -> None:
+    result = judged(car(0, 10), car(30, 40, 0.19), Detection("dog", Box(1, 1, 9, 9), 0.9))
+    assert not result.passed and len(result.objects) == 1 and [atom.sort for atom in result.atoms] == ["count"]
 
 
-def test_a_nan_score_is_refused() -> None:
+def test_a_nan_score_is_an_error() -> None:
     with pytest.raises(
         UserError, match=r"the detector returned a NaN or infinite box or score for 'car' in base/p-0.png"
     ):
-        line(car(0, 10), car(30, 40, nan))
+        judged(car(0, 10), car(30, 40, nan))
 
 
 def test_only_an_open_vocabulary_detector_gets_queries() -> None:
@@ -78,13 +78,13 @@ def test_only_an_open_vocabulary_detector_gets_queries() -> None:
     ImageJudge(open_vocabulary, lmd.DETECT)("base", [ImageRequest(PROMPT, 0, "lmd-1")], [PICTURE])
     assert open_vocabulary.queries == [["car"]]
     closed_set = FixedDetector((car(-9, 10),), classes=("car",))
-    (found,) = ImageJudge(closed_set, lmd.DETECT)("base", [ImageRequest(PROMPT, 0, "lmd-1")], [PICTURE])
-    assert closed_set.queries is None and found.clipped == 0 and found.objects[0].box[0] == -9
+    (result,) = ImageJudge(closed_set, lmd.DETECT)("base", [ImageRequest(PROMPT, 0, "lmd-1")], [PICTURE])
+    assert closed_set.queries is None and result.clipped == 0 and result.objects[0].box[0] == -9
 
 
 def test_without_a_detector_there_is_no_verdict() -> None:
-    (found,) = ImageJudge(None, None)("base", [ImageRequest(PROMPT, 0, "prompts-1")], [PICTURE])
-    assert found.passed is None and found.atoms == ()
+    (result,) = ImageJudge(None, None)("base", [ImageRequest(PROMPT, 0, "prompts-1")], [PICTURE])
+    assert result.passed is None and result.atoms == ()
 
 
 def test_optional_fields_are_left_out_of_a_line(tmp_path: Path) -> None:
@@ -99,45 +99,45 @@ def requests_of(n: int) -> list[ImageRequest]:
     return [ImageRequest(PROMPT, index, "lmd-1") for index in range(n)]
 
 
-def pictures(folder: Path, n: int = 20) -> list[ImageRequest]:
+def save_pictures(folder: Path, n: int = 20) -> list[ImageRequest]:
     requests = requests_of(n)
     (folder / "base").mkdir(parents=True)
-    for one in requests:
-        Image.fromarray(PICTURE).save(folder / "base" / one.file)
+    for request in requests:
+        Image.fromarray(PICTURE).save(folder / "base" / request.file)
     return requests
 
 
-def test_judging_stored_pictures_goes_on_after_a_kill(tmp_path: Path) -> None:
-    requests, judge = pictures(tmp_path), ImageJudge(FixedDetector((car(0, 10), car(30, 40))), lmd.DETECT)
+def test_judging_stored_pictures_resumes_after_a_kill(tmp_path: Path) -> None:
+    requests, judge = save_pictures(tmp_path), ImageJudge(FixedDetector((car(0, 10), car(30, 40))), lmd.DETECT)
     (tmp_path / "whole").mkdir(), (tmp_path / "cut").mkdir()
     source = StoredImages(tmp_path / "base")
     run_benchmark("base", requests, source, judge, tmp_path / "whole")
     whole = (tmp_path / "whole/base.jsonl").read_text()
     assert len(whole.splitlines()) == 20
-    for share in (3, 2):
-        (tmp_path / "cut/base.jsonl").write_text(whole[: len(whole) // share])
+    for divisor in (3, 2):
+        (tmp_path / "cut/base.jsonl").write_text(whole[: len(whole) // divisor])
         run_benchmark("base", requests, source, judge, tmp_path / "cut")
         assert (tmp_path / "cut/base.jsonl").read_text() == whole
 
 
-def test_a_picture_that_is_missing_or_half_written_is_named_not_dropped(tmp_path: Path) -> None:
-    requests, judge = pictures(tmp_path), ImageJudge(FixedDetector(()), lmd.DETECT)
+def test_a_missing_or_damaged_picture_is_an_error_with_its_name(tmp_path: Path) -> None:
+    requests, judge = save_pictures(tmp_path), ImageJudge(FixedDetector(()), lmd.DETECT)
     file = tmp_path / "base" / requests[17].file
     whole = file.read_bytes()
-    for content, sentence in [(whole[:60], "p-17.png is damaged or only half written"), (b"", "is damaged"),
+    for content, message in [(whole[:60], "p-17.png is damaged or only half written"), (b"", "is damaged"),
                               (whole[: len(whole) - 20], "is damaged"), (None, r"p-17.png is missing")]:  # fmt: skip
         if content is None:
             file.unlink()
         else:
             file.write_bytes(content)
-        with pytest.raises(UserError, match=sentence):
+        with pytest.raises(UserError, match=message):
             run_benchmark("base", requests, StoredImages(tmp_path / "base"), judge, tmp_path)
         assert len(rows.read_results(tmp_path / "base.jsonl")) == 16  # the pictures before it have their lines
     with pytest.raises(UserError, match="is missing"):
         open_image(file)
 
 
-SLOWLY = """
+SLOW_RUN = """
 import sys, time
 from pathlib import Path
 from dpt.evaluation.bench.run import StoredImages, run_benchmark
@@ -154,10 +154,10 @@ run_benchmark("base", requests_of(60), StoredImages(folder / "base"), judge, fol
 """
 
 
-def test_a_kill_at_any_moment_changes_no_line(tmp_path: Path) -> None:
-    requests = pictures(tmp_path, 60)
+def test_a_killed_run_resumes_to_the_same_results(tmp_path: Path) -> None:
+    requests = save_pictures(tmp_path, 60)
     lines = tmp_path / "base.jsonl"
-    process = subprocess.Popen([sys.executable, "-c", SLOWLY, str(tmp_path)], cwd=Path(__file__).parents[3])
+    process = subprocess.Popen([sys.executable, "-c", SLOW_RUN, str(tmp_path)], cwd=Path(__file__).parents[3])
     while process.poll() is None and not (lines.exists() and lines.stat().st_size):
         time.sleep(0.05)
     process.kill()

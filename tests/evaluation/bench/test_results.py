@@ -1,4 +1,4 @@
-"""Results files: what a kill or two runs at once leave behind, and how they are repaired or refused."""
+"""Results files: incomplete and duplicate lines after kills and concurrent runs are repaired or refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "base.jsonl"
 
 
-def test_what_was_written_is_read_back(file: Path) -> None:
+def test_results_are_read_back(file: Path) -> None:
     assert read_results(file) == RESULTS
     columns = MethodResults.read(file)
     assert [columns.result(line) for line in range(len(columns))] == RESULTS
@@ -29,7 +29,7 @@ def test_what_was_written_is_read_back(file: Path) -> None:
     assert repair(file) == 0
 
 
-def test_a_line_cut_by_a_kill_is_an_error_until_it_is_repaired(file: Path) -> None:
+def test_an_incomplete_last_line_is_an_error_until_repaired(file: Path) -> None:
     whole = file.read_text()
     file.write_text(whole + whole[:40])
     with pytest.raises(UserError, match=r"base.jsonl, line 7 is not JSON"):
@@ -40,7 +40,7 @@ def test_a_line_cut_by_a_kill_is_an_error_until_it_is_repaired(file: Path) -> No
     assert file.read_text() == ""
 
 
-def test_lines_that_two_runs_wrote_alike_count_once_and_are_repaired(file: Path) -> None:
+def test_duplicate_lines_count_once_and_are_removed_by_repair(file: Path) -> None:
     whole = file.read_text()
     file.write_text(whole + whole)
     repeated: list[int] = []
@@ -50,7 +50,7 @@ def test_lines_that_two_runs_wrote_alike_count_once_and_are_repaired(file: Path)
     assert repair(file) == 0
 
 
-def test_different_lines_of_one_picture_are_refused_and_left_alone(file: Path) -> None:
+def test_different_lines_of_a_picture_are_an_error_and_stay_unchanged(file: Path) -> None:
     whole = file.read_text()
     other = json.dumps({**json.loads(whole.splitlines()[0]), "passed": False}) + "\n"
     file.write_text(whole + other)
@@ -66,9 +66,9 @@ def test_replaced_results_keep_their_place(file: Path) -> None:
     assert read_results(file) == [*RESULTS[:2], wrong, *RESULTS[3:]]
 
 
-def test_wrong_types_are_named(file: Path) -> None:
+def test_invalid_values_are_named(file: Path) -> None:
     whole = file.read_text()
-    for old, new, sentence in (
+    for old, new, message in (
         ('"passed": true', '"passed": "yes"', r"line 1: passed: expected bool, got 'yes'"),
         ('"index": 0', '"index": true', r"line 1: index: expected int, got True"),
         ('"unseen": false, ', "", r"line 1: .*unseen"),
@@ -78,5 +78,5 @@ def test_wrong_types_are_named(file: Path) -> None:
     ):
         file.write_text(whole.replace(old, new, 1))
         assert file.read_text() != whole
-        with pytest.raises(UserError, match=sentence):
+        with pytest.raises(UserError, match=message):
             MethodResults.read(file)

@@ -1,4 +1,4 @@
-"""Tables counted from lines: rates, paired differences, and lines that cannot be counted."""
+"""Tables computed from results: rates, paired differences, and results that cannot be compared."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def row(method: str, category: str, number: int, index: int, passed: bool, noise
     )
 
 
-def many(method: str, rights: dict[str, list[list[bool]]]) -> MethodResults:
+def method_results(method: str, rights: dict[str, list[list[bool]]]) -> MethodResults:
     return MethodResults.of(lines(method, rights))
 
 
@@ -38,55 +38,57 @@ HALF = {"single": [[True, False]] * 4, "count": [[True, True], [False, False]]}
 ALL = {"single": [[True, True]] * 4, "count": [[True, True], [False, False]]}
 
 
-def test_categories_weigh_the_same() -> None:
-    (found,) = report.results({"base": many("base", HALF)})
-    assert list(found.rates) == ["single", "count", "all"]
-    assert [rate.value for rate in found.rates.values()] == [0.5, 0.5, 0.5]
-    (found,) = report.results({"base": many("base", ALL)})
-    assert found.rates["all"].value == 0.75
+def test_categories_have_equal_weight() -> None:
+    (result,) = report.compute_results({"base": method_results("base", HALF)})
+    assert list(result.rates) == ["single", "count", "all"]
+    assert [rate.value for rate in result.rates.values()] == [0.5, 0.5, 0.5]
+    (result,) = report.compute_results({"base": method_results("base", ALL)})
+    assert result.rates["all"].value == 0.75
 
 
-def test_pictures_of_a_prompt_are_not_independent() -> None:
-    """Four prompts half right leave less doubt than eight pictures half right; two prompts leave all of it."""
-    (found,) = report.results({"base": many("base", HALF)})
-    single = found.rates["single"]
+def test_the_bootstrap_resamples_prompts_not_pictures() -> None:
+    """Four prompts, half right, give a narrow interval; two prompts, one of them right, give the full range."""
+    (result,) = report.compute_results({"base": method_results("base", HALF)})
+    single = result.rates["single"]
     assert single.low == pytest.approx(0.255, abs=1e-3) and single.high == pytest.approx(0.745, abs=1e-3)
-    assert (found.rates["count"].low, found.rates["count"].high) == (0.0, 1.0)
+    assert (result.rates["count"].low, result.rates["count"].high) == (0.0, 1.0)
 
 
 def test_differences_are_paired() -> None:
-    """What both get wrong in the same prompts adds no doubt to their difference."""
+    """Prompts that both methods get wrong do not widen the interval of the difference."""
     right, wrong = [[True, True]] * 40, [[False, False]] * 40
-    apart = report.difference(
-        many("tuned", {"single": right + wrong, "count": right}),
-        many("base", {"single": right + wrong, "count": wrong}),
+    difference = report.paired_difference(
+        method_results("tuned", {"single": right + wrong, "count": right}),
+        method_results("base", {"single": right + wrong, "count": wrong}),
     )
-    single = apart.points["single"]
+    single = difference.points["single"]
     assert single.value == 0 and single.low is not None and single.high is not None
     assert -0.05 < single.low < 0 < single.high < 0.05
-    assert apart.points["all"].value == 0.5
-    assert "| tuned - base | +0.0 (-4.6 to +4.6) | +100.0 (+82.5 to +100.0) | +50.0" in report.difference_table([apart])
+    assert difference.points["all"].value == 0.5
+    assert "| tuned - base | +0.0 (-4.6 to +4.6) | +100.0 (+82.5 to +100.0) | +50.0" in report.difference_table(
+        [difference]
+    )
 
 
 def test_every_table_gives_its_number_of_prompts() -> None:
-    methods = {"base": many("base", HALF), "tuned": many("tuned", ALL)}
-    results = report.results(methods)
-    text = report.tables(results, [report.difference(methods["tuned"], methods["base"])])
+    methods = {"base": method_results("base", HALF), "tuned": method_results("tuned", ALL)}
+    results = report.compute_results(methods)
+    text = report.tables(results, [report.paired_difference(methods["tuned"], methods["base"])])
     assert text.count("| single (n = 4) | count (n = 2) | all (n = 6) |") == 2
-    fewer = report.results({**methods, "tuned": many("tuned", {**ALL, "single": ALL["single"][:2]})})
+    fewer = report.compute_results({**methods, "tuned": method_results("tuned", {**ALL, "single": ALL["single"][:2]})})
     assert "tuned: 4 prompts in all." in report.tables(fewer, [])
 
 
-def test_one_prompt_is_not_certain() -> None:
-    (found,) = report.results({"base": many("base", {"single": [[True] * 4]})})
-    assert report.rate_table([found]).splitlines()[-1].startswith("| base | 100.0 (20.7 to 100.0) |")
+def test_a_single_prompt_has_a_wilson_interval() -> None:
+    (result,) = report.compute_results({"base": method_results("base", {"single": [[True] * 4]})})
+    assert report.rate_table([result]).splitlines()[-1].startswith("| base | 100.0 (20.7 to 100.0) |")
 
 
-def test_what_was_not_drawn_from_the_same_noise_is_not_compared() -> None:
+def test_pictures_from_other_noise_are_not_compared() -> None:
     whole = lines("base", HALF)
     for other in (whole[1:], [row("base", "single", 0, 0, True, noise=5), *whole[1:]]):
         with pytest.raises(UserError, match="tuned and base cannot be compared: picture 0 of single-0-0000"):
-            report.difference(many("tuned", HALF), MethodResults.of(other))
+            report.paired_difference(method_results("tuned", HALF), MethodResults.of(other))
 
 
 COMMITTED = Path(__file__).parents[3] / "docs/results/benchmark"
@@ -96,11 +98,13 @@ def test_the_committed_rates_and_intervals_follow_from_the_committed_summary() -
     saved = read_summary(COMMITTED)
     lines = [json.loads(line) for line in (COMMITTED / "summary.jsonl").read_text().splitlines()]
     for result in saved.results:
-        own: dict[str, dict[str, float]] = {each: {} for each in result.rates if each != report.OVERALL}
+        means: dict[str, dict[str, float]] = {name: {} for name in result.rates if name != report.OVERALL}
         for line in lines:
             if line["method"] == result.method:
-                own[line["category"]][line["prompt"]] = sum(line["right"]) / len(line["right"])
-        strata = {category: [means[prompt] for prompt in sorted(means)] for category, means in own.items()}
+                means[line["category"]][line["prompt"]] = sum(line["right"]) / len(line["right"])
+        strata = {
+            category: [by_prompt[prompt] for prompt in sorted(by_prompt)] for category, by_prompt in means.items()
+        }
         for category, rate in result.rates.items():
             values = list(strata.values()) if category == report.OVERALL else [strata[category]]
             estimate = bootstrap(values, PROPORTION)

@@ -1,4 +1,4 @@
-"""SR2D's measures by hand."""
+"""The metrics of SR2D."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dpt.evaluation.bench.columns import MethodResults
 from dpt.evaluation.bench.results import ImageResult
 from dpt.evaluation.bench.tables import visor as visor_of
 from dpt.intervals import Estimate
-from tests.evaluation.bench.rows import both, row
+from tests.evaluation.bench.rows import row, sr2d_atoms
 
 
-def seen(prompt: str, *pictures: tuple[bool, bool], category: str = "left") -> list[ImageResult]:
+def prompt_results(prompt: str, *pictures: tuple[bool, bool], category: str = "left") -> list[ImageResult]:
     return [
-        row("base", prompt, i, there and placed, category=category, atoms=both(there, placed))
-        for i, (there, placed) in enumerate(pictures)
+        row("base", prompt, i, both and placed, category=category, atoms=sr2d_atoms(both, placed))
+        for i, (both, placed) in enumerate(pictures)
     ]
 
 
@@ -26,35 +26,39 @@ def visor(rows: list[ImageResult]) -> dict[str, Estimate]:
 YES, UNPLACED, NO = (True, True), (True, False), (False, False)
 
 
-def test_by_hand() -> None:
+def test_metrics_of_a_small_example() -> None:
     rows = [
-        *seen("a", YES, YES, UNPLACED, NO),
-        *seen("b", YES, NO, NO, NO),
-        *seen("c", NO, NO, NO, NO),
-        *seen("d", NO, NO, NO, NO, category="and"),
+        *prompt_results("a", YES, YES, UNPLACED, NO),
+        *prompt_results("b", YES, NO, NO, NO),
+        *prompt_results("c", NO, NO, NO, NO),
+        *prompt_results("d", NO, NO, NO, NO, category="and"),
     ]
-    found = {name: value.value for name, value in visor(rows).items()}
-    assert found == pytest.approx(
+    values = {name: value.value for name, value in visor(rows).items()}
+    assert values == pytest.approx(
         {"OA": 4 / 12, "VISOR uncond": 3 / 12, "VISOR cond": 3 / 4, "VISOR 1 of 4": 2 / 3, "VISOR 2 of 4": 1 / 3,
          "VISOR 3 of 4": 0, "VISOR 4 of 4": 0}
     )  # fmt: skip
 
 
-def test_nothing_there_is_no_division() -> None:
-    found = visor(seen("a", NO, NO))
-    assert (found["VISOR cond"].value, found["VISOR cond"].low, found["VISOR cond"].high) == (0, 0, 1)
-    assert visor(seen("a", YES, category="and")) == {}
+def test_without_detected_pairs_the_conditional_rate_is_zero() -> None:
+    metrics = visor(prompt_results("a", NO, NO))
+    assert (metrics["VISOR cond"].value, metrics["VISOR cond"].low, metrics["VISOR cond"].high) == (0, 0, 1)
+    assert visor(prompt_results("a", YES, category="and")) == {}
 
 
-def test_a_placed_pair_that_is_not_there_does_not_count() -> None:
-    assert visor(seen("a", (False, True)))["VISOR uncond"].value == 0
+def test_a_relation_without_both_objects_does_not_count() -> None:
+    assert visor(prompt_results("a", (False, True)))["VISOR uncond"].value == 0
 
 
-def test_uneven_prompts_have_no_visor_n() -> None:
-    assert list(visor([*seen("a", YES, YES), *seen("b", YES)])) == ["OA", "VISOR uncond", "VISOR cond"]
+def test_visor_n_needs_equal_numbers_of_pictures() -> None:
+    assert list(visor([*prompt_results("a", YES, YES), *prompt_results("b", YES)])) == [
+        "OA",
+        "VISOR uncond",
+        "VISOR cond",
+    ]
 
 
-def test_the_report_has_them_for_sr2d_only() -> None:
-    rows = {"base": MethodResults.of(seen("a", YES, NO))}
-    assert "VISOR cond" in report.tables(report.results(rows, "sr2d"), [])
-    assert "VISOR" not in report.tables(report.results(rows, "lmd"), [])
+def test_only_sr2d_tables_have_the_metrics() -> None:
+    rows = {"base": MethodResults.of(prompt_results("a", YES, NO))}
+    assert "VISOR cond" in report.tables(report.compute_results(rows, "sr2d"), [])
+    assert "VISOR" not in report.tables(report.compute_results(rows, "lmd"), [])

@@ -1,4 +1,4 @@
-"""Suites from files: what they mean, and every fault as a sentence with file and line."""
+"""Suites from files: their claims, and errors that name file and line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def geneval(tmp_path: Path, *lines: dict[str, Any]) -> Suite:
     return registry.load(f"geneval={file}")
 
 
-def test_geneval(tmp_path: Path) -> None:
+def test_geneval_metadata_becomes_claims(tmp_path: Path) -> None:
     suite = geneval(
         tmp_path,
         metadata(exclude=[{"class": "car", "count": 3}]),
@@ -46,34 +46,34 @@ def test_geneval(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "sentence"),
+    ("line", "message"),
     [(metadata(colour="red"), "line 2: unknown key 'colour'; known are tag, prompt"),
      (metadata(tag="counts"), "line 2: there is no task 'counts'"),
      (metadata(include=[{"class": "car", "count": 1, "size": 3}]), "line 2, 'include'|line 2: unknown key 'size'"),
-     (metadata(include=[{"class": "car"}]), "line 2: 'count' must be a whole number from 1 up, not None"),
-     (metadata(include=[{"class": "car", "count": True}]), "line 2: 'count' must be a whole number"),
+     (metadata(include=[{"class": "car"}]), "line 2: 'count' must be an integer >= 1, not None"),
+     (metadata(include=[{"class": "car", "count": True}]), "line 2: 'count' must be an integer"),
      (metadata(include=[{"class": "car", "count": 1, "color": "grue"}]), "line 2: there is no colour 'grue'"),
-     (metadata(include=[]), "line 2: 'include' names nothing"),
+     (metadata(include=[]), "line 2: 'include' is empty"),
      (metadata(include="car"), "line 2: 'include' must be a list"),
      (metadata(include=["car"]), "line 2, 'include': expected an object"),
-     (metadata(prompt=" "), "line 2: 'prompt' must be a text"),
+     (metadata(prompt=" "), "line 2: 'prompt' must be a non-empty string"),
      (metadata(include=[{"class": "car", "count": 1, "position": ["left of", 0]}]), "line 2: 'position' must be"),
      (metadata(include=[{"class": "car", "count": 1, "position": "left of"}]), "line 2: 'position' must be")],
 )  # fmt: skip
-def test_a_fault_in_geneval_names_its_line(tmp_path: Path, line: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
+def test_geneval_errors_name_the_line(tmp_path: Path, line: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         geneval(tmp_path, metadata(), line)
 
 
-def test_a_file_cut_mid_line(tmp_path: Path) -> None:
+def test_a_truncated_file_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "cut.jsonl"
     file.write_text(json.dumps(metadata()) + "\n" + json.dumps(metadata())[:30])
     for name in ("geneval", "prompts"):
-        with pytest.raises(UserError, match=r"cut.jsonl, line (1: unknown key|2 is not JSON: it may have been cut)"):
+        with pytest.raises(UserError, match=r"cut.jsonl, line (1: unknown key|2 is not valid JSON)"):
             registry.load(f"{name}={file}")
 
 
-def test_any_text_file(tmp_path: Path) -> None:
+def test_a_text_file_has_a_prompt_per_line(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("a red car\n\n  two dogs \n")
     suite = registry.load(f"prompts={file}")
@@ -81,32 +81,32 @@ def test_any_text_file(tmp_path: Path) -> None:
     assert suite.detect_config is None and suite.prompts[1].where == f"{file}, line 3"
 
 
-def test_prompts_with_ids_and_categories(tmp_path: Path) -> None:
+def test_jsonl_prompts_have_ids_and_categories(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a car", "id": "first", "category": "cars"}\n{"prompt": "a dog", "id": 7}\n')
     suite = registry.load(f"prompts={file}")
-    told = [(prompt.id, prompt.category, prompt.text) for prompt in suite.prompts]
-    assert told == [("first", "cars", "a car"), ("7", "prompts", "a dog")]
+    prompts = [(prompt.id, prompt.category, prompt.text) for prompt in suite.prompts]
+    assert prompts == [("first", "cars", "a car"), ("7", "prompts", "a dog")]
     assert registry.load(f"prompts={file}", ("cars",)).prompts == suite.prompts[:1]
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "message"),
     [('{"prompt": "a", "seed": 1}', "line 1: unknown key 'seed'"),
-     ('{"prompt": "a", "id": "../a"}', "line 1: 'id' becomes a file's name"),
-     ('{"prompt": "a", "id": "x"}\n{"prompt": "b", "id": "x"}', "line 2: the id 'x' is there already, in .* line 1"),
+     ('{"prompt": "a", "id": "../a"}', "line 1: 'id' is used in file names"),
+     ('{"prompt": "a", "id": "x"}\n{"prompt": "b", "id": "x"}', "line 2: duplicate id 'x', first used in .* line 1"),
      ('{"text": "a"}', "line 1: unknown key 'text'"), ("[]", "line 1: expected an object"),
-     ("", "holds no prompt")],
+     ("", "has no prompts")],
 )  # fmt: skip
-def test_a_fault_in_prompts_names_its_line(tmp_path: Path, text: str, sentence: str) -> None:
+def test_prompt_file_errors_name_the_line(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text(text)
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=message):
         registry.load(f"prompts={file}")
 
 
 @pytest.mark.parametrize("key", ["caption", "captions"])
-def test_coco(tmp_path: Path, key: str) -> None:
+def test_coco_captions_and_categories(tmp_path: Path, key: str) -> None:
     file = tmp_path / "five_category.json"
     file.write_text(json.dumps([{"img_id": 5, "name": "spatial", key: "a car left of a dog", "bbox": []}]))
     suite = registry.load(f"coco-nss1k={file}")
@@ -114,30 +114,31 @@ def test_coco(tmp_path: Path, key: str) -> None:
     assert suite.detect_config is None
 
 
-def test_coco_without_categories(tmp_path: Path) -> None:
+def test_coco_without_categories_has_a_default(tmp_path: Path) -> None:
     file = tmp_path / "five_category.json"
     file.write_text(json.dumps([{"caption": "two cups beside a green bottle"}]))
     assert [prompt.category for prompt in registry.load(f"coco-nss1k={file}").prompts] == ["prompts"]
 
 
-def test_the_sample_reads_as_coco() -> None:
+def test_the_shipped_sample_is_valid_coco() -> None:
     sample = Path(__file__).parents[3] / "data/sample/coco/annotations_processed_v1/five_category.json"
     assert registry.load(f"coco-nss1k={sample}").categories
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"),
-    [("{}", "must be a list"), ("[{", "is not JSON"), ('[{"name": "null"}]', "entry 0: 'caption' must be a text"),
+    ("content", "message"),
+    [("{}", "must be a list"), ("[{", "is not valid JSON"),
+     ('[{"name": "null"}]', "entry 0: 'caption' must be a non-empty string"),
      ('[{"name": "odd", "caption": "a"}]', "entry 0: there is no category 'odd'")],
 )  # fmt: skip
-def test_a_fault_in_coco_names_its_entry(tmp_path: Path, content: str, sentence: str) -> None:
+def test_coco_errors_name_the_entry(tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "five_category.json"
     file.write_text(content)
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=message):
         registry.load(f"coco-nss1k={file}")
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_missing_and_binary_files_are_user_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*none.txt"):
         registry.load(f"prompts={tmp_path / 'none.txt'}")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")

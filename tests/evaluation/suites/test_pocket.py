@@ -15,25 +15,25 @@ def prompts(request: pytest.FixtureRequest) -> list[Prompt]:
     return pocket_prompts(request.param, 200)
 
 
-def test_a_prompt_depends_on_its_number_only(prompts: list[Prompt]) -> None:
+def test_a_prompt_depends_only_on_seed_category_and_index(prompts: list[Prompt]) -> None:
     category = prompts[0].category
     assert pocket_prompts(category, 7) == prompts[:7]
     assert len({prompt.id for prompt in prompts}) == 200
     assert pocket_prompts(category, 200, seed=1) != prompts
 
 
-def test_only_words_the_pocket_knows(prompts: list[Prompt]) -> None:
+def test_prompts_use_only_words_of_the_pocket_vocabulary(prompts: list[Prompt]) -> None:
     assert {word for prompt in prompts for word in prompt.text.split()} <= set(vocabulary())
 
 
-def test_no_prompt_asks_for_the_impossible(prompts: list[Prompt]) -> None:
+def test_prompts_can_be_met_by_a_scene(prompts: list[Prompt]) -> None:
     for prompt in prompts:
         counted = [fact for fact in prompt.facts if isinstance(fact, Count)]
         assert sum(fact.n for fact in counted) <= POCKET_WORLD.max_objects
         assert len({fact.noun for fact in counted}) == len(counted)
 
 
-def test_unseen_means_held_out(prompts: list[Prompt]) -> None:
+def test_unseen_prompts_are_those_with_held_out_combinations(prompts: list[Prompt]) -> None:
     for prompt in prompts:
         kinds = {(f.noun.colour, f.noun.shape) for f in prompt.facts if isinstance(f, Count)}
         relations = {(f.first.shape, f.relation, f.second.shape) for f in prompt.facts if isinstance(f, Related)}
@@ -42,7 +42,7 @@ def test_unseen_means_held_out(prompts: list[Prompt]) -> None:
     assert any(prompt.unseen for prompt in prompts) and not all(prompt.unseen for prompt in prompts)
 
 
-def test_the_suite_is_what_it_was() -> None:
-    """Published numbers are of these very prompts: a change of the grammar needs a new suite id."""
+def test_the_prompts_have_not_changed() -> None:
+    """Published numbers refer to these prompts: a change of the grammar needs a new suite id."""
     texts = [prompt.text for category in CATEGORIES for prompt in pocket_prompts(category, 300)]
     assert hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16] == "417d4a01ded7a487"

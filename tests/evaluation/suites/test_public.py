@@ -1,4 +1,4 @@
-"""The suites that are rebuilt by rule are the published ones, to the byte."""
+"""The generated public suites equal the published files byte for byte."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_sr2d_is_the_published_file() -> None:
     assert counts == {"left": 6320, "right": 6320, "above": 6320, "below": 6320, "and": 6320, "single": 80}
 
 
-def test_facts_say_what_the_texts_say() -> None:
+def test_claims_match_the_prompts() -> None:
     by_text = {prompt.text: prompt.facts for prompt in (*lmd.suite().prompts, *sr2d.suite().prompts)}
     start = lmd.PREFIX
     assert by_text[f"{start} without cars"] == (Absent(Noun(shape="car")),)
@@ -54,23 +54,23 @@ def test_facts_say_what_the_texts_say() -> None:
     pair = next(f for text, f in by_text.items() if text.startswith(start) and "the top" in text.split(" and ")[0])
     assert isinstance(pair[2], RelationByCentres) and pair[2].relation == "above" and pair[2].best_only
     car, dog = Noun(shape="car"), Noun(shape="dog")
-    there = (Counted(car, 1, exact=False), Counted(dog, 1, exact=False))
-    assert by_text["a car to the right of a dog"] == (*there, RelationByCentres(car, "right", dog, best_only=False))
-    assert by_text["a car and a dog"] == there
-    assert by_text["a car"] == there[:1]
+    both = (Counted(car, 1, exact=False), Counted(dog, 1, exact=False))
+    assert by_text["a car to the right of a dog"] == (*both, RelationByCentres(car, "right", dog, best_only=False))
+    assert by_text["a car and a dog"] == both
+    assert by_text["a car"] == both[:1]
 
 
 @pytest.mark.parametrize(
-    ("noun", "one", "many"),
+    ("noun", "singular", "plural_form"),
     [("car", "a car", "cars"), ("airplane", "an airplane", "airplanes"), ("umbrella", "an umbrella", "umbrellas"),
      ("oven", "an oven", "ovens"), ("bench", "a bench", "benches"), ("bus", "a bus", "buses"),
      ("skis", "a skis", "skises"), ("hair drier", "a hair drier", "hair driers")],
 )  # fmt: skip
-def test_articles_and_plurals(noun: str, one: str, many: str) -> None:
-    assert (with_article(noun), plural(noun)) == (one, many)
+def test_articles_and_plurals(noun: str, singular: str, plural_form: str) -> None:
+    assert (with_article(noun), plural(noun)) == (singular, plural_form)
 
 
-def test_a_part_of_a_suite_is_spread_over_it() -> None:
+def test_a_subset_is_spread_evenly_over_the_suite() -> None:
     part = registry.load("sr2d", ("left",), per_category=10)
     assert len(part.prompts) == 10
     assert len({prompt.text.split(" ")[1] for prompt in part.prompts}) > 5
@@ -79,34 +79,36 @@ def test_a_part_of_a_suite_is_spread_over_it() -> None:
     assert len({prompt.text for prompt in negation.prompts}) == 10
 
 
-def test_the_usual_pocket_suite_is_what_it_was() -> None:
-    usual = registry.load("pocket")
-    assert len(usual.prompts) == 1500 and usual.categories == ("single", "binding", "count", "spatial", "negation")
+def test_the_default_pocket_suite_has_five_categories_of_300() -> None:
+    suite = registry.load("pocket")
+    assert len(suite.prompts) == 1500 and suite.categories == ("single", "binding", "count", "spatial", "negation")
     assert registry.load("pocket", ("single",), 3, seed=1).prompts[0].id == "single-1-0000"
 
 
 @pytest.mark.parametrize(
-    ("said", "more", "sentence"),
+    ("spec", "options", "message"),
     [("lmd2", {}, "there is no suite 'lmd2'; the suites are pocket, lmd, sr2d, geneval"),
-     ("geneval", {}, "say geneval=FILE"),
-     ("lmd=x", {}, "made by rule and reads no file"),
+     ("geneval", {}, "use geneval=FILE"),
+     ("lmd=x", {}, "lmd takes no file"),
      ("lmd", {"seed": 1}, "those of lmd are fixed"),
      ("lmd", {"categories": ("colour",)}, "no category 'colour' in lmd"),
      ("pocket", {"categories": ("colour",)}, "no category 'colour'")],
 )  # fmt: skip
-def test_what_is_not_there_is_one_sentence(said: str, more: dict, sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
-        registry.load(said, **more)
+def test_invalid_suite_options_are_user_errors(spec: str, options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        registry.load(spec, **options)
 
 
-def test_suites_rules_and_tables_need_no_torch() -> None:
+def test_suites_judge_and_tables_import_no_torch() -> None:
     rooms = "suites.registry, dpt.detect.base, dpt.claims.judge, dpt.evaluation.bench.tables"
     loaded = f"import sys, dpt.evaluation.{rooms}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", loaded], check=False).returncode == 0
 
 
-def test_what_the_detector_does_not_know_is_refused_before_drawing() -> None:
-    with pytest.raises(UserError, match="prompt lmd-000: the oracle does not know 'backpack'; it knows circle"):
+def test_a_detector_without_the_suites_classes_is_an_error() -> None:
+    with pytest.raises(
+        UserError, match="prompt lmd-000: the oracle does not detect 'backpack'; its classes are circle"
+    ):
         check_classes(lmd.suite().prompts, ("circle", "square"), "the oracle")
     check_classes(lmd.suite().prompts, None, "a detector of anything")
     check_classes(registry.load("pocket").prompts, ("circle", "square", "triangle", "cross"), "the oracle")

@@ -1,1 +1,1 @@
-"""The report as one page that needs nothing else: charts, tables, and pictures of the same noise side by side."""
+"""The report as a self-contained HTML page: charts, tables, and pictures side by side."""

@@ -20,7 +20,7 @@ STYLE = """
 body { margin: 0 auto; padding: 1rem; max-width: 70rem; background: var(--paper); color: var(--ink);
   font: 16px/1.45 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; margin: 0 0 .5rem; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
-h3 { font-size: 1rem; margin: 1rem 0 .25rem; } small, .where, .seen, .note { color: var(--soft); }
+h3 { font-size: 1rem; margin: 1rem 0 .25rem; } small, .where, .detections, .note { color: var(--soft); }
 small { font-weight: normal; } .note { font-size: .875rem; }
 dl { display: grid; grid-template-columns: fit-content(35%) 1fr; gap: .15rem .75rem; font-size: .875rem; }
 dt { color: var(--soft); } dd { margin: 0; min-width: 0; }
@@ -75,7 +75,7 @@ def difference_charts(differences: Sequence[Difference], methods: Sequence[str])
     return "".join(
         _group(
             category,
-            [_difference(methods.index(d.method), d, category, reach) for d in differences],
+            [_difference(methods.index(difference.method), difference, category, reach) for difference in differences],
         )
         for category in differences[0].points
     )

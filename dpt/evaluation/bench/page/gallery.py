@@ -1,4 +1,4 @@
-"""The pictures of a report: which are shown, and how they are embedded."""
+"""The pictures of a report: selects cases and embeds their images."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from PIL import Image
 
 from dpt.evaluation.bench.columns import UNJUDGED, Booleans, Floats, Integers, MethodResults
 from dpt.evaluation.bench.requests import open_image
-from dpt.evaluation.bench.results import ImageResult, SeenObject
+from dpt.evaluation.bench.results import DetectedObject, ImageResult
 from dpt.evaluation.suites.base import Layout, image_file
 
 
 @dataclass(frozen=True)
 class Case:
-    """One prompt and one initial noise, as each method drew it."""
+    """The pictures of all methods for the same prompt and initial noise."""
 
     results: dict[str, ImageResult]
 
@@ -32,7 +32,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Cases(Sequence[Case]):
-    """Read from the results files one at a time: a report shows few of many."""
+    """Loaded lazily from the results files: a report shows few of many."""
 
     methods: Mapping[str, MethodResults]
     lines: Integers
@@ -42,17 +42,17 @@ class Cases(Sequence[Case]):
         return len(self.lines)
 
     @overload
-    def __getitem__(self, at: int) -> Case: ...
+    def __getitem__(self, index: int) -> Case: ...
     @overload
-    def __getitem__(self, at: slice) -> Cases: ...
-    def __getitem__(self, at: int | slice) -> Case | Cases:
-        if isinstance(at, slice):
-            return Cases(self.methods, self.lines[at])
-        lines = zip(self.methods.items(), self.lines[at].tolist(), strict=True)
-        return Case({name: own.result(line) for (name, own), line in lines})
+    def __getitem__(self, index: slice) -> Cases: ...
+    def __getitem__(self, index: int | slice) -> Case | Cases:
+        if isinstance(index, slice):
+            return Cases(self.methods, self.lines[index])
+        lines = zip(self.methods.items(), self.lines[index].tolist(), strict=True)
+        return Case({name: results.result(line) for (name, results), line in lines})
 
     def __iter__(self) -> Iterator[Case]:
-        return (self[at] for at in range(len(self)))
+        return (self[index] for index in range(len(self)))
 
 
 @dataclass(frozen=True)
@@ -62,36 +62,36 @@ class Section:
 
 
 def sections(methods: Mapping[str, MethodResults], baseline: str) -> list[Section]:
-    """Every picture that all methods have is in exactly one section; no section is empty."""
-    keys = [results.line_of for results in methods.values()]
+    """Sort the pictures that all methods have into sections, without empty sections."""
+    line_maps = [results.line_of for results in methods.values()]
     base = methods[baseline]
-    shared = [line for line in range(len(base)) if all(base.key(line) in line_of for line_of in keys)]
-    lines = np.array([[line_of[base.key(line)] for line_of in keys] for line in shared], np.int64)
-    lines = lines.reshape(-1, len(keys))
+    shared = [line for line in range(len(base)) if all(base.key(line) in line_of for line_of in line_maps)]
+    lines = np.array([[line_of[base.key(line)] for line_of in line_maps] for line in shared], np.int64)
+    lines = lines.reshape(-1, len(line_maps))
     columns = zip(methods.values(), lines.T, strict=True)
-    values = np.stack([_case_values(results, of) for results, of in columns], 1)
+    values = np.stack([_case_values(results, column) for results, column in columns], 1)
     passed = base.passed[shared]
 
-    def section(title: str, which: Booleans | Integers) -> Section:
-        return Section(title, Cases(methods, lines[which]))
+    def make_section(title: str, selected: Booleans | Integers) -> Section:
+        return Section(title, Cases(methods, lines[selected]))
 
     if len(methods) == 1:
-        every = [section("Wrong", passed == 0), section("Right", passed == 1),
-                 section("Not judged", passed == UNJUDGED)]  # fmt: skip
-        return [part for part in every if part.cases]
-    at = list(methods).index(baseline)
-    gain = (np.delete(values, at, 1) - values[:, at : at + 1]).min(1)
+        candidates = [make_section("Wrong", passed == 0), make_section("Right", passed == 1),
+                      make_section("Not judged", passed == UNJUDGED)]  # fmt: skip
+        return [section for section in candidates if section.cases]
+    column = list(methods).index(baseline)
+    gain = (np.delete(values, column, 1) - values[:, column : column + 1]).min(1)
     ranked = np.lexsort((_mean_by(base.prompt[shared], gain), gain))
     alike = (values == values[:, :1]).all(1)
     backwards = ranked[::-1]
-    every = [
-        section(f"Worse than {baseline}, the worst first", ranked[gain[ranked] < 0]),
-        section(f"Better than {baseline}, and none worse", backwards[(gain[backwards] >= 0) & ~alike[backwards]]),
-        section("Wrong by all", alike & (passed == 0)),
-        section("Right by all", alike & (passed == 1)),
-        section("Alike", alike & (passed == UNJUDGED)),
+    candidates = [
+        make_section(f"Worse than {baseline}, the worst first", ranked[gain[ranked] < 0]),
+        make_section(f"Better than {baseline}, and none worse", backwards[(gain[backwards] >= 0) & ~alike[backwards]]),
+        make_section("Wrong by all", alike & (passed == 0)),
+        make_section("Right by all", alike & (passed == 1)),
+        make_section("Alike", alike & (passed == UNJUDGED)),
     ]
-    return [part for part in every if part.cases]
+    return [section for section in candidates if section.cases]
 
 
 def _case_values(results: MethodResults, lines: Integers) -> Floats:
@@ -115,7 +115,7 @@ WIDEST = 256
 
 @dataclass
 class Album:
-    """Embeds pictures until the budget is spent, and counts those left out."""
+    """Embeds pictures up to the budget, and counts those left out."""
 
     folder: Path
     layout: Layout
@@ -126,9 +126,9 @@ class Album:
     left_out: int = 0
     reduced: bool = False
 
-    def section(self, section: Section, most: int) -> str:
+    def section(self, section: Section, max_cases: int) -> str:
         figures = []
-        for case in section.cases[:most]:
+        for case in section.cases[:max_cases]:
             figure = self._figure(case)
             if figure is None:
                 break
@@ -177,12 +177,11 @@ def _data_uri(kind: str, content: bytes) -> str:
 def _image_html(name: str, result: ImageResult, uri: str, extent: tuple[int, int]) -> str:
     width, height = extent
     state = {True: "right", False: "wrong", None: "unjudged"}[result.passed]
-    boxes = "".join(_box_svg(number, detection) for number, detection in enumerate(result.objects, start=1))
+    boxes = "".join(_box_svg(number, detected) for number, detected in enumerate(result.objects, start=1))
     mark = width / 14
     numbers = "".join(
-        f'<text x="{detection.box[0] + 0.15 * mark:.1f}" y="{detection.box[1] + mark:.1f}" '
-        f'font-size="{mark:.1f}">{number}</text>'
-        for number, detection in enumerate(result.objects, start=1)
+        f'<text x="{x0 + 0.15 * mark:.1f}" y="{y0 + mark:.1f}" font-size="{mark:.1f}">{number}</text>'
+        for number, (x0, y0, *_) in enumerate((detected.box for detected in result.objects), start=1)
     )
     small = ' class="small"' if max(extent) <= SMALL else ""
     alt = escape(f"{name}: {result.prompt}")
@@ -195,17 +194,17 @@ def _image_html(name: str, result: ImageResult, uri: str, extent: tuple[int, int
     )
 
 
-def _box_svg(number: int, detection: SeenObject) -> str:
-    x0, y0, x1, y1 = detection.box
+def _box_svg(number: int, detected: DetectedObject) -> str:
+    x0, y0, x1, y1 = detected.box
     return (
         f'<rect class="box" x="{x0:.1f}" y="{y0:.1f}" width="{x1 - x0:.1f}" height="{y1 - y0:.1f}">'
-        f"<title>{number}: {escape(_box_label(detection))}</title></rect>"
+        f"<title>{number}: {escape(_box_label(detected))}</title></rect>"
     )
 
 
-def _box_label(detection: SeenObject) -> str:
-    words = " ".join(word for word in (detection.colour, detection.label) if word)
-    return f"{words} {detection.confidence:.2f}"
+def _box_label(detected: DetectedObject) -> str:
+    words = " ".join(word for word in (detected.colour, detected.label) if word)
+    return f"{words} {detected.confidence:.2f}"
 
 
 def _verdict_html(result: ImageResult) -> str:
@@ -220,8 +219,10 @@ def _details_html(result: ImageResult) -> str:
         f'<li class="{"met" if atom.met else "unmet"}">{"✓" if atom.met else "✗"} {escape(atom.text)}</li>'
         for atom in result.atoms
     )
-    parts = [f"{number}: {_box_label(detection)}" for number, detection in enumerate(result.objects, start=1)]
+    parts = [f"{number}: {_box_label(detected)}" for number, detected in enumerate(result.objects, start=1)]
     if result.unreadable:
         parts.append(f"{result.unreadable} unreadable")
     detections = "; ".join(parts)
-    return (f"<ul>{atoms}</ul>" if atoms else "") + (f'<p class="seen">{escape(detections)}</p>' if detections else "")
+    return (f"<ul>{atoms}</ul>" if atoms else "") + (
+        f'<p class="detections">{escape(detections)}</p>' if detections else ""
+    )

@@ -16,15 +16,15 @@ from dpt.evaluation.fidelity import Fidelity
 from dpt.intervals import Estimate
 
 MOST = (24, 12, 12, 12, 12)
-"""Cases shown of each section at most."""
+"""Maximum number of cases per section."""
 
 FIRST_SECTION = 0.5
-"""The part of the budget that the first section may take, so that something is left for the others."""
+"""Maximum fraction of the budget for the first section."""
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """All that a report shows."""
+    """The content of a report."""
 
     record: Mapping[str, Any]
     baseline: str
@@ -33,7 +33,7 @@ class ReportData:
     methods: Mapping[str, MethodResults]
     fidelity: Fidelity | None = None
     kept: Mapping[str, MethodResults] = field(default_factory=dict)
-    """Methods of an earlier report: without pictures here."""
+    """Methods of an earlier report, which have no pictures here."""
 
 
 def page(data: ReportData, album: Album) -> str:
@@ -41,7 +41,7 @@ def page(data: ReportData, album: Album) -> str:
     title = f"Benchmark: {suite}"
     body = "".join([
         f"<h1>{escape(title)}</h1>", _options(data), _rates(data), _differences(data),
-        _others(data), _gallery(data, album),
+        _other_metrics(data), _gallery(data, album),
     ])  # fmt: skip
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -102,11 +102,11 @@ def _differences(data: ReportData) -> str:
     return f'<h2>Differences</h2><p class="note">{note}</p><div class="charts">{charts}</div>'
 
 
-def _others(data: ReportData) -> str:
-    """Metrics beside the verdicts."""
+def _other_metrics(data: ReportData) -> str:
+    """All metrics but the verdicts."""
     cards = []
     for result in data.results:
-        cards.append(_card(f"{result.method}: the suite's own measures, %", _formatted(result.measures, "percent")))
+        cards.append(_card(f"{result.method}: the suite's metrics, %", _formatted(result.measures, "percent")))
         cards += [_card(f"{result.method}: {title}", _formatted(getattr(result, name), "plain"))
                   for name, title in SCORES.items()]  # fmt: skip
         if result.readable:
@@ -126,7 +126,7 @@ def _others(data: ReportData) -> str:
         cards.append(_card("Fréchet distance", distances))
     shown = "".join(cards)
     paragraphs = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
-    return f'<h2>Beside the judge</h2>{paragraphs}<div class="facts">{shown}</div>' if shown else ""
+    return f'<h2>Other metrics</h2>{paragraphs}<div class="facts">{shown}</div>' if shown else ""
 
 
 def _formatted(values: Mapping[str, Estimate], form: str) -> dict[str, str]:
@@ -152,10 +152,10 @@ def _gallery(data: ReportData, album: Album) -> str:
     notes = [
         "Methods side by side, from the same noise, with the boxes that were counted.",
         f"{album.shown:,} cases are shown and {album.left_out:,} left out:",
-        f"at most {MOST[0]} of a sort, and {budget / 1e6:g} MB of pictures in all.",
+        f"at most {MOST[0]} per section, and {budget / 1e6:g} MB of pictures in all.",
     ]
     if data.kept:
-        notes.append(f"Of {', '.join(data.kept)} there are no pictures here: they are from an earlier report.")
+        notes.append(f"There are no pictures of {', '.join(data.kept)}: these results are from an earlier report.")
     if album.reduced:
         notes.append(f"Pictures wider than {WIDEST} pixels are shown reduced.")
     return f'<h2>Pictures</h2><p class="note">{escape(" ".join(notes))}</p>{"".join(parts)}'
