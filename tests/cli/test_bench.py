@@ -196,7 +196,8 @@ def test_candidates_keep_the_picture_with_the_best_score(whole: Path, model: Pat
     from dpt.sampling.draw import Request, SamplingSettings, draw_latents, scored
     from dpt.score.matching import Scorer
 
-    run(options(model, tmp_path, f"best={whole},candidates=2,lora=off", categories=("single",), prompts=1))
+    changes = {"categories": ("single",), "prompts": 1, "guidance_scale": 3.0}
+    run(options(model, tmp_path, f"best={whole},candidates=2,lora=off", **changes))
     backbone, adapter = open_backbone(model, device="cpu"), open_checkpoint(whole).adapter
     assert adapter is not None
     for request in all_requests(load("pocket", ("single",), 1, 0), 2):
