@@ -81,7 +81,7 @@ def lines(folder: Path) -> Target:
         rows.repair(file)
         methods = {"base": MethodResults.read(file), "dpt": MethodResults.of(other)}
         results = report.compute_results(methods)
-        apart = [report.difference(methods["dpt"], methods["base"])]
+        apart = [report.paired_difference(methods["dpt"], methods["base"])]
         report.tables(results, apart)
         page(ReportData(BENCH, "base", results, apart, methods), Album(folder, "flat", 10**6))
 
