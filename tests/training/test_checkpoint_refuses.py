@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,21 @@ def test_tensors_that_are_none(saved: Path, content: bytes) -> None:
     with_manifest_of(saved, weights_safetensors=content)
     with pytest.raises(UserError, match=r"weights.safetensors is truncated or not a safetensors file"):
         checkpoint.load(saved)
+
+
+def test_a_pipe_in_place_of_a_manifest_or_a_configuration_is_refused_without_waiting(
+    saved: Path, tmp_path: Path
+) -> None:
+    (saved / checkpoint.MANIFEST).unlink()
+    for pipe in (saved / checkpoint.MANIFEST, tmp_path / run_folder.CONFIG):
+        os.mkfifo(pipe)
+    with pytest.raises(UserError, match="not a regular file but a named pipe"):
+        checkpoint.load(saved)
+    with (
+        pytest.raises(UserError, match="not a regular file but a named pipe"),
+        run_folder.claimed(tmp_path, RunConfig({"seed": 1})),
+    ):
+        pytest.fail("the folder was claimed")
 
 
 @pytest.mark.parametrize("text", [DEEP, "9" * 5000, "[1]"])

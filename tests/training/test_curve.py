@@ -30,7 +30,7 @@ def test_without_validation_the_losses_are_drawn(tmp_path: Path) -> None:
 
 
 def test_smoothing_never_looks_ahead() -> None:
-    assert _smoothed([1.0, 3.0, 5.0], over=2) == [1.0, 2.0, 4.0]
+    assert _smoothed([1.0, 3.0, 5.0], window=2) == [1.0, 2.0, 4.0]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from dpt.errors import UserError, fail
 from dpt.evaluation.bench.results import MOST_PICTURES, OPTIONS_KEY
 from dpt.files import atomic_file, exclusive_lock
 from dpt.methods.diffusion import check_method_name
-from dpt.untrusted import parse_json
+from dpt.untrusted import parse_json, read_text
 
 if TYPE_CHECKING:
     from dpt.evaluation.bench.requests import ImageRequest
@@ -80,7 +80,7 @@ def register_method(
         out.mkdir(parents=True, exist_ok=True)
         with _record_lock(out):
             record = (
-                parse_json(file.read_text()) if file.exists() else {OPTIONS_KEY: dict(options), **more, "methods": {}}
+                parse_json(read_text(file)) if file.exists() else {OPTIONS_KEY: dict(options), **more, "methods": {}}
             )
             known = record["methods"].setdefault(method, dict(identity))
             same = _comparable({**LATER_OPTIONS, **record[OPTIONS_KEY]}) == _comparable(options)
@@ -120,7 +120,7 @@ def _comparable(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_record(folder: Path) -> dict[str, Any]:
     try:
-        record: dict[str, Any] = parse_json((folder / RECORD).read_text())
+        record: dict[str, Any] = parse_json(read_text(folder / RECORD))
         complete = {**record, OPTIONS_KEY: {**LATER_OPTIONS, **record[OPTIONS_KEY]}}
         _check_types(complete, folder / RECORD)
         return complete

@@ -24,7 +24,7 @@ from dpt.embedded import EMBEDDED_CLIP, clip_location
 from dpt.errors import fail
 from dpt.evaluation.bench.results import OPTIONS_KEY
 from dpt.methods.diffusion import BASE
-from dpt.untrusted import parse_json
+from dpt.untrusted import parse_json, read_text
 
 if TYPE_CHECKING:
     from dpt.evaluation.bench.columns import MethodResults
@@ -189,7 +189,7 @@ def earlier_hashes(kept: Path | None, methods: Iterable[str]) -> dict[str, str]:
     if kept is None or not (kept / MANIFEST).exists():
         return {}
     try:
-        lines = parse_json((kept / MANIFEST).read_text())["lines"]
+        lines = parse_json(read_text(kept / MANIFEST))["lines"]
         return {f"{name}.jsonl": str(lines[f"{name}.jsonl"]) for name in methods}
     except (OSError, ValueError, KeyError, TypeError):
         fail(f"{kept / MANIFEST} is not the manifest of a report")

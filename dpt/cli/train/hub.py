@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dpt.cli.train.options import HubOptions
 from dpt.embedded import EMBEDDED
 from dpt.errors import UserError, fail
-from dpt.untrusted import parse_json
+from dpt.untrusted import parse_json, read_json_object, read_text
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -134,8 +134,8 @@ def model_card(name: str, root: Path, folders: Sequence[Path]) -> str:
     """The model card of the results in `folders`, trained by the run in `root`."""
     from dpt.training.engine.run_folder import CONFIG, LOG
 
-    lines = [parse_json(line) for line in (root / LOG).read_text().splitlines()]
-    settings = {"steps": lines[-1]["step"], **parse_json((root / CONFIG).read_text())}
+    lines = [parse_json(line) for line in read_text(root / LOG).splitlines()]
+    settings = {"steps": lines[-1]["step"], **read_json_object(root / CONFIG)}
     rows = {f"`{key}`": f"`{_without_path(value)}`" for key, value in settings.items() if value is not None}
     base = _base(folders[-1])
     licence = OWN_LICENCE if base == EMBEDDED else BASE_LICENCE

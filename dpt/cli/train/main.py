@@ -24,7 +24,7 @@ from dpt.cli.train.setup import (
 )
 from dpt.errors import UserError, fail, run_command
 from dpt.training.engine.interrupts import EXIT_STOPPED
-from dpt.untrusted import parse_json
+from dpt.untrusted import read_json_object
 
 if TYPE_CHECKING:
     from dpt.cli.train.hub import Hub
@@ -115,10 +115,9 @@ def recorded_model(root: Path) -> str:
     from dpt.training.engine.run_folder import CONFIG
 
     try:
-        content = parse_json((root / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return str(read_json_object(root / CONFIG).get("model_sha256", ""))
+    except UserError:
         return ""
-    return str(content.get("model_sha256", "")) if isinstance(content, dict) else ""
 
 
 OUT_OF_MEMORY = (

@@ -19,7 +19,7 @@ from torch import Tensor
 from dpt.data.cache.contents import CacheKey, differences
 from dpt.errors import DataError, UserError
 from dpt.files import atomic_file, exclusive_lock, sha256
-from dpt.untrusted import parse_json
+from dpt.untrusted import parse_json, read_bytes, read_text
 from dpt.weights import save_tensors
 
 ShardMetadata = list[Any]
@@ -66,11 +66,11 @@ def write_shard(
 
 def read_index(file: Path) -> Index:
     try:
-        index = Index(**parse_json(file.read_text(encoding="utf-8")))
+        index = Index(**parse_json(read_text(file)))
         _check_index(index)
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UserError) as error:
         raise DataError(f"{file} is not the index of a cache: {error}") from None
     return index
 
@@ -114,8 +114,8 @@ SHARD_NAME = re.compile(r"shard-\d{5,12}\.safetensors", re.ASCII)
 def recorded_key(folder: Path) -> CacheKey:
     """The key of the cache in this folder; empty if there is none."""
     try:
-        content = parse_json((folder / KEY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = parse_json(read_text(folder / KEY))
+    except (OSError, ValueError, UserError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -162,7 +162,7 @@ class CachePart:
         """Checks the sizes of the shards and the hashes of their indices. Rows are verified when they are read."""
         file = folder / MANIFEST
         try:
-            content = file.read_bytes()
+            content = read_bytes(file)
             manifest = parse_json(content)
             return cls(folder, manifest, hashlib.sha256(content).hexdigest())
         except FileNotFoundError:
@@ -222,7 +222,7 @@ class PartBuilder:
         file = self.folder / KEY
         if file.exists():
             try:
-                made = parse_json(file.read_text(encoding="utf-8"))
+                made = parse_json(read_text(file))
             except ValueError as error:
                 raise UserError(f"{file} is not valid JSON: {error}") from None
             if not isinstance(made, dict):

@@ -18,7 +18,7 @@ from dpt.evaluation.bench.columns import UNJUDGED, MethodResults
 from dpt.evaluation.bench.results import OPTIONS_KEY
 from dpt.evaluation.bench.tables import Result, compute_results
 from dpt.records import from_plain
-from dpt.untrusted import parse_json
+from dpt.untrusted import parse_json, read_text
 
 NUMBERS, SUMMARY = "results.json", "summary.jsonl"
 
@@ -70,10 +70,10 @@ class SavedSummary:
 
 def read_summary(folder: Path) -> SavedSummary:
     try:
-        record = parse_json((folder / NUMBERS).read_text())
+        record = parse_json(read_text(folder / NUMBERS))
         saved = tuple(from_plain(Result, result, f"{folder / NUMBERS}") for result in record["results"])
         verdicts: dict[str, dict[str, tuple[bool | None, ...]]] = {}
-        for text in (folder / SUMMARY).read_text().splitlines():
+        for text in read_text(folder / SUMMARY).splitlines():
             line = parse_json(text)
             right = tuple(None if verdict is None else bool(verdict) for verdict in line["right"])
             verdicts.setdefault(line["method"], {})[line["prompt"]] = right

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dpt.errors import UserError
 from dpt.files import atomic_folder, sha256
-from dpt.untrusted import parse_json
+from dpt.untrusted import parse_json, read_text
 from dpt.weights import read_weights, save_tensors
 
 MANIFEST, STATE = "manifest.json", "state.json"
@@ -46,15 +46,15 @@ def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     problem = fault(folder)
     if problem:
         raise UserError(f"checkpoint {folder} cannot be used: {problem}")
-    names = sorted(parse_json((folder / MANIFEST).read_text()))
+    names = sorted(parse_json(read_text(folder / MANIFEST)))
     tensors = {Path(name).stem: read_weights(folder / name) for name in names if name.endswith(".safetensors")}
     return tensors, _state(folder / STATE)
 
 
 def _state(file: Path) -> dict[str, Any]:
     try:
-        state = parse_json(file.read_text())
-    except (OSError, ValueError) as error:
+        state = parse_json(read_text(file))
+    except (OSError, ValueError, UserError) as error:
         raise UserError(f"{file} cannot be read: {error}") from None
     if not (isinstance(state, dict) and type(state.get("step")) is int and state["step"] >= 0):
         raise UserError(f"{file} has no valid step")
@@ -110,7 +110,7 @@ def newest_good(root: Path) -> Path | None:
 def fault(folder: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None."""
     try:
-        manifest = parse_json((folder / MANIFEST).read_text())
+        manifest = parse_json(read_text(folder / MANIFEST))
         unlisted = sorted({STATE, *(file.name for file in folder.glob("*.safetensors"))} - manifest.keys())
         if unlisted:
             return f"its {MANIFEST} does not list {unlisted[0]}"
@@ -124,7 +124,7 @@ def fault(folder: Path) -> str | None:
                 return f"{name} differs from what was saved (size or SHA-256)"
     except FileNotFoundError:
         return f"it has no {MANIFEST}, so it was not written completely"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
         return f"its {MANIFEST} cannot be read ({error})"
     return None
 

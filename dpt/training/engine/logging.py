@@ -18,7 +18,7 @@ from dpt.errors import UserError
 from dpt.records import is_number
 from dpt.training.engine.run_folder import LOG, append_log
 from dpt.training.engine.settings import BatchPlan
-from dpt.untrusted import parse_json
+from dpt.untrusted import parse_json, read_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -186,7 +186,7 @@ def read_log(root: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The records of the losses, and those of the validations."""
     file = root / LOG
     try:
-        lines = [parse_json(line) for line in file.read_text().splitlines()]
+        lines = [parse_json(line) for line in read_text(file).splitlines()]
     except OSError as error:
         raise UserError(f"there is no run in {root}: {file.name} cannot be read ({error.strerror})") from None
     except ValueError:

@@ -15,7 +15,7 @@ from typing import Any
 from dpt.errors import UserError
 from dpt.files import atomic_file, exclusive_lock
 from dpt.training.engine import checkpoint
-from dpt.untrusted import parse_json
+from dpt.untrusted import parse_json, read_text
 
 CONFIG, LOG = "config.json", "log.jsonl"
 
@@ -127,8 +127,8 @@ def _step_of(line: str) -> float:
 
 def _recorded(file: Path) -> Mapping[str, Any]:
     try:
-        recorded = parse_json(file.read_text())
-    except (OSError, ValueError) as error:
+        recorded = parse_json(read_text(file))
+    except (OSError, ValueError, UserError) as error:
         raise UserError(f"{file} cannot be read: {error}") from None
     if not isinstance(recorded, dict):
         raise UserError(f"{file} is not the configuration of a run")
