@@ -177,7 +177,7 @@ def npy(folder: Path) -> Target:
 
 
 def kept(name: str) -> Callable[[Path], Target]:
-    """An earlier report, whose methods are merged into a new result."""
+    """An earlier report, whose methods are merged into a new one."""
 
     def make(folder: Path) -> Target:
         own = [row("base", "a"), row("base", "b", passed=False)]
@@ -223,8 +223,8 @@ def model_file(name: str) -> Callable[[Path], Target]:
 
 HEADER = b"\x93NUMPY\x01\x00"
 HOSTILE_NPY = tuple(
-    HEADER + len(result).to_bytes(2, "little") + result
-    for result in (
+    HEADER + len(header).to_bytes(2, "little") + header
+    for header in (
         b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }\n",
         b"{'descr': '<f4', 'fortran_order': False, 'shape': (9999999999999999999, 2), }\n",
         b"{'descr': '|O', 'fortran_order': False, 'shape': (4, 2, 2), }\n" + b"cos\nsystem\n(S'false'\ntR.",
@@ -242,7 +242,7 @@ PARSERS = (
     Parser("cache: manifest", cache_manifest, JSON_MUTATIONS, HOSTILE_JSON),
     Parser("cache: index", cache_file(index_file), JSON_MUTATIONS, HOSTILE_JSON),
     Parser("cache: shard", cache_file(lambda shard: shard), HEADERS, HOSTILE_HEADERS),
-    Parser("cache: index of an unfinished result", cache_resumed, JSON_MUTATIONS, HOSTILE_JSON),
+    Parser("cache: index of an unfinished one", cache_resumed, JSON_MUTATIONS, HOSTILE_JSON),
     Parser("cache: key", cache_key, JSON_MUTATIONS, HOSTILE_JSON),
     Parser("cache: published latents", npy, (mutate_bytes,), HOSTILE_NPY),
     Parser("model: index", model_file("model_index.json"), JSON_MUTATIONS, HOSTILE_JSON),

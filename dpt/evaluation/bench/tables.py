@@ -38,7 +38,7 @@ class Result:
     itm: dict[str, Estimate] = field(default_factory=dict)
     """Mean matching score of an adapter."""
     measures: dict[str, Estimate] = field(default_factory=dict)
-    """The suite's results metrics."""
+    """The suite's own metrics, as VISOR of SR2D."""
     pictures: int = 0
     clipped: int = 0
     outside: int = 0
