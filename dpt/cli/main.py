@@ -33,6 +33,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("dpt.cli.commands.checkpoints:export", "convert a checkpoint for diffusers, ComfyUI or A1111"),
     "info": ("dpt.cli.commands.checkpoints:info", "describe a checkpoint, a LoRA file, a training state or a model"),
     "pocket build": ("dpt.cli.commands.pocket:build", "train the embedded model from scratch, resumably"),
+    "pocket diagnose": (
+        "dpt.cli.commands.pocket:diagnose",
+        "measure what a model's text encoder and layout distinguish",
+    ),
     "pocket measure": ("dpt.cli.commands.pocket:measure", "sample the pocket suite and count correct images"),
     "probe": ("dpt.cli.commands.probe:probe", "measure adapters by feature, timestep and type of negative"),
     "scenes check": ("dpt.cli.commands.scenes:check", "measure how well the oracle reads rendered scenes"),

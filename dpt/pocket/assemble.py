@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +48,8 @@ def assemble(out: Path, clip: ClipStage, text_encoder: CLIPTextModel, vae: Autoe
         "unet": unet.model,
         "scheduler": unet.scheduler,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
-        fresh = Path(temporary) / out.name
-        with _HalfPrecision(vae, text_encoder, unet.model, clip.model):
+    with replace_folder(out) as fresh:
+        with HalfPrecision(vae, text_encoder, unet.model, clip.model):
             for name, part in parts.items():
                 part.save_pretrained(fresh / name)
             clip.model.save_pretrained(fresh / "clip")
@@ -57,7 +57,16 @@ def assemble(out: Path, clip: ClipStage, text_encoder: CLIPTextModel, vae: Autoe
         _write(fresh / "clip" / "preprocessor_config.json", IMAGE_PROCESSOR)
         _write(fresh / "model_index.json", _index(parts))
         for config in ("text_encoder/config.json", "clip/config.json"):
-            _declare_float32(fresh / config)
+            declare_float32(fresh / config)
+
+
+@contextmanager
+def replace_folder(out: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of `out` at the end; a model card already there is kept."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
+        fresh = Path(temporary) / out.name
+        yield fresh
         for name in KEPT:
             if (out / name).exists():
                 shutil.copy2(out / name, fresh / name)
@@ -76,7 +85,7 @@ def forget_untrained_tokens(text_encoder: CLIPTextModel, tokenizer: CLIPTokenize
     table[unused] = 0
 
 
-class _HalfPrecision:
+class HalfPrecision:
     """Converts modules to half precision inside the block and back to float32 after it."""
 
     def __init__(self, *modules: nn.Module) -> None:
@@ -103,7 +112,7 @@ def _write(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _declare_float32(config: Path) -> None:
+def declare_float32(config: Path) -> None:
     """The weights are stored in half precision for size only: set the dtype that they load in to float32."""
     content = read_json_object(config)
     for part in (content, content.get("text_config", {}), content.get("vision_config", {})):

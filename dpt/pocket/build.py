@@ -42,10 +42,10 @@ def build(
     clip_stage = ClipStage(recipe.text, world, recipe.seed, device)
     vae_stage = VaeStage(recipe.vae, world, recipe.seed, device)
     if start is None:
-        complete = _train_alone(clip_stage, recipe.text.schedule, recipe.text, work, until, processes)
+        complete = train_alone(clip_stage, recipe.text.schedule, recipe.text, work, until, processes)
         if not complete or last == "clip":
             return complete
-        complete = _train_alone(vae_stage, recipe.vae.schedule, recipe.vae, work, until, processes)
+        complete = train_alone(vae_stage, recipe.vae.schedule, recipe.vae, work, until, processes)
         if not complete or last == "vae":
             return complete
         whiten(vae_stage.model, pictures(vae_stage.world, recipe.seed + 1, 0, WHITENING_SCENES))
@@ -81,7 +81,7 @@ def load_weights(folder: Path, kind: Any, stage: Stage) -> None:
         raise UserError(f"cannot start from {folder}, which is not what the recipe describes: {reason}") from error
 
 
-def _train_alone(
+def train_alone(
     stage: Stage, schedule: Schedule, recipe: Any, work: Path, until: float | None, processes: Processes
 ) -> bool:
     """By the main process; the others wait and then load the result.
