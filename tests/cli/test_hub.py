@@ -93,7 +93,7 @@ def test_a_hub_that_would_not_take_it_is_noticed_at_once(
     assert "--push_to_hub needs a token: log in with `hf auth login`" in refused(command, capsys)
     assert "cannot upload probe" in (said := refused([*command, "--hub_token", "hf_other"], capsys))
     assert "(Invalid user token.)" in said and "hf_other" not in said
-    assert "has characters that no token has" in refused([*command, "--hub_token", "hf_two\nlines"], capsys)
+    assert "has blanks or characters outside ASCII" in refused([*command, "--hub_token", "hf_two\nlines"], capsys)
     assert "Repo id must" in refused([*known, "--hub_model_id", "no/such/name"], capsys)
     hub.role = "read"
     assert "(this token may only read); nothing was trained" in refused(known, capsys)
