@@ -4,7 +4,36 @@ from __future__ import annotations
 
 import os
 import tempfile
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("DPT_CACHE_DIR", tempfile.mkdtemp(prefix="dpt-cache-"))
+
+import pytest
+
+SLOW = (
+    "cli",
+    "faults",
+    "fuzz",
+    "pocket",
+    "tools",
+    "data/cache",
+    "checkpoints",
+    "evaluation/bench/test_judging.py",
+    "training/test_resume.py",
+    "training/test_stage1.py",
+    "training/test_published_schedule.py",
+    "test_docs.py",
+    "test_recipes.py",
+    "test_generation_defaults.py",
+)
+"""Folders and files of tests that start processes or train: `make check` leaves them to `make test`."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    root = Path(__file__).parent
+    for item in items:
+        place = item.path.relative_to(root).as_posix()
+        if any(place == slow or place.startswith(f"{slow}/") for slow in SLOW):
+            item.add_marker(pytest.mark.slow)

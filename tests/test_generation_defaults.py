@@ -89,7 +89,7 @@ def test_every_command_samples_with_the_models_guidance_scale(
     (folder,) = Path("outputs").iterdir()
     scales["txt2img"] = json.loads((folder / "manifest.json").read_text())["settings"]["guidance_scale"]
     bench_options = bench.RunOptions(("base",), pretrained_model_name_or_path=str(model))
-    scales["bench"] = bench.completed(bench_options).guidance_scale
+    scales["bench"] = bench.with_defaults(bench_options).guidance_scale
     seen: list[SamplingSettings] = []
     monkeypatch.setattr("dpt.pocket.measure.measure", lambda *args: seen.append(args[4]))
     pocket.measure(pocket.MeasureOptions(model=model))

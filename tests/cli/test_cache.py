@@ -279,9 +279,12 @@ def test_published_latents_are_used_with_a_warning(run: Commands, root: Path) ->
         np.save(folder / f"{picture.stem}.npy", np.zeros((4, 16, 16), np.float16))
     code, out, error = run.train(root, f"--cache {folder}")
     assert code == 0 and f"using {folder}: published latents of 24 pictures" in out
-    assert f"warning: nothing says which model made the latents in {folder}" in error
+    assert f"warning: the latents in {folder} do not record their model or preprocessing" in error
     code, _, error = run.train(root, f"--cache {folder} --random_flip", "flip")
-    assert code == 2 and "has no latents of mirrored pictures: do without --random_flip, or use `dpt cache`" in error
+    assert (
+        code == 2
+        and "has no latents of mirrored pictures: leave out --random_flip, or make a cache with `dpt cache`" in error
+    )
 
 
 @pytest.mark.parametrize(

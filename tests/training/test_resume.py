@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from dpt import files
 from dpt.errors import UserError
 from dpt.training.engine import checkpoint, run_folder
 from dpt.training.engine.loop import Outcome
@@ -77,11 +78,11 @@ def test_killed_at_any_moment_and_resumed(tmp_path: Path, uninterrupted: Path, s
     assert not list(tmp_path.glob(".*")), "nothing half-written is left"
 
 
-@pytest.mark.parametrize("moment", ["_flush", "sha256", "save_file"])
+@pytest.mark.parametrize("module, moment", [(files, "_flush"), (checkpoint, "sha256"), (checkpoint, "save_tensors")])
 def test_killed_in_the_middle_of_saving(
-    tmp_path: Path, uninterrupted: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, uninterrupted: Path, module: Any, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ordinary, calls = getattr(checkpoint, moment), []
+    ordinary, calls = getattr(module, moment), []
 
     def deadly(*arguments: Any) -> Any:
         calls.append(arguments)
@@ -90,7 +91,7 @@ def test_killed_in_the_middle_of_saving(
         return ordinary(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, moment, deadly)
+        patched.setattr(module, moment, deadly)
         child = in_a_child(lambda: loop(tmp_path, Line(dropout=0.3)).run())
         assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert loop(tmp_path, Line(dropout=0.3)).run().finished
