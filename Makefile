@@ -18,8 +18,9 @@ demo: environment
 # Each test process has one thread, so as many run as there are cores.
 PYTEST = $(RUN) -m pytest -q -n auto --dist worksteal
 
+# Folders whose tests are all slow are not even imported.
 check: lint
-	$(PYTEST) -m "not slow and not nightly"
+	$(PYTEST) -m "not slow and not nightly" $(foreach slow,cli faults fuzz pocket checkpoints detect lora,--ignore=tests/$(slow))
 
 test: dev-environment
 	$(PYTEST) -m "not nightly"
