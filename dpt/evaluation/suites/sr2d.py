@@ -14,19 +14,10 @@ from typing import Any
 
 from dpt.claims.detections import DetectConfig
 from dpt.claims.facts import Claim, Count, Noun, Prompt, RelationByCentres
+from dpt.claims.words import COCO_NOUNS as NOUNS
 from dpt.claims.words import with_article
 from dpt.evaluation.suites.base import Suite
 
-_NAMES = (
-    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,"
-    "bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,"
-    "skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,"
-    "cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,"
-    "potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,"
-    "refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"
-)
-
-NOUNS = tuple(_NAMES.split(","))
 
 RELATIONS = {"to the left of": "left", "to the right of": "right", "above": "above", "below": "below"}
 
