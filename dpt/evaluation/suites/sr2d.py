@@ -18,7 +18,6 @@ from dpt.claims.words import COCO_NOUNS as NOUNS
 from dpt.claims.words import with_article
 from dpt.evaluation.suites.base import Suite
 
-
 RELATIONS = {"to the left of": "left", "to the right of": "right", "above": "above", "below": "below"}
 
 SHA256 = "ebe9b1199fd3c00aeb32f04b17d947319f40eb6edb87e97621277e5b61379048"
