@@ -185,8 +185,8 @@ def _lmd(text: str, body: str) -> ParsedPrompt:
             relation = LOCATIONS[places[0][2]]
             counts = Count(first, 1, exact=False), Count(second, 1, exact=False)
             facts = (*counts, RelationByCentres(first, relation, second, best_only=True))
-            objects, relations = (first, second), (ObjectRelation(0, relation, 1),)
-            return ParsedPrompt(text, "lmd", objects, relations, facts=facts, background=background)
+            relations = (ObjectRelation(0, relation, 1),)
+            return ParsedPrompt(text, "lmd", (first, second), relations, facts=facts, background=background)
         raise UnsupportedPrompt(text, "the two places are not opposite, or hold more than one known object each")
     groups = [_group(part, heads) for part in parts]
     whole = tuple(group for group in groups if group)
