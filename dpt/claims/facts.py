@@ -129,7 +129,7 @@ class RelationByCentres:
         firsts, seconds = self.first.among(things), self.second.among(things)
         if self.best_only:
             firsts, seconds = best(firsts, 1), best(seconds, 1)
-        return any(_offset(a.box, b.box, self.relation) > 0 for a in firsts for b in seconds if a is not b)
+        return any(offset(a.box, b.box, self.relation) > 0 for a in firsts for b in seconds if a is not b)
 
 
 IGNORED_OFFSET = 0.1
@@ -162,8 +162,8 @@ class RelationOfBest:
     def _lies(self, first: Box, second: Box) -> bool:
         across = self.relation in ("left", "right")
         extent = first.width + second.width if across else first.height + second.height
-        distance = hypot(_offset(first, second, "left"), _offset(first, second, "above"))
-        beyond = _offset(first, second, self.relation) - IGNORED_OFFSET * extent
+        distance = hypot(offset(first, second, "left"), offset(first, second, "above"))
+        beyond = offset(first, second, self.relation) - IGNORED_OFFSET * extent
         return distance > 0 and beyond > MIN_ALIGNMENT * distance
 
 
@@ -199,7 +199,7 @@ def nouns_of(claim: Claim) -> tuple[Noun, ...]:
     return (claim.noun,)
 
 
-def _offset(first: Box, second: Box, relation: str) -> float:
+def offset(first: Box, second: Box, relation: str) -> float:
     """How far the first centre lies beyond the second in the direction of the relation."""
     (ax, ay), (bx, by) = first.centre, second.centre
     return {"left": bx - ax, "right": ax - bx, "above": by - ay, "below": ay - by}[relation]

@@ -54,7 +54,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class _JudgedObject:
+class JudgedObject:
     """A detection in the form that claims check: the `Thing` protocol."""
 
     shape: str
@@ -70,19 +70,24 @@ def judge(prompt: Prompt, detections: Detections, config: DetectConfig | None = 
     `config` is the query config of an open-vocabulary detector. It is None for a closed-set detector, which must also
     be able to read every object.
     """
-    if config is None:
-        objects = [_detected_object(detection) for detection in detections.objects]
-        atoms = [Atom("readable", "everything readable", not detections.unreadable)]
-    else:
-        nouns = config.phrases(prompt)
-        counted = counted_detections(prompt, detections, config).objects
-        objects = [_queried_object(detection, nouns[detection.label]) for detection in counted]
-        atoms = []
+    objects = judged_objects(prompt, detections, config)
+    atoms = [Atom("readable", "everything readable", not detections.unreadable)] if config is None else []
     if prompt.closed:
         total = sum(claim.n for claim in prompt.facts if isinstance(claim, Count))
         atoms.append(Atom("total", f"{total} objects in all", len(objects) == total))
     atoms += [Atom(_SORTS[type(claim)], claim_text(claim), claim.holds(objects)) for claim in prompt.facts]
     return Verdict(tuple(atoms))
+
+
+def judged_objects(
+    prompt: Prompt, detections: Detections, config: DetectConfig | None = None
+) -> list[JudgedObject]:
+    """The detections that count for the prompt, as things with a shape, a colour and a size."""
+    if config is None:
+        return [_detected_object(detection) for detection in detections.objects]
+    nouns = config.phrases(prompt)
+    counted = counted_detections(prompt, detections, config).objects
+    return [_queried_object(detection, nouns[detection.label]) for detection in counted]
 
 
 def counted_detections(prompt: Prompt, detections: Detections, config: DetectConfig) -> Detections:
@@ -114,15 +119,15 @@ def claim_text(claim: Claim) -> str:
             return f"no {_noun_text(noun)}"
 
 
-def _detected_object(detection: Detection) -> _JudgedObject:
+def _detected_object(detection: Detection) -> JudgedObject:
     colour, size = detection.colour or "", detection.size or ""
-    return _JudgedObject(detection.label, colour, size, detection.box, detection.confidence)
+    return JudgedObject(detection.label, colour, size, detection.box, detection.confidence)
 
 
-def _queried_object(detection: Detection, noun: Noun) -> _JudgedObject:
+def _queried_object(detection: Detection, noun: Noun) -> JudgedObject:
     """The colour is that of the queried noun or, if it has none, the one classified from the box."""
     colour = noun.colour or detection.colour or ""
-    return _JudgedObject(noun.shape or "", colour, noun.size or "", detection.box, detection.confidence)
+    return JudgedObject(noun.shape or "", colour, noun.size or "", detection.box, detection.confidence)
 
 
 def _noun_text(noun: Noun) -> str:
