@@ -128,6 +128,9 @@ class Processes:
             ) from error
 
 
+ONE_PROCESS = Processes()
+
+
 @contextmanager
 def processes() -> Iterator[Processes]:
     """The processes that a launcher started. They exchange names and numbers only, over the CPU."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dpt.claims.facts import Noun, Prompt
-from dpt.claims.words import ANYTHING, NUMBERS, RELATION_WORDS, article, plural
+from dpt.claims.words import ANYTHING, IRREGULAR_PLURALS, NUMBERS, RELATION_WORDS, article, plural
 
 SCENE = "A realistic photo of a scene"
 """How the prompts of LLM-grounded Diffusion begin, before "with" or "without"."""
@@ -16,18 +16,6 @@ OPENINGS = ("a photo of", "a picture of", "an image of", "a drawing of", "a real
 NUMBER_WORDS = (*NUMBERS, "six", "seven", "eight", "nine", "ten")
 
 PLACES = {"left": ("left", "right"), "right": ("right", "left"), "above": ("top", "bottom"), "below": ("bottom", "top")}
-
-IRREGULAR = {
-    "person": "people",
-    "sheep": "sheep",
-    "mouse": "mice",
-    "computer mouse": "computer mice",
-    "knife": "knives",
-    "skis": "skis",
-    "scissors": "scissors",
-    "broccoli": "broccoli",
-}
-"""Plurals of nouns of COCO that `plural` does not form."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +68,7 @@ def _counted(phrase: Phrase, digits: bool, digits_for_one: bool, an: bool) -> st
 def _words(noun: Noun, many: bool) -> str:
     head = noun.shape or ANYTHING[0]
     if many:
-        head = IRREGULAR.get(head) or plural(head)
+        head = IRREGULAR_PLURALS.get(head) or plural(head)
     return " ".join(word for word in (noun.size, noun.colour, head) if word)
 
 

@@ -79,9 +79,7 @@ def judge(prompt: Prompt, detections: Detections, config: DetectConfig | None = 
     return Verdict(tuple(atoms))
 
 
-def judged_objects(
-    prompt: Prompt, detections: Detections, config: DetectConfig | None = None
-) -> list[JudgedObject]:
+def judged_objects(prompt: Prompt, detections: Detections, config: DetectConfig | None = None) -> list[JudgedObject]:
     """The detections that count for the prompt, as things with a shape, a colour and a size."""
     if config is None:
         return [_detected_object(detection) for detection in detections.objects]

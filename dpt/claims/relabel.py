@@ -78,6 +78,8 @@ class RelabelConfig:
             raise UserError(f"--cross_class_nms is an IoU between 0 and 1, not {self.cross_class_nms}")
 
 
+TRUTHFUL = RelabelConfig()
+
 PUBLISHED = RelabelConfig(
     relation_policy="opposite", empty_policy="keep_zero", counting="digits", articles="a", others_are_faults=True
 )
@@ -113,7 +115,7 @@ class _Group:
 def relabel(
     prompt: Prompt,
     detections: Detections,
-    config: RelabelConfig = RelabelConfig(),
+    config: RelabelConfig = TRUTHFUL,
     detect_config: DetectConfig | None = None,
 ) -> RelabelledPrompt:
     """The caption for what was detected, and whether the prompt itself was met.
@@ -222,9 +224,7 @@ def _relation_holds(claim: RelationClaim, things: Sequence[JudgedObject], tie_ma
     return farthest > tie_margin or not tie_margin
 
 
-def _relation(
-    prompt: Prompt, groups: Sequence[_Group], reason: Reason, config: RelabelConfig
-) -> RelationClaim | None:
+def _relation(prompt: Prompt, groups: Sequence[_Group], reason: Reason, config: RelabelConfig) -> RelationClaim | None:
     """The relation of the first two groups that the new caption states, if each is a single object."""
     claim = _relation_claim(prompt)
     if claim is None or len(groups) < 2 or not (groups[0].single and groups[1].single):
@@ -253,9 +253,7 @@ def _groups(prompt: Prompt, things: Sequence[JudgedObject]) -> list[_Group]:
     """
     named = _named_nouns(prompt)
     relevant = [
-        thing
-        for thing in things
-        if prompt.closed or any(noun.shape in (None, thing.shape) for noun in prompt.nouns)
+        thing for thing in things if prompt.closed or any(noun.shape in (None, thing.shape) for noun in prompt.nouns)
     ]
     nouns = [_noun_of(thing, prompt) for thing in relevant]
     kinds = Counter(nouns)

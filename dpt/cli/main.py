@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "download": ("dpt.cli.commands.checkpoints:download", "download the published checkpoint from the hub"),
     "export": ("dpt.cli.commands.checkpoints:export", "convert a checkpoint for diffusers, ComfyUI or A1111"),
     "info": ("dpt.cli.commands.checkpoints:info", "describe a checkpoint, a LoRA file, a training state or a model"),
+    "ipr run": ("dpt.cli.ipr.run:run", "train on relabelled samples of the model itself, round after round"),
     "pocket build": ("dpt.cli.commands.pocket:build", "train the embedded model from scratch, resumably"),
     "pocket diagnose": (
         "dpt.cli.commands.pocket:diagnose",

@@ -48,7 +48,13 @@ DOGS_AND_CAT = seen(at("dog", 0, 0), at("dog", 5, 30), at("cat", 30, 0))
     [
         (seen(at("dog", 0, 0), at("cat", 30, 5)), True, "a dog to the left of a cat", None, "location"),
         (seen(at("dog", 30, 0), at("cat", 0, 5)), False, "a dog to the right of a cat", None, "location"),
-        (seen(at("dog", 7, 0), at("cat", 7, 40)), False, "a dog to the right of a cat", "a dog above a cat", "location"),
+        (
+            seen(at("dog", 7, 0), at("cat", 7, 40)),
+            False,
+            "a dog to the right of a cat",
+            "a dog above a cat",
+            "location",
+        ),
         (DOGS_AND_CAT, False, "2 dog and 1 cat", "two dogs and a cat", "number"),
         (seen(at("dog", 0, 0), at("dog", 20, 0)), False, "2 dog", "two dogs", "number"),
         (seen(at("cat", 0, 0)), False, "1 cat", "a cat", "number"),

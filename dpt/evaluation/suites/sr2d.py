@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 @lru_cache(maxsize=1)
 def suite() -> Suite:
-    return Suite("sr2d", "sr2d-1", tuple(_prompt(row) for row in rows()), DETECT, detector="owlvit")
+    return Suite("sr2d", "sr2d-1", tuple(prompt_of_row(row) for row in rows()), DETECT, detector="owlvit")
 
 
 def rows() -> list[Row]:
@@ -60,7 +60,7 @@ def _row(number: int, first: str, second: str | None, relation: str) -> Row:
     }
 
 
-def _prompt(row: Row) -> Prompt:
+def prompt_of_row(row: Row) -> Prompt:
     nouns = [Noun(shape=name) for name in (*row["obj_1_attributes"], *row["obj_2_attributes"]) if name]
     facts: list[Claim] = [Count(noun, 1, exact=False) for noun in nouns]
     relation = RELATIONS.get(row["rel_type"])
@@ -68,3 +68,11 @@ def _prompt(row: Row) -> Prompt:
         facts.append(RelationByCentres(nouns[0], relation, nouns[1], best_only=False))
     category = relation or row["rel_type"]
     return Prompt(f"sr2d-{row['unique_id']:05d}", category, row["text"], tuple(facts), closed=False)
+
+
+def row_of_prompt(prompt: Prompt) -> Row:
+    """The published row of a prompt that `prompt_of_row` made."""
+    names = [noun.shape or "" for noun in prompt.nouns]
+    relation = next((words for words, name in RELATIONS.items() if name == prompt.category), prompt.category)
+    number = int(prompt.id.rpartition("-")[2])
+    return _row(number, names[0], names[1] if len(names) > 1 else None, relation)

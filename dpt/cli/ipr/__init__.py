@@ -1,0 +1,1 @@
+"""`dpt ipr`: iterative prompt relabelling, a whole run or one stage at a time."""

@@ -1,0 +1,191 @@
+"""The options of iterative prompt relabelling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Literal
+
+from dpt.claims.relabel import Reason, RelabelConfig
+from dpt.errors import UserError
+
+MOST_ROUNDS = 100
+
+
+def _at_least(flag: str, value: float | None, least: float) -> None:
+    if value is not None and not (isfinite(value) and value >= least):
+        raise UserError(f"--{flag} must be at least {least:g}, not {value:g}")
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """Which prompts are sampled for training, and which are held out to measure."""
+
+    suite: str = "pocket"
+    """pocket, sr2d, lmd, geneval=FILE, or a JSON list of prompts as SR2D has it."""
+    categories: tuple[str, ...] = ()
+    """Default: all of the suite's, for pocket all but complex."""
+    prompts: int = 100
+    """Training prompts per category."""
+    held_out: int = 100
+    """Prompts per category to measure on. None of their pairs of nouns is trained on."""
+    held_out_fraction: float = 0.25
+    """The fraction of pairs of nouns (of prompts with one noun: of prompts) that is held out."""
+    prompts_seed: int = 0
+    """Another seed draws other prompts and holds out others; the pocket suite only."""
+
+    def __post_init__(self) -> None:
+        _at_least("prompts", self.prompts, 1)
+        _at_least("held_out", self.held_out, 0)
+        if not 0 <= self.held_out_fraction < 1:
+            raise UserError(f"--held_out_fraction is at least 0 and below 1, not {self.held_out_fraction:g}")
+        if self.held_out and not self.held_out_fraction:
+            raise UserError("--held_out_fraction 0 leaves no prompt to measure on: give --held_out 0 as well")
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """How images are sampled, the same way in every round."""
+
+    per_prompt: int = 4
+    """Images per prompt."""
+    num_timesteps: int = 25
+    guidance_scale: float | None = None
+    """By default the model's own: its generation_defaults.json, or 7.5."""
+    scheduler: str = "ddim"
+
+    def __post_init__(self) -> None:
+        _at_least("per_prompt", self.per_prompt, 1)
+        _at_least("num_timesteps", self.num_timesteps, 1)
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """What reads the images."""
+
+    detector: str | None = None
+    """oracle, owlv2, owlvit, grounding-dino, detr, rt-detr, d-fine, or a checkpoint of one of these; default: the
+    suite's own."""
+    detect_threshold: float | None = None
+    """Scores count above this; default: the suite's. The published code has 0.45, for GLIP."""
+    detect_nms: float | None = None
+    """IoU above which the lower-scoring of two boxes of one noun is dropped; default: the suite's."""
+    colours: str | None = None
+    """A CLIP that names the colour of each box, for prompts with colours and a detector without."""
+
+    def __post_init__(self) -> None:
+        for flag, value in (("detect_threshold", self.detect_threshold), ("detect_nms", self.detect_nms)):
+            if value is not None and not 0 <= value <= 1:
+                raise UserError(f"--{flag} is between 0 and 1, not {value:g}")
+
+
+@dataclass(frozen=True)
+class WeightConfig:
+    """The factor of an image's loss, by what the detector decided."""
+
+    weight_correct: float = 1.0
+    """Of an image that shows its prompt."""
+    weight_number: float = 0.5
+    """Of a wrong number of objects."""
+    weight_colour: float = 0.5
+    weight_location: float = 0.5
+    weight_by_confidence: bool = False
+    """Multiply by the mean score of the detections."""
+
+    def __post_init__(self) -> None:
+        for name in ("weight_correct", "weight_number", "weight_colour", "weight_location"):
+            _at_least(name, getattr(self, name), 0)
+
+    def of(self, correct: bool, reason: Reason, confidences: tuple[float, ...]) -> float:
+        weight: float = self.weight_correct if correct else getattr(self, f"weight_{reason}")
+        if self.weight_by_confidence and confidences:
+            weight *= sum(confidences) / len(confidences)
+        return weight
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """What a round is trained on."""
+
+    merge: Literal["first+latest", "all", "latest"] = "first+latest"
+    """The rounds whose images are trained on: the first and the latest (published), all so far, or the latest."""
+    also: tuple[Path, ...] = ()
+    """Folders of pictures with captions that are added to every round, against drift."""
+    also_weight: float = 1.0
+    """Factor of the weights of those pictures."""
+
+    def __post_init__(self) -> None:
+        _at_least("also_weight", self.also_weight, 0)
+
+    def rounds(self, latest: int) -> list[int]:
+        every = list(range(latest + 1))
+        return {"first+latest": sorted({0, latest}), "all": every, "latest": [latest]}[self.merge]
+
+
+@dataclass(frozen=True)
+class FineTuneConfig:
+    """What is trained on the merged images, and for how long."""
+
+    full: bool = False
+    """Train the whole UNet instead of a LoRA."""
+    start: Literal["latest", "base"] = "latest"
+    """The weights that a round starts from: those of the round before (published), or the base model."""
+    lora_rank: int = 4
+    lora_alpha: float | None = None
+    """Default: the rank."""
+    lora_blocks: tuple[str, ...] = ("all",)
+    num_train_epochs: tuple[int, ...] = (4,)
+    """Per round; the last number counts for all further rounds."""
+    max_train_steps: int | None = None
+    """Optimizer steps of a round, instead of epochs."""
+    train_batch_size: int = 16
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 1e-4
+    lr_scheduler: str = "constant"
+    lr_warmup_steps: int = 0
+    adam_weight_decay: float = 1e-2
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.0
+    """Export a moving average of the weights, with this decay; 0 for none."""
+    use_8bit_adam: bool = False
+    gradient_checkpointing: bool = False
+    snr_gamma: float | None = None
+    noise_offset: float = 0.0
+    checkpointing_steps: int | None = None
+    logging_steps: int = 10
+    dataloader_num_workers: int = 0
+    resolution: int | None = None
+    """Side of the square training images; default: the size the model was trained at."""
+    center_crop: bool = False
+    random_flip: bool = False
+    """Mirror half of the images and swap left and right in their captions, where that is safe."""
+
+    def __post_init__(self) -> None:
+        if not self.num_train_epochs or min(self.num_train_epochs) < 1:
+            raise UserError("--num_train_epochs needs at least one number, each at least 1")
+        _at_least("max_train_steps", self.max_train_steps, 1)
+
+    def epochs(self, round_: int) -> int:
+        return self.num_train_epochs[min(round_, len(self.num_train_epochs) - 1)]
+
+
+@dataclass(frozen=True)
+class IPRConfig:
+    """All of a run. It is recorded: a run is continued only with the same."""
+
+    pretrained_model_name_or_path: str = "ckpt/pocket"
+    rounds: int = 2
+    """Rounds of training. The model is measured before the first and after each."""
+    seed: int = 0
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    detect: DetectorConfig = field(default_factory=DetectorConfig)
+    relabel: RelabelConfig = field(default_factory=RelabelConfig)
+    weight: WeightConfig = field(default_factory=WeightConfig)
+    merging: MergeConfig = field(default_factory=MergeConfig)
+    train: FineTuneConfig = field(default_factory=FineTuneConfig)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rounds <= MOST_ROUNDS:
+            raise UserError(f"--rounds is from 1 to {MOST_ROUNDS}, not {self.rounds}")

@@ -1,0 +1,164 @@
+"""Relabel detected images into a folder of captioned pictures, and merge the folders of several rounds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpt.claims.detections import DetectConfig
+from dpt.claims.relabel import EMPTY, RelabelConfig, relabel
+from dpt.data.folder import read_picture_folder
+from dpt.errors import UserError
+from dpt.files import sha256
+from dpt.methods.ipr.config import MergeConfig, WeightConfig
+from dpt.methods.ipr.folders import RECORD, StageFolder, digest_of, link_or_copy, read_stage, text_digest, write_lines
+from dpt.methods.ipr.records import METADATA, SKIPPED, DetectionDump, SampledImage, metadata_row, read_metadata
+from dpt.methods.ipr.sampling import sampled_images
+from dpt.records import to_plain
+
+RELABEL, MERGE = "relabel", "merge"
+
+
+@dataclass(frozen=True)
+class RelabelCounts:
+    """What became of the images of a round."""
+
+    images: int
+    correct: int
+    relabelled: int
+    kept_false: int
+    """Images that do not show their caption, which they keep."""
+    skipped: dict[str, int]
+    """Images without a caption, by why."""
+    reasons: dict[str, int]
+    """Images that do not show their prompt, by the test that failed."""
+
+    @property
+    def text(self) -> str:
+        skipped = "".join(f", {n} left out ({why})" for why, n in self.skipped.items())
+        kept = f", {self.kept_false} keep a false caption" if self.kept_false else ""
+        failed = ", ".join(f"{n} {reason}" for reason, n in self.reasons.items())
+        wrong = f" (wrong: {failed})" if failed else ""
+        shown = f"{self.correct} of {self.images} images show their prompt{wrong}"
+        return f"{shown}; {self.relabelled} relabelled{kept}{skipped}"
+
+
+def relabel_images(
+    samples: Path,
+    dump: DetectionDump,
+    detect_config: DetectConfig | None,
+    out: Path,
+    config: RelabelConfig,
+    weights: WeightConfig,
+) -> tuple[StageFolder, RelabelCounts]:
+    """Write an imagefolder: the images with their captions and weights, and a line for each image that is left out.
+
+    `detect_config` is the query config of the detector that made the dump; None for a closed-set detector.
+    """
+    inputs = {
+        "samples": digest_of(samples),
+        "detections": sha256(dump.file)[:16],
+        **to_plain(config),
+        **to_plain(weights),
+    }
+    stage = StageFolder(out, inputs)
+    if stage.is_complete():
+        return stage, counts_of(out)
+    images = sampled_images(samples)
+    rows: list[dict[str, Any]] = []
+    skipped: list[dict[str, Any]] = []
+    for image in images:
+        row = _row(image, dump, detect_config, config, weights)
+        (rows if "prompt" in row else skipped).append(row)
+    if not rows:
+        why = Counter(str(row["skipped"]) for row in skipped)
+        _fail_empty(samples, len(images), why)
+    work = stage.begin()
+    for row in rows:
+        link_or_copy(samples / row["file_name"], work / row["file_name"])
+    write_lines(work / METADATA, rows)
+    write_lines(work / SKIPPED, skipped)
+    counts = _counted(rows, skipped)
+    stage.finish(stage=RELABEL, counts=to_plain(counts))
+    return stage, counts
+
+
+def _row(
+    image: SampledImage,
+    dump: DetectionDump,
+    detect_config: DetectConfig | None,
+    config: RelabelConfig,
+    weights: WeightConfig,
+) -> dict[str, Any]:
+    detections, detector = dump.detections(image)
+    result = relabel(image.prompt, detections, config, detect_config)
+    confidences = tuple(detection.confidence for detection in detections.objects)
+    weight = weights.of(result.correct, result.reason, confidences)
+    return metadata_row(image, result, round(weight, 6), detector)
+
+
+def _fail_empty(samples: Path, images: int, why: Counter[str]) -> None:
+    reasons = ", ".join(f"{n}: {reason}" for reason, n in why.items())
+    advice = "lower --detect_threshold, name another --detector, or give --empty_policy describe"
+    if set(why) != {EMPTY}:
+        advice = "name another --detector, or other options of relabelling"
+    raise UserError(f"none of the {images} images of {samples} has a caption ({reasons}): {advice}")
+
+
+def _counted(rows: Sequence[dict[str, Any]], skipped: Sequence[dict[str, Any]]) -> RelabelCounts:
+    every = [*rows, *skipped]
+    changed = [row["prompt"] != row["original_prompt"] for row in rows if not row["correctness"]]
+    return RelabelCounts(
+        images=len(every),
+        correct=sum(row["correctness"] for row in every),
+        relabelled=sum(changed),
+        kept_false=len(changed) - sum(changed),
+        skipped=dict(sorted(Counter(str(row["skipped"]) for row in skipped).items())),
+        reasons=dict(sorted(Counter(str(row["reason"]) for row in every if not row["correctness"]).items())),
+    )
+
+
+def counts_of(folder: Path) -> RelabelCounts:
+    from dpt.records import from_plain
+
+    return from_plain(RelabelCounts, read_stage(folder, RELABEL).get("counts"), str(folder / RECORD))
+
+
+def merge(folders: Sequence[Path], out: Path, config: MergeConfig) -> StageFolder:
+    """One imagefolder of several: relabelled rounds, then the pictures of `--also`.
+
+    A picture is a second name of the same file where the file system allows it.
+    """
+    also = [(folder, read_picture_folder(folder)) for folder in config.also]
+    inputs = {
+        "folders": [digest_of(folder) for folder in folders],
+        "also": [text_digest([[p.file_name, p.caption, p.weight] for p in pictures]) for _, pictures in also],
+        "also_weight": config.also_weight,
+    }
+    stage = StageFolder(out, inputs)
+    if stage.is_complete():
+        return stage
+    work, rows = stage.begin(), []
+    origin: dict[str, Path] = {}
+    for folder in folders:
+        for row in read_metadata(folder / METADATA):
+            name = row["file_name"]
+            if name in origin:
+                raise UserError(f"{origin[name]} and {folder} both have a picture {name}: merge different rounds")
+            if not (folder / name).is_file():
+                raise UserError(f"there is no picture {folder / name}, which {folder / METADATA} names")
+            origin[name] = folder
+            link_or_copy(folder / name, work / name)
+            rows.append(row)
+    for number, (folder, pictures) in enumerate(also):
+        for nth, picture in enumerate(pictures):
+            name = f"also{number}_{nth}{Path(picture.file_name).suffix.lower()}"
+            link_or_copy(folder / picture.file_name, work / name)
+            weight = round(picture.weight * config.also_weight, 6)
+            rows.append({"file_name": name, "prompt": picture.caption, "weight": weight, "also": folder.name})
+    write_lines(work / METADATA, rows)
+    stage.finish(stage=MERGE, pictures=len(rows))
+    return stage

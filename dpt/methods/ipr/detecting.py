@@ -1,0 +1,129 @@
+"""Detect the nouns of their prompts in sampled images, and write the detection dump."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dpt.claims.detections import DetectConfig, Detections
+from dpt.claims.facts import Prompt
+from dpt.claims.judge import counted_detections
+from dpt.data.images import read_image
+from dpt.detect.base import Detector, check_finite, clip_boxes
+from dpt.distributed import ONE_PROCESS, Processes
+from dpt.evaluation.suites.base import check_classes
+from dpt.methods.ipr.config import DetectorConfig
+from dpt.methods.ipr.folders import StageFolder, digest_of
+from dpt.methods.ipr.records import DUMP, SampledImage, dump_entry, write_dump
+from dpt.methods.ipr.sampling import sampled_images
+
+DETECT = "detect"
+
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class OpenedDetector:
+    """A detector, and the query config that its boxes were counted with; None for a closed-set detector."""
+
+    detector: Detector
+    config: DetectConfig
+
+    @property
+    def query_config(self) -> DetectConfig | None:
+        return self.config if self.detector.classes is None else None
+
+    @property
+    def identity(self) -> str:
+        return self.detector.identity
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse prompts with a noun that the detector lacks."""
+        check_classes(prompts, self.detector.classes, f"the detector {self.identity}")
+
+    def detect(self, folder: Path, images: Sequence[SampledImage]) -> list[Detections]:
+        import numpy as np
+
+        pixels = [np.asarray(read_image(folder / image.file_name, folder)[0]) for image in images]
+        config = self.query_config
+        queries = None if config is None else [list(config.phrases(image.prompt)) for image in images]
+        results = []
+        for image, array, detections in zip(images, pixels, self.detector.detect(pixels, queries), strict=True):
+            check_finite(detections, self.identity, str(folder / image.file_name))
+            if config is not None:
+                clipped = clip_boxes(detections, array.shape[1], array.shape[0])
+                results.append(counted_detections(image.prompt, clipped, config))
+            else:
+                results.append(_named(image.prompt, detections))
+        return results
+
+
+def _named(prompt: Prompt, detections: Detections) -> Detections:
+    """Of a prompt that allows other objects, only the detections of its nouns, as a queried detector gives them."""
+    if prompt.closed or any(noun.shape is None for noun in prompt.nouns):
+        return detections
+    shapes = {noun.shape for noun in prompt.nouns}
+    return replace(detections, objects=tuple(d for d in detections.objects if d.label in shapes))
+
+
+def open_detector(config: DetectorConfig, default: str, detect_config: DetectConfig, coloured: bool) -> OpenedDetector:
+    """`coloured`: whether the prompts make claims about colours."""
+    from dpt.detect.registry import ORACLE
+    from dpt.detect.registry import open_detector as open_by_name
+    from dpt.embedded import clip_location
+    from dpt.errors import UserError
+
+    name = config.detector or default
+    threshold, nms = config.detect_threshold, config.detect_nms
+    if threshold is not None:
+        detect_config = replace(detect_config, threshold=threshold, thresholds=(), above=True)
+    if nms is not None:
+        detect_config = replace(detect_config, nms=nms)
+    colours = None
+    if config.colours is not None:
+        from dpt.score.clip import Clip
+
+        colours = Clip.open(clip_location(config.colours))
+    elif coloured and name != ORACLE and not detect_config.coloured:
+        raise UserError("the prompts make claims about colours, which this detector does not read: give --colours CLIP")
+    return OpenedDetector(open_by_name(name, detect_config, colours), detect_config)
+
+
+def detect(
+    samples: Path,
+    detector: OpenedDetector,
+    out: Path,
+    *,
+    group: Processes = ONE_PROCESS,
+    on_done: Callable[[int], None] = lambda n: None,
+) -> StageFolder:
+    """Write the detections of every image of a folder of `sample`."""
+    stage = StageFolder(out, {"samples": digest_of(samples), "detector": detector.identity})
+    if group.from_main(stage.is_complete):
+        return stage
+    images = sampled_images(samples)
+    detector.check([image.prompt for image in images])
+
+    def own() -> list[Detections]:
+        results: list[Detections] = []
+        mine = group.share(images)
+        for start in range(0, len(mine), BATCH):
+            batch = mine[start : start + BATCH]
+            results += detector.detect(samples, batch)
+            on_done(len(batch))
+        return results
+
+    shares = group.gather(own)
+    results = [shares[number % group.count][number // group.count] for number in range(len(images))]
+
+    def write() -> None:
+        work = stage.begin()
+        entries = [dump_entry(i, d, detector.identity) for i, d in zip(images, results, strict=True)]
+        write_dump(entries, work / DUMP)
+        boxes = sum(len(result.objects) for result in results)
+        empty = sum(not result.objects for result in results)
+        stage.finish(stage=DETECT, images=len(images), boxes=boxes, images_without_boxes=empty)
+
+    group.from_main(write)
+    return stage

@@ -1,0 +1,146 @@
+"""The folder of a stage: complete under its name, or not there. An interrupted one is continued under another name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dpt.errors import UserError
+from dpt.files import sha256
+from dpt.untrusted import read_json_object
+
+RECORD = "stage.json"
+
+INPUTS = "inputs.json"
+"""In an unfinished folder: what it is being made from."""
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """What a stage writes, and the inputs that decide it: plain JSON values."""
+
+    path: Path
+    inputs: Mapping[str, Any]
+
+    @property
+    def work(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.unfinished")
+
+    def is_complete(self) -> bool:
+        """Whether the stage was finished with these inputs; a UserError if it was finished with others."""
+        if not (self.path / RECORD).is_file():
+            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                raise UserError(f"{self.path} is there already and was not written by this stage: choose another --out")
+            return False
+        recorded = self.record().get("inputs")
+        recorded = recorded if isinstance(recorded, dict) else {}
+        names = sorted({*recorded, *self.inputs})
+        changed = [name for name in names if recorded.get(name) != self.inputs.get(name)]
+        if changed:
+            what = "; ".join(f"{name} was {recorded.get(name)!r} and is {self.inputs.get(name)!r}" for name in changed)
+            raise UserError(f"{self.path} was made from something else ({what}): delete it, or choose another --out")
+        return True
+
+    def begin(self) -> Path:
+        """The folder to write into; files of an interrupted attempt with the same inputs are still in it."""
+        try:
+            if self.work.exists() and not self._continues():
+                shutil.rmtree(self.work)
+            self.work.mkdir(parents=True, exist_ok=True)
+            write_json(self.work / INPUTS, dict(self.inputs))
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written: {error.strerror or error}") from None
+        return self.work
+
+    def _continues(self) -> bool:
+        try:
+            return read_json_object(self.work / INPUTS) == json.loads(json.dumps(dict(self.inputs)))
+        except UserError:
+            return False
+
+    def finish(self, **counts: Any) -> None:
+        """Everything is written: flush it and give the folder its name."""
+        write_json(self.work / RECORD, {"inputs": dict(self.inputs), **counts})
+        (self.work / INPUTS).unlink()
+        for path in [*sorted(self.work.rglob("*")), self.work]:
+            _flush(path)
+        with suppress(OSError):
+            self.path.rmdir()  # empty, or else is_complete had refused it
+        self.work.rename(self.path)
+        _flush(self.path.parent)
+
+    def record(self) -> dict[str, Any]:
+        return read_json_object(self.path / RECORD)
+
+    @property
+    def digest(self) -> str:
+        """Of the inputs and counts; the stages after this one record it."""
+        return digest_of(self.path)
+
+
+def digest_of(folder: Path) -> str:
+    return sha256(folder / RECORD)[:16]
+
+
+def text_digest(content: Any) -> str:
+    """Of plain JSON values."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def read_stage(folder: Path, stage: str) -> dict[str, Any]:
+    """The record of a finished stage of this name."""
+    if not (folder / RECORD).is_file():
+        raise UserError(f"{folder} is not a finished folder of `dpt ipr {stage}`: it has no {RECORD}")
+    record = read_json_object(folder / RECORD)
+    if record.get("stage") != stage:
+        raise UserError(f"{folder} is a folder of `dpt ipr {record.get('stage')}`, not of `dpt ipr {stage}`")
+    return record
+
+
+def write_json(file: Path, content: Any) -> None:
+    replace_file(file, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
+    replace_file(file, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def replace_file(file: Path, content: bytes) -> None:
+    """A reader sees the file before or after, never a part of it."""
+    work = file.with_name(f".{file.name}.tmp")
+    work.write_bytes(content)
+    work.replace(file)
+
+
+def save_png(picture: Image.Image, file: Path) -> None:
+    work = file.with_name(f".{file.name}.tmp")
+    picture.save(work, format="PNG")
+    work.replace(file)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A second name of the same file where the file system allows, else a copy."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        work = target.with_name(f".{target.name}.tmp")
+        shutil.copyfile(source, work)
+        work.replace(target)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,179 @@
+"""A whole run: rounds of sampling, detection, relabelling, merging and training, measured before the first and after
+each.
+
+    OUT/prompts.json, held_out.json      what is trained on, and what is measured
+    OUT/round-R/images/                  sampled by the model of round R
+    OUT/round-R/detections/              what the detector reads in them
+    OUT/round-R/relabelled/              imagefolder: captions that hold, weights
+    OUT/round-R/dataset/                 imagefolder: merged with earlier rounds
+    OUT/round-R/train/                   checkpoints, and the weights of round R + 1
+    OUT/measured/                        held-out images and tables, a row per round
+    OUT/lora/                            the weights of the last round
+
+Each folder is complete or not there. The same command continues a run, with the same result.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpt.claims.facts import Prompt
+from dpt.distributed import ONE_PROCESS, Processes
+from dpt.errors import UserError
+from dpt.files import atomic_folder
+from dpt.methods.ipr.config import IPRConfig
+from dpt.methods.ipr.datasets import RelabelCounts, counts_of, merge, relabel_images
+from dpt.methods.ipr.detecting import OpenedDetector, detect, open_detector
+from dpt.methods.ipr.folders import text_digest
+from dpt.methods.ipr.measuring import Measurement, report
+from dpt.methods.ipr.prompts import PromptSet, load_prompts, read_prompts, row_of, write_prompts
+from dpt.methods.ipr.records import DUMP, DetectionDump
+from dpt.methods.ipr.sampling import ModelState, sample
+from dpt.methods.ipr.training import train
+from dpt.records import to_plain
+from dpt.training.engine.run_folder import RunConfig, claimed
+
+PROMPTS, HELD_OUT = "prompts.json", "held_out.json"
+
+NOT_COMPARED = frozenset({"checkpointing_steps", "logging_steps", "dataloader_num_workers", "gradient_checkpointing"})
+
+Progress = Callable[[str, int], Callable[[int], None]]
+"""(what, total) -> a function that takes how many more are done."""
+
+
+@dataclass(frozen=True)
+class IPRRun:
+    config: IPRConfig
+    out: Path
+    dtype: str | None = None
+    group: Processes = ONE_PROCESS
+    say: Callable[[str], None] = print
+    progress: Progress = lambda what, total: lambda n: None
+
+    def folder(self, round_: int, stage: str) -> Path:
+        return self.out / f"round-{round_}" / stage
+
+    def run(self) -> bool:
+        """Whether the run is finished; False if it was stopped."""
+        training, held_out = load_prompts(self.config.prompt)
+        record = self._record(training, held_out)
+        with claimed(self.out, record) if self.group.is_main else nullcontext():
+            self.group.from_main(lambda: self._keep_prompts(training, held_out))
+            return self._rounds(training, held_out)
+
+    def _rounds(self, training: PromptSet, held_out: PromptSet) -> bool:
+        detector, measurement = self._detector(training), self._measurement(held_out)
+        model = ModelState(self.config.pretrained_model_name_or_path)
+        rounds: dict[str, RelabelCounts] = {}
+        self._measure(measurement, 0, model)
+        for round_ in range(self.config.rounds):
+            dataset = self._dataset(round_, model, training, detector)
+            rounds[_name(round_)] = counts_of(self.folder(round_, "relabelled"))
+            trained = self._train(round_, dataset, model)
+            if trained is None:
+                return False
+            model = trained
+            self._measure(measurement, round_ + 1, model)
+        self.group.from_main(lambda: self._publish(model))
+        if measurement is not None:
+            names = [_name(round_) for round_ in range(self.config.rounds + 1)]
+            self.group.from_main(lambda: self._report(measurement, names, held_out.name, rounds))
+        return True
+
+    def _dataset(self, round_: int, model: ModelState, training: PromptSet, detector: OpenedDetector) -> Path:
+        """Sample, detect, relabel and merge."""
+        config, images = self.config, len(training.prompts) * self.config.sample.per_prompt
+        samples, detections = self.folder(round_, "images"), self.folder(round_, "detections")
+        sample(
+            training.prompts, model, config.sample, samples, round_=round_, seed=config.seed, dtype=self.dtype,
+            group=self.group, on_done=self.progress(f"round {round_}: sampling", images),
+        )  # fmt: skip
+        detect(
+            samples, detector, detections, group=self.group,
+            on_done=self.progress(f"round {round_}: detecting", images),
+        )  # fmt: skip
+
+        def relabel_and_merge() -> None:
+            dump = DetectionDump.read(detections / DUMP)
+            relabelled = self.folder(round_, "relabelled")
+            _, counts = relabel_images(samples, dump, detector.query_config, relabelled, config.relabel, config.weight)
+            self.say(f"round {round_}: {counts.text}")
+            parts = [self.folder(number, "relabelled") for number in config.merging.rounds(round_)]
+            merge(parts, self.folder(round_, "dataset"), config.merging)
+
+        self.group.from_main(relabel_and_merge)
+        return self.folder(round_, "dataset")
+
+    def _train(self, round_: int, dataset: Path, model: ModelState) -> ModelState | None:
+        config = self.config
+        start = model if config.train.start == "latest" else ModelState(config.pretrained_model_name_or_path)
+        trained = train(
+            dataset, start, config.train, self.folder(round_, "train"), round_=round_, seed=config.seed,
+            dtype=self.dtype, group=self.group,
+        )  # fmt: skip
+        if trained.model is None:
+            self.say(f"round {round_}: stopped after step {trained.steps}; the same command continues")
+        return trained.model
+
+    def _measure(self, measurement: Measurement | None, round_: int, model: ModelState) -> None:
+        if measurement is not None:
+            images = len(measurement.prompts.prompts) * measurement.config.per_prompt
+            on_done = self.progress(f"round {round_}: measuring", images)
+            measurement.measure(_name(round_), model, self.group, on_done)
+
+    def _detector(self, prompts: PromptSet) -> OpenedDetector:
+        coloured = any(noun.colour for prompt in prompts.prompts for noun in prompt.nouns)
+        return open_detector(self.config.detect, prompts.detector, prompts.detect_config, coloured)
+
+    def _measurement(self, held_out: PromptSet) -> Measurement | None:
+        """The held-out images are judged by the suite's rules and the run's detector."""
+        from dpt.evaluation.bench.judging import ImageJudge
+
+        if not held_out.prompts:
+            return None
+        detector = self._detector(held_out)
+        judge = ImageJudge(detector.detector, detector.config)
+        return Measurement(held_out, self.config.sample, judge, self.out / "measured", self.dtype)
+
+    def _record(self, training: PromptSet, held_out: PromptSet) -> RunConfig:
+        model = ModelState(self.config.pretrained_model_name_or_path)
+        values: dict[str, Any] = {"rounds": self.config.rounds, "seed": self.config.seed, "dtype": self.dtype}
+        for group in to_plain(self.config).values():
+            if isinstance(group, dict):
+                values |= {name: value for name, value in group.items() if name not in NOT_COMPARED}
+        return RunConfig({**values, **model.identity()}, frozenset({"rounds", "suite"}), choose="--out")
+
+    def _keep_prompts(self, training: PromptSet, held_out: PromptSet) -> None:
+        """Write the prompts of a new run; refuse others in a run that is continued."""
+        for name, prompts in ((PROMPTS, training.prompts), (HELD_OUT, held_out.prompts)):
+            file = self.out / name
+            if not file.exists():
+                write_prompts(prompts, file)
+            elif prompts and _digest(read_prompts(file)) != _digest(prompts):
+                raise UserError(
+                    f"the prompts of {self.config.prompt.suite} are not those of {file}, with which this run began: "
+                    "restore them, or choose another --out"
+                )
+
+    def _publish(self, model: ModelState) -> None:
+        if model.lora is not None:
+            with atomic_folder(self.out / "lora", replace=True) as work:
+                shutil.copytree(model.lora / "lora", work, dirs_exist_ok=True)
+
+    def _report(self, measurement: Measurement, names: list[str], suite: str, rounds: dict[str, RelabelCounts]) -> None:
+        record = {"config": to_plain(self.config)}
+        text = report(measurement.folder, names, suite, rounds, record)
+        self.say(f"\n{text}\n\ntables: {measurement.folder / 'table.md'}")
+
+
+def _digest(prompts: tuple[Prompt, ...]) -> str:
+    return text_digest([row_of(prompt) for prompt in prompts])
+
+
+def _name(round_: int) -> str:
+    return f"round-{round_}"

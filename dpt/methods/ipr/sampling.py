@@ -1,0 +1,167 @@
+"""Sample images for prompts. An image depends on the model, its prompt, its round and index, and the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpt.claims.facts import Prompt
+from dpt.distributed import ONE_PROCESS, Processes
+from dpt.errors import UserError
+from dpt.evaluation.bench.requests import is_whole_image
+from dpt.methods.ipr.config import SampleConfig
+from dpt.methods.ipr.folders import StageFolder, read_stage, save_png, text_digest
+from dpt.methods.ipr.prompts import read_prompts, row_of, write_prompts
+from dpt.methods.ipr.records import SampledImage
+
+if TYPE_CHECKING:
+    from dpt.backbone import Backbone
+    from dpt.sampling.draw import Request, SamplingSettings
+
+SAMPLE = "sample"
+
+PROMPTS = "prompts.json"
+
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """The model of a round: a model folder or hub id, and the LoRA that was trained in it."""
+
+    base: str
+    lora: Path | None = None
+    """A checkpoint with a LoRA."""
+
+    def open(self, device: Any = None, dtype: str | None = None) -> Backbone:
+        """With the LoRA merged."""
+        from dpt.backbone import open_backbone
+        from dpt.checkpoints import open_checkpoint
+        from dpt.embedded import model_location
+
+        backbone = open_backbone(model_location(self.base), device=device, dtype=dtype)
+        if self.lora is not None:
+            lora = open_checkpoint(self.lora).attach(backbone)
+            if lora is None:
+                raise UserError(f"{self.lora} has no LoRA")
+            lora.merge()
+        return backbone
+
+    def identity(self) -> dict[str, str]:
+        """Hashes of the weights, read without loading a model."""
+        from dpt.backbone.folder import ModelFolder
+        from dpt.backbone.identity import model_hash
+        from dpt.backbone.loading import locate_model
+        from dpt.checkpoints import open_checkpoint
+        from dpt.embedded import model_location
+        from dpt.weights import content_hash
+
+        base = model_hash(ModelFolder.check(locate_model(model_location(self.base))))
+        if self.lora is None:
+            return {"model": base}
+        checkpoint = open_checkpoint(self.lora)
+        if checkpoint.lora is None:
+            raise UserError(f"{self.lora} has no LoRA")
+        return {"model": base, "lora": content_hash(checkpoint.lora.tensors)}
+
+
+def images_of(prompts: Sequence[Prompt], per_prompt: int, round_: int) -> list[SampledImage]:
+    return [SampledImage(prompt, index, round_) for prompt in prompts for index in range(per_prompt)]
+
+
+def request_of(image: SampledImage, seed: int) -> Request:
+    from dpt.backbone.rng import derived_seed
+    from dpt.sampling.draw import Request
+
+    return Request(image.prompt.text, derived_seed(seed, image.round, f"ipr/{image.prompt.id}"), image.index)
+
+
+def settings_of(config: SampleConfig, backbone: Backbone) -> SamplingSettings:
+    from dpt.sampling.draw import SamplingSettings
+
+    scale = config.guidance_scale
+    scale = backbone.generation_defaults.guidance_scale if scale is None else scale
+    return SamplingSettings(config.num_timesteps, scale, config.scheduler)
+
+
+def sample(
+    prompts: Sequence[Prompt],
+    model: ModelState,
+    config: SampleConfig,
+    out: Path,
+    *,
+    round_: int = 0,
+    seed: int = 0,
+    dtype: str | None = None,
+    group: Processes = ONE_PROCESS,
+    on_done: Callable[[int], None] = lambda n: None,
+) -> StageFolder:
+    """Write an image per prompt and index, and the prompts. Images of an interrupted run are kept."""
+    from dpt.records import to_plain
+
+    images = images_of(prompts, config.per_prompt, round_)
+    digest = text_digest([row_of(prompt) for prompt in prompts])
+    inputs = {**model.identity(), **to_plain(config), "prompts": digest, "round": round_, "seed": seed, "dtype": dtype}
+    stage = StageFolder(out, inputs)
+    if group.from_main(stage.is_complete):
+        return stage
+    work = Path(group.from_main(lambda: str(stage.begin())))
+    own = group.share(images)
+    missing = [image for image in own if not is_whole_image(work / image.file_name)]
+    on_done(len(own) - len(missing))
+    if missing:
+        _draw(missing, model, config, work, seed, dtype, group, on_done)
+    group.gather(lambda: None)
+
+    def finish() -> None:
+        write_prompts(prompts, work / PROMPTS)
+        stage.finish(stage=SAMPLE, images=len(images))
+
+    group.from_main(finish)
+    return stage
+
+
+def _draw(
+    images: Sequence[SampledImage],
+    model: ModelState,
+    config: SampleConfig,
+    work: Path,
+    seed: int,
+    dtype: str | None,
+    group: Processes,
+    on_done: Callable[[int], None],
+) -> None:
+    from dpt.data.images import to_pil
+    from dpt.sampling.draw import draw
+
+    backbone = model.open(group.device if group.count > 1 else None, dtype)
+    settings = settings_of(config, backbone)
+    drawn = draw(backbone, [request_of(image, seed) for image in images], settings, batch_size=BATCH)
+    for image, pixels in zip(images, drawn, strict=True):
+        save_png(to_pil(pixels), work / image.file_name)
+        on_done(1)
+
+
+def sampled_images(folder: Path) -> list[SampledImage]:
+    """The images of a finished folder; each file is there and complete."""
+    record = read_stage(folder, SAMPLE)
+    inputs = record.get("inputs")
+    numbers = [inputs.get(name) if isinstance(inputs, dict) else None for name in ("per_prompt", "round")]
+    if not all(isinstance(number, int) for number in numbers):
+        raise UserError(f"{folder / 'stage.json'} does not say per_prompt and round")
+    per_prompt, round_ = (int(str(number)) for number in numbers)
+    prompts = [replace(prompt, where="") for prompt in read_prompts(folder / PROMPTS)]
+    images = images_of(prompts, per_prompt, round_)
+    for image in images:
+        check_image(folder, image)
+    return images
+
+
+def check_image(folder: Path, image: SampledImage) -> None:
+    file = folder / image.file_name
+    if not file.exists():
+        raise UserError(f"the image {file} is missing: delete the folder {folder} and sample again")
+    if not is_whole_image(file):
+        raise UserError(f"the image {file} is damaged: delete the folder {folder} and sample again")
