@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import io
 import multiprocessing
 import sys
@@ -22,6 +23,8 @@ SECONDS = 5.0
 """Processor time for one case."""
 SILENCE = 120.0
 """Seconds without a finished case after which the process counts as hung."""
+EXIT_SECONDS = 10.0
+"""For a child that has reported its result to end."""
 IN_MEMORY = Path("/dev/shm")
 """Faster than a disk."""
 FORK = multiprocessing.get_context("fork")
@@ -90,11 +93,15 @@ def _watch(process: Any, pipe: Connection, reached: Any) -> CampaignResult | Non
                 continue
             process.kill()
         break
-    process.join()
+    process.join(EXIT_SECONDS)
+    if process.is_alive():
+        process.kill()
+        process.join()
     return result
 
 
 def _work(parser: Parser, first: int, end: int, seconds: float, reached: Any, pipe: Connection) -> None:
+    faulthandler.disable()  # a case that aborts is a finding of the campaign, not of pytest
     with tempfile.TemporaryDirectory(prefix="dpt-fuzz-", dir=IN_MEMORY if IN_MEMORY.is_dir() else None) as folder:
         target = parser.make(Path(folder))
         limit_memory(parser.memory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 import threading
@@ -10,12 +11,16 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
+CHILD_SECONDS = 300
+"""A child that runs longer hangs; it is ended so that its parent does not wait forever."""
+
 
 def in_a_child(work: Callable[[], object], said: int | None = None) -> int:
     """Its process id. What it prints goes to the descriptor `said`, or nowhere."""
     child = os.fork()
     if child:
         return child
+    faulthandler.dump_traceback_later(CHILD_SECONDS, exit=True)
     tqdm.set_lock(threading.RLock())  # its own lock is shared by forks: killed with it, a child would block its parent
     os.dup2(os.open(os.devnull, os.O_WRONLY) if said is None else said, 1)
     os.dup2(1, 2)
