@@ -13,9 +13,8 @@ from torch import Tensor
 from dpt.backbone.rng import SampleRNG
 from dpt.data.example import Batch
 from dpt.data.pairs import EXPRESSION, HARD, RANDOM, TRUE, encode_pair_images, texts_of
-from dpt.training.tasks.denoising import DENOISED, MSE
+from dpt.training.tasks.denoising import DENOISED, MSE, NoisedBatch
 from dpt.training.tasks.discriminative import pairs_of
-from dpt.training.tasks.noising import NoisedBatch
 from dpt.training.tasks.stage1 import Stage1
 from dpt.training.tasks.stage2 import Stage2
 

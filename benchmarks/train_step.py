@@ -45,9 +45,8 @@ from dpt.data.pairs import texts_of
 from dpt.data.scenes.source import SceneSource
 from dpt.data.scenes.world import POCKET_WORLD
 from dpt.lora import Lora, LoraConfig
-from dpt.training.tasks.denoising import DENOISED
+from dpt.training.tasks.denoising import DENOISED, add_noise_to_batch
 from dpt.training.tasks.discriminative import pairs_of
-from dpt.training.tasks.noising import add_noise_to_batch
 from dpt.training.tasks.stage1 import Stage1
 from dpt.training.tasks.stage2 import Stage2, Stage2Config
 

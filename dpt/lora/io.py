@@ -13,8 +13,7 @@ from dpt.backbone import Backbone
 from dpt.backbone.identity import check_base
 from dpt.errors import UserError
 from dpt.files import atomic_folder
-from dpt.lora.config import LoraConfig
-from dpt.lora.injection import Lora
+from dpt.lora.injection import Lora, LoraConfig
 from dpt.records import read_record, to_plain
 from dpt.weights import check_numbers, read_weights, write_weights
 

@@ -13,8 +13,7 @@ from torch.nn.functional import log_softmax, normalize, pad
 
 from dpt.backbone.device import full_precision
 from dpt.errors import UserError
-from dpt.objectives.assignment import Assignment, Targets
-from dpt.objectives.boxes import cxcywh_to_xyxy, giou
+from dpt.objectives.boxes import Assignment, Targets, cxcywh_to_xyxy, giou
 
 
 @full_precision

@@ -12,9 +12,18 @@ from torch.nn.functional import normalize
 
 from dpt.backbone.noise import DDPMSchedule
 from dpt.errors import UserError
-from dpt.objectives import assignment
-from dpt.objectives.assignment import Assignment, Targets, assign
-from dpt.objectives.boxes import cxcywh_to_xyxy, giou, iou, pairwise_giou, pairwise_iou, xyxy_to_cxcywh
+from dpt.objectives import boxes
+from dpt.objectives.boxes import (
+    Assignment,
+    Targets,
+    assign,
+    cxcywh_to_xyxy,
+    giou,
+    iou,
+    pairwise_giou,
+    pairwise_iou,
+    xyxy_to_cxcywh,
+)
 from dpt.objectives.losses import (
     box_loss,
     cardinality_error,
@@ -307,6 +316,6 @@ def test_weights_where_there_is_no_signal() -> None:
 
 def test_the_costs_can_be_weighed() -> None:
     given, expected_targets = predictions(), targets((2, 1, 0))
-    only_tokens = assign(given["logits"], given["boxes"], expected_targets, assignment.AssignmentCosts(1, 0, 0))
+    only_tokens = assign(given["logits"], given["boxes"], expected_targets, boxes.AssignmentCosts(1, 0, 0))
     probability = given["logits"].softmax(-1)[1] @ expected_targets.tokens[1, 0]
     assert only_tokens.query[1, 0] == probability.argmax()

@@ -9,8 +9,7 @@ import torch
 from dpt.adapter import Adapter, config_for
 from dpt.adapter.phrase_encoder import BackbonePhraseEncoder, token_map
 from dpt.backbone import open_backbone
-from dpt.objectives.assignment import Targets, assign
-from dpt.objectives.boxes import cxcywh_to_xyxy, iou
+from dpt.objectives.boxes import Targets, assign, cxcywh_to_xyxy, iou
 from dpt.objectives.losses import (
     box_loss,
     contrastive_align_loss,

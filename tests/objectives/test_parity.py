@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from dpt.adapter import Adapter, AdapterConfig
 from dpt.adapter.phrase_encoder import token_map
 from dpt.backbone.noise import DDPMSchedule
-from dpt.objectives.assignment import Assignment, AssignmentCosts, Targets, assign, assignment_cost
+from dpt.objectives.boxes import Assignment, AssignmentCosts, Targets, assign, assignment_cost
 from dpt.objectives.losses import (
     box_loss,
     cardinality_error,

@@ -19,8 +19,8 @@ from dpt.data.example import Batch, collate
 from dpt.errors import UserError
 from dpt.objectives.losses import match_score
 from dpt.training.engine import checkpoint
+from dpt.training.tasks.denoising import NoiseConfig
 from dpt.training.tasks.discriminative import GROUNDING_LOSSES, MATCHING_LOSSES, ObjectiveConfig
-from dpt.training.tasks.noising import NoiseConfig
 from dpt.training.tasks.stage1 import Stage1
 from tests.training import tiny_stage1, two_processes
 from tests.training.tiny_stage1 import FEATURE, loop, losses, stream, task

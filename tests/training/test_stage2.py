@@ -24,9 +24,8 @@ from dpt.lora import LoraConfig
 from dpt.lora.io import attach_lora, read_lora
 from dpt.training.engine import checkpoint
 from dpt.training.engine.task import Task
-from dpt.training.tasks.denoising import DENOISED, DenoisingConfig
+from dpt.training.tasks.denoising import DENOISED, DenoisingConfig, NoiseConfig, add_noise_to_batch
 from dpt.training.tasks.discriminative import ObjectiveConfig
-from dpt.training.tasks.noising import NoiseConfig, add_noise_to_batch
 from dpt.training.tasks.stage2 import Stage2
 from tests.training import tiny_stage1, two_processes
 from tests.training.tiny_stage1 import stream

@@ -22,11 +22,10 @@ from dpt.data.stream import Stream
 from dpt.errors import UserError
 from dpt.files import sha256
 from dpt.lora import Lora, LoraConfig
-from dpt.objectives.assignment import AssignmentCosts
+from dpt.objectives.boxes import AssignmentCosts
 from dpt.training.engine.task import Grouping, all_decay, matrices_decay, with_own_rate
-from dpt.training.tasks.denoising import DenoisingConfig, PlainLora
+from dpt.training.tasks.denoising import DenoisingConfig, NoiseConfig, PlainLora
 from dpt.training.tasks.discriminative import ObjectiveConfig
-from dpt.training.tasks.noising import NoiseConfig
 from dpt.training.tasks.stage1 import Stage1
 from dpt.training.tasks.stage2 import Stage2, Stage2Config
 

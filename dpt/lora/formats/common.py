@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dpt.backbone.unet_features import PROJECTIONS, block_of
 from dpt.errors import UserError
-from dpt.lora.config import LoraConfig
+from dpt.lora.injection import LoraConfig
 from dpt.lora.io import LoraRecord, StoredLora
 from dpt.records import from_plain, to_plain
 from dpt.untrusted import parse_json

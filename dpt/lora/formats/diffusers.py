@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from dpt.errors import UserError
-from dpt.lora.config import LoraConfig
 from dpt.lora.formats.common import RECORD_KEY, A, B, check_lora, lora_from, targets_in, write_lora_file
+from dpt.lora.injection import LoraConfig
 from dpt.lora.io import StoredLora
 from dpt.untrusted import parse_json
 from dpt.weights import listed

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dpt.backbone import Backbone
+from dpt.backbone import Backbone, Condition
 from dpt.backbone.base import PartialForward
 from dpt.backbone.rng import SampleRNG
 from dpt.data.example import CAPTION_ONLY, Batch, ExampleParts
-from dpt.data.pairs import CAPTION, TRUE, Pair
+from dpt.data.pairs import CAPTION, HARD, RANDOM, TRUE, Pair, encode_pair_images, encode_texts
 from dpt.data.stream import Stream
 from dpt.errors import UserError
 from dpt.lora import Lora
@@ -22,7 +22,59 @@ from dpt.objectives.losses import denoising_loss, min_snr_weight
 from dpt.probes.probe import denoising_error, num_captioned
 from dpt.training.engine.task import Grouping, OnBatch, ParameterGroup, Tally, all_decay
 from dpt.training.tasks.memory import tuning_memory
-from dpt.training.tasks.noising import NoiseConfig, NoisedBatch, add_noise_to_batch
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    fix_timestep: int | None = None
+    noise_offset: float = 0.0
+
+    def check(self, backbone: Backbone) -> None:
+        last = backbone.noise.num_timesteps - 1
+        if self.fix_timestep is not None and not 0 <= self.fix_timestep <= last:
+            raise UserError(f"--fix_timestep is between 0 and {last}, not {self.fix_timestep}")
+
+    def validation_timestep(self, backbone: Backbone) -> int:
+        return backbone.noise.num_timesteps // 2 if self.fix_timestep is None else self.fix_timestep
+
+
+@dataclass(frozen=True)
+class NoisedBatch:
+    """One t and one noise for each sample, shared by its images."""
+
+    texts: dict[str, Condition]
+    latents: Tensor  # (kinds,B,C,h,w)
+    noise: Tensor  # (B,C,h,w)
+    t: Tensor  # (B,)
+    noisy: Tensor  # (kinds,B,C,h,w), z_t
+    weights: Tensor  # (B,), of the denoising loss
+
+    def inputs(self, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, Condition]:
+        """z_t, t and condition of each pair, (pairs*B,...), for one forward of the network."""
+        z = torch.cat([self.noisy[pair.picture] for pair in pairs])
+        condition = Condition.stack([self.texts[pair.text] for pair in pairs])
+        return z, self.t.repeat(len(pairs)), condition
+
+
+@torch.no_grad()
+def add_noise_to_batch(
+    backbone: Backbone, batch: Batch, pairs: Sequence[Pair], rng: SampleRNG, config: NoiseConfig
+) -> NoisedBatch:
+    """Noised latents and encoded texts of those pairs, with one call of each frozen encoder."""
+    texts = encode_texts(backbone, batch, {pair.text for pair in pairs})
+    kinds = (TRUE, HARD, RANDOM) if any(pair.picture != TRUE for pair in pairs) else (TRUE,)
+    latents = encode_pair_images(backbone, batch, kinds)
+    shape = latents.shape[2:]
+    noise = rng.normal(shape, "noise")
+    if config.noise_offset:
+        noise = noise + config.noise_offset * rng.normal((shape[0], 1, 1), "noise offset")
+    t = backbone.noise.sample_t(rng)
+    if config.fix_timestep is not None:
+        t = torch.full_like(t, config.fix_timestep)
+    noise, t = noise.to(latents.device, non_blocking=True), t.to(latents.device, non_blocking=True)
+    noisy = torch.stack([backbone.noise.add_noise(kind, noise, t) for kind in latents])
+    return NoisedBatch(texts, latents, noise, t, noisy, batch.weights)
+
 
 DENOISED = Pair(TRUE, CAPTION)
 """The pair whose forward pass is completed to the output: call 2 of section 2.1."""

@@ -15,7 +15,7 @@ from dpt.backbone import Condition
 from dpt.data.example import Batch, ExampleParts, ExpressionBatch
 from dpt.data.pairs import CAPTION, EXPRESSION, GROUNDING, HARD_CAPTION, MATCHING, RANDOM_CAPTION, Pair
 from dpt.errors import UserError
-from dpt.objectives.assignment import AssignmentCosts, Targets, assign
+from dpt.objectives.boxes import AssignmentCosts, Targets, assign
 from dpt.objectives.losses import (
     ALIGN_TEMPERATURE,
     EOS_COEF,

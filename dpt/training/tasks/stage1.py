@@ -18,9 +18,9 @@ from dpt.data.stream import Stream
 from dpt.errors import UserError
 from dpt.probes.probe import Probe
 from dpt.training.engine.task import Grouping, OnBatch, ParameterGroup, Tally, all_decay
+from dpt.training.tasks.denoising import NoiseConfig, add_noise_to_batch
 from dpt.training.tasks.discriminative import Discriminative, ObjectiveConfig, boxes_in, pairs_of
 from dpt.training.tasks.memory import probing_memory
-from dpt.training.tasks.noising import NoiseConfig, add_noise_to_batch
 
 ADAPTER_FOLDER = "adapter"
 

@@ -20,10 +20,18 @@ from dpt.errors import UserError
 from dpt.lora import Lora
 from dpt.probes.probe import Probe, denoising_error, num_captioned
 from dpt.training.engine.task import Grouping, OnBatch, ParameterGroup, Tally, all_decay
-from dpt.training.tasks.denoising import DENOISED, LORA_FOLDER, MSE, DenoisingConfig, export_lora, require_captions
+from dpt.training.tasks.denoising import (
+    DENOISED,
+    LORA_FOLDER,
+    MSE,
+    DenoisingConfig,
+    NoiseConfig,
+    add_noise_to_batch,
+    export_lora,
+    require_captions,
+)
 from dpt.training.tasks.discriminative import Discriminative, ObjectiveConfig, boxes_in, pairs_of
 from dpt.training.tasks.memory import tuning_memory
-from dpt.training.tasks.noising import NoiseConfig, add_noise_to_batch
 from dpt.training.tasks.stage1 import ADAPTER_FOLDER
 
 

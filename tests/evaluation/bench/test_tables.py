@@ -11,7 +11,7 @@ from dpt.errors import UserError
 from dpt.evaluation.bench import tables as report
 from dpt.evaluation.bench.columns import MethodResults
 from dpt.evaluation.bench.results import ImageResult
-from dpt.evaluation.bench.summary import read_summary
+from dpt.evaluation.bench.tables import read_summary
 from dpt.intervals import PROPORTION, bootstrap
 
 
