@@ -139,8 +139,7 @@ def settings_of(config: FineTuneConfig, pictures: int, round_: int, seed: int, p
 def _task(backbone: Backbone, model: ModelState, config: FineTuneConfig, seed: int) -> Any:
     from dpt.checkpoints import open_checkpoint
     from dpt.lora import Lora, LoraConfig
-    from dpt.training.tasks.denoising import DenoisingConfig, PlainLora
-    from dpt.training.tasks.noising import NoiseConfig
+    from dpt.training.tasks.denoising import DenoisingConfig, NoiseConfig, PlainLora
 
     denoising, noise = DenoisingConfig(snr_gamma=config.snr_gamma), NoiseConfig(noise_offset=config.noise_offset)
     checkpointing = config.gradient_checkpointing
