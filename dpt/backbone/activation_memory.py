@@ -1,8 +1,8 @@
-"""An estimate of a UNet's activations, found on the meta device without computing anything."""
+"""An estimate of a network's activations, found on the meta device without computing anything."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -15,11 +15,16 @@ CHECKPOINTED = ("ResnetBlock2D", "BasicTransformerBlock")
 """With gradient checkpointing only the outputs of these are saved, plus the inside of one at a time."""
 
 
-def saved_activation_bytes(unet: Any, forward: Callable[[Any], object], gradient_checkpointing: bool) -> int:
-    """Bytes saved for the backward pass of `forward`, which calls a copy of the UNet on the meta device."""
+def saved_activation_bytes(
+    network: Any,
+    forward: Callable[[Any], object],
+    gradient_checkpointing: bool,
+    checkpointed: Collection[str] = CHECKPOINTED,
+) -> int:
+    """Bytes saved for the backward pass of `forward`, which calls a copy of the network on the meta device."""
     with torch.device("meta"):
-        copy: Any = type(unet).from_config(unet.config)
-    counter = _SavedTensorCounter(copy, unet.dtype.itemsize)
+        copy: Any = type(network).from_config(network.config)
+    counter = _SavedTensorCounter(copy, network.dtype.itemsize, checkpointed)
     forward(copy)
     return counter.between + counter.most_within if gradient_checkpointing else counter.whole
 
@@ -27,13 +32,13 @@ def saved_activation_bytes(unet: Any, forward: Callable[[Any], object], gradient
 class _SavedTensorCounter:
     """Adds up layer outputs by forward hooks."""
 
-    def __init__(self, unet: nn.Module, itemsize: int) -> None:
+    def __init__(self, network: nn.Module, itemsize: int, checkpointed: Collection[str]) -> None:
         self.itemsize = itemsize
         self.whole = self.between = self.within = self.most_within = 0
-        for layer in _saving_layers(unet):
+        for layer in _saving_layers(network):
             layer.register_forward_hook(self._count_layer)
-        for block in unet.modules():
-            if type(block).__name__ in CHECKPOINTED:
+        for block in network.modules():
+            if type(block).__name__ in checkpointed:
                 block.register_forward_pre_hook(self._enter_block)
                 block.register_forward_hook(self._leave_block)
 
@@ -52,7 +57,7 @@ class _SavedTensorCounter:
         return output.numel() * self.itemsize if isinstance(output, Tensor) else 0
 
 
-def _saving_layers(unet: nn.Module) -> list[nn.Module]:
+def _saving_layers(network: nn.Module) -> list[nn.Module]:
     """Layers whose output is saved: all but those that `memory_saving_layers` recomputes."""
-    leaves = (module for module in unet.modules() if not any(module.children()))
+    leaves = (module for module in network.modules() if not any(module.children()))
     return [leaf for leaf in leaves if not isinstance(leaf, nn.GroupNorm | nn.SiLU)]

@@ -1,7 +1,7 @@
 """The protocols that a text-to-image model implements: `Backbone`, its `NoiseSchedule`, and the `Condition` it takes.
 
-A new family of models is a new file beside `unet.py` and an entry in `opening.BACKBONES`; nothing outside this
-package depends on the network behind these protocols.
+A new family of diffusion transformers is a row in `transformer_families.py`; nothing outside this package depends on
+the network behind these protocols.
 """
 
 from __future__ import annotations

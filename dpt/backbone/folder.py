@@ -22,9 +22,17 @@ class Component:
     config_file: str = "config.json"
     weights_stem: str | None = None
     required_keys: tuple[str, ...] = ()
+    optional: bool = False
+    """Whether a model can do without it."""
+
+    @property
+    def is_tokenizer(self) -> bool:
+        return self.config_file == TOKENIZER_CONFIG
 
 
-TOKENIZER = Component("tokenizer", ("CLIPTokenizer", "CLIPTokenizerFast"), config_file="tokenizer_config.json")
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+TOKENIZER = Component("tokenizer", ("CLIPTokenizer", "CLIPTokenizerFast"), config_file=TOKENIZER_CONFIG)
 
 TEXT_ENCODER = Component(
     "text_encoder",
@@ -62,6 +70,8 @@ SCHEDULER = Component(
     required_keys=("num_train_timesteps", "beta_start", "beta_end", "beta_schedule"),
 )
 
+FLOW_SCHEDULER = Component("scheduler", (), config_file="scheduler_config.json", required_keys=("num_train_timesteps",))
+
 LISTS = ("block_out_channels", "down_block_types", "up_block_types")
 
 COMPONENTS = (TOKENIZER, TEXT_ENCODER, VAE, UNET, SCHEDULER)
@@ -84,17 +94,20 @@ class ModelFolder:
 
     @classmethod
     def check(cls, path: Path, components: tuple[Component, ...] = COMPONENTS) -> ModelFolder:
-        """Look at every file that will be needed, before anything slow is done with one."""
-        missing = f"{path} is not a diffusers model: it has no model_index.json"
-        index = _read_json_object(path / "model_index.json", missing)
-        folder = cls(path, components)
-        for component in components:
+        """Look at every file that will be needed, before anything slow is done with one.
+
+        The result has the optional components only if the model has them.
+        """
+        index = read_model_index(path)
+        present = tuple(part for part in components if not (part.optional and _class_in(index, part) is None))
+        folder = cls(path, present)
+        for component in present:
             folder._check_class(component, index)
             folder._check_config(component)
             for weights in folder.weights(component):
                 _check_weights(weights)
-        if TOKENIZER in components:
-            folder._check_tokenizer()
+            if component.is_tokenizer:
+                folder._check_tokenizer(component)
         return folder
 
     def component(self, component: Component) -> Path:
@@ -118,16 +131,16 @@ class ModelFolder:
     def loaded_files(self, component: Component) -> list[Path]:
         """Every file that is read for a component."""
         files = [self.component(component) / component.config_file, *self.weights(component)]
-        if component is TOKENIZER:
-            files += [file for name in TOKENIZER_FILES if (file := self.component(TOKENIZER) / name).is_file()]
+        if component.is_tokenizer:
+            files += [file for name in TOKENIZER_FILES if (file := self.component(component) / name).is_file()]
         return files
 
     def _check_class(self, component: Component, index: dict[str, Any]) -> None:
-        entry = index.get(component.name)
-        if not isinstance(entry, list) or len(entry) != 2 or entry[1] is None:
+        class_name = _class_in(index, component)
+        if class_name is None:
             raise UserError(f"{self.path} has no {component.name}: model_index.json does not name one")
-        if component.classes and entry[1] not in component.classes:
-            raise UserError(f"the {component.name} of {self.path} is a {entry[1]}, not a {component.classes[0]}")
+        if component.classes and class_name not in component.classes:
+            raise UserError(f"the {component.name} of {self.path} is a {class_name}, not a {component.classes[0]}")
         if not self.component(component).is_dir():
             raise UserError(f"{self.path} has no {component.name}: the sub-folder is missing")
 
@@ -144,13 +157,24 @@ class ModelFolder:
         if component is VAE:
             check_vae_scaling(config, file)
 
-    def _check_tokenizer(self) -> None:
-        folder = self.component(TOKENIZER)
+    def _check_tokenizer(self, component: Component) -> None:
+        folder = self.component(component)
         if (folder / "tokenizer.json").is_file():
             return
-        for name in ("vocab.json", "merges.txt"):
+        clip = set(component.classes) == set(TOKENIZER.classes)
+        for name in ("vocab.json", "merges.txt") if clip else ("tokenizer.json",):
             if not (folder / name).is_file():
-                raise UserError(f"the tokenizer of {self.path} is incomplete: {name} is missing")
+                raise UserError(f"the {component.name} of {self.path} is incomplete: {name} is missing")
+
+
+def read_model_index(path: Path) -> dict[str, Any]:
+    return _read_json_object(path / "model_index.json", f"{path} is not a diffusers model: it has no model_index.json")
+
+
+def _class_in(index: dict[str, Any], component: Component) -> Any:
+    """The class that model_index.json names for a component; None if it names none."""
+    entry = index.get(component.name)
+    return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
 
 
 def _shards(index: dict[str, Any], file: Path) -> list[str]:

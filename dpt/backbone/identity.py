@@ -19,17 +19,32 @@ from safetensors import safe_open
 
 from dpt.backbone import loading
 from dpt.backbone.base import Backbone
-from dpt.backbone.folder import SCHEDULER, TEXT_ENCODER, TOKENIZER, UNET, VAE, Component, ModelFolder
+from dpt.backbone.folder import FLOW_SCHEDULER, SCHEDULER, TOKENIZER, Component, ModelFolder
 from dpt.backbone.hash_memo import remembered_hash
 from dpt.errors import UserError
 from dpt.untrusted import parse_json
 
-_TEXT_DEFAULTS = {
+_CLIP_DEFAULTS = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
     "max_position_embeddings": 77,
     "num_attention_heads": 8,
     "use_attention_mask": False,
+}
+
+_T5_DEFAULTS = {
+    "d_kv": 64,
+    "feed_forward_proj": "relu",
+    "layer_norm_epsilon": 1e-6,
+    "num_heads": 8,
+    "relative_attention_max_distance": 128,
+    "relative_attention_num_buckets": 32,
+}
+
+_TEXT_DEFAULTS = {
+    "CLIPTextModel": _CLIP_DEFAULTS,
+    "CLIPTextModelWithProjection": _CLIP_DEFAULTS,
+    "T5EncoderModel": _T5_DEFAULTS,
 }
 
 _SCHEDULER_DEFAULTS = {
@@ -45,6 +60,9 @@ _SCHEDULER_DEFAULTS = {
     "clip_sample": None,
     "set_alpha_to_one": None,
 }
+
+_FLOW_SOLVER_DEFAULTS = {"prediction_type": "epsilon", "use_flow_sigmas": False, "flow_shift": 1.0}
+"""Of solvers that know other schedules too."""
 
 # How older versions of the libraries name the same tensors.
 _RENAMED = (
@@ -137,21 +155,20 @@ def _tensors(files: Iterable[Path]) -> Iterable[tuple[str, Path, str]]:
 
 def _output_config(folder: ModelFolder, component: Component) -> dict[str, Any]:
     """The config keys that change what a component computes and differ from their defaults."""
-    if component is TOKENIZER:
-        return _tokenizer_content(folder)
+    if component.is_tokenizer:
+        return _tokenizer_content(folder, component)
     config = folder.config(component)
-    if component is TEXT_ENCODER:
-        return _without_defaults(config, _TEXT_DEFAULTS)
     if component is SCHEDULER:
         return _without_defaults(config, _SCHEDULER_DEFAULTS)
-    return _without_defaults(config, _init_defaults(component))
+    if component is FLOW_SCHEDULER:
+        defaults = _init_defaults("FlowMatchEulerDiscreteScheduler")
+        return _without_defaults(config, {**defaults, **_FLOW_SOLVER_DEFAULTS})
+    class_name = component.classes[0]
+    return _without_defaults(config, _TEXT_DEFAULTS.get(class_name) or _init_defaults(class_name))
 
 
-def _init_defaults(component: Component) -> dict[str, Any]:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
-    kinds: dict[str, Any] = {UNET.name: UNet2DConditionModel, VAE.name: AutoencoderKL}
-    parameters = inspect.signature(kinds[component.name].__init__).parameters
+def _init_defaults(class_name: str) -> dict[str, Any]:
+    parameters = inspect.signature(loading.library_class("diffusers", class_name).__init__).parameters
     return {name: p.default for name, p in parameters.items() if name != "self"}
 
 
@@ -167,11 +184,13 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _tokenizer_content(folder: ModelFolder) -> dict[str, Any]:
+def _tokenizer_content(folder: ModelFolder, component: Component) -> dict[str, Any]:
     """What turns text into ids, whichever files it is stored in."""
-    tokenizer = loading.load_tokenizer(folder)
+    tokenizer = loading.load_tokenizer(folder, component)
     model = parse_json(tokenizer.backend_tokenizer.to_str())["model"]
+    scores = model["vocab"] if isinstance(model.get("vocab"), list) else None  # of pieces, in T5's
     return {
+        **({} if scores is None else {"scores": scores}),
         "vocab": tokenizer.get_vocab(),
         "merges": [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges", ())],
         "length": tokenizer.model_max_length,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -60,10 +61,12 @@ def locate_model(
 
 def _diffusers_files() -> list[str]:
     endings = ("json", "txt", "safetensors")
+    numbered = [f"{part.name}_{number}" for number in (2, 3) for part in (TOKENIZER, TEXT_ENCODER)]
+    folders = [*(part.name for part in COMPONENTS), *numbered, "transformer"]
     return [
         "model_index.json",
         GENERATION_DEFAULTS_FILE,
-        *(f"{part.name}/*.{ending}" for part in COMPONENTS for ending in endings),
+        *(f"{folder}/*.{ending}" for folder in folders for ending in endings),
     ]
 
 
@@ -81,33 +84,33 @@ def _fetch(hub_id: str, revision: str | None, patterns: list[str]) -> Path:
 COMPUTED = ("position_ids",)
 
 
-def load_tokenizer(folder: ModelFolder) -> Any:
-    from transformers import CLIPTokenizer
-
-    path = folder.component(TOKENIZER)
+def load_tokenizer(folder: ModelFolder, component: Component = TOKENIZER) -> Any:
+    path = folder.component(component)
+    kind = library_class("transformers", component.classes[0])
     with quiet_libraries():
         try:
-            return CLIPTokenizer.from_pretrained(str(path), local_files_only=True)
+            return kind.from_pretrained(str(path), local_files_only=True)
         except Exception as error:  # the tokenizers library raises bare Exception
-            raise UserError(f"the tokenizer in {path} cannot be read: {first_line(error)}") from None
+            raise UserError(f"the {component.name} in {path} cannot be read: {first_line(error)}") from None
 
 
-def load_text_encoder(folder: ModelFolder, dtype: torch.dtype) -> Any:
-    from transformers import CLIPTextModel
+def load_text_encoder(folder: ModelFolder, dtype: torch.dtype, component: Component = TEXT_ENCODER) -> Any:
+    return _load(library_class("transformers", component.classes[0]), folder, component, dtype)
 
-    return _load(CLIPTextModel, folder, TEXT_ENCODER, dtype)
+
+def load_network(folder: ModelFolder, dtype: torch.dtype, component: Component) -> Any:
+    return _load(library_class("diffusers", component.classes[0]), folder, component, dtype)
+
+
+def library_class(library: str, name: str) -> Any:
+    """A class of diffusers or transformers, which are imported piece by piece, without their remarks on what is not
+    installed."""
+    with quiet_libraries():
+        return getattr(importlib.import_module(library), name)
 
 
 def load_vae(folder: ModelFolder, dtype: torch.dtype) -> Any:
-    from diffusers import AutoencoderKL
-
-    return _load(AutoencoderKL, folder, VAE, dtype)
-
-
-def load_unet(folder: ModelFolder, dtype: torch.dtype) -> Any:
-    from diffusers import UNet2DConditionModel
-
-    return _load(UNet2DConditionModel, folder, UNET, dtype)
+    return _load(library_class("diffusers", "AutoencoderKL"), folder, VAE, dtype)
 
 
 def check_parts_fit(folder: ModelFolder, tokenizer: Any) -> None:
@@ -130,8 +133,8 @@ def check_parts_fit(folder: ModelFolder, tokenizer: Any) -> None:
         )
 
 
-def scheduler_config(folder: ModelFolder) -> dict[str, Any]:
-    return folder.config(SCHEDULER)
+def scheduler_config(folder: ModelFolder, component: Component = SCHEDULER) -> dict[str, Any]:
+    return folder.config(component)
 
 
 def _load(kind: type[Any], folder: ModelFolder, component: Component, dtype: torch.dtype) -> nn.Module:

@@ -8,12 +8,15 @@ import torch
 
 from dpt.backbone.base import Backbone
 from dpt.backbone.device import resolve_device, resolve_dtype
-from dpt.backbone.folder import UNET, ModelFolder
+from dpt.backbone.folder import UNET, ModelFolder, read_model_index
 from dpt.backbone.loading import locate_model
+from dpt.backbone.mmdit import TransformerBackbone
+from dpt.backbone.transformer_families import FAMILIES, TransformerFamily
 from dpt.backbone.unet import UNetBackbone
+from dpt.errors import UserError
 
-BACKBONES = {UNET.name: UNetBackbone}
-"""By the component that holds the denoising network."""
+PIPELINES = ("StableDiffusionPipeline", *(family.pipeline for family in FAMILIES.values()))
+"""Of the folders that dpt opens."""
 
 
 def open_backbone(
@@ -26,10 +29,30 @@ def open_backbone(
 ) -> Backbone:
     """Open a diffusers folder (never touching the network) or a hub id.
 
-    `prediction_type` overrides the scheduler's config.
+    `prediction_type` overrides the config of a DDPM-like scheduler.
     """
     chosen = resolve_device(device)
     precision = resolve_dtype(chosen, dtype)
     path = locate_model(path_or_hub_id, revision)
-    kind = BACKBONES[next((name for name in BACKBONES if (path / name).is_dir()), UNET.name)]
-    return kind.load(ModelFolder.check(path, kind.components), chosen, precision, prediction_type)
+    family = transformer_family(path)
+    if family is None:
+        return UNetBackbone.load(ModelFolder.check(path, UNetBackbone.components), chosen, precision, prediction_type)
+    if prediction_type is not None:
+        raise UserError(f"--prediction_type is for Stable Diffusion: a {family.pipeline} predicts the flow's velocity")
+    return TransformerBackbone.load(family, ModelFolder.check(path, family.components), chosen, precision)
+
+
+def transformer_family(path: Path) -> TransformerFamily | None:
+    """The row of FAMILIES that opens a folder; None for a folder with a UNet."""
+    if not (path / "model_index.json").is_file():
+        return None
+    index = read_model_index(path)
+    entry = index.get("transformer")
+    if index.get(UNET.name) or not isinstance(entry, list) or len(entry) != 2:
+        return None
+    if family := FAMILIES.get(str(entry[1])):
+        return family
+    raise UserError(
+        f"{path} is a {index.get('_class_name')} with a {entry[1]}, which dpt cannot open; it opens folders of "
+        f"{', '.join(PIPELINES)}"
+    )

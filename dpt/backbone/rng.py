@@ -36,14 +36,14 @@ class SampleRNG:
 
     def normal(self, shape: Sequence[int], purpose: str) -> Tensor:
         """Standard normal numbers (B,*shape), drawn on the CPU: the same for every device."""
-        return torch.stack([torch.randn(*shape, generator=g) for g in self._generators(purpose)])
+        return torch.stack([torch.randn(*shape, generator=g) for g in self.generators(purpose)])
 
     def integers(self, below: int, purpose: str) -> Tensor:
         """Integers (B,) in [0, below)."""
-        return torch.cat([torch.randint(below, (1,), generator=g) for g in self._generators(purpose)])
+        return torch.cat([torch.randint(below, (1,), generator=g) for g in self.generators(purpose)])
 
     def seed_dropout(self) -> None:
         torch.manual_seed(derived_seed(self.seed, self.positions[0], "dropout"))
 
-    def _generators(self, purpose: str) -> Iterator[torch.Generator]:
+    def generators(self, purpose: str) -> Iterator[torch.Generator]:
         return (generator_for(self.seed, position, purpose) for position in self.positions)

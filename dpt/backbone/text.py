@@ -34,6 +34,29 @@ def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str], le
     return Condition(states, states[torch.arange(len(states), device=device), end])
 
 
+def tokenize(tokenizer: Any, texts: Sequence[str], length: int) -> Any:
+    """A transformers encoding, padded to the longest text."""
+    return tokenizer(
+        list(texts),
+        padding="longest",
+        max_length=length,
+        truncation=True,
+        return_offsets_mapping=True,
+        return_tensors="pt",
+    )
+
+
+def prompt_warnings(tokenizer: Any, prompt: str, length: int) -> list[str]:
+    """A sentence for each part of a prompt that a model with this tokenizer will not see."""
+    warnings = []
+    if unknown := unknown_words(tokenizer, prompt):
+        words = ("word " if len(unknown) == 1 else "words ") + ", ".join(map(repr, unknown))
+        warnings.append(f"the model does not know the {words}")
+    if lost := truncated_part(tokenizer, prompt, length):
+        warnings.append(f"the prompt is longer than {length} tokens; the model does not see {lost!r}")
+    return warnings
+
+
 def unknown_words(tokenizer: Any, prompt: str) -> list[str]:
     """The words of a prompt that the tokenizer cannot represent, each once, in order.
 

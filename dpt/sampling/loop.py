@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dpt.sampling.guidance import Denoiser
 from dpt.sampling.hooks import StepHook, StepInfo
-from dpt.sampling.schedulers import continues_from_its_sample, forget_last_sample, set_steps
+from dpt.sampling.schedulers import continues_from_its_sample, forget_last_sample, scale_model_input, set_steps
 
 
 @torch.no_grad()
@@ -30,14 +30,14 @@ def denoise(
     `generators`, one per image or one for all, are for schedulers that add noise in their steps. Gradients are off; a
     guidance that needs them enables them itself.
     """
-    set_steps(scheduler, steps, noise.device)
+    set_steps(scheduler, steps, noise.device, (noise.shape[-2], noise.shape[-1]))
     extra = {"generator": _as_expected(generators)} if generators and _takes_generator(scheduler) else {}
-    z = noise * scheduler.init_noise_sigma
+    z = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     for index, t in enumerate(scheduler.timesteps):
         step = _step_info(scheduler, index, t, z) if hooks else None
         if step is not None:
             z = _before(z, step, hooks, scheduler)
-        x = scheduler.scale_model_input(z, t)
+        x = scale_model_input(scheduler, z, t)
         prediction = denoiser(x, t)
         z = scheduler.step(prediction, t, z, **extra).prev_sample
         if step is not None:
@@ -49,7 +49,7 @@ def denoise(
 
 
 def _step_info(scheduler: Any, index: int, t: Tensor, z: Tensor) -> StepInfo:
-    scale = scheduler.scale_model_input(z.new_ones(1), t)
+    scale = scale_model_input(scheduler, z.new_ones(1), t)
     return StepInfo(index, len(scheduler.timesteps), t, scale, continues_from_its_sample(scheduler))
 
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpt.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dpt.backbone.base import Grid
 
 MODELS_OWN = "own"
 
@@ -23,6 +28,18 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "unipc": ("UniPCMultistepScheduler", {}),
 }
 
+_FLOW_SOLVER = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+
+FLOW_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("FlowMatchEulerDiscreteScheduler", {}),  # on a straight line, DDIM's step is Euler's
+    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", **_FLOW_SOLVER}),
+    "dpm++_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", **_FLOW_SOLVER}),
+    "euler": ("FlowMatchEulerDiscreteScheduler", {}),
+    "heun": ("FlowMatchHeunDiscreteScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", _FLOW_SOLVER),
+}
+"""What the names mean for a model of rectified flow."""
+
 SCHEDULER_NAMES = (MODELS_OWN, *SCHEDULERS)
 
 
@@ -33,33 +50,57 @@ def check_name(name: str) -> None:
 
 def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     """The named scheduler with the noise schedule and prediction type of the model's scheduler config."""
+    from dpt.backbone.rectified_flow import STEP_RULE, is_flow
+
     check_name(name)
-    class_name, changes = (config.get("_class_name", ""), {}) if name == MODELS_OWN else SCHEDULERS[name]
+    flow = is_flow(config)
+    table = FLOW_SCHEDULERS if flow else SCHEDULERS
+    if name not in (MODELS_OWN, *table):
+        raise UserError(
+            f"the scheduler {name!r} is not for flow matching models; choose {', '.join((MODELS_OWN, *table))}"
+        )
+    class_name, changes = (config.get("_class_name", ""), {}) if name == MODELS_OWN else table[name]
     scheduler_class = _scheduler_class(class_name)
     known = inspect.signature(scheduler_class.__init__).parameters
     settings = {key: value for key, value in config.items() if key in known and not key.startswith("_")}
+    if flow and "flow_shift" in known:
+        settings.setdefault("flow_shift", config.get("shift", 1.0))
+        settings["use_dynamic_shifting"] = False  # the step rule sets flow_shift
     # DDIM and DDPM clip their estimate of z_0 to [-1,1] by default; latents are not so bounded.
     if "clip_sample" in known:
         settings.setdefault("clip_sample", False)
     try:
-        return scheduler_class(**{**settings, **changes})
+        scheduler = scheduler_class(**{**settings, **changes})
+        scheduler.step_rule = config.get(STEP_RULE)
+        return scheduler
     except (TypeError, ValueError, NotImplementedError, ImportError) as error:
         raise UserError(f"the scheduler {name!r} cannot work with this model: {error}") from None
 
 
-def set_steps(scheduler: Any, steps: int, device: Any = "cpu") -> int:
-    """Set the timesteps; returns how often the denoiser will be called (twice a step for some schedulers)."""
+def set_steps(scheduler: Any, steps: int, device: Any = "cpu", latent_size: Grid | None = None) -> int:
+    """Set the timesteps; returns how often the denoiser will be called (twice a step for some schedulers).
+
+    Some models shift their timesteps by the size of the latents; without one it is their default.
+    """
+    rule = getattr(scheduler, "step_rule", None)
+    arguments = {} if rule is None else rule.arguments(scheduler, steps, latent_size)
     try:
-        scheduler.set_timesteps(steps, device=device)
+        scheduler.set_timesteps(None if "sigmas" in arguments else steps, device=device, **arguments)
     except (ValueError, IndexError) as error:
         raise UserError(f"{type(scheduler).__name__} cannot take {steps} steps: {error}") from None
     return len(scheduler.timesteps)
 
 
+def scale_model_input(scheduler: Any, z: Tensor, t: Tensor) -> Tensor:
+    """The denoiser's input for a state; the flow matching schedulers do not scale it."""
+    scaled: Tensor = scheduler.scale_model_input(z, t) if hasattr(scheduler, "scale_model_input") else z
+    return scaled
+
+
 def check_movable(scheduler: Any) -> None:
     """Refuse schedulers that are not known to accept changed latents between steps."""
     name = type(scheduler).__name__
-    if name not in {class_name for class_name, _ in SCHEDULERS.values()}:
+    if name not in {class_name for class_name, _ in (*SCHEDULERS.values(), *FLOW_SCHEDULERS.values())}:
         raise UserError(f"a correction cannot move the state of {name}: choose one of {', '.join(SCHEDULERS)}")
     if scheduler.config.get("skip_prk_steps") is False:
         raise UserError(f"a correction cannot move the state of {name} in its Runge-Kutta steps: choose pndm")

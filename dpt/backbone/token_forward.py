@@ -1,0 +1,188 @@
+"""Partial forward passes of a diffusion transformer, by its own `forward`.
+
+To stop after a block, the next module is replaced for one call by one that keeps what it is given and raises; to go
+on, the blocks that are done are replaced by ones that return what was kept. The numbers are those of a whole pass.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpt.backbone.base import Condition
+from dpt.backbone.transformer_families import TransformerFamily
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The two streams between blocks."""
+
+    image: Tensor  # (B,N,D)
+    text: Tensor | None  # (B,L,D)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Tokens:
+        return Tokens(function(self.image), None if self.text is None else function(self.text))
+
+
+@dataclass(frozen=True)
+class TokenPartialForward:
+    """A forward pass of B rows after its first `done` blocks: the network's inputs, and the streams at that place."""
+
+    latents: Tensor  # (B,C,h,w)
+    time: Tensor  # (B,), the network's
+    condition: Condition
+    tokens: Tokens
+    done: int
+
+    def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> TokenPartialForward:
+        return replace(
+            self,
+            latents=self.latents[rows],
+            time=self.time[rows],
+            condition=self.condition[rows],
+            tokens=self.tokens.map(lambda part: part[rows]),
+        )
+
+    def concat(self, other: TokenPartialForward) -> TokenPartialForward:
+        if self.done != other.done:
+            raise ValueError(f"cannot join a forward pass after {self.done} blocks with one after {other.done}")
+        texts = [part for part in (self.tokens.text, other.tokens.text) if part is not None]
+        return replace(
+            self,
+            latents=torch.cat([self.latents, other.latents]),
+            time=torch.cat([self.time, other.time]),
+            condition=Condition.stack([self.condition, other.condition]),
+            tokens=Tokens(torch.cat([self.tokens.image, other.tokens.image]), torch.cat(texts) if texts else None),
+        )
+
+    def detached(self) -> TokenPartialForward:
+        return replace(self, latents=self.latents.detach(), tokens=self.tokens.map(Tensor.detach))
+
+
+class BlockWalker:
+    """Runs a network's forward pass from one block to another."""
+
+    def __init__(self, network: Any, family: TransformerFamily) -> None:
+        self.network, self.family = network, family
+        self.places = [(name, str(i)) for name in family.block_lists for i in range(len(getattr(network, name)))]
+
+    def run(self, latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        return self.network(**self.family.inputs(latents, time, condition)).sample
+
+    def read(
+        self, latents: Tensor, time: Tensor, condition: Condition, blocks: Sequence[int]
+    ) -> dict[int, TokenPartialForward]:
+        """The pass after each of these blocks; it stops after the last of them."""
+        kept: dict[int, Tokens] = {}
+        last = max(blocks)
+
+        def keep(block: int) -> Callable[[Tokens], None]:
+            def function(tokens: Tokens) -> None:
+                kept.setdefault(block, tokens)  # a recomputed block comes by again
+                if block == last:
+                    raise _StoppedError
+
+            return function
+
+        taps = {block + 1: _Tap(self._module(block + 1), self.family, keep(block)) for block in blocks}
+        with self._replaced(taps), suppress(_StoppedError):
+            self.run(latents, time, condition)
+        return {
+            block: TokenPartialForward(latents, time, condition, tokens, block + 1) for block, tokens in kept.items()
+        }
+
+    def finish(self, partial: TokenPartialForward, detach_after: int | None = None) -> Tensor:
+        if detach_after is not None and partial.done == detach_after + 1:
+            partial = partial.detached()
+        done: dict[int, nn.Module] = dict.fromkeys(range(partial.done), _Done(partial.tokens, self.family))
+        if detach_after is not None and detach_after >= partial.done:
+            place = detach_after + 1
+            done[place] = _Detached(self._module(place), self.family)
+        with self._replaced(done):
+            return self.run(partial.latents, partial.time, partial.condition)
+
+    def _module(self, place: int) -> nn.Module:
+        """The block at this place; one place further is the module after all blocks."""
+        holder, name = self._slot(place)
+        module: nn.Module = holder._modules[name]
+        return module
+
+    def _slot(self, place: int) -> tuple[Any, str]:
+        if place == len(self.places):
+            return self.network, self.family.after_blocks
+        blocks, name = self.places[place]
+        return getattr(self.network, blocks), name
+
+    @contextmanager
+    def _replaced(self, modules: Mapping[int, nn.Module]) -> Iterator[None]:
+        """Inside, these modules stand at these places."""
+        slots = {place: self._slot(place) for place in modules}
+        own = {place: holder._modules[name] for place, (holder, name) in slots.items()}
+        try:
+            for place, (holder, name) in slots.items():
+                holder._modules[name] = modules[place]
+            yield
+        finally:
+            for place, (holder, name) in slots.items():
+                holder._modules[name] = own[place]
+
+
+class _StoppedError(Exception):
+    """Ends a forward pass."""
+
+
+class _Done(nn.Module):
+    """Stands for a block that has run: returns the streams after it."""
+
+    def __init__(self, tokens: Tokens, family: TransformerFamily) -> None:
+        super().__init__()
+        self.output = tokens.image if family.text_argument is None else (tokens.text, tokens.image)
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        return self.output
+
+
+class _Between(nn.Module):
+    """Stands before a module, and sees or changes the streams that it is given."""
+
+    def __init__(self, module: nn.Module, family: TransformerFamily) -> None:
+        super().__init__()
+        self.call: Callable[..., Any] = module.__call__  # not a child: it stays where it is
+        self.family = family
+        self.signature = inspect.signature(module.forward)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        bound = self.signature.bind(*args, **kwargs)
+        arguments = bound.arguments
+        family = self.family
+        image = family.image_argument if family.image_argument in arguments else next(iter(arguments))
+        text = family.text_argument if family.text_argument in arguments else None
+        tokens = self.between(Tokens(arguments[image], None if text is None else arguments[text]))
+        arguments[image] = tokens.image
+        if text is not None:
+            arguments[text] = tokens.text
+        return self.call(*bound.args, **bound.kwargs)
+
+    def between(self, tokens: Tokens) -> Tokens:
+        raise NotImplementedError
+
+
+class _Tap(_Between):
+    def __init__(self, module: nn.Module, family: TransformerFamily, keep: Callable[[Tokens], None]) -> None:
+        super().__init__(module, family)
+        self.keep = keep
+
+    def between(self, tokens: Tokens) -> Tokens:
+        self.keep(tokens)
+        return tokens
+
+
+class _Detached(_Between):
+    def between(self, tokens: Tokens) -> Tokens:
+        return tokens.map(Tensor.detach)

@@ -1,0 +1,158 @@
+"""What differs between families of diffusion transformers, as a table: one row is one family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from dpt.backbone.base import Condition
+from dpt.backbone.folder import FLOW_SCHEDULER, TOKENIZER, TOKENIZER_CONFIG, VAE, Component
+from dpt.backbone.transformer_text import TextInputs, encode_sd3
+
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
+
+
+Config = Mapping[str, Any]
+
+Seam = tuple[str, int, int]
+"""What the transformer reads, how wide it reads it, and how wide the other part writes it."""
+
+
+@dataclass(frozen=True)
+class TransformerFamily:
+    """How dpt reads one transformer class of diffusers."""
+
+    pipeline: str
+    """The stock pipeline whose folders it opens."""
+    transformer: Component
+    texts: tuple[Component, ...]
+    """Tokenizers and text encoders."""
+    encode: Callable[[TextInputs, Sequence[str]], Condition]
+    phrase_tokenizer: str
+    """The tokenizer whose token i is row i of `Condition.states`."""
+    text_tokens: int
+    """Tokens of T5, as many as the pipeline has by default."""
+    optional_t5: str | None
+    """The text encoder that may be missing: the pipeline gives zeros for its states."""
+    text_width: Callable[[Config], int]
+    match_width: Callable[[Mapping[str, Config]], int]
+    """From the configs of the text encoders, by component."""
+    inputs: Callable[[Tensor, Tensor, Condition], dict[str, Any]]
+    """Latents (B,C,h,w), the network's time (B,) and a condition, as arguments of the network."""
+    network_time: Callable[[Tensor, int], Tensor]
+    """From t (B,) of the schedule, and its number of timesteps."""
+    gives_sigmas: bool
+    """Whether the pipeline spaces the sigmas of sampling itself, instead of the scheduler."""
+    block_lists: tuple[str, ...]
+    """Names of the lists of blocks, in the order of the forward pass."""
+    after_blocks: str
+    """The module that takes the image tokens after the last block."""
+    image_argument: str
+    """The argument of a block that holds the image tokens."""
+    text_argument: str | None
+    """The argument of a block that holds the text tokens, if blocks change them."""
+    projections: tuple[str, ...]
+    """Attention projections of a block that a LoRA joins."""
+    patch: Callable[[Config], int]
+    """Latent cells per token, along one side."""
+    width: Callable[[Config], int]
+    """Channels of a token."""
+    default_side: Callable[[Config], int]
+    """Latent cells of an image of the default size, along one side."""
+
+    largest_side: Callable[[Config], int | None]
+    """Latent cells along one side, where the network's positions end."""
+    seams: Callable[[Config, Config, Mapping[str, Config]], list[Seam]]
+    """Widths that must agree, from the configs of transformer, VAE and text encoders."""
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        return (*self.texts, VAE, self.transformer, FLOW_SCHEDULER)
+
+
+def _tokenizer(name: str, *classes: str, optional: bool = False) -> Component:
+    return Component(name, classes, TOKENIZER_CONFIG, optional=optional)
+
+
+def _text_encoder(name: str, class_name: str, *required: str, optional: bool = False) -> Component:
+    return Component(name, (class_name,), weights_stem="model", required_keys=required, optional=optional)
+
+
+def _transformer(class_name: str, *required: str) -> Component:
+    return Component("transformer", (class_name,), weights_stem=DIFFUSERS_WEIGHTS, required_keys=required)
+
+
+_CLIP_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "projection_dim")
+_T5 = ("T5TokenizerFast", "T5Tokenizer")
+_T5_KEYS = ("d_model", "num_layers", "num_heads", "vocab_size")
+
+
+def _sd3_inputs(latents: Tensor, time: Tensor, condition: Condition) -> dict[str, Any]:
+    return {
+        "hidden_states": latents,
+        "timestep": time,
+        "encoder_hidden_states": condition.states,
+        "pooled_projections": condition.pooled,
+    }
+
+
+def _sd3_pooled_width(texts: Mapping[str, Config]) -> int:
+    return sum(int(texts[name]["projection_dim"]) for name in ("text_encoder", "text_encoder_2"))
+
+
+def _sd3_seams(network: Config, vae: Config, texts: Mapping[str, Config]) -> list[Seam]:
+    clips = sum(int(texts[name]["hidden_size"]) for name in ("text_encoder", "text_encoder_2"))
+    width = int(network["joint_attention_dim"])
+    return [
+        ("latents", network["in_channels"], vae["latent_channels"]),
+        ("pooled text", network["pooled_projection_dim"], _sd3_pooled_width(texts)),
+        ("the text of both CLIPs, filled up with zeros,", width, max(width, clips)),
+        ("the text of T5", width, texts.get("text_encoder_3", {}).get("d_model", width)),
+    ]
+
+
+SD3 = TransformerFamily(
+    pipeline="StableDiffusion3Pipeline",
+    transformer=_transformer(
+        "SD3Transformer2DModel",
+        "sample_size", "patch_size", "in_channels", "num_layers", "attention_head_dim", "num_attention_heads",
+        "joint_attention_dim", "caption_projection_dim", "pooled_projection_dim", "pos_embed_max_size",
+    ),
+    texts=(
+        TOKENIZER,
+        _text_encoder("text_encoder", "CLIPTextModelWithProjection", *_CLIP_KEYS),
+        _tokenizer("tokenizer_2", *TOKENIZER.classes),
+        _text_encoder("text_encoder_2", "CLIPTextModelWithProjection", *_CLIP_KEYS),
+        _tokenizer("tokenizer_3", *_T5, optional=True),
+        _text_encoder("text_encoder_3", "T5EncoderModel", *_T5_KEYS, optional=True),
+    ),
+    encode=encode_sd3,
+    phrase_tokenizer="text_encoder",
+    text_tokens=256,
+    optional_t5="text_encoder_3",
+    text_width=lambda config: int(config["joint_attention_dim"]),
+    match_width=_sd3_pooled_width,
+    inputs=_sd3_inputs,
+    network_time=lambda t, count: t,
+    gives_sigmas=False,
+    block_lists=("transformer_blocks",),
+    after_blocks="norm_out",
+    image_argument="hidden_states",
+    text_argument="encoder_hidden_states",
+    projections=tuple(
+        f"{attention}.{projection}"
+        for attention in ("attn", "attn2")
+        for projection in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    ),
+    patch=lambda config: int(config["patch_size"]),
+    width=lambda config: int(config["num_attention_heads"]) * int(config["attention_head_dim"]),
+    default_side=lambda config: int(config["sample_size"]),
+    largest_side=lambda config: int(config["pos_embed_max_size"]) * int(config["patch_size"]),
+    seams=_sd3_seams,
+)  # fmt: skip
+
+FAMILIES = {family.transformer.classes[0]: family for family in (SD3,)}
+"""By the class of the transformer."""

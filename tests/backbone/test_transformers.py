@@ -1,0 +1,208 @@
+"""Stable Diffusion 3 behind the protocol: the stock pipeline's images, partial forwards, time, and bad folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from torch import Tensor
+
+from dpt.backbone import Backbone, NoiseSchedule, open_backbone
+from dpt.backbone.mmdit import TransformerBackbone
+from dpt.backbone.rectified_flow import RectifiedFlow
+from dpt.backbone.rng import SampleRNG
+from dpt.errors import UserError
+from dpt.sampling.loop import denoise
+from dpt.sampling.pipeline import DPTPipeline
+from dpt.sampling.schedulers import FLOW_SCHEDULERS, make_scheduler, set_steps
+from tests import tiny_transformers
+from tests.backbone.test_seam import members
+from tests.tiny_transformers import PROMPTS
+
+SIZE = tiny_transformers.LATENT_SIZE
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["t5", "no t5"])
+def folder(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pipe = tiny_transformers.sd3(with_t5=request.param)
+    return tiny_transformers.save(pipe, tmp_path_factory.mktemp("sd3") / "model")
+
+
+@pytest.fixture(scope="module")
+def backbone(folder: Path) -> Any:
+    return open_backbone(folder, device="cpu")
+
+
+def noise(rows: int = 2, height: int = SIZE, width: int = SIZE) -> Tensor:
+    return torch.randn(rows, 4, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def test_it_draws_the_stock_pipelines_images(folder: Path, backbone: Any) -> None:
+    missing = {} if "text_encoder_3" in backbone.encoders else {"text_encoder_3": None, "tokenizer_3": None}
+    stock = StableDiffusion3Pipeline.from_pretrained(folder, **missing)
+    stock.set_progress_bar_config(disable=True)
+    z = noise(2, SIZE, SIZE - 2)
+    sizes = {"height": 2 * SIZE, "width": 2 * (SIZE - 2)}
+    arguments = {"num_inference_steps": 4, "guidance_scale": 5.0, "output_type": "pt", **sizes}
+    expected = stock(list(PROMPTS), negative_prompt=["a large cross"] * 2, latents=z, **arguments).images
+    images = DPTPipeline(backbone)(list(PROMPTS), "a large cross", latents=z, **arguments).images
+    assert expected.std() > 0.01 and (images - expected).abs().max() < 1e-5
+    other = DPTPipeline(backbone)(list(PROMPTS), "", latents=z, **arguments).images
+    assert (other - expected).abs().max() > 1e-5, "the negative prompt counts"
+
+
+def test_a_partial_forward_is_the_whole_one(backbone: Any) -> None:
+    condition, z, t = backbone.encode_text(PROMPTS), noise(), torch.tensor([700.0, 300.0])
+    whole, kept = backbone.predict(z, t, condition), []
+    hooks = [
+        block.register_forward_hook(lambda _, __, output: kept.append(output[1]))
+        for block in backbone.network.transformer_blocks
+    ]
+    backbone.predict(z, t, condition)
+    for hook in hooks:
+        hook.remove()
+    for i, tokens in enumerate(kept):
+        feature, partial = backbone.features(z, t, condition, f"block{i}")
+        assert torch.equal(feature, tokens.transpose(1, 2).unflatten(2, (SIZE // 2, SIZE // 2)))
+        assert torch.equal(backbone.finish(partial), whole)
+        assert torch.equal(backbone.finish(partial[1:].concat(partial[:1])).flip(0), whole)
+    joined, partial = backbone.features(z, t, condition, "block2_block0", stop_after=0)
+    assert partial.done == 1 and torch.equal(backbone.finish(partial), whole)
+    assert torch.equal(joined, torch.cat([backbone.features(z, t, condition, f"block{i}")[0] for i in (2, 0)], 1))
+    with pytest.raises(UserError, match="there is no feature 'up1'; this transformer has block0 to block2"):
+        backbone.features(z, t, condition, "up1")
+
+
+def test_no_gradient_crosses_a_detached_block(backbone: Any) -> None:
+    condition, z = backbone.encode_text(PROMPTS[:1]), noise(1).requires_grad_()
+    for detach_after, reaches in ((None, True), (0, False), (1, False)):
+        _, partial = backbone.features(z, 500, condition, "block0")
+        output = backbone.finish(partial, detach_after)
+        assert output.requires_grad == reaches
+    backbone.network.requires_grad_(True)
+    _, partial = backbone.features(z, 500, condition, "block0")
+    backbone.finish(partial, 1).sum().backward()
+    with_gradient = {
+        n.split(".")[1] for n, p in backbone.network.named_parameters() if p.grad is not None and "blocks" in n
+    }
+    backbone.network.zero_grad()
+    backbone.network.requires_grad_(False)
+    assert with_gradient == {"2"} and z.grad is None
+
+
+def test_gradients_pass_with_checkpointing_too(backbone: Any) -> None:
+    condition, gradients = backbone.encode_text(PROMPTS), []
+    for checkpointing in (False, True):
+        z = noise().requires_grad_()
+        if checkpointing:
+            backbone.network.enable_gradient_checkpointing()
+        feature, partial = backbone.features(z, 500, condition, "block1")
+        (feature.square().sum() + backbone.finish(partial).square().sum()).backward()
+        gradients.append(z.grad)
+    backbone.network.disable_gradient_checkpointing()
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_protocols_are_complete() -> None:
+    assert not [name for name in members(NoiseSchedule) if not hasattr(RectifiedFlow({}, 16), name)]
+    unset = {"noise", "scheduler_config", "folder", "generation_defaults"}
+    assert not [name for name in members(Backbone) - unset if not hasattr(TransformerBackbone, name)]
+
+
+def test_noise_lies_on_the_line_from_image_to_noise() -> None:
+    flow, z, eps, t = RectifiedFlow({}, 16), noise(), noise() + 1, torch.tensor([250.0, 900.0])
+    z_t, v = flow.add_noise(z, eps, t), flow.target(z, eps, t)
+    torch.testing.assert_close(z_t[0], 0.75 * z[0] + 0.25 * eps[0])
+    torch.testing.assert_close(v, eps - z)
+    torch.testing.assert_close(flow.x0(z_t, v, t), z)
+    torch.testing.assert_close(flow.eps(z_t, v, t), eps)
+    torch.testing.assert_close(flow.snr(t), torch.tensor([9.0, 1 / 81]))
+    assert flow.level(1000) == 1 and flow.level(0) == 0 and flow.timestep_at(0.3) == 300
+
+
+def test_training_timesteps_are_logit_normal_and_shifted() -> None:
+    rng = SampleRNG(0, range(4000))
+    plain, shifted = (RectifiedFlow({"shift": shift}, 16).sample_t(rng) / 1000 for shift in (1.0, 3.0))
+    assert abs(float(plain.logit().mean())) < 0.1 and abs(float(plain.logit().std()) - 1) < 0.1
+    torch.testing.assert_close(shifted, 3 * plain / (1 + 2 * plain))
+    assert torch.equal(RectifiedFlow({}, 16).sample_t(SampleRNG(0, [7])), plain[7:8] * 1000)
+    dynamic = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
+    small, large = (RectifiedFlow(dynamic, tokens).sample_t(rng) / 1000 for tokens in (256, 4096))
+    for t, mu in ((small, 0.5), (large, 1.15)):
+        torch.testing.assert_close(t.logit() - plain.logit(), torch.full_like(t, mu), rtol=0, atol=1e-3)
+
+
+def test_every_scheduler_follows_a_straight_line_to_its_end(backbone: Any) -> None:
+    start, end = noise(), torch.ones(2, 4, SIZE, SIZE)
+    for name in FLOW_SCHEDULERS:
+        scheduler = make_scheduler(name, backbone.scheduler_config)
+        images = denoise(lambda x, t: (x - end) / (t / 1000), scheduler, start, 6, generators=[torch.Generator()] * 2)
+        # The general solvers round timesteps to integers.
+        torch.testing.assert_close(images, end, rtol=0, atol=5e-3, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_names_of_other_schedulers_are_refused(backbone: Any) -> None:
+    with pytest.raises(UserError, match="'pndm' is not for flow matching models; choose own, ddim, dpm"):
+        make_scheduler("pndm", backbone.scheduler_config)
+    own = make_scheduler("own", backbone.scheduler_config)
+    assert isinstance(own, FlowMatchEulerDiscreteScheduler) and own.shift == 3
+    assert set_steps(make_scheduler("heun", backbone.scheduler_config), 4) == 7
+
+
+def test_sizes_that_do_not_divide_are_refused(backbone: Any) -> None:
+    assert backbone.latent_size() == (SIZE, SIZE) and backbone.latent_size(8, 12) == (4, 6)
+    with pytest.raises(UserError, match="the width must be divisible by 4, not 18"):
+        backbone.latent_size(16, 18)
+    with pytest.raises(UserError, match="the height can be at most 16, not 20"):
+        backbone.latent_size(20, 16)
+
+
+def test_lora_targets_are_the_attention_of_both_streams(backbone: Any) -> None:
+    targets = backbone.lora_targets(["block0"])
+    assert len(targets) == 12 and {backbone.block_of(name) for name in targets} == {"block0"}  # SD3.5 has attn2 too
+    assert len(backbone.lora_targets(["all"])) == 12 + 8 + 7  # the last block's text goes no further
+    with pytest.raises(UserError, match="no block 'up' for a LoRA; this transformer has all, and block0 to block2"):
+        backbone.lora_targets(["up"])
+
+
+def edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def test_folders_that_cannot_be_opened_are_named(folder: Path, tmp_path: Path) -> None:
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(folder, tmp_path / name))
+
+    broken = copy("widths")
+    edit(broken / "transformer/config.json", pooled_projection_dim=20)
+    with pytest.raises(UserError, match="do not fit: the transformer reads pooled text 20 wide, not 14"):
+        open_backbone(broken)
+    unknown = copy("unknown")
+    edit(unknown / "model_index.json", transformer=["diffusers", "CogView4Transformer2DModel"], _class_name="CogView4")
+    with pytest.raises(
+        UserError, match=r"CogView4Transformer2DModel, which dpt cannot open; .*StableDiffusion3Pipeline"
+    ):
+        open_backbone(unknown)
+    ddpm = copy("scheduler")
+    edit(ddpm / "scheduler/scheduler_config.json", _class_name="DDIMScheduler")
+    with pytest.raises(UserError, match="is a DDIMScheduler, and its transformer needs a flow matching one"):
+        open_backbone(ddpm)
+    with pytest.raises(UserError, match="--prediction_type is for Stable Diffusion"):
+        open_backbone(folder, prediction_type="epsilon")
+    half = copy("half")
+    shutil.rmtree(half / "text_encoder_2")
+    with pytest.raises(UserError, match="has no text_encoder_2: the sub-folder is missing"):
+        open_backbone(half)
+
+
+def test_a_copy_is_the_same_model_and_another_text_encoder_is_not(folder: Path, backbone: Any, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    edit(copy / "scheduler/scheduler_config.json", _diffusers_version="0.1.0")
+    assert open_backbone(copy).model_hash == backbone.model_hash
+    edit(copy / "text_encoder_2/config.json", hidden_act="gelu")
+    assert open_backbone(copy).model_hash != backbone.model_hash
