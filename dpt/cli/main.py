@@ -39,6 +39,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "measure what a model's text encoder and layout distinguish",
     ),
     "pocket measure": ("dpt.cli.commands.pocket:measure", "sample the pocket suite and count correct images"),
+    "prefer draw": ("dpt.cli.prefer.draw:draw", "draw several pictures of each prompt into a folder"),
+    "prefer synthesize": (
+        "dpt.cli.prefer.draw:synthesize",
+        "make preference data for the embedded model by a stated taste",
+    ),
     "probe": ("dpt.cli.commands.probe:probe", "measure adapters by feature, timestep and type of negative"),
     "scenes check": ("dpt.cli.commands.scenes:check", "measure how well the oracle reads rendered scenes"),
     "scenes export": ("dpt.cli.commands.scenes:export", "write rendered scenes in the published data formats"),

@@ -107,6 +107,16 @@ def _open_image(path: Path) -> Iterator[Image.Image]:
         raise BrokenImageError.of(path, reason) from error
 
 
+def is_whole_image(file: Path) -> bool:
+    """Whether the file exists and is a complete PNG. Verifies checksums without decoding pixels."""
+    try:
+        with Image.open(file, formats=("PNG",)) as picture:
+            picture.verify()
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
+        return False
+    return True
+
+
 def _header(path: Path, image: Image.Image) -> ImageHeader:
     orientation = image.getexif().get(ORIENTATION, 1)
     return ImageHeader(path, image.size, orientation if orientation in range(1, 9) else 1)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from dpt.backbone.rng import derived_seed
 from dpt.claims.facts import Prompt
@@ -93,16 +93,6 @@ def save_image(picture: Image.Image, request: ImageRequest, folder: Path) -> Non
         work.unlink(missing_ok=True)
     if request.layout == "folders":
         (folder / request.prompt.id / "metadata.jsonl").write_text(f"{request.prompt.source}\n")
-
-
-def is_whole_image(file: Path) -> bool:
-    """Whether the file exists and is complete. Verifies checksums without decoding pixels."""
-    try:
-        with Image.open(file, formats=("PNG",)) as picture:
-            picture.verify()
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
-        return False
-    return True
 
 
 def open_image(file: Path) -> Image.Image:

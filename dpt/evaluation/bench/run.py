@@ -9,13 +9,13 @@ from typing import Protocol
 
 import numpy as np
 
+from dpt.data.images import is_whole_image
 from dpt.detect.base import Image
 from dpt.evaluation.bench.judging import JudgeImages
 from dpt.evaluation.bench.requests import (
     SINGLE_PROCESS,
     ImageRequest,
     Shard,
-    is_whole_image,
     open_image,
     save_image,
 )

@@ -1,0 +1,207 @@
+"""`dpt prefer draw` and `dpt prefer synthesize`: several pictures of each prompt, and choices by a stated taste."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from dpt.cli.common.run_folder import read_prompts
+from dpt.distributed import Processes, processes, take_own_gpu
+from dpt.embedded import EMBEDDED
+from dpt.errors import fail
+from dpt.pocket.taste import Taste
+
+if TYPE_CHECKING:
+    from dpt.claims.facts import Prompt
+    from dpt.methods.candidates import CandidateRequest
+
+PICTURES = "preference_images"
+
+PROMPTS_PER_USER = 10
+"""Or a twentieth of the prompts, if there are fewer than 200."""
+
+LATER_SUITES = 1000
+"""Added to --seed: the benchmark's prompts are those of small seeds."""
+
+
+@dataclass(frozen=True)
+class DrawingOptions:
+    """The model that draws, and how."""
+
+    pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
+    ckpt: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """Draw with this LoRA. Default: the model itself."""
+    n_samples: int = 4
+    """Pictures per prompt."""
+    num_timesteps: int = 25
+    guidance_scale: float | None = None
+    """Default: the model's own."""
+    scheduler: str = "ddim"
+    seed: int = 0
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    """Number format of the UNet and the text encoder. Default: by the device."""
+
+
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+@dataclass(frozen=True)
+class DrawOptions:
+    """Draw several pictures of each prompt into a folder with metadata.jsonl. The same command resumes.
+
+    They are candidates for `dpt prefer score` and `select`, or with --type regularization pictures that keep a tuned
+    model close to the base model. Launched processes share the work.
+    """
+
+    prompts: Annotated[Path, tyro.conf.arg(metavar="FILE")]
+    """One prompt a line, a .jsonl file with a "prompt" key, or a .json list of texts."""
+    out: Path
+    type: Literal["", "regularization"] = ""
+    """Written to every row of metadata.jsonl."""
+    negative_prompt: str | None = None
+    """Default: the checkpoint's or the model's own."""
+    drawing: DrawingOptions = field(default_factory=DrawingOptions)
+
+
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+@dataclass(frozen=True)
+class SynthesizeOptions:
+    """Make preference data for the embedded model: draw pictures of scene prompts and choose by a stated taste.
+
+    Writes preference_images/, preference_train.json and preference_test.json in the published format, and taste.json.
+    """
+
+    out: Path
+    prompts: int = 400
+    """Prompts in all."""
+    test_fraction: float = 0.2
+    """Fraction of the choices in preference_test.json; no user and no prompt is in both files."""
+    categories: tuple[str, ...] = ("single", "binding", "count", "spatial")
+    """Categories of scene prompts, in equal numbers as far as there are different ones."""
+    taste: Taste = field(default_factory=Taste)
+    drawing: DrawingOptions = field(default_factory=DrawingOptions)
+
+
+def draw(options: DrawOptions) -> None:
+    check(options.drawing)
+    prompts = read_prompt_file(options.prompts)
+    with processes() as group:
+        requests = draw_into(options.out, prompts, options.drawing, group, options.negative_prompt)
+        if group.is_main:
+            from dpt.methods.candidates import write_metadata
+
+            write_metadata(options.out, requests, options.type)
+            print(f"{len(requests)} pictures of {len(prompts)} prompts are in {options.out}")
+
+
+def read_prompt_file(file: Path) -> list[str]:
+    """As `read_prompts`, and the published JSON list of texts."""
+    if file.suffix != ".json":
+        return read_prompts(file)
+    from dpt.untrusted import read_json
+
+    content = read_json(file)
+    if not isinstance(content, list) or not all(isinstance(text, str) and text.strip() for text in content):
+        fail(f"{file} should be a list of prompts")
+    return content or fail(f"{file} holds no prompt")
+
+
+def check(options: DrawingOptions) -> None:
+    for name in ("n_samples", "num_timesteps"):
+        if getattr(options, name) < 1:
+            fail(f"--{name} must be at least 1, not {getattr(options, name)}")
+
+
+def draw_into(
+    folder: Path, prompts: Sequence[str], options: DrawingOptions, group: Processes, negative_prompt: str | None = None
+) -> list[CandidateRequest]:
+    from tqdm import tqdm
+
+    from dpt.backbone.loading import locate_model
+    from dpt.embedded import model_location
+    from dpt.generation_defaults import generation_defaults
+    from dpt.methods.base import GenerationConfig
+    from dpt.methods.candidates import candidate_requests, draw_candidates
+    from dpt.methods.diffusion import BASE, DiffusionConfig
+
+    take_own_gpu()
+    model = locate_model(model_location(options.pretrained_model_name_or_path))
+    defaults = generation_defaults(model, options.ckpt)
+    scale = defaults.guidance_scale if options.guidance_scale is None else options.guidance_scale
+    negative = defaults.negative_prompt if negative_prompt is None else negative_prompt
+    generation = GenerationConfig(
+        options.pretrained_model_name_or_path, options.num_timesteps, scale, options.scheduler, options.mixed_precision
+    )
+    config = DiffusionConfig(BASE) if options.ckpt is None else DiffusionConfig("tuned", options.ckpt)
+    method = config.open(generation)
+    requests = candidate_requests(prompts, options.n_samples)
+    with tqdm(total=len(requests), desc="drawing", unit="picture", disable=not group.is_main) as bar:
+        draw_candidates(method, requests, options.seed, folder, negative, group, bar.update)
+    return requests
+
+
+def synthesize(options: SynthesizeOptions) -> None:
+    check(options.drawing)
+    if options.drawing.n_samples < 2:
+        fail(f"--n_samples must be at least 2 to choose from, not {options.drawing.n_samples}")
+    if not 0 < options.test_fraction < 1:
+        fail(f"--test_fraction is between 0 and 1, not {options.test_fraction}")
+    prompts = scene_prompts(options)
+    with processes() as group:
+        requests = draw_into(options.out / PICTURES, [prompt.text for prompt in prompts], options.drawing, group)
+        if group.is_main:
+            write_preferences(options, prompts, requests)
+
+
+def scene_prompts(options: SynthesizeOptions) -> list[Prompt]:
+    """Different prompts of the pocket suite, under a seed that no benchmark uses; categories take turns."""
+    from itertools import chain
+
+    from dpt.evaluation.suites.pocket import suite
+
+    if options.prompts < 1:
+        fail(f"--prompts must be at least 1, not {options.prompts}")
+    seed = LATER_SUITES + options.drawing.seed
+    by_category = [suite((category,), options.prompts, seed).prompts for category in options.categories]
+    different = list({prompt.text: prompt for prompt in chain.from_iterable(zip(*by_category, strict=True))}.values())
+    return different[: options.prompts]
+
+
+def write_preferences(options: SynthesizeOptions, prompts: Sequence[Prompt], requests: Sequence[CandidateRequest]) -> None:
+    """Judge every picture, choose, and write the published files and the taste."""
+    from dpt.data.images import read_image
+    from dpt.data.preference.records import read_preferences, write_choices
+    from dpt.data.preference.split import split_records
+    from dpt.files import atomic_file
+    from dpt.keyed_random import KeyedRandom
+    from dpt.pocket.taste import choose, probabilities, taste_picture
+
+    per_user = max(1, min(PROMPTS_PER_USER, len(prompts) // 20))
+    entries: list[dict[str, Any]] = []
+    agreement = 0.0
+    for number, prompt in enumerate(prompts):
+        names = [request.file_name for request in requests if request.prompt_id == number]
+        pictures = [taste_picture(read_image(options.out / PICTURES / name)[0], prompt) for name in names]
+        chosen = choose(pictures, options.taste, KeyedRandom("choice", options.drawing.seed, number))
+        agreement += max(probabilities(pictures, options.taste)) / len(prompts)
+        user = f"{KeyedRandom('user', options.drawing.seed, number // per_user).randrange(16**8):08x}"
+        entries.append({
+            "id": number, "prompt": prompt.text, "human_preference": chosen, "file_path": names, "user_hash": user,
+            "contain_name": False,
+        })  # fmt: skip
+    everything = options.out / "preferences.json"
+    write_choices(everything, entries)
+    split = split_records(read_preferences(everything), options.test_fraction, options.drawing.seed)
+    for part, records in (("train", split.train), ("test", split.test)):
+        write_choices(options.out / f"preference_{part}.json", [entries[int(record.id)] for record in records])
+    everything.unlink()
+    stated = {**asdict(options.taste), "chance": 1 / options.drawing.n_samples, "best_possible_top1": agreement}
+    with atomic_file(options.out / "taste.json") as work:
+        work.write_text(json.dumps(stated, indent=1) + "\n")
+    print(
+        f"{len(split.train)} choices in {options.out / 'preference_train.json'}, {len(split.test)} in "
+        f"preference_test.json; a chooser who knew the taste would be right in {agreement:.1%} of them"
+    )

@@ -1,0 +1,1 @@
+"""What people prefer among pictures of one prompt: published files, their checks, splits, batches."""

@@ -1,0 +1,125 @@
+"""Preference records and the published files that hold them.
+
+| format | an entry |
+|---|---|
+| choice | `id`, `prompt`, `file_path` (list), `human_preference` (index of the chosen picture), `user_hash` |
+| HPDv2 train | `prompt`, `file_path` (two), `human_preference` (two shares, such as [1, 0]) |
+| HPDv2 test | `prompt`, `image_path` (list), `rank` (a rank per picture, the smallest is the best) |
+| pairs | `caption`, `image_0`, `image_1`, `label_0`, `label_1` (1, 0 or 0.5), `user_id`: the fields of Pick-a-Pic |
+
+A file is a JSON list, or JSONL with an entry per line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpt.data.files.reading import Row, checked_file_name, is_number, is_whole, parse_line, read_json, read_lines, shown
+from dpt.errors import DataError
+from dpt.files import atomic_file
+
+MOST_PICTURES = 1000
+"""Of one record."""
+
+
+@dataclass(frozen=True)
+class PreferenceRecord:
+    id: str
+    prompt: str
+    pictures: tuple[str, ...]
+    """File names relative to the picture folder."""
+    target: tuple[float, ...]
+    """How often each picture was chosen, as shares that sum to 1."""
+    ranks: tuple[float, ...]
+    """The smallest is the best; equal ranks are ties."""
+    user: str = ""
+    where: str = ""
+    """File and entry, for error messages."""
+
+    @property
+    def chance(self) -> float:
+        """Top-1 accuracy of a random choice."""
+        return sum(rank == min(self.ranks) for rank in self.ranks) / len(self.ranks)
+
+
+def read_preferences(file: Path) -> list[PreferenceRecord]:
+    """All records of a file in one of the formats above. Any fault is a DataError that names the entry."""
+    records = [_parse(row, number) for number, row in enumerate(_rows(file))]
+    if not records:
+        raise DataError(f"{file} holds no preference")
+    return records
+
+
+def _rows(file: Path) -> Iterator[Row]:
+    if file.suffix == ".jsonl":
+        yield from (parse_line(line, where) for where, line in read_lines(file))
+        return
+    content = read_json(file)
+    if not isinstance(content, list):
+        raise DataError(f"{file} should be a list of preferences, not {shown(content)}")
+    yield from (Row(entry, f"{file}, entry {number}") for number, entry in enumerate(content, 1))
+
+
+def _parse(row: Row, number: int) -> PreferenceRecord:
+    prompt = row.text("prompt" if "prompt" in row else "caption")
+    if "rank" in row:
+        pictures, ranks = _pictures(row, "image_path" if "image_path" in row else "file_path"), _ranks(row)
+        best = [rank == min(ranks) for rank in ranks]
+        target = tuple(is_best / sum(best) for is_best in best)
+    elif "label_0" in row:
+        pictures = tuple(row.file_name(name) for name in ("image_0", "image_1"))
+        target = _shares(row, [row.content.get("label_0"), row.content.get("label_1")], "'label_0' and 'label_1'")
+        ranks = tuple(-share for share in target)
+    else:
+        pictures = _pictures(row, "file_path")
+        target = _target(row, len(pictures))
+        ranks = tuple(-share for share in target)
+    if len(ranks) != len(pictures):
+        row.fail(f"there are {len(pictures)} pictures and {len(ranks)} preferences")
+    user = next((str(row.content[key]) for key in ("user_hash", "user_id") if row.content.get(key)), "")
+    return PreferenceRecord(str(row.content.get("id", number)), prompt, pictures, target, ranks, user, row.where)
+
+
+def _pictures(row: Row, key: str) -> tuple[str, ...]:
+    names = row.get(key, list)
+    if not 1 <= len(names) <= MOST_PICTURES or not all(isinstance(name, str) for name in names):
+        row.fail(f"{key!r} should list 1 to {MOST_PICTURES} file names, not {shown(names)}")
+    if len(set(names)) != len(names):
+        row.fail(f"{key!r} lists a picture twice: {shown(names)}")
+    return tuple(checked_file_name(name, row.where) for name in names)
+
+
+def _target(row: Row, count: int) -> tuple[float, ...]:
+    """One-hot for the index of the chosen picture; or the shares themselves."""
+    choice = row.content.get("human_preference")
+    if isinstance(choice, list):
+        return _shares(row, choice, "'human_preference'")
+    if not is_whole(choice):
+        row.fail(f"'human_preference' should be the index of a picture or a list of shares, not {shown(choice)}")
+    assert isinstance(choice, int)
+    if not 0 <= choice < count:
+        row.fail(f"'human_preference' is {choice}, and there are {count} pictures: indices start at 0")
+    return tuple(float(i == choice) for i in range(count))
+
+
+def _shares(row: Row, values: Sequence[Any], name: str) -> tuple[float, ...]:
+    if not values or not all(is_number(value) and value >= 0 for value in values) or not sum(values) > 0:
+        row.fail(f"{name} should be numbers from 0 up that are not all 0, not {shown(list(values))}")
+    return tuple(value / sum(values) for value in values)
+
+
+def _ranks(row: Row) -> tuple[float, ...]:
+    ranks = row.get("rank", list)
+    if not ranks or not all(map(is_number, ranks)):
+        row.fail(f"'rank' should be a list of numbers, not {shown(ranks)}")
+    return tuple(map(float, ranks))
+
+
+def write_choices(file: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Write the published `preference_*.json`."""
+    with atomic_file(file) as work:
+        work.write_text(json.dumps(list(entries), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,69 @@
+"""A stated taste for pictures of scenes, measured by the oracle, and choices that follow it with noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from dpt.claims.facts import Prompt
+from dpt.claims.judge import judge
+from dpt.data.scenes.world import POCKET_WORLD
+from dpt.detect.oracle.oracle import Oracle
+from dpt.errors import UserError
+from dpt.keyed_random import KeyedRandom
+
+
+@dataclass(frozen=True)
+class Taste:
+    """utility = right * (the oracle passes it) + readable * (every object is readable) + centred * (1 - offset)
+
+    The offset is the distance of the objects' mean centre from the picture's centre, in half diagonals. A chooser
+    takes picture i with probability softmax(utility / temperature)_i.
+    """
+
+    right: float = 1.0
+    readable: float = 0.5
+    centred: float = 4.0
+    temperature: float = 0.4
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise UserError(f"--temperature must be positive, not {self.temperature}")
+
+
+@dataclass(frozen=True)
+class TastedPicture:
+    right: bool
+    readable: bool
+    centred: float
+    """1 for a composition in the middle of the picture, 0 in its corner or without an object."""
+
+    def utility(self, taste: Taste) -> float:
+        return taste.right * self.right + taste.readable * self.readable + taste.centred * self.centred
+
+
+def taste_picture(picture: Image.Image, prompt: Prompt, oracle: Oracle | None = None) -> TastedPicture:
+    detections = (oracle or Oracle(POCKET_WORLD)).read(np.asarray(picture.convert("RGB")))
+    boxes = [region.box for region in (*detections.objects, *detections.unreadable)]
+    centred = 0.0
+    if detections.objects:
+        x, y = (sum(box.centre[axis] for box in boxes) / len(boxes) for axis in (0, 1))
+        width, height = picture.size
+        centred = 1 - min(1.0, math.hypot(x - width / 2, y - height / 2) / math.hypot(width / 2, height / 2))
+    passed = judge(prompt, detections).passed
+    return TastedPicture(passed, bool(detections.objects) and not detections.unreadable, centred)
+
+
+def choose(pictures: Sequence[TastedPicture], taste: Taste, rng: KeyedRandom) -> int:
+    """The index of the chosen picture."""
+    return rng.weighted_choice(list(enumerate(probabilities(pictures, taste))))
+
+
+def probabilities(pictures: Sequence[TastedPicture], taste: Taste) -> list[float]:
+    utilities = [picture.utility(taste) / taste.temperature for picture in pictures]
+    weights = [math.exp(utility - max(utilities)) for utility in utilities]
+    return [weight / sum(weights) for weight in weights]
