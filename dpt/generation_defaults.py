@@ -6,12 +6,14 @@ its model's, and a flag wins over both.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dpt.errors import UserError
+from dpt.files import atomic_file
 from dpt.records import from_plain
 from dpt.untrusted import read_json_object
 
@@ -83,6 +85,13 @@ def generation_defaults(*places: Path | None) -> GenerationDefaults:
             sources |= dict.fromkeys(entries, file)
     defaults = from_plain(GenerationDefaults, content, " and ".join(map(str, dict.fromkeys(sources.values()))))
     return GenerationDefaults(defaults.guidance_scale, defaults.negative_prompt, defaults.correction, sources)
+
+
+def write_defaults(folder: Path, entries: Mapping[str, Any]) -> None:
+    """Write the file of a checkpoint; `entries` are some of `ENTRIES`."""
+    from_plain(GenerationDefaults, dict(entries), str(folder / FILE_NAME))
+    with atomic_file(folder / FILE_NAME) as work:
+        work.write_text(json.dumps(dict(entries), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _file_beside(place: Path) -> Path | None:

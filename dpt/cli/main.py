@@ -13,11 +13,13 @@ from dpt.cli.common.console import parse
 from dpt.errors import UserError, run_command
 
 SCRIPTS: dict[str, tuple[str, str]] = {
+    "prefer train": ("dpt.cli.prefer.train:main", "train a preference classifier on choices"),
+    "prefer tune": ("dpt.cli.prefer.tune:main", "tune a LoRA on selected pictures: train_hps.py"),
     "train-stage1": ("dpt.cli.train.stages:main_stage1", "train an adapter on a frozen UNet: train_stage1.py"),
     "train-stage2": ("dpt.cli.train.stages:main_stage2", "train an adapter and a LoRA together: train_stage2.py"),
     "txt2img": ("dpt.cli.txt2img.main:main", "sample images for a prompt or a file of prompts: txt2img.py"),
 }
-"""Aliases of the scripts: main(words) -> exit code."""
+"""Commands with exit codes of their own, most of them aliases of the scripts: main(words) -> exit code."""
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "bench report": (
@@ -40,6 +42,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "pocket measure": ("dpt.cli.commands.pocket:measure", "sample the pocket suite and count correct images"),
     "prefer draw": ("dpt.cli.prefer.draw:draw", "draw several pictures of each prompt into a folder"),
+    "prefer score": ("dpt.cli.prefer.score:score", "score pictures with their prompts by a preference classifier"),
+    "prefer select": ("dpt.cli.prefer.score:select", "copy the clear winners and losers of each prompt for training"),
     "prefer synthesize": (
         "dpt.cli.prefer.draw:synthesize",
         "make preference data for the embedded model by a stated taste",
@@ -56,8 +60,9 @@ TITLE = "Discriminative probing and tuning for text-to-image models."
 
 def main() -> None:
     words = sys.argv[1:]
-    if words and words[0] in SCRIPTS:
-        sys.exit(load(SCRIPTS[words[0]][0])(words[1:]))
+    for name, (entry, _) in SCRIPTS.items():
+        if words[: len(name.split())] == name.split():
+            sys.exit(load(entry)(words[len(name.split()) :]))
     sys.exit(run_command(lambda: run(words)))
 
 
@@ -87,7 +92,7 @@ def command_name(words: list[str]) -> str:
 
 
 def commands_of(group: str) -> dict[str, tuple[str, str]]:
-    return {name: entry for name, entry in COMMANDS.items() if name.split()[0] == group}
+    return {name: entry for name, entry in {**COMMANDS, **SCRIPTS}.items() if name.split()[0] == group}
 
 
 def load(entry: str) -> Callable[..., Any]:

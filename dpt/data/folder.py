@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -29,6 +30,8 @@ class CaptionedPicture:
     weight: float
     where: str
     """File and line that say so."""
+    type: str = ""
+    """positive, negative or regularization, where a row says so: see dpt/data/preference/tuning.py."""
 
 
 def is_picture_folder(folder: Path) -> bool:
@@ -43,20 +46,22 @@ def read_picture_folder(folder: Path) -> list[CaptionedPicture]:
     if not folder.is_dir():
         raise DataError(f"there is no data folder {folder}")
     metadata = folder / METADATA
-    rows = _read_metadata(metadata) if metadata.exists() else _read_sidecars(folder)
+    rows = read_metadata(metadata, folder) if metadata.exists() else _read_sidecars(folder)
     if not rows:
         raise DataError(f"{metadata if metadata.exists() else folder} names no picture")
     return rows
 
 
-def _read_metadata(file: Path) -> list[CaptionedPicture]:
+def read_metadata(file: Path, folder: Path) -> list[CaptionedPicture]:
+    """The rows of a JSONL file; their names are relative to `folder`."""
     rows = []
     for where, line in read_lines(file):
         row = parse_line(line, where)
         name = row.file_name("file_name")
-        if not (file.parent / name).is_file():
-            row.fail(f"there is no picture {file.parent / name}")
-        rows.append(CaptionedPicture(name, _caption(row), _weight(row), where))
+        if not (folder / name).is_file():
+            row.fail(f"there is no picture {folder / name}")
+        kind = row.text("type") if "type" in row else ""
+        rows.append(CaptionedPicture(name, _caption(row), _weight(row), where, kind))
     return rows
 
 
@@ -100,9 +105,12 @@ def _read_sidecars(folder: Path) -> list[CaptionedPicture]:
 class FolderSource(Source):
     """Pictures with captions and weights, without expressions and negatives."""
 
-    def __init__(self, folder: Path, framing: Framing, seed: int) -> None:
+    def __init__(
+        self, folder: Path, framing: Framing, seed: int, rows: Sequence[CaptionedPicture] | None = None
+    ) -> None:
+        """`rows`: some of the folder's pictures, under these captions; by default all of them."""
         self.folder, self.framing, self.seed = folder, framing, seed
-        self.rows = read_picture_folder(folder)
+        self.rows = read_picture_folder(folder) if rows is None else list(rows)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -63,13 +65,61 @@ def _mixed(value: int, key: int, nth: int) -> int:
 MAX_REPLACEMENTS = 16
 
 
-class Stream(Dataset[Example]):
+class Loadable(Protocol):
+    """An example or a batch, which lists the faults of the examples whose place it takes."""
+
+    @property
+    def skipped(self) -> Sequence[str]: ...
+
+
+E = TypeVar("E", bound=Loadable)
+B = TypeVar("B", bound=Loadable)
+
+
+class ShuffledStream(Dataset[E], ABC, Generic[E, B]):
     """Examples by position, a pure function of (source, seed, position): shuffled in each epoch, or in order.
 
     A broken picture is an error, unless the corrupt budget allows some: then another example, drawn for that position,
     takes its place and lists the fault in `skipped`. A batch keeps its size, and the data do not depend on how
     positions are split into batches, processes or runs.
     """
+
+    def __init__(self, seed: int, shuffle: bool = True, corrupt_budget: int = 0) -> None:
+        self.seed, self.shuffle, self.corrupt_budget = seed, shuffle, corrupt_budget
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Examples in an epoch."""
+
+    @abstractmethod
+    def read(self, index: int, epoch: int, skipped: tuple[str, ...]) -> E:
+        """The example with this index; a broken picture is a BrokenImageError."""
+
+    @abstractmethod
+    def collate(self, examples: Sequence[E]) -> B: ...
+
+    def batches(self, positions: Iterable[Sequence[int]], workers: int = 0, pin_memory: bool = False) -> Iterator[B]:
+        return load(self, positions, workers, pin_memory=pin_memory)
+
+    def __getitem__(self, position: int) -> E:
+        n = len(self)
+        index, epoch = position % n, 0
+        if self.shuffle:
+            index, epoch = shuffled_index(self.seed, position, n), epoch_of(position, n)
+        skipped: list[str] = []
+        for attempt in range(MAX_REPLACEMENTS):
+            try:
+                return self.read(index, epoch, tuple(skipped))
+            except BrokenImageError as broken:
+                if self.corrupt_budget < 1:
+                    raise
+                skipped.append(str(broken))
+                index = KeyedRandom("stand-in", self.seed, position, attempt).randrange(n)
+        raise DataError(f"{MAX_REPLACEMENTS} examples in a row have broken pictures; {skipped[-1]}")
+
+
+class Stream(ShuffledStream[Example, Batch]):
+    """The examples of a source."""
 
     def __init__(
         self,
@@ -80,40 +130,27 @@ class Stream(Dataset[Example]):
         parts: ExampleParts = ALL_PARTS,
         text_cache: TextCache | None = None,
     ) -> None:
-        self.source, self.seed, self.shuffle, self.corrupt_budget = source, seed, shuffle, corrupt_budget
-        self.parts, self.text_cache = parts, text_cache
+        super().__init__(seed, shuffle, corrupt_budget)
+        self.source, self.parts, self.text_cache = source, parts, text_cache
 
     def only(self, parts: ExampleParts) -> Stream:
         """The same examples, reduced to what a task reads of them."""
         return Stream(self.source, self.seed, self.shuffle, self.corrupt_budget, parts, self.text_cache)
 
-    def batches(
-        self, positions: Iterable[Sequence[int]], workers: int = 0, pin_memory: bool = False
-    ) -> Iterator[Batch]:
-        return load(self, positions, workers, pin_memory=pin_memory)
-
     def example_id(self, position: int) -> str:
         return self[position].id
 
     def __len__(self) -> int:
-        """Examples in an epoch."""
         return len(self.source)
 
-    def __getitem__(self, position: int) -> Example:
-        n = len(self.source)
-        index, epoch = position % n, 0
-        if self.shuffle:
-            index, epoch = shuffled_index(self.seed, position, n), epoch_of(position, n)
-        skipped: list[str] = []
-        for attempt in range(MAX_REPLACEMENTS):
-            try:
-                return replace(self.source.example(index, epoch, self.parts), skipped=tuple(skipped))
-            except BrokenImageError as broken:
-                if self.corrupt_budget < 1:
-                    raise
-                skipped.append(str(broken))
-                index = KeyedRandom("stand-in", self.seed, position, attempt).randrange(n)
-        raise DataError(f"{MAX_REPLACEMENTS} examples in a row have broken pictures; {skipped[-1]}")
+    def read(self, index: int, epoch: int, skipped: tuple[str, ...]) -> Example:
+        return replace(self.source.example(index, epoch, self.parts), skipped=skipped)
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        batch = collate(examples)
+        if self.text_cache is None:
+            return batch
+        return replace(batch, encoded=self.text_cache.read([text for example in examples for text in example.texts]))
 
 
 class CorruptBudget:
@@ -133,19 +170,19 @@ class CorruptBudget:
 
 
 def load(
-    stream: Stream,
+    stream: ShuffledStream[E, B],
     positions: Iterable[Sequence[int]],
     workers: int = 0,
     budget: CorruptBudget | None = None,
     pin_memory: bool = False,
-) -> Iterator[Batch]:
+) -> Iterator[B]:
     """A batch for each sequence of positions, in order, loaded ahead by worker processes."""
     budget = budget or CorruptBudget(stream.corrupt_budget)
     loader = DataLoader(
         _Fetch(stream),
         batch_sampler=positions,  # type: ignore[arg-type]
         num_workers=workers,
-        collate_fn=partial(_collate, stream.text_cache),
+        collate_fn=partial(_collate, stream.collate),
         pin_memory=pin_memory,
         worker_init_fn=_leave_stopping_to_the_parent,
         generator=torch.Generator(),  # or it would draw from the global one
@@ -173,26 +210,22 @@ class _Failed:
     sentence: str
 
 
-class _Fetch(Dataset["Example | _Failed"]):
-    def __init__(self, stream: Stream) -> None:
+class _Fetch(Dataset[Any]):
+    def __init__(self, stream: ShuffledStream[Any, Any]) -> None:
         self.stream = stream
 
-    def __getitem__(self, position: int) -> Example | _Failed:
+    def __getitem__(self, position: int) -> Any:
         try:
             return self.stream[position]
         except UserError as error:
             return _Failed(str(error))
 
 
-def _collate(text_cache: TextCache | None, fetched: list[Example | _Failed]) -> Batch | _Failed:
+def _collate(collate_examples: Callable[[Sequence[Any]], Any], fetched: list[Any]) -> Any:
     failed = next((item for item in fetched if isinstance(item, _Failed)), None)
     if failed:
         return failed
-    examples = [item for item in fetched if isinstance(item, Example)]
-    batch = collate(examples)
-    if text_cache is None:
-        return batch
     try:
-        return replace(batch, encoded=text_cache.read([text for example in examples for text in example.texts]))
+        return collate_examples(fetched)
     except UserError as error:
         return _Failed(str(error))

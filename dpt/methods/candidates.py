@@ -97,9 +97,7 @@ def _claim(folder: Path, record: dict[str, Any], prompts: Sequence[str]) -> None
         if file.exists():
             stored = read_json_object(file)
             if changed := sorted(name for name in {*stored, *record} if stored.get(name) != record.get(name)):
-                raise UserError(
-                    f"{folder} holds pictures that were drawn with another {' and '.join(changed)}: choose another --out"
-                )
+                raise UserError(f"{folder} holds pictures of another {' and '.join(changed)}: choose another --out")
             return
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(file) as work:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpt.errors import UserError, fail
+from dpt.generation_defaults import generation_defaults
 from dpt.methods.base import GenerationConfig
 from dpt.sampling.options import NO_CORRECTION, Correction
 
@@ -46,6 +47,8 @@ class DiffusionConfig:
     correction: Correction = NO_CORRECTION
     candidates: int = 1
     """Candidates per picture; the one with the highest matching score is kept."""
+    negative_prompt: str | None = None
+    """For requests without one. Default: what the checkpoint carries, which with HPS is "Weird image. "."""
 
     @property
     def needs_adapter(self) -> bool:
@@ -73,8 +76,12 @@ class DiffusionConfig:
         dtype = "float32" if generation.mixed_precision == "no" else generation.mixed_precision
         backbone = open_backbone(model_location(generation.model), dtype=dtype)
         identity: dict[str, Any] = {"model": backbone.model_hash}
+        negative = generation_defaults(self.checkpoint).negative_prompt
+        negative = negative if self.negative_prompt is None else self.negative_prompt
+        if negative:
+            identity["negative_prompt"] = negative
         if self.checkpoint is None:
-            return DiffusionMethod(backbone, settings, identity=identity)
+            return DiffusionMethod(backbone, settings, identity=identity, negative_prompt=negative)
         checkpoint = open_checkpoint(self.checkpoint)
         if checkpoint.lora is None and not self.needs_adapter:
             fail(f"{self.checkpoint} has no LoRA: {self.name} would be the same as {BASE}")
@@ -87,14 +94,14 @@ class DiffusionConfig:
             lora.merge()
             identity["lora"] = content_hash(checkpoint.lora.tensors)
         if checkpoint.adapter is None or not self.needs_adapter:
-            return DiffusionMethod(backbone, settings, identity=identity)
+            return DiffusionMethod(backbone, settings, identity=identity, negative_prompt=negative)
         adapter = checkpoint.adapter.to(backbone.device)
         identity |= {
             "adapter": content_hash(adapter.state_dict()),
             "correction": to_plain(self.correction),
             "candidates": self.candidates,
         }
-        return DiffusionMethod(backbone, settings, adapter, self.candidates, identity)
+        return DiffusionMethod(backbone, settings, adapter, self.candidates, identity, negative)
 
 
 @dataclass(frozen=True)
@@ -105,10 +112,16 @@ class DiffusionMethod:
     candidates: int = 1
     """The first candidate is the picture of a run with candidates=1."""
     identity: Mapping[str, Any] = field(default_factory=dict)
+    negative_prompt: str = ""
+    """Of requests that have none."""
 
     def make(self, requests: Sequence[Request]) -> Iterator[Image.Image]:
+        from dataclasses import replace
+
         from dpt.data.images import to_pil
 
+        if self.negative_prompt:
+            requests = [r if r.negative_prompt else replace(r, negative_prompt=self.negative_prompt) for r in requests]
         images = self._draw(requests) if self.candidates == 1 else self._draw_best(requests)
         return (to_pil(image) for image in images)
 

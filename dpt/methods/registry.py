@@ -37,6 +37,7 @@ KEYS: Mapping[str, Callable[[str], Any]] = {
     "end": float,
     "every": int,
     "candidates": int,
+    "negative_prompt": str,
     "lora": {"on": True, "off": False}.__getitem__,
 }
 """Options after a method's path, as in dpt=FOLDER,factor=0.5,target=fused."""
@@ -59,6 +60,7 @@ def parse_method(text: str) -> DiffusionConfig:
             raise UserError(f"the method {name} has an invalid value: {key}={value}") from None
     interval = Interval(options.pop("start", 0.0), options.pop("end", 1.0))
     candidates, lora = options.pop("candidates", 1), options.pop("lora", True)
+    negative_prompt = options.pop("negative_prompt", None)
     if "factor" in options:
         options.setdefault("target", PUBLISHED_TARGET)
     try:
@@ -67,7 +69,7 @@ def parse_method(text: str) -> DiffusionConfig:
         raise UserError(f"the method {name}: {error}") from None
     if options and not correction.on:
         raise UserError(f"the method {name} has correction options but no factor")
-    return DiffusionConfig(name, Path(path) if has_path else None, lora, correction, candidates)
+    return DiffusionConfig(name, Path(path) if has_path else None, lora, correction, candidates, negative_prompt)
 
 
 def parse_methods(texts: Sequence[str], num_timesteps: int) -> list[MethodConfig]:

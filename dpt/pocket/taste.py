@@ -48,7 +48,7 @@ class TastedPicture:
 
 def taste_picture(picture: Image.Image, prompt: Prompt, oracle: Oracle | None = None) -> TastedPicture:
     detections = (oracle or Oracle(POCKET_WORLD)).read(np.asarray(picture.convert("RGB")))
-    boxes = [region.box for region in (*detections.objects, *detections.unreadable)]
+    boxes = [region.box for region in detections.objects] + [region.box for region in detections.unreadable]
     centred = 0.0
     if detections.objects:
         x, y = (sum(box.centre[axis] for box in boxes) / len(boxes) for axis in (0, 1))

@@ -135,7 +135,8 @@ def draw_into(
     generation = GenerationConfig(
         options.pretrained_model_name_or_path, options.num_timesteps, scale, options.scheduler, options.mixed_precision
     )
-    config = DiffusionConfig(BASE) if options.ckpt is None else DiffusionConfig("tuned", options.ckpt)
+    name = BASE if options.ckpt is None else "tuned"
+    config = DiffusionConfig(name, options.ckpt, negative_prompt="")  # the requests have it
     method = config.open(generation)
     requests = candidate_requests(prompts, options.n_samples)
     with tqdm(total=len(requests), desc="drawing", unit="picture", disable=not group.is_main) as bar:
@@ -170,7 +171,9 @@ def scene_prompts(options: SynthesizeOptions) -> list[Prompt]:
     return different[: options.prompts]
 
 
-def write_preferences(options: SynthesizeOptions, prompts: Sequence[Prompt], requests: Sequence[CandidateRequest]) -> None:
+def write_preferences(
+    options: SynthesizeOptions, prompts: Sequence[Prompt], requests: Sequence[CandidateRequest]
+) -> None:
     """Judge every picture, choose, and write the published files and the taste."""
     from dpt.data.images import read_image
     from dpt.data.preference.records import read_preferences, write_choices

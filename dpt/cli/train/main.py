@@ -5,16 +5,16 @@ from __future__ import annotations
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from importlib import import_module
 from math import inf, isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from dpt.cli.common.console import parse_options, plain_warnings
-from dpt.cli.train.options import AdapterOptions, ObjectiveOptions, TrainOptions, warn_unused_flags
+from dpt.cli.common.console import NO_PUBLISHED_FLAGS, PublishedFlags, parse_options, plain_warnings
+from dpt.cli.train.options import AdapterOptions, LoopOptions, ObjectiveOptions, TrainOptions, warn_unused_flags
 from dpt.cli.train.setup import (
     open_training_backbone,
     resolved_formats,
@@ -27,11 +27,18 @@ from dpt.training.engine.interrupts import EXIT_STOPPED
 from dpt.untrusted import read_json_object
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from dpt.cli.train.hub import Hub
     from dpt.training.engine.loop import Loop, Outcome
+    from dpt.training.engine.run_folder import RunConfig
+    from dpt.training.engine.settings import TrainSettings
+    from dpt.training.engine.task import B, BatchStream, Task
 
 
 CURVE = "curve.png"
+
+Options = TypeVar("Options")
 
 
 def main(kind: type[TrainOptions], script: str, builder: str, arguments: Sequence[str] | None = None) -> int:
@@ -40,10 +47,21 @@ def main(kind: type[TrainOptions], script: str, builder: str, arguments: Sequenc
     `builder` is MODULE:FUNCTION, imported only after the flags are checked. It takes options, backbone and validation
     streams, and returns the task and the hashes of its initial weights.
     """
+    return run_to_exit_code(kind, script, lambda options: run(options, builder), arguments, kind.published)
+
+
+def run_to_exit_code(
+    kind: type[Options],
+    script: str,
+    train: Callable[[Options], Outcome],
+    arguments: Sequence[str] | None = None,
+    published: PublishedFlags = NO_PUBLISHED_FLAGS,
+) -> int:
+    """Parse the flags and train; 0 if the last step was reached, 75 if the run was stopped and saved."""
     words = sys.argv[1:] if arguments is None else arguments
     outcomes: list[Outcome] = []
     with plain_warnings():
-        code = run_command(lambda: outcomes.append(run(parse_options(kind, words, script, kind.published), builder)))
+        code = run_command(lambda: outcomes.append(train(parse_options(kind, words, script, published))))
     return code or (0 if outcomes[0].finished else EXIT_STOPPED)
 
 
@@ -53,9 +71,6 @@ def run(options: TrainOptions, builder: str) -> Outcome:
     from dpt.cli.train.data import data_identity, framing_of, open_cache, open_data, require_parts
     from dpt.cli.train.hub import open_hub
     from dpt.data.stream import Stream
-    from dpt.distributed import Processes
-    from dpt.training.engine.logging import start_trackers
-    from dpt.training.engine.loop import Loop
     from dpt.training.engine.optim import require_eight_bit
 
     accelerator = start_processes(options)
@@ -64,7 +79,7 @@ def run(options: TrainOptions, builder: str) -> Outcome:
     if options.optimisation.use_8bit_adam:
         require_eight_bit(accelerator.device)
     hub = open_hub(options.hub, options.root) if accelerator.is_main_process else None
-    backbone = open_training_backbone(options, accelerator)
+    backbone = open_training_backbone(options.model, accelerator)
     framing = framing_of(options.data, backbone)
     cache = open_cache(options.data, framing, backbone)
     source, validation = open_data(options.data, framing, options.optimisation.seed, cache)
@@ -91,8 +106,26 @@ def run(options: TrainOptions, builder: str) -> Outcome:
         **initial_weights,
     )
     stream = Stream(source, settings.seed, corrupt_budget=options.data.corrupt_budget, text_cache=cache.texts)
+    return train_task(options, accelerator, task, stream, settings, config, hub)
+
+
+def train_task(
+    options: LoopOptions,
+    accelerator: Accelerator,
+    task: Task[B],
+    stream: BatchStream[B],
+    settings: TrainSettings,
+    config: RunConfig,
+    hub: Hub | None = None,
+    on_validation: Callable[[int], None] = lambda step: None,
+) -> Outcome:
+    """Run the loop and export what was trained. `on_validation` takes the step that was validated."""
+    from dpt.distributed import Processes
+    from dpt.training.engine.logging import start_trackers
+    from dpt.training.engine.loop import Loop
+
     processes = Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
-    loop = Loop(task, stream, settings, options.root, config, processes, tracker=accelerator.log)
+    loop = Loop(task, stream, settings, options.root, config, processes, accelerator.log, on_validation=on_validation)
     start_trackers(accelerator, config.values)
     try:
         outcome = loop.run(options.output.resume_from_checkpoint, options.output.reset_optimizer)
@@ -140,7 +173,7 @@ def user_message(error: RuntimeError) -> str | None:
     return None
 
 
-def finish(options: TrainOptions, loop: Loop[Any], outcome: Outcome, hub: Hub | None) -> None:
+def finish(options: LoopOptions, loop: Loop[Any], outcome: Outcome, hub: Hub | None) -> None:
     """After the last step: export, samples, the plot, the upload."""
     if not outcome.finished:
         print(f"stopped after step {outcome.step}: run the same command again to continue")
@@ -154,13 +187,13 @@ def finish(options: TrainOptions, loop: Loop[Any], outcome: Outcome, hub: Hub | 
         print(f"uploaded to {hub.push(options.root, folders, curve)}")
 
 
-def export(options: TrainOptions, loop: Loop[Any], curve: Path) -> list[Path]:
+def export(options: LoopOptions, loop: Loop[Any], curve: Path) -> list[Path]:
     from dpt.training.engine.logging import plot_curve
 
     for folder in loop.task.folders:
         shutil.rmtree(options.root / folder, ignore_errors=True)
     with loop.update.averaged():
-        folders = loop.task.export(options.root, options.model.pretrained_model_name_or_path)
+        folders = loop.task.export(options.root, options.base_model)
         options.after(loop.task)
     plot_curve(options.root, curve)
     return folders

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import tyro
 
@@ -230,6 +230,27 @@ PUBLISHED = PublishedFlags(
 )  # fmt: skip
 
 
+class LoopOptions(Protocol):
+    """What the flags of every command with a training loop have in common."""
+
+    @property
+    def optimisation(self) -> OptimisationOptions: ...
+
+    @property
+    def output(self) -> OutputOptions: ...
+
+    @property
+    def root(self) -> Path:
+        """The run's folder."""
+
+    @property
+    def base_model(self) -> str:
+        """The name of the model that is trained or tuned, for the record of the result."""
+
+    def after(self, task: Any) -> None:
+        """Runs once the result is saved."""
+
+
 @dataclass(frozen=True)
 class TrainOptions:
     """The flags that both training commands have."""
@@ -247,6 +268,10 @@ class TrainOptions:
     @property
     def root(self) -> Path:
         return self.output.output_dir / self.output.run_name
+
+    @property
+    def base_model(self) -> str:
+        return self.model.pretrained_model_name_or_path
 
     def check(self) -> None:
         """Check the flags that only this command has."""

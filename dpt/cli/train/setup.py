@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
-from dpt.cli.train.options import TrainOptions
+from dpt.cli.train.options import LoopOptions, ModelOptions, OptimisationOptions, TrainOptions
 from dpt.embedded import model_location
 from dpt.errors import fail
 from dpt.training.engine.settings import FLAT, TrainSettings
@@ -35,7 +36,8 @@ NOT_COMPARED = frozenset({
     "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "reset_optimizer", "logging_steps",
     "validation_steps", "max_bad_steps", "corrupt_budget", "no_detection", "val_fullset", "validation_scenes",
     "combine_datasets_val", "dataset_name_val", "validation_prompts", "num_validation_images", "prompts_path_val",
-    "clip",
+    "clip", "validation_prompt_file", "validation_timesteps", "dataset_folder", "annotation_file",
+    "regularization_folder", "regularization_annotation",
     # the model and the adapter are recorded by their hashes
     "allow_other_base",
     # recorded as the number of steps
@@ -59,24 +61,41 @@ REMOVED = frozenset({"mend_loss_coef"})
 
 
 def settings_for(options: TrainOptions, examples: int, processes: int) -> TrainSettings:
-    flat = {**asdict(options.data), **asdict(options.optimisation), **asdict(options.output)}
+    workers = options.data.dataloader_num_workers
+    if options.data.data_root is None and options.optimisation.num_train_epochs is None:
+        return loop_settings(options, examples, processes, workers, default_steps=STEPS_ON_SCENES)
+    return loop_settings(options, examples, processes, workers, default_epochs=EPOCHS_ON_FILES)
+
+
+def loop_settings(
+    options: LoopOptions,
+    examples: int,
+    processes: int,
+    workers: int = 0,
+    *,
+    default_steps: int | None = None,
+    default_epochs: int = 1,
+) -> TrainSettings:
+    """The loop's settings; the length is that of the flags, or else the default one."""
+    flat = {**asdict(options.optimisation), **asdict(options.output)}
     names = {field.name for field in fields(TrainSettings)}
     o = options.optimisation
     effective = o.train_batch_size * o.gradient_accumulation_steps * processes
     settings = {name: value for name, value in flat.items() if name in names}
-    settings["max_train_steps"] = _steps(options, examples, effective)
+    settings["max_train_steps"] = _steps(o, examples, effective, default_steps, default_epochs)
     if o.scale_lr:
         settings["learning_rate"] = o.learning_rate * effective
-    return TrainSettings(**settings)
+    return TrainSettings(**settings, dataloader_num_workers=workers)
 
 
-def _steps(options: TrainOptions, examples: int, effective: int) -> int:
-    o = options.optimisation
+def _steps(
+    o: OptimisationOptions, examples: int, effective: int, default_steps: int | None, default_epochs: int
+) -> int:
     if o.max_train_steps is not None:
         return o.max_train_steps
-    if o.num_train_epochs is None and options.data.data_root is None:
-        return STEPS_ON_SCENES
-    epochs = EPOCHS_ON_FILES if o.num_train_epochs is None else o.num_train_epochs
+    if default_steps is not None:
+        return default_steps
+    epochs = default_epochs if o.num_train_epochs is None else o.num_train_epochs
     if epochs < 1:
         fail(f"--num_train_epochs must be at least 1, not {epochs}")
     return -(-epochs * examples // max(1, effective))
@@ -84,12 +103,17 @@ def _steps(options: TrainOptions, examples: int, effective: int) -> int:
 
 def run_config(options: TrainOptions, settings: TrainSettings, **resolved: Any) -> RunConfig:
     """The flags that decide the run's numbers, with what they resolved to."""
+    groups = [getattr(options, field.name) for field in fields(options) if field.name != "hub"]
+    return config_of_groups(groups, settings, **resolved)
+
+
+def config_of_groups(groups: Sequence[Any], settings: TrainSettings, **resolved: Any) -> RunConfig:
+    """The same for any groups of flags; each is a dataclass whose fields have defaults."""
     from dpt.records import to_plain
     from dpt.training.engine.run_folder import RunConfig
 
-    groups = {name: group for name, group in to_plain(options).items() if name != "hub"}
-    flags = {name: value for group in groups.values() for name, value in group.items() if name not in NOT_COMPARED}
-    defaults = {name: value for group in to_plain(type(options)()).values() for name, value in group.items()}
+    flags = {name: value for group in groups for name, value in to_plain(group).items() if name not in NOT_COMPARED}
+    defaults = {name: value for group in groups for name, value in to_plain(type(group)()).items()}
     flags = {name: value for name, value in flags.items() if name not in OPTIONAL or value != defaults[name]}
     not_compared = (NOT_COMPARED | REMOVED) - resolved.keys()  # --cache says where a cache is, the record what it holds
     if settings.lr_scheduler not in FLAT:  # a flat rate does not depend on where the run ends
@@ -104,7 +128,7 @@ def resolved_formats(backbone: Backbone, task: Any) -> dict[str, str]:
     return formats if adapter is None else {**formats, "adapter_dtype": str(adapter.matmul_dtype)}
 
 
-def start_processes(options: TrainOptions) -> Accelerator:
+def start_processes(options: LoopOptions) -> Accelerator:
     """Accelerate knows which process this is and its device; the backbone chooses number formats."""
     from accelerate import Accelerator
     from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration
@@ -129,11 +153,10 @@ def start_processes(options: TrainOptions) -> Accelerator:
     return accelerator
 
 
-def open_training_backbone(options: TrainOptions, accelerator: Accelerator) -> Backbone:
+def open_training_backbone(model: ModelOptions, accelerator: Accelerator) -> Backbone:
     from dpt.backbone import open_backbone
     from dpt.backbone.speedups import apply_speedups
 
-    model = options.model
     # accelerate launch sets "no" by default, so "no" is no choice of the user.
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     precision = model.mixed_precision or (None if launched == "no" else launched)

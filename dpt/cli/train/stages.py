@@ -58,13 +58,17 @@ FOR_ALL_LOSSES = ("fix_timestep", "noise_offset")
 
 
 @dataclass(frozen=True)
-class LoraOptions:
+class LoraShapeOptions:
     lora_rank: int = 4
     lora_alpha: float | None = None
     """W + alpha / rank B A. Default: the rank, as published."""
     lora_blocks: tuple[str, ...] = ("all",)
     """Blocks whose attention gets a LoRA: all (the published code), down (the paper's figure), mid, up, or feature
     names of blocks."""
+
+
+@dataclass(frozen=True)
+class LoraOptions(LoraShapeOptions):
     only_train_lora: Flag = False
     """Do not train the adapter; it is saved all the same."""
     plain_lora: Flag = False

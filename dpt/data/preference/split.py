@@ -39,8 +39,9 @@ def split_records(records: Sequence[PreferenceRecord], test_fraction: float, see
     """
     groups = sorted(linked_groups(records), key=lambda group: min(record.id for record in group))
     order = KeyedRandom("preference split", seed).sample(groups, len(groups))
-    goal, test = test_fraction * len(records), []
+    goal = test_fraction * len(records)
     train: list[PreferenceRecord] = []
+    test: list[PreferenceRecord] = []
     for group in order:
         (test if len(test) + len(group) <= goal + 0.5 else train).extend(group)
     if not test or not train:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,8 +60,9 @@ class Loop(Generic[B]):
         processes: Processes | None = None,
         tracker: Tracker | None = None,
         update: Update | None = None,
+        on_validation: Callable[[int], None] = lambda step: None,
     ) -> None:
-        self.task, self.settings, self.root = task, settings, root
+        self.task, self.settings, self.root, self.on_validation = task, settings, root, on_validation
         self.stream = stream.only(task.parts)
         self.processes = processes or Processes()
         self.device = torch.device(self.processes.device)
@@ -221,6 +222,8 @@ class Loop(Generic[B]):
         """Validate and log; False if a stop cut it short. The training clock does not run meanwhile."""
         began = time.monotonic()
         metrics = self.validation.run(stop)
+        if metrics is not None and self.processes.is_main:
+            self.on_validation(self.step)
         seconds = time.monotonic() - began
         self.log.started += seconds
         bar.unpause()

@@ -141,6 +141,7 @@ class Update:
         if half:
             raise UserError(f"trained weights must be float32, not {', '.join(half)}")
         self.settings, self.loss_scaler = settings, loss_scaler
+        self.limited = [(p, group.limits) for group in groups if group.limits for p in group.named.values()]
         self.clip = settings.max_grad_norm or float("inf")
         self.eight_bit = settings.use_8bit_adam
         self.average = ExponentialMovingAverage(self.named, settings.ema_decay) if settings.ema_decay else None
@@ -200,6 +201,9 @@ class Update:
         elif not bool(skipped):
             self.adam.step()
         self.adam.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for p, (least, largest) in self.limited:
+                p.clamp_(least, largest)
         if self.average is not None:
             self.average.update(step, skipped)
         status = torch.where(skipped, BAD, APPLIED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -51,6 +51,8 @@ class ParameterGroup:
     """Whether weight decay applies."""
     learning_rate: float | None = None
     """The peak rate, where it is not that of the settings."""
+    limits: tuple[float, float] | None = None
+    """Least and largest value: after each update its parameters are clamped to them."""
 
 
 Grouping = Callable[[nn.Module], list[ParameterGroup]]
@@ -127,8 +129,8 @@ def with_own_rate(groups: Iterable[ParameterGroup], module: str, learning_rate: 
     for group in groups:
         own = {name: p for name, p in group.named.items() if f".{module}." in f".{name}"}
         rest = {name: p for name, p in group.named.items() if name not in own}
-        split += [ParameterGroup(rest, group.decays, group.learning_rate)] if rest else []
-        split += [ParameterGroup(own, group.decays, learning_rate)] if own else []
+        split += [replace(group, named=rest)] if rest else []
+        split += [replace(group, named=own, learning_rate=learning_rate)] if own else []
     return split
 
 

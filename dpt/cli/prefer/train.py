@@ -1,0 +1,180 @@
+"""`dpt prefer train`: train the preference classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from dpt.cli.train.options import OptimisationOptions, OutputOptions
+from dpt.embedded import EMBEDDED_CLIP, clip_location
+from dpt.errors import fail
+
+if TYPE_CHECKING:
+    from dpt.data.preference.records import PreferenceRecord
+    from dpt.score.preference import PreferenceModel
+
+V1 = OptimisationOptions(train_batch_size=5, learning_rate=1.7e-5, adam_weight_decay=1.2e-3, weight_decay_on="matrices")
+"""The hyperparameters reported for HPS v1."""
+
+
+@dataclass(frozen=True)
+class PreferenceDataOptions:
+    """Preference records and their pictures."""
+
+    train_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """preference_train.json, HPDv2's train.json, or pairs with the fields of Pick-a-Pic (JSON or JSONL)."""
+    test_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Records to validate on. Default: a part of the training records, sharing no user and no prompt with the rest."""
+    images: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Default: preference_images beside the training file."""
+    test_fraction: float = 0.1
+    """Fraction of the records to validate on, without --test_file."""
+    split_seed: int = 0
+    """Which records are validated on, without --test_file."""
+    val_batch_size: int = 16
+    dataloader_num_workers: int = 0
+    corrupt_budget: int = 0
+    """Number of broken pictures to replace by other records before stopping."""
+
+    @property
+    def image_folder(self) -> Path:
+        assert self.train_file is not None
+        return self.train_file.parent / "preference_images" if self.images is None else self.images
+
+
+@dataclass(frozen=True)
+class ClassifierOptions:
+    clip: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID|FILE")] = EMBEDDED_CLIP
+    """The CLIP or SigLIP to start from; or hpc.pth, HPS v2 or v2.1, with --clip_config."""
+    clip_config: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
+    """The CLIP that a file of weights belongs to."""
+    visual_blocks: int = 10
+    """Train the last blocks of the image tower; -1 trains all of it."""
+    text_blocks: int = 6
+    """Train the last blocks of the text tower; -1 trains all of it."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """Number format of matrix products. Weights are always float32."""
+
+
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+@dataclass(frozen=True)
+class PreferTrainOptions:
+    """Train a CLIP or SigLIP on which of the pictures of a prompt people chose. The same command resumes.
+
+    The defaults are the hyperparameters reported for HPS v1. Exit code 75 means that the run was stopped by a signal
+    and saved.
+    """
+
+    data: PreferenceDataOptions = field(default_factory=PreferenceDataOptions)
+    classifier: ClassifierOptions = field(default_factory=ClassifierOptions)
+    optimisation: OptimisationOptions = V1
+    output: OutputOptions = field(default_factory=OutputOptions)
+
+    @property
+    def root(self) -> Path:
+        return self.output.output_dir / self.output.run_name
+
+    @property
+    def base_model(self) -> str:
+        return self.classifier.clip
+
+    def after(self, task: Any) -> None:
+        """Nothing follows the export."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    from dpt.cli.train.main import run_to_exit_code
+
+    return run_to_exit_code(PreferTrainOptions, "dpt prefer train", train, arguments)
+
+
+def train(options: PreferTrainOptions) -> Any:
+    check(options)
+    from dpt.backbone.device import resolve_matmul_dtype
+    from dpt.cli.train.main import train_task
+    from dpt.cli.train.setup import config_of_groups, loop_settings, start_processes
+    from dpt.data.preference.source import PreferenceStream
+    from dpt.score.preference import open_preference_model
+    from dpt.training.engine.optim import require_eight_bit
+    from dpt.training.tasks.preference import PreferenceTask, UnlockedBlocks
+
+    blocks = UnlockedBlocks(options.classifier.visual_blocks, options.classifier.text_blocks)
+    accelerator = start_processes(options)
+    if options.optimisation.use_8bit_adam:
+        require_eight_bit(accelerator.device)
+    data = options.data
+    train_records, test_records = open_records(options)
+    model = open_preference_model(
+        clip_location(options.classifier.clip), options.classifier.clip_config, str(accelerator.device)
+    )
+    if accelerator.is_main_process:
+        announce(train_records, test_records, model)
+    folder = data.image_folder
+    validation = PreferenceStream(test_records, folder, model.inputs, 0, False, data.corrupt_budget)
+    precision = "bf16" if options.classifier.mixed_precision == "bf16" else "fp32"
+    task = PreferenceTask(
+        model, validation, blocks, data.val_batch_size, resolve_matmul_dtype(accelerator.device, precision)
+    )
+    stream = PreferenceStream(train_records, folder, model.inputs, options.optimisation.seed, True, data.corrupt_budget)
+    settings = loop_settings(options, len(stream), accelerator.num_processes, data.dataloader_num_workers)
+    flags = [options.optimisation, options.output]
+    config = config_of_groups(
+        flags,
+        settings,
+        task="preference",
+        visual_blocks=blocks.visual,
+        text_blocks=blocks.text,
+        model_sha256=model.identity,
+        data=stream.identity(),
+        device=accelerator.device.type,
+        dtype=options.classifier.mixed_precision,
+    )
+    return train_task(options, accelerator, task, stream, settings, config)
+
+
+def check(options: PreferTrainOptions) -> None:
+    data = options.data
+    if data.train_file is None:
+        fail("--train_file is missing: preference records to train on, such as preference_train.json")
+    if data.val_batch_size < 1:
+        fail(f"--val_batch_size must be at least 1, not {data.val_batch_size}")
+    if data.corrupt_budget < 0:
+        fail("--corrupt_budget cannot be negative")
+    if not 0 < data.test_fraction < 1:
+        fail(f"--test_fraction is between 0 and 1, not {data.test_fraction}")
+
+
+def open_records(options: PreferTrainOptions) -> tuple[list[PreferenceRecord], list[PreferenceRecord]]:
+    """Training and validation records; groups of one picture teach nothing and are left out."""
+    from dpt.data.preference.records import read_preferences
+    from dpt.data.preference.split import split_records
+
+    data = options.data
+    assert data.train_file is not None
+    records = read_preferences(data.train_file)
+    if data.test_file is None:
+        split = split_records(records, data.test_fraction, data.split_seed)
+        train_records, test_records = split.train, split.test
+    else:
+        train_records, test_records = records, read_preferences(data.test_file)
+    comparable = [record for record in train_records if len(record.pictures) > 1]
+    return comparable or fail(f"{data.train_file} has no record with two pictures or more"), test_records
+
+
+def announce(
+    train_records: Sequence[PreferenceRecord], test_records: Sequence[PreferenceRecord], model: PreferenceModel
+) -> None:
+    from dpt.cli.common.console import warn
+    from dpt.data.preference.split import shared_keys
+
+    pictures = sum(len(record.pictures) for record in train_records)
+    print(f"{len(train_records)} choices among {pictures} pictures, validated on {len(test_records)}; {model.identity}")
+    if shared := shared_keys(train_records, test_records):
+        warn(f"{len(shared)} users or prompts of the test records are in training too: {min(shared)!r} is one")
+    prompts = {record.prompt for record in (*train_records, *test_records)}
+    if cut := sum(model.inputs.is_cut(prompt) for prompt in prompts):
+        warn(f"{cut} of {len(prompts)} prompts are longer than {model.inputs.length} tokens and are cut")

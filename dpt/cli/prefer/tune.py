@@ -1,0 +1,251 @@
+"""`train_hps.py` and `dpt prefer tune`: a LoRA on selected pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from dpt.cli.train.options import Flag, HubOptions, ModelOptions, OptimisationOptions, OutputOptions
+from dpt.cli.train.stages import DenoisingOptions, LoraShapeOptions
+from dpt.data.preference.tuning import NEGATIVE_PREFIX
+from dpt.errors import fail
+
+if TYPE_CHECKING:
+    from dpt.backbone import Backbone
+    from dpt.data.preference.tuning import TuningData
+    from dpt.training.tasks.hps import HpsTuning
+
+
+@dataclass(frozen=True)
+class TuningDataOptions:
+    """Selected and regularisation pictures."""
+
+    dataset_folder: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """The folder of `dpt prefer select`."""
+    annotation_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """A line per picture: file_name, prompt or caption, type. Default: metadata.jsonl in --dataset_folder."""
+    regularization_folder: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Pictures with captions that keep the model close to what it was: real ones, or drawn by the base model with
+    `dpt prefer draw --type regularization`."""
+    regularization_annotation: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """A line per picture: file_name, caption. Names are relative to --regularization_folder, or to --dataset_folder."""
+    negative: Literal["prefix", "adapter", "none"] = "prefix"
+    """prefix: train on losers under the prefixed prompt. adapter: train on losers alone under their plain prompts, for
+    the negative half of guidance. none: leave losers out."""
+    negative_prefix: str = NEGATIVE_PREFIX
+    """The phrase for losers; also the negative prompt that the result carries."""
+    ratios: tuple[float, float, float] | None = None
+    """Ratio of positive, negative and regularisation examples. Default: every picture once per epoch, as published."""
+    prompt_dropout: float = 0.0
+    """Fraction of captions to leave empty."""
+    resolution: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
+    """Side of the square training images. Default: the size the model was trained at."""
+    center_crop: Flag = False
+    """Crop the middle square instead of squashing the image."""
+    random_flip: Flag = False
+    """Mirror half of the pictures, and left and right in their captions."""
+    corrupt_budget: int = 0
+    """Number of broken pictures to skip before stopping."""
+    val_batch_size: int = 16
+    dataloader_num_workers: int = 0
+    """Processes that prepare batches in advance."""
+
+
+@dataclass(frozen=True)
+class TripleOptions:
+    """Samples drawn at every validation: neutral, with the prefix in the prompt, with it as the negative prompt."""
+
+    validation_prompt_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """One prompt a line. Sampled into validation/step-N.png."""
+    num_validation_images: int = 4
+    """Images per prompt and variant."""
+    validation_timesteps: int = 25
+    """Denoising steps of these samples."""
+
+
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+@dataclass(frozen=True)
+class HpsOptions:
+    """HPS: tune a LoRA on clear winners and losers of `dpt prefer select`, and on regularisation pictures.
+
+    Losers are trained under "Weird image. " and their prompt. The result carries that phrase as its negative prompt,
+    and every command applies it. The same command resumes a run that was stopped; exit code 75 means stopped and saved.
+    """
+
+    data: TuningDataOptions = field(default_factory=TuningDataOptions)
+    optimisation: OptimisationOptions = field(default_factory=OptimisationOptions)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    lora: LoraShapeOptions = field(default_factory=LoraShapeOptions)
+    denoising: DenoisingOptions = field(default_factory=DenoisingOptions)
+    triple: TripleOptions = field(default_factory=TripleOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
+    hub: HubOptions = field(default_factory=HubOptions)
+
+    @property
+    def root(self) -> Path:
+        return self.output.output_dir / self.output.run_name
+
+    @property
+    def base_model(self) -> str:
+        return self.model.pretrained_model_name_or_path
+
+    def after(self, task: Any) -> None:
+        """Samples are drawn at validations."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    from dpt.cli.train.main import run_to_exit_code
+
+    return run_to_exit_code(HpsOptions, "train_hps.py", run, arguments)
+
+
+def run(options: HpsOptions) -> Any:
+    check(options)
+    from dpt.backbone.identity import hash_as_recorded
+    from dpt.cli.train.data import side
+    from dpt.cli.train.hub import open_hub
+    from dpt.cli.train.main import recorded_model, train_task
+    from dpt.cli.train.setup import (
+        config_of_groups,
+        loop_settings,
+        open_training_backbone,
+        resolved_formats,
+        start_processes,
+    )
+    from dpt.data.images import Framing
+    from dpt.data.stream import Stream
+    from dpt.training.engine.optim import require_eight_bit
+
+    accelerator = start_processes(options)
+    if options.optimisation.use_8bit_adam:
+        require_eight_bit(accelerator.device)
+    hub = open_hub(options.hub, options.root) if accelerator.is_main_process else None
+    backbone = open_training_backbone(options.model, accelerator)
+    data_options, seed = options.data, options.optimisation.seed
+    framing = Framing(side(data_options.resolution, backbone), data_options.center_crop, data_options.random_flip)
+    data = open_tuning_data(options, framing)
+    task = make_task(options, backbone, data)
+    if accelerator.is_main_process:
+        print(f"training on {', '.join(f'{len(source)} {kind}' for kind, source in data.parts.items())} pictures")
+    workers = data_options.dataloader_num_workers
+    settings = loop_settings(options, len(data.source), accelerator.num_processes, workers, default_epochs=EPOCHS)
+    config = config_of_groups(
+        [options.optimisation, options.model, options.lora, options.denoising, options.output, options.data],
+        settings,
+        task="hps",
+        model_sha256=hash_as_recorded(recorded_model(options.root), backbone.folder),
+        data=data.identity,
+        **resolved_formats(backbone, task),
+    )
+    stream = Stream(data.source, seed, corrupt_budget=data_options.corrupt_budget)
+    on_validation = triple_drawer(options, task)
+    return train_task(options, accelerator, task, stream, settings, config, hub, on_validation)
+
+
+EPOCHS = 1
+"""Default length."""
+
+
+def check(options: HpsOptions) -> None:
+    data = options.data
+    if data.dataset_folder is None:
+        fail("--dataset_folder is missing: the folder of `dpt prefer select`")
+    if data.negative == "prefix" and not data.negative_prefix.strip():
+        fail("--negative_prefix is empty: losers would be trained as winners; give a phrase, or --negative none")
+    if data.regularization_annotation is None and data.regularization_folder == data.dataset_folder:
+        fail("--regularization_folder is the --dataset_folder: give another folder, or --regularization_annotation")
+    for name, least in (("val_batch_size", 1), ("dataloader_num_workers", 0), ("corrupt_budget", 0)):
+        if getattr(data, name) < least:
+            fail(f"--{name} must be at least {least}, not {getattr(data, name)}")
+    for name in ("num_validation_images", "validation_timesteps"):
+        if getattr(options.triple, name) < 1:
+            fail(f"--{name} must be at least 1, not {getattr(options.triple, name)}")
+
+
+def open_tuning_data(options: HpsOptions, framing: Any) -> TuningData:
+    from dpt.data.preference.tuning import TuningConfig, tuning_data
+
+    data = options.data
+    assert data.dataset_folder is not None
+    folder = data.regularization_folder
+    if folder is None and data.regularization_annotation is not None:
+        folder = data.dataset_folder
+    config = TuningConfig(data.negative, data.negative_prefix, data.ratios, data.prompt_dropout)
+    return tuning_data(
+        data.dataset_folder,
+        data.annotation_file,
+        folder,
+        data.regularization_annotation,
+        config,
+        framing,
+        options.optimisation.seed,
+    )
+
+
+VALIDATED_PER_TYPE = 64
+
+VALIDATION_SEED = 0
+
+
+def make_task(options: HpsOptions, backbone: Backbone, data: TuningData) -> HpsTuning:
+    from dpt.data.mixture import EveryNth
+    from dpt.data.stream import Stream
+    from dpt.lora import Lora, LoraConfig
+    from dpt.training.engine.task import all_decay, matrices_decay
+    from dpt.training.tasks.denoising import DenoisingConfig
+    from dpt.training.tasks.hps import HpsTuning
+
+    backbone.prepare_for_gradients()
+    d, shape = options.denoising, options.lora
+    config = LoraConfig(shape.lora_rank, shape.lora_alpha, shape.lora_blocks)
+    validation = {
+        kind: Stream(EveryNth(source, -(-len(source) // VALIDATED_PER_TYPE)), VALIDATION_SEED, shuffle=False)
+        for kind, source in data.parts.items()
+    }
+    return HpsTuning(
+        backbone,
+        Lora(backbone, config, options.optimisation.seed),
+        validation,
+        DenoisingConfig(d.mse_loss_coef, d.snr_gamma, d.detach_unet_feature),
+        val_batch_size=options.data.val_batch_size,
+        gradient_checkpointing=options.model.gradient_checkpointing,
+        grouping=all_decay if options.optimisation.weight_decay_on == "all" else matrices_decay,
+        negative_prompt=options.data.negative_prefix if options.data.negative == "prefix" else "",
+    )
+
+
+def triple_drawer(options: HpsOptions, task: HpsTuning) -> Callable[[int], None]:
+    """Draws the validation prompts neutrally, with the prefix in the prompt, and with it as the negative prompt."""
+    file = options.triple.validation_prompt_file
+    if file is None:
+        return lambda step: None
+    from dpt.cli.common.run_folder import read_prompts
+
+    prompts = read_prompts(file)
+
+    def draw(step: int) -> None:
+        from dpt.data.images import to_pil
+        from dpt.evaluation.contact_sheet import contact_sheet
+        from dpt.sampling.draw import Request, SamplingSettings
+        from dpt.sampling.draw import draw as draw_images
+
+        prefix, scale = options.data.negative_prefix, task.backbone.generation_defaults.guidance_scale
+        settings = SamplingSettings(options.triple.validation_timesteps, scale)
+        rows = [
+            (prompt, number, variant)
+            for prompt in prompts
+            for number in range(options.triple.num_validation_images)
+            for variant in (("neutral", "", ""), ("prefix in the prompt", prefix, ""), ("negative prompt", "", prefix))
+        ]
+        requests = [Request(f"{before}{p}", VALIDATION_SEED, n, negative) for p, n, (_, before, negative) in rows]
+        images = [to_pil(image) for image in draw_images(task.backbone, requests, settings, batch_size=16, exact=False)]
+        titles = [f"{prompt}: {name}" for prompt, _, (name, _, _) in rows]
+        sheet = contact_sheet(images, titles, columns=3, title=f"after step {step}")
+        (options.root / "validation").mkdir(exist_ok=True)
+        sheet.save(options.root / "validation" / f"step-{step:06d}.png")
+
+    return draw

@@ -1,0 +1,173 @@
+"""Preference scores of a folder of pictures, shared by processes; a killed run continues."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image as PILImage
+
+from dpt.data.files.reading import Row, parse_line, read_json, read_lines, shown
+from dpt.data.folder import read_picture_folder
+from dpt.data.images import read_image
+from dpt.detect.base import Image
+from dpt.distributed import Processes
+from dpt.errors import BrokenImageError, DataError, UserError
+from dpt.files import atomic_file
+from dpt.score.selection import ScoredPicture
+from dpt.untrusted import read_json_object
+
+BATCH = 16
+"""Pictures scored together. Rounding depends on the batch, so batches are fixed."""
+
+DECIMALS = 4
+
+SHARP_EDGE = 10
+"""Levels of 255: a picture without any difference between neighbours of at least this is blurry."""
+
+
+class ImageScorer(Protocol):
+    identity: str
+
+    def scores(self, images: Sequence[Image], prompts: Sequence[str]) -> list[float]: ...
+
+
+@dataclass(frozen=True)
+class PromptedPicture:
+    id: int
+    file_name: str
+    prompt: str
+
+
+def is_blurry(picture: PILImage.Image) -> bool:
+    """Whether no two neighbouring pixels, left-right or above-below, differ by 10 levels in any channel."""
+    levels = np.asarray(picture.convert("RGB"), dtype=np.int16)
+    steps = [np.abs(np.diff(levels, axis=axis)).max(initial=0) for axis in (0, 1)]
+    return bool(max(steps) < SHARP_EDGE)
+
+
+def prompted_pictures(folder: Path, meta_file: Path | None = None) -> list[PromptedPicture]:
+    """The pictures of a folder with captions, or those of a JSON list of `file_name` and `caption`."""
+    if meta_file is None:
+        rows = [(row.file_name, row.caption) for row in read_picture_folder(folder)]
+    else:
+        content = read_json(meta_file)
+        if not isinstance(content, list) or not content:
+            raise DataError(f"{meta_file} should be a list of file names and captions, not {shown(content)}")
+        entries = [Row(entry, f"{meta_file}, entry {number}") for number, entry in enumerate(content, 1)]
+        rows = [(row.file_name("file_name"), row.text("caption")) for row in entries]
+    return [PromptedPicture(number, *row) for number, row in enumerate(rows)]
+
+
+@dataclass(frozen=True)
+class ScoringResult:
+    scored: list[ScoredPicture]
+    skipped: list[str]
+    """A sentence for each picture that cannot be read."""
+
+
+def score_pictures(
+    pictures: Sequence[PromptedPicture],
+    folder: Path,
+    scorer: ImageScorer,
+    out: Path,
+    processes: Processes | None = None,
+    on_done: Callable[[int], None] = lambda _: None,
+) -> ScoringResult:
+    """Write `out`, a JSON line per picture: id, prompt, score, blurry, file_name. Unreadable pictures are left out."""
+    group = processes or Processes()
+    group.from_main(lambda: _claim(out, scorer.identity, pictures))
+    known = {line.id for file in _files(out) for line in read_scores(file, partial=True)}
+    skipped: list[str] = []
+    batches = [pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH)]
+    with _part(out, group.rank).open("a", encoding="utf-8") as part:
+        for batch in group.share(batches):
+            if not all(picture.id in known for picture in batch):
+                lines, broken = _score_batch(batch, folder, scorer)
+                skipped += broken
+                part.write("".join(f"{json.dumps(asdict(line), ensure_ascii=False)}\n" for line in lines))
+                part.flush()
+            on_done(len(batch))
+    group.barrier()
+    group.from_main(lambda: _merge(out, pictures))
+    every = [sentence for own in group.gather(lambda: skipped) for sentence in own]
+    return ScoringResult(list(read_scores(out)), every)
+
+
+def _score_batch(
+    batch: Sequence[PromptedPicture], folder: Path, scorer: ImageScorer
+) -> tuple[list[ScoredPicture], list[str]]:
+    opened, broken = [], []
+    for picture in batch:
+        try:
+            opened.append((picture, read_image(folder / picture.file_name, folder)[0]))
+        except BrokenImageError as error:
+            broken.append(str(error))
+    scores = scorer.scores([np.asarray(image) for _, image in opened], [picture.prompt for picture, _ in opened])
+    return [
+        ScoredPicture(picture.id, picture.prompt, round(score, DECIMALS), is_blurry(image), picture.file_name)
+        for (picture, image), score in zip(opened, scores, strict=True)
+    ], broken
+
+
+def read_scores(file: Path, partial: bool = False) -> Iterator[ScoredPicture]:
+    """`partial`: a last line that was cut when the run was killed is left out."""
+    if not file.exists():
+        raise DataError(f"there are no scores {file}: write them with `dpt prefer score`")
+    for where, text in read_lines(file):
+        try:
+            row = parse_line(text, where)
+            score = row.content.get("score")
+            if not isinstance(score, int | float) or isinstance(score, bool) or not np.isfinite(score):
+                row.fail(f"'score' should be a number, not {shown(score)}")
+            name = row.file_name("file_name") if "file_name" in row else ""
+            blurry = row.get("blurry", bool) if "blurry" in row else False
+            line = ScoredPicture(row.get("id", int), row.text("prompt"), float(score), blurry, name)
+        except DataError:
+            if partial:
+                continue
+            raise
+        yield line
+
+
+def _merge(out: Path, pictures: Sequence[PromptedPicture]) -> None:
+    """One line per picture, in the order of the pictures; then the parts are removed."""
+    lines = {line.id: line for file in _files(out) for line in read_scores(file, partial=True)}
+    known = [lines[picture.id] for picture in pictures if picture.id in lines]
+    with atomic_file(out) as work:
+        text = "".join(f"{json.dumps(asdict(line), ensure_ascii=False)}\n" for line in known)
+        work.write_text(text, encoding="utf-8")
+    for part in _parts(out):
+        part.unlink()
+
+
+def _part(out: Path, rank: int) -> Path:
+    return out.with_name(f"{out.stem}.part-{rank}.jsonl")
+
+
+def _parts(out: Path) -> list[Path]:
+    return sorted(out.parent.glob(f"{out.stem}.part-*.jsonl"))
+
+
+def _files(out: Path) -> list[Path]:
+    return [*([out] if out.exists() else []), *_parts(out)]
+
+
+def _claim(out: Path, scorer: str, pictures: Sequence[PromptedPicture]) -> None:
+    """Refuse to continue scores of another scorer or of other pictures."""
+    record = {"scorer": scorer, "pictures": [[picture.file_name, picture.prompt] for picture in pictures]}
+    file = out.with_name(f"{out.stem}.record.json")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if file.exists() and _files(out):
+            stored = read_json_object(file)
+            if changed := [name for name in record if stored.get(name) != record[name]]:
+                raise UserError(f"{out} holds scores of another {' and other '.join(changed)}: choose another --out")
+        with atomic_file(file) as work:
+            work.write_text(json.dumps(record) + "\n")
+    except OSError as error:
+        raise UserError(f"the scores {out} cannot be written: {error.strerror or error}") from None

@@ -1,0 +1,191 @@
+"""The human preference score: 100 times the cosine of a picture and its prompt by a CLIP that learned choices.
+
+Any CLIP or SigLIP in the transformers layout is such a scorer: one that this project trained, PickScore, or an
+untrained CLIP. Files with OpenAI's names (HPS v1's hpc.pth, HPS v2 and v2.1) need a CLIP of their shape beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image as PILImage
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dpt.backbone.device import resolve_device
+from dpt.backbone.hf_model import open_hf_model
+from dpt.backbone.loading import quiet_libraries
+from dpt.detect.base import Image
+from dpt.errors import UserError
+from dpt.files import atomic_folder, sha256
+from dpt.records import read_record, to_plain
+from dpt.score.openai_clip import check_activation, read_openai_weights, to_transformers
+from dpt.weights import load_strictly
+
+MODEL_TYPES = ("clip", "siglip")
+
+HPS_SCALE = 100.0
+
+LARGEST_LOGIT_SCALE = math.log(100)
+
+RECORD = "preference.json"
+
+BATCH_SIZE = 16
+
+OPENAI_SUFFIXES = (".pth", ".pt", ".bin")
+
+CHANNELS_LAST = "channels_last"
+"""Passed explicitly: the processor would take an image three pixels high for a channels-first one."""
+
+
+@dataclass(frozen=True)
+class TowerInputs:
+    """Preprocesses pictures and prompts for one model, in any process."""
+
+    processor: Any
+    tokenizer: Any
+    length: int
+    masked: bool
+    """Whether the text tower reads an attention mask; SigLIP's does not."""
+
+    def pixels(self, images: Sequence[Any]) -> Tensor:
+        images = [image.convert("RGB") if isinstance(image, PILImage.Image) else image for image in images]
+        pixels: Tensor = self.processor(images, return_tensors="pt", input_data_format=CHANNELS_LAST).pixel_values
+        return pixels
+
+    def tokens(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Cut to the context and padded to it."""
+        encoded = self.tokenizer(
+            list(prompts), padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
+        )
+        names = ("input_ids", "attention_mask") if self.masked else ("input_ids",)
+        return {name: encoded[name] for name in names if name in encoded}
+
+    def is_cut(self, prompt: str) -> bool:
+        """Whether the prompt is longer than the context, so that its end is not read."""
+        return len(self.tokenizer([prompt]).input_ids[0]) > self.length
+
+
+class PreferenceModel(nn.Module):
+    """A CLIP or SigLIP whose cosines rank the pictures of a prompt."""
+
+    def __init__(self, clip: Any, inputs: TowerInputs, identity: str) -> None:
+        super().__init__()
+        self.clip, self.inputs, self.identity = clip, inputs, identity
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.clip.device
+        return device
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """The factor of the cosines in the list-wise softmax, at most 100."""
+        scale: Tensor = self.clip.logit_scale
+        return scale.exp()
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        return F.normalize(self.clip.get_image_features(pixel_values=pixels).pooler_output.float(), dim=-1)
+
+    def text_features(self, tokens: dict[str, Tensor]) -> Tensor:
+        return F.normalize(self.clip.get_text_features(**tokens).pooler_output.float(), dim=-1)
+
+    def cosines(self, pixels: Tensor, tokens: dict[str, Tensor], sizes: Sequence[int]) -> Tensor:
+        """The cosine of each picture (N,3,H,W) with the prompt of its group; `sizes` sum to N."""
+        texts = self.text_features(tokens)
+        repeats = torch.tensor(list(sizes), device=texts.device)
+        return (self.image_features(pixels) * texts.repeat_interleave(repeats, dim=0, output_size=len(pixels))).sum(-1)
+
+    @torch.no_grad()
+    def scores(self, images: Sequence[Image], prompts: Sequence[str]) -> list[float]:
+        """100 * cosine of each picture with the prompt at the same index, in [-100, 100]."""
+        return [score for start in range(0, len(images), BATCH_SIZE) for score in self._scores(images, prompts, start)]
+
+    def _scores(self, images: Sequence[Image], prompts: Sequence[str], start: int) -> Iterator[float]:
+        batch = slice(start, start + BATCH_SIZE)
+        tokens = {name: value.to(self.device) for name, value in self.inputs.tokens(prompts[batch]).items()}
+        pixels = self.inputs.pixels(images[batch]).to(self.device)
+        yield from (HPS_SCALE * self.cosines(pixels, tokens, [1] * len(pixels))).tolist()
+
+    def save(self, folder: Path, trained: ClassifierRecord) -> None:
+        """A folder in the transformers layout, which this and any other program opens."""
+        with atomic_folder(folder) as work, quiet_libraries():
+            self.clip.save_pretrained(work)
+            self.inputs.processor.save_pretrained(work)
+            self.inputs.tokenizer.save_pretrained(work)
+            (work / RECORD).write_text(json.dumps(to_plain(trained), indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class ClassifierRecord:
+    """`preference.json` beside a trained classifier."""
+
+    base: str = ""
+    """The CLIP it began as."""
+    format: int = 1
+
+
+def open_preference_model(name: str, clip: str | None = None, device: str | None = None) -> PreferenceModel:
+    """A folder or hub id of a CLIP or SigLIP; or a file with OpenAI's names and the `clip` of its shape.
+
+    `clip` also supplies the processor and the tokenizer of a folder that has none, such as PickScore's.
+    """
+    if Path(name).suffix in OPENAI_SUFFIXES:
+        return _open_weights(Path(name), clip, device)
+    folder = open_hf_model(name, MODEL_TYPES, "preference scorer")
+    model_class, processor_class = _classes(folder.model_type)
+    model = folder.load(model_class).eval().to(resolve_device(device))
+    parts = folder
+    if not (folder.path / "preprocessor_config.json").is_file():
+        if clip is None:
+            raise UserError(f"{name} has no preprocessor_config.json: give --clip, a model to take it from")
+        parts = open_hf_model(clip, MODEL_TYPES, "CLIP")
+    inputs = _inputs(model, parts.load(processor_class), _tokenizer(parts))
+    identity = f"{folder.model_type} {folder.identity}"
+    return PreferenceModel(model, inputs, identity)
+
+
+def trained_from(folder: Path) -> ClassifierRecord | None:
+    """The record of a classifier that this project trained; None for others."""
+    return read_record(ClassifierRecord, folder / RECORD) if (folder / RECORD).is_file() else None
+
+
+def _open_weights(file: Path, clip: str | None, device: str | None) -> PreferenceModel:
+    named = read_openai_weights(file)
+    if clip is None:
+        raise UserError(
+            f"{file} holds weights alone: give --clip with a CLIP of its shape, such as openai/clip-vit-large-patch14 "
+            "for HPS v1"
+        )
+    folder = open_hf_model(clip, ("clip",), "CLIP")
+    model_class, processor_class = _classes(folder.model_type)
+    model = folder.load(model_class).eval()
+    check_activation(named, model.config, file, clip)
+    load_strictly(model, to_transformers(named, str(file)), str(file), into=f"the CLIP {clip}")
+    inputs = _inputs(model, folder.load(processor_class), _tokenizer(folder))
+    return PreferenceModel(model.to(resolve_device(device)), inputs, f"clip {file.name} {sha256(file)[:12]}")
+
+
+def _classes(model_type: str) -> tuple[Any, Any]:
+    import transformers
+
+    if model_type == "clip":
+        return transformers.CLIPModel, transformers.CLIPImageProcessorPil
+    return transformers.SiglipModel, transformers.SiglipImageProcessorPil
+
+
+def _tokenizer(folder: Any) -> Any:
+    from transformers import AutoTokenizer, CLIPTokenizer
+
+    return folder.load(CLIPTokenizer if folder.model_type == "clip" else AutoTokenizer)
+
+
+def _inputs(model: Any, processor: Any, tokenizer: Any) -> TowerInputs:
+    length = int(model.config.text_config.max_position_embeddings)
+    return TowerInputs(processor, tokenizer, length, masked=model.config.model_type == "clip")
