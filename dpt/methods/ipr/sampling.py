@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpt.claims.facts import Prompt
+from dpt.data.images import is_whole_image
 from dpt.distributed import ONE_PROCESS, Processes
 from dpt.errors import UserError
-from dpt.evaluation.bench.requests import is_whole_image
 from dpt.methods.ipr.config import SampleConfig
 from dpt.methods.ipr.folders import StageFolder, read_stage, save_png, text_digest
 from dpt.methods.ipr.prompts import read_prompts, row_of, write_prompts
