@@ -18,7 +18,7 @@ from dpt.score.selection import SelectedPicture, SelectionConfig
 
 
 @dataclass(frozen=True)
-class ScoreOptions:
+class PreferScoreOptions:
     """Score every picture of a folder with its prompt: 100 times their cosine. The same command resumes.
 
     The folder has metadata.jsonl or a text file beside each picture. Launched processes share the work.
@@ -37,7 +37,7 @@ class ScoreOptions:
     """Number of unreadable pictures to leave out before failing."""
 
 
-def score(options: ScoreOptions) -> None:
+def score(options: PreferScoreOptions) -> None:
     from tqdm import tqdm
 
     from dpt.score.folder_scores import prompted_pictures, score_pictures
