@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import isfinite
+from math import ceil, floor, isfinite
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from dpt.claims.boxes import Box, overlap
 from dpt.claims.detections import Detection, Detections
+from dpt.claims.words import with_article
 from dpt.errors import UserError
 
 Image = npt.NDArray[np.uint8]
@@ -83,6 +84,20 @@ def nms(detections: Sequence[Detection], iou: float | None) -> tuple[Detection, 
         if all(detection.label != better.label or overlap(detection.box, better.box) <= iou for better in kept):
             kept.append(detection)
     return tuple(kept)
+
+
+class ImageTextModel(Protocol):
+    def nearest(self, images: Sequence[Image], texts: Sequence[str]) -> list[int]:
+        """The text that fits each image best."""
+        ...
+
+
+def box_colour(model: ImageTextModel, image: Image, detection: Detection, colours: Sequence[str]) -> str:
+    """The colour whose description fits the inside of the box best."""
+    box = detection.box
+    crop = image[floor(box.y0) : ceil(box.y1), floor(box.x0) : ceil(box.x1)]
+    texts = [f"a photo of {with_article(f'{colour} {detection.label}')}" for colour in colours]
+    return colours[model.nearest([crop], texts)[0]]
 
 
 def _clip(box: Box, width: int, height: int) -> Box:

@@ -16,7 +16,7 @@ ORACLE = "oracle"
 
 
 def open_detector(name: str, config: DetectConfig, colours: Clip | None = None, device: str | None = None) -> Detector:
-    """Open the oracle, or an OWL-ViT, OWLv2 or Grounding DINO model by type, folder or hub id.
+    """Open the oracle, or a model by type, folder or hub id: OWL-ViT, OWLv2, Grounding DINO; DETR, RT-DETR, D-FINE.
 
     `colours` classifies the colour of each box. To add a detector, implement `Detector` and open it here.
     """
@@ -27,6 +27,13 @@ def open_detector(name: str, config: DetectConfig, colours: Clip | None = None, 
         if colours is not None:
             raise UserError("--colours has no effect: the oracle reads colours itself")
         return Oracle(POCKET_WORLD)
-    from dpt.detect.zero_shot import open_zero_shot
+    from dpt.backbone.hf_model import open_hf_model
+    from dpt.detect.coco import COCO_CHECKPOINTS, COCO_MODEL_TYPES, open_coco
+    from dpt.detect.zero_shot import DEFAULT_CHECKPOINTS, MODEL_TYPES, open_zero_shot
 
-    return open_zero_shot(name, config, colours, device)
+    known = {**DEFAULT_CHECKPOINTS, **COCO_CHECKPOINTS}
+    folder = open_hf_model(known.get(name, name), (*MODEL_TYPES, *COCO_MODEL_TYPES), "detector")
+    opened: Detector = (open_coco if folder.model_type in COCO_MODEL_TYPES else open_zero_shot)(
+        name, config, colours, device
+    )
+    return opened

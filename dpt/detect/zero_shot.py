@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, floor
 from typing import Protocol
 
 import torch
@@ -18,8 +17,7 @@ from dpt.backbone.device import resolve_device
 from dpt.backbone.hf_model import HFModelFolder, open_hf_model
 from dpt.claims.boxes import Box
 from dpt.claims.detections import DetectConfig, Detection, Detections
-from dpt.claims.words import with_article
-from dpt.detect.base import Image, clip_boxes, nms
+from dpt.detect.base import Image, box_colour, clip_boxes, nms
 from dpt.detect.grounding_dino import GroundingDino
 from dpt.detect.owl import Owl
 from dpt.errors import UserError
@@ -91,10 +89,7 @@ class ZeroShotDetector:
     def _with_colour(self, image: Image, detection: Detection) -> Detection:
         if self.colours is None:
             return detection
-        box, names = detection.box, self.config.colours
-        crop = image[floor(box.y0) : ceil(box.y1), floor(box.x0) : ceil(box.x1)]
-        texts = [f"a photo of {with_article(f'{name} {detection.label}')}" for name in names]
-        return replace(detection, colour=names[self.colours.nearest([crop], texts)[0]])
+        return replace(detection, colour=box_colour(self.colours, image, detection, self.config.colours))
 
 
 def open_zero_shot(

@@ -188,7 +188,7 @@ def test_the_manifest_has_suite_hash_versions_and_files(lmd: Path, tmp_path: Pat
      ("pocket", {"detector": "none", "colours": "clip"}, "--colours has no effect with --detector none"),
      ("prompts={file}", {"detector": "owl"}, "is not judged: --detector has no effect"),
      ("prompts={file}", {"seed": 1}, "--seed changes the prompts of the pocket suite"),
-     ("lmd", {"detector": "clip"}, "is a clip model, and a zero-shot detector is one of"),
+     ("lmd", {"detector": "clip"}, "is a clip model, and a detector is one of owlv2"),
      ("lmd", {"detector": "owl", "clip": "owl"}, "is a owlv2 model, and a CLIP is one of"),
      ("lmd", {"prompts": 0}, "--prompts must be from 1"), ("mine", {}, "there is no suite 'mine'")],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""CLIP and zero-shot detectors with random weights, small enough to build in a test, saved as the real ones are."""
+"""CLIP and detectors with random weights, small enough to build in a test, saved as the real ones are."""
 
 from __future__ import annotations
 
@@ -12,15 +12,26 @@ from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
+    DetrConfig,
+    DetrForObjectDetection,
+    DetrImageProcessorPil,
+    DFineConfig,
+    DFineForObjectDetection,
     GroundingDinoConfig,
     GroundingDinoForObjectDetection,
     GroundingDinoImageProcessorPil,
+    HGNetV2Config,
     Owlv2Config,
     Owlv2ForObjectDetection,
     Owlv2ImageProcessorPil,
     OwlViTConfig,
     OwlViTForObjectDetection,
     OwlViTImageProcessorPil,
+    ResNetConfig,
+    RTDetrConfig,
+    RTDetrForObjectDetection,
+    RTDetrImageProcessorPil,
+    RTDetrResNetConfig,
     SwinConfig,
 )
 
@@ -88,3 +99,34 @@ def grounding_dino(folder: Path, seed: int = 0) -> Path:
     )  # fmt: skip
     processor = GroundingDinoImageProcessorPil(size={"shortest_edge": 48, "longest_edge": 64})
     return _save(folder, model, processor, tokens)
+
+
+def coco_detector(folder: Path, model_type: str, seed: int = 0, labels: dict[int, str] | None = None) -> Path:
+    """A DETR, RT-DETR or D-FINE with the labels of older files for couch and tv, and a number without a class."""
+    torch.manual_seed(seed)
+    names = labels or {0: "car", 1: "carrot", 2: "N/A", 3: "sofa", 4: "hot dog", 5: "dog", 6: "tvmonitor"}
+    common = {"id2label": names, "d_model": 32, "num_queries": 10, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    common |= {"encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    if model_type == "detr":
+        backbone: Any = ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 8, 8, 16], depths=[1] * 4, layer_type="basic", out_features=["stage4"]
+        )
+        config = DetrConfig(use_timm_backbone=False, backbone_config=backbone, backbone=None, **common)
+        size = {"shortest_edge": 32, "longest_edge": 64}
+        return _save(folder, DetrForObjectDetection(config), DetrImageProcessorPil(size=size))
+    shape = {"encoder_in_channels": [8, 8, 16], "decoder_in_channels": [32] * 3, "encoder_hidden_dim": 32,
+             "feat_strides": [8, 16, 32], "decoder_n_points": 2, "num_denoising": 0}  # fmt: skip
+    if model_type == "d_fine":
+        backbone = HGNetV2Config(
+            stem_channels=[3, 8, 8], stage_in_channels=[8, 8, 8, 8], stage_mid_channels=[8] * 4,
+            stage_out_channels=[8, 8, 8, 16], stage_num_blocks=[1] * 4, stage_numb_of_layers=[1] * 4,
+            hidden_sizes=[8, 8, 8, 16], depths=[1] * 4, embedding_size=8, out_features=["stage2", "stage3", "stage4"],
+        )  # fmt: skip
+        model: Any = DFineForObjectDetection(DFineConfig(backbone_config=backbone, max_num_bins=8, **shape, **common))
+    else:
+        backbone = RTDetrResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 8, 8, 16], depths=[1] * 4, layer_type="basic",
+            out_features=["stage2", "stage3", "stage4"],
+        )  # fmt: skip
+        model = RTDetrForObjectDetection(RTDetrConfig(backbone_config=backbone, **shape, **common))
+    return _save(folder, model, RTDetrImageProcessorPil(size={"height": 64, "width": 64}))

@@ -22,6 +22,7 @@ NO_DETECTOR = "none"
 
 
 def open_judge(suite: Suite, detector: str | None, colours: str | None, extra_scores: ExtraScores) -> ImageJudge:
+    from dpt.detect.coco import check_colours
     from dpt.evaluation.bench.judging import ImageJudge
     from dpt.evaluation.suites.base import check_classes
 
@@ -37,6 +38,7 @@ def open_judge(suite: Suite, detector: str | None, colours: str | None, extra_sc
         return ImageJudge(None, None, extra_scores)
     opened_detector = _open_detector(suite, detector or suite.detector or ORACLE, colours)
     check_classes(suite.prompts, opened_detector.classes, f"the detector {opened_detector.identity}")
+    check_colours(opened_detector, suite.prompts)
     return ImageJudge(opened_detector, suite.detect_config, extra_scores)
 
 

@@ -40,7 +40,10 @@ class OpenedDetector:
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts with a noun that the detector lacks."""
+        from dpt.detect.coco import check_colours
+
         check_classes(prompts, self.detector.classes, f"the detector {self.identity}")
+        check_colours(self.detector, prompts)
 
     def detect(self, folder: Path, images: Sequence[SampledImage]) -> list[Detections]:
         import numpy as np

@@ -50,7 +50,7 @@ class Measurement:
             on_done(len(requests))
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        backbone = model.open(group.device if group.count > 1 else None, self.dtype)
+        backbone = model.open(self.dtype)
         method = DiffusionMethod(backbone, settings_of(self.config, backbone))
         group.from_main(lambda: merge_shards(lines, requests))
         source, shard = GeneratedImages(method, self.folder / name), Shard(group.rank, group.count)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dpt.claims.facts import Prompt
 from dpt.data.images import is_whole_image
@@ -35,13 +35,13 @@ class ModelState:
     lora: Path | None = None
     """A checkpoint with a LoRA."""
 
-    def open(self, device: Any = None, dtype: str | None = None) -> Backbone:
-        """With the LoRA merged."""
+    def open(self, dtype: str | None = None) -> Backbone:
+        """On this process's device, with the LoRA merged."""
         from dpt.backbone import open_backbone
         from dpt.checkpoints import open_checkpoint
         from dpt.embedded import model_location
 
-        backbone = open_backbone(model_location(self.base), device=device, dtype=dtype)
+        backbone = open_backbone(model_location(self.base), dtype=dtype)
         if self.lora is not None:
             lora = open_checkpoint(self.lora).attach(backbone)
             if lora is None:
@@ -112,7 +112,7 @@ def sample(
     missing = [image for image in own if not is_whole_image(work / image.file_name)]
     on_done(len(own) - len(missing))
     if missing:
-        _draw(missing, model, config, work, seed, dtype, group, on_done)
+        _draw(missing, model, config, work, seed, dtype, on_done)
     group.gather(lambda: None)
 
     def finish() -> None:
@@ -130,13 +130,12 @@ def _draw(
     work: Path,
     seed: int,
     dtype: str | None,
-    group: Processes,
     on_done: Callable[[int], None],
 ) -> None:
     from dpt.data.images import to_pil
     from dpt.sampling.draw import draw
 
-    backbone = model.open(group.device if group.count > 1 else None, dtype)
+    backbone = model.open(dtype)
     settings = settings_of(config, backbone)
     drawn = draw(backbone, [request_of(image, seed) for image in images], settings, batch_size=BATCH)
     for image, pixels in zip(images, drawn, strict=True):

@@ -56,7 +56,8 @@ def train(
     from dpt.training.engine.loop import Loop
     from dpt.training.engine.run_folder import RunConfig
 
-    backbone = ModelState(model.base).open(group.device if group.count > 1 else None, dtype)
+    # The whole network is trained in float32, and a LoRA in a frozen network of any format.
+    backbone = ModelState(model.base).open("float32" if config.full else dtype)
     source = FolderSource(dataset, _framing(config, backbone), seed)
     settings = settings_of(config, len(source), round_, seed, group.count)
     values: dict[str, Any] = {
@@ -65,14 +66,14 @@ def train(
         "data": source.identity(),
         "steps": settings.max_train_steps,
         "seed": seed,
-        "dtype": str(backbone.dtype),
+        "dtype": dtype or str(backbone.dtype),
         "device": backbone.device.type,
     }
     effective = settings.train_batch_size * settings.gradient_accumulation_steps * group.count
     finished = StageFolder(out, {**values, "global_batch": effective})
     if (out / RECORD).is_file() and group.from_main(finished.is_complete):
         return TrainedRound(_exported(model, config, out), settings.max_train_steps)
-    task = _task(backbone, model, config, seed)
+    task = _task(backbone, model, config, seed, dtype)
     processes = Processes(group.rank, group.count, backbone.device)
     loop = Loop(task, Stream(source, seed), settings, out, RunConfig(values, choose="--out"), processes)
     outcome = loop.run()
@@ -136,7 +137,7 @@ def settings_of(config: FineTuneConfig, pictures: int, round_: int, seed: int, p
     )
 
 
-def _task(backbone: Backbone, model: ModelState, config: FineTuneConfig, seed: int) -> Any:
+def _task(backbone: Backbone, model: ModelState, config: FineTuneConfig, seed: int, dtype: str | None) -> Any:
     from dpt.checkpoints import open_checkpoint
     from dpt.lora import Lora, LoraConfig
     from dpt.training.tasks.denoising import DenoisingConfig, NoiseConfig, PlainLora
@@ -144,9 +145,11 @@ def _task(backbone: Backbone, model: ModelState, config: FineTuneConfig, seed: i
     denoising, noise = DenoisingConfig(snr_gamma=config.snr_gamma), NoiseConfig(noise_offset=config.noise_offset)
     checkpointing = config.gradient_checkpointing
     if config.full:
+        from dpt.backbone.device import resolve_dtype
         from dpt.training.tasks.full import FullFineTuning
 
-        return FullFineTuning(backbone, denoising, noise, gradient_checkpointing=checkpointing)
+        compute = resolve_dtype(backbone.device, dtype)
+        return FullFineTuning(backbone, denoising, noise, checkpointing, compute_dtype=compute)
     backbone.prepare_for_gradients()
     lora = Lora(backbone, LoraConfig(config.lora_rank, config.lora_alpha, config.lora_blocks), seed)
     if model.lora is not None:
