@@ -132,14 +132,22 @@ ONE_PROCESS = Processes()
 
 
 @contextmanager
-def processes() -> Iterator[Processes]:
-    """The processes that a launcher started. They exchange names and numbers only, over the CPU."""
+def processes(cuda: bool = False) -> Iterator[Processes]:
+    """The processes that a launcher started. They exchange names and numbers only, over the CPU.
+
+    `cuda`: also tensors on GPUs, where there are any.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield Processes()
         return
     import torch.distributed as dist
 
-    dist.init_process_group("gloo", timeout=JOIN_TIMEOUT)
+    backend = "gloo"
+    if cuda:
+        import torch
+
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else backend
+    dist.init_process_group(backend, timeout=JOIN_TIMEOUT)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:

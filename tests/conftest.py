@@ -34,6 +34,8 @@ SLOW = (
     "evaluation/test_fidelity.py",
     "detect",
     "lora",
+    "methods/ipr/test_run.py",
+    "methods/ipr/test_kills.py",
     "training/test_published_schedule.py",
     "test_docs.py",
     "test_recipes.py",

@@ -34,7 +34,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "download": ("dpt.cli.commands.checkpoints:download", "download the published checkpoint from the hub"),
     "export": ("dpt.cli.commands.checkpoints:export", "convert a checkpoint for diffusers, ComfyUI or A1111"),
     "info": ("dpt.cli.commands.checkpoints:info", "describe a checkpoint, a LoRA file, a training state or a model"),
+    "ipr detect": ("dpt.cli.ipr.stages:detect", "detect the nouns of their prompts in sampled images"),
+    "ipr merge": ("dpt.cli.ipr.stages:merge", "merge relabelled rounds and other pictures into one folder"),
+    "ipr prompts": ("dpt.cli.ipr.stages:prompts", "write the prompts of a suite, and those held out, as JSON"),
+    "ipr relabel": ("dpt.cli.ipr.stages:relabel", "write sampled images with captions that hold, and weights"),
+    "ipr report": ("dpt.cli.ipr.report:report", "accuracy of a run, of detected images or of a VISOR file"),
     "ipr run": ("dpt.cli.ipr.run:run", "train on relabelled samples of the model itself, round after round"),
+    "ipr sample": ("dpt.cli.ipr.stages:sample", "sample images for a file of prompts"),
+    "ipr train": ("dpt.cli.ipr.stages:train", "train a LoRA or the UNet on pictures with captions and weights"),
     "pocket build": ("dpt.cli.commands.pocket:build", "train the embedded model from scratch, resumably"),
     "pocket diagnose": (
         "dpt.cli.commands.pocket:diagnose",
@@ -49,6 +56,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "make preference data for the embedded model by a stated taste",
     ),
     "probe": ("dpt.cli.commands.probe:probe", "measure adapters by feature, timestep and type of negative"),
+    "relabel": ("dpt.cli.ipr.report:relabel", "rewrite captions of pictures to what a detector reads in them"),
     "scenes check": ("dpt.cli.commands.scenes:check", "measure how well the oracle reads rendered scenes"),
     "scenes export": ("dpt.cli.commands.scenes:export", "write rendered scenes in the published data formats"),
 }

@@ -75,18 +75,31 @@ NO_PUBLISHED_FLAGS = PublishedFlags()
 
 
 def parse(entry: Callable[[T], object], words: Sequence[str], prog: str) -> T:
-    """Parse the command line into the options that `entry` takes as its only argument."""
+    """Parse the command line into the options that `entry` takes as its only argument.
+
+    A class of options with presets chooses them by its method `preset(words)`.
+    """
     (name,) = [name for name in get_type_hints(entry) if name != "return"]
-    return parse_options(get_type_hints(entry)[name], words, prog)
+    kind = get_type_hints(entry)[name]
+    preset = getattr(kind, "preset", None)
+    return parse_options(kind, words, prog, default=None if preset is None else preset(words))
 
 
 def parse_options(
-    options: type[T], words: Sequence[str], prog: str, published: PublishedFlags = NO_PUBLISHED_FLAGS
+    options: type[T],
+    words: Sequence[str],
+    prog: str,
+    published: PublishedFlags = NO_PUBLISHED_FLAGS,
+    default: T | None = None,
 ) -> T:
-    """Parse words into a dataclass of options; unknown and dead flags end in one sentence."""
+    """Parse words into a dataclass of options; unknown and dead flags end in one sentence.
+
+    `default` has the values of the flags that are not given, instead of the class's own.
+    """
     known = flag_names(options)
     checked = _check_flags(words, known, prog, published)
-    parsed: Any = tyro.cli(options, prog=prog, args=checked, use_underscores=True)
+    preset: dict[str, Any] = {} if default is None else {"default": default}
+    parsed: Any = tyro.cli(options, prog=prog, args=checked, use_underscores=True, **preset)
     return parsed
 
 

@@ -1,19 +1,22 @@
-"""`dpt ipr run`: all rounds of iterative prompt relabelling."""
+"""`dpt ipr run` and `train_ipr.py`: all rounds of iterative prompt relabelling."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from dpt.cli.common.console import parse, plain_warnings
+from dpt.cli.ipr.common import Precision, dtype_of, no_progress, show_progress
 from dpt.distributed import processes, take_own_gpu
-from dpt.methods.ipr.config import IPRConfig
-
-Precision = Literal["no", "fp16", "bf16"]
+from dpt.errors import fail, run_command
+from dpt.methods.ipr.config import RECIPES, IPRConfig
+from dpt.training.engine.interrupts import EXIT_STOPPED
 
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
@@ -21,46 +24,57 @@ Precision = Literal["no", "fp16", "bf16"]
 class IPRRunOptions(IPRConfig):
     """Sample, detect, relabel, merge, train, measure; and again.
 
-    Interrupt and repeat at will: the same command continues, between rounds and within them.
+    Interrupt and repeat at will: the same command continues, between rounds and within them. Under accelerate launch,
+    processes share the images and the training.
     """
 
+    recipe: Annotated[Literal["sdv2", "sdv2-lora", "sdxl-lora"] | None, tyro.conf.arg(metavar="NAME")] = None
+    """Start from the published hyper-parameters: sdv2 (the whole UNet), sdv2-lora or sdxl-lora. Other flags change
+    them."""
     out: Path = Path("outputs/ipr")
     """The folder of the run."""
     mixed_precision: Annotated[Precision | None, tyro.conf.arg(metavar="no|fp16|bf16")] = None
     """Number format of the UNet and the text encoder; default: by the device. Trained weights are float32."""
 
+    @classmethod
+    def preset(cls, words: Sequence[str]) -> IPRRunOptions | None:
+        """The options of the recipe that the command line names."""
+        name = next((value for word, value in _flags(words) if word == "--recipe"), None)
+        if name is None:
+            return None
+        if name not in RECIPES:
+            fail(f"there is no recipe {name!r}; the recipes are {', '.join(RECIPES)}")
+        values = {field.name: getattr(RECIPES[name], field.name) for field in fields(IPRConfig)}
+        return cls(**values, mixed_precision="fp16")
+
+    @property
+    def config(self) -> IPRConfig:
+        return IPRConfig(**{field.name: getattr(self, field.name) for field in fields(IPRConfig)})
+
+
+def _flags(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Flags with the words after them, whichever way they are joined."""
+    pairs = [(word.partition("=")[0], word.partition("=")[2]) for word in words if "=" in word]
+    return [*pairs, *pairwise(words)]
+
 
 def run(options: IPRRunOptions) -> None:
-    from dataclasses import fields
-
     from dpt.methods.ipr.rounds import IPRRun
-    from dpt.training.engine.interrupts import EXIT_STOPPED
 
-    config = IPRConfig(**{field.name: getattr(options, field.name) for field in fields(IPRConfig)})
-    dtype = "float32" if options.mixed_precision == "no" else options.mixed_precision
-    with processes() as group:
+    with processes(cuda=True) as group:
         take_own_gpu()
+        say: Callable[[str], None] = print if group.is_main else _silent
         progress = show_progress if group.is_main else no_progress
-        finished = IPRRun(config, options.out, dtype, group, print if group.is_main else _silent, progress).run()
+        finished = IPRRun(options.config, options.out, dtype_of(options.mixed_precision), group, say, progress).run()
     if not finished:
         sys.exit(EXIT_STOPPED)
 
 
-def show_progress(what: str, total: int) -> Callable[[int], None]:
-    from tqdm import tqdm
-
-    bar = tqdm(total=total, desc=what, unit="image", leave=False)
-
-    def done(n: int) -> None:
-        bar.update(n)
-        if bar.n >= total:
-            bar.close()
-
-    return done
-
-
-def no_progress(what: str, total: int) -> Callable[[int], None]:
-    return lambda n: None
+def main(arguments: Sequence[str] | None = None) -> int:
+    """For `accelerate launch train_ipr.py`."""
+    words = sys.argv[1:] if arguments is None else arguments
+    with plain_warnings():
+        return run_command(lambda: run(parse(run, words, "train_ipr.py")))
 
 
 def _silent(text: str) -> None:

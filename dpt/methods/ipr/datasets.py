@@ -14,6 +14,7 @@ from dpt.data.folder import read_picture_folder
 from dpt.errors import UserError
 from dpt.files import sha256
 from dpt.methods.ipr.config import MergeConfig, WeightConfig
+from dpt.methods.ipr.detecting import read_detections
 from dpt.methods.ipr.folders import RECORD, StageFolder, digest_of, link_or_copy, read_stage, text_digest, write_lines
 from dpt.methods.ipr.records import METADATA, SKIPPED, DetectionDump, SampledImage, metadata_row, read_metadata
 from dpt.methods.ipr.sampling import sampled_images
@@ -48,16 +49,19 @@ class RelabelCounts:
 
 def relabel_images(
     samples: Path,
-    dump: DetectionDump,
-    detect_config: DetectConfig | None,
+    detections: Path,
     out: Path,
     config: RelabelConfig,
     weights: WeightConfig,
-) -> tuple[StageFolder, RelabelCounts]:
+    detector: str | None = None,
+) -> RelabelCounts:
     """Write an imagefolder: the images with their captions and weights, and a line for each image that is left out.
 
-    `detect_config` is the query config of the detector that made the dump; None for a closed-set detector.
+    `detections` is a folder of `detect`, or a published dump; `detector` refuses the dump of any other.
     """
+    dump, detect_config = read_detections(detections)
+    if detector is not None:
+        dump.check_detector(detector)
     inputs = {
         "samples": digest_of(samples),
         "detections": sha256(dump.file)[:16],
@@ -66,24 +70,26 @@ def relabel_images(
     }
     stage = StageFolder(out, inputs)
     if stage.is_complete():
-        return stage, counts_of(out)
-    images = sampled_images(samples)
-    rows: list[dict[str, Any]] = []
-    skipped: list[dict[str, Any]] = []
-    for image in images:
-        row = _row(image, dump, detect_config, config, weights)
-        (rows if "prompt" in row else skipped).append(row)
+        return counts_of(out)
+    rows = [_row(image, dump, detect_config, config, weights) for image in sampled_images(samples)]
+    return write_relabelled(stage, samples, rows)
+
+
+def write_relabelled(stage: StageFolder, samples: Path, every: Sequence[dict[str, Any]]) -> RelabelCounts:
+    """Write the folder of a stage: pictures and rows with a caption, and apart from them the rows without."""
+    rows = [row for row in every if "prompt" in row]
+    skipped = [row for row in every if "prompt" not in row]
     if not rows:
-        why = Counter(str(row["skipped"]) for row in skipped)
-        _fail_empty(samples, len(images), why)
+        _fail_empty(samples, len(skipped), Counter(str(row["skipped"]) for row in skipped))
     work = stage.begin()
     for row in rows:
+        (work / row["file_name"]).parent.mkdir(parents=True, exist_ok=True)
         link_or_copy(samples / row["file_name"], work / row["file_name"])
     write_lines(work / METADATA, rows)
     write_lines(work / SKIPPED, skipped)
-    counts = _counted(rows, skipped)
+    counts = counted(rows, skipped)
     stage.finish(stage=RELABEL, counts=to_plain(counts))
-    return stage, counts
+    return counts
 
 
 def _row(
@@ -108,16 +114,17 @@ def _fail_empty(samples: Path, images: int, why: Counter[str]) -> None:
     raise UserError(f"none of the {images} images of {samples} has a caption ({reasons}): {advice}")
 
 
-def _counted(rows: Sequence[dict[str, Any]], skipped: Sequence[dict[str, Any]]) -> RelabelCounts:
+def counted(rows: Sequence[dict[str, Any]], skipped: Sequence[dict[str, Any]]) -> RelabelCounts:
+    """Of rows of metadata.jsonl, and of those of the images without a caption; `correctness` may be None, unknown."""
     every = [*rows, *skipped]
-    changed = [row["prompt"] != row["original_prompt"] for row in rows if not row["correctness"]]
+    changed = [row["prompt"] != row["original_prompt"] for row in rows if row["correctness"] is False]
     return RelabelCounts(
         images=len(every),
-        correct=sum(row["correctness"] for row in every),
+        correct=sum(row["correctness"] is True for row in every),
         relabelled=sum(changed),
         kept_false=len(changed) - sum(changed),
         skipped=dict(sorted(Counter(str(row["skipped"]) for row in skipped).items())),
-        reasons=dict(sorted(Counter(str(row["reason"]) for row in every if not row["correctness"]).items())),
+        reasons=dict(sorted(Counter(str(row["reason"]) for row in every if row["correctness"] is False).items())),
     )
 
 

@@ -14,9 +14,10 @@ from dpt.detect.base import Detector, check_finite, clip_boxes
 from dpt.distributed import ONE_PROCESS, Processes
 from dpt.evaluation.suites.base import check_classes
 from dpt.methods.ipr.config import DetectorConfig
-from dpt.methods.ipr.folders import StageFolder, digest_of
-from dpt.methods.ipr.records import DUMP, SampledImage, dump_entry, write_dump
+from dpt.methods.ipr.folders import RECORD, StageFolder, digest_of, read_stage
+from dpt.methods.ipr.records import DUMP, DetectionDump, dump_entry, write_dump
 from dpt.methods.ipr.sampling import sampled_images
+from dpt.records import from_plain, to_plain
 
 DETECT = "detect"
 
@@ -45,20 +46,23 @@ class OpenedDetector:
         check_classes(prompts, self.detector.classes, f"the detector {self.identity}")
         check_colours(self.detector, prompts)
 
-    def detect(self, folder: Path, images: Sequence[SampledImage]) -> list[Detections]:
+    def detect(self, folder: Path, names: Sequence[str], prompts: Sequence[Prompt]) -> list[Detections]:
+        """What counts in the pictures of those names: the detections of their prompts' nouns."""
         import numpy as np
 
-        pixels = [np.asarray(read_image(folder / image.file_name, folder)[0]) for image in images]
+        pixels = [np.asarray(read_image(folder / name, folder)[0]) for name in names]
         config = self.query_config
-        queries = None if config is None else [list(config.phrases(image.prompt)) for image in images]
+        queries = None if config is None else [list(config.phrases(prompt)) for prompt in prompts]
         results = []
-        for image, array, detections in zip(images, pixels, self.detector.detect(pixels, queries), strict=True):
-            check_finite(detections, self.identity, str(folder / image.file_name))
+        for name, prompt, array, detections in zip(
+            names, prompts, pixels, self.detector.detect(pixels, queries), strict=True
+        ):
+            check_finite(detections, self.identity, str(folder / name))
             if config is not None:
                 clipped = clip_boxes(detections, array.shape[1], array.shape[0])
-                results.append(counted_detections(image.prompt, clipped, config))
+                results.append(counted_detections(prompt, clipped, config))
             else:
-                results.append(_named(image.prompt, detections))
+                results.append(_named(prompt, detections))
         return results
 
 
@@ -68,6 +72,19 @@ def _named(prompt: Prompt, detections: Detections) -> Detections:
         return detections
     shapes = {noun.shape for noun in prompt.nouns}
     return replace(detections, objects=tuple(d for d in detections.objects if d.label in shapes))
+
+
+PUBLISHED_DUMP = DetectConfig("{noun}", 0.0)
+"""Of a dump without a record: its labels are the nouns of the prompts, and all its boxes count."""
+
+
+def read_detections(path: Path) -> tuple[DetectionDump, DetectConfig | None]:
+    """The dump of a folder of `detect`, or a published file; and the query config that labels its boxes."""
+    if path.is_dir():
+        recorded = read_stage(path, DETECT).get("query_config")
+        config = None if recorded is None else from_plain(DetectConfig, recorded, str(path / RECORD))
+        return DetectionDump.read(path / DUMP), config
+    return DetectionDump.read(path), PUBLISHED_DUMP
 
 
 def open_detector(config: DetectorConfig, default: str, detect_config: DetectConfig, coloured: bool) -> OpenedDetector:
@@ -113,7 +130,7 @@ def detect(
         mine = group.share(images)
         for start in range(0, len(mine), BATCH):
             batch = mine[start : start + BATCH]
-            results += detector.detect(samples, batch)
+            results += detector.detect(samples, [i.file_name for i in batch], [i.prompt for i in batch])
             on_done(len(batch))
         return results
 
@@ -126,7 +143,9 @@ def detect(
         write_dump(entries, work / DUMP)
         boxes = sum(len(result.objects) for result in results)
         empty = sum(not result.objects for result in results)
-        stage.finish(stage=DETECT, images=len(images), boxes=boxes, images_without_boxes=empty)
+        counts = {"images": len(images), "boxes": boxes, "images_without_boxes": empty}
+        config = detector.query_config
+        stage.finish(stage=DETECT, query_config=config and to_plain(config), **counts)
 
     group.from_main(write)
     return stage

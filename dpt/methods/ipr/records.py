@@ -12,7 +12,7 @@ from dpt.claims.boxes import Box
 from dpt.claims.detections import Detection, Detections, Unreadable
 from dpt.claims.facts import Prompt, RelationByCentres
 from dpt.claims.judge import JudgedObject
-from dpt.claims.relabel import REASONS, Reason, RelabelledPrompt
+from dpt.claims.relabel import RelabelledPrompt
 from dpt.data.files.reading import Row, parse_line, read_lines
 from dpt.errors import UserError
 from dpt.methods.ipr.folders import write_json
@@ -98,12 +98,16 @@ class DetectionDump:
         return cls(file, {key: Row(entry, f"{file}, entry {key!r}") for key, entry in content.items()})
 
     def check_detector(self, detector: str) -> None:
-        """Refuse a dump that another detector made. The published files do not name theirs."""
+        """Refuse a dump that another detector made, given by the first word of its name or all of it.
+
+        The published files do not name theirs.
+        """
         for entry in self.entries.values():
-            if "detector" in entry and entry.text("detector") != detector:
+            made_by = entry.text("detector") if "detector" in entry else detector
+            if detector not in (made_by, made_by.split()[0]):
                 raise UserError(
-                    f"{self.file} was made by the detector {entry.text('detector')!r}, not by {detector!r}: run `dpt "
-                    "ipr detect` again, or name the same detector"
+                    f"{self.file} was made by the detector {made_by!r}, not by {detector!r}: run `dpt ipr detect` with "
+                    "that detector, or leave --detector out"
                 )
 
     def detections(self, image: SampledImage) -> tuple[Detections, str]:
@@ -170,10 +174,8 @@ def read_metadata(file: Path) -> list[dict[str, Any]]:
         row = parse_line(line, where)
         row.file_name("file_name")
         row.text("prompt")
-        row.get("correctness", bool)
-        reason: Reason | str = row.text("reason")
-        if reason not in REASONS:
-            row.fail(f"'reason' should be one of {', '.join(REASONS)}, not {reason!r}")
+        if row.content.get("correctness") not in (True, False, None):
+            row.fail(f"'correctness' is true, false or null, not {row.content['correctness']!r}")
         rows.append(dict(row.content))
     if not rows:
         raise UserError(f"{file} names no image")

@@ -24,23 +24,26 @@ from typing import Any
 
 from dpt.claims.facts import Prompt
 from dpt.distributed import ONE_PROCESS, Processes
+from dpt.embedded import checkpoint_for
 from dpt.errors import UserError
 from dpt.files import atomic_folder
+from dpt.methods.ipr.adapter_judge import AdapterJudge, relabel_by_adapter
 from dpt.methods.ipr.config import IPRConfig
 from dpt.methods.ipr.datasets import RelabelCounts, counts_of, merge, relabel_images
 from dpt.methods.ipr.detecting import OpenedDetector, detect, open_detector
 from dpt.methods.ipr.folders import text_digest
 from dpt.methods.ipr.measuring import Measurement, report
 from dpt.methods.ipr.prompts import PromptSet, load_prompts, read_prompts, row_of, write_prompts
-from dpt.methods.ipr.records import DUMP, DetectionDump
-from dpt.methods.ipr.sampling import ModelState, sample
+from dpt.methods.ipr.sampling import ModelState, images_in, sample
 from dpt.methods.ipr.training import train
 from dpt.records import to_plain
 from dpt.training.engine.run_folder import RunConfig, claimed
 
 PROMPTS, HELD_OUT = "prompts.json", "held_out.json"
 
-NOT_COMPARED = frozenset({"checkpointing_steps", "logging_steps", "dataloader_num_workers", "gradient_checkpointing"})
+NOT_COMPARED = frozenset(
+    {"checkpointing_steps", "logging_steps", "dataloader_num_workers", "gradient_checkpointing", "also", "judge_ckpt"}
+)
 
 Progress = Callable[[str, int], Callable[[int], None]]
 """(what, total) -> a function that takes how many more are done."""
@@ -79,35 +82,42 @@ class IPRRun:
                 return False
             model = trained
             self._measure(measurement, round_ + 1, model)
-        self.group.from_main(lambda: self._publish(model))
+        self.say(self.group.from_main(lambda: self._publish(model)))
         if measurement is not None:
             names = [_name(round_) for round_ in range(self.config.rounds + 1)]
             self.group.from_main(lambda: self._report(measurement, names, held_out.name, rounds))
         return True
 
     def _dataset(self, round_: int, model: ModelState, training: PromptSet, detector: OpenedDetector) -> Path:
-        """Sample, detect, relabel and merge."""
-        config, images = self.config, len(training.prompts) * self.config.sample.per_prompt
-        samples, detections = self.folder(round_, "images"), self.folder(round_, "detections")
+        """Sample, judge, relabel and merge."""
+        config, samples = self.config, self.folder(round_, "images")
+        on_done = self.progress(f"round {round_}: sampling", len(training.prompts) * config.sample.per_prompt)
         sample(
             training.prompts, model, config.sample, samples, round_=round_, seed=config.seed, dtype=self.dtype,
-            group=self.group, on_done=self.progress(f"round {round_}: sampling", images),
+            group=self.group, on_done=on_done,
         )  # fmt: skip
-        detect(
-            samples, detector, detections, group=self.group,
-            on_done=self.progress(f"round {round_}: detecting", images),
-        )  # fmt: skip
-
-        def relabel_and_merge() -> None:
-            dump = DetectionDump.read(detections / DUMP)
-            relabelled = self.folder(round_, "relabelled")
-            _, counts = relabel_images(samples, dump, detector.query_config, relabelled, config.relabel, config.weight)
-            self.say(f"round {round_}: {counts.text}")
-            parts = [self.folder(number, "relabelled") for number in config.merging.rounds(round_)]
-            merge(parts, self.folder(round_, "dataset"), config.merging)
-
-        self.group.from_main(relabel_and_merge)
+        by_adapter = config.judge.judge == "adapter"
+        counts = self._by_adapter(round_, samples) if by_adapter else self._by_detector(round_, samples, detector)
+        self.say(f"round {round_}: {counts.text}")
+        parts = [self.folder(number, "relabelled") for number in config.merging.rounds(round_)]
+        self.group.from_main(lambda: merge(parts, self.folder(round_, "dataset"), config.merging))
         return self.folder(round_, "dataset")
+
+    def _by_detector(self, round_: int, samples: Path, detector: OpenedDetector) -> RelabelCounts:
+        detections, config = self.folder(round_, "detections"), self.config
+        on_done = self.progress(f"round {round_}: detecting", images_in(samples))
+        detect(samples, detector, detections, group=self.group, on_done=on_done)
+        out = self.folder(round_, "relabelled")
+        return self.group.from_main(lambda: relabel_images(samples, detections, out, config.relabel, config.weight))
+
+    def _by_adapter(self, round_: int, samples: Path) -> RelabelCounts:
+        base, config = self.config.pretrained_model_name_or_path, self.config
+        checkpoint = config.judge.judge_ckpt or checkpoint_for(base)
+        if checkpoint is None:
+            raise UserError("--judge adapter needs a checkpoint with an adapter: give --judge_ckpt")
+        out, on_done = self.folder(round_, "relabelled"), self.progress(f"round {round_}: scoring", images_in(samples))
+        judge = AdapterJudge.open(base, checkpoint)
+        return relabel_by_adapter(samples, judge, out, config.relabel, config.weight, group=self.group, on_done=on_done)
 
     def _train(self, round_: int, dataset: Path, model: ModelState) -> ModelState | None:
         config = self.config
@@ -160,10 +170,13 @@ class IPRRun:
                     "restore them, or choose another --out"
                 )
 
-    def _publish(self, model: ModelState) -> None:
-        if model.lora is not None:
-            with atomic_folder(self.out / "lora", replace=True) as work:
-                shutil.copytree(model.lora / "lora", work, dirs_exist_ok=True)
+    def _publish(self, model: ModelState) -> str:
+        """Copy the last LoRA to OUT/lora; returns where the weights are."""
+        if model.lora is None:
+            return f"the model of the last round: {model.base}"
+        with atomic_folder(self.out / "lora", replace=True) as work:
+            shutil.copytree(model.lora / "lora", work, dirs_exist_ok=True)
+        return f"the LoRA of the last round: {self.out / 'lora'}"
 
     def _report(self, measurement: Measurement, names: list[str], suite: str, rounds: dict[str, RelabelCounts]) -> None:
         record = {"config": to_plain(self.config)}

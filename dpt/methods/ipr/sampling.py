@@ -143,6 +143,11 @@ def _draw(
         on_done(1)
 
 
+def images_in(folder: Path) -> int:
+    """The number of images of a finished folder."""
+    return int(read_stage(folder, SAMPLE).get("images", 0))
+
+
 def sampled_images(folder: Path) -> list[SampledImage]:
     """The images of a finished folder; each file is there and complete."""
     record = read_stage(folder, SAMPLE)

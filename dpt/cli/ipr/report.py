@@ -1,0 +1,94 @@
+"""`dpt ipr report` and `dpt relabel`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from dpt.claims.relabel import RelabelConfig
+from dpt.cli.ipr.common import show_progress
+from dpt.errors import fail
+from dpt.methods.ipr.config import DetectorConfig, WeightConfig
+
+
+@dataclass(frozen=True)
+class IPRReportOptions:
+    """Accuracy of a run's rounds, of detected images, or of a result file of VISOR."""
+
+    path: tyro.conf.Positional[Path]
+    """The folder of a run, a folder of `dpt ipr detect`, or a result file of VISOR."""
+    samples: Path | None = None
+    """The images of a folder of detections."""
+    visor: Path | None = None
+    """Write VISOR's result file of the detections here."""
+
+
+def report(options: IPRReportOptions) -> None:
+    from dpt.methods.ipr.visor import read_visor, visor_scores
+
+    measured = options.path / "measured" / "table.md"
+    if options.path.is_file():
+        print(visor_scores(read_visor(options.path)).text)
+    elif measured.is_file():
+        print(measured.read_text(), end="")
+    elif (options.path / "detections.json").is_file():
+        _report_detections(options)
+    else:
+        fail(f"{options.path} is neither a finished run, nor a folder of `dpt ipr detect`, nor a result file of VISOR")
+
+
+def _report_detections(options: IPRReportOptions) -> None:
+    from dpt.evaluation.suites.sr2d import RELATIONS
+    from dpt.methods.ipr.detecting import read_detections
+    from dpt.methods.ipr.folders import write_json
+    from dpt.methods.ipr.sampling import sampled_images
+    from dpt.methods.ipr.visor import accuracy_table, visor_results, visor_scores
+
+    if options.samples is None:
+        fail("give the images of these detections: --samples FOLDER")
+    images = sampled_images(options.samples)
+    dump, config = read_detections(options.path)
+    print(accuracy_table(images, dump, config))
+    results = visor_results(images, dump)
+    if any(entry["rel_type"] in RELATIONS for entry in results.values()):
+        print(f"\n{visor_scores(results).text}")
+    if options.visor is not None:
+        if not results:
+            fail("no prompt has two nouns, which VISOR's result file is about")
+        options.visor.parent.mkdir(parents=True, exist_ok=True)
+        write_json(options.visor, results)
+        print(f"wrote {options.visor}: {len(results)} images")
+
+
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+@dataclass(frozen=True)
+class RelabelPicturesOptions:
+    """Rewrite the captions of a folder of pictures to what a detector reads in them, with weights for training.
+
+    Captions must be understood by rule: scenes, templates of LLM-grounded Diffusion, and sentences about nouns of COCO
+    such as "two red cars and a dog" or "a cat to the left of a chair".
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """Pictures with metadata.jsonl, or with a text file each."""
+    out: Path
+    detect: DetectorConfig = field(default_factory=DetectorConfig)
+    unparsed: Literal["drop", "keep"] = "drop"
+    """A caption that is not understood: left out, or kept with its weight."""
+    relabel: RelabelConfig = field(default_factory=RelabelConfig)
+    weight: WeightConfig = field(default_factory=WeightConfig)
+
+
+def relabel(options: RelabelPicturesOptions) -> None:
+    from dpt.methods.ipr.pictures import PictureFolder, detector_of, relabel_pictures
+
+    source = PictureFolder.read(options.folder)
+    detector = detector_of(source, options.detect)
+    counts = relabel_pictures(
+        source, detector, options.out, options.relabel, options.weight, options.unparsed,
+        show_progress("detecting", len(source.pictures)),
+    )  # fmt: skip
+    print(f"{counts.text}\n{options.out}: pictures with captions and weights, ready for `dpt ipr train`")

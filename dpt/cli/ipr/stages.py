@@ -1,0 +1,204 @@
+"""`dpt ipr prompts|sample|detect|relabel|merge|train`: each stage by itself, on the published files."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from dpt.claims.relabel import RelabelConfig
+from dpt.cli.ipr.common import Precision, detector_for, dtype_of, no_progress, show_progress
+from dpt.distributed import processes, take_own_gpu
+from dpt.errors import fail
+from dpt.methods.ipr.config import (
+    DetectorConfig,
+    FineTuneConfig,
+    MergeConfig,
+    PromptConfig,
+    SampleConfig,
+    WeightConfig,
+)
+from dpt.training.engine.interrupts import EXIT_STOPPED
+
+Model = Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")]
+
+
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+@dataclass(frozen=True)
+class IPRPromptsOptions:
+    """Write the prompts of a suite as JSON, those to train on and those to measure on."""
+
+    out: Path
+    """The folder for prompts.json and held_out.json."""
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+
+
+def prompts(options: IPRPromptsOptions) -> None:
+    from dpt.methods.ipr.prompts import load_prompts, write_prompts
+
+    training, held_out = load_prompts(options.prompt)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name, part in (("prompts.json", training), ("held_out.json", held_out)):
+        if (options.out / name).exists():
+            fail(f"{options.out / name} is there already; nothing was written")
+        write_prompts(part.prompts, options.out / name)
+        print(f"{options.out / name}: {len(part.prompts)} prompts")
+
+
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+@dataclass(frozen=True)
+class IPRSampleOptions:
+    """Sample images for the prompts of a file. An interrupted run continues."""
+
+    prompts: tyro.conf.Positional[Path]
+    """A JSON list as SR2D has it, or what `dpt ipr prompts` wrote."""
+    out: Path
+    pretrained_model_name_or_path: Model = "ckpt/pocket"
+    ckpt: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER|FILE")] = None
+    """A LoRA for the model."""
+    round: int = 0
+    """The number of the round: part of the file names and of the noise."""
+    seed: int = 0
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    mixed_precision: Annotated[Precision | None, tyro.conf.arg(metavar="no|fp16|bf16")] = None
+
+
+def sample(options: IPRSampleOptions) -> None:
+    from dpt.methods.ipr.prompts import read_prompts
+    from dpt.methods.ipr.sampling import ModelState
+    from dpt.methods.ipr.sampling import sample as sample_images
+
+    if options.round < 0:
+        fail(f"--round must be a number from 0 up, not {options.round}")
+    rows = read_prompts(options.prompts)
+    model = ModelState(options.pretrained_model_name_or_path, options.ckpt)
+    with processes() as group:
+        take_own_gpu()
+        progress = show_progress if group.is_main else no_progress
+        sample_images(
+            rows, model, options.sample, options.out, round_=options.round, seed=options.seed,
+            dtype=dtype_of(options.mixed_precision), group=group,
+            on_done=progress("sampling", len(rows) * options.sample.per_prompt),
+        )  # fmt: skip
+        if group.is_main:
+            print(f"{options.out}: {len(rows)} prompts, {len(rows) * options.sample.per_prompt} images")
+            print(f"next: dpt ipr detect {options.out} --out FOLDER")
+
+
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+@dataclass(frozen=True)
+class IPRDetectOptions:
+    """Detect the nouns of their prompts in the images that `dpt ipr sample` wrote."""
+
+    samples: tyro.conf.Positional[Path]
+    out: Path
+    detect: DetectorConfig = field(default_factory=DetectorConfig)
+
+
+def detect(options: IPRDetectOptions) -> None:
+    from dpt.methods.ipr.detecting import detect as detect_images
+    from dpt.methods.ipr.prompts import suite_of_file
+    from dpt.methods.ipr.sampling import PROMPTS, images_in
+
+    total = images_in(options.samples)
+    suite = suite_of_file(options.samples / PROMPTS)
+    with processes() as group:
+        take_own_gpu()
+        progress = show_progress if group.is_main else no_progress
+        detector = detector_for(options.detect, suite, suite.prompts)
+        on_done = progress("detecting", total)
+        stage = detect_images(options.samples, detector, options.out, group=group, on_done=on_done)
+        if group.is_main:
+            record = stage.record()
+            print(
+                f"{options.out}: {record['boxes']} boxes in {record['images']} images, "
+                f"{record['images_without_boxes']} of them without any, by {detector.identity}"
+            )
+            print(f"next: dpt ipr relabel {options.samples} --detections {options.out} --out FOLDER")
+
+
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+@dataclass(frozen=True)
+class IPRRelabelOptions:
+    """Write the images with captions that hold for what was detected, and weights."""
+
+    samples: tyro.conf.Positional[Path]
+    """A folder of `dpt ipr sample`."""
+    detections: Path
+    """A folder of `dpt ipr detect`, or a detection dump as published."""
+    out: Path
+    detector: str | None = None
+    """Refuse detections by any other detector."""
+    relabel: RelabelConfig = field(default_factory=RelabelConfig)
+    weight: WeightConfig = field(default_factory=WeightConfig)
+
+
+def relabel(options: IPRRelabelOptions) -> None:
+    from dpt.methods.ipr.datasets import relabel_images
+
+    counts = relabel_images(
+        options.samples, options.detections, options.out, options.relabel, options.weight, options.detector
+    )
+    print(counts.text)
+    print(f"next: dpt ipr train {options.out} --out FOLDER, or first dpt ipr merge with earlier rounds")
+
+
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+@dataclass(frozen=True)
+class IPRMergeOptions:
+    """Merge relabelled folders into one, in the order of their rounds."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of `dpt ipr relabel`, the first round first."""
+    out: Path
+    merging: MergeConfig = field(default_factory=lambda: MergeConfig(merge="all"))
+
+
+def merge(options: IPRMergeOptions) -> None:
+    from dpt.methods.ipr.datasets import merge as merge_folders
+
+    if not options.folders:
+        fail("name the folders to merge")
+    chosen = [options.folders[number] for number in options.merging.rounds(len(options.folders) - 1)]
+    stage = merge_folders(chosen, options.out, options.merging)
+    print(
+        f"{options.out}: {stage.record()['pictures']} pictures from {len(chosen) + len(options.merging.also)} folders"
+    )
+
+
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+@dataclass(frozen=True)
+class IPRTrainOptions:
+    """Train a LoRA or the whole UNet on a folder of pictures with captions and weights, by the denoising loss."""
+
+    data: tyro.conf.Positional[Path]
+    out: Path
+    pretrained_model_name_or_path: Model = "ckpt/pocket"
+    ckpt: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER|FILE")] = None
+    """A LoRA to start from."""
+    round: int = 0
+    """Chooses among several numbers of --num_train_epochs."""
+    seed: int = 0
+    train: FineTuneConfig = field(default_factory=FineTuneConfig)
+    mixed_precision: Annotated[Precision | None, tyro.conf.arg(metavar="no|fp16|bf16")] = None
+
+
+def train(options: IPRTrainOptions) -> None:
+    from dpt.methods.ipr.sampling import ModelState
+    from dpt.methods.ipr.training import train as train_round
+
+    model = ModelState(options.pretrained_model_name_or_path, options.ckpt)
+    with processes(cuda=True) as group:
+        take_own_gpu()
+        trained = train_round(
+            options.data, model, options.train, options.out, round_=options.round, seed=options.seed,
+            dtype=dtype_of(options.mixed_precision), group=group,
+        )  # fmt: skip
+    if trained.model is None:
+        print(f"stopped after step {trained.steps}: run the same command again to continue")
+        sys.exit(EXIT_STOPPED)
+    if group.is_main:
+        print(f"trained to step {trained.steps}: {trained.model.lora or trained.model.base}")
