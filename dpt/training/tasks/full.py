@@ -18,9 +18,15 @@ from dpt.errors import UserError
 from dpt.files import atomic_folder
 from dpt.generation_defaults import FILE_NAME
 from dpt.training.engine.task import Grouping, OnBatch, ParameterGroup, Tally, all_decay
-from dpt.training.tasks.denoising import DENOISED, MSE, DenoisingConfig, require_captions
+from dpt.training.tasks.denoising import (
+    DENOISED,
+    MSE,
+    DenoisingConfig,
+    NoiseConfig,
+    add_noise_to_batch,
+    require_captions,
+)
 from dpt.training.tasks.memory import tuning_memory
-from dpt.training.tasks.noising import NoiseConfig, add_noise_to_batch
 from dpt.untrusted import read_json_object
 
 MODEL_FOLDER = "model"
