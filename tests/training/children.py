@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import faulthandler
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -20,7 +20,7 @@ def in_a_child(work: Callable[[], object], said: int | None = None) -> int:
     child = os.fork()
     if child:
         return child
-    faulthandler.dump_traceback_later(CHILD_SECONDS, exit=True)
+    signal.alarm(CHILD_SECONDS)
     tqdm.set_lock(threading.RLock())  # its own lock is shared by forks: killed with it, a child would block its parent
     os.dup2(os.open(os.devnull, os.O_WRONLY) if said is None else said, 1)
     os.dup2(1, 2)
