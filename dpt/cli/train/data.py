@@ -24,6 +24,7 @@ from dpt.data.scenes.source import SceneSource
 from dpt.data.scenes.world import WORLDS
 from dpt.data.stream import Stream
 from dpt.errors import UserError
+from dpt.sampling.options import MAX_SIDE
 
 VALIDATION_SEED = 0
 
@@ -62,6 +63,8 @@ def side(resolution: int | None, backbone: Backbone) -> int:
             f"the model was trained at {width}x{height}; choose the side of the training square with --resolution"
         )
     side = height if resolution is None else resolution
+    if not 1 <= side <= MAX_SIDE:
+        raise UserError(f"--resolution must be between 1 and {MAX_SIDE} pixels, not {side}")
     backbone.latent_size(side, side)
     return side
 

@@ -229,7 +229,7 @@ class Loop(Generic[B]):
         bar.unpause()
         if metrics is None:
             return False
-        if self.processes.is_main:
+        if self.processes.is_main and metrics:
             values = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
             bar.write(f"step {self.step}: {values} (validated in {seconds:.0f} s)")
         self.log.write({"step": self.step, "validation": metrics, "seconds": round(seconds, 3)}, "validation")
