@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -102,11 +102,13 @@ def load_network(folder: ModelFolder, dtype: torch.dtype, component: Component) 
     return _load(library_class("diffusers", component.classes[0]), folder, component, dtype)
 
 
-def library_class(library: str, name: str) -> Any:
+def library_class(library: Literal["diffusers", "transformers"], name: str) -> Any:
     """A class of diffusers or transformers, which are imported piece by piece, without their remarks on what is not
     installed."""
     with quiet_libraries():
-        return getattr(importlib.import_module(library), name)
+        if library == "diffusers":
+            return getattr(importlib.import_module("diffusers"), name)
+        return getattr(importlib.import_module("transformers"), name)
 
 
 def load_vae(folder: ModelFolder, dtype: torch.dtype) -> Any:

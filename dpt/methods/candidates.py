@@ -16,7 +16,7 @@ from dpt.errors import UserError
 from dpt.files import atomic_file
 from dpt.methods.base import Method
 from dpt.sampling.draw import Request
-from dpt.untrusted import read_json_object
+from dpt.untrusted import parse_json, read_json_object
 
 BATCH = 16
 """Requests of one call. Rounding depends on the batch, so batches are fixed: a picture does not depend on kills or on
@@ -85,7 +85,7 @@ def _batches(requests: Sequence[CandidateRequest]) -> Iterator[Sequence[Candidat
 
 
 def _plain(identity: Any) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(json.dumps(dict(identity), default=str))
+    plain: dict[str, Any] = parse_json(json.dumps(dict(identity), default=str))
     return plain
 
 

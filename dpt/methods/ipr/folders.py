@@ -16,7 +16,7 @@ from PIL import Image
 
 from dpt.errors import UserError
 from dpt.files import sha256
-from dpt.untrusted import read_json_object
+from dpt.untrusted import parse_json, read_json_object
 
 RECORD = "stage.json"
 
@@ -63,7 +63,7 @@ class StageFolder:
 
     def _continues(self) -> bool:
         try:
-            return read_json_object(self.work / INPUTS) == json.loads(json.dumps(dict(self.inputs)))
+            return read_json_object(self.work / INPUTS) == parse_json(json.dumps(dict(self.inputs)))
         except UserError:
             return False
 
