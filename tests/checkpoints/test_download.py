@@ -174,7 +174,9 @@ def test_each_refusal_of_the_hub_has_its_next_step(
 def test_a_hub_that_cannot_be_reached(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     hub.endpoint = "http://127.0.0.1:9"
-    with pytest.raises(UserError, match=r"no hub can be reached to fetch it: check the path, or .* the proxy, or fetch"):
+    with pytest.raises(
+        UserError, match=r"no hub can be reached to fetch it: check the path, or .* the proxy, or fetch"
+    ):
         fetch(hub, tmp_path / "new")
     assert listing(tmp_path) == []
 
