@@ -105,9 +105,7 @@ def numbered_folder(parent: Path, stem: str) -> Iterator[NumberedFolder]:
     """Yield a temporary folder; if the block succeeds, rename it to parent/STEM-001 or the next free number."""
     made = _first_missing(parent)
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        work = _temporary_name(parent / "partial")
-        work.mkdir()
+        work = _make_temporary_folder(parent / "partial")
     except OSError as error:
         _remove_if_empty(parent / "partial", made)
         raise UserError(f"the output folder {parent} cannot be written to: {error.strerror}") from None
@@ -126,8 +124,7 @@ def numbered_folder(parent: Path, stem: str) -> Iterator[NumberedFolder]:
 @contextmanager
 def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
     """Yield an empty temporary folder in `parent` and remove it afterwards."""
-    work = _temporary_name(parent / name)
-    work.mkdir()
+    work = _make_temporary_folder(parent / name)
     try:
         yield work
     finally:
@@ -187,6 +184,17 @@ def _temporary_name(final: Path) -> Path:
         if not os.path.lexists(work := final.with_name(name)):
             return work
     raise AssertionError("unreachable")
+
+
+def _make_temporary_folder(final: Path) -> Path:
+    """Create a hidden folder beside `final`, and its missing parents, that no other thread or process uses."""
+    for _ in range(100):
+        work = _temporary_name(final)
+        with suppress(FileExistsError, FileNotFoundError):  # another run took the name, or removed an empty parent
+            work.mkdir(parents=True)
+            return work
+    work.mkdir(parents=True)
+    return work
 
 
 def _machine() -> str:

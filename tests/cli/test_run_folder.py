@@ -8,12 +8,13 @@ from threading import Barrier
 
 import pytest
 
+from dpt import files
 from dpt.cli.common.run_folder import new_run_folder, read_prompts, slug
 from dpt.errors import UserError
 
 
 def test_runs_at_the_same_time_get_different_folders(tmp_path: Path) -> None:
-    together = Barrier(8)
+    together = Barrier(8, timeout=60)
 
     def run(number: int) -> Path | None:
         with new_run_folder(tmp_path / "outputs", "same name") as folder:
@@ -26,6 +27,17 @@ def test_runs_at_the_same_time_get_different_folders(tmp_path: Path) -> None:
     assert sorted(final.name for final in finals if final) == [f"same-name-{n:03d}" for n in range(1, 9)]
     assert [(final / "who.txt").read_text() for final in finals if final] == [str(n) for n in range(8)]
     assert len(list((tmp_path / "outputs").iterdir())) == 8
+
+
+def test_a_temporary_name_that_another_thread_takes_first_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = iter([tmp_path / "taken", tmp_path / "gone" / "free"])
+    (tmp_path / "taken").mkdir()
+    monkeypatch.setattr(files, "_temporary_name", lambda final: next(names))
+    with new_run_folder(tmp_path / "gone", "run") as folder:
+        assert folder.work == tmp_path / "gone" / "free"
+    assert folder.final == tmp_path / "gone" / "run-001" and (tmp_path / "taken").is_dir()
 
 
 def test_nothing_is_visible_under_the_name_before_the_end(tmp_path: Path) -> None:

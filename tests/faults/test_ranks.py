@@ -91,7 +91,9 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
     root = tmp_path / "run"
     child = in_a_child(lambda: line().start(root, max_train_steps=100_000, checkpointing_steps=1000).run())
     try:
+        deadline = time.monotonic() + 120
         while not (root / "log.jsonl").exists():
+            assert time.monotonic() < deadline and os.waitpid(child, os.WNOHANG) == (0, 0), "the child does not train"
             time.sleep(0.02)
         with pytest.raises(UserError, match=r"another process is training in .*run"):
             line().start(root, max_train_steps=100_000, checkpointing_steps=1000).run()
