@@ -207,7 +207,7 @@ def test_a_file_of_prompts(model: Path) -> None:
     assert list(digests(newest()).values()) == list(runs[0].values())[2:]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_processes_share_a_file_of_prompts_without_changing_a_picture(model: Path, result: Path) -> None:
     Path("some.txt").write_text("\n".join(PROMPTS))
     words = ["--prompts_file", "some.txt", "--ckpt", str(result), *CORRECTED, "--compare"]

@@ -98,6 +98,7 @@ def _clock_that_runs_out(after: int) -> Callable[[], float]:
     return lambda: 0.0 if next(calls) < after else 1e9
 
 
+@pytest.mark.nightly
 def test_two_processes_build_too(build: Callable[..., Path]) -> None:
     one, two = weights(build("one", "--threads", "1")), weights(build("two", "--processes", "2"))
     for key in one:

@@ -48,6 +48,7 @@ def train(folder: Path, processes: Processes) -> None:
     assert train_stage(stage, SCHEDULE, UNetRecipe(schedule=SCHEDULE), folder / str(processes.count), None, processes)
 
 
+@pytest.mark.nightly
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """The batch of a step is shared by rows: the gradient is that of the whole batch."""
     for count in (1, 2):
@@ -120,6 +121,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.nightly
 def test_processes_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "launch.py"
     script.write_text(LAUNCH)
