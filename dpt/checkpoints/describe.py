@@ -16,6 +16,7 @@ from dpt.backbone.folder import SCHEDULER, TEXT_ENCODER, UNET, VAE, ModelFolder
 from dpt.backbone.identity import model_hash
 from dpt.backbone.unet_features import block_names
 from dpt.checkpoints.open import KINDS, Checkpoint
+from dpt.generation_defaults import generation_defaults
 from dpt.lora.formats.common import missing_blocks, targets_in
 from dpt.lora.io import LoraRecord, StoredLora
 
@@ -32,7 +33,8 @@ def describe(checkpoint: Checkpoint) -> Summary:
         assumed = NOT_IN_PUBLISHED if checkpoint.kind == "published" else []
         summary["adapter"] = _adapter(checkpoint.adapter, checkpoint.adapter_record, assumed)
     if checkpoint.lora:
-        summary["lora"] = _lora(checkpoint.lora)
+        negative = generation_defaults(checkpoint.path).negative_prompt
+        summary["lora"] = {**_lora(checkpoint.lora), **({"negative_prompt": repr(negative)} if negative else {})}
     summary["files"] = [_file(file, _checksum(file, checkpoint)) for file in checkpoint.files]
     return summary
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -17,6 +18,7 @@ from dpt.adapter.io.published import config_of
 from dpt.checkpoints.open import Checkpoint
 from dpt.errors import UserError
 from dpt.files import atomic_folder, atomic_new_file
+from dpt.generation_defaults import generation_defaults, write_defaults
 from dpt.lora.formats.diffusers import FILE_NAME as DIFFUSERS
 from dpt.lora.formats.diffusers import write_diffusers
 from dpt.lora.formats.kohya import write_kohya
@@ -40,9 +42,14 @@ def export_diffusers(checkpoint: Checkpoint, out: Path) -> ExportResult:
     """A folder for `load_lora_weights`."""
     lora = _lora_of(checkpoint, "diffusers")
     _expect_folder(out, "diffusers", DIFFUSERS)
+    negative = generation_defaults(checkpoint.path).negative_prompt
     with atomic_folder(out) as work:
         write_diffusers(lora, work / DIFFUSERS, str(checkpoint.path))
-    return ExportResult(out / DIFFUSERS, _adapter_note(checkpoint))
+        if negative:
+            write_defaults(work, {"negative_prompt": negative})
+            card = CARD.format(base=Path(lora.record.base or "unknown").name, negative=json.dumps(negative))
+            (work / "README.md").write_text(card)
+    return ExportResult(out / DIFFUSERS, (*_adapter_note(checkpoint), *_negative_note(negative)))
 
 
 def export_kohya(checkpoint: Checkpoint, out: Path) -> ExportResult:
@@ -50,9 +57,10 @@ def export_kohya(checkpoint: Checkpoint, out: Path) -> ExportResult:
     lora = _lora_of(checkpoint, "kohya")
     if out.suffix != ".safetensors":
         raise UserError(f"the format kohya is one file: --out must end in .safetensors, and {out} does not")
+    negative = generation_defaults(checkpoint.path).negative_prompt
     with atomic_new_file(out) as work:
-        write_kohya(lora, work, str(checkpoint.path))
-    return ExportResult(out, _adapter_note(checkpoint))
+        write_kohya(lora, work, str(checkpoint.path), negative)
+    return ExportResult(out, (*_adapter_note(checkpoint), *_negative_note(negative)))
 
 
 def export_published(checkpoint: Checkpoint, out: Path) -> ExportResult:
@@ -100,6 +108,31 @@ def _lora_of(checkpoint: Checkpoint, format: str) -> StoredLora:
 def _expect_folder(out: Path, format: str, name: str) -> None:
     if out.suffix in (".safetensors", ".bin"):
         raise UserError(f"the format {format} is a folder with {name} in it: --out must name the folder, not {out}")
+
+
+CARD = """---
+library_name: diffusers
+base_model: {base}
+tags:
+- text-to-image
+- lora
+- diffusers
+---
+
+A LoRA that was tuned on preferred pictures, and on others under a phrase. Give that phrase as the negative prompt:
+
+```python
+from diffusers import StableDiffusionPipeline
+
+pipe = StableDiffusionPipeline.from_pretrained("{base}")
+pipe.load_lora_weights("FOLDER_OF_THIS_FILE")
+image = pipe("a prompt", negative_prompt={negative}).images[0]
+```
+"""
+
+
+def _negative_note(negative: str) -> tuple[str, ...]:
+    return (f"sample with the negative prompt {negative!r}: the LoRA was tuned for it",) if negative else ()
 
 
 def _adapter_note(checkpoint: Checkpoint) -> tuple[str, ...]:

@@ -32,7 +32,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data check": ("dpt.cli.commands.data:check", "report what is missing or broken in a data folder, file by file"),
     "data prepare": ("dpt.cli.commands.data:prepare", "write the per-caption hard negatives from their table"),
     "download": ("dpt.cli.commands.checkpoints:download", "download the published checkpoint from the hub"),
+    "evaluate_hps": ("dpt.cli.prefer.score:score", "published name of dpt prefer score"),
     "export": ("dpt.cli.commands.checkpoints:export", "convert a checkpoint for diffusers, ComfyUI or A1111"),
+    "generate_images": ("dpt.cli.prefer.draw:draw", "published name of dpt prefer draw"),
     "info": ("dpt.cli.commands.checkpoints:info", "describe a checkpoint, a LoRA file, a training state or a model"),
     "ipr detect": ("dpt.cli.ipr.stages:detect", "detect the nouns of their prompts in sampled images"),
     "ipr merge": ("dpt.cli.ipr.stages:merge", "merge relabelled rounds and other pictures into one folder"),
@@ -48,6 +50,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "measure what a model's text encoder and layout distinguish",
     ),
     "pocket measure": ("dpt.cli.commands.pocket:measure", "sample the pocket suite and count correct images"),
+    "prefer check": ("dpt.cli.prefer.check:check", "check preference files, and measure how well scorers predict them"),
     "prefer draw": ("dpt.cli.prefer.draw:draw", "draw several pictures of each prompt into a folder"),
     "prefer score": ("dpt.cli.prefer.score:score", "score pictures with their prompts by a preference classifier"),
     "prefer select": ("dpt.cli.prefer.score:select", "copy the clear winners and losers of each prompt for training"),
@@ -55,10 +58,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "dpt.cli.prefer.draw:synthesize",
         "make preference data for the embedded model by a stated taste",
     ),
+    "process_diffusiondb": ("dpt.cli.prefer.score:score", "published name of dpt prefer score"),
     "probe": ("dpt.cli.commands.probe:probe", "measure adapters by feature, timestep and type of negative"),
     "relabel": ("dpt.cli.ipr.report:relabel", "rewrite captions of pictures to what a detector reads in them"),
     "scenes check": ("dpt.cli.commands.scenes:check", "measure how well the oracle reads rendered scenes"),
     "scenes export": ("dpt.cli.commands.scenes:export", "write rendered scenes in the published data formats"),
+    "select_training_images": ("dpt.cli.prefer.score:select", "published name of dpt prefer select"),
 }
 
 GROUPS = sorted({name.split()[0] for name in COMMANDS if " " in name})

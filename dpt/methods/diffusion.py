@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dpt.adapter import Adapter
     from dpt.backbone import Backbone
     from dpt.sampling.draw import Request, SamplingSettings
+    from dpt.sampling.guidance import Predict
 
 BASE = "base"
 
@@ -49,6 +50,8 @@ class DiffusionConfig:
     """Candidates per picture; the one with the highest matching score is kept."""
     negative_prompt: str | None = None
     """For requests without one. Default: what the checkpoint carries, which with HPS is "Weird image. "."""
+    negative_lora: Path | None = None
+    """A LoRA tuned on what to avoid: it predicts the negative half of guidance (Diffusion-NPO)."""
 
     @property
     def needs_adapter(self) -> bool:
@@ -59,7 +62,9 @@ class DiffusionConfig:
         if not 1 <= self.candidates <= MOST_CANDIDATES:
             wrong = f"needs at least 1 candidate and at most {MOST_CANDIDATES}, not {self.candidates}"
             raise UserError(f"the method {self.name} {wrong}")
-        if self.checkpoint is None and (self.needs_adapter or self.name != BASE):
+        if self.negative_lora is not None and self.needs_adapter:
+            raise UserError(f"the method {self.name} cannot combine a negative LoRA with correction or candidates")
+        if self.checkpoint is None and self.negative_lora is None and (self.needs_adapter or self.name != BASE):
             raise UserError(f"the method {self.name!r} has no checkpoint: use {self.name}=FOLDER")
 
     def open(self, generation: GenerationConfig) -> DiffusionMethod:
@@ -80,8 +85,13 @@ class DiffusionConfig:
         negative = negative if self.negative_prompt is None else self.negative_prompt
         if negative:
             identity["negative_prompt"] = negative
+        predict_negative = None
+        if self.negative_lora is not None:
+            predict_negative = self._open_negative(generation, dtype, identity)
         if self.checkpoint is None:
-            return DiffusionMethod(backbone, settings, identity=identity, negative_prompt=negative)
+            return DiffusionMethod(
+                backbone, settings, identity=identity, negative_prompt=negative, predict_negative=predict_negative
+            )
         checkpoint = open_checkpoint(self.checkpoint)
         if checkpoint.lora is None and not self.needs_adapter:
             fail(f"{self.checkpoint} has no LoRA: {self.name} would be the same as {BASE}")
@@ -94,7 +104,9 @@ class DiffusionConfig:
             lora.merge()
             identity["lora"] = content_hash(checkpoint.lora.tensors)
         if checkpoint.adapter is None or not self.needs_adapter:
-            return DiffusionMethod(backbone, settings, identity=identity, negative_prompt=negative)
+            return DiffusionMethod(
+                backbone, settings, identity=identity, negative_prompt=negative, predict_negative=predict_negative
+            )
         adapter = checkpoint.adapter.to(backbone.device)
         identity |= {
             "adapter": content_hash(adapter.state_dict()),
@@ -102,6 +114,24 @@ class DiffusionConfig:
             "candidates": self.candidates,
         }
         return DiffusionMethod(backbone, settings, adapter, self.candidates, identity, negative)
+
+    def _open_negative(self, generation: GenerationConfig, dtype: str | None, identity: dict[str, Any]) -> Predict:
+        """A second copy of the model with the negative LoRA merged."""
+        from dpt.backbone import open_backbone
+        from dpt.checkpoints import open_checkpoint
+        from dpt.embedded import model_location
+        from dpt.weights import content_hash
+
+        assert self.negative_lora is not None
+        checkpoint = open_checkpoint(self.negative_lora)
+        if checkpoint.lora is None:
+            fail(f"{self.negative_lora} has no LoRA, which {self.name} needs for the negative half of guidance")
+        backbone = open_backbone(model_location(generation.model), dtype=dtype)
+        lora = checkpoint.attach(backbone, generation.allow_other_base)
+        assert lora is not None
+        lora.merge()
+        identity["negative_lora"] = content_hash(checkpoint.lora.tensors)
+        return backbone.predict
 
 
 @dataclass(frozen=True)
@@ -114,6 +144,8 @@ class DiffusionMethod:
     identity: Mapping[str, Any] = field(default_factory=dict)
     negative_prompt: str = ""
     """Of requests that have none."""
+    predict_negative: Predict | None = None
+    """The network of guidance's negative half, where it is another one."""
 
     def make(self, requests: Sequence[Request]) -> Iterator[Image.Image]:
         from dataclasses import replace
@@ -128,7 +160,15 @@ class DiffusionMethod:
     def _draw(self, requests: Sequence[Request]) -> Iterator[Tensor]:
         from dpt.sampling.draw import draw
 
-        return draw(self.backbone, requests, self.settings, adapter=self.adapter, batch_size=BATCH_SIZE, exact=False)
+        return draw(
+            self.backbone,
+            requests,
+            self.settings,
+            adapter=self.adapter,
+            batch_size=BATCH_SIZE,
+            exact=False,
+            predict_negative=self.predict_negative,
+        )
 
     def _draw_best(self, requests: Sequence[Request]) -> Iterator[Tensor]:
         from dataclasses import replace

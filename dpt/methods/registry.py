@@ -38,6 +38,7 @@ KEYS: Mapping[str, Callable[[str], Any]] = {
     "every": int,
     "candidates": int,
     "negative_prompt": str,
+    "negative_lora": Path,
     "lora": {"on": True, "off": False}.__getitem__,
 }
 """Options after a method's path, as in dpt=FOLDER,factor=0.5,target=fused."""
@@ -60,7 +61,7 @@ def parse_method(text: str) -> DiffusionConfig:
             raise UserError(f"the method {name} has an invalid value: {key}={value}") from None
     interval = Interval(options.pop("start", 0.0), options.pop("end", 1.0))
     candidates, lora = options.pop("candidates", 1), options.pop("lora", True)
-    negative_prompt = options.pop("negative_prompt", None)
+    negative_prompt, negative_lora = options.pop("negative_prompt", None), options.pop("negative_lora", None)
     if "factor" in options:
         options.setdefault("target", PUBLISHED_TARGET)
     try:
@@ -69,7 +70,9 @@ def parse_method(text: str) -> DiffusionConfig:
         raise UserError(f"the method {name}: {error}") from None
     if options and not correction.on:
         raise UserError(f"the method {name} has correction options but no factor")
-    return DiffusionConfig(name, Path(path) if has_path else None, lora, correction, candidates, negative_prompt)
+    return DiffusionConfig(
+        name, Path(path) if has_path else None, lora, correction, candidates, negative_prompt, negative_lora
+    )
 
 
 def parse_methods(texts: Sequence[str], num_timesteps: int) -> list[MethodConfig]:

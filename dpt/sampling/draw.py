@@ -13,7 +13,7 @@ from dpt.adapter import Adapter
 from dpt.backbone import Backbone, Condition
 from dpt.backbone.rng import generator_for
 from dpt.errors import UserError
-from dpt.sampling.guidance import explain_denoiser
+from dpt.sampling.guidance import Predict, explain_denoiser
 from dpt.sampling.hooks import StepHook
 from dpt.sampling.loop import denoise
 from dpt.sampling.options import ALWAYS, MAX_SIDE, NO_CORRECTION, Correction, Guidance, Interval
@@ -90,6 +90,7 @@ def draw(
     batch_size: int = 4,
     exact: bool = True,
     on_step: Callable[[int], None] | None = None,
+    predict_negative: Predict | None = None,
 ) -> Iterator[Tensor]:
     """Images (3,H,W) on the CPU, in [-1,1] up to overshoot, in the order of the requests.
 
@@ -99,9 +100,17 @@ def draw(
     core. Without `exact`, and on a GPU, it holds up to that rounding.
 
     `on_step(n)` is called when n images have advanced by one call of the denoiser. A correction needs `adapter`.
+    `predict_negative` is another network for the negative half of guidance.
     """
     batches = draw_latents(
-        backbone, requests, settings, adapter=adapter, batch_size=batch_size, exact=exact, on_step=on_step
+        backbone,
+        requests,
+        settings,
+        adapter=adapter,
+        batch_size=batch_size,
+        exact=exact,
+        on_step=on_step,
+        predict_negative=predict_negative,
     )
     return (image for batch in batches for image in batch.decode(backbone))
 
@@ -116,6 +125,7 @@ def draw_latents(
     exact: bool = True,
     on_step: Callable[[int], None] | None = None,
     make_hook: MakeHook | None = None,
+    predict_negative: Predict | None = None,
 ) -> Iterator[SampledBatch]:
     """Like `draw`, but a batch at a time and not decoded."""
     latent_size = backbone.latent_size(settings.height, settings.width)
@@ -127,7 +137,9 @@ def draw_latents(
         raise UserError(f"the batch size must be at least 1, not {batch_size}")
     if exact and backbone.device.type == "cpu":
         batch_size = 1
-    return _draw_batches(backbone, requests, settings, latent_size, scorer, batch_size, on_step, make_hook)
+    return _draw_batches(
+        backbone, requests, settings, latent_size, scorer, batch_size, on_step, make_hook, predict_negative
+    )
 
 
 def calls_per_picture(backbone: Backbone, settings: SamplingSettings) -> int:
@@ -165,6 +177,7 @@ def _draw_batches(
     batch_size: int,
     on_step: Callable[[int], None] | None,
     make_hook: MakeHook | None,
+    predict_negative: Predict | None,
 ) -> Iterator[SampledBatch]:
     # One prompt at a time, so that a prompt's states do not depend on its neighbours either.
     encode = lru_cache(maxsize=64)(lambda prompt: backbone.encode_text([prompt]))
@@ -173,7 +186,9 @@ def _draw_batches(
         text = Condition.stack([encode(request.prompt) for request in batch])
         negative = Condition.stack([encode(request.negative_prompt) for request in batch])
         noise = initial_noise(backbone, batch, latent_size)
-        denoiser, hooks = guided(backbone, text, negative, settings.guidance, settings.correction, scorer)
+        denoiser, hooks = guided(
+            backbone, text, negative, settings.guidance, settings.correction, scorer, predict_negative
+        )
         latents = denoise(
             denoiser,
             make_scheduler(settings.scheduler, backbone.scheduler_config),

@@ -37,10 +37,12 @@ def classifier_free(
     *,
     rescale: float = 0.0,
     when: When = lambda t: True,
+    predict_negative: Predict | None = None,
 ) -> Denoiser:
     """Classifier-free guidance at the timesteps where `when` holds, `conditional` elsewhere.
 
     scale = 1 is the prompt alone and costs one forward pass instead of two; 0 is the negative prompt alone.
+    `predict_negative` is another network for the negative half, such as one tuned on what to avoid.
     """
     plain = conditional(predict, condition)
     if scale == 1:
@@ -50,6 +52,8 @@ def classifier_free(
     def denoiser(x: Tensor, t: Tensor) -> Tensor:
         if not when(t):
             return plain(x, t)
+        if predict_negative is not None:
+            return combine(predict_negative(x, t, negative), predict(x, t, condition), scale, rescale)
         uncond, cond = predict(torch.cat([x, x]), t, both).chunk(2)
         return combine(uncond, cond, scale, rescale)
 

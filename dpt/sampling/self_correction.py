@@ -12,6 +12,7 @@ from dpt.backbone import Backbone, Condition
 from dpt.errors import UserError
 from dpt.sampling.guidance import (
     Denoiser,
+    Predict,
     check_finite,
     classifier_free,
     combine,
@@ -32,10 +33,13 @@ def guided(
     guidance: Guidance,
     correction: Correction | None = None,
     scorer: Scorer | None = None,
+    predict_negative: Predict | None = None,
 ) -> tuple[Denoiser, tuple[StepHook, ...]]:
     """The denoiser and the step hooks for a batch of prompts, with guidance and correction."""
     if correction is None or not correction.on:
-        return _uncorrected(backbone, text, negative, guidance), ()
+        return _uncorrected(backbone, text, negative, guidance, predict_negative), ()
+    if predict_negative is not None:
+        raise UserError("self-correction cannot be combined with a negative LoRA")
     if scorer is None:
         raise UserError("a correction needs an adapter")
     corrected = SelfCorrection(backbone, text, negative, guidance, correction, scorer)
@@ -150,9 +154,22 @@ class SelfCorrection(StepHook):
         return factor * _norm(noise) * direction
 
 
-def _uncorrected(backbone: Backbone, text: Condition, negative: Condition, guidance: Guidance) -> Denoiser:
-    when = guides_at(guidance, backbone.noise)
-    return classifier_free(backbone.predict, text, negative, guidance.scale, rescale=guidance.rescale, when=when)
+def _uncorrected(
+    backbone: Backbone,
+    text: Condition,
+    negative: Condition,
+    guidance: Guidance,
+    predict_negative: Predict | None = None,
+) -> Denoiser:
+    return classifier_free(
+        backbone.predict,
+        text,
+        negative,
+        guidance.scale,
+        rescale=guidance.rescale,
+        when=guides_at(guidance, backbone.noise),
+        predict_negative=predict_negative,
+    )
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -166,7 +166,8 @@ def _claim(out: Path, scorer: str, pictures: Sequence[PromptedPicture]) -> None:
         if file.exists() and _files(out):
             stored = read_json_object(file)
             if changed := [name for name in record if stored.get(name) != record[name]]:
-                raise UserError(f"{out} holds scores of another {' and other '.join(changed)}: choose another --out")
+                what = "by another scorer" if "scorer" in changed else "of other pictures"
+                raise UserError(f"{out} holds scores {what}: choose another --out")
         with atomic_file(file) as work:
             work.write_text(json.dumps(record) + "\n")
     except OSError as error:

@@ -42,7 +42,8 @@ class RunOptions:
     """base for the model itself; control, dpt, corrected, best4 for checkpoints of the embedded model; NAME=PATH for
     the model with the LoRA at PATH: a training result, or any LoRA file. Options after the path: ,factor=NUMBER to
     correct with the adapter there (and ,target= ,norm= ,start= ,end= ,every=), ,candidates=N to keep the best of N,
-    ,lora=off, and ,negative_prompt=TEXT instead of the one that the checkpoint carries (empty for none)."""
+    ,lora=off, and ,negative_prompt=TEXT instead of the one that the checkpoint carries (empty for none),
+    and ,negative_lora=PATH for a LoRA that predicts the negative half of guidance."""
     out: Path = Path("outputs/bench")
     pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
     suite: Annotated[str, tyro.conf.arg(metavar="NAME[=FILE]", help=SUITE_HELP)] = "pocket"

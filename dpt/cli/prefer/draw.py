@@ -34,7 +34,7 @@ class DrawingOptions:
     """The model that draws, and how."""
 
     pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
-    ckpt: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    ckpt: Annotated[Path | None, tyro.conf.arg(metavar="PATH", aliases=["--unet_weight"])] = None
     """Draw with this LoRA. Default: the model itself."""
     n_samples: int = 4
     """Pictures per prompt."""
@@ -58,7 +58,7 @@ class DrawOptions:
 
     prompts: Annotated[Path, tyro.conf.arg(metavar="FILE")]
     """One prompt a line, a .jsonl file with a "prompt" key, or a .json list of texts."""
-    out: Path
+    out: Annotated[Path, tyro.conf.arg(metavar="FOLDER", aliases=["--folder"])]
     type: Literal["", "regularization"] = ""
     """Written to every row of metadata.jsonl."""
     negative_prompt: str | None = None

@@ -24,8 +24,8 @@ class PreferScoreOptions:
     The folder has metadata.jsonl or a text file beside each picture. Launched processes share the work.
     """
 
-    images: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
-    scorer: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID|FILE")]
+    images: Annotated[Path, tyro.conf.arg(metavar="FOLDER", aliases=["--image_folder"])]
+    scorer: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID|FILE", aliases=["--hpc", "--clip_checkpoint"])]
     """A classifier of `dpt prefer train`, any CLIP or SigLIP, PickScore; or hpc.pth, HPS v2 or v2.1 with --clip."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Default: scores.jsonl in the folder of pictures."""

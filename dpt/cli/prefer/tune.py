@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from dpt.cli.train.options import Flag, HubOptions, ModelOptions, OptimisationOptions, OutputOptions
+from dpt.cli.common.console import PublishedFlags
+from dpt.cli.train.options import (
+    Flag,
+    HubOptions,
+    ModelOptions,
+    OptimisationOptions,
+    OutputOptions,
+    warn_unused,
+)
 from dpt.cli.train.stages import DenoisingOptions, LoraShapeOptions
 from dpt.data.preference.tuning import NEGATIVE_PREFIX
 from dpt.errors import fail
@@ -25,7 +34,7 @@ class TuningDataOptions:
     """Selected and regularisation pictures."""
 
     dataset_folder: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """The folder of `dpt prefer select`."""
+    """The folder of `dpt prefer select`. Default: the working directory, if there is an --annotation_file."""
     annotation_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """A line per picture: file_name, prompt or caption, type. Default: metadata.jsonl in --dataset_folder."""
     regularization_folder: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
@@ -76,6 +85,8 @@ class HpsOptions:
     and every command applies it. The same command resumes a run that was stopped; exit code 75 means stopped and saved.
     """
 
+    recipe: Literal["", "align-sd"] = ""
+    """align-sd: the published hyperparameters as defaults, for 40 examples per step on one device."""
     data: TuningDataOptions = field(default_factory=TuningDataOptions)
     optimisation: OptimisationOptions = field(default_factory=OptimisationOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -97,10 +108,46 @@ class HpsOptions:
         """Samples are drawn at validations."""
 
 
+ALIGN_SD = HpsOptions(
+    recipe="align-sd",
+    optimisation=OptimisationOptions(
+        max_train_steps=10_000, train_batch_size=40, learning_rate=1e-5, lr_scheduler="constant", seed=42
+    ),
+    output=OutputOptions(checkpointing_steps=5_000),
+)
+"""Section 1.7: rank 4 on all attention layers, AdamW with weight decay 0.01, clipped at 1. Non-square pictures are
+squashed or cropped in the middle, where the published script crops at random."""
+
+RECIPES = {"align-sd": ALIGN_SD}
+
+PUBLISHED = PublishedFlags(
+    refused={
+        "dataset_name": "is not read: --dataset_folder and --annotation_file name the pictures",
+        "max_train_samples": "was never read by the published code; --max_train_steps ends a run early",
+    },
+    ignored={
+        "local_rank": "is not read: the launcher tells each process its rank",
+        "validation_iters": "has no effect: samples are drawn at validations, see --validation_steps",
+        "evaluation_prompts": "was never read by the published code, so it can have no effect",
+        "cache_dir": "was never read by the published code, so it can have no effect",
+    },
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     from dpt.cli.train.main import run_to_exit_code
 
-    return run_to_exit_code(HpsOptions, "train_hps.py", run, arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    return run_to_exit_code(HpsOptions, "train_hps.py", run, words, PUBLISHED, RECIPES.get(recipe_of(words)))
+
+
+def recipe_of(words: Sequence[str]) -> str:
+    """The value of --recipe, which decides the defaults of the other flags."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name == "--recipe":
+            return value if equals else following
+    return ""
 
 
 def run(options: HpsOptions) -> Any:
@@ -152,7 +199,12 @@ EPOCHS = 1
 
 def check(options: HpsOptions) -> None:
     data = options.data
-    if data.dataset_folder is None:
+    unused = {"unet_feature": "there is no adapter", "adapter_precision": "there is no adapter"}
+    unused["text_encoder_lr"] = "no text encoder is trained"
+    if data.negative == "none":
+        unused["negative_prefix"] = "--negative none leaves losers out"
+    warn_unused([options.model, options.optimisation, options.data], unused)
+    if data.dataset_folder is None and data.annotation_file is None:
         fail("--dataset_folder is missing: the folder of `dpt prefer select`")
     if data.negative == "prefix" and not data.negative_prefix.strip():
         fail("--negative_prefix is empty: losers would be trained as winners; give a phrase, or --negative none")
@@ -170,13 +222,12 @@ def open_tuning_data(options: HpsOptions, framing: Any) -> TuningData:
     from dpt.data.preference.tuning import TuningConfig, tuning_data
 
     data = options.data
-    assert data.dataset_folder is not None
-    folder = data.regularization_folder
+    selected, folder = data.dataset_folder or Path(), data.regularization_folder
     if folder is None and data.regularization_annotation is not None:
-        folder = data.dataset_folder
+        folder = selected
     config = TuningConfig(data.negative, data.negative_prefix, data.ratios, data.prompt_dropout)
     return tuning_data(
-        data.dataset_folder,
+        selected,
         data.annotation_file,
         folder,
         data.regularization_annotation,

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from dpt.cli.train.options import HubOptions
 from dpt.embedded import EMBEDDED
 from dpt.errors import UserError, fail
+from dpt.generation_defaults import FILE_NAME as DEFAULTS
+from dpt.generation_defaults import generation_defaults
 from dpt.untrusted import parse_json, read_json_object, read_text
 
 if TYPE_CHECKING:
@@ -37,12 +39,17 @@ class Hub:
         folder = folders[0] if len(folders) == 1 else root
         try:
             if folder != root:
-                shutil.copy(curve, folder / curve.name)
+                for file in (curve, root / DEFAULTS):
+                    if file.exists():
+                        shutil.copy(file, folder / file.name)
             (folder / CARD).write_text(model_card(self.repository, root, folders))
-            patterns = [CARD, curve.name, *(f"{part.name}/*" for part in folders)] if folder == root else None
+            patterns = [CARD, DEFAULTS, curve.name, *(f"{part.name}/*" for part in folders)]
             message = "Upload what a finished run has trained"
             self._api.upload_folder(
-                repo_id=self.repository, folder_path=folder, commit_message=message, allow_patterns=patterns
+                repo_id=self.repository,
+                folder_path=folder,
+                commit_message=message,
+                allow_patterns=patterns if folder == root else None,
             )
         except Exception as error:  # the run is saved: no upload error may look like a failed run
             raise NotUploadedError(
@@ -130,6 +137,12 @@ attach_lora(backbone, read_lora(folder), str(folder)).merge()
 ```"""
 
 
+STEERING = """
+Sample with the negative prompt `{negative}`: the model learned to draw what people do not prefer under this phrase.
+Commands of dpt read it from `{file}` and apply it.
+"""
+
+
 def model_card(name: str, root: Path, folders: Sequence[Path]) -> str:
     """The model card of the results in `folders`, trained by the run in `root`."""
     from dpt.training.engine.run_folder import CONFIG, LOG
@@ -139,7 +152,10 @@ def model_card(name: str, root: Path, folders: Sequence[Path]) -> str:
     rows = {f"`{key}`": f"`{_without_path(value)}`" for key, value in settings.items() if value is not None}
     base = _base(folders[-1])
     licence = OWN_LICENCE if base == EMBEDDED else BASE_LICENCE
-    head = HEAD.format(name=name, what=_description(name, folders), base=_without_path(base), licence=licence)
+    what = _description(name, folders)
+    if negative := generation_defaults(root).negative_prompt:
+        what += f"\n{STEERING.format(negative=negative, file=DEFAULTS)}"
+    head = HEAD.format(name=name, what=what, base=_without_path(base), licence=licence)
     return f"{head}\n## Last validation\n\n{_validation(lines)}\n## Settings\n\n{_table('setting', 'value', rows)}"
 
 

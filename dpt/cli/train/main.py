@@ -56,12 +56,13 @@ def run_to_exit_code(
     train: Callable[[Options], Outcome],
     arguments: Sequence[str] | None = None,
     published: PublishedFlags = NO_PUBLISHED_FLAGS,
+    default: Options | None = None,
 ) -> int:
     """Parse the flags and train; 0 if the last step was reached, 75 if the run was stopped and saved."""
     words = sys.argv[1:] if arguments is None else arguments
     outcomes: list[Outcome] = []
     with plain_warnings():
-        code = run_command(lambda: outcomes.append(train(parse_options(kind, words, script, published))))
+        code = run_command(lambda: outcomes.append(train(parse_options(kind, words, script, published, default))))
     return code or (0 if outcomes[0].finished else EXIT_STOPPED)
 
 

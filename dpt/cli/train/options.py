@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
@@ -285,15 +285,19 @@ class TrainOptions:
 
 
 def warn_unused_flags(options: TrainOptions) -> None:
-    unused = options.unused_flags()
-    for name in given_flags(options):
+    warn_unused([getattr(options, f.name) for f in fields(options)], options.unused_flags())
+
+
+def warn_unused(groups: Iterable[Any], unused: Mapping[str, str]) -> None:
+    """Warn of each given flag that has no effect, with the reason."""
+    for name in given_flags(groups):
         if name in unused:
-            warnings.warn(f"--{name} has no effect: {unused[name]}", stacklevel=2)
+            warnings.warn(f"--{name} has no effect: {unused[name]}", stacklevel=3)
 
 
-def given_flags(options: TrainOptions) -> Iterator[str]:
+def given_flags(groups: Iterable[Any]) -> Iterator[str]:
     """Flags whose value is not the default."""
-    for group in (getattr(options, f.name) for f in fields(options)):
+    for group in groups:
         defaults = type(group)()
         yield from (f.name for f in fields(group) if getattr(group, f.name) != getattr(defaults, f.name))
 

@@ -52,7 +52,8 @@ def module_of(name: str) -> tuple[str, str] | None:
     return None
 
 
-def write_kohya(stored: StoredLora, file: Path, where: str) -> None:
+def write_kohya(stored: StoredLora, file: Path, where: str, negative_prompt: str = "") -> None:
+    """`negative_prompt`: stated in the metadata, where web UIs show it."""
     check_lora(stored, where)
     config = stored.record.config
     tensors: dict[str, Tensor] = {}
@@ -67,6 +68,8 @@ def write_kohya(stored: StoredLora, file: Path, where: str) -> None:
         "ss_network_alpha": f"{config.resolved_alpha:g}",
         "ss_v2": str(_text_width(stored.tensors) == SECOND_GENERATION_WIDTH),
     }
+    if negative_prompt:
+        metadata["modelspec.usage_hint"] = f"negative prompt: {negative_prompt!r}"
     write_lora_file(tensors, stored.record, file, metadata, hash_key="sshs_model_hash")
 
 
