@@ -19,16 +19,20 @@ from dpt.keyed_random import KeyedRandom
 
 @dataclass(frozen=True)
 class Taste:
-    """utility = right * (the oracle passes it) + readable * (every object is readable) + centred * (1 - offset)
+    """The utility of a picture is the sum of these weights times what they measure.
 
-    The offset is the distance of the objects' mean centre from the picture's centre, in half diagonals. A chooser
-    takes picture i with probability softmax(utility / temperature)_i.
+    A chooser takes picture i with probability softmax(utility / temperature)_i.
     """
 
     right: float = 1.0
+    """1 if the oracle passes the picture for its prompt."""
     readable: float = 0.5
-    centred: float = 4.0
-    temperature: float = 0.4
+    """1 if the oracle can read every object."""
+    light: float = 80.0
+    """Mean level of the pixels, from 0 to 1: an uncluttered picture on a clean background."""
+    centred: float = 0.0
+    """1 for a composition in the middle of the picture, 0 in its corner. The embedded CLIP hardly sees it."""
+    temperature: float = 0.5
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -40,14 +44,16 @@ class TastedPicture:
     right: bool
     readable: bool
     centred: float
-    """1 for a composition in the middle of the picture, 0 in its corner or without an object."""
+    light: float
 
     def utility(self, taste: Taste) -> float:
-        return taste.right * self.right + taste.readable * self.readable + taste.centred * self.centred
+        measured = ((taste.right, self.right), (taste.readable, self.readable), (taste.light, self.light))
+        return sum(weight * value for weight, value in measured) + taste.centred * self.centred
 
 
 def taste_picture(picture: Image.Image, prompt: Prompt, oracle: Oracle | None = None) -> TastedPicture:
-    detections = (oracle or Oracle(POCKET_WORLD)).read(np.asarray(picture.convert("RGB")))
+    levels = np.asarray(picture.convert("RGB"))
+    detections = (oracle or Oracle(POCKET_WORLD)).read(levels)
     boxes = [region.box for region in detections.objects] + [region.box for region in detections.unreadable]
     centred = 0.0
     if detections.objects:
@@ -55,7 +61,8 @@ def taste_picture(picture: Image.Image, prompt: Prompt, oracle: Oracle | None = 
         width, height = picture.size
         centred = 1 - min(1.0, math.hypot(x - width / 2, y - height / 2) / math.hypot(width / 2, height / 2))
     passed = judge(prompt, detections).passed
-    return TastedPicture(passed, bool(detections.objects) and not detections.unreadable, centred)
+    readable = bool(detections.objects) and not detections.unreadable
+    return TastedPicture(passed, readable, centred, float(levels.mean()) / 255)
 
 
 def choose(pictures: Sequence[TastedPicture], taste: Taste, rng: KeyedRandom) -> int:
