@@ -52,6 +52,7 @@ def accuracy(model: PreferenceModel, stream: PreferenceStream) -> dict[str, floa
     return {name: total / count for name, (total, count) in tally.items()}
 
 
+@pytest.mark.slow
 def test_a_hidden_taste_is_learnt_and_holds_for_other_users_and_prompts(clip: Path, tmp_path: Path) -> None:
     file = write_preferences(tmp_path, 60, sizes=(3, 4))
     split = split_records(read_preferences(file), 0.4)
