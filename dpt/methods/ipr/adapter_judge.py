@@ -19,7 +19,7 @@ from dpt.errors import UserError
 from dpt.methods.ipr.config import WeightConfig
 from dpt.methods.ipr.datasets import RelabelCounts, counts_of, write_relabelled
 from dpt.methods.ipr.folders import StageFolder, digest_of
-from dpt.methods.ipr.sampling import SampledImage, sampled_images
+from dpt.methods.ipr.sampling import SAMPLE, SampledImage, sampled_images
 from dpt.records import to_plain
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def relabel_by_adapter(
     on_done: Callable[[int], None] = lambda n: None,
 ) -> RelabelCounts:
     """As `relabel_images`, by the adapter's scores instead of detections."""
-    inputs = {"samples": digest_of(samples), "judge": judge.identity, **to_plain(config), **to_plain(weights)}
+    inputs = {"samples": digest_of(samples, SAMPLE), "judge": judge.identity, **to_plain(config), **to_plain(weights)}
     stage = StageFolder(out, inputs)
     if group.from_main(stage.is_complete):
         return group.from_main(lambda: counts_of(out))

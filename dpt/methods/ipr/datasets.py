@@ -17,7 +17,7 @@ from dpt.methods.ipr.config import MergeConfig, WeightConfig
 from dpt.methods.ipr.detecting import read_detections
 from dpt.methods.ipr.folders import RECORD, StageFolder, digest_of, link_or_copy, read_stage, text_digest, write_lines
 from dpt.methods.ipr.records import METADATA, SKIPPED, DetectionDump, SampledImage, metadata_row, read_metadata
-from dpt.methods.ipr.sampling import sampled_images
+from dpt.methods.ipr.sampling import SAMPLE, sampled_images
 from dpt.records import to_plain
 
 RELABEL, MERGE = "relabel", "merge"
@@ -32,6 +32,8 @@ class RelabelCounts:
     relabelled: int
     kept_false: int
     """Images that do not show their caption, which they keep."""
+    not_judged: int
+    """Images whose caption is not understood, and kept."""
     skipped: dict[str, int]
     """Images without a caption, by why."""
     reasons: dict[str, int]
@@ -41,6 +43,7 @@ class RelabelCounts:
     def text(self) -> str:
         skipped = "".join(f", {n} left out ({why})" for why, n in self.skipped.items())
         kept = f", {self.kept_false} keep a false caption" if self.kept_false else ""
+        kept += f", {self.not_judged} keep a caption that is not understood" if self.not_judged else ""
         failed = ", ".join(f"{n} {reason}" for reason, n in self.reasons.items())
         wrong = f" (wrong: {failed})" if failed else ""
         shown = f"{self.correct} of {self.images} images show their prompt{wrong}"
@@ -63,7 +66,7 @@ def relabel_images(
     if detector is not None:
         dump.check_detector(detector)
     inputs = {
-        "samples": digest_of(samples),
+        "samples": digest_of(samples, SAMPLE),
         "detections": sha256(dump.file)[:16],
         **to_plain(config),
         **to_plain(weights),
@@ -123,6 +126,7 @@ def counted(rows: Sequence[dict[str, Any]], skipped: Sequence[dict[str, Any]]) -
         correct=sum(row["correctness"] is True for row in every),
         relabelled=sum(changed),
         kept_false=len(changed) - sum(changed),
+        not_judged=sum(row["correctness"] is None for row in rows),
         skipped=dict(sorted(Counter(str(row["skipped"]) for row in skipped).items())),
         reasons=dict(sorted(Counter(str(row["reason"]) for row in every if row["correctness"] is False).items())),
     )
@@ -141,7 +145,7 @@ def merge(folders: Sequence[Path], out: Path, config: MergeConfig) -> StageFolde
     """
     also = [(folder, read_picture_folder(folder)) for folder in config.also]
     inputs = {
-        "folders": [digest_of(folder) for folder in folders],
+        "folders": [digest_of(folder, RELABEL) for folder in folders],
         "also": [text_digest([[p.file_name, p.caption, p.weight] for p in pictures]) for _, pictures in also],
         "also_weight": config.also_weight,
     }

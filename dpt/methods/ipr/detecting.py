@@ -16,7 +16,7 @@ from dpt.evaluation.suites.base import check_classes
 from dpt.methods.ipr.config import DetectorConfig
 from dpt.methods.ipr.folders import RECORD, StageFolder, digest_of, read_stage
 from dpt.methods.ipr.records import DUMP, DetectionDump, dump_entry, write_dump
-from dpt.methods.ipr.sampling import sampled_images
+from dpt.methods.ipr.sampling import SAMPLE, sampled_images
 from dpt.records import from_plain, to_plain
 
 DETECT = "detect"
@@ -119,7 +119,7 @@ def detect(
     on_done: Callable[[int], None] = lambda n: None,
 ) -> StageFolder:
     """Write the detections of every image of a folder of `sample`."""
-    stage = StageFolder(out, {"samples": digest_of(samples), "detector": detector.identity})
+    stage = StageFolder(out, {"samples": digest_of(samples, SAMPLE), "detector": detector.identity})
     if group.from_main(stage.is_complete):
         return stage
     images = sampled_images(samples)

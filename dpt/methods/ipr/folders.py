@@ -81,13 +81,10 @@ class StageFolder:
     def record(self) -> dict[str, Any]:
         return read_json_object(self.path / RECORD)
 
-    @property
-    def digest(self) -> str:
-        """Of the inputs and counts; the stages after this one record it."""
-        return digest_of(self.path)
 
-
-def digest_of(folder: Path) -> str:
+def digest_of(folder: Path, stage: str) -> str:
+    """Of a finished folder's inputs and counts; the stages after it record it."""
+    read_stage(folder, stage)
     return sha256(folder / RECORD)[:16]
 
 

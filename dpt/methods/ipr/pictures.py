@@ -35,7 +35,11 @@ class PictureFolder:
     @classmethod
     def read(cls, folder: Path) -> PictureFolder:
         pictures = tuple(read_picture_folder(folder))
-        return cls(folder, pictures, tuple(_prompt(picture) for picture in pictures))
+        prompts = tuple(_prompt(picture) for picture in pictures)
+        if not any(prompts):
+            example = pictures[0].caption
+            raise UserError(f"none of the {len(pictures)} captions of {folder} is understood; one is {example!r}")
+        return cls(folder, pictures, prompts)
 
     @property
     def understood(self) -> tuple[Prompt, ...]:
@@ -69,11 +73,6 @@ def relabel_pictures(
     on_done: Callable[[int], None] = lambda n: None,
 ) -> RelabelCounts:
     """Write OUT as an imagefolder. A caption that is not understood is left out, or kept as it is."""
-    if not source.understood:
-        raise UserError(
-            f"none of the {len(source.pictures)} captions of {source.folder} is understood; one is "
-            f"{source.pictures[0].caption!r}"
-        )
     detector.check(source.understood)
     inputs = {
         "pictures": text_digest([[p.file_name, p.caption, p.weight] for p in source.pictures]),

@@ -25,7 +25,7 @@ METADATA = "metadata.jsonl"
 
 SKIPPED = "skipped.jsonl"
 
-IMAGE_NAME = re.compile(r"(?P<round>\d+)_(?P<prompt>.+)_(?P<index>\d+)\.png")
+IMAGE_FILE = re.compile(r"(?P<round>\d+)_(?P<prompt>.+)_(?P<index>\d+)\.png")
 
 
 @dataclass(frozen=True)
