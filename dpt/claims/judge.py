@@ -102,19 +102,19 @@ def counted_detections(prompt: Prompt, detections: Detections, config: DetectCon
 def claim_text(claim: Claim) -> str:
     match claim:
         case Count(noun, n, exact):
-            return f"{'' if exact else 'at least '}{n} x {_noun_text(noun)}"
+            return f"{'' if exact else 'at least '}{n} x {noun_text(noun)}"
         case (
             Related(first, relation, second)
             | RelationByCentres(first, relation, second)
             | RelationOfBest(first, _, relation, second)
         ):
-            return f"{_noun_text(first)} {relation} {_noun_text(second)}"
+            return f"{noun_text(first)} {relation} {noun_text(second)}"
         case ColourOfBest(noun, n):
             return f"the best {n} x {noun.shape} {noun.colour}"
         case FewerThan(noun, n):
-            return f"fewer than {n} x {_noun_text(noun)}"
+            return f"fewer than {n} x {noun_text(noun)}"
         case Absent(noun):
-            return f"no {_noun_text(noun)}"
+            return f"no {noun_text(noun)}"
 
 
 def _detected_object(detection: Detection) -> JudgedObject:
@@ -128,5 +128,5 @@ def _queried_object(detection: Detection, noun: Noun) -> JudgedObject:
     return JudgedObject(noun.shape or "", colour, noun.size or "", detection.box, detection.confidence)
 
 
-def _noun_text(noun: Noun) -> str:
+def noun_text(noun: Noun) -> str:
     return " ".join(word for word in (noun.size, noun.colour, noun.shape) if word) or "object"

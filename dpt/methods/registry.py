@@ -10,6 +10,7 @@ from dpt.embedded import CHECKOUT, EMBEDDED_CKPT, EMBEDDED_CONTROL, embedded_def
 from dpt.errors import UserError, fail
 from dpt.methods.base import MethodConfig
 from dpt.methods.diffusion import BASE, DiffusionConfig
+from dpt.methods.sld.method import SUFFIX, SLDConfig
 from dpt.sampling.options import PUBLISHED_TARGET, Correction, Interval, recommended_correction
 
 __all__ = ["BASE", "KEYS", "known_methods", "parse_method", "parse_methods"]
@@ -25,6 +26,7 @@ def known_methods(num_timesteps: int) -> dict[str, MethodConfig]:
         DiffusionConfig("dpt", trained),
         DiffusionConfig("corrected", trained, correction=recommended),
         DiffusionConfig("best4", trained, candidates=4),
+        SLDConfig("sld"),
     ]
     return {entry.name: entry for entry in entries}
 
@@ -75,11 +77,21 @@ def parse_method(text: str) -> DiffusionConfig:
     )
 
 
+def _method(text: str, known: Mapping[str, MethodConfig]) -> MethodConfig:
+    """A known name, NAME=PATH, or either with "+sld" for SLD after it."""
+    if not text.endswith(SUFFIX):
+        return known.get(text) or parse_method(text)
+    base = _method(text.removesuffix(SUFFIX), known)
+    if not isinstance(base, DiffusionConfig):
+        raise UserError(f"{text}: SLD can only follow a method that samples pictures, not {base.name}")
+    return SLDConfig(f"{base.name}-sld", base)
+
+
 def parse_methods(texts: Sequence[str], num_timesteps: int) -> list[MethodConfig]:
     known = known_methods(num_timesteps)
     if not texts:
         fail(f"name the methods to run: any of {', '.join(known)}, or NAME=PATH of a checkpoint")
-    methods = [known.get(text) or parse_method(text) for text in texts]
+    methods = [_method(text, known) for text in texts]
     names = [method.name for method in methods]
     if repeated := next((name for name in names if names.count(name) > 1), None):
         fail(f"the method {repeated!r} is listed twice")

@@ -24,16 +24,19 @@ def denoise(
     generators: Sequence[torch.Generator] | torch.Generator | None = None,
     on_step: Callable[[], None] | None = None,
     hooks: Sequence[StepHook] = (),
+    start: int = 0,
 ) -> Tensor:
     """Sample latents (B,C,h,w) from standard normal noise (B,C,h,w).
+
+    With `start`, the first steps are left out and `noise` is the latents at the noise level of step `start`.
 
     `generators`, one per image or one for all, are for schedulers that add noise in their steps. Gradients are off; a
     guidance that needs them enables them itself.
     """
     set_steps(scheduler, steps, noise.device, (noise.shape[-2], noise.shape[-1]))
     extra = {"generator": _as_expected(generators)} if generators and _takes_generator(scheduler) else {}
-    z = noise * getattr(scheduler, "init_noise_sigma", 1.0)
-    for index, t in enumerate(scheduler.timesteps):
+    z = noise if start else noise * getattr(scheduler, "init_noise_sigma", 1.0)
+    for index, t in enumerate(scheduler.timesteps[start:], start):
         step = _step_info(scheduler, index, t, z) if hooks else None
         if step is not None:
             z = _before(z, step, hooks, scheduler)

@@ -1,0 +1,179 @@
+"""The one engine for all edits: compose in pixels, follow the composition's noise trajectory, denoise, paste back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dpt.backbone import Backbone
+from dpt.backbone.rng import generator_for
+from dpt.claims.edits import Edit
+from dpt.claims.facts import Noun
+from dpt.claims.layout import to_pixels
+from dpt.data.images import from_pil, to_pil
+from dpt.detect.base import Image
+from dpt.detect.masks import Mask, Segmenter, ellipse_mask
+from dpt.methods.sld.compose import Composition, Sprite, compose
+from dpt.methods.sld.objects import object_prompt
+from dpt.methods.sld.settings import EngineSettings
+from dpt.sampling.guidance import Denoiser, classifier_free
+from dpt.sampling.inversion import FRESH, FollowTrajectory, inverted_trajectory, noised_trajectory
+from dpt.sampling.loop import denoise
+from dpt.sampling.regions import paste_back, regional, to_cells
+from dpt.sampling.schedulers import make_scheduler, set_steps
+
+EDIT_NOISE = "edit noise"
+
+
+class ObjectSource(Protocol):
+    """Makes pictures of single objects."""
+
+    def make(self, noun: Noun, seed: int) -> Sprite | None:
+        """None if no picture shows the object."""
+        ...
+
+
+@dataclass(frozen=True)
+class EditedImage:
+    image: Image
+    mask: Mask
+    """The pixels that were removed, pasted or drawn."""
+
+
+class EditEngine:
+    def __init__(
+        self,
+        backbone: Backbone,
+        segmenter: Segmenter,
+        objects: ObjectSource,
+        settings: EngineSettings,
+        guidance_scale: float,
+        on_calls: Callable[[int], None] = lambda calls: None,
+    ) -> None:
+        """`on_calls(n)` is called for every n rows that the network has computed."""
+        self.backbone, self.segmenter, self.objects = backbone, segmenter, objects
+        self.settings, self.guidance_scale, self.on_calls = settings, guidance_scale, on_calls
+
+    def edit(
+        self, image: Image, edits: Sequence[Edit], prompt: str, seed: int, strength: float | None = None
+    ) -> EditedImage:
+        """Apply the edits in one pass over the latents. Without edits, the image itself.
+
+        `strength` replaces that of the settings.
+        """
+        strength = self.settings.strength if strength is None else strength
+        if not any(edit.kinds for edit in edits):
+            return EditedImage(image, np.zeros(image.shape[:2], bool))
+        plan = self._plan(image, edits, seed)
+        mask = plan.composition.erased | plan.composition.pasted
+        for region, _, _ in plan.regions:
+            mask |= region
+        result = self._denoise(plan, mask, prompt, seed, self.settings.release(strength))
+        edited = np.asarray(to_pil(result))
+        if not self.settings.paste:
+            return EditedImage(edited, mask)
+        pasted = paste_back(_pixels(image), _pixels(edited), mask, self.backbone.vae_scale_factor)
+        return EditedImage(np.asarray(to_pil(pasted)), mask)
+
+    def _plan(self, image: Image, edits: Sequence[Edit], seed: int) -> _EngineWork:
+        """Masks and sprites of every edit, composed in pixels."""
+        height, width = image.shape[:2]
+        present = [edit.current for edit in edits if edit.current is not None]
+        masks = self.segmenter.masks(image, [to_pixels(thing.box, width, height) for thing in present])
+        mask_of = {thing.id: mask for thing, mask in zip(present, masks, strict=True)}
+        removed: list[Mask] = []
+        placed = []
+        regions: list[tuple[Mask, str, int]] = []
+        for number, edit in enumerate(edits):
+            current, goal = edit.current, edit.goal
+            if not edit.kinds:
+                continue
+            if current is not None and (edit.kinds != ("attribute",) or self.settings.attribute == "object"):
+                removed.append(mask_of[current.id])
+            if goal is None:
+                continue
+            box = to_pixels(goal.box, width, height)
+            if current is not None and "attribute" not in edit.kinds:
+                placed.append((Sprite(image, mask_of[current.id], to_pixels(current.box, width, height)), box))
+                continue
+            by_region = self.settings.add if current is None else self.settings.attribute
+            sprite = None if by_region == "region" else self.objects.make(goal.noun, seed * 101 + number)
+            if sprite is not None:
+                placed.append((sprite, box))
+            elif edit.kinds == ("attribute",) and current is not None:
+                release = self.settings.release(self.settings.attribute_strength)
+                regions.append((mask_of[current.id], object_prompt(goal.noun), release))
+            else:
+                regions.append((ellipse_mask(box, height, width), object_prompt(goal.noun), FRESH))
+        return _EngineWork(compose(image, removed, placed, self.settings.margin), regions)
+
+    @torch.no_grad()
+    def _denoise(self, plan: _EngineWork, mask: Mask, prompt: str, seed: int, free_from: int) -> Tensor:
+        """The composed image (3,H,W), denoised again where it was edited."""
+        backbone, settings = self.backbone, self.settings
+        factor = backbone.vae_scale_factor
+        composed = plan.composition
+        height, width = mask.shape
+        z = backbone.encode_images(_padded(_pixels(composed.image), factor)[None].to(backbone.device))
+        scheduler = make_scheduler("ddim", backbone.scheduler_config)
+        set_steps(scheduler, settings.num_timesteps, z.device)
+        eps = torch.randn(z.shape, generator=generator_for(seed, 0, EDIT_NOISE)).to(z.device)
+        if settings.trajectory == "ddim":
+            condition = backbone.encode_text([""])
+            one = lambda: self.on_calls(1)  # noqa: E731
+            trajectory = inverted_trajectory(backbone, z, condition, scheduler.timesteps, one)
+        else:
+            trajectory = noised_trajectory(backbone.noise, z, eps, scheduler.timesteps)
+        free = to_cells(mask, factor, settings.context)
+        last = settings.num_timesteps if settings.keep else free_from
+        release = torch.where(free > 0, free_from, last)
+        if settings.fill == "noise":
+            release = torch.where(to_cells(composed.erased, factor) > 0, FRESH, release)
+        regions: list[tuple[Tensor, Denoiser]] = []
+        for region, text, step in plan.regions:
+            cells = to_cells(region, factor)
+            release = torch.where(cells > 0, step, release)
+            regions.append((cells.to(z.device), self._denoiser(text)))
+        hook = FollowTrajectory(trajectory, release.to(z.device))
+        denoiser = regional(self._denoiser(prompt), regions)
+        fresh = torch.randn(z.shape, generator=generator_for(seed, 1, EDIT_NOISE)).to(z.device)
+        latents = denoise(
+            denoiser, scheduler, hook.initial(fresh), settings.num_timesteps, hooks=(hook,), start=hook.start
+        )
+        return backbone.decode_latents(latents)[0, :, :height, :width].cpu()
+
+    def _denoiser(self, prompt: str, negative: str = "") -> Denoiser:
+        text, uncond = self.backbone.encode_text([prompt]), self.backbone.encode_text([negative])
+        denoiser = classifier_free(self.backbone.predict, text, uncond, self.guidance_scale)
+        rows = 1 if self.guidance_scale == 1 else 2
+
+        def counted(x: Tensor, t: Tensor) -> Tensor:
+            self.on_calls(rows)
+            return denoiser(x, t)
+
+        return counted
+
+
+@dataclass(frozen=True)
+class _EngineWork:
+    composition: Composition
+    regions: list[tuple[Mask, str, int]]
+    """Mask, prompt and release step of what is drawn in place."""
+
+
+def _padded(image: Tensor, factor: int) -> Tensor:
+    """(3,H,W) with repeated edges, up to whole cells."""
+    height, width = image.shape[-2:]
+    return F.pad(image[None], (0, -width % factor, 0, -height % factor), mode="replicate")[0]
+
+
+def _pixels(image: Image) -> Tensor:
+    from PIL import Image as PILImage
+
+    return from_pil(PILImage.fromarray(image))

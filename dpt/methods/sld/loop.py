@@ -1,0 +1,145 @@
+"""The rounds: detect, compare with the prompt, plan, edit or draw again, until the picture holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from dpt.claims.controller import propose
+from dpt.claims.edits import Edit, changes, diff
+from dpt.claims.judge import Verdict, judge
+from dpt.claims.layout import Layout, layout_of
+from dpt.claims.parse import ParsedPrompt
+from dpt.detect.base import Image
+from dpt.methods.sld.engine import EditedImage
+from dpt.methods.sld.objects import Detect
+from dpt.methods.sld.settings import LoopSettings
+
+Action = Literal["edit", "redraw"]
+
+Status = Literal["right", "unresolved"]
+
+Ending = Literal["right", "no edits", "repeated plan", "max rounds"]
+
+
+@dataclass(frozen=True)
+class CorrectionRound:
+    """What one round saw, planned and made. Round 0 is the start: it plans and makes nothing."""
+
+    number: int
+    image: Image
+    layout: Layout
+    """Of `image`."""
+    verdict: Verdict
+    action: Action | None = None
+    goal: Layout = ()
+    edits: tuple[Edit, ...] = ()
+    strength: float | None = None
+    mask: np.ndarray | None = None
+
+    @property
+    def score(self) -> float:
+        """Share of the requirements that are met."""
+        return sum(atom.met for atom in self.verdict.atoms) / max(1, len(self.verdict.atoms))
+
+    @property
+    def plan(self) -> list[str]:
+        """In words."""
+        return ["draw it again with another seed"] if self.action == "redraw" else [e.in_words for e in self.edits]
+
+
+@dataclass(frozen=True)
+class LoopResult:
+    rounds: tuple[CorrectionRound, ...]
+    ending: Ending
+
+    @property
+    def best(self) -> CorrectionRound:
+        """The best-scoring round; of equal ones the first."""
+        return max(self.rounds, key=lambda r: r.score)
+
+    @property
+    def status(self) -> Status:
+        return "right" if self.best.verdict.passed else "unresolved"
+
+
+EditImage = Callable[[Image, Sequence[Edit], ParsedPrompt, float, int], EditedImage]
+"""(image, edits, parsed, strength, seed)"""
+
+RedrawImage = Callable[[ParsedPrompt, int], Image]
+"""(parsed, seed)"""
+
+Controller = Callable[[ParsedPrompt, Layout], Layout]
+
+
+@dataclass
+class CorrectionLoop:
+    detect: Detect
+    edit: EditImage
+    redraw: RedrawImage | None
+    """None: pictures of unknown origin cannot be drawn again."""
+    settings: LoopSettings = field(default_factory=LoopSettings)
+    controller: Controller = propose
+    on_round: Callable[[CorrectionRound], None] = lambda round_: None
+
+    def run(self, image: Image, parsed: ParsedPrompt, seed: int) -> LoopResult:
+        """Every claim is checked in every round; each round starts from the best picture so far."""
+        rounds = [self._seen(0, image, parsed)]
+        self.on_round(rounds[0])
+        plans: set[tuple[object, ...]] = set()
+        while True:
+            best = max(rounds, key=lambda r: r.score)
+            if best.verdict.passed:
+                return LoopResult(tuple(rounds), "right")
+            if len(rounds) > self.settings.max_rounds:
+                return LoopResult(tuple(rounds), "max rounds")
+            goal = self.controller(parsed, best.layout)
+            edits = diff(best.layout, goal)
+            if not changes(edits):
+                return LoopResult(tuple(rounds), "no edits")
+            number = len(rounds)
+            action, strength = self._route(edits, best), self.settings.strength(number - 1)
+            plan = (action, strength, tuple(e.in_words for e in edits), id(best.image))
+            if plan in plans and action == "edit":
+                return LoopResult(tuple(rounds), "repeated plan")
+            plans.add(plan)
+            rounds.append(self._made(number, best, action, goal, edits, strength, parsed, seed))
+            self.on_round(rounds[-1])
+
+    def _seen(self, number: int, image: Image, parsed: ParsedPrompt) -> CorrectionRound:
+        detections = self.detect(image, parsed.nouns)
+        layout = layout_of(detections, image.shape[1], image.shape[0])
+        return CorrectionRound(number, image, layout, judge(parsed.claims, detections))
+
+    def _made(
+        self,
+        number: int,
+        best: CorrectionRound,
+        action: Action,
+        goal: Layout,
+        edits: tuple[Edit, ...],
+        strength: float,
+        parsed: ParsedPrompt,
+        seed: int,
+    ) -> CorrectionRound:
+
+        if action == "redraw":
+            assert self.redraw is not None
+            made = EditedImage(self.redraw(parsed, seed * 1009 + number), np.ones(best.image.shape[:2], bool))
+        else:
+            made = self.edit(best.image, edits, parsed, strength, seed * 1009 + number)
+        seen = self._seen(number, made.image, parsed)
+        return replace(seen, action=action, goal=goal, edits=changes(edits), strength=strength, mask=made.mask)
+
+    def _route(self, edits: Sequence[Edit], best: CorrectionRound) -> Action:
+        """Local faults are edited; a picture that lacks several objects or cannot be read at all is drawn again."""
+        if self.redraw is None or self.settings.policy == "edit":
+            return "edit"
+        if self.settings.policy == "redraw":
+            return "redraw"
+        missing = sum("add" in edit.kinds for edit in edits)
+        unreadable = any(not t.readable and t.box.width > 0.9 and t.box.height > 0.9 for t in best.layout)
+        return "redraw" if unreadable or missing >= self.settings.redraw_from else "edit"

@@ -1,0 +1,154 @@
+"""SLD as a method: images of another method, corrected."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from dpt.claims.parse import ParsedPrompt, UnsupportedPrompt, parse_prompt
+from dpt.methods.base import GenerationConfig
+from dpt.methods.diffusion import BASE, DiffusionConfig, DiffusionMethod, check_method_name
+from dpt.methods.sld.settings import EngineSettings, LoopSettings
+
+if TYPE_CHECKING:
+    from PIL import Image as PILImage
+
+    from dpt.backbone import Backbone
+    from dpt.detect.base import Detector, Image
+    from dpt.detect.masks import Segmenter
+    from dpt.methods.sld.loop import Controller, CorrectionLoop, LoopResult
+    from dpt.sampling.draw import Request
+
+SUFFIX = "+sld"
+"""METHOD+sld is METHOD, then SLD."""
+
+ORACLE = "oracle"
+
+
+@dataclass(frozen=True)
+class SLDConfig:
+    name: str = "sld"
+    base: DiffusionConfig = field(default_factory=lambda: DiffusionConfig(BASE))
+    """Draws the pictures that are corrected."""
+    detector: str = ORACLE
+    masks: str = ORACLE
+    """oracle, box, ellipse, or a SAM model."""
+    loop: LoopSettings = field(default_factory=LoopSettings)
+    strength: float | None = None
+    """One strength for all rounds instead of the loop's."""
+
+    def __post_init__(self) -> None:
+        check_method_name(self.name)
+
+    def open(self, generation: GenerationConfig) -> SLDMethod:
+        from dpt.detect.masks import open_segmenter
+        from dpt.detect.registry import open_detector
+        from dpt.methods.sld.detecting import QUERIES
+
+        base = self.base.open(generation)
+        loop = self.loop if self.strength is None else replace(self.loop, strengths=(self.strength,))
+        corrector = Corrector(
+            base.backbone,
+            open_detector(self.detector, QUERIES),
+            open_segmenter(self.masks),
+            EngineSettings(num_timesteps=generation.num_timesteps),
+            loop,
+            generation.guidance_scale,
+        )
+        return SLDMethod(base, corrector)
+
+
+@dataclass
+class Corrector:
+    """Everything that SLD needs to correct a picture of a parsed prompt."""
+
+    backbone: Backbone
+    detector: Detector
+    segmenter: Segmenter
+    engine: EngineSettings
+    loop: LoopSettings
+    guidance_scale: float
+    controller: Controller | None = None
+    """None: the rules."""
+    calls: int = 0
+    """Rows that the network has computed."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        from dpt.records import to_plain
+
+        return {
+            "detector": self.detector.identity,
+            "masks": self.segmenter.identity,
+            "engine": to_plain(self.engine),
+            "loop": to_plain(self.loop),
+        }
+
+    def correct(
+        self,
+        image: Image,
+        parsed: ParsedPrompt,
+        seed: int,
+        redraw: bool = True,
+    ) -> LoopResult:
+        """`redraw`: whether the picture may be drawn again with another seed."""
+        return self.make_loop(redraw).run(image, parsed, seed)
+
+    def make_loop(self, redraw: bool) -> CorrectionLoop:
+        from dpt.claims.controller import propose
+        from dpt.methods.sld.detecting import NounDetector
+        from dpt.methods.sld.engine import EditEngine
+        from dpt.methods.sld.loop import CorrectionLoop
+        from dpt.methods.sld.objects import DrawnObjects
+        from dpt.sampling.draw import SamplingSettings
+
+        sampling = SamplingSettings(self.engine.num_timesteps, self.guidance_scale)
+        detect = NounDetector(self.detector)
+        objects = DrawnObjects(self.backbone, detect, self.segmenter, sampling, on_calls=self._count)
+        engine = EditEngine(self.backbone, self.segmenter, objects, self.engine, self.guidance_scale, self._count)
+        return CorrectionLoop(
+            detect,
+            lambda image, edits, parsed, strength, seed: engine.edit(image, edits, parsed.text, seed, strength),
+            objects.draw_prompt if redraw else None,
+            self.loop,
+            self.controller or propose,
+        )
+
+    def _count(self, calls: int) -> None:
+        self.calls += calls
+
+
+@dataclass(frozen=True)
+class SLDMethod:
+    base: DiffusionMethod
+    corrector: Corrector
+    unsupported: set[str] = field(default_factory=set)
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {**self.base.identity, "sld": self.corrector.identity}
+
+    def make(self, requests: Sequence[Request]) -> Iterator[PILImage.Image]:
+        import numpy as np
+        from PIL import Image as PILImage
+
+        from dpt.backbone.rng import derived_seed
+
+        for request, picture in zip(requests, self.base.make(requests), strict=True):
+            parsed = self._parsed(request.prompt)
+            if parsed is None:
+                yield picture
+                continue
+            seed = derived_seed(request.seed, request.index, "sld")
+            yield PILImage.fromarray(self.corrector.correct(np.asarray(picture), parsed, seed).best.image)
+
+    def _parsed(self, prompt: str) -> ParsedPrompt | None:
+        try:
+            return parse_prompt(prompt)
+        except UnsupportedPrompt as reason:
+            if prompt not in self.unsupported:
+                self.unsupported.add(prompt)
+                warnings.warn(f"left as it is: {reason}", UserWarning, stacklevel=2)
+            return None
