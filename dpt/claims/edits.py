@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from dpt.claims.boxes import Box, overlap
+from dpt.claims.judge import Atom, Verdict
 from dpt.claims.layout import Layout, PlacedObject
 from dpt.claims.words import with_article
 
@@ -22,6 +23,12 @@ SAME_OBJECT = 0.5
 
 SAME_SIZE = 0.02
 """Relative difference of sides up to which a box keeps its size."""
+
+PLACE_TOLERANCE = 0.06
+"""How far an edited object's centre may be from its goal, in fractions: one latent cell of a small picture."""
+
+SIZE_TOLERANCE = 1.18
+"""By which factor its sides may differ from the goal's."""
 
 
 @dataclass(frozen=True)
@@ -187,3 +194,29 @@ def _place(box: Box) -> str:
     across = "left" if x < 0.4 else "right" if x > 0.6 else ""
     along = "top" if y < 0.4 else "bottom" if y > 0.6 else ""
     return f"at the {' '.join(part for part in (along, across) if part) or 'centre'}"
+
+
+def layout_verdict(goal: Layout, seen: Layout) -> Verdict:
+    """Whether each object of the goal is where it should be, and whether there is nothing else."""
+    matched = {id_ for id_ in _placed(goal, seen)}
+    atoms = [
+        Atom("place", f"{thing.name} {_place(thing.box)}", thing.id in matched) for thing in goal if thing.readable
+    ]
+    surplus = len(seen) - len(matched)
+    return Verdict((*atoms, Atom("surplus", "nothing else", surplus <= 0)))
+
+
+def _placed(goal: Layout, seen: Layout) -> list[str]:
+    """Ids of the goal's objects that are seen at their places."""
+    if not goal or not seen:
+        return []
+    gain = np.array([[1.0 if _is_at(a, b) else 0.0 for b in seen] for a in goal])
+    return [goal[r].id for r, c in zip(*_assignment(-gain), strict=True) if gain[r, c] > 0]
+
+
+def _is_at(goal: PlacedObject, seen: PlacedObject) -> bool:
+    (gx, gy), (sx, sy) = goal.box.centre, seen.box.centre
+    near = max(abs(gx - sx), abs(gy - sy)) <= PLACE_TOLERANCE
+    sides = ((seen.box.width, goal.box.width), (seen.box.height, goal.box.height))
+    sized = all(1 / SIZE_TOLERANCE <= a / b <= SIZE_TOLERANCE for a, b in sides)
+    return near and sized and replace(goal.noun, size=None).covers(seen.noun)

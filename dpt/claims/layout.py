@@ -29,7 +29,8 @@ class PlacedObject:
 
     @property
     def name(self) -> str:
-        return noun_text(self.noun)
+        """Without the size, which detectors report and prompts rarely name."""
+        return noun_text(replace(self.noun, size=None))
 
     @property
     def readable(self) -> bool:

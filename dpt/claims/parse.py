@@ -121,13 +121,13 @@ Heads = Mapping[str, tuple[str, bool]]
 
 
 @cache
-def _scene_heads() -> Heads:
+def scene_heads() -> Heads:
     forms = {word: (shape, False) for shape, words in SHAPE_WORDS.items() for word in words}
     return forms | {scene_plural(word): (shape, True) for word, (shape, _) in forms.items()}
 
 
 @cache
-def _photo_heads() -> Heads:
+def photo_heads() -> Heads:
     forms = {noun: (noun, False) for noun in COCO_NOUNS}
     plurals = {IRREGULAR_PLURALS.get(noun, plural(noun)): (noun, True) for noun in COCO_NOUNS}
     return plurals | forms
@@ -137,8 +137,8 @@ def _scene(body: str) -> Description | None:
     positive, without, rest = body.partition(" without ")
     split = _at_relation(positive)
     parts = [split[0], *split[2].split(" and ")] if split else positive.split(" and ")
-    groups = [_group(part, _scene_heads()) for part in parts]
-    absent = _plural_noun(rest.removeprefix("any "), _scene_heads()) if without else None
+    groups = [_group(part, scene_heads()) for part in parts]
+    absent = _plural_noun(rest.removeprefix("any "), scene_heads()) if without else None
     if None in groups or (without and absent is None):
         return None
     whole = tuple(group for group in groups if group)
@@ -151,11 +151,11 @@ def _open(text: str, body: str) -> ParsedPrompt:
     parts = [split[0], *split[2].split(" and ")] if split else positive.split(" and ")
     groups: list[Group] = []
     for part in parts:
-        group = _group(part, _photo_heads())
+        group = _group(part, photo_heads())
         if group is None:
             raise UnsupportedPrompt(text, f"{part!r} is not a number or article, attributes and a known noun")
         groups.append(group)
-    absent = _plural_noun(rest.removeprefix("any "), _photo_heads()) if without else None
+    absent = _plural_noun(rest.removeprefix("any "), photo_heads()) if without else None
     if without and absent is None:
         raise UnsupportedPrompt(text, f"{rest!r} is not the plural of a known noun")
     objects, relations = _instances(groups, split[1] if split else None)
@@ -170,7 +170,7 @@ def _open(text: str, body: str) -> ParsedPrompt:
 
 def _lmd(text: str, body: str) -> ParsedPrompt:
     """The templates, in the order in which the published code tries them."""
-    heads, background = _photo_heads(), "a realistic photo of a scene"
+    heads, background = photo_heads(), "a realistic photo of a scene"
     if body.startswith("without "):
         absent = _plural_noun(body.removeprefix("without "), heads)
         if absent is None:
@@ -245,11 +245,15 @@ def parse_noun(text: str, heads: Heads, many: bool) -> Noun | None:
 
 def _with_attributes(words: list[str], shape: str) -> Noun | None:
     sizes = {word: size for size, synonyms in SIZE_WORDS.items() for word in synonyms}
-    colours = {word: colour for colour, synonyms in COLOUR_WORDS.items() for word in synonyms}
-    colours |= {word: word for word in MORE_COLOURS}
     size = sizes.get(words[0]) if words else None
     rest = words[1:] if size else words
-    colour = colours.get(rest[0]) if rest else None
+    colour = colour_named(rest[0]) if rest else None
     if len(rest) > (1 if colour else 0):
         return None
     return Noun(colour, shape, size)
+
+
+def colour_named(word: str) -> str | None:
+    """The colour that a word stands for: "violet" is purple."""
+    synonyms = {synonym: colour for colour, words in COLOUR_WORDS.items() for synonym in words}
+    return word if word in MORE_COLOURS else synonyms.get(word)

@@ -61,11 +61,18 @@ class EditEngine:
         self.settings, self.guidance_scale, self.on_calls = settings, guidance_scale, on_calls
 
     def edit(
-        self, image: Image, edits: Sequence[Edit], prompt: str, seed: int, strength: float | None = None
+        self,
+        image: Image,
+        edits: Sequence[Edit],
+        prompt: str,
+        seed: int,
+        strength: float | None = None,
+        background: str = "",
     ) -> EditedImage:
         """Apply the edits in one pass over the latents. Without edits, the image itself.
 
-        `strength` replaces that of the settings.
+        `strength` replaces that of the settings. `background` is the prompt where an object is removed, if that is
+        drawn from pure noise.
         """
         strength = self.settings.strength if strength is None else strength
         if not any(edit.kinds for edit in edits):
@@ -74,7 +81,7 @@ class EditEngine:
         mask = plan.composition.erased | plan.composition.pasted
         for region, _, _ in plan.regions:
             mask |= region
-        result = self._denoise(plan, mask, prompt, seed, self.settings.release(strength))
+        result = self._denoise(plan, mask, (prompt, background), seed, self.settings.release(strength))
         edited = np.asarray(to_pil(result))
         if not self.settings.paste:
             return EditedImage(edited, mask)
@@ -114,7 +121,7 @@ class EditEngine:
         return _EngineWork(compose(image, removed, placed, self.settings.margin), regions)
 
     @torch.no_grad()
-    def _denoise(self, plan: _EngineWork, mask: Mask, prompt: str, seed: int, free_from: int) -> Tensor:
+    def _denoise(self, plan: _EngineWork, mask: Mask, prompts: tuple[str, str], seed: int, free_from: int) -> Tensor:
         """The composed image (3,H,W), denoised again where it was edited."""
         backbone, settings = self.backbone, self.settings
         factor = backbone.vae_scale_factor
@@ -133,15 +140,17 @@ class EditEngine:
         free = to_cells(mask, factor, settings.context)
         last = settings.num_timesteps if settings.keep else free_from
         release = torch.where(free > 0, free_from, last)
-        if settings.fill == "noise":
-            release = torch.where(to_cells(composed.erased, factor) > 0, FRESH, release)
         regions: list[tuple[Tensor, Denoiser]] = []
+        if settings.fill == "noise" and composed.erased.any():
+            cells = to_cells(composed.erased, factor)
+            release = torch.where(cells > 0, FRESH, release)
+            regions.append((cells.to(z.device), self._denoiser(prompts[1])))
         for region, text, step in plan.regions:
             cells = to_cells(region, factor)
             release = torch.where(cells > 0, step, release)
             regions.append((cells.to(z.device), self._denoiser(text)))
         hook = FollowTrajectory(trajectory, release.to(z.device))
-        denoiser = regional(self._denoiser(prompt), regions)
+        denoiser = regional(self._denoiser(prompts[0]), regions)
         fresh = torch.randn(z.shape, generator=generator_for(seed, 1, EDIT_NOISE)).to(z.device)
         latents = denoise(
             denoiser, scheduler, hook.initial(fresh), settings.num_timesteps, hooks=(hook,), start=hook.start

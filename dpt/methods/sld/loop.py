@@ -72,6 +72,8 @@ EditImage = Callable[[Image, Sequence[Edit], ParsedPrompt, float, int], EditedIm
 RedrawImage = Callable[[ParsedPrompt, int], Image]
 """(parsed, seed)"""
 
+Judge = Callable[[Layout], Verdict]
+
 Controller = Callable[[ParsedPrompt, Layout], Layout]
 
 
@@ -83,12 +85,14 @@ class CorrectionLoop:
     """None: pictures of unknown origin cannot be drawn again."""
     settings: LoopSettings = field(default_factory=LoopSettings)
     controller: Controller = propose
-    on_round: Callable[[CorrectionRound], None] = lambda round_: None
+    verdict: Judge | None = None
+    """None: the claims of the prompt."""
+    restart: bool = False
+    """Start every round from the start picture, since instructions are relative to it."""
 
     def run(self, image: Image, parsed: ParsedPrompt, seed: int) -> LoopResult:
         """Every claim is checked in every round; each round starts from the best picture so far."""
         rounds = [self._seen(0, image, parsed)]
-        self.on_round(rounds[0])
         plans: set[tuple[object, ...]] = set()
         while True:
             best = max(rounds, key=lambda r: r.score)
@@ -96,6 +100,7 @@ class CorrectionLoop:
                 return LoopResult(tuple(rounds), "right")
             if len(rounds) > self.settings.max_rounds:
                 return LoopResult(tuple(rounds), "max rounds")
+            best = rounds[0] if self.restart else best
             goal = self.controller(parsed, best.layout)
             edits = diff(best.layout, goal)
             if not changes(edits):
@@ -107,12 +112,12 @@ class CorrectionLoop:
                 return LoopResult(tuple(rounds), "repeated plan")
             plans.add(plan)
             rounds.append(self._made(number, best, action, goal, edits, strength, parsed, seed))
-            self.on_round(rounds[-1])
 
     def _seen(self, number: int, image: Image, parsed: ParsedPrompt) -> CorrectionRound:
         detections = self.detect(image, parsed.nouns)
         layout = layout_of(detections, image.shape[1], image.shape[0])
-        return CorrectionRound(number, image, layout, judge(parsed.claims, detections))
+        verdict = judge(parsed.claims, detections) if self.verdict is None else self.verdict(layout)
+        return CorrectionRound(number, image, layout, verdict)
 
     def _made(
         self,

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from PIL import Image as PILImage
 
     from dpt.backbone import Backbone
+    from dpt.claims.instructions import Instruction
+    from dpt.claims.layout import Layout
     from dpt.detect.base import Detector, Image
     from dpt.detect.masks import Segmenter
     from dpt.methods.sld.loop import Controller, CorrectionLoop, LoopResult
@@ -96,6 +98,37 @@ class Corrector:
         """`redraw`: whether the picture may be drawn again with another seed."""
         return self.make_loop(redraw).run(image, parsed, seed)
 
+    def follow(self, image: Image, instruction: Instruction, seed: int) -> LoopResult:
+        """Edit by an instruction: one goal layout, failed rounds repeated from the start with another seed."""
+        from dpt.claims.edits import layout_verdict
+        from dpt.claims.layout import layout_of
+
+        loop = self.make_loop(redraw=False)
+        parsed = ParsedPrompt(instruction.text, "llm", instruction.nouns)
+        start = layout_of(loop.detect(image, parsed.nouns), image.shape[1], image.shape[0])
+        goal = instruction.apply(start)
+        described = replace(parsed, text=self.describe(goal))
+        loop.controller = lambda parsed, layout: goal
+        loop.verdict = lambda layout: layout_verdict(goal, layout)
+        loop.restart = True
+        return loop.run(image, described, seed)
+
+    @staticmethod
+    def describe(goal: Layout) -> str:
+        """The objects of a layout as a prompt."""
+        from collections import Counter
+
+        from dpt.claims.words import NUMBERS, plural, with_article
+
+        counts = Counter(
+            " ".join(word for word in (thing.noun.colour, thing.noun.shape) if word) for thing in goal if thing.readable
+        )
+        groups = (
+            with_article(name) if n == 1 else f"{NUMBERS[n] if n < len(NUMBERS) else n} {plural(name)}"
+            for name, n in counts.items()
+        )
+        return " and ".join(groups)
+
     def make_loop(self, redraw: bool) -> CorrectionLoop:
         from dpt.claims.controller import propose
         from dpt.methods.sld.detecting import NounDetector
@@ -110,7 +143,9 @@ class Corrector:
         engine = EditEngine(self.backbone, self.segmenter, objects, self.engine, self.guidance_scale, self._count)
         return CorrectionLoop(
             detect,
-            lambda image, edits, parsed, strength, seed: engine.edit(image, edits, parsed.text, seed, strength),
+            lambda image, edits, parsed, strength, seed: engine.edit(
+                image, edits, parsed.text, seed, strength, parsed.background
+            ),
             objects.draw_prompt if redraw else None,
             self.loop,
             self.controller or propose,

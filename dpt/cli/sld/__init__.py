@@ -1,0 +1,1 @@
+"""`dpt sld`: correct pictures by their prompts, edit them by instructions."""

@@ -1,0 +1,124 @@
+"""`dpt sld correct` and `dpt sld edit`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from dpt.cli.common.console import plain_warnings
+from dpt.cli.sld.options import ModelOptions, inputs_of, is_done, read_picture, with_strength
+from dpt.errors import fail
+from dpt.methods.sld.settings import EngineSettings, LoopSettings
+
+if TYPE_CHECKING:
+    from dpt.detect.base import Image
+    from dpt.methods.sld.loop import LoopResult
+    from dpt.methods.sld.method import Corrector
+
+
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+@dataclass(frozen=True)
+class CorrectOptions:
+    """Repair pictures that do not show what their prompt says: detect, plan, edit the latents, repeat.
+
+    Writes a folder per picture with each round's picture, its plan in words and drawn, and report.json. The best round
+    is the result; it is never worse than the start. Interrupt and repeat at will: finished pictures are kept.
+    """
+
+    pictures: tyro.conf.Positional[tuple[Path, ...]]
+    prompt: str
+    """What the pictures should show."""
+    out: Path = Path("outputs/sld")
+    max_rounds: int = 3
+    strength: float | None = None
+    """Noise level from which edits are denoised again; default: 0.6, then 0.4 and 0.2 in the rounds that follow."""
+    redraw: bool = False
+    """Draw a picture again from noise where several objects are missing. It is then another picture."""
+    model: ModelOptions = field(default_factory=ModelOptions)
+    engine: Annotated[EngineSettings, tyro.conf.Suppress] = field(default_factory=EngineSettings)
+
+
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+@dataclass(frozen=True)
+class EditOptions:
+    """Edit pictures by an instruction, such as "move the red circle left" or "replace the cat with a dog".
+
+    The rules know: remove, add, move, swap, replace, make bigger or smaller, turn into a colour.
+    """
+
+    pictures: tyro.conf.Positional[tuple[Path, ...]]
+    instruction: str
+    out: Path = Path("outputs/sld")
+    max_rounds: int = 3
+    """Rounds in which a failed edit is tried again, from the start picture with another seed."""
+    strength: float | None = None
+    """Noise level from which edits are denoised again; default: 0.6, then 0.4 and 0.2 in the rounds that follow."""
+    model: ModelOptions = field(default_factory=ModelOptions)
+    engine: Annotated[EngineSettings, tyro.conf.Suppress] = field(default_factory=EngineSettings)
+
+
+Run = Callable[["Corrector", "Image"], "LoopResult"]
+
+
+def correct(options: CorrectOptions) -> None:
+    from dpt.claims.parse import parse_prompt
+
+    parsed = parse_prompt(options.prompt)
+    loop = LoopSettings(options.max_rounds)
+
+    def run(corrector: Corrector, image: Image) -> LoopResult:
+        return corrector.correct(image, parsed, options.model.seed, options.redraw)
+
+    _run(options, options.prompt, loop, run)
+
+
+def edit(options: EditOptions) -> None:
+    from dpt.claims.instructions import parse_instruction
+
+    instruction = parse_instruction(options.instruction)
+
+    def run(corrector: Corrector, image: Image) -> LoopResult:
+        return corrector.follow(image, instruction, options.model.seed)
+
+    _run(options, options.instruction, LoopSettings(options.max_rounds, policy="edit"), run)
+
+
+def _run(options: CorrectOptions | EditOptions, text: str, loop: LoopSettings, run: Run) -> None:
+    from dpt.methods.sld.record import STRIP, write_folder
+
+    if not options.pictures:
+        fail("give at least one picture")
+    names = [file.stem for file in options.pictures]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        fail(f"two pictures are called {repeated}, and would share a folder in --out")
+    images = [read_picture(file) for file in options.pictures]
+    corrector = options.model.open(options.engine, with_strength(loop, options.strength))
+    with plain_warnings():
+        for file, image in zip(options.pictures, images, strict=True):
+            folder = options.out / file.stem
+            inputs = inputs_of(image, text, options.model.seed, corrector)
+            if is_done(folder, inputs):
+                print(f"{file}: done before, see {folder / STRIP}")
+                continue
+            result = run(corrector, image)
+            write_folder(folder, result, text, inputs)
+            print(f"{file}: {summary(result)}; see {folder / STRIP}")
+
+
+def summary(result: LoopResult) -> str:
+    """What happened, in words."""
+    rounds = len(result.rounds) - 1
+    best, fault = result.best, result.best.verdict.first_fault
+    fault_text = f"not {fault.text}" if fault else ""
+    if best.number == 0:
+        if result.status == "right":
+            return "already right, unchanged"
+        return f"unresolved after {rounds} rounds ({result.ending}), unchanged: {fault_text}"
+    done = "; then ".join("; ".join(r.plan) for r in result.rounds[1 : best.number + 1])
+    if result.status == "right":
+        return f"right after {best.number} round{'s' if best.number > 1 else ''}: {done}"
+    return f"better but unresolved after {rounds} rounds ({result.ending}): {done}; still {fault_text}"

@@ -1,0 +1,104 @@
+"""The flags that the commands of `dpt sld` share, and what they open."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from dpt.embedded import EMBEDDED
+from dpt.errors import BrokenImageError, UserError, fail
+from dpt.methods.sld.settings import EngineSettings, LoopSettings
+
+if TYPE_CHECKING:
+    from dpt.detect.base import Image
+    from dpt.methods.sld.method import Corrector
+
+SMALLEST_SIDE = 16
+"""Pixels; a smaller picture holds no object that could be moved."""
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The model that edits, the detector that checks, and the seeds."""
+
+    pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
+    detector: Annotated[str, tyro.conf.arg(metavar="oracle|FOLDER|HUB_ID")] = "oracle"
+    """What reads the picture: oracle for rendered scenes; owlv2, owlvit, grounding-dino, or any checkpoint of these."""
+    masks: Annotated[str | None, tyro.conf.arg(metavar="oracle|box|ellipse|FOLDER|HUB_ID")] = None
+    """Which pixels belong to an object: oracle for rendered scenes (the default with that detector), box, ellipse (the
+    default otherwise), or a SAM or SAM 2 model."""
+    guidance_scale: float | None = None
+    """By default the model's own: its generation_defaults.json, or 7.5."""
+    seed: int = 0
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+
+    def open(self, engine: EngineSettings, loop: LoopSettings) -> Corrector:
+        from dpt.backbone import open_backbone
+        from dpt.detect.masks import open_segmenter
+        from dpt.detect.registry import ORACLE, open_detector
+        from dpt.embedded import model_location
+        from dpt.generation_defaults import generation_defaults
+        from dpt.methods.sld.detecting import QUERIES
+        from dpt.methods.sld.method import Corrector
+
+        backbone = open_backbone(model_location(self.pretrained_model_name_or_path), dtype=self.dtype)
+        scale = self.guidance_scale
+        if scale is None:
+            scale = generation_defaults(backbone.folder.path).guidance_scale
+        masks = self.masks or (ORACLE if self.detector == ORACLE else "ellipse")
+        detector = open_detector(self.detector, QUERIES)
+        return Corrector(backbone, detector, open_segmenter(masks), engine, loop, scale)
+
+
+def read_picture(file: Path) -> Image:
+    """RGB and upright, in its own size."""
+    import numpy as np
+
+    from dpt.data.images import read_image
+
+    picture, _ = read_image(file)
+    if min(picture.size) < SMALLEST_SIDE:
+        size = "x".join(map(str, picture.size))
+        raise BrokenImageError.of(file, f"it is {size} pixels, and edits need at least {SMALLEST_SIDE} a side")
+    return np.asarray(picture)
+
+
+def inputs_of(image: Image, text: str, seed: int, corrector: Corrector) -> dict[str, Any]:
+    """What a result depends on, as the report records it."""
+    return {
+        "picture": hashlib.sha256(image.tobytes()).hexdigest(),
+        "text": text,
+        "seed": seed,
+        "model": corrector.backbone.model_hash,
+        "guidance_scale": corrector.guidance_scale,
+        **corrector.identity,
+    }
+
+
+def is_done(folder: Path, inputs: dict[str, Any]) -> bool:
+    """Whether the folder holds the result for these inputs; another result is not overwritten."""
+    from dpt.methods.sld.record import REPORT
+    from dpt.untrusted import read_json_object
+
+    report = folder / REPORT
+    if not report.exists():
+        if folder.exists():
+            fail(f"{folder} exists and holds no result of dpt sld: choose another --out")
+        return False
+    recorded = read_json_object(report).get("inputs")
+    if recorded != inputs:
+        fail(f"{folder} holds the result of another picture, text or setting: choose another --out")
+    return True
+
+
+def with_strength(loop: LoopSettings, strength: float | None) -> LoopSettings:
+    if strength is None:
+        return loop
+    try:
+        return replace(loop, strengths=(strength,))
+    except UserError:
+        fail(f"--strength must be above 0 and at most 1, not {strength}")
