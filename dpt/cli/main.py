@@ -61,11 +61,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "process_diffusiondb": ("dpt.cli.prefer.score:score", "published name of dpt prefer score"),
     "probe": ("dpt.cli.commands.probe:probe", "measure adapters by feature, timestep and type of negative"),
     "relabel": ("dpt.cli.ipr.report:relabel", "rewrite captions of pictures to what a detector reads in them"),
-    "sld correct": ("dpt.cli.sld.correct:correct", "repair pictures that do not show what their prompt says"),
-    "sld edit": ("dpt.cli.sld.correct:edit", "edit pictures by an instruction in words"),
     "scenes check": ("dpt.cli.commands.scenes:check", "measure how well the oracle reads rendered scenes"),
     "scenes export": ("dpt.cli.commands.scenes:export", "write rendered scenes in the published data formats"),
     "select_training_images": ("dpt.cli.prefer.score:select", "published name of dpt prefer select"),
+    "sld correct": ("dpt.cli.sld.correct:correct", "repair pictures that do not show what their prompt says"),
+    "sld edit": ("dpt.cli.sld.correct:edit", "edit pictures by an instruction in words"),
 }
 
 GROUPS = sorted({name.split()[0] for name in COMMANDS if " " in name})

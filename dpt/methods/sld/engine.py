@@ -129,7 +129,7 @@ class EditEngine:
         height, width = mask.shape
         z = backbone.encode_images(_padded(_pixels(composed.image), factor)[None].to(backbone.device))
         scheduler = make_scheduler("ddim", backbone.scheduler_config)
-        set_steps(scheduler, settings.num_timesteps, z.device)
+        set_steps(scheduler, settings.num_timesteps, z.device, (z.shape[-2], z.shape[-1]))
         eps = torch.randn(z.shape, generator=generator_for(seed, 0, EDIT_NOISE)).to(z.device)
         if settings.trajectory == "ddim":
             condition = backbone.encode_text([""])
