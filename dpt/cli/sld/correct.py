@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from dpt.cli.common.console import plain_warnings
-from dpt.cli.sld.options import ModelOptions, inputs_of, is_done, read_picture, with_strength
+from dpt.cli.sld.options import SLDModelOptions, inputs_of, is_done, read_picture, with_strength
 from dpt.errors import fail
 from dpt.methods.sld.settings import EngineSettings, LoopSettings
 
@@ -38,7 +38,7 @@ class CorrectOptions:
     """Noise level from which edits are denoised again; default: 0.6, then 0.4 and 0.2 in the rounds that follow."""
     redraw: bool = False
     """Draw a picture again from noise where several objects are missing. It is then another picture."""
-    model: ModelOptions = field(default_factory=ModelOptions)
+    model: SLDModelOptions = field(default_factory=SLDModelOptions)
     engine: Annotated[EngineSettings, tyro.conf.Suppress] = field(default_factory=EngineSettings)
 
 
@@ -57,7 +57,7 @@ class EditOptions:
     """Rounds in which a failed edit is tried again, from the start picture with another seed."""
     strength: float | None = None
     """Noise level from which edits are denoised again; default: 0.6, then 0.4 and 0.2 in the rounds that follow."""
-    model: ModelOptions = field(default_factory=ModelOptions)
+    model: SLDModelOptions = field(default_factory=SLDModelOptions)
     engine: Annotated[EngineSettings, tyro.conf.Suppress] = field(default_factory=EngineSettings)
 
 

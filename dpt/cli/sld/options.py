@@ -22,7 +22,7 @@ SMALLEST_SIDE = 16
 
 
 @dataclass(frozen=True)
-class ModelOptions:
+class SLDModelOptions:
     """The model that edits, the detector that checks, and the seeds."""
 
     pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
