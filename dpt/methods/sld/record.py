@@ -20,7 +20,7 @@ from dpt.methods.sld.loop import CorrectionRound, LoopResult
 REPORT, RESULT, START, STRIP = "report.json", "result.png", "start.png", "strip.png"
 
 PLAN_SIDE = 384
-"""Pictures of plans are enlarged to about this many pixels, so that thin lines can be told apart."""
+"""Pictures of plans are enlarged to about this many pixels, so that thin lines are clear."""
 
 CURRENT, GOAL, PAPER = (200, 40, 40), (20, 120, 50), (255, 255, 255)
 
