@@ -228,3 +228,55 @@ def _escaped(text: str, at: int) -> tuple[str, int]:
     if code > 0x10FFFF or 0xD800 <= code <= 0xDFFF:
         raise ValueError(f"character {at - 1} stands for U+{code:X}, which is not a character")
     return chr(code), at + 1 + len(digits)
+
+
+NUMBER = re.compile(r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
+
+CONSTANTS = {"None": None, "null": None, "True": True, "true": True, "False": False, "false": False}
+
+CLOSING = {"[": "]", "(": ")", "{": "}"}
+
+DEEPEST_LITERAL = 20
+
+
+def literal(text: str, at: int = 0, depth: int = 0) -> tuple[Any, int]:
+    """A value as Python or JSON writes it, from character `at`, and the position behind it; tuples become lists.
+
+    A ValueError says what is wrong and where. Nothing is evaluated.
+    """
+    at = _skip(text, at)
+    if depth > DEEPEST_LITERAL:
+        raise ValueError(f"more than {DEEPEST_LITERAL} levels at character {at}")
+    first = text[at : at + 1]
+    if first in CLOSING:
+        return _container(text, at, depth)
+    if first in PLAIN:
+        return _string(text, at)
+    if number := NUMBER.match(text, at):
+        written = number.group()
+        return (int(written) if written.lstrip("-").isdecimal() and len(written) < 20 else float(written)), number.end()
+    word = re.compile(r"[A-Za-z]+").match(text, at)
+    if word and word.group() in CONSTANTS:
+        return CONSTANTS[word.group()], word.end()
+    raise ValueError(f"expected a value at character {at}, found {_character_at(text, at)}")
+
+
+def _container(text: str, at: int, depth: int) -> tuple[Any, int]:
+    opening = text[at]
+    closing, at = CLOSING[opening], _skip(text, at + 1)
+    items: list[Any] = []
+    mapping: dict[str, Any] = {}
+    while text[at : at + 1] != closing:
+        value, at = literal(text, at, depth + 1)
+        at = _skip(text, at)
+        if opening == "{":
+            if not isinstance(value, str):
+                raise ValueError(f"a key that is not a string, before character {at}")
+            mapping[value], at = literal(text, _expect(text, at, ":"), depth + 1)
+            at = _skip(text, at)
+        items.append(value)
+        if text[at : at + 1] == ",":
+            at = _skip(text, at + 1)
+        elif text[at : at + 1] != closing:
+            raise ValueError(f"expected ',' or {closing!r} at character {at}, found {_character_at(text, at)}")
+    return (mapping if opening == "{" else items), at + 1

@@ -11,13 +11,14 @@ import tyro
 
 from dpt.cli.common.console import plain_warnings
 from dpt.cli.sld.options import SLDModelOptions, inputs_of, is_done, read_picture, with_strength
-from dpt.errors import fail
+from dpt.errors import UserError, fail
 from dpt.methods.sld.settings import EngineSettings, LoopSettings
 
 if TYPE_CHECKING:
     from dpt.detect.base import Image
     from dpt.methods.sld.loop import LoopResult
     from dpt.methods.sld.method import Corrector
+    from dpt.methods.sld.planner import Planner
 
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
@@ -65,30 +66,29 @@ Run = Callable[["Corrector", "Image"], "LoopResult"]
 
 
 def correct(options: CorrectOptions) -> None:
-    from dpt.claims.parse import parse_prompt
-
-    parsed = parse_prompt(options.prompt)
-    loop = LoopSettings(options.max_rounds)
+    planner = options.model.planner(options.out)
+    if options.model.llm == "rules":
+        planner.parse(options.prompt)  # what the rules do not understand ends the command before a model is loaded
 
     def run(corrector: Corrector, image: Image) -> LoopResult:
-        return corrector.correct(image, parsed, options.model.seed, options.redraw)
+        return corrector.correct(image, corrector.planner.parse(options.prompt), options.model.seed, options.redraw)
 
-    _run(options, options.prompt, loop, run)
+    _run(options, options.prompt, LoopSettings(options.max_rounds), planner, run)
 
 
 def edit(options: EditOptions) -> None:
-    from dpt.claims.instructions import parse_instruction
-
-    instruction = parse_instruction(options.instruction)
+    planner = options.model.planner(options.out)
+    if options.model.llm == "rules":
+        planner.instruction(options.instruction)
 
     def run(corrector: Corrector, image: Image) -> LoopResult:
-        return corrector.follow(image, instruction, options.model.seed)
+        return corrector.follow(image, corrector.planner.instruction(options.instruction), options.model.seed)
 
-    _run(options, options.instruction, LoopSettings(options.max_rounds, policy="edit"), run)
+    _run(options, options.instruction, LoopSettings(options.max_rounds, policy="edit"), planner, run)
 
 
-def _run(options: CorrectOptions | EditOptions, text: str, loop: LoopSettings, run: Run) -> None:
-    from dpt.methods.sld.record import STRIP, write_folder
+def _run(options: CorrectOptions | EditOptions, text: str, loop: LoopSettings, planner: Planner, run: Run) -> None:
+    from dpt.methods.sld.record import STRIP, write_failure, write_folder
 
     if not options.pictures:
         fail("give at least one picture")
@@ -96,7 +96,8 @@ def _run(options: CorrectOptions | EditOptions, text: str, loop: LoopSettings, r
     if repeated := next((name for name in names if names.count(name) > 1), None):
         fail(f"two pictures are called {repeated}, and would share a folder in --out")
     images = [read_picture(file) for file in options.pictures]
-    corrector = options.model.open(options.engine, with_strength(loop, options.strength))
+    corrector = options.model.open(options.engine, with_strength(loop, options.strength), planner)
+    failed = 0
     with plain_warnings():
         for file, image in zip(options.pictures, images, strict=True):
             folder = options.out / file.stem
@@ -104,9 +105,17 @@ def _run(options: CorrectOptions | EditOptions, text: str, loop: LoopSettings, r
             if is_done(folder, inputs):
                 print(f"{file}: done before, see {folder / STRIP}")
                 continue
-            result = run(corrector, image)
+            try:
+                result = run(corrector, image)
+            except UserError as error:
+                failed += 1
+                write_failure(folder, image, str(error))
+                print(f"{file}: unchanged: {error}")
+                continue
             write_folder(folder, result, text, inputs)
             print(f"{file}: {summary(result)}; see {folder / STRIP}")
+    if failed:
+        fail(f"{failed} of {len(images)} pictures could not be edited and are unchanged in {options.out}")
 
 
 def summary(result: LoopResult) -> str:

@@ -11,11 +11,14 @@ import tyro
 
 from dpt.embedded import EMBEDDED
 from dpt.errors import BrokenImageError, UserError, fail
+from dpt.methods.sld.detecting import QUERIES
 from dpt.methods.sld.settings import EngineSettings, LoopSettings
 
 if TYPE_CHECKING:
+    from dpt.claims.detections import DetectConfig
     from dpt.detect.base import Image
     from dpt.methods.sld.method import Corrector
+    from dpt.methods.sld.planner import Planner
 
 SMALLEST_SIDE = 16
 """Pixels; a smaller picture holds no object that could be moved."""
@@ -33,16 +36,38 @@ class SLDModelOptions:
     default otherwise), or a SAM or SAM 2 model."""
     guidance_scale: float | None = None
     """By default the model's own: its generation_defaults.json, or 7.5."""
+    llm: Literal["rules", "openai", "transformers", "replay"] = "rules"
+    """Who parses and plans: rules, offline, for the prompts and instructions that they know; openai, any server with
+    OpenAI's chat route; transformers, a local model; replay, recorded replies."""
+    llm_model: Annotated[str, tyro.conf.arg(metavar="NAME|FOLDER|FILE")] = ""
+    llm_url: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
+    """Address of the server, such as http://localhost:8000/v1; default: OPENAI_BASE_URL. The key is OPENAI_API_KEY."""
+    llm_timeout: float = 60.0
+    """Seconds to wait for a reply."""
     seed: int = 0
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
 
-    def open(self, engine: EngineSettings, loop: LoopSettings) -> Corrector:
+    def planner(self, out: Path) -> Planner:
+        """The rules, or a language model whose exchanges are kept in the output folder."""
+        from dpt.methods.sld.llm import Recorded, open_chat
+        from dpt.methods.sld.planner import LLMPlanner, RulePlanner
+
+        if self.llm == "rules":
+            if self.llm_model or self.llm_url:
+                fail("--llm_model and --llm_url have no effect with --llm rules: give --llm openai or transformers")
+            return RulePlanner()
+        chat = open_chat(self.llm, self.llm_model, self.llm_url, timeout=self.llm_timeout)
+        cache = None if self.llm == "replay" else out / "llm_cache"
+        return LLMPlanner(Recorded(chat, cache, out / "llm.jsonl"))
+
+    def open(
+        self, engine: EngineSettings, loop: LoopSettings, planner: Planner, queries: DetectConfig = QUERIES
+    ) -> Corrector:
         from dpt.backbone import open_backbone
         from dpt.detect.masks import open_segmenter
         from dpt.detect.registry import ORACLE, open_detector
         from dpt.embedded import model_location
         from dpt.generation_defaults import generation_defaults
-        from dpt.methods.sld.detecting import QUERIES
         from dpt.methods.sld.method import Corrector
 
         backbone = open_backbone(model_location(self.pretrained_model_name_or_path), dtype=self.dtype)
@@ -50,8 +75,8 @@ class SLDModelOptions:
         if scale is None:
             scale = generation_defaults(backbone.folder.path).guidance_scale
         masks = self.masks or (ORACLE if self.detector == ORACLE else "ellipse")
-        detector = open_detector(self.detector, QUERIES)
-        return Corrector(backbone, detector, open_segmenter(masks), engine, loop, scale)
+        detector = open_detector(self.detector, queries)
+        return Corrector(backbone, detector, open_segmenter(masks), engine, loop, scale, queries, planner)
 
 
 def read_picture(file: Path) -> Image:
@@ -89,7 +114,10 @@ def is_done(folder: Path, inputs: dict[str, Any]) -> bool:
         if folder.exists():
             fail(f"{folder} exists and holds no result of dpt sld: choose another --out")
         return False
-    recorded = read_json_object(report).get("inputs")
+    content = read_json_object(report)
+    if content.get("status") == "failed":
+        return False
+    recorded = content.get("inputs")
     if recorded != inputs:
         fail(f"{folder} holds the result of another picture, text or setting: choose another --out")
     return True

@@ -7,9 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from dpt.claims.detections import DetectConfig
 from dpt.claims.parse import ParsedPrompt, UnsupportedPrompt, parse_prompt
 from dpt.methods.base import GenerationConfig
 from dpt.methods.diffusion import BASE, DiffusionConfig, DiffusionMethod, check_method_name
+from dpt.methods.sld.detecting import QUERIES
+from dpt.methods.sld.planner import Planner, RulePlanner
 from dpt.methods.sld.settings import EngineSettings, LoopSettings
 
 if TYPE_CHECKING:
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from dpt.claims.layout import Layout
     from dpt.detect.base import Detector, Image
     from dpt.detect.masks import Segmenter
-    from dpt.methods.sld.loop import Controller, CorrectionLoop, LoopResult
+    from dpt.methods.sld.loop import CorrectionLoop, LoopResult
     from dpt.sampling.draw import Request
 
 SUFFIX = "+sld"
@@ -47,7 +50,6 @@ class SLDConfig:
     def open(self, generation: GenerationConfig) -> SLDMethod:
         from dpt.detect.masks import open_segmenter
         from dpt.detect.registry import open_detector
-        from dpt.methods.sld.detecting import QUERIES
 
         base = self.base.open(generation)
         loop = self.loop if self.strength is None else replace(self.loop, strengths=(self.strength,))
@@ -72,8 +74,8 @@ class Corrector:
     engine: EngineSettings
     loop: LoopSettings
     guidance_scale: float
-    controller: Controller | None = None
-    """None: the rules."""
+    queries: DetectConfig = QUERIES
+    planner: Planner = field(default_factory=RulePlanner)
     calls: int = 0
     """Rows that the network has computed."""
 
@@ -84,6 +86,7 @@ class Corrector:
         return {
             "detector": self.detector.identity,
             "masks": self.segmenter.identity,
+            "planner": self.planner.identity,
             "engine": to_plain(self.engine),
             "loop": to_plain(self.loop),
         }
@@ -100,13 +103,18 @@ class Corrector:
 
     def follow(self, image: Image, instruction: Instruction, seed: int) -> LoopResult:
         """Edit by an instruction: one goal layout, failed rounds repeated from the start with another seed."""
-        from dpt.claims.edits import layout_verdict
         from dpt.claims.layout import layout_of
 
         loop = self.make_loop(redraw=False)
         parsed = ParsedPrompt(instruction.text, "llm", instruction.nouns)
         start = layout_of(loop.detect(image, parsed.nouns), image.shape[1], image.shape[0])
-        goal = instruction.apply(start)
+        return self.reach(image, instruction.apply(start), parsed, seed)
+
+    def reach(self, image: Image, goal: Layout, parsed: ParsedPrompt, seed: int) -> LoopResult:
+        """Edit until the layout is the goal; the goal says what the picture shows, so it is the prompt of the edits."""
+        from dpt.claims.edits import layout_verdict
+
+        loop = self.make_loop(redraw=False)
         described = replace(parsed, text=self.describe(goal))
         loop.controller = lambda parsed, layout: goal
         loop.verdict = lambda layout: layout_verdict(goal, layout)
@@ -130,7 +138,6 @@ class Corrector:
         return " and ".join(groups)
 
     def make_loop(self, redraw: bool) -> CorrectionLoop:
-        from dpt.claims.controller import propose
         from dpt.methods.sld.detecting import NounDetector
         from dpt.methods.sld.engine import EditEngine
         from dpt.methods.sld.loop import CorrectionLoop
@@ -138,7 +145,7 @@ class Corrector:
         from dpt.sampling.draw import SamplingSettings
 
         sampling = SamplingSettings(self.engine.num_timesteps, self.guidance_scale)
-        detect = NounDetector(self.detector)
+        detect = NounDetector(self.detector, self.queries)
         objects = DrawnObjects(self.backbone, detect, self.segmenter, sampling, on_calls=self._count)
         engine = EditEngine(self.backbone, self.segmenter, objects, self.engine, self.guidance_scale, self._count)
         return CorrectionLoop(
@@ -148,7 +155,7 @@ class Corrector:
             ),
             objects.draw_prompt if redraw else None,
             self.loop,
-            self.controller or propose,
+            self.planner.plan,
         )
 
     def _count(self, calls: int) -> None:

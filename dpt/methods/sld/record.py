@@ -40,6 +40,14 @@ def write_folder(folder: Path, result: LoopResult, prompt: str, inputs: Mapping[
         (work / REPORT).write_text(f"{text}\n", encoding="utf-8")
 
 
+def write_failure(folder: Path, image: np.ndarray, reason: str) -> None:
+    """The picture as it was, and why; another attempt replaces it."""
+    with atomic_folder(folder, replace=True) as work:
+        Image.fromarray(image).save(work / RESULT)
+        text = json.dumps({"status": "failed", "reason": reason}, indent=2, ensure_ascii=False)
+        (work / REPORT).write_text(f"{text}\n", encoding="utf-8")
+
+
 def as_record(result: LoopResult) -> dict[str, Any]:
     return {
         "status": result.status,
