@@ -55,10 +55,12 @@ def _open_detector(suite: Suite, name: str, colours: str | None) -> Detector:
     return open_detector(name, suite.detect_config, Clip.open(clip_location(colours)) if colours else None)
 
 
-def open_extra_scores(suite: Suite, clip: str | None, itm: Path | None, model: str) -> ExtraScores:
+def open_extra_scores(suite: Suite, clip: str | None, itm: Path | None, model: str, hps: str | None) -> ExtraScores:
     from dpt.evaluation.bench.judging import ExtraScores
+    from dpt.score.preference import open_preference_model
 
-    return ExtraScores(_open_clip(clip, suite), _open_matching(itm, model))
+    preference = None if hps is None else open_preference_model(clip_location(hps))
+    return ExtraScores(_open_clip(clip, suite), _open_matching(itm, model), preference)
 
 
 def _open_matching(folder: Path | None, model: str) -> MatchingScorer | None:

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 RECORD = "bench.json"
 
-LATER_OPTIONS = {"suite": "pocket", "detector": None, "colours": None, "clip": None, "itm": None}
+LATER_OPTIONS = {"suite": "pocket", "detector": None, "colours": None, "clip": None, "itm": None, "hps": None}
 """Options that older records lack, with their former values."""
 
-JUDGE_KEYS = ("detector", "judge", "suite", "clip", "itm")
+JUDGE_KEYS = ("detector", "judge", "suite", "clip", "itm", "hps")
 
 LOCK_PATIENCE = 10.0
 """Seconds to wait for another command that is writing bench.json."""
@@ -114,7 +114,7 @@ def check_same_options(options: Mapping[str, Any], earlier: Mapping[str, Any], w
 
 def _comparable(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options without paths of models and files, which may move: their identities are compared instead."""
-    kept = {key: value for key, value in options.items() if key not in ("detector", "colours", "clip", "itm")}
+    kept = {key: value for key, value in options.items() if key not in ("detector", "colours", "clip", "itm", "hps")}
     return {**kept, "suite": str(options["suite"]).partition("=")[0]}
 
 

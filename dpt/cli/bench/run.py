@@ -57,6 +57,9 @@ class RunOptions:
     itm: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """A checkpoint whose adapter scores each picture with its prompt. Not a fair test of pictures that were corrected
     or chosen by such a score."""
+    hps: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
+    """A preference classifier of `dpt prefer train`, PickScore, or any CLIP or SigLIP, that scores each picture. Use
+    one that did not select what a method was tuned on."""
     categories: tuple[str, ...] = ()
     """Default: all of the suite's, for pocket all but complex."""
     prompts: int | None = None
@@ -102,7 +105,9 @@ def run_methods(methods: Sequence[MethodConfig], options: RunOptions, group: Pro
     from dpt.evaluation.suites.registry import load
 
     suite = load(options.suite, options.categories, options.prompts, options.seed)
-    extra_scores = open_extra_scores(suite, options.clip, options.itm, options.pretrained_model_name_or_path)
+    extra_scores = open_extra_scores(
+        suite, options.clip, options.itm, options.pretrained_model_name_or_path, options.hps
+    )
     judge = open_judge(suite, options.detector, options.colours, extra_scores)
     for method in methods:
         run_method(method, options, group, suite, judge)

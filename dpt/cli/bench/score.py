@@ -41,7 +41,7 @@ class ScoreOptions:
     out: Path
     """Another folder: the results of two detectors never share one."""
     detector: Annotated[str | None, tyro.conf.arg(metavar="oracle|none|FOLDER|HUB_ID")] = None
-    """As for `dpt bench run`; without it the verdicts stay, and only --clip and --itm are added."""
+    """As for `dpt bench run`; without it the verdicts stay, and only --clip, --itm and --hps are added."""
     colours: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
     """A CLIP that names the colour of each box, for a suite with colours and a detector without."""
     clip: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
@@ -49,6 +49,8 @@ class ScoreOptions:
     itm: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """A checkpoint whose adapter scores each picture with its prompt. Not a fair test of pictures that were corrected
     or chosen by such a score."""
+    hps: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
+    """A preference classifier of `dpt prefer train`, PickScore, or any CLIP or SigLIP, that scores each picture."""
     suite: Annotated[str | None, tyro.conf.arg(metavar="NAME=FILE")] = None
     """Where the suite's file is now, if it has been moved."""
     methods: tuple[str, ...] = ()
@@ -56,8 +58,8 @@ class ScoreOptions:
 
 
 def score(options: ScoreOptions) -> None:
-    if not (options.detector or options.clip or options.itm):
-        fail("pass --detector to judge again, and --clip or --itm to add scores")
+    if not (options.detector or options.clip or options.itm or options.hps):
+        fail("pass --detector to judge again, and --clip, --itm or --hps to add scores")
     if options.colours and not options.detector:
         fail("--colours needs --detector")
     if options.out.resolve() == options.folder.resolve():
@@ -67,11 +69,11 @@ def score(options: ScoreOptions) -> None:
     record = read_record(options.folder)
     suite = recorded_suite(record, options.suite)
     model = str(record[OPTIONS_KEY]["pretrained_model_name_or_path"])
-    extra_scores = open_extra_scores(suite, options.clip, options.itm, model)
+    extra_scores = open_extra_scores(suite, options.clip, options.itm, model, options.hps)
     judge = open_judge(suite, options.detector, options.colours, extra_scores) if options.detector else None
     recorded = {
         **record[OPTIONS_KEY],
-        **{key: to_plain(options)[key] for key in ("detector", "colours", "clip", "itm")},
+        **{key: to_plain(options)[key] for key in ("detector", "colours", "clip", "itm", "hps")},
     }
     methods = selected_methods(options, record)
     for name in methods:

@@ -49,6 +49,7 @@ class MethodResults:
     clip: Floats
     """NaN where there is no score."""
     itm: Floats
+    hps: Floats
     objects: Integers
     unreadable: Integers
     clipped: Integers
@@ -119,8 +120,8 @@ class MethodResults:
         """Results of another method for the same pictures, of which only the verdicts are known."""
         no_scores, zeros = np.full(len(self), np.nan), np.zeros(len(self), np.int64)
         return replace(
-            self, method=method, passed=passed, clip=no_scores, itm=no_scores, objects=zeros, unreadable=zeros,
-            clipped=zeros, outside=zeros, queried=False, source=None,
+            self, method=method, passed=passed, clip=no_scores, itm=no_scores, hps=no_scores, objects=zeros,
+            unreadable=zeros, clipped=zeros, outside=zeros, queried=False, source=None,
         )  # fmt: skip
 
 
@@ -132,7 +133,7 @@ class _Columns:
         self.categories: dict[str, int] = {}
         self.noise_seeds: list[int] = []
         self.rows: list[tuple[int, ...]] = []
-        self.scores: list[tuple[float, float]] = []
+        self.scores: list[tuple[float, ...]] = []
         self.queried = False
 
     def add(self, fields: dict[str, Any]) -> None:
@@ -142,7 +143,7 @@ class _Columns:
         passed = UNJUDGED if fields["passed"] is None else int(fields["passed"])
         self.queried |= bool(atoms) and atoms[0]["sort"] != "readable"
         self.noise_seeds.append(fields["noise_seed"])
-        self.scores.append((_score(fields.get("clip")), _score(fields.get("itm"))))
+        self.scores.append(tuple(_score(fields.get(name)) for name in ("clip", "itm", "hps")))
         self.rows.append((
             prompt, fields["index"], category, passed, len(fields["objects"]), fields["unreadable"],
             fields.get("clipped", 0), fields.get("outside", 0), _all_met(atoms, "count"), _all_met(atoms, "relation"),
@@ -154,10 +155,10 @@ class _Columns:
         prompt, index, category, passed, objects, unreadable, clipped, outside, counts, relations = np.array(
             self.rows, np.int64
         ).T
-        clip, itm = np.array(self.scores, float).T
+        clip, itm, hps = np.array(self.scores, float).T
         return MethodResults(
             method, tuple(self.prompts), prompt, index, tuple(self.categories), category, tuple(self.noise_seeds),
-            passed, clip, itm, objects, unreadable, clipped, outside, counts.astype(bool), relations.astype(bool),
+            passed, clip, itm, hps, objects, unreadable, clipped, outside, counts.astype(bool), relations.astype(bool),
             self.queried, source,
         )  # fmt: skip
 

@@ -17,6 +17,7 @@ from dpt.evaluation.bench.results import ImageResult, image_result
 if TYPE_CHECKING:
     from dpt.score.clip import Clip
     from dpt.score.matching import MatchingScorer
+    from dpt.score.preference import PreferenceModel
 
 
 JudgeImages = Callable[[str, Sequence[ImageRequest], Sequence[Image]], list[ImageResult]]
@@ -28,6 +29,7 @@ class Scores(TypedDict, total=False):
 
     clip: float
     itm: float
+    hps: float
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,12 @@ class ExtraScores:
 
     clip: Clip | None = None
     itm: MatchingScorer | None = None
+    hps: PreferenceModel | None = None
 
     @property
     def identities(self) -> dict[str, str]:
-        return {name: scorer.identity for name, scorer in (("clip", self.clip), ("itm", self.itm)) if scorer}
+        scorers = (("clip", self.clip), ("itm", self.itm), ("hps", self.hps))
+        return {name: scorer.identity for name, scorer in scorers if scorer}
 
     def scores(self, requests: Sequence[ImageRequest], images: Sequence[Image]) -> list[Scores]:
         texts, scores = [request.prompt.text for request in requests], [Scores() for _ in requests]
@@ -49,6 +53,9 @@ class ExtraScores:
         if self.itm:
             for image_scores, matching in zip(scores, self.itm.scores(images, texts), strict=True):
                 image_scores["itm"] = round(matching, 5)
+        if self.hps:
+            for image_scores, preference in zip(scores, self.hps.scores(images, texts), strict=True):
+                image_scores["hps"] = round(preference, 4)
         return scores
 
 

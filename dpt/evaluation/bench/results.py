@@ -72,13 +72,15 @@ class ImageResult:
     """Boxes outside the picture, which do not count."""
     itm: float | None = None
     """The matching score of an adapter."""
+    hps: float | None = None
+    """The preference score: 100 times the cosine of picture and prompt by a preference classifier."""
 
     @property
     def key(self) -> Key:
         return self.prompt_id, self.index
 
 
-_OPTIONAL: dict[str, Any] = {"clip": None, "clipped": 0, "outside": 0, "itm": None}
+_OPTIONAL: dict[str, Any] = {"clip": None, "clipped": 0, "outside": 0, "itm": None, "hps": None}
 
 
 def image_result(
@@ -90,6 +92,7 @@ def image_result(
     verdict: Verdict | None,
     clip: float | None = None,
     itm: float | None = None,
+    hps: float | None = None,
 ) -> ImageResult:
     return ImageResult(
         method,
@@ -109,6 +112,7 @@ def image_result(
         clipped=detections.clipped,
         outside=detections.outside,
         itm=itm,
+        hps=hps,
     )
 
 
@@ -262,6 +266,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "clipped": int,
     "outside": int,
     "itm": (float, type(None)),
+    "hps": (float, type(None)),
 }
 
 _INTEGERS = ("index", "noise_seed", "unreadable", "clipped", "outside")
@@ -274,7 +279,7 @@ def _is_plain(fields: Any) -> bool:
         and all(name in fields for name in _TYPES if name not in _OPTIONAL)
         and all(name in _TYPES and isinstance(value, _TYPES[name]) for name, value in fields.items())
         and not any(isinstance(fields.get(name), bool) for name in _INTEGERS)
-        and all(isfinite(fields.get(name) or 0.0) for name in ("clip", "itm"))
+        and all(isfinite(fields.get(name) or 0.0) for name in ("clip", "itm", "hps"))
         and all(_is_atom(atom) for atom in fields["atoms"])
         and all(_is_object(detected) for detected in fields["objects"])
     )

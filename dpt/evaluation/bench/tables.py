@@ -24,7 +24,7 @@ RELATIONS = ("left", "right", "above", "below")
 
 OVERALL = "all"
 
-SCORES = {"clip": "CLIP cosine", "itm": "ITM score"}
+SCORES = {"clip": "CLIP cosine", "itm": "ITM score", "hps": "preference score"}
 
 NOT_HELD_OUT = (
     "The ITM score is not held out: corrected and chosen pictures were optimised for such a score, "
@@ -43,6 +43,8 @@ class Result:
     """Mean cosine of picture and prompt, by category and over all."""
     itm: dict[str, Estimate] = field(default_factory=dict)
     """Mean matching score of an adapter."""
+    hps: dict[str, Estimate] = field(default_factory=dict)
+    """Mean preference score."""
     measures: dict[str, Estimate] = field(default_factory=dict)
     """The suite's own metrics, as VISOR of SR2D."""
     pictures: int = 0
@@ -59,6 +61,7 @@ class Difference:
     points: dict[str, Estimate]
     clip: dict[str, Estimate] = field(default_factory=dict)
     itm: dict[str, Estimate] = field(default_factory=dict)
+    hps: dict[str, Estimate] = field(default_factory=dict)
 
 
 def compute_results(methods: Mapping[str, MethodResults], suite: str = "") -> list[Result]:
@@ -78,10 +81,10 @@ def compute_results(methods: Mapping[str, MethodResults], suite: str = "") -> li
 def _result(method: str, results: MethodResults, suite: str) -> Result:
     values = _values(results)
     rates = _estimates(results.prompt_means(values["passed"]), PROPORTION) if "passed" in values else {}
-    clip, itm = (_estimates(results.prompt_means(values[name])) if name in values else {} for name in SCORES)
+    clip, itm, hps = (_estimates(results.prompt_means(values[name])) if name in values else {} for name in SCORES)
     counts = {category: len(means) for category, means in results.prompt_means(results.passed).items()}
     return Result(
-        method, rates, _readable(results) if rates else None, clip, itm,
+        method, rates, _readable(results) if rates else None, clip, itm, hps,
         visor(results) if suite == SR2D and rates else {}, len(results), int(results.clipped.sum()),
         int(results.outside.sum()),
         {**counts, OVERALL: sum(counts.values())},
@@ -92,13 +95,13 @@ def paired_difference(method: MethodResults, baseline: MethodResults) -> Differe
     """Differences paired by prompt: both methods used the same prompts and the same initial noise."""
     _check_paired(method, baseline)
     values, baseline_values = _values(method), _values(baseline)
-    points, clip, itm = (
+    points, clip, itm, hps = (
         _estimates(_subtract(method.prompt_means(values[name]), baseline.prompt_means(baseline_values[name])), bounds)
         if name in values and name in baseline_values
         else {}
-        for name, bounds in (("passed", DIFFERENCE), ("clip", None), ("itm", None))
+        for name, bounds in (("passed", DIFFERENCE), ("clip", None), ("itm", None), ("hps", None))
     )
-    return Difference(method.method, baseline.method, points, clip, itm)
+    return Difference(method.method, baseline.method, points, clip, itm, hps)
 
 
 def _subtract(values: Mapping[str, Floats], baseline: Mapping[str, Floats]) -> dict[str, Floats]:
@@ -123,6 +126,7 @@ def _values(results: MethodResults) -> dict[str, npt.ArrayLike]:
         "passed": (results.passed, results.passed != UNJUDGED, "verdict"),
         "clip": (results.clip, ~np.isnan(results.clip), "CLIP score"),
         "itm": (results.itm, ~np.isnan(results.itm), "ITM score"),
+        "hps": (results.hps, ~np.isnan(results.hps), "preference score"),
     }
     return {name: values for name, (values, has, what) in columns.items() if _all_or_none(results, has, what)}
 
@@ -184,7 +188,7 @@ def tables(computed: Sequence[Result], differences: Sequence[Difference]) -> str
         NOT_HELD_OUT if computed[0].itm else "",
         "\n".join(_cut_boxes(result) for result in computed if result.clipped or result.outside),
     ]
-    judged = any(result.rates or result.clip or result.itm for result in computed)
+    judged = any(result.rates or result.clip or result.itm or result.hps for result in computed)
     return "\n\n".join(part for part in parts if part) if judged else "Nothing was judged or scored."
 
 

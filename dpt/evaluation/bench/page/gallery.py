@@ -209,7 +209,7 @@ def _box_label(detected: DetectedObject) -> str:
 
 def _verdict_html(result: ImageResult) -> str:
     verdict = {True: "right", False: "wrong", None: "not judged"}[result.passed]
-    scores = {"CLIP": result.clip, "ITM": result.itm}
+    scores = {"CLIP": result.clip, "ITM": result.itm, "preference": result.hps}
     return ", ".join([verdict, *(f"{name} {value:.3f}" for name, value in scores.items() if value is not None)])
 
 

@@ -58,7 +58,7 @@ def _options(data: ReportData) -> str:
         f"guidance {options.get('guidance_scale')}, {options.get('per_prompt')} pictures for each prompt",
     }
     identities: dict[str, Any] = next(iter(data.record["methods"].values()))
-    by = ("judge", "detector", "clip", "itm", "suite_hash")
+    by = ("judge", "detector", "clip", "itm", "hps", "suite_hash")
     entries |= {key: str(identities[key]) for key in by if key in identities}
     entries |= {
         f"boxes, {result.method}": f"{result.clipped:,} clipped to the picture, {result.outside:,} outside, not counted"
