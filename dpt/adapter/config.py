@@ -49,6 +49,8 @@ class AdapterConfig:
     """Tokens of an expression that a query can point at; one more class is no object."""
     contrastive_align_loss: bool = True
     contrastive_loss_hdim: int = 64
+    feature_norm: bool = False
+    """Normalise the feature over its channels, then scale and shift it by the timestep, before it is projected."""
 
     def __post_init__(self) -> None:
         if self.position_embedding not in POSITIONS:
@@ -88,6 +90,7 @@ def config_for(backbone: Backbone, feature: str, phrase_width: int, **overrides:
         "position_rows": max(PUBLISHED_POSITION_ROWS, *backbone.feature_grid(feature)),
         "text_width": backbone.match_width,
         "phrase_width": phrase_width,
+        "feature_norm": spec.is_tokens,
     }
     return AdapterConfig(feature, **{**derived, **overrides})
 
@@ -98,7 +101,7 @@ def check_fits(config: AdapterConfig, backbone: Backbone) -> None:
     if channels != sum(config.feature_channels):
         raise UserError(
             f"the adapter does not fit the model: it reads {config.unet_feature} with "
-            f"{sum(config.feature_channels)} channels, and the UNet's has {channels}"
+            f"{sum(config.feature_channels)} channels, and the model's has {channels}"
         )
     if backbone.match_width != config.text_width:
         raise UserError(

@@ -13,6 +13,8 @@ from dpt.errors import UserError
 
 TEMPERATURE = 10000.0
 
+NORM_EPS = 1e-6
+
 
 class SinePositionEmbedding(nn.Module):
     """P(h,w): y in the first half of the channels, x in the second; sine on even, cosine on odd channels."""
@@ -75,6 +77,24 @@ class TimestepEmbedding(nn.Module):
         hidden = silu(self.time_embedding["linear_1"](sinusoid(t, self.width)))
         embedded: Tensor = self.time_embedding["linear_2"](hidden)
         return embedded
+
+
+class FeatureNorm(nn.Module):
+    """RMSNorm over the channels of each map, then FiLM by the timestep, which starts as the identity."""
+
+    def __init__(self, config: AdapterConfig) -> None:
+        super().__init__()
+        self.channels, self.width = config.feature_channels, config.hidden_dim
+        self.film = nn.Linear(self.width, 2 * sum(self.channels))
+        nn.init.zeros_(self.film.weight)
+        nn.init.zeros_(self.film.bias)
+
+    def forward(self, features: Tensor, t: Tensor) -> Tensor:
+        """Features (B,C,h,w) and t (B,) to (B,C,h,w)."""
+        maps = features.split(self.channels, dim=1)
+        normed = torch.cat([x * (x.square().mean(dim=1, keepdim=True) + NORM_EPS).rsqrt() for x in maps], dim=1)
+        scale, shift = self.film(sinusoid(t, self.width))[:, :, None, None].chunk(2, dim=1)
+        return normed * (1 + scale) + shift
 
 
 def sinusoid(t: Tensor, width: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from dpt.adapter.config import AdapterConfig
-from dpt.adapter.embeddings import LearnedPositionEmbedding, SinePositionEmbedding, TimestepEmbedding
+from dpt.adapter.embeddings import FeatureNorm, LearnedPositionEmbedding, SinePositionEmbedding, TimestepEmbedding
 from dpt.adapter.phrase_encoder import PretrainedPhraseEncoder
 from dpt.adapter.transformer import Transformer
 from dpt.backbone.device import full_precision, matmul_autocast
@@ -75,6 +75,7 @@ class Adapter(nn.Module):
         if config.contrastive_align_loss:
             self.contrastive_align_projection_image = nn.Linear(d, config.contrastive_loss_hdim)
             self.contrastive_align_projection_text = nn.Linear(config.phrase_width, config.contrastive_loss_hdim)
+        self.feature_norm = FeatureNorm(config) if config.feature_norm else None
 
     @full_precision
     def forward(self, features: Tensor, t: Tensor) -> AdapterOutput:
@@ -114,6 +115,8 @@ class Adapter(nn.Module):
 
     def _encode(self, features: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The encoder's output and its position and timestep embeddings, each (B,h*w,d)."""
+        if self.feature_norm is not None:
+            features = self.feature_norm(features, t)
         tokens, embeddings = self.project(features), self.embeddings(t, *features.shape[-2:])
         if self.config.code_placement == "sequence":
             tokens = tokens + embeddings

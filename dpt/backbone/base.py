@@ -105,6 +105,8 @@ class FeatureSpec:
     """The C of `all-C-S`: each map is projected to this many channels, then all are summed."""
     fused_side: int | None = None
     """The S of `all-C-S`: each map is resized to this side."""
+    is_tokens: bool = False
+    """Whether the maps are tokens of a transformer: an adapter then normalises them by channel and timestep."""
 
     @property
     def deepest(self) -> int:

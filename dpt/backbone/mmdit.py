@@ -24,6 +24,21 @@ from dpt.generation_defaults import GenerationDefaults, generation_defaults
 BLOCK = "block"
 
 
+MEDIANS = 3.0
+
+
+def normalise_tokens(tokens: Tensor) -> Tensor:
+    """Tokens (B,N,D) on the scale of their median channel, softly clipped at three medians; float32.
+
+    In large transformers a few channels are hundreds of times larger than the others (massive activations). A
+    normalisation by mean squares, as of the blocks themselves, would leave little else; the median does not see them.
+    """
+    tokens = tokens.float()
+    median = tokens.detach().abs().median(dim=-1, keepdim=True).values
+    scaled = tokens / median.clamp_min(torch.finfo(tokens.dtype).tiny)
+    return scaled * (1 + (scaled / MEDIANS).square()).rsqrt()
+
+
 class TransformerBackbone(DiffusersModel):
     """A `Backbone`: text encoders, VAE, transformer and noise schedule of one family, all frozen."""
 
@@ -141,7 +156,9 @@ class TransformerBackbone(DiffusersModel):
         needed = [*spec.blocks, *([] if stop_after is None else [stop_after])]
         passes = self.walker.read(*self._inputs(latents, t, condition), needed)
         grid = self.feature_grid(name, (latents.shape[-2], latents.shape[-1]))
-        maps = [passes[block].tokens.image.transpose(1, 2).unflatten(2, grid) for block in spec.blocks]
+        maps = [
+            normalise_tokens(passes[block].tokens.image).transpose(1, 2).unflatten(2, grid) for block in spec.blocks
+        ]
         feature = maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
         return feature.to(latents.dtype), passes[spec.deepest if stop_after is None else stop_after]
 
@@ -166,13 +183,13 @@ class TransformerBackbone(DiffusersModel):
         blocks, parts = self.blocks(), name.split("_")
         if not set(parts) <= set(blocks):
             raise UserError(
-                f"there is no feature {name!r}; this transformer has block0 to {list(blocks)[-1]}, "
+                f"there is no feature {name!r} (--unet_feature); this transformer has block0 to {list(blocks)[-1]}, "
                 "and several joined by _"
             )
         if len(set(parts)) < len(parts):
             raise UserError(f"the feature {name!r} names the same block twice")
         width = self.family.width(self.transformer.config)
-        return FeatureSpec(name, tuple(blocks[part] for part in parts), (width,) * len(parts))
+        return FeatureSpec(name, tuple(blocks[part] for part in parts), (width,) * len(parts), is_tokens=True)
 
     def feature_grid(self, name: str, latent_size: Grid | None = None) -> Grid:
         self.feature_spec(name)

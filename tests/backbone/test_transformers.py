@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 
+from dpt.adapter import Adapter
+from dpt.adapter.config import AdapterConfig
 from dpt.backbone import Backbone, NoiseSchedule, open_backbone
-from dpt.backbone.mmdit import TransformerBackbone
+from dpt.backbone.mmdit import TransformerBackbone, normalise_tokens
 from dpt.backbone.rectified_flow import RectifiedFlow
 from dpt.backbone.rng import SampleRNG
 from dpt.errors import UserError
@@ -68,14 +72,37 @@ def test_a_partial_forward_is_the_whole_one(backbone: Any) -> None:
         hook.remove()
     for i, tokens in enumerate(kept):
         feature, partial = backbone.features(z, t, condition, f"block{i}")
-        assert torch.equal(feature, tokens.transpose(1, 2).unflatten(2, (SIZE // 2, SIZE // 2)))
+        expected = normalise_tokens(tokens).transpose(1, 2).unflatten(2, (SIZE // 2, SIZE // 2))
+        assert torch.equal(feature, expected)
         assert torch.equal(backbone.finish(partial), whole)
         assert torch.equal(backbone.finish(partial[1:].concat(partial[:1])).flip(0), whole)
     joined, partial = backbone.features(z, t, condition, "block2_block0", stop_after=0)
     assert partial.done == 1 and torch.equal(backbone.finish(partial), whole)
     assert torch.equal(joined, torch.cat([backbone.features(z, t, condition, f"block{i}")[0] for i in (2, 0)], 1))
-    with pytest.raises(UserError, match="there is no feature 'up1'; this transformer has block0 to block2"):
+    with pytest.raises(
+        UserError, match="there is no feature 'up1' .--unet_feature.; this transformer has block0 to block2"
+    ):
         backbone.features(z, t, condition, "up1")
+
+
+def test_a_massive_channel_hardly_changes_the_adapters_output() -> None:
+    t = torch.tensor([700.0, 300.0])
+    torch.manual_seed(0)
+    adapter = Adapter(AdapterConfig("block0", (96,), text_width=8, hidden_dim=16, nheads=2, feature_norm=True)).eval()
+    nn.init.normal_(adapter.feature_norm.film.weight, std=0.1)
+    usual = torch.randn(2, 16, 96)
+    massive = usual * torch.ones(96).index_fill(0, torch.tensor([5]), 1000)
+
+    @torch.no_grad()
+    def change(normalise: Callable[[Tensor], Tensor]) -> float:
+        first, second = (
+            adapter.match(normalise(tokens).transpose(1, 2).unflatten(2, (4, 4)), t) for tokens in (usual, massive)
+        )
+        return float((second - first).norm() / first.norm())
+
+    assert change(normalise_tokens) < 0.15
+    assert change(lambda tokens: tokens) > 0.4, "the adapter's own normalisation does not suffice"
+    assert change(lambda tokens: layer_norm(tokens, (96,))) > 0.4, "nor does that of the blocks"
 
 
 def test_no_gradient_crosses_a_detached_block(backbone: Any) -> None:

@@ -178,6 +178,7 @@ def config_of(
             dec_layers=_count(tensors, "transformer.decoder.layers."),
             dim_feedforward=sizes["transformer.decoder.layers.0.linear1.weight"][0],
             pre_norm="transformer.encoder.norm.weight" in tensors,
+            feature_norm="feature_norm.film.weight" in tensors,
             position_embedding="sine" if learned is None else "learned",
             position_rows=PUBLISHED_POSITION_ROWS if learned is None else learned[0],
             num_queries_matching=num_queries_matching,

@@ -57,12 +57,13 @@ class OptimisationOptions:
 @dataclass(frozen=True)
 class ModelOptions:
     pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
-    """The frozen Stable Diffusion model, in the diffusers layout. A folder is used without network access."""
+    """The frozen model, in the diffusers layout: Stable Diffusion with a UNet, or one of the transformers in
+    docs/models.md. A folder is used without network access."""
     revision: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Revision of a hub model."""
     unet_feature: str = "up1"
-    """The UNet feature that the adapter reads: bottom0 …, mid, up0 …, several of equal grid joined by _, or
-    all-CHANNELS-SIDE."""
+    """The feature that the adapter reads. Of a UNet: bottom0 …, mid, up0 …, several of equal grid joined by _, or
+    all-CHANNELS-SIDE. Of a transformer: block0 …, or several joined by _."""
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
     """Overrides the prediction type of the model's scheduler."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
@@ -144,6 +145,9 @@ class AdapterOptions:
     pre_norm: Flag = False
     no_contrastive_align_loss: Flag = False
     contrastive_loss_hdim: int = 64
+    feature_norm: Annotated[bool | None, tyro.conf.arg(metavar="True|False")] = None
+    """Normalise the feature over its channels, then scale and shift it by the timestep, before the adapter reads it.
+    Default: for transformers, not for UNets."""
 
 
 @dataclass(frozen=True)

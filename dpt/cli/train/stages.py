@@ -64,7 +64,7 @@ class LoraShapeOptions:
     """W + alpha / rank B A. Default: the rank, as published."""
     lora_blocks: tuple[str, ...] = ("all",)
     """Blocks whose attention gets a LoRA: all (the published code), down (the paper's figure), mid, up, or feature
-    names of blocks."""
+    names of blocks. Of a transformer: all, or block0 …"""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class DenoisingOptions:
     snr_gamma: float | None = None
     """Weight the denoising loss by min-SNR with this gamma, 5 for instance."""
     detach_unet_feature: Annotated[str | None, tyro.conf.arg(metavar="BLOCK")] = None
-    """The denoising loss trains nothing up to this block: bottom0 ..., mid, up0 ..., skips included."""
+    """The denoising loss trains nothing up to this block: bottom0 ..., mid, up0 ..., skips included; or block0 ..."""
 
 
 @dataclass(frozen=True)

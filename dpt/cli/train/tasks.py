@@ -117,6 +117,8 @@ def open_adapter(
 
 def config_of(options: AdapterOptions, unet_feature: str, backbone: Backbone, phrases: PhraseEncoder) -> AdapterConfig:
     shape = {name: getattr(options, name) for name in SHAPE}
+    if options.feature_norm is not None:
+        shape["feature_norm"] = options.feature_norm
     return config_for(
         backbone,
         unet_feature,
@@ -151,6 +153,7 @@ def adopt_config(options: AdapterOptions, unet_feature: str, stored: AdapterConf
     default = {field.name: field.default for field in fields(AdapterOptions)}
     shape = {name: getattr(stored, name) for name in SHAPE}
     shape["no_contrastive_align_loss"] = not stored.contrastive_align_loss
+    shape["feature_norm"] = stored.feature_norm
     for name, value in shape.items():
         flag = getattr(options, name)
         if flag not in (default[name], value) and name != "dropout":
