@@ -29,6 +29,10 @@ class Component:
     def is_tokenizer(self) -> bool:
         return self.config_file == TOKENIZER_CONFIG
 
+    @property
+    def is_text_encoder(self) -> bool:
+        return self.name.startswith("text_encoder")
+
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -109,6 +113,11 @@ class ModelFolder:
             if component.is_tokenizer:
                 folder._check_tokenizer(component)
         return folder
+
+    @property
+    def text_components(self) -> tuple[Component, ...]:
+        """Tokenizers and text encoders."""
+        return tuple(part for part in self.components if part.is_tokenizer or part.is_text_encoder)
 
     def component(self, component: Component) -> Path:
         return self.path / component.name

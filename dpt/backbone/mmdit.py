@@ -21,9 +21,6 @@ from dpt.backbone.transformer_text import PromptEncoder, TextInputs, is_zero_t5
 from dpt.errors import UserError
 from dpt.generation_defaults import GenerationDefaults, generation_defaults
 
-BLOCK = "block"
-
-
 MEDIANS = 3.0
 
 
@@ -177,7 +174,7 @@ class TransformerBackbone(DiffusersModel):
         return self.transformer
 
     def blocks(self) -> dict[str, int]:
-        return {f"{BLOCK}{i}": i for i in range(len(self.walker.places))}
+        return {name: i for i, name in enumerate(self.family.block_names(self.transformer.config))}
 
     def feature_spec(self, name: str) -> FeatureSpec:
         blocks, parts = self.blocks(), name.split("_")
@@ -200,7 +197,7 @@ class TransformerBackbone(DiffusersModel):
         for position, (blocks, number) in enumerate(self.walker.places):
             prefix = f"{blocks}.{number}."
             if module.startswith(prefix) and module.removeprefix(prefix) in self.family.projections:
-                return f"{BLOCK}{position}"
+                return list(self.blocks())[position]
         return None
 
     def lora_targets(self, blocks: Sequence[str]) -> list[str]:

@@ -34,12 +34,18 @@ def open_backbone(
     chosen = resolve_device(device)
     precision = resolve_dtype(chosen, dtype)
     path = locate_model(path_or_hub_id, revision)
-    family = transformer_family(path)
+    folder, family = model_folder(path), transformer_family(path)
     if family is None:
-        return UNetBackbone.load(ModelFolder.check(path, UNetBackbone.components), chosen, precision, prediction_type)
+        return UNetBackbone.load(folder, chosen, precision, prediction_type)
     if prediction_type is not None:
         raise UserError(f"--prediction_type is for Stable Diffusion: a {family.pipeline} predicts the flow's velocity")
-    return TransformerBackbone.load(family, ModelFolder.check(path, family.components), chosen, precision)
+    return TransformerBackbone.load(family, folder, chosen, precision)
+
+
+def model_folder(path: Path) -> ModelFolder:
+    """The folder of any model that `open_backbone` opens, checked but not loaded."""
+    family = transformer_family(path)
+    return ModelFolder.check(path, UNetBackbone.components if family is None else family.components)
 
 
 def transformer_family(path: Path) -> TransformerFamily | None:

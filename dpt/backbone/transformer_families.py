@@ -48,6 +48,8 @@ class TransformerFamily:
     """Whether the pipeline spaces the sigmas of sampling itself, instead of the scheduler."""
     block_lists: tuple[str, ...]
     """Names of the lists of blocks, in the order of the forward pass."""
+    layers: tuple[str, ...]
+    """The config's keys for their lengths."""
     after_blocks: str
     """The module that takes the image tokens after the last block."""
     image_argument: str
@@ -67,6 +69,9 @@ class TransformerFamily:
     """Latent cells along one side, where the network's positions end."""
     seams: Callable[[Config, Config, Mapping[str, Config]], list[Seam]]
     """Widths that must agree, from the configs of transformer, VAE and text encoders."""
+
+    def block_names(self, config: Config) -> list[str]:
+        return [f"block{i}" for i in range(sum(int(config[key]) for key in self.layers))]
 
     @property
     def components(self) -> tuple[Component, ...]:
@@ -139,6 +144,7 @@ SD3 = TransformerFamily(
     network_time=lambda t, count: t,
     gives_sigmas=False,
     block_lists=("transformer_blocks",),
+    layers=("num_layers",),
     after_blocks="norm_out",
     image_argument="hidden_states",
     text_argument="encoder_hidden_states",
@@ -156,3 +162,15 @@ SD3 = TransformerFamily(
 
 FAMILIES = {family.transformer.classes[0]: family for family in (SD3,)}
 """By the class of the transformer."""
+
+
+def is_lora_target(module: str) -> bool:
+    """Whether a module of this name is an attention projection of some family's blocks."""
+    return any(
+        module.startswith(f"{blocks}.")
+        and (parts := module.removeprefix(f"{blocks}.").split(".", 1))[0].isdigit()
+        and parts[1:]
+        and parts[1] in family.projections
+        for family in FAMILIES.values()
+        for blocks in family.block_lists
+    )

@@ -12,8 +12,11 @@ from dpt.adapter.io import native as adapter_store
 from dpt.adapter.io.native import AdapterRecord
 from dpt.adapter.io.published import has_checksums
 from dpt.adapter.model import Adapter
-from dpt.backbone.folder import SCHEDULER, TEXT_ENCODER, UNET, VAE, ModelFolder
+from dpt.backbone.folder import SCHEDULER, TEXT_ENCODER, UNET, ModelFolder
 from dpt.backbone.identity import model_hash
+from dpt.backbone.opening import model_folder, transformer_family
+from dpt.backbone.rectified_flow import FLOW
+from dpt.backbone.transformer_families import TransformerFamily
 from dpt.backbone.unet_features import block_names
 from dpt.checkpoints.open import KINDS, Checkpoint
 from dpt.generation_defaults import generation_defaults
@@ -40,11 +43,17 @@ def describe(checkpoint: Checkpoint) -> Summary:
 
 
 def describe_model(path: Path) -> Summary:
-    """A Stable Diffusion model in the diffusers layout, without loading it."""
-    folder = ModelFolder.check(path)
+    """A model in the diffusers layout, without loading it."""
+    folder, family = model_folder(path), transformer_family(path)
+    model = _unet_model(folder) if family is None else _transformer_model(folder, family)
+    weights = [file for part in folder.components for file in folder.weights(part)]
+    what = {"path": str(path), "format": "model", "kind": "model in the diffusers layout"}
+    return {**what, "model": model, "files": [_file(file, "absent") for file in weights]}
+
+
+def _unet_model(folder: ModelFolder) -> Summary:
     unet, scheduler = folder.config(UNET), folder.config(SCHEDULER)
-    weights = [file for part in (TEXT_ENCODER, VAE, UNET) for file in folder.weights(part)]
-    model = {
+    return {
         "hash": model_hash(folder),
         "prediction_type": scheduler.get("prediction_type", "epsilon"),
         "latent_size": unet["sample_size"],
@@ -52,8 +61,21 @@ def describe_model(path: Path) -> Summary:
         "text_width": folder.config(TEXT_ENCODER)["hidden_size"],
         "unet_features": list(block_names(unet)),
     }
-    what = {"path": str(path), "format": "model", "kind": "model in the diffusers layout"}
-    return {**what, "model": model, "files": [_file(file, "absent") for file in weights]}
+
+
+def _transformer_model(folder: ModelFolder, family: TransformerFamily) -> Summary:
+    config = folder.config(family.transformer)
+    return {
+        "hash": model_hash(folder),
+        "pipeline": family.pipeline,
+        "prediction_type": FLOW,
+        "latent_size": family.default_side(config),
+        "patch": family.patch(config),
+        "width": family.width(config),
+        "text_width": family.text_width(config),
+        "text_encoders": [part.name for part in folder.components if part.is_text_encoder],
+        "features": family.block_names(config),
+    }
 
 
 def format_summary(summary: Summary) -> str:

@@ -108,7 +108,7 @@ def _open_file(file: Path, config: AdapterConfig | None) -> Checkpoint:
     first = next(iter(tensors), "")
     if any(name.startswith((kohya.UNET, kohya.TEXT_ENCODER, *kohya.OTHER_TEXT_ENCODERS)) for name in tensors):
         return Checkpoint(file, "kohya", (file,), lora=kohya.from_kohya(tensors, metadata, str(file)))
-    if any(name.startswith((diffusers.UNET, diffusers.TEXT_ENCODER)) for name in tensors):
+    if any(name.startswith((diffusers.UNET, diffusers.TRANSFORMER, diffusers.TEXT_ENCODER)) for name in tensors):
         return Checkpoint(file, "diffusers", (file,), lora=diffusers.from_diffusers(tensors, metadata, str(file)))
     for record in (adapter_store.RECORD, lora_store.RECORD):
         if file.with_name(record).is_file():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from dpt.backbone.folder import TEXT_ENCODER, TOKENIZER, VAE, ModelFolder
+from dpt.backbone.folder import VAE, ModelFolder
 from dpt.backbone.identity import hash_as_recorded
 from dpt.backbone.text import ENCODING
 from dpt.data.files.annotations import read_expressions
@@ -55,7 +55,7 @@ def texts_key(model: ModelFolder, dtype: torch.dtype, made: CacheKey = NEW) -> C
     return {
         "format": FORMAT,
         "preprocessing": ENCODING,
-        "text_encoder": hash_as_recorded(made.get("text_encoder"), model, TOKENIZER, TEXT_ENCODER),
+        "text_encoder": hash_as_recorded(made.get("text_encoder"), model, *model.text_components),
         "dtype": name_of(dtype),
     }
 

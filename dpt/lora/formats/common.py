@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from dpt.backbone.transformer_families import is_lora_target
 from dpt.backbone.unet_features import PROJECTIONS, block_of
 from dpt.errors import UserError
 from dpt.lora.injection import LoraConfig
@@ -120,7 +121,11 @@ def check_shape(tensors: Mapping[str, Tensor], where: str) -> int:
         raise UserError(f"{where} holds no LoRA")
     if unknown := [target for target in present if not _is_target(target)]:
         raise UserError(f"{where} holds what no LoRA of attention layers has: {listed(unknown)}")
-    expected = [f"{target}.{matrix}" for target in expected_targets(present) for matrix in (A, B)]
+    if any(map(is_lora_target, present)) and not of_transformer(present):
+        raise UserError(f"{where} holds the LoRA of a transformer and that of a UNet")
+    # Which projections a transformer has shows only on the model itself, when the LoRA is loaded into it.
+    whole = present if of_transformer(present) else expected_targets(present)
+    expected = [f"{target}.{matrix}" for target in whole for matrix in (A, B)]
     missing = [name for name in expected if name not in tensors]
     if missing:
         raise UserError(f"the LoRA in {where} is not whole: it lacks {listed(missing)}")
@@ -180,9 +185,9 @@ def stable_diffusion_targets() -> list[str]:
 
 
 def blocks_of(present: Iterable[str]) -> tuple[str, ...]:
-    """The blocks by name; `all` if that is certain without the UNet at hand."""
+    """The blocks by name; `all` for a transformer, and if that is certain without the UNet at hand."""
     present = set(present)
-    if present == set(stable_diffusion_targets()):
+    if of_transformer(present) or present == set(stable_diffusion_targets()):
         return ("all",)
     order = {"bottom": 0, "mid": 1, "up": 2}
     blocks = {block for target in present if (block := block_of(target))}
@@ -200,8 +205,20 @@ def missing_blocks(present: Iterable[str]) -> list[str]:
     return [*missing, *(["mid"] if between and "mid" not in blocks else [])]
 
 
+def of_transformer(targets: Iterable[str]) -> bool:
+    """Whether these are modules of a transformer, rather than of a UNet."""
+    return all(map(is_lora_target, targets))
+
+
 def _is_target(name: str) -> bool:
-    return bool(block_of(name) and _TARGET.fullmatch(name))
+    return bool(block_of(name) and _TARGET.fullmatch(name)) or is_lora_target(name)
+
+
+def require_unet(stored: StoredLora, format: str, where: str) -> None:
+    if of_transformer(targets_in(stored.tensors)):
+        raise UserError(
+            f"{where} is a LoRA of a transformer, for which the format {format} has no names: use --format diffusers"
+        )
 
 
 def _single_alpha(alphas: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from dpt.errors import UserError
-from dpt.lora.formats.common import RECORD_KEY, A, B, check_lora, lora_from, targets_in, write_lora_file
+from dpt.lora.formats.common import RECORD_KEY, A, B, check_lora, lora_from, of_transformer, targets_in, write_lora_file
 from dpt.lora.injection import LoraConfig
 from dpt.lora.io import StoredLora
 from dpt.untrusted import parse_json
@@ -21,19 +21,21 @@ FILE_NAME = "pytorch_lora_weights.safetensors"
 
 CONFIG_KEY = "lora_adapter_metadata"
 
-UNET, TEXT_ENCODER = "unet.", "text_encoder."
+UNET, TRANSFORMER, TEXT_ENCODER = "unet.", "transformer.", "text_encoder."
 
 UNSUPPORTED = ("rank_pattern", "alpha_pattern", "use_dora", "use_rslora", "lora_bias")
 
-_KEY = re.compile(r"unet\.(.+)\.(?:(lora\.down|lora_A)|(lora\.up|lora_B))\.weight")
+_KEY = re.compile(r"(?:unet|transformer)\.(.+)\.(?:(lora\.down|lora_A)|(lora\.up|lora_B))\.weight")
 
-_OLD_KEY = re.compile(r"unet\.(.+)\.processor\.(to_[qkv]|to_out)_lora\.(?:(down)|(up))\.weight")
+_OLD_KEY = re.compile(r"(?:unet|transformer)\.(.+)\.processor\.(to_[qkv]|to_out)_lora\.(?:(down)|(up))\.weight")
 
 
 def write_diffusers(stored: StoredLora, file: Path, where: str) -> None:
     check_lora(stored, where)
-    tensors = {f"{UNET}{_old_name(name)}": tensor.float() for name, tensor in stored.tensors.items()}
-    described = _peft_config(stored.record.config, sorted(targets_in(stored.tensors)))
+    targets = sorted(targets_in(stored.tensors))
+    network, name_of = (TRANSFORMER, str) if of_transformer(targets) else (UNET, _old_name)
+    tensors = {f"{network}{name_of(name)}": tensor.float() for name, tensor in stored.tensors.items()}
+    described = _peft_config(stored.record.config, targets, network)
     write_lora_file(tensors, stored.record, file, {CONFIG_KEY: json.dumps(described, indent=2, sort_keys=True)})
 
 
@@ -42,7 +44,7 @@ def from_diffusers(named: Mapping[str, Tensor], metadata: Mapping[str, str], whe
     if texts := [key for key in named if key.startswith(TEXT_ENCODER)]:
         raise UserError(
             f"{where} changes the text encoder too ({len(texts)} tensors, the first is {texts[0]}); "
-            "dpt supports LoRAs of the UNet only"
+            "dpt supports LoRAs of the UNet or transformer only"
         )
     described = _read_peft_config(metadata[CONFIG_KEY], where) if CONFIG_KEY in metadata else {}
     stored = lora_from(named, _recognise, where, _number(described, "lora_alpha", where), metadata.get(RECORD_KEY, ""))
@@ -52,13 +54,13 @@ def from_diffusers(named: Mapping[str, Tensor], metadata: Mapping[str, str], whe
     return stored
 
 
-def _peft_config(config: LoraConfig, targets: list[str]) -> dict[str, Any]:
+def _peft_config(config: LoraConfig, targets: list[str], network: str) -> dict[str, Any]:
     """What peft needs to know; all else is its default."""
     alpha = config.resolved_alpha
     return {
-        f"{UNET}r": config.rank,
-        f"{UNET}lora_alpha": int(alpha) if alpha.is_integer() else alpha,
-        f"{UNET}target_modules": targets,
+        f"{network}r": config.rank,
+        f"{network}lora_alpha": int(alpha) if alpha.is_integer() else alpha,
+        f"{network}target_modules": targets,
     }
 
 
@@ -69,7 +71,12 @@ def _read_peft_config(text: str, where: str) -> dict[str, Any]:
         content = None
     if not isinstance(content, dict):
         raise UserError(f"{where}: the metadata {CONFIG_KEY} is not valid JSON")
-    described = {key.removeprefix(UNET): value for key, value in content.items() if key.startswith(UNET)}
+    described = {
+        key.removeprefix(network): value
+        for network in (UNET, TRANSFORMER)
+        for key, value in content.items()
+        if key.startswith(network)
+    }
     if unusual := [key for key in UNSUPPORTED if described.get(key)]:
         raise UserError(f"{where} is a LoRA of a kind that dpt does not support: it has {listed(unusual)}")
     return described

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from dpt.errors import UserError
-from dpt.lora.formats.common import ALPHA, RECORD_KEY, A, B, check_lora, lora_from, targets_in, write_lora_file
+from dpt.lora.formats.common import (
+    ALPHA,
+    RECORD_KEY,
+    A,
+    B,
+    check_lora,
+    lora_from,
+    require_unet,
+    targets_in,
+    write_lora_file,
+)
 from dpt.lora.io import StoredLora
 
 UNET, TEXT_ENCODER = "lora_unet_", "lora_te_"
@@ -55,6 +65,7 @@ def module_of(name: str) -> tuple[str, str] | None:
 def write_kohya(stored: StoredLora, file: Path, where: str, negative_prompt: str = "") -> None:
     """`negative_prompt`: stated in the metadata, where web UIs show it."""
     check_lora(stored, where)
+    require_unet(stored, "kohya", where)
     config = stored.record.config
     tensors: dict[str, Tensor] = {}
     for target in targets_in(stored.tensors):

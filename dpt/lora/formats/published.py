@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from dpt.errors import UserError
-from dpt.lora.formats.common import A, B, check_lora, lora_from, targets_in
+from dpt.lora.formats.common import A, B, check_lora, lora_from, require_unet, targets_in
 from dpt.lora.io import StoredLora
 from dpt.weights import listed
 
@@ -31,6 +31,7 @@ def from_published(named: Mapping[str, Tensor], where: str) -> StoredLora:
 def to_published(stored: StoredLora, where: str) -> dict[str, Tensor]:
     """With the scale multiplied into B."""
     check_lora(stored, where)
+    require_unet(stored, "published", where)
     named = {}
     for target in targets_in(stored.tensors):
         layer, _, projection = target.rpartition(".attn")

@@ -51,14 +51,14 @@ class ModelState:
 
     def identity(self) -> dict[str, str]:
         """Hashes of the weights, read without loading a model."""
-        from dpt.backbone.folder import ModelFolder
         from dpt.backbone.identity import model_hash
         from dpt.backbone.loading import locate_model
+        from dpt.backbone.opening import model_folder
         from dpt.checkpoints import open_checkpoint
         from dpt.embedded import model_location
         from dpt.weights import content_hash
 
-        base = model_hash(ModelFolder.check(locate_model(model_location(self.base))))
+        base = model_hash(model_folder(locate_model(model_location(self.base))))
         if self.lora is None:
             return {"model": base}
         checkpoint = open_checkpoint(self.lora)
