@@ -76,6 +76,7 @@ def test_a_lora_leaves_no_trace(folder: Path) -> None:
     assert not torch.equal(backbone.features(z, 500, condition, "block1")[0], feature)
 
 
+@pytest.mark.slow
 def test_commands_train_and_draw_with_it(folder: Path, tmp_path: Path) -> None:
     """Stage 1, stage 2 and the plain LoRA by their commands, then a corrected image."""
     small = "--hidden_dim 16 --nheads 2 --dim_feedforward 32 --num_queries_rec 4 --unet_feature block1".split()  # noqa: SIM905
