@@ -152,7 +152,7 @@ def exclusive_lock(file: Path, message: str) -> Iterator[None]:
 
 def refuse_existing(final: Path) -> None:
     if os.path.lexists(final):
-        raise UserError(f"{final} is there already; nothing was written")
+        raise UserError(f"{final} already exists; nothing was written")
 
 
 def refuse_nonempty(final: Path) -> None:
@@ -161,7 +161,7 @@ def refuse_nonempty(final: Path) -> None:
     except OSError as error:
         raise UserError(f"the folder {final} cannot be read: {error.strerror or error}") from None
     if taken:
-        raise UserError(f"{final} is there already and is not an empty folder; nothing was written")
+        raise UserError(f"{final} already exists and is not an empty folder; nothing was written")
 
 
 def remove_leftovers(folder: Path, stem: str = "") -> None:

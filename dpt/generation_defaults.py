@@ -105,5 +105,5 @@ def _read(file: Path) -> dict[str, Any]:
     if unknown := sorted(set(content) - set(ENTRIES)):
         raise UserError(f"{file}: unknown key {unknown[0]!r}; known are {', '.join(ENTRIES)}")
     if not from_plain(GenerationDefaults, content, str(file)).guidance_scale >= 0:
-        raise UserError(f"{file}: guidance_scale must be a number from 0 up")
+        raise UserError(f"{file}: guidance_scale must be a number of at least 0")
     return content

@@ -99,7 +99,7 @@ def test_a_new_file_replaces_nothing(tmp_path: Path, links: bool, monkeypatch: p
     if not links:
         monkeypatch.setattr(Path, "hardlink_to", no_links)
     final = tmp_path / "file"
-    with pytest.raises(UserError, match="file is there already; nothing was written"), atomic_new_file(final) as work:
+    with pytest.raises(UserError, match="file already exists; nothing was written"), atomic_new_file(final) as work:
         work.write_text("mine")
         final.write_text("of somebody else, meanwhile")
     assert final.read_text() == "of somebody else, meanwhile"

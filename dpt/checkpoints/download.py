@@ -24,13 +24,13 @@ class DownloadSpec:
 def download_checkpoint(
     spec: DownloadSpec, folder: Path, endpoint: str | None = None, stalled_after: float = STALLED_AFTER_SECONDS
 ) -> str:
-    """Put the file into `folder`, unless it is there already; return a sentence that says what was done."""
+    """Put the file into `folder`, unless it already exists; return a sentence that says what was done."""
     from huggingface_hub import hf_hub_download
 
     final = folder / PurePosixPath(spec.file).name
     if final.exists():
-        _check(final, spec, f"{final} is there already, but it")
-        return f"{final} is there already ({_facts(final)})"
+        _check(final, spec, f"{final} already exists, but it")
+        return f"{final} already exists ({_facts(final)})"
     source = HubSource(spec.repo, spec.revision, spec.file)
     by_hand = f", or fetch the file with a browser elsewhere and put it at {final}"
     with atomic_new_file(final) as work, scratch_folder(work.parent, f"{final.name}.parts") as scratch:

@@ -58,7 +58,7 @@ class Guidance:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and self.scale >= 0):
-            raise UserError(f"the guidance scale must be a number from 0 up, not {self.scale}")
+            raise UserError(f"the guidance scale must be a number of at least 0, not {self.scale}")
         if not 0 <= self.rescale <= 1:
             raise UserError(f"the guidance rescale is between 0 and 1, not {self.rescale}")
         self.interval.check("guidance")

@@ -105,7 +105,7 @@ def test_the_file_is_fetched_once(hub: Hub, tmp_path: Path, capsys: pytest.Captu
     requests = list(hub.requests)
     assert ("GET", FILE) in requests
     fetch(hub, tmp_path / "ckpt" / "dpt-v2.1", *words)
-    assert "pytorch_model.bin is there already (256,000 bytes" in capsys.readouterr().out
+    assert "pytorch_model.bin already exists (256,000 bytes" in capsys.readouterr().out
     assert hub.requests == requests
 
 
@@ -136,7 +136,7 @@ def test_a_file_that_is_not_the_expected_one_is_not_kept(
         fetch(hub, tmp_path / "new", *words)
     assert listing(tmp_path) == []
     fetch(hub, tmp_path)
-    with pytest.raises(UserError, match=r"pytorch_model.bin is there already, but it has "):
+    with pytest.raises(UserError, match=r"pytorch_model.bin already exists, but it has "):
         fetch(hub, tmp_path, *words)
     assert (tmp_path / "pytorch_model.bin").read_bytes() == CONTENT
 

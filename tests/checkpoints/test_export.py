@@ -199,7 +199,7 @@ def test_only_some_blocks(backbone: Backbone, tmp_path: Path) -> None:
 def test_nothing_is_overwritten(result: Path, form: str, tmp_path: Path) -> None:
     out = exported(result, form, tmp_path)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
-    with pytest.raises(UserError, match=r"is there already.*nothing was written"):
+    with pytest.raises(UserError, match=r"already exists.*nothing was written"):
         exported(result, form, tmp_path)
     assert out.exists() and {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 

@@ -155,9 +155,9 @@ def test_flags_without_effect_beside_others_are_known() -> None:
 
 
 REFUSED = [
-    (main_stage1, "--i2t_loss_coef nan", "--i2t_loss_coef must be a number from 0 up, not nan"),
-    (main_stage1, "--eos_coef -1", "--eos_coef must be a number from 0 up, not -1.0"),
-    (main_stage1, "--set_cost_giou inf", "--set_cost_giou must be a number from 0 up, not inf"),
+    (main_stage1, "--i2t_loss_coef nan", "--i2t_loss_coef must be a number of at least 0, not nan"),
+    (main_stage1, "--eos_coef -1", "--eos_coef must be a number of at least 0, not -1.0"),
+    (main_stage1, "--set_cost_giou inf", "--set_cost_giou must be a number of at least 0, not inf"),
     (main_stage1, "--temperature_NCE 0", "--temperature_NCE must be a positive number, not 0.0"),
     (main_stage1, "--noise_offset nan", "--noise_offset must be a number, not nan"),
     (main_stage1, "--learning_rate inf", "--learning_rate must be positive, not inf"),

@@ -129,4 +129,4 @@ def test_what_belongs_to_an_upload_does_nothing_without(
     words: list[str], command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = refused([*command[:-1], *words], capsys)
-    assert f"{words[0]} does nothing without --push_to_hub" in said and TOKEN not in said
+    assert f"{words[0]} has no effect without --push_to_hub" in said and TOKEN not in said

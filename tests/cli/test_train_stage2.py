@@ -166,7 +166,7 @@ def test_an_adapter_of_another_model_is_used_on_request(
         ("--lora_blocks top", "no block 'top' for a LoRA; valid are all, down, mid, up, bottom0"),
         ("--detach_unet_feature top", "--detach_unet_feature is one of bottom0"),
         ("--snr_gamma 0", "--snr_gamma must be positive, not 0"),
-        ("--mse_loss_coef nan", "--mse_loss_coef must be a number from 0 up, not nan"),
+        ("--mse_loss_coef nan", "--mse_loss_coef must be a number of at least 0, not nan"),
         ("--mend_loss_coef 1", "--mend_loss_coef was removed"),
         ("--ema_decay 1", "--ema_decay is at least 0 and below 1, not 1"),
         ("--plain_lora --only_train_lora --qformer_ckpt None", "leave --only_train_lora out"),

@@ -156,7 +156,7 @@ BAD_INPUT = [
     (("--width", "63"), "the width must be divisible by 4, not 63"),
     (("--num_timesteps", "0"), "--num_timesteps must be between 1 and 10000, not 0"),
     (("--num_timesteps", "5000"), "the model has 1000 noise levels, too few for 5000 steps"),
-    (("--guidance_scale", "-1"), "the guidance scale must be a number from 0 up, not -1.0"),
+    (("--guidance_scale", "-1"), "the guidance scale must be a number of at least 0, not -1.0"),
     (("--scheduler", "plms"), "there is no scheduler 'plms'; the names are own, ddim,"),
     (("--resolution", "63"), "the height must be divisible by 4, not 63"),
     (("--n_candidates", "1"), "--n_candidates 1 must be at least --n_samples 2"),

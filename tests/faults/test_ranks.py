@@ -80,7 +80,7 @@ def test_a_killed_data_loader_worker(
     with monkeypatch.context() as patched:
         patched.setattr(Loop, "take_step", take_step)
         assert main_stage1([*words(1, model, tmp_path), "--dataloader_num_workers", "1"]) == 2
-    assert "error: a process that prepares batches is gone (" in capsys.readouterr().err
+    assert "error: a data loader worker died (" in capsys.readouterr().err
     assert main_stage1(words(1, model, tmp_path)) == 0
     assert log(tmp_path) == log(alone)
     assert not unlike(tmp_path / f"checkpoint-{STEPS}", alone / f"checkpoint-{STEPS}")

@@ -71,7 +71,7 @@ def test_sizes_and_progress(backbone: Backbone) -> None:
     ("settings", "sentence"),
     [
         ({"steps": 0}, "steps must be at least 1, not 0"),
-        ({"guidance_scale": -1.0}, "guidance scale must be a number from 0 up, not -1.0"),
+        ({"guidance_scale": -1.0}, "guidance scale must be a number of at least 0, not -1.0"),
         ({"guidance_scale": float("nan")}, "guidance scale must be a number"),
         ({"scheduler": "plms"}, "no scheduler 'plms'"),
         ({"height": -8}, "the height must be between 1 and 16384, not -8"),

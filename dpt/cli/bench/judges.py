@@ -1,4 +1,4 @@
-"""Opens the models that judge and score pictures: the detector, the colour classifier, CLIP, an adapter."""
+"""Opens the models that judge and score images: the detector, the colour classifier, CLIP, an adapter."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def open_judge(suite: Suite, detector: str | None, colours: str | None, extra_sc
         if detector or colours:
             fail(f"the suite {suite.name} is not judged: --{'detector' if detector else 'colours'} has no effect")
         if not extra_scores.identities:
-            warn(f"the suite {suite.name} is not judged, and without --clip its pictures are not scored either")
+            warn(f"the suite {suite.name} is not judged, and without --clip its images are not scored either")
         return ImageJudge(None, None, extra_scores)
     opened_detector = _open_detector(suite, detector or suite.detector or ORACLE, colours)
     check_classes(suite.prompts, opened_detector.classes, f"the detector {opened_detector.identity}")
@@ -95,7 +95,7 @@ def _open_clip(name: str | None, suite: Suite) -> Clip | None:
 
 
 def judge_identity(suite: Suite, judge: ImageJudge) -> dict[str, str]:
-    """What a verdict depends on besides the picture; part of the method's entry in bench.json."""
+    """Everything but the image that a verdict depends on; part of the method's entry in bench.json."""
     identity = {"detector": judge.detector.identity if judge.detector else NO_DETECTOR, "suite": suite.id}
     if suite.judge:
         identity["judge"] = suite.judge

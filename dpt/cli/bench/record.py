@@ -141,7 +141,7 @@ def _check_types(record: Mapping[str, Any], file: Path) -> None:
         raise TypeError
     per_prompt, _, prompts = numbers
     if min(per_prompt, prompts) < 0 or per_prompt * max(prompts, 1) > MOST_PICTURES:
-        fail(f"{file} has an invalid number of pictures: it must be from 0 to {MOST_PICTURES:,}")
+        fail(f"{file} has an invalid number of images: it must be from 0 to {MOST_PICTURES:,}")
 
 
 def _are_texts(values: Any) -> bool:
@@ -149,23 +149,23 @@ def _are_texts(values: Any) -> bool:
 
 
 def image_folder(folder: Path, record: Mapping[str, Any]) -> Path:
-    """The folder with the pictures of the methods: another benchmark's, if this one only judged them.
+    """The folder with the images of the methods: that of another benchmark if this one only judged them.
 
-    An untrusted record must not expose pictures of arbitrary folders, so that must be a benchmark's folder too.
+    An untrusted record must not expose arbitrary folders, so the other folder must be a benchmark's too.
     """
     where = folder / str(record.get("pictures", "."))
     if where != folder and not (where / RECORD).is_file():
-        fail(f"{folder / RECORD} names the folder of pictures {where}, which is not the folder of a benchmark")
+        fail(f"{folder / RECORD} names the folder of images {where}, which is not the folder of a benchmark")
     return where
 
 
 def recorded_suite(record: Mapping[str, Any], moved_to: str | None = None) -> Suite:
-    """Load the suite of the record. Raises if its hash has changed. `moved_to`: NAME=FILE of a moved file."""
+    """Load the suite of the record. Raises if its hash has changed. `moved_to` is NAME=FILE for a moved file."""
     from dpt.evaluation.suites.registry import load, parse
 
     options = record[OPTIONS_KEY]
     if moved_to is not None and parse(moved_to)[0] != parse(options["suite"])[0]:
-        fail(f"the pictures are of the suite {parse(options['suite'])[0]}, not {parse(moved_to)[0]}")
+        fail(f"the images are of the suite {parse(options['suite'])[0]}, not {parse(moved_to)[0]}")
     suite = load(moved_to or options["suite"], tuple(options["categories"]), options["prompts"], options["seed"])
     for name, identity in record["methods"].items():
         if identity.get("suite_hash", suite.hash) != suite.hash:

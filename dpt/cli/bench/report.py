@@ -1,4 +1,4 @@
-"""`dpt bench report`: rates of each method, paired differences, and pictures side by side on one page."""
+"""`dpt bench report`: the rates of each method, paired differences, and images side by side on one page."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PER_CATEGORY = 3
 """Prompts of each category on the contact sheet."""
 
 COLUMNS = 8
-"""Of the contact sheet, about."""
+"""Approximate number of columns of the contact sheet."""
 
 MOST_MEGABYTES = 1000
 
@@ -46,7 +46,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Rates, paired differences and pictures of what `dpt bench run` or `score` has written.
+    """Report the rates, paired differences and images of a benchmark.
 
     Writes results.json, table.md, summary.jsonl, sheet.png, report.html and manifest.json.
     """
@@ -62,11 +62,11 @@ class ReportOptions:
     out: Path | None = None
     """Where the files go; default: the folder itself."""
     reference: Annotated[str | None, tyro.conf.arg(metavar="scenes|FOLDER")] = None
-    """Adds the Fréchet distance of each method's pictures to these: rendered scenes, or a folder of pictures."""
+    """Also report the Fréchet distance of each method's images to these: rendered scenes, or a folder of images."""
     encoder: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED_CLIP
-    """The CLIP whose image features --reference compares."""
+    """The CLIP model whose image features the Fréchet distance compares."""
     budget_mb: float = 8.0
-    """Most megabytes of pictures in report.html."""
+    """Largest size of the images in report.html together, in megabytes."""
 
 
 def report(options: ReportOptions) -> None:
@@ -196,7 +196,7 @@ def earlier_hashes(kept: Path | None, methods: Iterable[str]) -> dict[str, str]:
 
 
 def sheet(folder: Path, record: Mapping[str, Any], methods: Mapping[str, MethodResults]) -> Any:
-    """A contact sheet: the first prompts of each category, with the pictures of all methods side by side."""
+    """A contact sheet: the first prompts of each category, with the images of all methods side by side."""
     from dpt.evaluation.bench.requests import open_image
     from dpt.evaluation.contact_sheet import contact_sheet
 

@@ -1,4 +1,4 @@
-"""`dpt bench run`: draw a suite by several methods and judge every picture."""
+"""`dpt bench run`: sample a suite with several methods and judge every image."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ SUITE_HELP = "pocket, lmd, sr2d, geneval=FILE, coco-nss1k=FILE or prompts=FILE."
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Draw a suite by each method, from the same noise, and judge every picture by a detector.
+    """Sample a suite with each method, from the same noise, and judge every image with a detector.
 
-    Interrupt and repeat at will: the same command resumes. Results go to OUT/METHOD.jsonl, pictures to OUT/METHOD/.
-    Under accelerate launch -m dpt or torchrun -m dpt, processes share the pictures; the results are the same.
+    Interrupt and repeat at will: the same command resumes. Results go to OUT/METHOD.jsonl, images to OUT/METHOD/.
+    Under accelerate launch -m dpt or torchrun -m dpt, processes share the images; the results are the same.
     """
 
     methods: tyro.conf.Positional[tuple[str, ...]]
@@ -49,33 +49,33 @@ class RunOptions:
     suite: Annotated[str, tyro.conf.arg(metavar="NAME[=FILE]", help=SUITE_HELP)] = "pocket"
     detector: Annotated[str | None, tyro.conf.arg(metavar="oracle|none|FOLDER|HUB_ID")] = None
     """The judge: oracle for the pocket suite; owlv2, owlvit, grounding-dino, or any checkpoint of one of these;
-    none to draw now and judge later with `dpt bench score`. Default: the suite's own."""
+    none to sample now and judge later with `dpt bench score`. Default: the suite's own."""
     colours: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
-    """A CLIP that names the colour of each box, for a suite with colours and a detector without."""
+    """A CLIP model that names the colour of each box, for suites with colours and detectors that do not read them."""
     clip: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
-    """A CLIP that scores each picture with its prompt, beside the judge; the pocket's own is ckpt/pocket/clip."""
+    """A CLIP model that also scores each image with its prompt; the pocket's own is ckpt/pocket/clip."""
     itm: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """A checkpoint whose adapter scores each picture with its prompt. Not a fair test of pictures that were corrected
+    """A checkpoint whose adapter scores each image with its prompt. Not a fair test of images that were corrected
     or chosen by such a score."""
     hps: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
     """A preference classifier of `dpt prefer train`, PickScore, or any CLIP or SigLIP, that scores each picture. Use
     one that did not select what a method was tuned on."""
     categories: tuple[str, ...] = ()
-    """Default: all of the suite's, for pocket all but complex."""
+    """Categories to sample. Default: all of the suite's; for pocket, all but complex."""
     prompts: int | None = None
-    """Prompts per category, evenly spread; default: all, of the pocket's 300."""
+    """Prompts per category, spread evenly over the suite. Default: all; for pocket, 300."""
     per_prompt: int = 4
-    """Pictures per prompt."""
+    """Images per prompt."""
     seed: int = 0
     """Another seed gives other prompts; the pocket suite only."""
     num_timesteps: int = 25
     guidance_scale: float | None = None
-    """By default the model's own: its generation_defaults.json, or 7.5."""
+    """Default: that of the model's generation_defaults.json, else 7.5."""
     scheduler: str = "ddim"
     allow_other_base: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Use checkpoints that were trained on another base model, with a warning."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
-    """Number format of the UNet and the text encoder; default: by the device. A CPU with bf16 instructions draws more
+    """Number format of the UNet and the text encoder; default: by the device. A CPU with bf16 instructions samples more
     than twice as fast with bf16."""
 
 
@@ -98,7 +98,7 @@ def check_numbers(options: RunOptions) -> None:
             fail(f"--{name} must be from 1 to {MOST_PICTURES:,}, not {value}")
     total = (options.prompts or 1) * max(1, len(options.categories)) * options.per_prompt
     if total > MOST_PICTURES:
-        fail(f"--prompts and --per_prompt give {total:,} pictures per method; at most {MOST_PICTURES:,} are possible")
+        fail(f"--prompts and --per_prompt give {total:,} images per method; at most {MOST_PICTURES:,} are possible")
 
 
 def run_methods(methods: Sequence[MethodConfig], options: RunOptions, group: Processes) -> None:
@@ -112,7 +112,7 @@ def run_methods(methods: Sequence[MethodConfig], options: RunOptions, group: Pro
     for method in methods:
         run_method(method, options, group, suite, judge)
     if group.is_main:
-        print(f"pictures: {', '.join(f'{options.out / method.name}/' for method in methods)}")
+        print(f"images: {', '.join(f'{options.out / method.name}/' for method in methods)}")
         print(f"results:  {', '.join(str(options.out / f'{method.name}.jsonl') for method in methods)}")
         print(f"next:     dpt bench report {options.out}{baseline_flag(methods, options.out)}")
 
@@ -147,7 +147,7 @@ def run_method(config: MethodConfig, options: RunOptions, group: Processes, suit
         total = sum(shard.holds(number // bench.BATCH) for number in range(len(requests)))
         with (
             write_errors(options.out),
-            tqdm(total=total, desc=config.name, unit="picture", disable=not group.is_main) as bar,
+            tqdm(total=total, desc=config.name, unit="image", disable=not group.is_main) as bar,
         ):
             bench.run_benchmark(config.name, requests, source, judge, options.out, bar.update, shard)
             group.from_main(lambda: merge_shards(lines, requests))

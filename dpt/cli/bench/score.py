@@ -1,4 +1,4 @@
-"""`dpt bench score`: judge existing pictures by another detector, or add scores."""
+"""`dpt bench score`: judge existing images with another detector, or add scores."""
 
 from __future__ import annotations
 
@@ -32,29 +32,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """Judge the pictures of `dpt bench run` by another detector, or add scores to its results.
+    """Judge the images of `dpt bench run` with another detector, or add scores to its results.
 
     Interrupt and repeat at will. Results go to OUT/METHOD.jsonl, for `dpt bench report OUT`.
     """
 
     folder: tyro.conf.Positional[Path]
     out: Path
-    """Another folder: the results of two detectors never share one."""
+    """Folder for the results. It must not be FOLDER: the results of two detectors never share a folder."""
     detector: Annotated[str | None, tyro.conf.arg(metavar="oracle|none|FOLDER|HUB_ID")] = None
-    """As for `dpt bench run`; without it the verdicts stay, and only --clip, --itm and --hps are added."""
+    """As for `dpt bench run`. Without it the verdicts are kept and only the scores of --clip, --itm and --hps are
+    added."""
     colours: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
-    """A CLIP that names the colour of each box, for a suite with colours and a detector without."""
+    """A CLIP model that names the colour of each box, for suites with colours and detectors that do not read them."""
     clip: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
-    """A CLIP that scores each picture with its prompt."""
+    """A CLIP model that scores each image with its prompt."""
     itm: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """A checkpoint whose adapter scores each picture with its prompt. Not a fair test of pictures that were corrected
+    """A checkpoint whose adapter scores each image with its prompt. Not a fair test of images that were corrected
     or chosen by such a score."""
     hps: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
     """A preference classifier of `dpt prefer train`, PickScore, or any CLIP or SigLIP, that scores each picture."""
     suite: Annotated[str | None, tyro.conf.arg(metavar="NAME=FILE")] = None
-    """Where the suite's file is now, if it has been moved."""
+    """NAME=FILE with the new path of the suite's file, if it has been moved."""
     methods: tuple[str, ...] = ()
-    """Default: all of FOLDER."""
+    """Default: all methods in FOLDER."""
 
 
 def score(options: ScoreOptions) -> None:
@@ -63,7 +64,7 @@ def score(options: ScoreOptions) -> None:
     if options.colours and not options.detector:
         fail("--colours needs --detector")
     if options.out.resolve() == options.folder.resolve():
-        fail(f"{options.out} holds the pictures and their results; choose another --out")
+        fail(f"{options.out} holds the images and their results; choose another --out")
     from dpt.records import to_plain
 
     record = read_record(options.folder)
@@ -110,7 +111,7 @@ def score_method(
     with method_lock(options.out, name):
         # Relative, so that the two folders can be moved together.
         register_method(options.out, recorded, name, identity, pictures=os.path.relpath(pictures, options.out))
-        with write_errors(options.out), tqdm(total=len(requests), desc=name, unit="picture") as bar:
+        with write_errors(options.out), tqdm(total=len(requests), desc=name, unit="image") as bar:
             if repeated := repair(lines):
                 warn(f"{lines} had {repeated} duplicate lines, left by two runs at once; they were removed")
             run_benchmark(name, requests, StoredImages(pictures / name), judge_images, options.out, bar.update)

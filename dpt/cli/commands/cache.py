@@ -1,4 +1,4 @@
-"""`dpt cache`: latents and text states, made once for all trainings of one model on one data folder."""
+"""`dpt cache`: encode latents and text states once for every training of a model on a data folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dpt.errors import UserError, fail
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """Encode the pictures of a data folder once, and with --texts its texts, so that training does not have to.
+    """Encode the images of a data folder once, and with --texts its texts, so that training does not have to.
 
     The command can be stopped and repeated: it continues, and adds what is new in the data.
     """
@@ -25,13 +25,13 @@ class CacheOptions:
     pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
     """The model that will be trained on. A folder is used without touching the network."""
     revision: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Version of a hub model."""
+    """Revision of a hub model."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     """Number format of the text encoder on a GPU; use that of the training. Only --texts depends on it."""
     resolution: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
-    """Side of the square that pictures are brought to; by default what the model was trained at."""
+    """Side of the square training images. Default: the size the model was trained at."""
     center_crop: Flag = False
-    """Crop the middle square instead of squashing the picture."""
+    """Crop the middle square instead of squashing the image."""
     random_flip: Flag = False
     """Also store what training with --random_flip needs: twice the latents, and the mirrored texts."""
     texts: Flag = False
@@ -39,13 +39,13 @@ class CacheOptions:
     dtype: Literal["float32", "float16"] = "float32"
     """Number format of the stored latents. float16 halves the size and rounds to 11 binary digits."""
     batch_size: int = 16
-    """Pictures, or texts, encoded together."""
+    """Images, or texts, encoded per forward pass."""
     dataloader_num_workers: int = 0
-    """Processes that read pictures ahead."""
+    """Processes that read images in advance."""
     corrupt_budget: int = 0
-    """How many broken pictures to leave out before stopping."""
+    """Number of broken images to skip before stopping."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """Where to write; by default cache/ under the root, where training looks for it."""
+    """Folder for the cache. Default: cache/ in the data folder, where training looks for it."""
 
 
 def cache(options: CacheOptions) -> None:
@@ -53,7 +53,7 @@ def cache(options: CacheOptions) -> None:
     from dpt.distributed import processes
 
     with plain_warnings(), processes() as group:
-        group.from_main(lambda: _cache(options))  # a launcher's other processes wait: a cache has one writer
+        group.from_main(lambda: _cache(options))  # one process writes the cache; the launcher's other processes wait
 
 
 def _cache(options: CacheOptions) -> None:

@@ -1,4 +1,4 @@
-"""`dpt info`, `dpt export` and `dpt download`: checkpoints described, converted and fetched."""
+"""`dpt info`, `dpt export` and `dpt download`: describe, convert and download checkpoints."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def is_training_state(path: Path) -> bool:
 
 
 def describe_training_state(path: Path) -> dict[str, Any]:
-    """What a run saved to resume from: its step, what it trains, its options, and where its result is."""
+    """Describe a training checkpoint: its step, trained parts, options, and the path of its result."""
     from dpt.training.engine import checkpoint
     from dpt.training.engine.run_folder import CONFIG
     from dpt.untrusted import read_json_object
@@ -124,24 +124,24 @@ HEX = "0123456789abcdef"
 
 @dataclass(frozen=True)
 class DownloadOptions:
-    """Fetch the published checkpoint. Afterwards the file is there, complete, or not at all."""
+    """Download the published checkpoint. An interrupted download leaves no partial file."""
 
     repo: Annotated[str, tyro.conf.arg(metavar="HUB_ID")] = "leigangqu/DPT-T2I"
     """Repository on the hub."""
     file: str = "pytorch_model.bin"
-    """Name of the file there, and here."""
+    """Name of the file in the repository; it keeps the name."""
     revision: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Branch, tag or commit; by default the newest."""
+    """Branch, tag or commit. Default: the newest."""
     out: Path = Path("ckpt/dpt-v2.1")
-    """Folder to put it into."""
+    """Folder for the file."""
     size: Annotated[int | None, tyro.conf.arg(metavar="BYTES")] = None
     """Refuse a file of another size."""
     sha256: Annotated[str | None, tyro.conf.arg(metavar="HEX")] = None
     """Refuse a file with another SHA-256."""
     endpoint: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
-    """Another hub, which is not sent your token. By default HF_ENDPOINT, or the public one."""
+    """URL of another hub; your token is not sent to it. Default: HF_ENDPOINT, or the public hub."""
     timeout: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 300.0
-    """Give up after so long without progress."""
+    """Give up after this many seconds without progress."""
 
 
 def download(options: DownloadOptions) -> None:

@@ -13,15 +13,15 @@ class DataCheckOptions:
     """List what is missing or broken in a data folder. Exit code 2 if training would refuse it."""
 
     root: tyro.conf.Positional[Path]
-    """The folder that holds coco/, ReC/ and ITM/, or pictures with metadata.jsonl."""
+    """The folder that holds coco/, ReC/ and ITM/, or images with metadata.jsonl."""
     dataset_name: str = "refall"
-    """As in training: referring expressions to train on."""
+    """Referring expressions to train on, as in training."""
     combine_datasets_val: tuple[str, ...] = ("refcoco", "refcoco+", "refcocog")
-    """As in training: referring expressions to validate on."""
+    """Referring expressions to validate on, as in training."""
     dataset_name_val: str | None = None
-    """As in training: one set of expressions to validate on, instead of those combined."""
+    """Validate on this set of expressions instead of all of them combined, as in training."""
     decode: bool = False
-    """Also read the pixels of every picture that training uses: finds truncated files, and takes long."""
+    """Also decode every image that training uses. This finds truncated files and takes long."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def check_picture_folder(options: DataCheckOptions) -> None:
     rows = read_picture_folder(options.root)
     for name in dict.fromkeys(row.file_name for row in rows):
         (read_image if options.decode else read_header)(options.root / name, options.root)
-    print(f"{options.root} can be used with --plain_lora: {len(rows)} pictures with captions")
+    print(f"{options.root} can be used with --plain_lora: {len(rows)} images with captions")
 
 
 def prepare(options: DataPrepareOptions) -> None:

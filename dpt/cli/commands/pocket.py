@@ -24,19 +24,19 @@ class BuildOptions:
     work: Path = Path("runs/pocket")
     """Where the stages keep their checkpoints and latents."""
     recipe: Path | None = None
-    """A recipe file; default: the one for making the model from nothing. A recipe with a `transformer` trains an SD3
-    model."""
+    """A recipe file. Default: the recipe that trains the model from scratch. A recipe with a `transformer` trains an
+    SD3 model."""
     start: Path | None = None
     """A finished model whose denoiser to train further; its CLIP and VAE stay as they are. A transformer recipe needs
     it, for the VAE and the initial text encoder."""
     minutes: float | None = None
-    """Stop after so many minutes; the same command continues."""
+    """Stop after this many minutes; the same command continues."""
     last: str | None = None
     """The last stage to train: clip, vae or unet; text or mmdit with a transformer recipe. Default: all."""
     compile: bool = False
     """Compile the transformer's blocks; needs a C++ compiler on a CPU."""
     device: str | None = None
-    """cpu, or cuda where minutes do what takes hours on a CPU; default: cuda if there is one."""
+    """cpu or cuda. A CPU takes hours for what takes a GPU minutes. Default: cuda if there is a GPU."""
     processes: int = 1
     """Processes that share each batch of the denoiser. One per core is faster than one with many threads."""
     threads: int | None = None
@@ -100,7 +100,7 @@ def _build(options: BuildOptions, until: float | None, processes: Processes) -> 
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """Generate the pocket suite with a model and judge it by the oracle; write a table and contact sheets."""
+    """Sample the pocket suite with a model, judge the images with the oracle, and write a table and contact sheets."""
 
     model: Path = Path("ckpt/pocket")
     out: Path = Path("outputs/pocket")
@@ -108,11 +108,11 @@ class MeasureOptions:
     prompts: int = 200
     """Prompts per category."""
     per_prompt: int = 1
-    """Pictures per prompt."""
+    """Images per prompt."""
     seed: int = 0
     num_timesteps: int = 25
     guidance_scale: float | None = None
-    """By default the model's own: its generation_defaults.json, or 7.5."""
+    """Default: that of the model's generation_defaults.json, else 7.5."""
     scheduler: str = "ddim"
 
 
@@ -146,7 +146,7 @@ class DiagnoseOptions:
     pairs: int = 60
     """Pairs of captions per word class."""
     noises: int = 4
-    """Noises per prompt for the layout."""
+    """Images per prompt, each from its own noise, for the layout."""
 
 
 def diagnose(options: DiagnoseOptions) -> None:

@@ -32,9 +32,9 @@ class ProbeOptions:
     adapters: tyro.conf.Positional[tuple[Path, ...]]
     """Adapter folders, or results of stage 2, which are measured with their LoRA."""
     pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
-    """The frozen model whose features they read."""
+    """The frozen model whose features the adapters read."""
     revision: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Version of a hub model."""
+    """Revision of a hub model."""
     allow_other_base: bool = False
     """Use adapters that were trained on another base model, with a warning."""
     out: Path = Path("outputs/probe")
@@ -44,7 +44,7 @@ class ProbeOptions:
     headline: int = 500
     """The timestep of the tables that show only one."""
     scenes: Literal["pocket", "full"] = "pocket"
-    """Which world scenes are rendered of, where there is no --data_root."""
+    """World of the rendered scenes, without --data_root."""
     num: int = 512
     """Number of scenes, none of which is in training or validation."""
     data_root: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
@@ -52,7 +52,7 @@ class ProbeOptions:
     datasets: tuple[str, ...] = ("refcoco:val", "refcoco+:val", "refcocog:val")
     """Referring expressions of the data folder, as DATASET:SPLIT."""
     resolution: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
-    """Side of the square that pictures are brought to; by default what the model was trained at."""
+    """Side of the square images. Default: the size the model was trained at."""
     center_crop: bool = False
     val_batch_size: int = 32
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None

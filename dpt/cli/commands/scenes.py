@@ -1,4 +1,4 @@
-"""`dpt scenes …`: how well rendered scenes are read back, and their export in the published formats."""
+"""`dpt scenes …`: measure the oracle on rendered scenes, and export scenes in the published formats."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SceneCheckOptions:
     world: str = "full"
     """full or pocket."""
     vae: Path | None = None
-    """A diffusers model folder: adds a row for pictures encoded and decoded by its VAE."""
+    """A diffusers model folder: adds a row for images encoded and decoded by its VAE."""
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None
     """Also write the counts to this file."""
 
@@ -94,14 +94,14 @@ class SceneExportOptions:
     """Write rendered scenes, their captions, expressions and hard negatives in the published formats."""
 
     out: Path
-    """The data folder to make; it may not be there yet, or must be empty."""
+    """The data folder to create. It must not exist yet, or be empty."""
     num: int
     """Training scenes."""
     seed: int = 0
     world: str = "pocket"
     """pocket or full."""
     val: int | None = None
-    """Scenes for each of validation captions, validation and test expressions; default: a tenth of num."""
+    """Scenes for each of: validation captions, validation expressions, test expressions. Default: a tenth of --num."""
     format: str = "jpg"
     """jpg (as published) or png."""
 
@@ -120,4 +120,4 @@ def export(options: SceneExportOptions) -> None:
     if options.format not in ("jpg", "png"):
         fail(f"--format must be jpg or png, not {options.format!r}")
     export_scenes(Plan(options.num, val, options.seed, options.world, options.format), options.out)
-    print(f"wrote {options.out}: see manifest.json there for what it holds")
+    print(f"wrote {options.out}: its manifest.json lists the contents")

@@ -1,4 +1,4 @@
-"""A fresh folder for one run's results, and the file of prompts it reads."""
+"""A new folder for the results of a run, and the reading of prompt files."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def new_run_folder(parent: Path, text: str) -> AbstractContextManager[NumberedFo
 
 
 def slug(text: str, length: int = 48) -> str:
-    """A readable file name made of the words of a text."""
+    """The words of a text as a readable file name."""
     words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     return words[:length].strip("-") or "run"
 
 
 def read_prompts(file: Path) -> list[str]:
-    """One prompt per line, or per line of a .jsonl file the text under "prompt". Blank lines are left out."""
+    """One prompt per line, or per line of a .jsonl file the text under "prompt". Blank lines are skipped."""
     try:
         lines = read_text(file).split("\n")  # not splitlines: a prompt may hold U+2028, a form feed and the like
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What the commands of `dpt ipr` share: progress bars, number formats, the judge of a folder."""
+"""Helpers of the `dpt ipr` commands: progress bars, number formats, and the detector of a prompt file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def no_progress(what: str, total: int) -> Callable[[int], None]:
 
 
 def detector_for(config: DetectorConfig, suite: Suite, prompts: Iterable[Prompt]) -> OpenedDetector:
-    """The detector of the flags, or that of the prompts."""
+    """The detector that the flags choose, or else the default one of the suite."""
     from dpt.methods.ipr.detecting import open_detector
 
     assert suite.detect_config is not None

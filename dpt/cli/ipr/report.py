@@ -16,14 +16,14 @@ from dpt.methods.ipr.config import DetectorConfig, WeightConfig
 
 @dataclass(frozen=True)
 class IPRReportOptions:
-    """Accuracy of a run's rounds, of detected images, or of a result file of VISOR."""
+    """Report the accuracy of the rounds of a run, of detected images, or of a VISOR result file."""
 
     path: tyro.conf.Positional[Path]
-    """The folder of a run, a folder of `dpt ipr detect`, or a result file of VISOR."""
+    """The folder of a run, a folder of `dpt ipr detect`, or a VISOR result file."""
     samples: Path | None = None
-    """The images of a folder of detections."""
+    """The folder of the images, for a folder of detections."""
     visor: Path | None = None
-    """Write VISOR's result file of the detections here."""
+    """Also write the detections as a VISOR result file here."""
 
 
 def report(options: IPRReportOptions) -> None:
@@ -37,7 +37,7 @@ def report(options: IPRReportOptions) -> None:
     elif (options.path / "detections.json").is_file():
         _report_detections(options)
     else:
-        fail(f"{options.path} is neither a finished run, nor a folder of `dpt ipr detect`, nor a result file of VISOR")
+        fail(f"{options.path} is neither a finished run, nor a folder of `dpt ipr detect`, nor a VISOR result file")
 
 
 def _report_detections(options: IPRReportOptions) -> None:
@@ -57,7 +57,7 @@ def _report_detections(options: IPRReportOptions) -> None:
         print(f"\n{visor_scores(results).text}")
     if options.visor is not None:
         if not results:
-            fail("no prompt has two nouns, which VISOR's result file is about")
+            fail("a VISOR result file lists prompts with two nouns, and these have none")
         options.visor.parent.mkdir(parents=True, exist_ok=True)
         write_json(options.visor, results)
         print(f"wrote {options.visor}: {len(results)} images")
@@ -66,18 +66,18 @@ def _report_detections(options: IPRReportOptions) -> None:
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class RelabelPicturesOptions:
-    """Rewrite the captions of a folder of pictures to what a detector reads in them, with weights for training.
+    """Rewrite the captions of a folder of images to match what a detector finds in them, with weights for training.
 
-    Captions must be understood by rule: scenes, templates of LLM-grounded Diffusion, and sentences about nouns of COCO
-    such as "two red cars and a dog" or "a cat to the left of a chair".
+    A rule-based parser reads the captions: scenes, templates of LLM-grounded Diffusion, and sentences about nouns of
+    COCO such as "two red cars and a dog" or "a cat to the left of a chair".
     """
 
     folder: tyro.conf.Positional[Path]
-    """Pictures with metadata.jsonl, or with a text file each."""
+    """Images with metadata.jsonl, or with a .txt file beside each."""
     out: Path
     detect: DetectorConfig = field(default_factory=DetectorConfig)
     unparsed: Literal["drop", "keep"] = "drop"
-    """A caption that is not understood: left out, or kept with its weight."""
+    """Drop images whose caption cannot be parsed, or keep them with their caption and weight."""
     relabel: RelabelConfig = field(default_factory=RelabelConfig)
     weight: WeightConfig = field(default_factory=WeightConfig)
 
@@ -91,4 +91,4 @@ def relabel(options: RelabelPicturesOptions) -> None:
         source, detector, options.out, options.relabel, options.weight, options.unparsed,
         show_progress("detecting", len(source.pictures)),
     )  # fmt: skip
-    print(f"{counts.text}\n{options.out}: pictures with captions and weights, ready for `dpt ipr train`")
+    print(f"{counts.text}\n{options.out}: images with captions and weights, ready for `dpt ipr train`")

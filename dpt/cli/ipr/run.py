@@ -32,7 +32,7 @@ class IPRRunOptions(IPRConfig):
     """Start from the published hyper-parameters: sdv2 (the whole UNet), sdv2-lora or sdxl-lora. Other flags change
     them."""
     out: Path = Path("outputs/ipr")
-    """The folder of the run."""
+    """Folder of the run."""
     mixed_precision: Annotated[Precision | None, tyro.conf.arg(metavar="no|fp16|bf16")] = None
     """Number format of the UNet and the text encoder; default: by the device. Trained weights are float32."""
 
@@ -53,7 +53,7 @@ class IPRRunOptions(IPRConfig):
 
 
 def _flags(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Flags with the words after them, whichever way they are joined."""
+    """Flags with their values, given as `--flag=value` or `--flag value`."""
     pairs = [(word.partition("=")[0], word.partition("=")[2]) for word in words if "=" in word]
     return [*pairs, *pairwise(words)]
 

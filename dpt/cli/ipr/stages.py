@@ -1,4 +1,4 @@
-"""`dpt ipr prompts|sample|detect|relabel|merge|train`: each stage by itself, on the published files."""
+"""`dpt ipr prompts|sample|detect|relabel|merge|train`: the stages one by one, on files in the published formats."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Model = Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")]
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class IPRPromptsOptions:
-    """Write the prompts of a suite as JSON, those to train on and those to measure on."""
+    """Write the prompts of a suite as two JSON files: prompts to train on, and held-out prompts to measure on."""
 
     out: Path
     """The folder for prompts.json and held_out.json."""
@@ -43,7 +43,7 @@ def prompts(options: IPRPromptsOptions) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for name, part in (("prompts.json", training), ("held_out.json", held_out)):
         if (options.out / name).exists():
-            fail(f"{options.out / name} is there already; nothing was written")
+            fail(f"{options.out / name} already exists; nothing was written")
         write_prompts(part.prompts, options.out / name)
         print(f"{options.out / name}: {len(part.prompts)} prompts")
 
@@ -54,13 +54,13 @@ class IPRSampleOptions:
     """Sample images for the prompts of a file. An interrupted run continues."""
 
     prompts: tyro.conf.Positional[Path]
-    """A JSON list as SR2D has it, or what `dpt ipr prompts` wrote."""
+    """A JSON list in the format of SR2D, or a file of `dpt ipr prompts`."""
     out: Path
     pretrained_model_name_or_path: Model = "ckpt/pocket"
     ckpt: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER|FILE")] = None
-    """A LoRA for the model."""
+    """A LoRA to sample with."""
     round: int = 0
-    """The number of the round: part of the file names and of the noise."""
+    """Number of the round. File names and noise depend on it."""
     seed: int = 0
     sample: SampleConfig = field(default_factory=SampleConfig)
     mixed_precision: Annotated[Precision | None, tyro.conf.arg(metavar="no|fp16|bf16")] = None
@@ -72,7 +72,7 @@ def sample(options: IPRSampleOptions) -> None:
     from dpt.methods.ipr.sampling import sample as sample_images
 
     if options.round < 0:
-        fail(f"--round must be a number from 0 up, not {options.round}")
+        fail(f"--round must be at least 0, not {options.round}")
     rows = read_prompts(options.prompts)
     model = ModelState(options.pretrained_model_name_or_path, options.ckpt)
     with processes() as group:
@@ -123,12 +123,12 @@ def detect(options: IPRDetectOptions) -> None:
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class IPRRelabelOptions:
-    """Write the images with captions that hold for what was detected, and weights."""
+    """Write the images with captions that agree with the detections, and with weights."""
 
     samples: tyro.conf.Positional[Path]
     """A folder of `dpt ipr sample`."""
     detections: Path
-    """A folder of `dpt ipr detect`, or a detection dump as published."""
+    """A folder of `dpt ipr detect`, or a detection dump in the published format."""
     out: Path
     detector: str | None = None
     """Refuse detections by any other detector."""
@@ -164,15 +164,13 @@ def merge(options: IPRMergeOptions) -> None:
         fail("name the folders to merge")
     chosen = [options.folders[number] for number in options.merging.rounds(len(options.folders) - 1)]
     stage = merge_folders(chosen, options.out, options.merging)
-    print(
-        f"{options.out}: {stage.record()['pictures']} pictures from {len(chosen) + len(options.merging.also)} folders"
-    )
+    print(f"{options.out}: {stage.record()['pictures']} images from {len(chosen) + len(options.merging.also)} folders")
 
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class IPRTrainOptions:
-    """Train a LoRA or the whole UNet on a folder of pictures with captions and weights, by the denoising loss."""
+    """Train a LoRA or the whole UNet on a folder of images with captions and weights, by the denoising loss."""
 
     data: tyro.conf.Positional[Path]
     out: Path
@@ -180,7 +178,7 @@ class IPRTrainOptions:
     ckpt: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER|FILE")] = None
     """A LoRA to start from."""
     round: int = 0
-    """Chooses among several numbers of --num_train_epochs."""
+    """Number of the round; selects the entry of --num_train_epochs if that has several."""
     seed: int = 0
     train: FineTuneConfig = field(default_factory=FineTuneConfig)
     mixed_precision: Annotated[Precision | None, tyro.conf.arg(metavar="no|fp16|bf16")] = None

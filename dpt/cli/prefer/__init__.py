@@ -1,1 +1,1 @@
-"""`dpt prefer`: preference data, the classifier, scores, selection, and tuning on what was selected."""
+"""`dpt prefer`: preference data, the classifier, scores, selection, and tuning on the selected images."""

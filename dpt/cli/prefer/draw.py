@@ -1,4 +1,4 @@
-"""`dpt prefer draw` and `dpt prefer synthesize`: several pictures of each prompt, and choices by a stated taste."""
+"""`dpt prefer draw` and `dpt prefer synthesize`: sample candidates for each prompt, and choose by a known taste."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ LATER_SUITES = 1000
 
 @dataclass(frozen=True)
 class DrawingOptions:
-    """The model that draws, and how."""
+    """The model and the sampling settings."""
 
     pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
     ckpt: Annotated[Path | None, tyro.conf.arg(metavar="PATH", aliases=["--unet_weight"])] = None
-    """Draw with this LoRA. Default: the model itself."""
+    """Sample with this LoRA. Default: the model alone."""
     n_samples: int = 4
-    """Pictures per prompt."""
+    """Images per prompt."""
     num_timesteps: int = 25
     guidance_scale: float | None = None
     """Default: the model's own."""
@@ -50,9 +50,9 @@ class DrawingOptions:
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class DrawOptions:
-    """Draw several pictures of each prompt into a folder with metadata.jsonl. The same command resumes.
+    """Sample several images for each prompt into a folder with metadata.jsonl. The same command resumes.
 
-    They are candidates for `dpt prefer score` and `select`, or with --type regularization pictures that keep a tuned
+    They are candidates for `dpt prefer score` and `select`, or with --type regularization images that keep a tuned
     model close to the base model. Launched processes share the work.
     """
 
@@ -69,7 +69,7 @@ class DrawOptions:
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class SynthesizeOptions:
-    """Make preference data for the embedded model: draw pictures of scene prompts and choose by a stated taste.
+    """Make preference data for the embedded model: sample scene prompts and choose among the images by a known taste.
 
     Writes preference_images/, preference_train.json and preference_test.json in the published format, and taste.json.
     """
@@ -80,7 +80,7 @@ class SynthesizeOptions:
     test_fraction: float = 0.2
     """Fraction of the choices in preference_test.json; no user and no prompt is in both files."""
     categories: tuple[str, ...] = ("single", "binding", "count", "spatial")
-    """Categories of scene prompts, in equal numbers as far as there are different ones."""
+    """Categories of scene prompts, as equal in number as the supply of different prompts allows."""
     taste: Taste = field(default_factory=Taste)
     drawing: DrawingOptions = field(default_factory=DrawingOptions)
 
@@ -94,11 +94,11 @@ def draw(options: DrawOptions) -> None:
             from dpt.methods.candidates import write_metadata
 
             write_metadata(options.out, requests, options.type)
-            print(f"{len(requests)} pictures of {len(prompts)} prompts are in {options.out}")
+            print(f"{len(requests)} images for {len(prompts)} prompts are in {options.out}")
 
 
 def read_prompt_file(file: Path) -> list[str]:
-    """As `read_prompts`, and the published JSON list of texts."""
+    """`read_prompts`, or a JSON list of texts, as published."""
     if file.suffix != ".json":
         return read_prompts(file)
     from dpt.untrusted import read_json
@@ -139,7 +139,7 @@ def draw_into(
     config = DiffusionConfig(name, options.ckpt, negative_prompt="")  # the requests have it
     method = config.open(generation)
     requests = candidate_requests(prompts, options.n_samples)
-    with tqdm(total=len(requests), desc="drawing", unit="picture", disable=not group.is_main) as bar:
+    with tqdm(total=len(requests), desc="sampling", unit="image", disable=not group.is_main) as bar:
         draw_candidates(method, requests, options.seed, folder, negative, group, bar.update)
     return requests
 
@@ -158,7 +158,7 @@ def synthesize(options: SynthesizeOptions) -> None:
 
 
 def scene_prompts(options: SynthesizeOptions) -> list[Prompt]:
-    """Different prompts of the pocket suite, under a seed that no benchmark uses; categories take turns."""
+    """Different prompts of the pocket suite from a seed that no benchmark uses, alternating between categories."""
     from itertools import chain
 
     from dpt.evaluation.suites.pocket import suite
@@ -174,7 +174,7 @@ def scene_prompts(options: SynthesizeOptions) -> list[Prompt]:
 def write_preferences(
     options: SynthesizeOptions, prompts: Sequence[Prompt], requests: Sequence[CandidateRequest]
 ) -> None:
-    """Judge every picture, choose, and write the published files and the taste."""
+    """Judge every image, choose, and write the published files and the taste."""
     from dpt.data.images import read_image
     from dpt.data.preference.records import read_preferences, write_choices
     from dpt.data.preference.split import split_records
@@ -206,5 +206,5 @@ def write_preferences(
         work.write_text(json.dumps(stated, indent=1) + "\n")
     print(
         f"{len(split.train)} choices in {options.out / 'preference_train.json'}, {len(split.test)} in "
-        f"preference_test.json; a chooser who knew the taste would be right in {agreement:.1%} of them"
+        f"preference_test.json; the best possible classifier predicts {agreement:.1%} of them"
     )

@@ -1,4 +1,4 @@
-"""`dpt prefer score` and `dpt prefer select`: score pictures, and keep the clear winners and losers."""
+"""`dpt prefer score` and `dpt prefer select`: score images, and keep the clear winners and losers."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from dpt.score.selection import SelectedPicture, SelectionConfig
 
 @dataclass(frozen=True)
 class PreferScoreOptions:
-    """Score every picture of a folder with its prompt: 100 times their cosine. The same command resumes.
+    """Score every image of a folder with its prompt: 100 times their cosine. The same command resumes.
 
-    The folder has metadata.jsonl or a text file beside each picture. Launched processes share the work.
+    The folder has metadata.jsonl or a text file beside each image. Launched processes share the work.
     """
 
     images: Annotated[Path, tyro.conf.arg(metavar="FOLDER", aliases=["--image_folder"])]
     scorer: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID|FILE", aliases=["--hpc", "--clip_checkpoint"])]
     """A classifier of `dpt prefer train`, any CLIP or SigLIP, PickScore; or hpc.pth, HPS v2 or v2.1 with --clip."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Default: scores.jsonl in the folder of pictures."""
+    """Default: scores.jsonl in the folder of images."""
     clip: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
-    """The CLIP that a file of weights belongs to; also supplies a missing processor."""
+    """The CLIP model that a weights file belongs to; also supplies a missing processor."""
     meta_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """A JSON list of {"file_name", "caption"} instead of the folder's captions, as for the published evaluate_hps."""
     corrupt_budget: int = 0
-    """Number of unreadable pictures to leave out before failing."""
+    """Number of unreadable images to skip before failing."""
 
 
 def score(options: PreferScoreOptions) -> None:
@@ -48,22 +48,22 @@ def score(options: PreferScoreOptions) -> None:
     with processes() as group:
         take_own_gpu()
         model = open_preference_model(options.scorer, options.clip)
-        with tqdm(total=len(pictures), desc="scoring", unit="picture", disable=not group.is_main) as bar:
+        with tqdm(total=len(pictures), desc="scoring", unit="image", disable=not group.is_main) as bar:
             result = score_pictures(pictures, options.images, model, out, group, bar.update)
         if not group.is_main:
             return
     if len(result.skipped) > options.corrupt_budget:
         first = result.skipped[0]
-        raise UserError(f"{len(result.skipped)} pictures cannot be read, more than --corrupt_budget allows; {first}")
+        raise UserError(f"{len(result.skipped)} images cannot be read, more than --corrupt_budget allows; {first}")
     cut = sum(model.inputs.is_cut(prompt) for prompt in {picture.prompt for picture in pictures})
     blurry = sum(picture.blurry for picture in result.scored)
     scores = [picture.score for picture in result.scored]
     mean = sum(scores) / len(scores) if scores else 0.0
-    print(f"mean score {mean:.4f} ({mean / 100:.6f} as a cosine) of {len(scores)} pictures; {blurry} are blurry")
+    print(f"mean score {mean:.4f} ({mean / 100:.6f} as a cosine) of {len(scores)} images; {blurry} are blurry")
     if result.skipped:
-        print(f"{len(result.skipped)} pictures cannot be read and have no score; {result.skipped[0]}")
+        print(f"{len(result.skipped)} images cannot be read and have no score; {result.skipped[0]}")
     if cut:
-        print(f"{cut} prompts are longer than {model.inputs.length} tokens: the scorer reads their beginning")
+        print(f"{cut} prompts are longer than {model.inputs.length} tokens: only their beginning is scored")
     print(f"scores are in {out}; next: dpt prefer select --scores {out} --images {options.images} --out FOLDER")
 
 
@@ -82,7 +82,7 @@ class SelectOptions:
     negative_prefix: str = NEGATIVE_PREFIX
     """Put in front of the prompt of a loser to make its caption."""
     weights: Literal["equal", "confidence"] = "equal"
-    """The weight of a picture in the denoising loss: 1, or its confidence."""
+    """The weight of an image in the denoising loss: 1, or its confidence."""
     selection: SelectionConfig = field(default_factory=SelectionConfig)
 
 
@@ -93,20 +93,20 @@ def select(options: SelectOptions) -> None:
 
     pictures = list(read_scores(options.scores))
     if nameless := [picture.id for picture in pictures if not picture.file_name]:
-        fail(f"{options.scores} has no file_name for the picture with id {nameless[0]}: score it with dpt prefer score")
+        fail(f"{options.scores} has no file_name for the image with id {nameless[0]}: score it with dpt prefer score")
     selected = select_pictures(pictures, options.selection)
     counts = {kind: sum(chosen.type == kind for chosen in selected) for kind in (POSITIVE, NEGATIVE)}
     prompts = len({picture.prompt for picture in pictures})
     if not selected:
         fail(
-            f"no picture of the {prompts} prompts in {options.scores} is a clear winner or loser: lower --temperature "
-            f"from {options.selection.temperature:g}, or draw more pictures per prompt"
+            f"no image of the {prompts} prompts in {options.scores} is a clear winner or loser: lower --temperature "
+            f"from {options.selection.temperature:g}, or sample more images per prompt"
         )
     with atomic_folder(options.out) as work:
         write_selected(work, options, selected)
     blurry = sum(picture.blurry for picture in pictures)
     print(
-        f"{counts[POSITIVE]} winners and {counts[NEGATIVE]} losers of {len(pictures)} pictures of {prompts} prompts "
+        f"{counts[POSITIVE]} winners and {counts[NEGATIVE]} losers of {len(pictures)} images for {prompts} prompts "
         f"({blurry} blurry) are in {options.out}"
     )
 
@@ -124,7 +124,7 @@ def write_selected(folder: Path, options: SelectOptions, selected: Sequence[Sele
         name = f"{chosen.type}/{numbers[chosen.type]}{source.suffix}"
         numbers[chosen.type] += 1
         if not source.is_file():
-            raise UserError(f"there is no picture {source}, which {options.scores} lists: check --images")
+            raise UserError(f"there is no image {source}, which {options.scores} lists: check --images")
         shutil.copyfile(source, folder / name)
         rows.append({
             "id": chosen.picture.id,

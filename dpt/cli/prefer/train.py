@@ -23,7 +23,7 @@ V1 = OptimisationOptions(train_batch_size=5, learning_rate=1.7e-5, adam_weight_d
 
 @dataclass(frozen=True)
 class PreferenceDataOptions:
-    """Preference records and their pictures."""
+    """Preference records and their images."""
 
     train_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """preference_train.json, HPDv2's train.json, or pairs with the fields of Pick-a-Pic (JSON or JSONL)."""
@@ -34,11 +34,11 @@ class PreferenceDataOptions:
     test_fraction: float = 0.1
     """Fraction of the records to validate on, without --test_file."""
     split_seed: int = 0
-    """Which records are validated on, without --test_file."""
+    """Seed of the split into training and validation records, without --test_file."""
     val_batch_size: int = 16
     dataloader_num_workers: int = 0
     corrupt_budget: int = 0
-    """Number of broken pictures to replace by other records before stopping."""
+    """Number of broken images whose records are replaced by others before stopping."""
 
     @property
     def image_folder(self) -> Path:
@@ -51,7 +51,7 @@ class ClassifierOptions:
     clip: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID|FILE")] = EMBEDDED_CLIP
     """The CLIP or SigLIP to start from; or hpc.pth, HPS v2 or v2.1, with --clip_config."""
     clip_config: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
-    """The CLIP that a file of weights belongs to."""
+    """The CLIP model that a weights file belongs to."""
     visual_blocks: int = 10
     """Train the last blocks of the image tower; -1 trains all of it."""
     text_blocks: int = 6
@@ -63,7 +63,7 @@ class ClassifierOptions:
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class PreferTrainOptions:
-    """Train a CLIP or SigLIP on which of the pictures of a prompt people chose. The same command resumes.
+    """Train a CLIP or SigLIP to predict which of several images people chose for a prompt. The same command resumes.
 
     The defaults are the hyperparameters reported for HPS v1. Exit code 75 means that the run was stopped by a signal
     and saved.
@@ -149,7 +149,7 @@ def check(options: PreferTrainOptions) -> None:
 
 
 def open_records(options: PreferTrainOptions) -> tuple[list[PreferenceRecord], list[PreferenceRecord]]:
-    """Training and validation records; groups of one picture teach nothing and are left out."""
+    """Training and validation records, without groups of one image, which have no loss."""
     from dpt.data.preference.records import read_preferences
     from dpt.data.preference.split import split_records
 
@@ -162,7 +162,7 @@ def open_records(options: PreferTrainOptions) -> tuple[list[PreferenceRecord], l
     else:
         train_records, test_records = records, read_preferences(data.test_file)
     comparable = [record for record in train_records if len(record.pictures) > 1]
-    return comparable or fail(f"{data.train_file} has no record with two pictures or more"), test_records
+    return comparable or fail(f"{data.train_file} has no record with two images or more"), test_records
 
 
 def announce(
@@ -172,9 +172,9 @@ def announce(
     from dpt.data.preference.split import shared_keys
 
     pictures = sum(len(record.pictures) for record in train_records)
-    print(f"{len(train_records)} choices among {pictures} pictures, validated on {len(test_records)}; {model.identity}")
+    print(f"{len(train_records)} choices among {pictures} images, validated on {len(test_records)}; {model.identity}")
     if shared := shared_keys(train_records, test_records):
         warn(f"{len(shared)} users or prompts of the test records are in training too: {min(shared)!r} is one")
     prompts = {record.prompt for record in (*train_records, *test_records)}
     if cut := sum(model.inputs.is_cut(prompt) for prompt in prompts):
-        warn(f"{cut} of {len(prompts)} prompts are longer than {model.inputs.length} tokens and are cut")
+        warn(f"{cut} of {len(prompts)} prompts are longer than {model.inputs.length} tokens and are truncated")

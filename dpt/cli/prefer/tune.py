@@ -1,4 +1,4 @@
-"""`train_hps.py` and `dpt prefer tune`: a LoRA on selected pictures."""
+"""`train_hps.py` and `dpt prefer tune`: a LoRA on selected images."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TuningDataOptions:
-    """Selected and regularisation pictures."""
+    """Selected and regularisation images."""
 
     dataset_folder: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """The folder of `dpt prefer select`. Default: the working directory, if there is an --annotation_file."""
     annotation_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """A line per picture: file_name, prompt or caption, type. Default: metadata.jsonl in --dataset_folder."""
+    """A line per image: file_name, prompt or caption, type. Default: metadata.jsonl in --dataset_folder."""
     regularization_folder: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """Pictures with captions that keep the model close to what it was: real ones, or drawn by the base model with
+    """Images with captions that keep the model close to the base model: real ones, or sampled from it with
     `dpt prefer draw --type regularization`."""
     regularization_annotation: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """A line per picture: file_name, caption. Names are relative to --regularization_folder, or to --dataset_folder."""
+    """A line per image: file_name, caption. Names are relative to --regularization_folder, or to --dataset_folder."""
     negative: Literal["prefix", "adapter", "none"] = "prefix"
     """prefix: train on losers under the prefixed prompt. adapter: train on losers alone under their plain prompts, for
     the negative half of guidance. none: leave losers out."""
     negative_prefix: str = NEGATIVE_PREFIX
     """The phrase for losers; also the negative prompt that the result carries."""
     ratios: tuple[float, float, float] | None = None
-    """Ratio of positive, negative and regularisation examples. Default: every picture once per epoch, as published."""
+    """Ratio of positive, negative and regularisation examples. Default: every image once per epoch, as published."""
     prompt_dropout: float = 0.0
     """Fraction of captions to leave empty."""
     resolution: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
@@ -56,9 +56,9 @@ class TuningDataOptions:
     center_crop: Flag = False
     """Crop the middle square instead of squashing the image."""
     random_flip: Flag = False
-    """Mirror half of the pictures, and left and right in their captions."""
+    """Mirror half of the images, and left and right in their captions."""
     corrupt_budget: int = 0
-    """Number of broken pictures to skip before stopping."""
+    """Number of broken images to skip before stopping."""
     val_batch_size: int = 16
     dataloader_num_workers: int = 0
     """Processes that prepare batches in advance."""
@@ -66,7 +66,7 @@ class TuningDataOptions:
 
 @dataclass(frozen=True)
 class TripleOptions:
-    """Samples drawn at every validation: neutral, with the prefix in the prompt, with it as the negative prompt."""
+    """Samples at every validation: plain, with the prefix in the prompt, and with the prefix as negative prompt."""
 
     validation_prompt_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """One prompt a line. Sampled into validation/step-N.png."""
@@ -79,7 +79,7 @@ class TripleOptions:
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class HpsOptions:
-    """HPS: tune a LoRA on clear winners and losers of `dpt prefer select`, and on regularisation pictures.
+    """HPS: tune a LoRA on clear winners and losers of `dpt prefer select`, and on regularisation images.
 
     Losers are trained under "Weird image. " and their prompt. The result carries that phrase as its negative prompt,
     and every command applies it. The same command resumes a run that was stopped; exit code 75 means stopped and saved.
@@ -105,7 +105,7 @@ class HpsOptions:
         return self.model.pretrained_model_name_or_path
 
     def after(self, task: Any) -> None:
-        """Samples are drawn at validations."""
+        """Sample the validation prompts at each validation."""
 
 
 ALIGN_SD = HpsOptions(
@@ -177,7 +177,7 @@ def run(options: HpsOptions) -> Any:
     data = open_tuning_data(options, framing)
     task = make_task(options, backbone, data)
     if accelerator.is_main_process:
-        print(f"training on {', '.join(f'{len(source)} {kind}' for kind, source in data.parts.items())} pictures")
+        print(f"training on {', '.join(f'{len(source)} {kind}' for kind, source in data.parts.items())} images")
     workers = data_options.dataloader_num_workers
     settings = loop_settings(options, len(data.source), accelerator.num_processes, workers, default_epochs=EPOCHS)
     config = config_of_groups(
@@ -270,7 +270,7 @@ def make_task(options: HpsOptions, backbone: Backbone, data: TuningData) -> HpsT
 
 
 def triple_drawer(options: HpsOptions, task: HpsTuning) -> Callable[[int], None]:
-    """Draws the validation prompts neutrally, with the prefix in the prompt, and with it as the negative prompt."""
+    """Sample the validation prompts plainly, with the prefix in the prompt, and with it as the negative prompt."""
     file = options.triple.validation_prompt_file
     if file is None:
         return lambda step: None

@@ -88,10 +88,10 @@ def _file_sources(
 
 
 def require_parts(source: Source, parts: ExampleParts) -> None:
-    """Refuse a folder of captioned pictures for a task that also needs expressions or negatives."""
+    """Refuse a folder of captioned images for a task that also needs expressions or negatives."""
     if isinstance(source, FolderSource) and parts != CAPTION_ONLY:
         raise UserError(
-            f"{source.folder} holds pictures and captions, which only train_stage2.py --plain_lora trains on: matching"
+            f"{source.folder} holds images and captions, which only train_stage2.py --plain_lora trains on: matching"
             " and grounding need a --data_root with ReC/ and ITM/"
         )
 
@@ -119,12 +119,12 @@ class TrainingCache:
 
 
 def open_cache(options: DataOptions, framing: Framing, backbone: Backbone) -> TrainingCache:
-    """With `auto`, a missing or unfinished cache is not used; a named folder is used or refused."""
+    """Open the cache. With `auto`, a missing or unfinished cache is skipped; a named folder is used or refused."""
     named = options.cache not in (AUTO, NONE)
     if options.data_root is None and named:
-        raise UserError("--cache needs --data_root: scenes that are rendered on the spot are not cached")
+        raise UserError("--cache needs --data_root: scenes that are rendered on the fly are not cached")
     if named and options.data_root is not None and is_picture_folder(options.data_root):
-        raise UserError(f"--cache is not read for a folder of pictures as {options.data_root}: leave it out")
+        raise UserError(f"--cache is not read for a folder of images as {options.data_root}: leave it out")
     if options.data_root is None or options.cache == NONE:
         return TrainingCache()
     folder = Path(options.cache).expanduser() if named else options.data_root / CACHE_FOLDER
@@ -184,7 +184,7 @@ def _published(folder: Path, framing: Framing, backbone: Backbone) -> TrainingCa
         raise UserError(f"{folder} is not a cache: it has neither {latents.FOLDER}/ nor {texts.FOLDER}/ nor .npy files")
     if framing.random_flip:
         raise UserError(
-            f"{folder} has no latents of mirrored pictures: leave out --random_flip, or make a cache with `dpt cache`"
+            f"{folder} has no latents of mirrored images: leave out --random_flip, or make a cache with `dpt cache`"
         )
     warnings.warn(
         f"the latents in {folder} do not record their model or preprocessing: check that they fit this run",

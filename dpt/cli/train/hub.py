@@ -35,7 +35,7 @@ class Hub:
         self._api, self.repository, self._token = api, repository, token
 
     def push(self, root: Path, folders: Sequence[Path], curve: Path) -> str:
-        """Upload what the run trained, with a model card and the curve; return its address."""
+        """Upload the results with a model card and the training curve; return the address."""
         folder = folders[0] if len(folders) == 1 else root
         try:
             if folder != root:

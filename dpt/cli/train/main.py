@@ -1,4 +1,4 @@
-"""A training command: from parsed options to a task, its data and the loop; then the export of what was trained."""
+"""A training command: build the task and its data from the options, run the loop, export the results."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def train_task(
     hub: Hub | None = None,
     on_validation: Callable[[int], None] = lambda step: None,
 ) -> Outcome:
-    """Run the loop and export what was trained. `on_validation` takes the step that was validated."""
+    """Run the loop and export the results. `on_validation` is called with the step that was validated."""
     from dpt.distributed import Processes
     from dpt.training.engine.logging import start_trackers
     from dpt.training.engine.loop import Loop
@@ -166,11 +166,11 @@ WORKER_LOST = (
 
 
 def user_message(error: RuntimeError) -> str | None:
-    """A message for PyTorch errors that the user can mend; None for others."""
+    """A message for PyTorch errors that the user can fix; None for others."""
     if "out of memory" in str(error):
         return OUT_OF_MEMORY
     if "DataLoader worker" in str(error):
-        return f"a process that prepares batches is gone ({str(error).splitlines()[0]}): {WORKER_LOST}"
+        return f"a data loader worker died ({str(error).splitlines()[0]}): {WORKER_LOST}"
     return None
 
 
@@ -183,7 +183,7 @@ def finish(options: LoopOptions, loop: Loop[Any], outcome: Outcome, hub: Hub | N
     with not_lost(options.root):
         folders = export(options, loop, curve)
     names = " and ".join(f"the {folder.name} is in {folder}" for folder in folders)
-    print(f"trained to step {outcome.step}: {names}, the course of the training in {curve}")
+    print(f"trained to step {outcome.step}: {names}, training curve in {curve}")
     if hub is not None:
         print(f"uploaded to {hub.push(options.root, folders, curve)}")
 
@@ -202,7 +202,7 @@ def export(options: LoopOptions, loop: Loop[Any], curve: Path) -> list[Path]:
 
 @contextmanager
 def not_lost(root: Path) -> Iterator[None]:
-    """Turn write errors after the last step into a sentence that says the checkpoint is safe."""
+    """Report write errors after the last step as user errors that name the complete checkpoint."""
     from safetensors import SafetensorError
 
     saved = "the last checkpoint is complete, and the same command continues from it"
@@ -225,7 +225,7 @@ def check(options: TrainOptions) -> None:
         fail("--corrupt_budget cannot be negative")
     for name in ("hub_token", "hub_model_id"):
         if getattr(options.hub, name) is not None and not options.hub.push_to_hub:
-            fail(f"--{name} does nothing without --push_to_hub")
+            fail(f"--{name} has no effect without --push_to_hub")
     rate = options.optimisation.text_encoder_lr
     if rate is not None and not 0 < rate < inf:
         fail(f"--text_encoder_lr must be positive, not {rate}")
@@ -239,7 +239,7 @@ def check_numbers(objective: ObjectiveOptions) -> None:
     """Loss weights, assignment costs, noise offset and temperature."""
     for name in (field.name for field in fields(objective)):
         if ("_coef" in name or "set_cost" in name) and not 0 <= getattr(objective, name) < inf:
-            fail(f"--{name} must be a number from 0 up, not {getattr(objective, name)}")
+            fail(f"--{name} must be a number of at least 0, not {getattr(objective, name)}")
     if not 0 < objective.temperature_NCE < inf:
         fail(f"--temperature_NCE must be a positive number, not {objective.temperature_NCE}")
     if not isfinite(objective.noise_offset):

@@ -30,7 +30,7 @@ class OptimisationOptions:
     """Forward passes per optimizer step."""
     learning_rate: float = 1e-4
     text_encoder_lr: float | None = None
-    """A learning rate of its own for the text encoder that --no_freeze_text_encoder trains."""
+    """Learning rate of the text encoder that --no_freeze_text_encoder trains. Default: --learning_rate."""
     scale_lr: Flag = False
     """Multiply the learning rate by the effective batch."""
     lr_scheduler: str = "constant"
@@ -86,7 +86,7 @@ class ModelOptions:
 @dataclass(frozen=True)
 class DataOptions:
     data_root: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """A folder that holds coco/, ReC/ and ITM/; for --plain_lora also pictures with metadata.jsonl or .txt files.
+    """A folder that holds coco/, ReC/ and ITM/; for --plain_lora also images with metadata.jsonl or .txt files.
     Default: scenes rendered on the fly."""
     dataset_name: str = "refall"
     """Referring expressions to train on."""
@@ -95,7 +95,7 @@ class DataOptions:
     combine_datasets_val: tuple[str, ...] = ("refcoco", "refcoco+", "refcocog")
     """Referring expressions to validate on."""
     dataset_name_val: str | None = None
-    """One set of expressions to validate on, instead of those combined."""
+    """Validate on this set of expressions instead of all of them combined."""
     val_fullset: Flag = False
     """Validate on everything, instead of every 8th, 16th, 8th expression and every 20th caption."""
     scenes: Literal["pocket", "full"] = "pocket"
@@ -235,7 +235,7 @@ PUBLISHED = PublishedFlags(
 
 
 class LoopOptions(Protocol):
-    """What the flags of every command with a training loop have in common."""
+    """The flags of every command with a training loop."""
 
     @property
     def optimisation(self) -> OptimisationOptions: ...
@@ -257,7 +257,7 @@ class LoopOptions(Protocol):
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """The flags that both training commands have."""
+    """The flags of both training commands."""
 
     optimisation: OptimisationOptions = field(default_factory=OptimisationOptions)
     model: ModelOptions = field(default_factory=ModelOptions)

@@ -1,4 +1,4 @@
-"""From options to what a run needs: processes, the model, the loop's settings, and the record of its configuration."""
+"""Build what a run needs from its options: processes, model, loop settings, and the recorded configuration."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ EPOCHS_ON_FILES = 100
 
 
 NOT_COMPARED = frozenset({
-    # where things are; the model, the data and the cache are recorded by what they hold
+    # paths; the model, the data and the cache are recorded by their content
     "pretrained_model_name_or_path", "data_root", "cache", "revision", "output_dir", "run_name", "logging_dir",
     "report_to",
     # how the work is split; the effective batch is recorded
     "train_batch_size", "gradient_accumulation_steps", "val_batch_size", "dataloader_num_workers",
     "gradient_checkpointing",
-    # how often something is saved, logged or validated, and what is drawn afterwards
+    # how often something is saved, logged or validated, and the samples afterwards
     "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "reset_optimizer", "logging_steps",
     "validation_steps", "max_bad_steps", "corrupt_budget", "no_detection", "val_fullset", "validation_scenes",
     "combine_datasets_val", "dataset_name_val", "validation_prompts", "num_validation_images", "prompts_path_val",
@@ -54,7 +54,7 @@ OPTIONAL = {
 """Flags recorded only where they are given: earlier versions did not have them."""
 
 RESOLVED = frozenset({"data", "device", "dtype", "adapter_dtype"})
-"""What flags, launcher and machine resolved to. Earlier versions did not record it."""
+"""Settings resolved from flags, launcher and machine. Earlier versions did not record them."""
 
 REMOVED = frozenset({"mend_loss_coef"})
 """Flags of earlier versions, still in the records of their runs."""
@@ -115,8 +115,9 @@ def config_of_groups(groups: Sequence[Any], settings: TrainSettings, **resolved:
     flags = {name: value for group in groups for name, value in to_plain(group).items() if name not in NOT_COMPARED}
     defaults = {name: value for group in groups for name, value in to_plain(type(group)()).items()}
     flags = {name: value for name, value in flags.items() if name not in OPTIONAL or value != defaults[name]}
-    not_compared = (NOT_COMPARED | REMOVED) - resolved.keys()  # --cache says where a cache is, the record what it holds
-    if settings.lr_scheduler not in FLAT:  # a flat rate does not depend on where the run ends
+    # the record holds the hash of the cache instead of its path
+    not_compared = (NOT_COMPARED | REMOVED) - resolved.keys()
+    if settings.lr_scheduler not in FLAT:  # a constant rate does not depend on the length of the run
         flags["max_train_steps"] = settings.max_train_steps
         not_compared -= {"max_train_steps"}
     return RunConfig({**flags, **resolved}, not_compared, RESOLVED)
@@ -146,10 +147,10 @@ def start_processes(options: LoopOptions) -> Accelerator:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
     )
     if int(os.environ.get("WORLD_SIZE", "1")) > accelerator.num_processes:
-        fail("the launcher started processes that do not know of each other: on CPUs, use accelerate launch --cpu")
+        fail("the launcher started processes that are not in one group: on CPUs, use accelerate launch --cpu")
     supported = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if accelerator.distributed_type not in supported:
-        fail(f"{accelerator.distributed_type} is not supported: one model per device is")
+        fail(f"{accelerator.distributed_type} is not supported, only one whole model per device")
     return accelerator
 
 

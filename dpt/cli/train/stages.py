@@ -87,14 +87,14 @@ class DenoisingOptions:
 @dataclass(frozen=True)
 class SampleOptions:
     validation_prompts: tuple[str, ...] = ()
-    """Sample these when the run is finished, into samples.png."""
+    """Prompts to sample into samples.png when the run is finished."""
     num_validation_images: int = 4
     """Images per prompt."""
     prompts_path_val: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """When the run is finished, sample these with and without the LoRA and measure the CLIP cosine of image and prompt:
     COCO-NSS1K (.json), or one prompt a line. Written to alignment.json."""
     clip: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
-    """The CLIP for --prompts_path_val. The embedded model has its own."""
+    """The CLIP model for --prompts_path_val. The embedded model has its own."""
 
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
@@ -116,7 +116,7 @@ class Stage2Options(TrainOptions):
             fail("--plain_lora trains nothing but a LoRA: leave --only_train_lora out")
         weight = self.denoising.mse_loss_coef
         if not (isfinite(weight) and weight >= 0):
-            fail(f"--mse_loss_coef must be a number from 0 up, not {weight}")
+            fail(f"--mse_loss_coef must be a number of at least 0, not {weight}")
         if self.lora.plain_lora and not self.denoising.mse_loss_coef:
             fail("--plain_lora has no other loss than denoising: with --mse_loss_coef 0 it would learn nothing")
         if self.lora.plain_lora and self.denoising.detach_unet_feature is not None:

@@ -1,4 +1,4 @@
-"""From the flags to the task that a command trains."""
+"""Build the task of a training command from its flags."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def stage2(options: Stage2Options, backbone: Backbone, validation: Validation) -
 
 
 def grouping_of(options: TrainOptions) -> Grouping:
-    """How the trained parameters are grouped: what decays, and what learns at a rate of its own."""
+    """The parameter groups: which weights decay, and which have their own learning rate."""
     grouping = all_decay if options.optimisation.weight_decay_on == "all" else matrices_decay
     rate = options.optimisation.text_encoder_lr
     if rate is None:
@@ -96,7 +96,7 @@ def grouping_of(options: TrainOptions) -> Grouping:
 def open_adapter(
     options: TrainOptions, backbone: Backbone, strict: bool = False
 ) -> tuple[Adapter, PhraseEncoder, InitialWeights]:
-    """A new adapter, or that of `--qformer_ckpt`; `strict` refuses one that was trained on another model."""
+    """A new adapter, or that of `--qformer_ckpt`; `strict` refuses an adapter that was trained on another model."""
     adapter_options, checkpoint = options.adapter, options.adapter.qformer_ckpt
     if checkpoint is not None and (stored := config_at(checkpoint)) is not None:
         adapter_options = adopt_config(adapter_options, options.model.unet_feature, stored, checkpoint)

@@ -46,7 +46,7 @@ def run(options: Options, group: Processes) -> None:
     prompts = [options.prompt] if options.prompts_file is None else read_prompts(options.prompts_file)
     if len(prompts) * options.num_candidates > LIMITS["n_samples"]:
         fail(f"{len(prompts)} prompts with {options.num_candidates} images each are more than {LIMITS['n_samples']}")
-    # Everything above answers at once; torch is loaded from here on.
+    # The checks above are fast; torch is imported from here on.
     from dpt.cli.txt2img.model import check_parts, open_tuned_model
     from dpt.cli.txt2img.output import SHEET, write_record, write_sheet
     from dpt.cli.txt2img.sampling import variants_for
@@ -169,7 +169,7 @@ def shared_run_folder(group: Processes, parent: Path, text: str) -> Iterator[Num
 
 
 def prompt_warnings(options: Options, tuned: TunedModel, own_prompts: Sequence[tuple[int, str]]) -> list[str]:
-    """What the text encoder cuts off or does not know of this process's prompts and of the negative prompt."""
+    """Warnings about truncated or unknown words in this process's prompts and the negative prompt."""
     numbered = options.prompts_file is not None
     sentences = [
         f"prompt {number}: {sentence}" if numbered else sentence

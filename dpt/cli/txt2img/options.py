@@ -63,7 +63,7 @@ class CorrectionOptions:
     correction_end: float | None = None
     """End of the correction."""
     correction_every: int | None = None
-    """Correct only every n-th step of these."""
+    """Correct only every n-th step between start and end."""
 
     def correction(self, steps: int, defaults: GenerationDefaults, has_adapter: bool) -> Correction:
         recommended = recommended_correction(defaults.correction if has_adapter else None, steps)
@@ -84,7 +84,7 @@ class CorrectionOptions:
 
 @dataclass(frozen=True)
 class ShapeOptions:
-    """The adapter's shape, where a published file differs from the published one. Native checkpoints record it."""
+    """The adapter's shape, for published-layout files that differ from the default. Native checkpoints record it."""
 
     unet_feature: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """The UNet feature that a published adapter reads, if not up1."""
@@ -138,7 +138,7 @@ class Options:
     """Strength of classifier-free guidance; 1 turns it off and is twice as fast. Default: what the checkpoint's or the
     model's generation_defaults.json says, else 7.5."""
     negative_prompt: str | None = None
-    """What to steer away from. Default: as for the guidance scale, else empty."""
+    """The negative prompt. Default: from the generation_defaults.json of the checkpoint or the model, else empty."""
     seed: int = 42
     """Image k depends on the model, the prompt, the seed, k and the settings, and on nothing else."""
     height: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
@@ -150,7 +150,7 @@ class Options:
     batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Images sampled together on a GPU (default 4). A CPU always samples one at a time."""
     outdir: Path = Path("outputs")
-    """Each run makes a new folder in here."""
+    """Parent folder: each run makes a new folder in it."""
     pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
     """A Stable Diffusion model in the diffusers layout. A folder is used without network access."""
     revision: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
@@ -237,7 +237,7 @@ class Options:
 
 
 def check(options: Options) -> None:
-    """Refuse what is wrong with the flags alone, before anything is loaded."""
+    """Check the flags before anything is loaded."""
     if options.prompts_file is not None and options.prompt != DEFAULT_PROMPT:
         fail("give either --prompt or --prompts_file, not both")
     if not options.prompt.strip():

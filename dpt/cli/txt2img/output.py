@@ -1,4 +1,4 @@
-"""What a run writes beside its images: contact sheets, traces and the manifest."""
+"""Contact sheets, traces and the manifest, which a run writes beside its images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sampling prompts with one or several variants of the sampler, and writing the images into a folder."""
+"""Sample prompts with one or several variants of the sampler and write the images into a folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 TRACE_COLUMNS = 6
-"""At how many steps a trace shows the predicted x0."""
+"""Number of steps at which a trace shows the predicted x0."""
 
 
 @dataclass(frozen=True)
