@@ -98,14 +98,14 @@ class DataError(UserError):
 
 
 class BrokenImageError(DataError):
-    """A picture file that is missing, cut, or cannot be decoded."""
+    """An image file that is missing, cut, or cannot be decoded."""
 
     path: str = ""
     reason: str = ""
 
     @classmethod
     def of(cls, path: Path, reason: str) -> BrokenImageError:
-        broken = cls(f"the picture {path} cannot be used: {reason}")
+        broken = cls(f"the image {path} cannot be used: {reason}")
         broken.path, broken.reason = str(path), reason
         return broken
 

@@ -64,8 +64,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "scenes check": ("dpt.cli.commands.scenes:check", "measure how well the oracle reads rendered scenes"),
     "scenes export": ("dpt.cli.commands.scenes:export", "write rendered scenes in the published data formats"),
     "select_training_images": ("dpt.cli.prefer.score:select", "published name of dpt prefer select"),
-    "sld correct": ("dpt.cli.sld.correct:correct", "repair pictures that do not show what their prompt says"),
-    "sld edit": ("dpt.cli.sld.correct:edit", "edit pictures by an instruction in words"),
+    "sld correct": ("dpt.cli.sld.correct:correct", "repair images that do not show what their prompt says"),
+    "sld edit": ("dpt.cli.sld.correct:edit", "edit images by an instruction in words"),
 }
 
 GROUPS = sorted({name.split()[0] for name in COMMANDS if " " in name})

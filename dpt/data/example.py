@@ -22,7 +22,7 @@ BoxCorners = tuple[float, float, float, float]
 
 
 BoxCentre = tuple[float, float, float, float]
-"""cx, cy, width, height, each relative to the picture."""
+"""cx, cy, width, height, each relative to the image."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ExampleImage:
     """(3, resolution, resolution) in [-1, 1], or cached latents (C, h, w)."""
     latent: bool = False
     mirrored: Tensor | None = None
-    """Latents of the mirrored picture, where the cache has them."""
+    """Latents of the mirrored image, where the cache has them."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ReferringExpression:
 
 @dataclass(frozen=True)
 class Negative:
-    """A caption that is false for the example's picture, and a picture that its caption is false for."""
+    """A caption that is false for the example's image, and an image that its caption is false for."""
 
     caption: str
     image: ExampleImage
@@ -72,7 +72,7 @@ class Negatives:
 
 @dataclass(frozen=True)
 class ExampleParts:
-    """What a task reads of an example beside its picture and caption. Sources decode and render nothing else.
+    """What a task reads of an example beside its image and caption. Sources decode and render nothing else.
 
     The parts decide what is left out, never what the rest looks like.
     """
@@ -100,7 +100,7 @@ class Example:
     expression: ReferringExpression | None = None
     negatives: Negatives | None = None
     skipped: tuple[str, ...] = ()
-    """One sentence for each broken picture whose place this example takes."""
+    """One sentence for each broken image whose place this example takes."""
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -128,7 +128,7 @@ class Source(ABC):
 
     @abstractmethod
     def example(self, index: int, epoch: int = 0, parts: ExampleParts = ALL_PARTS) -> Example:
-        """Another epoch may show the same picture with another caption and other negatives."""
+        """Another epoch may show the same image with another caption and other negatives."""
 
     @property
     def captioned(self) -> bool:
@@ -147,7 +147,7 @@ class ExpressionBatch:
 
     texts: list[str]
     boxes: Tensor
-    """(sum of num_boxes, 4): cxcywh relative to the picture."""
+    """(sum of num_boxes, 4): cxcywh relative to the image."""
     num_boxes: list[int]
     spans: list[list[tuple[Span, ...]]]
     """For each example, for each of its boxes, the spans of its text that name the box."""
@@ -235,7 +235,7 @@ def collate(examples: Sequence[Example]) -> Batch:
         raise ValueError("a batch needs at least one example")
     pictures = [picture for example in examples for picture in example.pictures]
     if len({(picture.latent, picture.values.shape) for picture in pictures}) > 1:
-        raise ValueError("a batch cannot mix latents with pixels, or pictures of several sizes")
+        raise ValueError("a batch cannot mix latents with pixels, or images of several sizes")
     captions = _all_or_none([example.caption for example in examples], "a caption")
     expressions = _all_or_none([example.expression for example in examples], "an expression")
     negatives = _all_or_none([example.negatives for example in examples], "negatives")

@@ -1,4 +1,4 @@
-"""A folder of pictures with captions: `metadata.jsonl` as imagefolder has it, or a text file beside each picture."""
+"""A folder of images with captions: `metadata.jsonl` as imagefolder has it, or a text file beside each image."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ class CaptionedPicture:
 
 
 def is_picture_folder(folder: Path) -> bool:
-    """Whether it has metadata.jsonl, or at least one picture with a text file beside it."""
+    """Whether it has metadata.jsonl, or at least one image with a text file beside it."""
     if (folder / METADATA).is_file():
         return True
     return folder.is_dir() and any(file.with_suffix(".txt").is_file() for file in _pictures(folder))
 
 
 def read_picture_folder(folder: Path) -> list[CaptionedPicture]:
-    """Its pictures and captions; metadata.jsonl comes before text files. Any fault is a DataError."""
+    """Its images and captions; metadata.jsonl comes before text files. Any fault is a DataError."""
     if not folder.is_dir():
         raise DataError(f"there is no data folder {folder}")
     metadata = folder / METADATA
     rows = read_metadata(metadata, folder) if metadata.exists() else _read_sidecars(folder)
     if not rows:
-        raise DataError(f"{metadata if metadata.exists() else folder} names no picture")
+        raise DataError(f"{metadata if metadata.exists() else folder} names no image")
     return rows
 
 
@@ -59,7 +59,7 @@ def read_metadata(file: Path, folder: Path) -> list[CaptionedPicture]:
         row = parse_line(line, where)
         name = row.file_name("file_name")
         if not (folder / name).is_file():
-            row.fail(f"there is no picture {folder / name}")
+            row.fail(f"there is no image {folder / name}")
         kind = row.text("type") if "type" in row else ""
         rows.append(CaptionedPicture(name, _caption(row), _weight(row), where, kind))
     return rows
@@ -91,7 +91,7 @@ def _read_sidecars(folder: Path) -> list[CaptionedPicture]:
     for picture in _pictures(folder):
         file = picture.with_suffix(".txt")
         if not file.exists():
-            raise DataError(f"{picture} has no caption: write it to {file.name}, or list all pictures in {METADATA}")
+            raise DataError(f"{picture} has no caption: write it to {file.name}, or list all images in {METADATA}")
         try:
             caption = read_bytes(file).decode("utf-8-sig").strip()
         except UnicodeDecodeError:
@@ -103,12 +103,12 @@ def _read_sidecars(folder: Path) -> list[CaptionedPicture]:
 
 
 class FolderSource(Source):
-    """Pictures with captions and weights, without expressions and negatives."""
+    """Images with captions and weights, without expressions and negatives."""
 
     def __init__(
         self, folder: Path, framing: Framing, seed: int, rows: Sequence[CaptionedPicture] | None = None
     ) -> None:
-        """`rows`: some of the folder's pictures, under these captions; by default all of them."""
+        """`rows`: some of the folder's images, under these captions; by default all of them."""
         self.folder, self.framing, self.seed = folder, framing, seed
         self.rows = read_picture_folder(folder) if rows is None else list(rows)
 
@@ -126,7 +126,7 @@ class FolderSource(Source):
         return example
 
     def identity(self) -> str:
-        """A hash of the captions, and of the number and size of the pictures. A copy of the folder has the same."""
+        """A hash of the captions, and of the number and size of the images. A copy of the folder has the same."""
         pictures = {self.folder / row.file_name for row in self.rows}
         metadata = self.folder / METADATA
         captions = [metadata] if metadata.exists() else [picture.with_suffix(".txt") for picture in sorted(pictures)]

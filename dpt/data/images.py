@@ -1,4 +1,4 @@
-"""Picture files read safely, framed to squares with their boxes, and converted to and from tensors."""
+"""Image files read safely, framed to squares with their boxes, and converted to and from tensors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_PIXELS = 2**26
 
 LARGEST_FILE = 2**30
-"""Bytes of a picture file."""
+"""Bytes of an image file."""
 
 ORIENTATION = 0x0112
 
@@ -33,7 +33,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """Size and EXIF orientation of a picture, known without decoding its pixels."""
+    """Size and EXIF orientation of an image, known without decoding its pixels."""
 
     path: Path
     stored_size: Size
@@ -46,10 +46,10 @@ class ImageHeader:
         return (height, width) if self.orientation >= 5 else (width, height)
 
     def upright(self, box: BoxCorners, recorded_size: Size | None) -> BoxCorners:
-        """An annotated box in the coordinates of the upright picture.
+        """An annotated box in the coordinates of the upright image.
 
-        Boxes of a rotated picture may refer to the stored or the upright picture. The recorded size decides, unless
-        the picture is square or only mirrored: then it raises BrokenImageError.
+        Boxes of a rotated image may refer to the stored or the upright image. The recorded size decides, unless
+        the image is square or only mirrored: then it raises BrokenImageError.
         """
         if recorded_size is not None and recorded_size not in (self.stored_size, self.size):
             actual, recorded = ("x".join(map(str, size)) for size in (self.size, recorded_size))
@@ -81,7 +81,7 @@ def read_image(path: Path, inside: Path | None = None) -> tuple[Image.Image, Ima
 
 
 def _refuse_outside(path: Path, inside: Path | None) -> None:
-    """The folder itself may be a link to another disk; a picture in it may not lead out of it."""
+    """The folder itself may be a link to another disk; an image in it may not lead out of it."""
     if inside is not None and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(inside)):
         raise BrokenImageError.of(path, f"it is a link that leads out of {inside}")
 
@@ -155,14 +155,14 @@ LEAST_IN_VIEW = 0.5
 
 @dataclass(frozen=True)
 class Framing:
-    """Resize the whole picture to a square (as published), or crop the largest square in its middle."""
+    """Resize the whole image to a square (as published), or crop the largest square in its middle."""
 
     resolution: int
     center_crop: bool = False
     random_flip: bool = False
 
     def window(self, size: Size) -> BoxCorners:
-        """The visible part of the picture, in pixels."""
+        """The visible part of the image, in pixels."""
         width, height = size
         if not self.center_crop:
             return 0, 0, width, height
@@ -203,6 +203,6 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def from_pil(picture: Image.Image) -> Tensor:
-    """A picture as a tensor (3,H,W) in [-1,1]."""
+    """An image as a tensor (3,H,W) in [-1,1]."""
     levels = torch.from_numpy(np.array(picture.convert("RGB")))
     return levels.permute(2, 0, 1).float() / 127.5 - 1

@@ -1,4 +1,4 @@
-"""Horizontal flips: of the picture, the boxes, and "left" and "right" in every text.
+"""Horizontal flips: of the image, the boxes, and "left" and "right" in every text.
 
 An example is not flipped if one of its texts is ambiguous: "right behind the car", "the one that is left", "far R",
 "at three o'clock", or an unknown word that contains left or right.
@@ -59,7 +59,7 @@ def can_mirror(captions: Iterable[str], expression: str = "", spans: Iterable[Sp
 def mirrored(example: Example) -> Example | None:
     """The mirrored example, or None if one of its texts cannot be mirrored."""
     if any(picture.latent and picture.mirrored is None for picture in example.pictures):
-        raise ValueError("latents cannot be flipped: the VAE encodes a mirrored picture to different latents")
+        raise ValueError("latents cannot be flipped: the VAE encodes a mirrored image to different latents")
     expression, negatives = example.expression, example.negatives
     caption = None if example.caption is None else mirrored_text(example.caption)
     mirrored_expr = None if expression is None else mirrored_expression(expression)

@@ -1,4 +1,4 @@
-"""Which pictures of a batch are conditioned on which texts, and their encodings and features in one forward."""
+"""Which images of a batch are conditioned on which texts, and their encodings and features in one forward."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 from dpt.backbone import Backbone, Condition
 from dpt.data.example import Batch, EncodedTexts
 
-# The VAE's first layers hold whole pictures; more of them at once only costs memory.
+# The VAE's first layers hold whole images; more of them at once only costs memory.
 PICTURES_AT_ONCE = 16
 
-# Kinds of picture: z, z-, z?.
+# Kinds of image: z, z-, z?.
 TRUE, HARD, RANDOM = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A kind of picture of a batch, conditioned on a kind of text."""
+    """A kind of image of a batch, conditioned on a kind of text."""
 
     picture: int
     text: str
@@ -69,7 +69,7 @@ def _complete(backbone: Backbone, prompts: Sequence[str], known: EncodedTexts) -
 
 
 def encode_pair_images(backbone: Backbone, batch: Batch, kinds: Sequence[int]) -> Tensor:
-    """Latents (kinds,B,C,h,w) of these kinds of picture: the mean of the posterior, as a cache stores it."""
+    """Latents (kinds,B,C,h,w) of these kinds of image: the mean of the posterior, as a cache stores it."""
     negatives = batch.negatives
     by_kind = {TRUE: batch.images}
     if negatives is not None:

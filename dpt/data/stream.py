@@ -79,7 +79,7 @@ B = TypeVar("B", bound=Loadable)
 class ShuffledStream(Dataset[E], ABC, Generic[E, B]):
     """Examples by position, a pure function of (source, seed, position): shuffled in each epoch, or in order.
 
-    A broken picture is an error, unless the corrupt budget allows some: then another example, drawn for that position,
+    A broken image is an error, unless the corrupt budget allows some: then another example, drawn for that position,
     takes its place and lists the fault in `skipped`. A batch keeps its size, and the data do not depend on how
     positions are split into batches, processes or runs.
     """
@@ -93,7 +93,7 @@ class ShuffledStream(Dataset[E], ABC, Generic[E, B]):
 
     @abstractmethod
     def read(self, index: int, epoch: int, skipped: tuple[str, ...]) -> E:
-        """The example with this index; a broken picture is a BrokenImageError."""
+        """The example with this index; a broken image is a BrokenImageError."""
 
     @abstractmethod
     def collate(self, examples: Sequence[E]) -> B: ...
@@ -115,7 +115,7 @@ class ShuffledStream(Dataset[E], ABC, Generic[E, B]):
                     raise
                 skipped.append(str(broken))
                 index = KeyedRandom("stand-in", self.seed, position, attempt).randrange(n)
-        raise DataError(f"{MAX_REPLACEMENTS} examples in a row have broken pictures; {skipped[-1]}")
+        raise DataError(f"{MAX_REPLACEMENTS} examples in a row have broken images; {skipped[-1]}")
 
 
 class Stream(ShuffledStream[Example, Batch]):
@@ -154,7 +154,7 @@ class Stream(ShuffledStream[Example, Batch]):
 
 
 class CorruptBudget:
-    """Warns of each broken picture that this process reads, once, and raises DataError beyond the allowed number."""
+    """Warns of each broken image that this process reads, once, and raises DataError beyond the allowed number."""
 
     def __init__(self, allowed: int = 0) -> None:
         self.allowed = allowed
@@ -166,7 +166,7 @@ class CorruptBudget:
                 self.broken.add(sentence)
                 warnings.warn(f"{sentence} ({len(self.broken)} of {self.allowed} allowed)", stacklevel=2)
                 if len(self.broken) > self.allowed:
-                    raise DataError(f"more than {self.allowed} pictures are broken; {sentence}")
+                    raise DataError(f"more than {self.allowed} images are broken; {sentence}")
 
 
 def load(

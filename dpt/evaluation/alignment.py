@@ -1,4 +1,4 @@
-"""CLIP similarity of generated pictures and prompts, with and without a LoRA."""
+"""CLIP similarity of generated images and prompts, with and without a LoRA."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A contact sheet: a grid of small pictures with captions."""
+"""A contact sheet: a grid of small images with captions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-# Pictures smaller than this are enlarged by a whole factor until they are about this wide.
+# Images smaller than this are enlarged by a whole factor until they are about this wide.
 VISIBLE = 192
 
 MARGIN = 8
@@ -27,10 +27,10 @@ def contact_sheet(
     columns: int | None = None,
     title: str = "",
 ) -> Image.Image:
-    """A grid of pictures, each above its caption; text is wrapped and shortened to fit its cell."""
+    """A grid of images, each above its caption; text is wrapped and shortened to fit its cell."""
     if len(pictures) != len(captions) or not pictures:
         raise ValueError(
-            f"{len(pictures)} pictures and {len(captions)} captions given; the numbers must be equal and not 0"
+            f"{len(pictures)} images and {len(captions)} captions given; the numbers must be equal and not 0"
         )
     shown = [_enlarge(picture.convert("RGB")) for picture in pictures]
     cell_width = max(picture.width for picture in shown)

@@ -94,7 +94,7 @@ def fidelity(files: Mapping[str, Sequence[Path]], reference: str, clip: Clip) ->
     reference_files = None if reference == SCENES else _pictures_in(Path(reference))
     n = min([len(paths) for paths in files.values()] + ([] if reference_files is None else [len(reference_files)]))
     if n < 2:
-        raise UserError("a Fréchet distance needs at least two pictures in each set")
+        raise UserError("a Fréchet distance needs at least two images in each set")
     features = {method: _features((_read_pixels(file) for file in paths[:n]), clip) for method, paths in files.items()}
     if reference_files is None:
         real, more_scenes = (_features(_scenes(start, n), clip) for start in (0, n))
@@ -123,5 +123,5 @@ def _read_pixels(file: Path) -> Image:
 
 def _pictures_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise UserError(f"--reference must be {SCENES} or a folder of pictures: {folder} is not a folder")
+        raise UserError(f"--reference must be {SCENES} or a folder of images: {folder} is not a folder")
     return sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS)

@@ -16,7 +16,7 @@ from dpt.errors import UserError
 from dpt.weights import load_strictly
 
 LARGEST_SCALE = 1e4
-"""Of alpha / rank. Useful ones are around 1; beyond this, float32 overflows and pictures are black."""
+"""Of alpha / rank. Useful ones are around 1; beyond this, float32 overflows and images are black."""
 
 
 @dataclass(frozen=True)

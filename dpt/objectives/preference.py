@@ -1,6 +1,6 @@
 """The list-wise preference loss over groups of different sizes, and how often scores agree with the choices.
 
-A batch holds the pictures of all groups in one row; `sizes` says how many belong to each group. Groups are padded with
+A batch holds the images of all groups in one row; `sizes` says how many belong to each group. Groups are padded with
 scores that no softmax sees.
 """
 
@@ -25,7 +25,7 @@ def padded(values: Tensor, sizes: Sequence[int], filler: float) -> Tensor:
 def listwise_loss(logits: Tensor, target: Tensor, sizes: Sequence[int]) -> Tensor:
     """-sum_j target_j log softmax(logits)_j within each group, (groups,). A group of one gives 0.
 
-    With two pictures and a one-hot target this is the Bradley-Terry loss -log sigmoid(s_chosen - s_other).
+    With two images and a one-hot target this is the Bradley-Terry loss -log sigmoid(s_chosen - s_other).
     """
     log_probabilities = padded(logits, sizes, float("-inf")).log_softmax(dim=-1)
     # 0 * -inf would be NaN, in the gradient too.
@@ -38,11 +38,11 @@ class Agreement:
     """Of one record."""
 
     top1: float
-    """1 if the picture of highest score is (one of) the best, 0 if not. Between equal scores, the share that is."""
+    """1 if the image of highest score is (one of) the best, 0 if not. Between equal scores, the share that is."""
     chance: float
     """The expected `top1` of a random choice."""
     pairs: int
-    """Pairs of pictures of which one is better."""
+    """Pairs of images of which one is better."""
     ordered: float
     """How many of them the scores order correctly; equal scores count a half."""
 

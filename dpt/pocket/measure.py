@@ -54,7 +54,7 @@ def draw_category(
 def _judged(
     prompts: Sequence[Prompt], pictures: Iterator[Tensor], oracle: Oracle, category: str
 ) -> Iterator[JudgedImage]:
-    for prompt, picture in zip(tqdm(prompts, desc=category, unit="picture"), pictures, strict=True):
+    for prompt, picture in zip(tqdm(prompts, desc=category, unit="image"), pictures, strict=True):
         pixels = np.asarray(to_pil(picture))
         (detections,) = oracle.detect([pixels])
         yield JudgedImage(prompt, pixels, detections, judge(prompt, detections))

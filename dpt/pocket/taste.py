@@ -1,4 +1,4 @@
-"""A stated taste for pictures of scenes, measured by the oracle, and choices that follow it with noise."""
+"""A stated taste for images of scenes, measured by the oracle, and choices that follow it with noise."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from dpt.keyed_random import KeyedRandom
 
 @dataclass(frozen=True)
 class Taste:
-    """The utility of a picture is the sum of these weights times what they measure.
+    """The utility of an image is the sum of these weights times what they measure.
 
-    A chooser takes picture i with probability softmax(utility / temperature)_i.
+    A chooser takes image i with probability softmax(utility / temperature)_i.
     """
 
     right: float = 1.0
-    """1 if the oracle passes the picture for its prompt."""
+    """1 if the oracle passes the image for its prompt."""
     readable: float = 0.5
     """1 if the oracle can read every object."""
     light: float = 80.0
-    """Mean level of the pixels, from 0 to 1: an uncluttered picture on a clean background."""
+    """Mean level of the pixels, from 0 to 1: an uncluttered image on a clean background."""
     centred: float = 0.0
-    """1 for a composition in the middle of the picture, 0 in its corner. The embedded CLIP hardly sees it."""
+    """1 for a composition in the middle of the image, 0 in its corner. The embedded CLIP hardly sees it."""
     temperature: float = 0.5
 
     def __post_init__(self) -> None:
@@ -66,7 +66,7 @@ def taste_picture(picture: Image.Image, prompt: Prompt, oracle: Oracle | None = 
 
 
 def choose(pictures: Sequence[TastedPicture], taste: Taste, rng: KeyedRandom) -> int:
-    """The index of the chosen picture."""
+    """The index of the chosen image."""
     return rng.weighted_choice(list(enumerate(probabilities(pictures, taste))))
 
 

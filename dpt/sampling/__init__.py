@@ -1,1 +1,1 @@
-"""From prompts to pictures: one loop over any diffusers scheduler, guided by functions around its seam."""
+"""From prompts to images: one loop over any diffusers scheduler, guided by functions around its seam."""

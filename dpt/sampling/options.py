@@ -22,7 +22,7 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Interval:
-    """The steps from `start` to before `end`, as fractions of the way from pure noise (0) to the picture (1).
+    """The steps from `start` to before `end`, as fractions of the way from pure noise (0) to the image (1).
 
     Where steps are evenly spread, as DDIM's are, these are shares of the steps too.
     """
@@ -81,7 +81,7 @@ class Correction:
     norm: str = "none"
     """none: eta g. unit: eta g / |g|. rms: eta sqrt(d) g / |g| for d values, which is eta g / |g| as often as noise is
     long: a length that means the same at any size. relative: eta |e| g / |g|, e being the noise predicted for the text,
-    which is nearly the same; but for fused, that takes the rest of a forward pass. Norms are each picture's own."""
+    which is nearly the same; but for fused, that takes the rest of a forward pass. Norms are each image's own."""
     interval: Interval = ALWAYS
     every: int = 1
     """Only every so many steps of the interval, from its first."""

@@ -53,7 +53,7 @@ def test_the_files_equal_those_of_a_single_report(both: Path, kept: Path, tmp_pa
     for name in ("table.md", "results.json", "summary.jsonl", "manifest.json"):
         assert (tmp_path / "kept_report" / name).read_text() == (tmp_path / "single" / name).read_text(), name
     page = (tmp_path / "kept_report" / "report.html").read_text()
-    assert "There are no pictures of base" in page and "tuned - base" in page
+    assert "There are no images of base" in page and "tuned - base" in page
 
 
 def test_a_report_can_overwrite_the_report_it_includes(both: Path, kept: Path, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_broken_earlier_report_is_an_error(both: Path, kept: Path, tmp_path: P
     text = (kept / "summary.jsonl").read_text()
     for broken, message in {
         text.replace("[1, 0]", "[0, 0]", 1): "disagree on base",
-        "\n".join(text.splitlines()[1:]): "the earlier report has no verdict of base on picture 0 of",
+        "\n".join(text.splitlines()[1:]): "the earlier report has no verdict of base on image 0 of",
         text.replace('"right"', '"wrong"', 1): "was not written by `dpt bench report`",
         text[: len(text) // 2]: "was not written by `dpt bench report`",
         text.replace('"base"', '"other"'): "has no line for the method base of results.json",

@@ -141,7 +141,7 @@ def test_invalid_numbers_of_pictures_are_user_errors(model: Path, tmp_path: Path
         run(options(model, tmp_path / "out", "base", **changes))
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a circle\n" * 2000)
-    with pytest.raises(UserError, match=r"2,000 prompts with 1,000 pictures each are more than 1,000,000"):
+    with pytest.raises(UserError, match=r"2,000 prompts with 1,000 images each are more than 1,000,000"):
         run(options(model, tmp_path / "out", "base", suite=f"prompts={prompts}", categories=(), prompts=None,
                     per_prompt=1000))  # fmt: skip
     assert not (tmp_path / "out").exists()

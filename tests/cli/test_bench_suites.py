@@ -207,10 +207,10 @@ def test_invalid_score_options_are_user_errors(lmd: Path, models: dict[str, str]
     for wrong, message in [
         (ScoreOptions(lmd, out), "pass --detector to judge again"),
         (ScoreOptions(lmd, out, colours=models["clip"], clip=models["clip"]), "--colours needs --detector"),
-        (ScoreOptions(lmd, lmd, owl), "holds the pictures and their results; choose another --out"),
+        (ScoreOptions(lmd, lmd, owl), "holds the images and their results; choose another --out"),
         (ScoreOptions(tmp_path, out, owl), "is not the folder of a benchmark"),
         (ScoreOptions(lmd, out, owl, methods=("tuned",)), "there is no method 'tuned'"),
-        (ScoreOptions(lmd, out, owl, suite="sr2d"), "the pictures are of the suite lmd, not sr2d"),
+        (ScoreOptions(lmd, out, owl, suite="sr2d"), "the images are of the suite lmd, not sr2d"),
     ]:
         with pytest.raises(UserError, match=message):
             score(wrong)

@@ -59,7 +59,7 @@ def test_a_record_with_wrong_types_is_an_error(tmp_path: Path, changes: dict[str
 
 @pytest.mark.parametrize("changes", [{"per_prompt": 10**9}, {"prompts": 10**9}, {"prompts": -1}, {"per_prompt": 2**64}])
 def test_a_record_with_an_invalid_number_of_pictures_is_an_error(tmp_path: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"has an invalid number of pictures: it must be from 0 to 1,000,000"):
+    with pytest.raises(UserError, match=r"has an invalid number of images: it must be from 0 to 1,000,000"):
         bench_record.read_record(record(tmp_path, **changes))
 
 
@@ -75,7 +75,7 @@ def write_line(file: Path, **changes: Any) -> Path:
     ids=str,
 )  # fmt: skip
 def test_prompt_ids_and_indices_are_checked(tmp_path: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"line 1: picture .* is not a valid picture of a benchmark"):
+    with pytest.raises(UserError, match=r"line 1: image .* is not a valid image of a benchmark"):
         rows.read_results(write_line(tmp_path / "base.jsonl", **changes))
 
 

@@ -89,7 +89,7 @@ def test_training_uses_it_and_computes_the_same(run: Commands, root: Path) -> No
     assert code == 0, told
     (line,) = [line for line in out.splitlines() if "using the cache" in line]
     assert re.fullmatch(
-        rf"using the cache {root}/cache: latents of 34 pictures in float32, mirrored ones too;"
+        rf"using the cache {root}/cache: latents of 34 images in float32, mirrored ones too;"
         r" states of \d+ texts in float32", line
     )  # fmt: skip
     for plain, found in zip(log(run, "plain"), log(run, "cached"), strict=True):
@@ -130,7 +130,7 @@ def test_a_run_does_not_change_over(run: Commands, root: Path) -> None:
 def test_a_second_run_finds_all_done(run: Commands, root: Path) -> None:
     before = contents(root / "cache")
     code, out, _ = run.cache(root, "--texts --random_flip")
-    assert code == 0 and "cache/latents: 0 of 34 pictures are to be encoded, 0 bytes" in out
+    assert code == 0 and "cache/latents: 0 of 34 images are to be encoded, 0 bytes" in out
     assert contents(root / "cache") == before
 
 
@@ -140,7 +140,7 @@ def test_two_processes_write_what_one_does(cached: Path, model: Path, tmp_path: 
     done = in_a_process([*torchrun(2), "-m", *words, "--out", str(tmp_path / "cache")], env=on_the_cpu())
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "cache") == contents(cached / "cache")
-    assert done.stdout.count("34 pictures are to be encoded") == 1, "one of them wrote"
+    assert done.stdout.count("34 images are to be encoded") == 1, "one of them wrote"
 
 
 def other_model(model: Path, folder: Path, part: str) -> Path:
@@ -250,22 +250,22 @@ def test_broken_pictures_within_the_budget(run: Commands, root: Path) -> None:
     picture = sorted((root / "coco/images/train2014").iterdir())[0]
     picture.write_bytes(b"no picture")
     code, _, error = run.cache(root)
-    assert code == 2 and f"the picture {picture} cannot be used" in error
+    assert code == 2 and f"the image {picture} cannot be used" in error
     code, out, error = run.cache(root, "--corrupt_budget 1")
-    assert code == 0 and f"warning: the picture {picture} cannot be used" in error and "(1 of 1 allowed)" in error
-    assert "latents of 33 pictures in float32, 1 broken" in out
+    assert code == 0 and f"warning: the image {picture} cannot be used" in error and "(1 of 1 allowed)" in error
+    assert "latents of 33 images in float32, 1 broken" in out
     assert json.loads((root / "cache/latents/manifest.json").read_text())["broken"] == [f"train2014/{picture.name}"]
     code, out, error = run.train(root, "--corrupt_budget 1 --max_train_steps 8")
-    assert code == 0 and f"warning: the picture {picture} cannot be used" in error
+    assert code == 0 and f"warning: the image {picture} cannot be used" in error
     code, _, error = run.train(root, "--max_train_steps 8", "strict")
-    assert code == 2 and f"the picture {picture} cannot be used" in error
+    assert code == 2 and f"the image {picture} cannot be used" in error
 
 
 def test_a_full_disk_is_known_before(run: Commands, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(root / "cache")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - 10**5, 10**5))
     code, out, error = run.cache(root, "--texts")
-    assert "cache/latents: 34 of 34 pictures are to be encoded, 148 kB" in out
+    assert "cache/latents: 34 of 34 images are to be encoded, 148 kB" in out
     assert re.search(
         rf"the disk of {root}/cache has too little space: the cache needs \d+ kB and 100 kB are free", error
     )
@@ -278,12 +278,12 @@ def test_published_latents_are_used_with_a_warning(run: Commands, root: Path) ->
     for picture in (root / "coco/images/train2014").iterdir():
         np.save(folder / f"{picture.stem}.npy", np.zeros((4, 16, 16), np.float16))
     code, out, error = run.train(root, f"--cache {folder}")
-    assert code == 0 and f"using {folder}: published latents of 24 pictures" in out
+    assert code == 0 and f"using {folder}: published latents of 24 images" in out
     assert f"warning: the latents in {folder} do not record their model or preprocessing" in error
     code, _, error = run.train(root, f"--cache {folder} --random_flip", "flip")
     assert (
         code == 2
-        and "has no latents of mirrored pictures: leave out --random_flip, or make a cache with `dpt cache`" in error
+        and "has no latents of mirrored images: leave out --random_flip, or make a cache with `dpt cache`" in error
     )
 
 

@@ -56,7 +56,7 @@ def test_a_folder_of_captioned_pictures_trains_a_plain_lora_and_nothing_else(
         rows.append({"file_name": picture.name, "text": "a red circle", "weight": 0.5})
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert exit_code(monkeypatch, "data", "check", str(folder)) == 0
-    assert capsys.readouterr().out == f"{folder} can be used with --plain_lora: 4 pictures with captions\n"
+    assert capsys.readouterr().out == f"{folder} can be used with --plain_lora: 4 images with captions\n"
 
     model = str(tiny_stage1.model(tmp_path / "model"))
     short = ["--train_batch_size", "2", "--max_train_steps", "2", "--logging_steps", "1", "--unet_feature", "up0"]
@@ -65,4 +65,4 @@ def test_a_folder_of_captioned_pictures_trains_a_plain_lora_and_nothing_else(
     assert (tmp_path / "lora/lora").is_dir()
     capsys.readouterr()
     assert main_stage1([*words, "--output_dir", str(tmp_path / "adapter")]) == 2
-    assert "holds pictures and captions, which only train_stage2.py --plain_lora trains on" in capsys.readouterr().err
+    assert "holds images and captions, which only train_stage2.py --plain_lora trains on" in capsys.readouterr().err

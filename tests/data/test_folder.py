@@ -77,7 +77,7 @@ def test_flips_mirror_picture_and_caption_together(folder: Path) -> None:
         ({"file_name": "a.png", "text": "x", "prompt": "y"}, "'text' and 'prompt' differ: keep one"),
         ({"file_name": "a.png", "text": " "}, "'text' is empty"),
         ({"file_name": "a.png", "text": 3}, "'text' should be a text, not 3"),
-        ({"file_name": "none.png", "text": "x"}, "there is no picture .*none.png"),
+        ({"file_name": "none.png", "text": "x"}, "there is no image .*none.png"),
         ({"file_name": "../up.png", "text": "x"}, "is not a file name under the data folder"),
         ({"text": "x"}, "there is no 'file_name'"),
         ({"file_name": "a.png", "text": "x", "weight": -1}, "'weight' should be a number of at least 0, not -1"),
@@ -93,7 +93,7 @@ def test_a_bad_row_is_one_sentence_with_its_line(folder: Path, row: Any, says: s
 def test_bad_files(folder: Path, tmp_path: Path) -> None:
     metadata = folder / "metadata.jsonl"
     for content, says in (
-        (b"\n\n", "metadata.jsonl names no picture"),
+        (b"\n\n", "metadata.jsonl names no image"),
         (b'{"file_name": "a.png", "text": NaN}', "line 1, is not valid JSON: NaN is not a number"),
         (b'\n{"file_name"', "line 2, is not valid JSON"),
         (b'{"file_name": "a.png", "text": "\xff"}', "line 1, is not UTF-8 text"),

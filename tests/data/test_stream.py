@@ -71,7 +71,7 @@ def test_the_budget_counts_each_picture_once_and_warns_of_it() -> None:
         budget.note(["a is cut", "a is cut"])
     with pytest.warns(UserWarning, match="b is cut"):
         budget.note(["b is cut", "a is cut"])
-    with pytest.warns(UserWarning), pytest.raises(DataError, match="more than 2 pictures are broken; c is cut"):
+    with pytest.warns(UserWarning), pytest.raises(DataError, match="more than 2 images are broken; c is cut"):
         budget.note(["c is cut"])
 
 
@@ -88,13 +88,13 @@ def test_batches_do_not_depend_on_who_makes_them(workers: int) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_fault_comes_out_of_the_workers_as_one_sentence(workers: int) -> None:
-    with pytest.raises(DataError, match=r"^the picture 2\.jpg cannot be used: it is cut$"):
+    with pytest.raises(DataError, match=r"^the image 2\.jpg cannot be used: it is cut$"):
         list(load(Stream(SomeBroken(5, {2}), 0), [[0, 1], [2, 3, 4]], workers))
 
 
 def test_more_broken_pictures_than_allowed_stop_the_batches() -> None:
     stream = Stream(SomeBroken(9, {1, 2, 3}), seed=0, corrupt_budget=2)
-    with pytest.warns(UserWarning), pytest.raises(DataError, match="more than 2 pictures are broken"):
+    with pytest.warns(UserWarning), pytest.raises(DataError, match="more than 2 images are broken"):
         list(load(stream, [[i] for i in range(9)]))
     allowed = Stream(SomeBroken(9, {1, 2}), seed=0, corrupt_budget=2)
     with pytest.warns(UserWarning):

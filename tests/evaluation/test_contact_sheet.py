@@ -50,5 +50,5 @@ def test_all_pictures_are_on_the_sheet_and_captions_stay_within_it() -> None:
 
 
 def test_pictures_and_captions_must_match() -> None:
-    with pytest.raises(ValueError, match="1 pictures and 0 captions"):
+    with pytest.raises(ValueError, match="1 images and 0 captions"):
         contact_sheet([Image.new("RGB", (8, 8))], [])

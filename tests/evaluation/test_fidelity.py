@@ -61,7 +61,7 @@ def test_scenes_are_nearer_to_scenes_than_noise_is(tmp_path: Path) -> None:
     assert "scenes against other scenes" in result.table and "compare only within this table" in result.note
     folder = fidelity(files, str(tmp_path / "scenes"), clip)
     assert folder.distances["scenes"] == pytest.approx(0, abs=1e-3) and folder.floor is None
-    with pytest.raises(UserError, match="at least two pictures"):
+    with pytest.raises(UserError, match="at least two images"):
         fidelity({"small": files["noise"][:1]}, "scenes", clip)
     with pytest.raises(UserError, match="--reference must be scenes or a folder"):
         fidelity(files, str(tmp_path / "none"), clip)

@@ -58,7 +58,7 @@ class RunOptions:
     """A checkpoint whose adapter scores each image with its prompt. Not a fair test of images that were corrected
     or chosen by such a score."""
     hps: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
-    """A preference classifier of `dpt prefer train`, PickScore, or any CLIP or SigLIP, that scores each picture. Use
+    """A preference classifier of `dpt prefer train`, PickScore, or any CLIP or SigLIP, that scores each image. Use
     one that did not select what a method was tuned on."""
     categories: tuple[str, ...] = ()
     """Categories to sample. Default: all of the suite's; for pocket, all but complex."""

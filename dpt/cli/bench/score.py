@@ -51,7 +51,7 @@ class ScoreOptions:
     """A checkpoint whose adapter scores each image with its prompt. Not a fair test of images that were corrected
     or chosen by such a score."""
     hps: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
-    """A preference classifier of `dpt prefer train`, PickScore, or any CLIP or SigLIP, that scores each picture."""
+    """A preference classifier of `dpt prefer train`, PickScore, or any CLIP or SigLIP, that scores each image."""
     suite: Annotated[str | None, tyro.conf.arg(metavar="NAME=FILE")] = None
     """NAME=FILE with the new path of the suite's file, if it has been moved."""
     methods: tuple[str, ...] = ()

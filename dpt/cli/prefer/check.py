@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class PreferCheckOptions:
     """Count what preference files hold and what is wrong with them; with --scorer, measure how well it predicts them.
 
-    Exit code 2 if a picture is missing or broken, or a user or a prompt is in two of the files.
+    Exit code 2 if an image is missing or broken, or a user or a prompt is in two of the files.
     """
 
     files: tyro.conf.Positional[tuple[Path, ...]]
@@ -28,7 +28,7 @@ class PreferCheckOptions:
     images: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Default: preference_images beside each file."""
     decode: bool = False
-    """Also read the pixels of every picture: finds truncated files, and takes long."""
+    """Also read the pixels of every image: finds truncated files, and takes long."""
     scorer: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FOLDER|HUB_ID|FILE")] = ()
     """Measure top-1 and pairwise accuracy of these on the last file."""
     clip: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
@@ -46,7 +46,7 @@ def check(options: PreferCheckOptions) -> None:
     for file, records in zip(options.files, parts, strict=True):
         report = check_preferences(records, folder_of(options, file), options.decode)
         print("\n  ".join([f"{file}:", *report.lines]))
-        faults += [f"{len(report.broken)} pictures of {file}"] if report.broken else []
+        faults += [f"{len(report.broken)} images of {file}"] if report.broken else []
     for earlier, records in enumerate(parts[:-1]):
         if sentence := leakage(records, parts[-1]):
             print(f"{options.files[earlier]} and {options.files[-1]}: {sentence}")

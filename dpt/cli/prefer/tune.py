@@ -115,14 +115,14 @@ ALIGN_SD = HpsOptions(
     ),
     output=OutputOptions(checkpointing_steps=5_000),
 )
-"""Section 1.7: rank 4 on all attention layers, AdamW with weight decay 0.01, clipped at 1. Non-square pictures are
+"""Section 1.7: rank 4 on all attention layers, AdamW with weight decay 0.01, clipped at 1. Non-square images are
 squashed or cropped in the middle, where the published script crops at random."""
 
 RECIPES = {"align-sd": ALIGN_SD}
 
 PUBLISHED = PublishedFlags(
     refused={
-        "dataset_name": "is not read: --dataset_folder and --annotation_file name the pictures",
+        "dataset_name": "is not read: --dataset_folder and --annotation_file name the images",
         "max_train_samples": "was never read by the published code; --max_train_steps ends a run early",
     },
     ignored={

@@ -1,1 +1,1 @@
-"""`dpt sld`: correct pictures by their prompts, edit them by instructions."""
+"""`dpt sld`: correct images by their prompts, edit them by instructions."""

@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class CorrectOptions:
-    """Repair pictures that do not show what their prompt says: detect, plan, edit the latents, repeat.
+    """Repair images that do not show what their prompt says: detect, plan, edit the latents, repeat.
 
-    Writes a folder per picture with each round's picture, its plan in words and drawn, and report.json. The best round
-    is the result; it is never worse than the start. Interrupt and repeat at will: finished pictures are kept.
+    Writes a folder per image with each round's image, its plan in words and drawn, and report.json. The best round
+    is the result; it is never worse than the start. Interrupt and repeat at will: finished images are kept.
     """
 
     pictures: tyro.conf.Positional[tuple[Path, ...]]
     prompt: str
-    """What the pictures should show."""
+    """What the images should show."""
     out: Path = Path("outputs/sld")
     max_rounds: int = 3
     strength: float | None = None
     """Noise level from which edits are denoised again; default: 0.6, then 0.4 and 0.2 in the rounds that follow."""
     redraw: bool = False
-    """Draw a picture again from noise where several objects are missing. It is then another picture."""
+    """Draw an image again from noise where several objects are missing. It is then another image."""
     model: SLDModelOptions = field(default_factory=SLDModelOptions)
     engine: Annotated[EngineSettings, tyro.conf.Suppress] = field(default_factory=EngineSettings)
 
@@ -46,7 +46,7 @@ class CorrectOptions:
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class EditOptions:
-    """Edit pictures by an instruction, such as "move the red circle left" or "replace the cat with a dog".
+    """Edit images by an instruction, such as "move the red circle left" or "replace the cat with a dog".
 
     The rules know: remove, add, move, swap, replace, make bigger or smaller, turn into a colour.
     """
@@ -55,7 +55,7 @@ class EditOptions:
     instruction: str
     out: Path = Path("outputs/sld")
     max_rounds: int = 3
-    """Rounds in which a failed edit is tried again, from the start picture with another seed."""
+    """Rounds in which a failed edit is tried again, from the start image with another seed."""
     strength: float | None = None
     """Noise level from which edits are denoised again; default: 0.6, then 0.4 and 0.2 in the rounds that follow."""
     model: SLDModelOptions = field(default_factory=SLDModelOptions)
@@ -91,10 +91,10 @@ def _run(options: CorrectOptions | EditOptions, text: str, loop: LoopSettings, p
     from dpt.methods.sld.record import STRIP, write_failure, write_folder
 
     if not options.pictures:
-        fail("give at least one picture")
+        fail("give at least one image")
     names = [file.stem for file in options.pictures]
     if repeated := next((name for name in names if names.count(name) > 1), None):
-        fail(f"two pictures are called {repeated}, and would share a folder in --out")
+        fail(f"two images are called {repeated}, and would share a folder in --out")
     images = [read_picture(file) for file in options.pictures]
     corrector = options.model.open(options.engine, with_strength(loop, options.strength), planner)
     failed = 0
@@ -115,7 +115,7 @@ def _run(options: CorrectOptions | EditOptions, text: str, loop: LoopSettings, p
             write_folder(folder, result, text, inputs)
             print(f"{file}: {summary(result)}; see {folder / STRIP}")
     if failed:
-        fail(f"{failed} of {len(images)} pictures could not be edited and are unchanged in {options.out}")
+        fail(f"{failed} of {len(images)} images could not be edited and are unchanged in {options.out}")
 
 
 def summary(result: LoopResult) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dpt.methods.sld.planner import Planner
 
 SMALLEST_SIDE = 16
-"""Pixels; a smaller picture holds no object that could be moved."""
+"""Pixels; a smaller image holds no object that could be moved."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class SLDModelOptions:
 
     pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
     detector: Annotated[str, tyro.conf.arg(metavar="oracle|FOLDER|HUB_ID")] = "oracle"
-    """What reads the picture: oracle for rendered scenes; owlv2, owlvit, grounding-dino, or any checkpoint of these."""
+    """What reads the image: oracle for rendered scenes; owlv2, owlvit, grounding-dino, or any checkpoint of these."""
     masks: Annotated[str | None, tyro.conf.arg(metavar="oracle|box|ellipse|FOLDER|HUB_ID")] = None
     """Which pixels belong to an object: oracle for rendered scenes (the default with that detector), box, ellipse (the
     default otherwise), or a SAM or SAM 2 model."""
@@ -119,7 +119,7 @@ def is_done(folder: Path, inputs: dict[str, Any]) -> bool:
         return False
     recorded = content.get("inputs")
     if recorded != inputs:
-        fail(f"{folder} holds the result of another picture, text or setting: choose another --out")
+        fail(f"{folder} holds the result of another image, text or setting: choose another --out")
     return True
 
 

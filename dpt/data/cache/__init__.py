@@ -1,1 +1,1 @@
-"""Latents of pictures and states of texts, encoded once by `dpt cache` and read by training."""
+"""Latents of images and states of texts, encoded once by `dpt cache` and read by training."""

@@ -1,4 +1,4 @@
-"""The key of a cache, and the pictures and texts of a data folder that it holds."""
+"""The key of a cache, and the images and texts of a data folder that it holds."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class CacheContents:
 
 
 def cache_contents(root: DataRoot, texts: bool, random_flip: bool) -> CacheContents:
-    """The pictures and texts of all sets of expressions and both parts of the hard negatives, as far as they exist."""
+    """The images and texts of all sets of expressions and both parts of the hard negatives, as far as they exist."""
     pictures: set[str] = set()
     prompts: set[str] = set()
     for file in sorted((root.path / REC).glob("finetune_*.json")):
@@ -99,7 +99,7 @@ def cache_contents(root: DataRoot, texts: bool, random_flip: bool) -> CacheConte
             pictures.update(f"{part}2014/{name}" for name in (negative.file_name, *negative.images))
             prompts.update((negative.title, *negative.captions) if texts else ())
     if not pictures:
-        raise DataError(f"{root.path} has neither expressions nor captions with hard negatives to cache pictures for")
+        raise DataError(f"{root.path} has neither expressions nor captions with hard negatives to cache images for")
     if not texts:
         return CacheContents(sorted(pictures), [])
     if random_flip:

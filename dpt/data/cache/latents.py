@@ -1,4 +1,4 @@
-"""Latents of pictures, encoded once and read by training."""
+"""Latents of images, encoded once and read by training."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ LATENTS, MIRRORED = "latents", "mirrored"
 ABSENT = -1
 
 COMPARED = 100
-"""Number of pictures whose size is compared on opening: enough to notice a cache of other data."""
+"""Number of images whose size is compared on opening: enough to notice a cache of other data."""
 
 
 class LatentsMaker(PartMaker):
-    """Scaled posterior means, as training uses them; with --random_flip also those of the mirrored pictures."""
+    """Scaled posterior means, as training uses them; with --random_flip also those of the mirrored images."""
 
-    unit = "picture"
+    unit = "image"
 
     def __init__(
         self,
@@ -60,13 +60,13 @@ class LatentsMaker(PartMaker):
         self.budget = CorruptBudget(corrupt_budget)
 
     def is_current(self, name: str, facts: ShardMetadata) -> bool:
-        """By its size. A picture that was deleted stays cached."""
+        """By its size. An image that was deleted stays cached."""
         size = _bytes(self.images / name)
         was_broken = isinstance(facts[1], str)
         return size == facts[0] or (size == ABSENT and not was_broken)
 
     def missing(self, say: OnProgress) -> list[str]:
-        """Broken pictures of an earlier run count against the budget too."""
+        """Broken images of an earlier run count against the budget too."""
         missing = super().missing(say)
         for name, facts in self.builder.broken.items():
             self._count(name, facts)
@@ -103,7 +103,7 @@ class LatentsMaker(PartMaker):
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """Metadata of an encoded picture. A broken picture has its size in bytes and the reason instead."""
+    """Metadata of an encoded image. A broken image has its size in bytes and the reason instead."""
 
     bytes: int
     width: int
@@ -140,7 +140,7 @@ def _bytes(path: Path) -> int:
 
 
 class CachedLatents:
-    """A LatentStore. Pictures that were broken when the cache was made raise the same error."""
+    """A LatentStore. Images that were broken when the cache was made raise the same error."""
 
     def __init__(self, part: CachePart, images: Path) -> None:
         self.part, self.images = part, images
@@ -149,7 +149,7 @@ class CachedLatents:
             size = _bytes(images / name)
             if size not in (ABSENT, part.rows[name].facts[0]):
                 raise DataError(
-                    f"{images / name} is not the picture that the cache {part.folder} was made of: run `dpt cache`"
+                    f"{images / name} is not the image that the cache {part.folder} was made of: run `dpt cache`"
                     " again, or train with --cache none"
                 )
 
@@ -181,13 +181,13 @@ class CachedLatents:
 
     def __str__(self) -> str:
         n, broken = len(self.part.rows), len(self.part.broken)
-        text = f"latents of {n} picture{'' if n == 1 else 's'} in {self.part.key['dtype']}"
+        text = f"latents of {n} image{'' if n == 1 else 's'} in {self.part.key['dtype']}"
         text += ", mirrored ones too" if self.has_mirrored else ""
         return text + (f", {broken} broken" if broken else "")
 
 
 def _check_facts(part: CachePart) -> None:
-    """Check names, sizes and reasons of the pictures in the manifest."""
+    """Check names, sizes and reasons of the images in the manifest."""
     if not isinstance(part.key.get("dtype"), str) or LATENTS not in part.tensors:
         raise DataError(f"{part.folder} is not a cache of latents")
     for name in (*part.rows, *part.broken):
@@ -195,7 +195,7 @@ def _check_facts(part: CachePart) -> None:
     for name, row in part.rows.items():
         sound = all(is_whole(value) and 0 <= value < 2**62 for value in row.facts)
         if not sound or len(row.facts) != len(fields(ImageFacts)):
-            raise DataError(f"{part.folder} lacks the size of the picture {name!r}: run `dpt cache` again")
+            raise DataError(f"{part.folder} lacks the size of the image {name!r}: run `dpt cache` again")
     for name, facts in part.broken.items():
         if len(facts) != 2 or not isinstance(facts[1], str):
             raise DataError(f"{part.folder} lacks the reason why {name!r} is broken: run `dpt cache` again")
@@ -215,7 +215,7 @@ class NpyLatents:
 
     def latents(self, picture: Path, mirrored: bool = False) -> Tensor:
         if mirrored:
-            raise DataError(f"{self.folder} has no latents of mirrored pictures")
+            raise DataError(f"{self.folder} has no latents of mirrored images")
         file = self.folder / f"{picture.stem}.npy"
         if picture.stem not in self.stems:
             raise DataError(f"{picture} has no latents: there is no file {file}")
@@ -233,7 +233,7 @@ class NpyLatents:
         return latents
 
     def header(self, picture: Path) -> ImageHeader:
-        """Sizes are not published, so the picture is opened for its boxes."""
+        """Sizes are not published, so the image is opened for its boxes."""
         return read_header(picture)
 
     @cached_property
@@ -242,7 +242,7 @@ class NpyLatents:
         return hashlib.sha256("\n".join(sorted(self.stems)).encode()).hexdigest()
 
     def __str__(self) -> str:
-        return f"published latents of {len(self.stems)} picture{'' if len(self.stems) == 1 else 's'}"
+        return f"published latents of {len(self.stems)} image{'' if len(self.stems) == 1 else 's'}"
 
 
 def _describe(values: object) -> str:

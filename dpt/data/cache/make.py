@@ -30,7 +30,7 @@ Encoded = tuple[list[tuple[str, ShardMetadata]], dict[str, Tensor], dict[str, Sh
 
 
 class PartMaker(ABC):
-    """Encodes and writes one part: latents of pictures, or states of texts."""
+    """Encodes and writes one part: latents of images, or states of texts."""
 
     unit: str
 

@@ -23,7 +23,7 @@ from dpt.untrusted import parse_json, read_bytes, read_text
 from dpt.weights import save_tensors
 
 ShardMetadata = list[Any]
-"""JSON values stored with an item: of a picture, its size and orientation."""
+"""JSON values stored with an item: of an image, its size and orientation."""
 
 
 @dataclass(frozen=True)

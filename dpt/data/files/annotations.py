@@ -67,17 +67,17 @@ def read_prompts(file: Path, on_fault: OnDataError = raise_error) -> list[str]:
 
 
 EDGE_TOLERANCE = 1.0
-"""Pixels by which rounding may let a box exceed its picture; it is clipped there."""
+"""Pixels by which rounding may let a box exceed its image; it is clipped there."""
 
 
 LONGEST_SIDE = 2**31
-"""Pixels; no picture format allows more."""
+"""Pixels; no image format allows more."""
 
 
 @dataclass(frozen=True, slots=True)
 class SpannedBox:
     corners: BoxCorners
-    """In pixels of the annotated picture."""
+    """In pixels of the annotated image."""
     spans: tuple[Span, ...]
 
 
@@ -174,7 +174,7 @@ def _size(row: Row) -> Size | None:
         return None
     width, height = row.get("width", int), row.get("height", int)
     if not (1 <= width <= LONGEST_SIDE and 1 <= height <= LONGEST_SIDE):
-        row.fail(f"a picture cannot have {shown(width)} by {shown(height)} pixels")
+        row.fail(f"an image cannot have {shown(width)} by {shown(height)} pixels")
     return width, height
 
 
@@ -187,13 +187,13 @@ def _corners(row: Row, size: Size | None) -> BoxCorners:
 
 
 def cut_to_picture(box: BoxCorners, size: Size, where: str) -> BoxCorners:
-    """The box, clipped to its picture if rounding let it exceed it."""
+    """The box, clipped to its image if rounding let it exceed it."""
     (x0, y0, x1, y1), (width, height) = box, size
     cut = max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
     too_far = max(-x0, -y0, x1 - width, y1 - height) > EDGE_TOLERANCE
     if too_far or cut[2] <= cut[0] or cut[3] <= cut[1]:
         raise DataError(
-            f"{where}: the box from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}) is not inside its picture"
+            f"{where}: the box from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}) is not inside its image"
             f" of {width}x{height} pixels"
         )
     return cut

@@ -98,7 +98,7 @@ class CheckResult:
 
 
 def check(root: DataRoot, selection: FileSelection | None = None, decode: bool = False) -> CheckResult:
-    """`decode` also reads the pixels of all pictures, which finds truncated files and takes long."""
+    """`decode` also reads the pixels of all images, which finds truncated files and takes long."""
     selection = selection or FileSelection()
     try:
         open_training_data(root, selection, Framing(64), seed=0)
@@ -112,7 +112,7 @@ class _Check:
     def __init__(self, root: DataRoot, selection: FileSelection, decode: bool) -> None:
         self.root, self.selection, self.decode = root, selection, decode
         self.named: dict[str, dict[str, str]] = {"train2014": {}, "val2014": {}}
-        """Pictures that training reads, and where each is named first."""
+        """Images that training reads, and where each is named first."""
         self.boxes: dict[str, list[ExpressionRow]] = {}
         self.captions: Captions | None = None
 
@@ -147,7 +147,7 @@ class _Check:
             if split == "train2014":
                 self.captions = captions
             texts = sum(map(len, captions.texts.values()))
-            return f"{_counted(texts, 'caption')} of {_counted(len(captions.file_names), 'picture')}"
+            return f"{_counted(texts, 'caption')} of {_counted(len(captions.file_names), 'image')}"
 
         return self._read(self.root.captions(split), read, f"a comparison with the captions of {split}", False)
 
@@ -176,7 +176,7 @@ class _Check:
                     report.fault(DataError(f"{row.where}: no caption of {row.file_name} has hard negatives"))
                 self._compare_with_captions(row, report)
             pictures = {row.file_name for row in rows}
-            return f"{_counted(len(rows), 'expression')} of {_counted(len(pictures), 'picture')}"
+            return f"{_counted(len(rows), 'expression')} of {_counted(len(pictures), 'image')}"
 
         report = self._read(file, read, use, required)
         if required and not report.present:
@@ -188,7 +188,7 @@ class _Check:
         if self.captions is not None and row.original_id is not None:
             name = self.captions.file_names.get(row.original_id, row.file_name)
             if name != row.file_name:
-                report.note(f"{row.where}: the picture {row.original_id} is {row.file_name} here, {name} in COCO")
+                report.note(f"{row.where}: the image {row.original_id} is {row.file_name} here, {name} in COCO")
 
     def _hard_negatives(self, part: str) -> tuple[HardNegativeFiles | None, list[FileReport]]:
         """Reports on both forms, and the form that training reads: the folder if it is there, or else the table."""
@@ -207,7 +207,7 @@ class _Check:
 
         reports = [read(folder, HardNegativeFolder), read(table, HardNegativeTable)]
         if len(opened) == 2 and opened[folder].ids_of != opened[table].ids_of:
-            reports[0].note(f"{folder} does not give its captions to the same pictures as {table.name}")
+            reports[0].note(f"{folder} does not give its captions to the same images as {table.name}")
         if part == "val":  # `dpt data prepare` does not write this folder, so its absence is normal
             reports = [report for report in reports if report.present or report.required]
         return opened.get(folder, opened.get(table)), reports
@@ -223,7 +223,7 @@ class _Check:
             if split is not None:
                 self._name(split, [row.file_name, *row.images], negatives.where(id_))
             captions, images = captions + len(row.captions), images + len(row.images)
-        false = f"{_counted(captions, 'false caption')} and {_counted(images, 'false picture')}"
+        false = f"{_counted(captions, 'false caption')} and {_counted(images, 'false image')}"
         return f"{_counted(len(negatives), 'caption')} with {false}"
 
     def _prompts(self) -> FileReport:
@@ -250,7 +250,7 @@ class _Check:
             files = {
                 Path(at, file).relative_to(folder).as_posix() for at, _, names in os.walk(folder) for file in names
             }
-            for name, where in tqdm(named.items(), desc=split, unit="picture", leave=False, disable=None):
+            for name, where in tqdm(named.items(), desc=split, unit="image", leave=False, disable=None):
                 if name not in files:
                     report.fault(DataError(f"{folder / name} is missing; {where} names it"))
                     continue
@@ -261,7 +261,7 @@ class _Check:
             depth = "pixels read" if self.decode else "only their headers read (--decode reads the pixels)"
             return f"{_counted(len(files), 'file')}, {len(named)} of them used, {depth}"
 
-        return self._read(folder, read, f"the {len(named)} pictures that the annotations name", required=bool(named))
+        return self._read(folder, read, f"the {len(named)} images that the annotations name", required=bool(named))
 
     def _picture(self, folder: Path, name: str, expressions: list[ExpressionRow]) -> None:
         path = folder / name

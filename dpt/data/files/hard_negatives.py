@@ -30,7 +30,7 @@ LONGEST_FIELD = 2**24
 
 @dataclass(frozen=True)
 class HardNegatives:
-    """A caption of a picture, captions that are false for it, and pictures that the caption is false for."""
+    """A caption of an image, captions that are false for it, and images that the caption is false for."""
 
     file_name: str
     title: str
@@ -60,7 +60,7 @@ def captions_of_images(rows: Sequence[HardNegatives]) -> Mapping[str, list[int]]
 
 
 class HardNegativeFiles(ABC):
-    """Rows by caption id, and the caption ids of each picture."""
+    """Rows by caption id, and the caption ids of each image."""
 
     ids_of: dict[str, list[int]]
     """By file name."""
@@ -84,7 +84,7 @@ class HardNegativeFiles(ABC):
         return list(self.ids_of)
 
     def another_id(self, name: str, below: Callable[[int], int]) -> int | None:
-        """Id of a caption of another picture, uniformly; `below(n)` draws from 0 … n - 1."""
+        """Id of a caption of another image, uniformly; `below(n)` draws from 0 … n - 1."""
         own = sorted(self.ids_of[name])
         left = len(self.ids) - len(own)
         if left < 1:
@@ -288,7 +288,7 @@ def _difference(folder: Path, table: HardNegativeTable) -> str | None:
     try:
         made = HardNegativeFolder(folder)
         if made.ids_of != table.ids_of:
-            return f"{CAPTIONS_OF_IMAGES} gives captions to other pictures"
+            return f"{CAPTIONS_OF_IMAGES} gives captions to other images"
         return next((f"{id_:05d}.json differs" for id_ in table.ids if made.row(id_) != table.row(id_)), None)
     except DataError as fault:
         return str(fault)

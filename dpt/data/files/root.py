@@ -91,7 +91,7 @@ class DataRoot:
         return self.path / PROMPTS
 
     def identity(self, dataset: str = "refall") -> str:
-        """A hash of what training on `dataset` reads: its annotation files by content, its pictures by number.
+        """A hash of what training on `dataset` reads: its annotation files by content, its images by number.
 
         A copy of the data in another folder has the same identity.
         """

@@ -1,4 +1,4 @@
-"""Examples from a data folder in the published layout: annotations are read when it is opened, pictures on demand."""
+"""Examples from a data folder in the published layout: annotations are read when it is opened, images on demand."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ TRIES = 64
 
 
 class LatentStore(Protocol):
-    """Latents of pictures, made with the same framing; with one of these no picture is decoded."""
+    """Latents of images, made with the same framing; with one of these no image is decoded."""
 
     @property
     def has_mirrored(self) -> bool:
-        """Whether it has the latents of the mirrored pictures too."""
+        """Whether it has the latents of the mirrored images too."""
 
     def covers(self, file_names: Iterable[str]) -> bool:
-        """Whether it was made of these pictures."""
+        """Whether it was made of these images."""
 
     def latents(self, picture: Path, mirrored: bool = False) -> Tensor: ...
 
@@ -48,7 +48,7 @@ class LatentStore(Protocol):
 
 
 class FileSource(Source):
-    """Expressions joined with the captions of their pictures; or either alone, for validation."""
+    """Expressions joined with the captions of their images; or either alone, for validation."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class FileSource(Source):
         if expressions is None and negatives is None:
             raise ValueError("a source of examples needs expressions, or captions, or both")
         if latents is not None and framing.random_flip and not latents.has_mirrored:
-            raise DataError("the cache has no latents of mirrored pictures: make one with --random_flip")
+            raise DataError("the cache has no latents of mirrored images: make one with --random_flip")
         self.images, self.framing, self.seed, self.latents = images, framing, seed, latents
         self.expressions, self.negatives, self.types = expressions, negatives, types or {}
         if expressions is not None and negatives is not None:
@@ -141,7 +141,7 @@ class FileSource(Source):
         captions = [nth for nth, text in enumerate(row.captions) if text != row.title]
         images = [nth for nth, image in enumerate(row.images) if image != row.file_name]
         if not captions or not images:
-            raise DataError(f"{where}: every negative is the picture's own caption, or the picture itself")
+            raise DataError(f"{where}: every negative is the image's own caption, or the image itself")
         if types is not None and (len(types.captions), len(types.images)) != (len(row.captions), len(row.images)):
             raise DataError(
                 f"{where}: the number of negatives differs from the number of their types in negatives.jsonl"
@@ -165,7 +165,7 @@ class FileSource(Source):
         return Negatives(hard, random)
 
     def _random_caption(self, title: str, file_name: str, rng: KeyedRandom) -> str:
-        """The caption of another picture, with another text."""
+        """The caption of another image, with another text."""
         assert self.negatives is not None
         for _ in range(TRIES):
             caption_id = self.negatives.another_id(file_name, rng.randrange)
@@ -178,7 +178,7 @@ class FileSource(Source):
         assert self.negatives is not None
         other = self.negatives.another_image(file_name, rng.randrange)
         if other is None:
-            raise DataError(f"no picture other than {file_name} has captions: a random negative cannot be drawn")
+            raise DataError(f"no image other than {file_name} has captions: a random negative cannot be drawn")
         return other
 
     def _picture(self, file_name: str) -> ExampleImage:
@@ -192,7 +192,7 @@ class FileSource(Source):
 
 @dataclass(frozen=True)
 class _DrawnNegatives:
-    """Which negatives an example has, before their pictures are opened."""
+    """Which negatives an example has, before their images are opened."""
 
     hard_caption: str
     hard_image: str
@@ -232,7 +232,7 @@ def open_training_data(
 def training_files(
     root: DataRoot, dataset: str, framing: Framing, seed: int, latents: LatentStore | None = None
 ) -> FileSource:
-    """Expressions of `dataset` (published: refall) with the captions and negatives of their pictures."""
+    """Expressions of `dataset` (published: refall) with the captions and negatives of their images."""
     return FileSource(
         root.images("train2014"),
         framing,
@@ -247,7 +247,7 @@ def training_files(
 def expression_files(
     root: DataRoot, dataset: str, split: str, framing: Framing, seed: int, latents: LatentStore | None = None
 ) -> FileSource:
-    """Published validation and test expressions are of train2014 pictures."""
+    """Published validation and test expressions are of train2014 images."""
     expressions = read_expressions(root.require_expressions(dataset, split))
     return FileSource(root.images("train2014"), framing, seed, expressions, latents=latents)
 
@@ -255,7 +255,7 @@ def expression_files(
 def matching_files(
     root: DataRoot, part: str, framing: Framing, seed: int, latents: LatentStore | None = None
 ) -> FileSource:
-    """Decodes pictures if the latents are of another part: the published ones are of train2014 only."""
+    """Decodes images if the latents are of another part: the published ones are of train2014 only."""
     negatives = open_hard_negatives(root, part)
     types = read_negative_types(root.negative_types, part)
     if latents is not None and not latents.covers(negatives.ids_of):
@@ -268,5 +268,5 @@ def _refuse_uncaptioned(expressions: list[ExpressionRow], negatives: HardNegativ
     if without:
         raise DataError(
             f"{without[0].where}: no caption of {without[0].file_name} has hard negatives"
-            f" ({len(without)} of {len(expressions)} expressions are of such pictures)"
+            f" ({len(without)} of {len(expressions)} expressions are of such images)"
         )

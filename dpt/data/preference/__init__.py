@@ -1,1 +1,1 @@
-"""What people prefer among pictures of one prompt: published files, their checks, splits, batches."""
+"""What people prefer among images of one prompt: published files, their checks, splits, batches."""

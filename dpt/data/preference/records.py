@@ -2,9 +2,9 @@
 
 | format | an entry |
 |---|---|
-| choice | `id`, `prompt`, `file_path` (list), `human_preference` (index of the chosen picture), `user_hash` |
+| choice | `id`, `prompt`, `file_path` (list), `human_preference` (index of the chosen image), `user_hash` |
 | HPDv2 train | `prompt`, `file_path` (two), `human_preference` (two shares, such as [1, 0]) |
-| HPDv2 test | `prompt`, `image_path` (list), `rank` (a rank per picture, the smallest is the best) |
+| HPDv2 test | `prompt`, `image_path` (list), `rank` (a rank per image, the smallest is the best) |
 | pairs | `caption`, `image_0`, `image_1`, `label_0`, `label_1` (1, 0 or 0.5), `user_id`: the fields of Pick-a-Pic |
 
 A file is a JSON list, or JSONL with an entry per line.
@@ -31,9 +31,9 @@ class PreferenceRecord:
     id: str
     prompt: str
     pictures: tuple[str, ...]
-    """File names relative to the picture folder."""
+    """File names relative to the image folder."""
     target: tuple[float, ...]
-    """How often each picture was chosen, as shares that sum to 1."""
+    """How often each image was chosen, as shares that sum to 1."""
     ranks: tuple[float, ...]
     """The smallest is the best; equal ranks are ties."""
     user: str = ""
@@ -79,7 +79,7 @@ def _parse(row: Row, number: int) -> PreferenceRecord:
         target = _target(row, len(pictures))
         ranks = tuple(-share for share in target)
     if len(ranks) != len(pictures):
-        row.fail(f"there are {len(pictures)} pictures and {len(ranks)} preferences")
+        row.fail(f"there are {len(pictures)} images and {len(ranks)} preferences")
     user = next((str(row.content[key]) for key in ("user_hash", "user_id") if row.content.get(key)), "")
     return PreferenceRecord(str(row.content.get("id", number)), prompt, pictures, target, ranks, user, row.where)
 
@@ -89,20 +89,20 @@ def _pictures(row: Row, key: str) -> tuple[str, ...]:
     if not 1 <= len(names) <= MOST_PICTURES or not all(isinstance(name, str) for name in names):
         row.fail(f"{key!r} should list 1 to {MOST_PICTURES} file names, not {shown(names)}")
     if len(set(names)) != len(names):
-        row.fail(f"{key!r} lists a picture twice: {shown(names)}")
+        row.fail(f"{key!r} lists an image twice: {shown(names)}")
     return tuple(checked_file_name(name, row.where) for name in names)
 
 
 def _target(row: Row, count: int) -> tuple[float, ...]:
-    """One-hot for the index of the chosen picture; or the shares themselves."""
+    """One-hot for the index of the chosen image; or the shares themselves."""
     choice = row.content.get("human_preference")
     if isinstance(choice, list):
         return _shares(row, choice, "'human_preference'")
     if not is_whole(choice):
-        row.fail(f"'human_preference' should be the index of a picture or a list of shares, not {shown(choice)}")
+        row.fail(f"'human_preference' should be the index of an image or a list of shares, not {shown(choice)}")
     assert isinstance(choice, int)
     if not 0 <= choice < count:
-        row.fail(f"'human_preference' is {choice}, and there are {count} pictures: indices start at 0")
+        row.fail(f"'human_preference' is {choice}, and there are {count} images: indices start at 0")
     return tuple(float(i == choice) for i in range(count))
 
 

@@ -1,4 +1,4 @@
-"""Preference records as training examples: the pictures of a prompt, preprocessed, and who was chosen."""
+"""Preference records as training examples: the images of a prompt, preprocessed, and who was chosen."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dpt.data.stream import ShuffledStream
 
 
 class Preprocessing(Protocol):
-    """How a classifier takes pictures and prompts."""
+    """How a classifier takes images and prompts."""
 
     def pixels(self, images: Sequence[Any]) -> Tensor: ...
 
@@ -78,7 +78,7 @@ def collate_preferences(examples: Sequence[PreferenceExample]) -> PreferenceBatc
 
 
 class PreferenceStream(ShuffledStream[PreferenceExample, PreferenceBatch]):
-    """Preference records in the order of a seed; their pictures are read and preprocessed when they are needed."""
+    """Preference records in the order of a seed; their images are read and preprocessed when they are needed."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class PreferenceStream(ShuffledStream[PreferenceExample, PreferenceBatch]):
         return self[position].id
 
     def identity(self) -> str:
-        """A hash of prompts, choices, and names and sizes of the pictures, whatever the folder is called."""
+        """A hash of prompts, choices, and names and sizes of the images, whatever the folder is called."""
         digest = hashlib.sha256()
         for record in self.records:
             digest.update(repr((record.prompt, record.pictures, record.target)).encode())

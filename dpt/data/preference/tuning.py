@@ -1,4 +1,4 @@
-"""What a preferred model is tuned on: winners, losers with a prefix, and regularisation pictures, mixed by ratios."""
+"""What a preferred model is tuned on: winners, losers with a prefix, and regularisation images, mixed by ratios."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ class CaptionDropout(Source):
 
 @dataclass(frozen=True)
 class TuningConfig:
-    """Which pictures are trained on, under which captions, in which ratios."""
+    """Which images are trained on, under which captions, in which ratios."""
 
     negative: str = "prefix"
     """prefix: losers under the prefixed prompt beside the winners. adapter: losers alone under their plain prompts, for
     a LoRA that predicts what to avoid. none: no losers."""
     negative_prefix: str = NEGATIVE_PREFIX
     ratios: tuple[float, float, float] | None = None
-    """Of positive, negative and regularisation examples; None shows every picture once per epoch."""
+    """Of positive, negative and regularisation examples; None shows every image once per epoch."""
     prompt_dropout: float = 0.0
 
 
@@ -69,7 +69,7 @@ def read_selected(folder: Path, annotation: Path | None = None) -> list[Captione
 def tuning_rows(
     selected: Sequence[CaptionedPicture], regularization: Sequence[CaptionedPicture], config: TuningConfig
 ) -> dict[str, list[CaptionedPicture]]:
-    """By type; a row without a type is a positive among the selected and a regularisation picture elsewhere."""
+    """By type; a row without a type is a positive among the selected and a regularisation image elsewhere."""
     if odd := next((row for row in (*selected, *regularization) if row.type not in ("", *TYPES)), None):
         raise DataError(f"{odd.where}: 'type' is one of {', '.join(TYPES)}, not {odd.type!r}")
     by_type: dict[str, list[CaptionedPicture]] = {kind: [] for kind in TYPES}
@@ -93,7 +93,7 @@ def tuning_rows(
 class TuningData:
     source: Source
     parts: dict[str, Source]
-    """The source of each type that has pictures."""
+    """The source of each type that has images."""
     identity: str
 
 
@@ -106,7 +106,7 @@ def tuning_data(
     framing: Framing,
     seed: int,
 ) -> TuningData:
-    """The mixture that tuning trains on. Each picture is read from its own folder."""
+    """The mixture that tuning trains on. Each image is read from its own folder."""
     selected = read_selected(folder, annotation)
     other: list[CaptionedPicture] = []
     if regularization_folder is not None:
@@ -122,7 +122,7 @@ def tuning_data(
             parts[kind] = concatenated(sources)
     if not parts:
         raise DataError(
-            f"{annotation or folder / METADATA} has no picture to train on with --negative {config.negative}"
+            f"{annotation or folder / METADATA} has no image to train on with --negative {config.negative}"
         )
     mixture = _mixed(parts, config)
     source = CaptionDropout(mixture, config.prompt_dropout, seed) if config.prompt_dropout else mixture
@@ -141,7 +141,7 @@ def _mixed(parts: dict[str, Source], config: TuningConfig) -> Source:
         raise UserError(f"--ratios are three numbers from 0 up, not {config.ratios}")
     ratios = dict(zip(TYPES, config.ratios, strict=True))
     if missing := [kind for kind, ratio in ratios.items() if ratio and kind not in parts]:
-        raise UserError(f"--ratios gives {missing[0]} pictures a share, and there are none")
+        raise UserError(f"--ratios gives {missing[0]} images a share, and there are none")
     return Mixture([(source, ratios[kind]) for kind, source in parts.items() if ratios[kind]])
 
 

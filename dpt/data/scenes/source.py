@@ -210,7 +210,7 @@ class SceneSource(Source):
                 return other
 
     def _any_scene(self, rng: KeyedRandom) -> Scene:
-        """A scene of the whole split, so that a small source does not repeat its few pictures."""
+        """A scene of the whole split, so that a small source does not repeat its few images."""
         return make_scene(self.seed, FIRST_SCENE[self.split] + rng.randrange(RANGE), self.world)
 
     def _picture(self, name: str, scene: Scene) -> ExampleImage:

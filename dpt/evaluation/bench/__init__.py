@@ -1,1 +1,1 @@
-"""The benchmark: same prompts, noise and judge for all methods; a results line per picture; tables."""
+"""The benchmark: same prompts, noise and judge for all methods; a results line per image; tables."""

@@ -105,7 +105,7 @@ class MethodResults:
         return np.lexsort((self.index, rank[self.prompt]))
 
     def prompt_means(self, values: npt.ArrayLike) -> dict[str, Floats]:
-        """Return the mean over each prompt's pictures, by category; prompts are sorted by id."""
+        """Return the mean over each prompt's images, by category; prompts are sorted by id."""
         values = np.asarray(values, dtype=float)[self.by_key]
         prompt, category = self.prompt[self.by_key], self.category[self.by_key]
         means = {}
@@ -117,7 +117,7 @@ class MethodResults:
         return means
 
     def with_verdicts(self, method: str, passed: Integers) -> MethodResults:
-        """Results of another method for the same pictures, of which only the verdicts are known."""
+        """Results of another method for the same images, of which only the verdicts are known."""
         no_scores, zeros = np.full(len(self), np.nan), np.zeros(len(self), np.int64)
         return replace(
             self, method=method, passed=passed, clip=no_scores, itm=no_scores, hps=no_scores, objects=zeros,

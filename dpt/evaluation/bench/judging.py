@@ -1,4 +1,4 @@
-"""Judges pictures by the suite's rules and scores how well they match their prompts."""
+"""Judges images by the suite's rules and scores how well they match their prompts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Scores(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class ExtraScores:
-    """Models that score a picture with its prompt, in addition to the verdict."""
+    """Models that score an image with its prompt, in addition to the verdict."""
 
     clip: Clip | None = None
     itm: MatchingScorer | None = None
@@ -65,7 +65,7 @@ NO_EXTRA_SCORES = ExtraScores()
 @dataclass(frozen=True)
 class ImageJudge:
     detector: Detector | None
-    """None if pictures are not judged."""
+    """None if images are not judged."""
     detect_config: DetectConfig | None
     extra_scores: ExtraScores = NO_EXTRA_SCORES
 
@@ -110,7 +110,7 @@ class Rescore:
         lines = self.results.line_of
         for request in requests:
             if request.key not in lines:
-                what = f"picture {request.index} of {request.prompt.id} by {method}"
+                what = f"image {request.index} of {request.prompt.id} by {method}"
                 raise UserError(f"{what} has no line yet: finish `dpt bench run` first")
         scores = self.extra_scores.scores(requests, images)
         return [

@@ -1,4 +1,4 @@
-"""The pictures of a benchmark: their seeds and files, and their distribution over processes."""
+"""The images of a benchmark: their seeds and files, and their distribution over processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dpt.files import atomic_file
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """Picture `index` of a prompt. Its noise is a function of (suite, prompt, index): the same for every method."""
+    """Image `index` of a prompt. Its noise is a function of (suite, prompt, index): the same for every method."""
 
     prompt: Prompt
     index: int
@@ -41,8 +41,8 @@ class ImageRequest:
 
 def all_requests(suite: Suite, per_prompt: int) -> list[ImageRequest]:
     if len(suite.prompts) * per_prompt > MOST_PICTURES:
-        total = f"{len(suite.prompts):,} prompts with {per_prompt:,} pictures each"
-        raise UserError(f"{total} are more than {MOST_PICTURES:,} pictures: lower --per_prompt or --prompts")
+        total = f"{len(suite.prompts):,} prompts with {per_prompt:,} images each"
+        raise UserError(f"{total} are more than {MOST_PICTURES:,} images: lower --per_prompt or --prompts")
     return [
         ImageRequest(prompt, index, suite.id, suite.layout) for prompt in suite.prompts for index in range(per_prompt)
     ]
@@ -74,7 +74,7 @@ def merge_shards(lines: Path, requests: Sequence[ImageRequest]) -> None:
     texts: dict[Key, bytes] = {}
     for file in (*([lines] if lines.exists() else []), *parts):
         repair(file)
-        # Parts override the file: they hold the newer line of a picture that was drawn again.
+        # Parts override the file: they hold the newer line of an image that was drawn again.
         texts |= {line.key: line.text for line in read_lines(file)}
     with atomic_file(lines) as work:
         work.write_bytes(b"".join(texts[request.key] for request in requests if request.key in texts))
@@ -97,9 +97,9 @@ def save_image(picture: Image.Image, request: ImageRequest, folder: Path) -> Non
 
 def open_image(file: Path) -> Image.Image:
     if not file.exists():
-        raise UserError(f"the picture {file} is missing: `dpt bench run` draws it again")
+        raise UserError(f"the image {file} is missing: `dpt bench run` draws it again")
     try:
         return read_image(file)[0]
     except BrokenImageError as broken:
         what = "is damaged or only half written: `dpt bench run` draws it again"
-        raise UserError(f"the picture {file} {what} ({broken.reason})") from None
+        raise UserError(f"the image {file} {what} ({broken.reason})") from None

@@ -1,4 +1,4 @@
-"""The results file: a line of JSON per picture, from which all tables are computed."""
+"""The results file: a line of JSON per image, from which all tables are computed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MOST_PICTURES = 10**6
 MOST_BOXES = 10**6
 
 Key = tuple[str, int]
-"""A prompt's id, and the index of a picture of it."""
+"""A prompt's id, and the index of an image of it."""
 
 OPTIONS_KEY = "asked"
 """The key of the run's options in bench.json and results.json."""
@@ -54,7 +54,7 @@ class ImageResult:
     method: str
     prompt_id: str
     index: int
-    """The picture's number among those of its prompt."""
+    """The image's number among those of its prompt."""
     category: str
     prompt: str
     unseen: bool
@@ -65,11 +65,11 @@ class ImageResult:
     objects: tuple[DetectedObject, ...]
     unreadable: int
     clip: float | None = None
-    """CLIP similarity of picture and prompt."""
+    """CLIP similarity of image and prompt."""
     clipped: int = 0
-    """Boxes that were clipped to the picture."""
+    """Boxes that were clipped to the image."""
     outside: int = 0
-    """Boxes outside the picture, which do not count."""
+    """Boxes outside the image, which do not count."""
     itm: float | None = None
     """The matching score of an adapter."""
     hps: float | None = None
@@ -154,7 +154,7 @@ class ResultLine:
 def read_lines(file: Path, on_repeated: Callable[[int], None] | None = None) -> Iterator[ResultLine]:
     """Iterate over the validated lines of a results file; an error names the first invalid line.
 
-    Duplicate lines are skipped; `on_repeated` gets their number at the end. Two different lines of the same picture
+    Duplicate lines are skipped; `on_repeated` gets their number at the end. Two different lines of the same image
     are an error.
     """
     hashes: dict[Key, int] = {}
@@ -168,8 +168,8 @@ def read_lines(file: Path, on_repeated: Callable[[int], None] | None = None) -> 
         else:
             prompt_id, index = line.key
             raise UserError(
-                f"{line.where}: picture {index} of {prompt_id} has two different lines; delete {file} and run the "
-                "same command again to judge its pictures again"
+                f"{line.where}: image {index} of {prompt_id} has two different lines; delete {file} and run the "
+                "same command again to judge its images again"
             )
     if repeated and on_repeated is not None:
         on_repeated(repeated)
@@ -193,7 +193,7 @@ def repair(file: Path) -> int:
 
 
 def replace_results(file: Path, results: Mapping[Key, ImageResult]) -> None:
-    """Replace the lines of these pictures."""
+    """Replace the lines of these images."""
     if not results:
         return
     with atomic_file(file) as work, work.open("wb") as lines:
@@ -311,7 +311,7 @@ def _check_values(fields: dict[str, Any], where: str) -> None:
     """Check values beyond their types: ids are safe file names, boxes have four sides, counts are bounded."""
     prompt_id, index = fields["prompt_id"], fields["index"]
     if not is_name(prompt_id) or not 0 <= index < MOST_PICTURES:
-        raise UserError(f"{where}: picture {index!r} of {prompt_id!r} is not a valid picture of a benchmark")
+        raise UserError(f"{where}: image {index!r} of {prompt_id!r} is not a valid image of a benchmark")
     for detected in fields["objects"]:
         if len(detected["box"]) != 4:
             raise UserError(f"{where}: the box of {detected['label']!r} has {len(detected['box'])} sides, not 4")

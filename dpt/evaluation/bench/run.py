@@ -1,4 +1,4 @@
-"""Generates or loads the pictures of a suite and judges them; a killed run resumes."""
+"""Generates or loads the images of a suite and judges them; a killed run resumes."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from dpt.methods.base import Method
 from dpt.sampling.draw import Request
 
 BATCH = 16
-"""Pictures per batch. Rounding depends on the batch, so batches are fixed: results do not depend on kills or on the
+"""Images per batch. Rounding depends on the batch, so batches are fixed: results do not depend on kills or on the
 number of processes."""
 
 
 class ImageSource(Protocol):
-    """Source of a method's pictures."""
+    """Source of a method's images."""
 
     def is_missing(self, request: ImageRequest) -> bool:
-        """Whether the picture must be generated again although it has a result."""
+        """Whether the image must be generated again although it has a result."""
         ...
 
     def images(self, requests: Sequence[ImageRequest]) -> list[Image]: ...
@@ -40,7 +40,7 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True)
 class GeneratedImages:
-    """Generates pictures by a method and saves them in the folder."""
+    """Generates images by a method and saves them in the folder."""
 
     method: Method
     folder: Path
@@ -57,7 +57,7 @@ class GeneratedImages:
 
 @dataclass(frozen=True)
 class StoredImages:
-    """Loads pictures from the folder of an earlier run."""
+    """Loads images from the folder of an earlier run."""
 
     folder: Path
 
@@ -89,7 +89,7 @@ def run_benchmark(
         if any(request.key not in known or source.is_missing(request) for request in batch):
             results = judge(method, batch, source.images(batch))
             append_results(output, [result for result in results if result.key not in known])
-            # A picture generated again on another machine may differ, and so may its verdict.
+            # An image generated again on another machine may differ, and so may its verdict.
             changed = [result for result in results if known.get(result.key, _hash(result)) != _hash(result)]
             if shard == SINGLE_PROCESS:
                 replace_results(output, {result.key: result for result in changed})

@@ -116,7 +116,7 @@ def _check_paired(method: MethodResults, baseline: MethodResults) -> None:
         prompt, index, _ = min(unpaired)
         names = f"{method.method} and {baseline.method}"
         raise UserError(
-            f"{names} cannot be compared: picture {index} of {prompt} is not in both with the same noise seed"
+            f"{names} cannot be compared: image {index} of {prompt} is not in both with the same noise seed"
         )
 
 
@@ -134,7 +134,7 @@ def _values(results: MethodResults) -> dict[str, npt.ArrayLike]:
 def _all_or_none(results: MethodResults, has: Booleans, what: str) -> bool:
     if has.any() and not has.all():
         prompt, index = results.key(int(np.argmin(has)))
-        raise UserError(f"picture {index} of {prompt} by {results.method} has no {what}, unlike other pictures")
+        raise UserError(f"image {index} of {prompt} by {results.method} has no {what}, unlike other images")
     return bool(has.all())
 
 
@@ -299,7 +299,7 @@ class SavedSummary:
             prompt, index = like.key(line)
             verdicts = verdicts_by_prompt.get(prompt, ())
             if index >= len(verdicts):
-                raise UserError(f"the earlier report has no verdict of {method} on picture {index} of {prompt}")
+                raise UserError(f"the earlier report has no verdict of {method} on image {index} of {prompt}")
             verdict = verdicts[index]
             passed[line] = UNJUDGED if verdict is None else verdict
         return like.with_verdicts(method, passed)

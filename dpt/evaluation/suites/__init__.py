@@ -1,1 +1,1 @@
-"""Prompt suites: prompts with the claims that their pictures must meet."""
+"""Prompt suites: prompts with the claims that their images must meet."""

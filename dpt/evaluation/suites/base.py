@@ -28,10 +28,10 @@ _HASHED_NAMES: dict[type, str] = {
 class Suite:
     name: str
     id: str
-    """The name with a version. Part of the seed of every picture."""
+    """The name with a version. Part of the seed of every image."""
     prompts: tuple[Prompt, ...]
     detect_config: DetectConfig | None
-    """None if its pictures are not judged."""
+    """None if its images are not judged."""
     judge: str = ""
     """The name of the judge, if it differs from the suite's."""
     layout: Layout = "flat"
@@ -62,7 +62,7 @@ def _hashed_name(claim: Claim) -> str:
 
 
 def image_file(layout: Layout, prompt_id: str, index: int) -> Path:
-    """The path of a picture within its method's folder."""
+    """The path of an image within its method's folder."""
     if layout == "folders":
         return Path(prompt_id) / "samples" / f"{index:04d}.png"
     return Path(f"{prompt_id}-{index}.png")

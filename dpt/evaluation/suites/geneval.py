@@ -1,6 +1,6 @@
 """GenEval's prompts (arXiv 2310.11513), from its evaluation_metadata.jsonl, and our judge for them, `geneval-owl`.
 
-GenEval's own judge uses another detector. Pictures are stored in GenEval's layout, so that it can score them too.
+GenEval's own judge uses another detector. Images are stored in GenEval's layout, so that it can score them too.
 
 Queries are "image of a car"; scores count from 0.20, NMS is at an IoU of 0.15. `include` needs at least its count of
 boxes, `exclude` fewer than its count. The best boxes, as many as the count, must all have the colour. A position needs
@@ -57,7 +57,7 @@ def _prompt(number: int, where: str, line: str) -> Prompt:
         noun = Noun(shape=reading.text_of(where, entry, "class"))
         facts.append(FewerThan(noun, reading.count_of(where, entry, "count")))
     if not included:
-        raise UserError(f"{where}: 'include' is empty, so every picture would pass")
+        raise UserError(f"{where}: 'include' is empty, so every image would pass")
     text = reading.text_of(where, content, "prompt")
     return Prompt(f"{number:05d}", tag, text, tuple(facts), closed=False, where=where, source=line)
 

@@ -1,9 +1,9 @@
 """The pocket suite: prompts sampled from the scene grammar, by category.
 
-The picture must hold exactly the objects of the prompt and, except for negation, no others. A relation needs 6 pixels
-between the centres. An unreadable object fails the picture.
+The image must hold exactly the objects of the prompt and, except for negation, no others. A relation needs 6 pixels
+between the centres. An unreadable object fails the image.
 
-The oracle takes no queries; its boxes may reach past the picture's edge. An open-vocabulary detector is queried with
+The oracle takes no queries; its boxes may reach past the image's edge. An open-vocabulary detector is queried with
 "image of a circle", whatever the colour: colours are then named box by box. Scores count from 0.20, NMS is at an IoU of
 0.15, and shapes that are not in the prompt are not detected.
 """

@@ -36,7 +36,7 @@ def parse(spec: str) -> tuple[str, Path | None]:
 
 
 def layout_of(spec: str) -> Layout:
-    """The file layout of the suite's pictures. Does not read the suite's file."""
+    """The file layout of the suite's images. Does not read the suite's file."""
     return geneval.LAYOUT if spec.partition("=")[0] == "geneval" else "flat"
 
 

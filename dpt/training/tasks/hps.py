@@ -1,4 +1,4 @@
-"""Tune a LoRA on winners, prefixed losers and regularisation pictures, and say with it what to steer away from."""
+"""Tune a LoRA on winners, prefixed losers and regularisation images, and say with it what to steer away from."""
 
 from __future__ import annotations
 

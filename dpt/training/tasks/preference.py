@@ -1,4 +1,4 @@
-"""Train a CLIP or SigLIP to rank the pictures of a prompt as people did: the list-wise preference loss."""
+"""Train a CLIP or SigLIP to rank the images of a prompt as people did: the list-wise preference loss."""
 
 from __future__ import annotations
 

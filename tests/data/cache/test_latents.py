@@ -127,7 +127,7 @@ def test_a_picture_that_is_not_in_it(backbone: Backbone, root: DataRoot) -> None
 
 def test_mirrored_latents_that_are_not_in_it(backbone: Backbone, root: DataRoot) -> None:
     cached = make_latents(backbone, root)
-    with pytest.raises(DataError, match="no latents of mirrored pictures: make one with --random_flip"):
+    with pytest.raises(DataError, match="no latents of mirrored images: make one with --random_flip"):
         training_files(root, "refall", WHICH["flip"], 0, cached)
 
 
@@ -168,7 +168,7 @@ def test_more_broken_pictures_than_allowed(backbone: Backbone, root: DataRoot) -
         make_latents(backbone, root)
     missing = sorted(root.images("val2014").iterdir())[0]
     missing.unlink()
-    with pytest.warns(UserWarning), pytest.raises(DataError, match="more than 1 pictures are broken"):
+    with pytest.warns(UserWarning), pytest.raises(DataError, match="more than 1 images are broken"):
         make_latents(backbone, root, corrupt_budget=1)
     assert not list((root.path / "cache/latents").glob("shard-*")), "no shard is half of one"
     with pytest.warns(UserWarning):
@@ -193,7 +193,7 @@ def test_a_picture_that_was_changed_is_encoded_again(backbone: Backbone, root: D
     path = root.images("train2014") / sorted(root.images("train2014").iterdir())[0].name
     before = cached.latents(path)
     Image.new("RGB", (64, 64), "red").save(path)
-    with pytest.raises(DataError, match=rf"{path.name} is not the picture that the cache .* was made of"):
+    with pytest.raises(DataError, match=rf"{path.name} is not the image that the cache .* was made of"):
         CachedLatents(cached.part, root.images(""))
     after = make_latents(backbone, root, batch_size=1).latents(path)
     pixels = FRAMING.pixels(read_image(path)[0])

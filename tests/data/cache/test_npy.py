@@ -67,5 +67,5 @@ def test_a_bad_file_is_named(published: NpyLatents, root: DataRoot, content: Any
 def test_a_picture_without_latents(published: NpyLatents, root: DataRoot) -> None:
     with pytest.raises(DataError, match=r"other\.jpg has no latents: there is no file .*other\.npy"):
         published.latents(root.images("train2014") / "other.jpg")
-    with pytest.raises(DataError, match="has no latents of mirrored pictures"):
+    with pytest.raises(DataError, match="has no latents of mirrored images"):
         published.latents(sorted(root.images("train2014").iterdir())[0], mirrored=True)

@@ -36,8 +36,8 @@ def test_names_stay_inside(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"facts": [[9, 8, 8, 1], [9, 8, 8], [9, 8, 8, 1]]}, "lacks the size of the picture 'b.jpg'"),
-        ({"facts": [[9, 8, 8, 1], [9, 8, -8, 1], [9, 8, 8, 1]]}, "lacks the size of the picture 'b.jpg'"),
+        ({"facts": [[9, 8, 8, 1], [9, 8, 8], [9, 8, 8, 1]]}, "lacks the size of the image 'b.jpg'"),
+        ({"facts": [[9, 8, 8, 1], [9, 8, -8, 1], [9, 8, 8, 1]]}, "lacks the size of the image 'b.jpg'"),
         ({"broken": {"x.jpg": [3]}}, "lacks the reason why 'x.jpg' is broken"),
         ({"broken": {"x.jpg": [3, 4]}}, "lacks the reason why 'x.jpg' is broken"),
         ({"checksums": [[1, 2], [1], [1, 2]]}, "lacks a checksum for one of its tensors"),

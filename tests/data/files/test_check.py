@@ -34,7 +34,7 @@ def test_a_good_folder(exported: DataRoot) -> None:
     assert result.usable and all(report.status == "ok" and not report.notes for report in reports.values())
     manifest = json.loads((exported.path / "manifest.json").read_text())["counts"]
     expressions = reports["ReC/mdetr/OpenSource/finetune_refall_train.json"]
-    assert expressions.content == f"{manifest['expressions']['refall_train']} expressions of 12 pictures"
+    assert expressions.content == f"{manifest['expressions']['refall_train']} expressions of 12 images"
     assert reports["coco/images/val2014"].content.startswith(f"{len(list(exported.images('val2014').iterdir()))} files")
 
 
@@ -104,11 +104,11 @@ def remove_both_forms(root: DataRoot) -> None:
 FAULTS: list[tuple[Callable[[DataRoot], Any], str, str]] = [
     (lambda r: r.expressions("refall", "train").unlink(), "finetune_refall_train.json", "MISSING"),
     (remove_both_forms, "H-14.tsv", "MISSING"),
-    (lambda r: shutil.rmtree(r.images("train2014")), "train2014", "MISSING .*: needed for the 22 pictures"),
+    (lambda r: shutil.rmtree(r.images("train2014")), "train2014", "MISSING .*: needed for the 22 images"),
     (
         lambda r: edit(r.expressions("refall", "train"), lambda c: c["annotations"][3].update(bbox=[0, 0, 0, 0])),
         "finetune_refall_train.json",
-        r"8 expressions of \d pictures\n .*annotations\[3\]: the box .* has no area",
+        r"8 expressions of \d images\n .*annotations\[3\]: the box .* has no area",
     ),
     (
         lambda r: edit(r.expressions("refall", "train"), lambda c: c["images"][0].update(file_name="x.jpg")),
@@ -164,5 +164,5 @@ def test_differences_that_training_does_not_mind_are_notes(sample: DataRoot) -> 
     result = check(sample)
     notes = [note for report in result.reports for note in report.notes]
     assert result.usable and len(notes) == 2
-    assert "does not give its captions to the same pictures" in notes[0]
-    assert re.search(r"images\[1\]: the picture 0 is COCO_train2014_\d+31.jpg here, COCO_train2014_0+.jpg", notes[1])
+    assert "does not give its captions to the same images" in notes[0]
+    assert re.search(r"images\[1\]: the image 0 is COCO_train2014_\d+31.jpg here, COCO_train2014_0+.jpg", notes[1])

@@ -39,7 +39,7 @@ def test_other_layout_of_the_same_content_is_left_alone(sample: DataRoot) -> Non
         ("00002.json", None, "00002.json is missing"),
         ("00009.json", "{}", "00009.json is not of the table"),
         ("notes.txt", "mine", "notes.txt is not of the table"),
-        ("imgname2txtid.json", '{"a.jpg": [0, 1, 2, 3, 4, 5, 6, 7]}', "gives captions to other pictures"),
+        ("imgname2txtid.json", '{"a.jpg": [0, 1, 2, 3, 4, 5, 6, 7]}', "gives captions to other images"),
     ],
 )
 def test_a_folder_that_says_something_else_is_not_touched(

@@ -164,7 +164,7 @@ def test_cached_latents_come_instead_of_pixels(sample: DataRoot) -> None:
     assert all(picture.latent and picture.values.shape == (4, 8, 8) for picture in example.pictures)
     assert example.expression == training_files(sample, "refall", FRAMING, 0)[0].expression
     assert collate([example]).latent
-    with pytest.raises(DataError, match="no latents of mirrored pictures"):
+    with pytest.raises(DataError, match="no latents of mirrored images"):
         training_files(sample, "refall", Framing(64, random_flip=True), 0, Latents())
 
 
@@ -218,7 +218,7 @@ def test_boxes_are_held_against_the_picture_if_no_size_is_recorded(sample: DataR
     file = sample.expressions("refall", "train")
     edit(file, lambda c: [image.pop(key) for image in c["images"] for key in ("width", "height")])
     edit(file, lambda c: c["annotations"][0].update(bbox=[60, 0, 30, 30]))
-    with pytest.raises(DataError, match=r"images\[0\]: the box from .* to \(90, 30\) is not inside its picture of 64"):
+    with pytest.raises(DataError, match=r"images\[0\]: the box from .* to \(90, 30\) is not inside its image of 64"):
         training_files(sample, "refall", FRAMING, 0)[0]
 
 
@@ -233,7 +233,7 @@ def test_negatives_that_are_none(tmp_path: Path, sample: DataRoot) -> None:
     head, *_ = table.read_text().splitlines()
     name = "COCO_val2014_000000000020.jpg"
     table.write_text(f"{head}\n{name}\ta cup\t['a cup']\t['COCO_val2014_000000000021.jpg']\n")
-    with pytest.raises(DataError, match=r"row 0 \(line 2\): every negative is the picture's own caption"):
+    with pytest.raises(DataError, match=r"row 0 \(line 2\): every negative is the image's own caption"):
         matching_files(sample, "val", FRAMING, 0)[0]
     sample.negative_types.unlink()
     table.write_text(f"{head}\n{name}\ta cup\t['a mug']\t['COCO_val2014_000000000021.jpg']\n")

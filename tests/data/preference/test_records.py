@@ -40,12 +40,12 @@ def test_every_published_format_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"human_preference": 3}, "entry 1: 'human_preference' is 3, and there are 3 pictures: indices start at 0"),
-        ({"human_preference": True}, "should be the index of a picture or a list of shares, not True"),
+        ({"human_preference": 3}, "entry 1: 'human_preference' is 3, and there are 3 images: indices start at 0"),
+        ({"human_preference": True}, "should be the index of an image or a list of shares, not True"),
         ({"human_preference": [0, 0, 0]}, "should be numbers from 0 up that are not all 0"),
-        ({"human_preference": [1, 0]}, "there are 3 pictures and 2 preferences"),
+        ({"human_preference": [1, 0]}, "there are 3 images and 2 preferences"),
         ({"file_path": ["../a.jpg", "b.jpg", "c.jpg"]}, "is not a file name under the data folder"),
-        ({"file_path": ["a.jpg", "a.jpg", "c.jpg"]}, "lists a picture twice"),
+        ({"file_path": ["a.jpg", "a.jpg", "c.jpg"]}, "lists an image twice"),
         ({"file_path": []}, "should list 1 to 1000 file names"),
         ({"prompt": " "}, "'prompt' is empty"),
     ],

@@ -55,7 +55,7 @@ def test_different_lines_of_a_picture_are_an_error_and_stay_unchanged(file: Path
     other = json.dumps({**json.loads(whole.splitlines()[0]), "passed": False}) + "\n"
     file.write_text(whole + other)
     for read in (read_results, repair, MethodResults.read):
-        with pytest.raises(UserError, match=r"line 7: picture 0 of a has two different lines; delete"):
+        with pytest.raises(UserError, match=r"line 7: image 0 of a has two different lines; delete"):
             read(file)
     assert file.read_text() == whole + other
 

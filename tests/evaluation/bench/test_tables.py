@@ -87,7 +87,7 @@ def test_a_single_prompt_has_a_wilson_interval() -> None:
 def test_pictures_from_other_noise_are_not_compared() -> None:
     whole = lines("base", HALF)
     for other in (whole[1:], [row("base", "single", 0, 0, True, noise=5), *whole[1:]]):
-        with pytest.raises(UserError, match="tuned and base cannot be compared: picture 0 of single-0-0000"):
+        with pytest.raises(UserError, match="tuned and base cannot be compared: image 0 of single-0-0000"):
             report.paired_difference(method_results("tuned", HALF), MethodResults.of(other))
 
 

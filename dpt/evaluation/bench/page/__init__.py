@@ -1,1 +1,1 @@
-"""The report as a self-contained HTML page: charts, tables, and pictures side by side."""
+"""The report as a self-contained HTML page: charts, tables, and images side by side."""

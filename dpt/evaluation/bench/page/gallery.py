@@ -1,4 +1,4 @@
-"""The pictures of a report: selects cases and embeds their images."""
+"""The images of a report: selects cases and embeds their images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dpt.evaluation.suites.base import Layout, image_file
 
 @dataclass(frozen=True)
 class Case:
-    """The pictures of all methods for the same prompt and initial noise."""
+    """The images of all methods for the same prompt and initial noise."""
 
     results: dict[str, ImageResult]
 
@@ -62,7 +62,7 @@ class Section:
 
 
 def sections(methods: Mapping[str, MethodResults], baseline: str) -> list[Section]:
-    """Sort the pictures that all methods have into sections, without empty sections."""
+    """Sort the images that all methods have into sections, without empty sections."""
     line_maps = [results.line_of for results in methods.values()]
     base = methods[baseline]
     shared = [line for line in range(len(base)) if all(base.key(line) in line_of for line_of in line_maps)]
@@ -107,20 +107,20 @@ def _mean_by(group: Integers, values: Floats) -> Floats:
 
 
 SMALL = 128
-"""Pixels; pictures up to this are enlarged with their pixels kept sharp."""
+"""Pixels; images up to this are enlarged with their pixels kept sharp."""
 
 WIDEST = 256
-"""Pixels; larger pictures are embedded reduced to this, as JPEG."""
+"""Pixels; larger images are embedded reduced to this, as JPEG."""
 
 
 @dataclass
 class Album:
-    """Embeds pictures up to the budget, and counts those left out."""
+    """Embeds images up to the budget, and counts those left out."""
 
     folder: Path
     layout: Layout
     budget: int
-    """Bytes of all embedded pictures."""
+    """Bytes of all embedded images."""
     spent: int = 0
     shown: int = 0
     left_out: int = 0
@@ -146,14 +146,14 @@ class Album:
         self.spent += size
         first = case.first
         shots = "".join(_image_html(name, case.results[name], uri, extent) for name, (uri, extent) in uris.items())
-        where = escape(f"{first.category}, {first.prompt_id}, picture {first.index}")
+        where = escape(f"{first.category}, {first.prompt_id}, image {first.index}")
         return (
             f'<article><p class="prompt">{escape(first.prompt)}</p><p class="where">{where}</p>'
             f'<div class="shots">{shots}</div></article>'
         )
 
     def _uri(self, method: str, result: ImageResult) -> tuple[str, tuple[int, int]]:
-        """The picture as a data URI, and its original size, in whose pixels its boxes are."""
+        """The image as a data URI, and its original size, in whose pixels its boxes are."""
         file = self.folder / method / image_file(self.layout, result.prompt_id, result.index)
         picture = open_image(file)
         if max(picture.size) <= WIDEST:

@@ -1,4 +1,4 @@
-"""The report page: options, rates, differences, pictures. All text goes through `html.escape`."""
+"""The report page: options, rates, differences, images. All text goes through `html.escape`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ReportData:
     methods: Mapping[str, MethodResults]
     fidelity: Fidelity | None = None
     kept: Mapping[str, MethodResults] = field(default_factory=dict)
-    """Methods of an earlier report, which have no pictures here."""
+    """Methods of an earlier report, which have no images here."""
 
 
 def page(data: ReportData, album: Album) -> str:
@@ -55,13 +55,13 @@ def _options(data: ReportData) -> str:
     entries = {
         "pictures": ", ".join(f"{result.method} {result.pictures:,}" for result in data.results),
         "drawn with": f"{options.get('num_timesteps')} steps of {options.get('scheduler')}, "
-        f"guidance {options.get('guidance_scale')}, {options.get('per_prompt')} pictures for each prompt",
+        f"guidance {options.get('guidance_scale')}, {options.get('per_prompt')} images for each prompt",
     }
     identities: dict[str, Any] = next(iter(data.record["methods"].values()))
     by = ("judge", "detector", "clip", "itm", "hps", "suite_hash")
     entries |= {key: str(identities[key]) for key in by if key in identities}
     entries |= {
-        f"boxes, {result.method}": f"{result.clipped:,} clipped to the picture, {result.outside:,} outside, not counted"
+        f"boxes, {result.method}": f"{result.clipped:,} clipped to the image, {result.outside:,} outside, not counted"
         for result in data.results
         if result.clipped or result.outside
     }
@@ -87,7 +87,7 @@ def _rates(data: ReportData) -> str:
         f"{_n(data.results[-1])}. Categories weigh the same."
     )
     charts = rate_charts(data.results)
-    return f'<h2>Right pictures</h2><p class="note">{escape(note)}</p><div class="charts">{charts}</div>'
+    return f'<h2>Right images</h2><p class="note">{escape(note)}</p><div class="charts">{charts}</div>'
 
 
 def _differences(data: ReportData) -> str:
@@ -152,10 +152,10 @@ def _gallery(data: ReportData, album: Album) -> str:
     notes = [
         "Methods side by side, from the same noise, with the boxes that were counted.",
         f"{album.shown:,} cases are shown and {album.left_out:,} left out:",
-        f"at most {MOST[0]} per section, and {budget / 1e6:g} MB of pictures in all.",
+        f"at most {MOST[0]} per section, and {budget / 1e6:g} MB of images in all.",
     ]
     if data.kept:
-        notes.append(f"There are no pictures of {', '.join(data.kept)}: these results are from an earlier report.")
+        notes.append(f"There are no images of {', '.join(data.kept)}: these results are from an earlier report.")
     if album.reduced:
-        notes.append(f"Pictures wider than {WIDEST} pixels are shown reduced.")
-    return f'<h2>Pictures</h2><p class="note">{escape(" ".join(notes))}</p>{"".join(parts)}'
+        notes.append(f"Images wider than {WIDEST} pixels are shown reduced.")
+    return f'<h2>Images</h2><p class="note">{escape(" ".join(notes))}</p>{"".join(parts)}'
