@@ -19,7 +19,7 @@ def saved(root: Path, step: int) -> Path:
     return checkpoint.save(root, step, tensors, {"note": "x"})
 
 
-def test_there_and_back(tmp_path: Path) -> None:
+def test_saved_checkpoint_loads_unchanged(tmp_path: Path) -> None:
     folder = saved(tmp_path, 7)
     tensors, state = checkpoint.load(folder)
     assert torch.equal(tensors["weights"]["a"], torch.full((64,), 7.0))
@@ -27,7 +27,7 @@ def test_there_and_back(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-7"], "nothing temporary is left"
 
 
-def test_the_newest_by_number_not_by_name(tmp_path: Path) -> None:
+def test_newest_checkpoint_is_chosen_by_step_number(tmp_path: Path) -> None:
     for step in (9, 10, 100):
         saved(tmp_path, step)
     newest = checkpoint.newest_good(tmp_path)
@@ -64,21 +64,21 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_one_is_passed_over_aloud_and_refused_by_name(
+def test_damaged_checkpoint_is_skipped_with_a_warning_and_refused_by_name(
     damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved(tmp_path, 1)
     bad = saved(tmp_path, 2)
-    break_it, said = DAMAGES[damage]
-    break_it(bad)
+    apply_damage, message = DAMAGES[damage]
+    apply_damage(bad)
     newest = checkpoint.newest_good(tmp_path)
     assert newest is not None and newest.name == "checkpoint-1"
     assert "warning: skipping" in capsys.readouterr().out
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         checkpoint.load(bad)
 
 
-def test_old_ones_go_and_the_newest_stay(tmp_path: Path) -> None:
+def test_keep_newest_removes_older_checkpoints(tmp_path: Path) -> None:
     for step in (1, 2, 10):
         saved(tmp_path, step)
     checkpoint.keep_newest(tmp_path, 2)
@@ -98,7 +98,7 @@ while True:
 """
 
 
-def test_killed_while_saving(tmp_path: Path) -> None:
+def test_kill_during_save_leaves_a_loadable_checkpoint(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", SAVE_FOR_EVER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for _ in range(3):

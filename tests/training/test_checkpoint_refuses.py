@@ -1,4 +1,4 @@
-"""A checkpoint, a configuration or a log that somebody else wrote, or wrote over: a sentence, whatever is in it."""
+"""Checkpoints, configurations and logs with invalid content are user errors of one sentence."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def saved(tmp_path: Path) -> Path:
     return checkpoint.save(tmp_path, 7, {"weights": {"a": torch.ones(4)}}, {"seed": 1})
 
 
-def with_manifest_of(folder: Path, **files: str | bytes) -> None:
-    """Whoever writes a file can write its checksum too."""
+def write_with_checksum(folder: Path, **files: str | bytes) -> None:
+    """Write files and their checksums, as an attacker can."""
     manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
     for name, content in files.items():
         file = folder / name.replace("_", ".")
@@ -38,7 +38,7 @@ def with_manifest_of(folder: Path, **files: str | bytes) -> None:
 
 
 @pytest.mark.parametrize("name", ["../up.safetensors", "/etc/hostname", "a/b.safetensors"])
-def test_a_manifest_names_files_of_its_folder_only(saved: Path, name: str) -> None:
+def test_manifest_may_only_name_files_in_its_folder(saved: Path, name: str) -> None:
     (saved.parent / "up.safetensors").write_bytes(b"x")
     manifest = json.loads((saved / checkpoint.MANIFEST).read_text())
     facts = {"bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
@@ -47,13 +47,13 @@ def test_a_manifest_names_files_of_its_folder_only(saved: Path, name: str) -> No
         checkpoint.load(saved)
 
 
-def test_tensors_that_the_manifest_does_not_vouch_for_are_not_read(saved: Path) -> None:
+def test_files_missing_from_the_manifest_are_refused(saved: Path) -> None:
     save_file({"evil": torch.ones(1)}, saved / "more.safetensors")
     with pytest.raises(UserError, match=r"does not list more.safetensors"):
         checkpoint.load(saved)
 
 
-def test_a_manifest_without_a_state(saved: Path) -> None:
+def test_manifest_without_state_is_refused(saved: Path) -> None:
     manifest = json.loads((saved / checkpoint.MANIFEST).read_text())
     del manifest[checkpoint.STATE]
     (saved / checkpoint.MANIFEST).write_text(json.dumps(manifest))
@@ -65,8 +65,8 @@ def test_a_manifest_without_a_state(saved: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", DEEP, '{"step": "7"}', '{"step": true}', '{"step": -1}', "9" * 5000, "\udcff"]
 )
-def test_a_state_that_is_none(saved: Path, text: str) -> None:
-    with_manifest_of(saved, state_json=text.encode("utf-8", "surrogateescape"))
+def test_invalid_state_is_refused(saved: Path, text: str) -> None:
+    write_with_checksum(saved, state_json=text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=r"state.json (cannot be read|has no valid step)"):
         checkpoint.load(saved)
 
@@ -76,35 +76,33 @@ def test_a_state_that_is_none(saved: Path, text: str) -> None:
     [{"config": []}, {"config": None}, {"images": "48"}, {"meters": "loss"}, {"meters": [1]}, {"meters": None},
      {"bad_in_a_row": True}, {"bad_in_a_row": None}, {"step": True}, {"meters": ["loss"]}],
 )  # fmt: skip
-def test_a_state_with_a_corrected_checksum_is_refused_by_name(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_invalid_state_with_valid_checksum_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     loop(tmp_path, max_train_steps=4).run()
     folder = tmp_path / "checkpoint-4"
     state = json.loads((folder / checkpoint.STATE).read_text())
-    with_manifest_of(folder, state_json=json.dumps({**state, **change}))
+    write_with_checksum(folder, state_json=json.dumps({**state, **change}))
     name = next(iter(change))
     with pytest.raises(UserError, match=f"state.json.*({name}|step)|losses in the checkpoint .*checkpoint-4"):
         loop(tmp_path, max_train_steps=8).run()
 
 
-def test_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_tensors_of_other_shape_are_refused(tmp_path: Path) -> None:
     loop(tmp_path, max_train_steps=4).run()
     folder = tmp_path / "checkpoint-4"
     save_file({"9.weight|exp_avg": torch.ones(2)}, folder / "moments.safetensors")
-    with_manifest_of(folder, moments_safetensors=(folder / "moments.safetensors").read_bytes())
+    write_with_checksum(folder, moments_safetensors=(folder / "moments.safetensors").read_bytes())
     with pytest.raises(UserError, match=r"moments '9.weight\|exp_avg' that do not fit"):
         loop(tmp_path, max_train_steps=8).run()
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 64, b"\x02\0\0\0\0\0\0\0[]"])
-def test_tensors_that_are_none(saved: Path, content: bytes) -> None:
-    with_manifest_of(saved, weights_safetensors=content)
+def test_invalid_safetensors_file_is_refused(saved: Path, content: bytes) -> None:
+    write_with_checksum(saved, weights_safetensors=content)
     with pytest.raises(UserError, match=r"weights.safetensors is truncated or not a safetensors file"):
         checkpoint.load(saved)
 
 
-def test_a_pipe_in_place_of_a_manifest_or_a_configuration_is_refused_without_waiting(
-    saved: Path, tmp_path: Path
-) -> None:
+def test_named_pipe_instead_of_manifest_or_config_is_refused(saved: Path, tmp_path: Path) -> None:
     (saved / checkpoint.MANIFEST).unlink()
     for pipe in (saved / checkpoint.MANIFEST, tmp_path / run_folder.CONFIG):
         os.mkfifo(pipe)
@@ -118,25 +116,25 @@ def test_a_pipe_in_place_of_a_manifest_or_a_configuration_is_refused_without_wai
 
 
 @pytest.mark.parametrize("text", [DEEP, "9" * 5000, "[1]"])
-def test_a_configuration_that_is_none(tmp_path: Path, text: str) -> None:
+def test_invalid_config_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / run_folder.CONFIG).write_text(text)
-    said = r"config\.json (cannot be read|is not the configuration)"
-    with pytest.raises(UserError, match=said), run_folder.claimed(tmp_path, RunConfig({"seed": 1})):
-        pytest.fail("it was taken for one")
+    message = r"config\.json (cannot be read|is not the configuration)"
+    with pytest.raises(UserError, match=message), run_folder.claimed(tmp_path, RunConfig({"seed": 1})):
+        pytest.fail("the invalid config was accepted")
 
 
 @pytest.mark.parametrize(
     "line", [1.5, [], "x", {"loss": 1}, {"step": "1"}, {"step": 1, "loss": "x"}, {"step": 1, "validation": [0.5]},
              {"step": 1, "validation": {"itm": "x"}}, {"step": float("inf")}, {"step": 10**400}],
 )  # fmt: skip
-def test_a_log_of_something_else(tmp_path: Path, line: Any) -> None:
+def test_invalid_log_is_refused(tmp_path: Path, line: Any) -> None:
     (tmp_path / run_folder.LOG).write_text('{"step": 1, "loss": 0.5}\n' + json.dumps(line) + "\n")
     with pytest.raises(UserError, match=r"is not a log of this project"):
         read_log(tmp_path)
 
 
 @pytest.mark.parametrize("step", ["Infinity", "1" + "0" * 400, "NaN", '"x"', "null"])
-def test_a_step_that_is_no_number_is_rewound_over(tmp_path: Path, step: str) -> None:
+def test_rewind_drops_log_lines_without_a_valid_step(tmp_path: Path, step: str) -> None:
     (tmp_path / run_folder.LOG).write_text(f'{{"step": 1}}\n{{"step": {step}}}\n')
     run_folder.rewind(tmp_path, 5)
     assert (tmp_path / run_folder.LOG).read_text() == '{"step": 1}\n'

@@ -1,4 +1,4 @@
-"""`--use_8bit_adam`: refused where it cannot be, and otherwise saved, resumed and skipped as the ordinary optimizer."""
+"""`--use_8bit_adam`: refused where it is not supported, otherwise saved, resumed and skipped like plain AdamW."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_bitsandbytes.install(monkeypatch)
 
 
-def test_it_needs_a_gpu(installed: None) -> None:
+def test_eight_bit_adam_needs_a_gpu(installed: None) -> None:
     with pytest.raises(UserError, match="runs on CUDA devices only, and this run is on cpu"):
         require_eight_bit(torch.device("cpu"))
     require_eight_bit(torch.device("cuda"))
 
 
-def test_it_needs_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eight_bit_adam_needs_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UserError, match=r"needs bitsandbytes, which cannot be imported \(.+\): it is in req"):
         require_eight_bit(torch.device("cuda"))
 
 
-def test_the_library_is_not_asked_for_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bitsandbytes_is_imported_only_when_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     assert Update(Line().parameter_groups(), settings()).bytes_per_parameter == 16
 
 
-def test_options_reach_it(installed: None) -> None:
+def test_options_are_passed_to_the_eight_bit_optimizer(installed: None) -> None:
     update = Update(Line().parameter_groups(), settings(use_8bit_adam=True, adam_beta1=0.5, adam_epsilon=0.1))
     assert isinstance(update.adam, fake_bitsandbytes.AdamW8bit)
     group = update.adam.param_groups[0]
@@ -44,7 +44,7 @@ def test_options_reach_it(installed: None) -> None:
     assert update.bytes_per_parameter == 10
 
 
-def test_what_was_saved_goes_on_bit_for_bit(installed: None, tmp_path: Path) -> None:
+def test_eight_bit_state_resumes_bit_for_bit(installed: None, tmp_path: Path) -> None:
     loop(tmp_path / "whole", use_8bit_adam=True).run()
     loop(tmp_path / "parts", use_8bit_adam=True, max_train_steps=4).run()
     loop(tmp_path / "parts", use_8bit_adam=True).run()
@@ -55,7 +55,7 @@ def test_what_was_saved_goes_on_bit_for_bit(installed: None, tmp_path: Path) -> 
     assert int(tensors(tmp_path / "parts", 16)["moments/0.weight|step"]) == 4
 
 
-def test_a_step_that_is_not_finite_changes_nothing(installed: None) -> None:
+def test_non_finite_step_changes_nothing(installed: None) -> None:
     task = Line()
     update = Update(task.parameter_groups(), settings(use_8bit_adam=True))
 

@@ -1,4 +1,4 @@
-"""The estimate that a run prints before its first step, against what the step takes."""
+"""The memory estimate that a run prints before its first step, against the measured peak."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_stage1.model(tmp_path_factory.mktemp("model"))
 
 
-def built(name: str, folder: Path, **changes: Any) -> Any:
+def build_task(name: str, folder: Path, **changes: Any) -> Any:
     backbone = open_backbone(folder, device="cpu")
     if name != "stage1":
         backbone.prepare_for_gradients()
@@ -38,8 +38,8 @@ def built(name: str, folder: Path, **changes: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_the_estimate_is_within_a_quarter_of_the_measured_peak(name: str, folder: Path) -> None:
-    task = built(name, folder)
+def test_estimate_is_within_a_quarter_of_the_measured_peak(name: str, folder: Path) -> None:
+    task = build_task(name, folder)
     batch = collate([tiny_stage1.stream().only(task.parts)[position] for position in range(EXAMPLES)])
 
     def step() -> None:
@@ -57,9 +57,9 @@ def test_the_estimate_is_within_a_quarter_of_the_measured_peak(name: str, folder
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_it_grows_with_the_batch_and_shrinks_with_gradient_checkpointing(name: str, folder: Path) -> None:
-    task = built(name, folder)
-    one, eight = (sum(task.memory(examples).values()) - task.memory(1)["frozen model"] for examples in (1, 8))
-    assert 4 * one < eight <= 8 * one
+def test_estimate_grows_with_the_batch_and_shrinks_with_gradient_checkpointing(name: str, folder: Path) -> None:
+    task = build_task(name, folder)
+    single, eight = (sum(task.memory(examples).values()) - task.memory(1)["frozen model"] for examples in (1, 8))
+    assert 4 * single < eight <= 8 * single
     if name != "stage1":  # whose frozen model saves nothing
-        assert sum(built(name, folder, gradient_checkpointing=True).memory(8).values()) < eight
+        assert sum(build_task(name, folder, gradient_checkpointing=True).memory(8).values()) < eight

@@ -1,4 +1,4 @@
-"""Stage 1 on a tiny model and rendered scenes: also what the golden trace and the two-process test run."""
+"""Stage 1 on a tiny model and rendered scenes, for the tests, the golden trace and the two-process run."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ def stream(seed: int = 1337) -> Stream:
 
 
 def loop(root: Path, built: Stage1, among: Processes | None = None, **changes: Any) -> Loop[Batch]:
-    ordinary = {"max_train_steps": 10, "train_batch_size": 2, "logging_steps": 1, "validation_steps": 0}
-    settings = TrainSettings(**{**ordinary, **changes})
+    defaults = {"max_train_steps": 10, "train_batch_size": 2, "logging_steps": 1, "validation_steps": 0}
+    settings = TrainSettings(**{**defaults, **changes})
     return Loop(built, stream(settings.seed), settings, root, RunConfig({}), among)
 
 
 def losses(root: Path) -> list[dict[str, float]]:
-    """Of each step, without what the clock says."""
+    """The losses of each logged step, without timings."""
     lines = [json.loads(line) for line in (root / "log.jsonl").read_text().splitlines()]
-    kept = ("i2t", "t2i", "ce", "bbox", "giou", "align", "loss")
-    return [{name: line[name] for name in kept} for line in lines if "loss" in line]
+    names = ("i2t", "t2i", "ce", "bbox", "giou", "align", "loss")
+    return [{name: line[name] for name in names} for line in lines if "loss" in line]
 
 
 if __name__ == "__main__":  # python -m tests.training.tiny_stage1 MODEL ROOT BATCH: one process of several
     opened = open_backbone(sys.argv[1], device="cpu")
-    with processes() as own:
+    with processes() as group:
         built = task(opened, adapter={"dropout": 0.0})
-        loop(Path(sys.argv[2]), built, own, train_batch_size=int(sys.argv[3])).run()
+        loop(Path(sys.argv[2]), built, group, train_batch_size=int(sys.argv[3])).run()

@@ -1,4 +1,4 @@
-"""The smallest task for the loop: a line through pictures of four numbers. A step takes a millisecond."""
+"""The smallest task for the loop: regression on images of four numbers. A step takes a millisecond."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Numbers(Source):
 
 
 class Line:
-    """`mean` is a mean over samples, `sum` a sum over boxes: the two kinds of loss there are."""
+    """The two kinds of loss: `mean` over samples, and `sum` over boxes."""
 
     weights: Mapping[str, float] = {"mean": 1.0, "sum": 0.5}
     parts = ALL_PARTS
@@ -54,7 +54,7 @@ class Line:
         torch.manual_seed(1)
         self.trained = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Dropout(dropout), nn.Linear(3, 1))
         self.bad = bad
-        """Positions whose loss is not a number."""
+        """Positions whose loss is NaN."""
         self.seen: list[tuple[list[int], list[str]]] = []
 
     def count(self, batch: Batch) -> int:
@@ -94,14 +94,14 @@ class Line:
 
 
 def settings(**changes: Any) -> TrainSettings:
-    ordinary = {
+    defaults = {
         "max_train_steps": 12,
         "train_batch_size": 4,
         "learning_rate": 1e-2,
         "checkpointing_steps": 4,
         "logging_steps": 3,
     }
-    return TrainSettings(**{**ordinary, **changes})
+    return TrainSettings(**{**defaults, **changes})
 
 
 def loop(root: Path, task: Line | None = None, config: Mapping[str, Any] | None = None, **changes: Any) -> Loop:
