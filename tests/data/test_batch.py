@@ -33,7 +33,7 @@ def example(n_regions: int, name: str = "a") -> Example:
     )
 
 
-def test_shapes_and_order() -> None:
+def test_collate_preserves_shapes_and_order() -> None:
     batch = collate([example(1, "a"), example(0, "b"), example(3, "c")])
     assert batch.expressions is not None and batch.negatives is not None and batch.negatives.random is not None
     hard, random = batch.negatives.hard, batch.negatives.random
@@ -50,7 +50,7 @@ def test_shapes_and_order() -> None:
     assert hard.caption_types == ["colour"] * 3 and hard.image_types == [None] * 3
 
 
-def test_a_batch_without_any_box_and_one_of_a_single_part() -> None:
+def test_batch_without_boxes_negatives_or_captions() -> None:
     empty = collate([example(0)])
     assert empty.expressions is not None and empty.expressions.boxes.shape == (0, 4)
     assert empty.expressions.boxes_by_example()[0].shape == (0, 4)
@@ -60,7 +60,7 @@ def test_a_batch_without_any_box_and_one_of_a_single_part() -> None:
     assert collate([replace(example(1), caption=None)]).captions is None
 
 
-def test_it_moves_as_a_whole() -> None:
+def test_batch_moves_to_a_device_completely() -> None:
     batch = collate([example(2)]).to("meta")
     assert batch.expressions is not None and batch.negatives is not None and batch.negatives.random is not None
     negatives = (batch.negatives.hard.images, batch.negatives.random.images)
@@ -69,7 +69,7 @@ def test_it_moves_as_a_whole() -> None:
     assert collate([replace(example(2), negatives=None)]).to("meta").negatives is None
 
 
-def test_what_does_not_go_together() -> None:
+def test_collate_refuses_mixed_examples() -> None:
     latent = Example("l", picture(latent=True))
     assert collate([latent]).latent
     with pytest.raises(ValueError, match="cannot mix latents with pixels"):

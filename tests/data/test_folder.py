@@ -45,7 +45,7 @@ def test_rows_become_captioned_weighted_examples(folder: Path) -> None:
     assert source[1].id == f"{folder / 'metadata.jsonl'}, line 2"
 
 
-def test_text_files_beside_the_pictures(folder: Path) -> None:
+def test_captions_from_text_files_beside_the_images(folder: Path) -> None:
     assert not is_picture_folder(folder)
     (folder / "a.txt").write_text("\ufeffa red square\n")
     assert is_picture_folder(folder)
@@ -56,7 +56,7 @@ def test_text_files_beside_the_pictures(folder: Path) -> None:
         read_picture_folder(folder)
 
 
-def test_flips_mirror_picture_and_caption_together(folder: Path) -> None:
+def test_flips_mirror_image_and_caption_together(folder: Path) -> None:
     plain, flipping = (
         FolderSource(write(folder, ROWS), Framing(16, random_flip=flip), seed=0) for flip in (False, True)
     )
@@ -71,7 +71,7 @@ def test_flips_mirror_picture_and_caption_together(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "says"),
+    ("row", "message"),
     [
         ({"file_name": "a.png"}, "there is no caption: give it as 'caption', 'text' or 'prompt'"),
         ({"file_name": "a.png", "text": "x", "prompt": "y"}, "'text' and 'prompt' differ: keep one"),
@@ -85,21 +85,21 @@ def test_flips_mirror_picture_and_caption_together(folder: Path) -> None:
         (["a.png"], "expected an object"),
     ],
 )
-def test_a_bad_row_is_one_sentence_with_its_line(folder: Path, row: Any, says: str) -> None:
-    with pytest.raises(DataError, match=rf"metadata\.jsonl, line 2: .*{says}"):
+def test_invalid_row_is_reported_with_its_line(folder: Path, row: Any, message: str) -> None:
+    with pytest.raises(DataError, match=rf"metadata\.jsonl, line 2: .*{message}"):
         read_picture_folder(write(folder, [ROWS[0], row]))
 
 
-def test_bad_files(folder: Path, tmp_path: Path) -> None:
+def test_invalid_files_are_refused(folder: Path, tmp_path: Path) -> None:
     metadata = folder / "metadata.jsonl"
-    for content, says in (
+    for content, message in (
         (b"\n\n", "metadata.jsonl names no image"),
         (b'{"file_name": "a.png", "text": NaN}', "line 1, is not valid JSON: NaN is not a number"),
         (b'\n{"file_name"', "line 2, is not valid JSON"),
         (b'{"file_name": "a.png", "text": "\xff"}', "line 1, is not UTF-8 text"),
     ):
         metadata.write_bytes(content)
-        with pytest.raises(DataError, match=says):
+        with pytest.raises(DataError, match=message):
             read_picture_folder(folder)
     with pytest.raises(DataError, match="there is no data folder"):
         read_picture_folder(tmp_path / "none")
@@ -108,7 +108,7 @@ def test_bad_files(folder: Path, tmp_path: Path) -> None:
         FolderSource(write(folder, ROWS), Framing(16), 0)[0]
 
 
-def test_identity_is_of_the_content_and_not_of_the_path(folder: Path, tmp_path: Path) -> None:
+def test_identity_depends_on_content_not_path(folder: Path, tmp_path: Path) -> None:
     before = FolderSource(write(folder, ROWS), Framing(16), 0).identity()
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     assert FolderSource(copy, Framing(32), 1).identity() == before

@@ -21,7 +21,9 @@ def sizes_with_boxes(draw: st.DrawFn) -> tuple[tuple[int, int], tuple[float, flo
 
 
 @given(sizes_with_boxes(), st.booleans())
-def test_boxes_stay_inside(drawn: tuple[tuple[int, int], tuple[float, float, float, float]], crop: bool) -> None:
+def test_framed_boxes_stay_inside_the_image(
+    drawn: tuple[tuple[int, int], tuple[float, float, float, float]], crop: bool
+) -> None:
     size, box = drawn
     framed = Framing(64, center_crop=crop).box(box, size)
     if framed is None:
@@ -33,23 +35,23 @@ def test_boxes_stay_inside(drawn: tuple[tuple[int, int], tuple[float, float, flo
     assert max(cx + width / 2, cy + height / 2) <= 1 + 1e-9
 
 
-def test_the_whole_picture_is_squashed() -> None:
+def test_squash_scales_both_sides() -> None:
     assert Framing(64).box((10, 20, 30, 60), (100, 200)) == pytest.approx((0.2, 0.2, 0.2, 0.2))
 
 
-def test_a_crop_moves_and_cuts_its_boxes() -> None:
+def test_center_crop_moves_and_clips_boxes() -> None:
     crop = Framing(64, center_crop=True)
     assert crop.window((200, 100)) == (50, 0, 150, 100)
     assert crop.box((60, 10, 80, 30), (200, 100)) == pytest.approx((0.2, 0.2, 0.2, 0.2))
-    assert crop.box((40, 0, 60, 100), (200, 100)) == pytest.approx((0.05, 0.5, 0.1, 1.0)), "just half is left"
-    assert crop.box((39, 0, 60, 100), (200, 100)) is None, "less than half is left"
+    assert crop.box((40, 0, 60, 100), (200, 100)) == pytest.approx((0.05, 0.5, 0.1, 1.0)), "exactly half is visible"
+    assert crop.box((39, 0, 60, 100), (200, 100)) is None, "less than half is visible"
     assert crop.box((0, 0, 20, 20), (200, 100)) is None
     assert LEAST_IN_VIEW == 0.5
 
 
 @pytest.mark.parametrize("crop", [False, True])
 @pytest.mark.parametrize("size", [(200, 100), (100, 200), (90, 90), (301, 100)])
-def test_the_box_is_where_the_thing_is(crop: bool, size: tuple[int, int]) -> None:
+def test_framed_box_surrounds_the_object(crop: bool, size: tuple[int, int]) -> None:
     width, height = size
     box = (width // 2 - 30, height // 2 - 20, width // 2 + 35, height // 2 + 25)
     image = Image.new("RGB", size, "black")
@@ -65,7 +67,7 @@ def test_the_box_is_where_the_thing_is(crop: bool, size: tuple[int, int]) -> Non
     assert (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2) == pytest.approx((left, top, right, bottom), abs=1.01)
 
 
-def test_pixels_of_the_right_size_are_not_touched() -> None:
+def test_image_of_the_target_size_is_unchanged() -> None:
     values = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
     pixels = Framing(8).pixels(Image.fromarray(values))
     np.testing.assert_allclose((pixels.permute(1, 2, 0).numpy() + 1) * 127.5, values, atol=1e-4)

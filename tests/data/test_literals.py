@@ -10,26 +10,26 @@ strings = st.lists(st.text(st.characters(exclude_categories=["Cs"]) | st.sampled
 
 
 @given(strings)
-def test_what_python_prints_is_read_back(texts: list[str]) -> None:
+def test_repr_of_a_list_is_parsed(texts: list[str]) -> None:
     assert string_list(repr(texts)) == texts
     assert string_list(ascii(texts)) == texts
     assert string_list(f" [ {' , '.join(map(repr, texts))} ] \n") == texts
 
 
 @given(st.text() | st.text("[]'\", \\nxu0aUF(){}:1"))
-def test_anything_else_is_refused_or_agrees_with_python(text: str) -> None:
+def test_other_text_is_refused_or_parsed_like_literal_eval(text: str) -> None:
     import ast
 
     try:
-        found = string_list(text)
+        parsed = string_list(text)
     except ValueError as error:
         assert str(error)
         return
-    assert ast.literal_eval(text.strip()) == found
+    assert ast.literal_eval(text.strip()) == parsed
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("", r"expected '\[' at character 0, found the end"),
         ("['a'", r"expected '\]' at character 4, found the end"),
@@ -50,6 +50,6 @@ def test_anything_else_is_refused_or_agrees_with_python(text: str) -> None:
         ("__import__('os').system('true')", r"expected '\['"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_place(text: str, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_errors_name_the_position(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         string_list(text)

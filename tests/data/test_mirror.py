@@ -37,7 +37,7 @@ texts = st.lists(words, min_size=1, max_size=8).map(" ".join)
         ("a brightly lit copyright sign", "a brightly lit copyright sign"),
     ],
 )
-def test_sides_are_swapped_as_whole_words(text: str, other: str) -> None:
+def test_left_and_right_are_swapped_as_whole_words(text: str, other: str) -> None:
     assert mirrored_text(text) == other
     assert mirrored_text(other) == text
 
@@ -49,12 +49,12 @@ def test_sides_are_swapped_as_whole_words(text: str, other: str) -> None:
         "sign that says stop", "leftover pizza", "topleft cup", "the west tower", "right now", "all right", "lEft dog",
     ],
 )  # fmt: skip
-def test_what_is_not_sure_is_not_mirrored(text: str) -> None:
+def test_ambiguous_text_is_not_mirrored(text: str) -> None:
     assert mirrored_text(text) is None
 
 
 @given(texts)
-def test_texts_mirrored_twice_are_the_same(text: str) -> None:
+def test_mirroring_twice_restores_the_text(text: str) -> None:
     other = mirrored_text(text)
     if other is not None:
         assert mirrored_text(other) == text
@@ -78,22 +78,22 @@ def cuts_no_word(text: str, edge: int) -> bool:
 
 @given(expressions())
 @example(ReferringExpression("bright", (GroundedRegion((0.5, 0.5, 0.3, 0.2), ((1, 6),)),)))
-def test_spans_go_with_their_words(said: ReferringExpression) -> None:
-    other = mirrored_expression(said)
+def test_spans_follow_their_words(expression: ReferringExpression) -> None:
+    other = mirrored_expression(expression)
     if other is None:
         return
-    for before, after in zip(said.regions, other.regions, strict=True):
+    for before, after in zip(expression.regions, other.regions, strict=True):
         for (a, b), (c, d) in zip(before.spans, after.spans, strict=True):
-            if cuts_no_word(said.text, a) and cuts_no_word(said.text, b):  # "right" in "bright" is no side
-                assert mirrored_text(said.text[a:b]) in (other.text[c:d], None)
+            if cuts_no_word(expression.text, a) and cuts_no_word(expression.text, b):  # "right" in "bright" is no side
+                assert mirrored_text(expression.text[a:b]) in (other.text[c:d], None)
         assert after.box[0] == pytest.approx(1 - before.box[0]) and after.box[1:] == before.box[1:]
     again = mirrored_expression(other)
-    assert again is not None and again.text == said.text
-    assert [region.spans for region in again.regions] == [region.spans for region in said.regions]
-    assert [region.box for region in again.regions] == [pytest.approx(region.box) for region in said.regions]
+    assert again is not None and again.text == expression.text
+    assert [region.spans for region in again.regions] == [region.spans for region in expression.regions]
+    assert [region.box for region in again.regions] == [pytest.approx(region.box) for region in expression.regions]
 
 
-def test_a_span_that_cuts_a_word_in_two_is_not_mirrored() -> None:
+def test_span_inside_a_word_is_not_mirrored() -> None:
     assert mirrored_expression(ReferringExpression("left dog", (GroundedRegion((0.5, 0.5, 1, 1), ((2, 8),)),))) is None
     moved = mirrored_expression(ReferringExpression("left dog", (GroundedRegion((0.5, 0.5, 1, 1), ((5, 8), (0, 8))),)))
     assert moved is not None and moved.text == "right dog" and moved.regions[0].spans == ((6, 9), (0, 9))
@@ -113,7 +113,7 @@ def flipped(scene: Scene) -> Scene:
 
 
 @pytest.mark.parametrize("world", ["pocket", "full"])
-def test_what_is_said_of_a_mirrored_scene_is_true_of_it(world: str) -> None:
+def test_mirrored_texts_are_true_of_the_mirrored_scene(world: str) -> None:
     source = SceneSource(WORLDS[world], 5, "train", Framing(64), size=120)
     sides = 0
     for index in range(len(source)):
@@ -141,7 +141,7 @@ def shares(box: Box) -> tuple[float, ...]:
     return box.centre[0] / 64, box.centre[1] / 64, box.width / 64, box.height / 64
 
 
-def test_one_text_that_is_not_sure_keeps_the_whole_example_as_it_is() -> None:
+def test_one_ambiguous_text_keeps_the_example_unmirrored() -> None:
     picture = ExampleImage("a", torch.zeros(3, 2, 2))
     for place in range(3):
         captions = ["left dog"] * 3
@@ -151,12 +151,12 @@ def test_one_text_that_is_not_sure_keeps_the_whole_example_as_it_is() -> None:
         assert mirrored(Example("1", picture, true, negatives=negatives)) is None
 
 
-def test_latents_are_not_mirrored() -> None:
+def test_latents_cannot_be_flipped() -> None:
     with pytest.raises(ValueError, match="latents cannot be flipped"):
         mirrored(Example("1", ExampleImage("a", torch.zeros(4, 2, 2), latent=True)))
 
 
-def test_latents_of_the_mirrored_picture_take_their_place() -> None:
+def test_mirrored_latents_replace_the_plain_ones() -> None:
     plain, turned = torch.zeros(4, 2, 2), torch.ones(4, 2, 2)
     once = mirrored(Example("1", ExampleImage("a", plain, latent=True, mirrored=turned)))
     assert once is not None and once.image.values is turned

@@ -1,4 +1,4 @@
-"""A task gets the parts of an example that it reads, and no other picture is decoded or rendered."""
+"""A task gets the parts of an example that it reads, and no other image is decoded or rendered."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def sources() -> list[Source]:
     ]
 
 
-def reduced(whole: Example, parts: ExampleParts) -> tuple[object, ...]:
-    """What an example with these parts should hold, as plain values."""
+def expected_values(whole: Example, parts: ExampleParts) -> tuple[object, ...]:
+    """The values that an example with these parts should have."""
     expression = whole.expression if parts.expression else None
     images = whole.pictures[: 1 + parts.hard_negatives + (parts.hard_negatives and parts.random_negatives)]
     texts = whole.texts[1 if whole.expression and not parts.expression else 0 :]
@@ -45,18 +45,18 @@ def reduced(whole: Example, parts: ExampleParts) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("parts", PARTS[1:])
-def test_parts_leave_out_and_change_nothing_else(parts: ExampleParts) -> None:
+def test_omitted_parts_do_not_change_the_others(parts: ExampleParts) -> None:
     for source in sources():
         for index in range(min(len(source), 12)):
             for epoch in range(3):
                 whole, part = source.example(index, epoch), source.example(index, epoch, parts)
-                assert reduced(part, ALL_PARTS) == reduced(whole, parts)
+                assert expected_values(part, ALL_PARTS) == expected_values(whole, parts)
                 assert torch.equal(part.image.values, whole.image.values)
 
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Every picture that is decoded or rendered."""
+    """Records every image that is decoded or rendered."""
     from dpt.data.files import source as files
     from dpt.data.scenes import source as scenes
 
@@ -67,15 +67,15 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     yield opened
 
 
-@pytest.mark.parametrize(("parts", "pictures"), [*zip(PARTS, (3, 2, 1, 3, 1), strict=True)])
-def test_only_the_pictures_that_a_task_reads_are_opened(parts: ExampleParts, pictures: int, opened: list[str]) -> None:
+@pytest.mark.parametrize(("parts", "num_images"), [*zip(PARTS, (3, 2, 1, 3, 1), strict=True)])
+def test_only_images_that_a_task_reads_are_opened(parts: ExampleParts, num_images: int, opened: list[str]) -> None:
     for source in sources():
         opened.clear()
         stream = Stream(source, seed=0).only(parts)
         for position in range(6):
             stream[position]
-        assert len(opened) == 6 * pictures
+        assert len(opened) == 6 * num_images
 
 
-def test_plain_lora_reads_pictures_and_captions_only() -> None:
+def test_plain_lora_reads_only_images_and_captions() -> None:
     assert PlainLora.parts.fget(None) == CAPTION_ONLY  # type: ignore[attr-defined]

@@ -34,7 +34,7 @@ def white_box(image: Image.Image) -> tuple[int, int, int, int]:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA", "LA", "CMYK"])
-def test_every_mode_comes_out_as_it_looks(tmp_path: Path, mode: str) -> None:
+def test_every_image_mode_is_converted_to_rgb(tmp_path: Path, mode: str) -> None:
     file = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
     marked(mode).save(file, quality=95)
     image, header = read_image(file)
@@ -43,7 +43,7 @@ def test_every_mode_comes_out_as_it_looks(tmp_path: Path, mode: str) -> None:
     assert np.abs(difference).mean() < 4
 
 
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+def test_sixteen_bit_values_are_scaled_not_clipped(tmp_path: Path) -> None:
     values = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
     image, _ = read_image(tmp_path / "a.png")
@@ -51,7 +51,7 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_what_is_transparent_is_white(tmp_path: Path, mode: str) -> None:
+def test_transparent_pixels_become_white(tmp_path: Path, mode: str) -> None:
     layer = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
     layer.paste((0, 0, 0, 255), (0, 0, 2, 4))
     layer.convert(mode).save(tmp_path / "a.png")
@@ -59,7 +59,7 @@ def test_what_is_transparent_is_white(tmp_path: Path, mode: str) -> None:
     assert np.asarray(image)[0, :, 0].tolist() == [0, 0, 255, 255]
 
 
-def save_turned(file: Path, orientation: int, size: tuple[int, int] = SIZE) -> None:
+def save_rotated(file: Path, orientation: int, size: tuple[int, int] = SIZE) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     image = marked() if size == SIZE else marked().crop((0, 0, *size))
@@ -67,35 +67,37 @@ def save_turned(file: Path, orientation: int, size: tuple[int, int] = SIZE) -> N
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_turned_pictures_are_set_upright(tmp_path: Path, orientation: int) -> None:
-    save_turned(tmp_path / "a.jpg", orientation)
+def test_exif_rotation_is_applied(tmp_path: Path, orientation: int) -> None:
+    save_rotated(tmp_path / "a.jpg", orientation)
     image, header = read_image(tmp_path / "a.jpg")
     assert image.size == header.size == read_header(tmp_path / "a.jpg").size
     assert image.size == (SIZE if orientation < 5 else SIZE[::-1])
 
 
 @pytest.mark.parametrize("orientation", range(5, 9))
-def test_boxes_follow_a_turn_if_they_were_drawn_before_it(tmp_path: Path, orientation: int) -> None:
-    save_turned(tmp_path / "a.jpg", orientation)
+def test_boxes_annotated_before_rotation_are_rotated(tmp_path: Path, orientation: int) -> None:
+    save_rotated(tmp_path / "a.jpg", orientation)
     image, header = read_image(tmp_path / "a.jpg")
-    drawn_before = header.upright(BOX, recorded_size=SIZE)
-    assert drawn_before == pytest.approx(white_box(image), abs=1.01)
-    assert header.upright(drawn_before, recorded_size=SIZE[::-1]) == drawn_before, "drawn after it"
+    box_before_rotation = header.upright(BOX, recorded_size=SIZE)
+    assert box_before_rotation == pytest.approx(white_box(image), abs=1.01)
+    assert header.upright(box_before_rotation, recorded_size=SIZE[::-1]) == box_before_rotation, (
+        "boxes annotated after the rotation are kept"
+    )
 
 
 @pytest.mark.parametrize(
     ("orientation", "size", "recorded"),
     [(2, SIZE, SIZE), (3, SIZE, SIZE), (4, SIZE, SIZE), (6, SIZE, None), (6, (20, 20), (20, 20))],
 )
-def test_a_turn_that_boxes_may_or_may_not_know_of_is_refused(
+def test_ambiguous_rotation_of_boxes_is_refused(
     tmp_path: Path, orientation: int, size: tuple[int, int], recorded: tuple[int, int] | None
 ) -> None:
-    save_turned(tmp_path / "a.jpg", orientation, size)
+    save_rotated(tmp_path / "a.jpg", orientation, size)
     with pytest.raises(BrokenImageError, match=r"a\.jpg cannot be used: EXIF says that it is rotated"):
         read_header(tmp_path / "a.jpg").upright(BOX, recorded)
 
 
-def test_another_size_than_recorded_is_refused(tmp_path: Path) -> None:
+def test_size_other_than_annotated_is_refused(tmp_path: Path) -> None:
     marked().save(tmp_path / "a.png")
     header = read_header(tmp_path / "a.png")
     assert header.upright(BOX, None) == header.upright(BOX, SIZE) == BOX
@@ -112,13 +114,13 @@ def png_that_claims(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [(8193, 8193), (10_000, 10_000), (100_000, 100_000)])
-def test_bombs_are_refused_unopened(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_decompression_bombs_are_refused_before_decoding(tmp_path: Path, size: tuple[int, int]) -> None:
     (tmp_path / "a.png").write_bytes(png_that_claims(*size))
     with pytest.raises(BrokenImageError, match="pixels"):
         read_image(tmp_path / "a.png")
 
 
-def test_what_is_no_picture(tmp_path: Path) -> None:
+def test_missing_and_invalid_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BrokenImageError, match="no such file"):
         read_image(tmp_path / "a.jpg")
     for content in (b"", b"not a picture", b"%!PS-Adobe-3.0 EPSF-3.0\n"):
@@ -131,7 +133,7 @@ def test_what_is_no_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png"])
-def test_cut_or_changed_bytes_are_a_picture_or_a_broken_one(tmp_path: Path, kind: str) -> None:
+def test_corrupted_bytes_decode_or_raise_broken_image_error(tmp_path: Path, kind: str) -> None:
     buffer = io.BytesIO()
     marked().save(buffer, kind)
     whole = buffer.getvalue()
@@ -147,22 +149,22 @@ def test_cut_or_changed_bytes_are_a_picture_or_a_broken_one(tmp_path: Path, kind
         file.write_bytes(content)
         try:
             assert read_image(file)[0].mode == "RGB"
-        except BrokenImageError as fault:
+        except BrokenImageError as error:
             broken += 1
-            assert "\n" not in str(fault)
+            assert "\n" not in str(error)
     assert broken > 50
 
 
 @pytest.mark.parametrize("kind", ["png", "webp"])
-def test_of_an_animation_the_first_picture_counts(tmp_path: Path, kind: str) -> None:
+def test_animation_is_read_as_its_first_frame(tmp_path: Path, kind: str) -> None:
     still = marked()
     still.save(tmp_path / f"a.{kind}", save_all=True, append_images=[Image.new("RGB", SIZE, "red")], lossless=True)
     image, header = read_image(tmp_path / f"a.{kind}")
     assert white_box(image) == BOX and header.size == SIZE
 
 
-def test_a_bomb_is_refused_with_its_name_and_size_and_costs_no_memory(tmp_path: Path) -> None:
-    """Within 64 MiB and a second; unpacked they would be 400 million pixels and more."""
+def test_refused_bomb_is_named_and_uses_no_memory(tmp_path: Path) -> None:
+    """Within 64 MiB and a second; decoded they would have 400 million pixels and more."""
     bombs = (png_that_claims(20_000, 20_000), png_that_claims(8193, 8192), webp_that_claims(16_383))
 
     def make(folder: Path) -> Target:
@@ -174,6 +176,6 @@ def test_a_bomb_is_refused_with_its_name_and_size_and_costs_no_memory(tmp_path: 
 
         return Target(file, bombs, read)
 
-    found = campaign(Parser("bombs", make, memory=64 * MIB), len(bombs), seconds=1)
-    assert not found.faults, found.faults
-    assert found.accepted == len(bombs) and found.peak_bytes < 32 * MIB
+    result = campaign(Parser("bombs", make, memory=64 * MIB), len(bombs), seconds=1)
+    assert not result.faults, result.faults
+    assert result.accepted == len(bombs) and result.peak_bytes < 32 * MIB

@@ -24,32 +24,32 @@ def source(world: str = "pocket", split: str = "train", **more: object) -> Scene
 
 
 @pytest.mark.parametrize("world", ["pocket", "full"])
-def test_an_example_says_what_its_scene_shows(world: str) -> None:
+def test_example_describes_its_scene(world: str) -> None:
     examples = source(world)
     for index in range(len(examples)):
-        example, one = examples[index], examples.scene(index)
-        said = example.expression
-        assert said is not None
+        example, scene = examples[index], examples.scene(index)
+        expression = example.expression
+        assert expression is not None
         caption, hard, random = negatives_of(example)
-        assert all_hold(facts_of(caption), one.objects)
-        assert not all_hold(facts_of(hard.caption), one.objects)
-        assert not all_hold(facts_of(random.caption), one.objects)
+        assert all_hold(facts_of(caption), scene.objects)
+        assert not all_hold(facts_of(hard.caption), scene.objects)
+        assert not all_hold(facts_of(random.caption), scene.objects)
         pixels = (example.image.values.permute(1, 2, 0) + 1) * 127.5
-        np.testing.assert_allclose(pixels.numpy(), render(one), atol=1e-3)
-        (target,) = resolve(reference_of(said.text), one.objects)
-        (region,) = said.regions
-        thing = one.objects[target]
+        np.testing.assert_allclose(pixels.numpy(), render(scene), atol=1e-3)
+        (target,) = resolve(reference_of(expression.text), scene.objects)
+        (region,) = expression.regions
+        thing = scene.objects[target]
         assert region.box == pytest.approx(
             tuple(n / 64 for n in (*thing.box.centre, thing.box.width, thing.box.height))
         )
         ((first, last),) = region.spans
-        assert said.text[first:last] in (*SHAPE_WORDS[thing.shape], *ANYTHING)
+        assert expression.text[first:last] in (*SHAPE_WORDS[thing.shape], *ANYTHING)
         for other in (hard.image, random.image):
             assert other.values.shape == (3, 64, 64)
             assert not torch.equal(other.values, example.image.values)
 
 
-def test_an_example_is_a_function_of_its_index() -> None:
+def test_example_depends_only_on_index_and_epoch() -> None:
     once, again = source(), source()
     backwards = [again[index].texts for index in reversed(range(20))]
     assert [once[index].texts for index in range(20)] == backwards[::-1]
@@ -57,27 +57,27 @@ def test_an_example_is_a_function_of_its_index() -> None:
     assert all(once.scene(index) == once.scene(index, epoch=7) for index in range(20))
 
 
-def test_splits_are_of_scenes_of_their_own() -> None:
+def test_splits_share_no_scenes() -> None:
     assert {FIRST_SCENE["train"], FIRST_SCENE["val"], FIRST_SCENE["test"]} <= set(FIRST_INDEX.values())
     for split, first in FIRST_SCENE.items():
-        kept = [source(split=split).scene(i) == make_scene(3, first + i, POCKET_WORLD) for i in range(40)]
-        assert sum(kept) > 30, "few scenes are such that nothing can be referred to"
+        unchanged = [source(split=split).scene(i) == make_scene(3, first + i, POCKET_WORLD) for i in range(40)]
+        assert sum(unchanged) > 30, "few scenes admit no expression"
     assert source(split="train")[0].id != source(split="val")[0].id
     assert all(b - a >= RANGE for a, b in pairwise(sorted(FIRST_SCENE.values())))
 
 
-def test_negatives_are_of_every_type_and_of_the_one_asked_for() -> None:
+def test_negative_types_are_as_configured() -> None:
     for types in (NEGATIVE_TYPES, ("colour",)):
         drawn = [negatives_of(source(negative_types=types)[index])[1] for index in range(80)]
-        for found in (
+        for counts in (
             Counter(hard.caption_type for hard in drawn),
             Counter(hard.image_type for hard in drawn),
         ):
-            assert set(found) <= set(NEGATIVE_TYPES)
-            assert all(found[kind] >= (5 if types == NEGATIVE_TYPES else 70) for kind in types)
+            assert set(counts) <= set(NEGATIVE_TYPES)
+            assert all(counts[kind] >= (5 if types == NEGATIVE_TYPES else 70) for kind in types)
 
 
-def test_flips_happen_and_never_say_what_is_held_out() -> None:
+def test_flips_never_state_a_held_out_relation() -> None:
     plain = SceneSource(POCKET_WORLD, 0, "train", Framing(64), size=400)
     flipping = SceneSource(POCKET_WORLD, 0, "train", Framing(64, random_flip=True), size=400)
     flips = 0
@@ -88,16 +88,16 @@ def test_flips_happen_and_never_say_what_is_held_out() -> None:
         for text in example.texts[1:]:
             for fact in facts_of(text):
                 if isinstance(fact, Related):
-                    said = (fact.first.shape, fact.relation, fact.second.shape)
-                    assert said not in POCKET_WORLD.held_out_relations, text
+                    relation = (fact.first.shape, fact.relation, fact.second.shape)
+                    assert relation not in POCKET_WORLD.held_out_relations, text
         reference = reference_of(example.expression.text)
         if isinstance(reference, RelativeReference):
-            said = (reference.noun.shape, reference.relation, reference.landmark.shape)
-            assert said not in POCKET_WORLD.held_out_relations, example.expression.text
+            relation = (reference.noun.shape, reference.relation, reference.landmark.shape)
+            assert relation not in POCKET_WORLD.held_out_relations, example.expression.text
     assert 140 < flips < 230
 
 
-def test_bad_arguments() -> None:
+def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="no split 'dev'; the splits are train, val, test"):
         source(split="dev")
     with pytest.raises(ValueError, match="1 to 10000000 scenes"):

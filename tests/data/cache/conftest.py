@@ -31,7 +31,7 @@ def backbone(model: Path) -> Backbone:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> DataRoot:
-    """Not to be written to."""
+    """Shared by all tests: read only."""
     out = tmp_path_factory.mktemp("export") / "dataset"
     export_scenes(Plan(num=6, val=3, seed=9, world="full"), out)
     return DataRoot(out)
@@ -39,7 +39,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> DataRoot:
 
 @pytest.fixture
 def root(exported: DataRoot, tmp_path: Path) -> DataRoot:
-    """A copy to break."""
+    """A copy that a test may change."""
     shutil.copytree(exported.path, tmp_path / "data")
     return DataRoot(tmp_path / "data")
 
@@ -47,17 +47,17 @@ def root(exported: DataRoot, tmp_path: Path) -> DataRoot:
 def make_latents(backbone: Backbone, root: DataRoot, framing: Framing = FRAMING, **options: Any) -> CachedLatents:
     names = cache_contents(root, texts=False, random_flip=False).pictures
     maker = LatentsMaker(backbone, root.images(""), framing, names, root.path / "cache", **options)
-    (part,) = make([maker], said_nowhere)
+    (part,) = make([maker], discard)
     return CachedLatents(part, root.images(""))
 
 
 def make_texts(backbone: Backbone, root: DataRoot, random_flip: bool = False, **options: Any) -> CachedTexts:
     texts = cache_contents(root, texts=True, random_flip=random_flip).texts
-    (part,) = make([TextsMaker(backbone, texts, root.path / "cache", **options)], said_nowhere)
+    (part,) = make([TextsMaker(backbone, texts, root.path / "cache", **options)], discard)
     return CachedTexts(part)
 
 
-def said_nowhere(sentence: str) -> None:
+def discard(sentence: str) -> None:
     assert sentence
 
 

@@ -1,4 +1,4 @@
-"""Cached latents are those that would be computed, and behave as the pictures would."""
+"""Cached latents equal the encoder's, and sources behave the same with them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dpt.errors import BrokenImageError, DataError
 from tests.data.cache.conftest import FRAMING, contents, make_latents
 from tests.training.tiny_stage1 import task
 
-WHICH = {"squash": FRAMING, "crop": Framing(64, center_crop=True), "flip": Framing(64, random_flip=True)}
+FRAMINGS = {"squash": FRAMING, "crop": Framing(64, center_crop=True), "flip": Framing(64, random_flip=True)}
 
 
 def sources(root: DataRoot, framing: Framing, latents: CachedLatents | None = None) -> list[FileSource]:
@@ -37,45 +37,45 @@ def sources(root: DataRoot, framing: Framing, latents: CachedLatents | None = No
     ]
 
 
-@pytest.mark.parametrize("which", WHICH)
-def test_every_source_gives_the_same_with_it(backbone: Backbone, root: DataRoot, which: str) -> None:
-    """To the bit, if as many pictures are encoded together: convolutions round otherwise in another batch."""
-    framing = WHICH[which]
+@pytest.mark.parametrize("framing_name", FRAMINGS)
+def test_cached_examples_equal_encoded_ones(backbone: Backbone, root: DataRoot, framing_name: str) -> None:
+    """Bit for bit at equal batch sizes; convolutions round differently in other batches."""
+    framing = FRAMINGS[framing_name]
     cached = make_latents(backbone, root, framing, batch_size=1)
-    for plain, read in zip(sources(root, framing), sources(root, framing, cached), strict=True):
+    for plain, cached_source in zip(sources(root, framing), sources(root, framing, cached), strict=True):
         for index in range(len(plain)):
-            expected, found = plain[index], read[index]
-            assert (found.id, found.texts, found.expression) == (expected.id, expected.texts, expected.expression)
-            for picture, latent in zip(expected.pictures, found.pictures, strict=True):
+            expected, actual = plain[index], cached_source[index]
+            assert (actual.id, actual.texts, actual.expression) == (expected.id, expected.texts, expected.expression)
+            for picture, latent in zip(expected.pictures, actual.pictures, strict=True):
                 assert latent.latent and latent.name == picture.name
                 assert torch.equal(latent.values, backbone.encode_images(picture.values[None])[0])
 
 
-@pytest.mark.parametrize("which", WHICH)
-def test_the_losses_are_those_without_it(backbone: Backbone, root: DataRoot, which: str) -> None:
-    framing = WHICH[which]
+@pytest.mark.parametrize("framing_name", FRAMINGS)
+def test_cached_latents_give_the_same_losses(backbone: Backbone, root: DataRoot, framing_name: str) -> None:
+    framing = FRAMINGS[framing_name]
     plain = training_files(root, "refall", framing, 1)
-    read = training_files(root, "refall", framing, 1, make_latents(backbone, root, framing))
+    cached = training_files(root, "refall", framing, 1, make_latents(backbone, root, framing))
     stage1 = task(backbone, adapter={"dropout": 0.0})
 
     def losses(source: FileSource) -> torch.Tensor:
         batch = collate([source[index] for index in range(6)])
-        found = stage1.losses(batch, SampleRNG(1, range(6)), torch.tensor(float(stage1.count(batch))))
-        return torch.stack([found[name] for name in sorted(found)])
+        values = stage1.losses(batch, SampleRNG(1, range(6)), torch.tensor(float(stage1.count(batch))))
+        return torch.stack([values[name] for name in sorted(values)])
 
-    torch.testing.assert_close(losses(read), losses(plain), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(losses(cached), losses(plain), rtol=1e-6, atol=1e-6)
 
 
-def test_no_picture_is_opened(backbone: Backbone, root: DataRoot) -> None:
+def test_no_image_is_opened_with_a_cache(backbone: Backbone, root: DataRoot) -> None:
     expected = [[source[i] for i in range(len(source))] for source in sources(root, FRAMING)]
     make_latents(backbone, root)
     shutil.rmtree(root.images(""))
     cached = CachedLatents(CachePart.open(root.path / "cache/latents"), root.images(""))
     for source, examples in zip(sources(root, FRAMING, cached), expected, strict=True):
-        assert [source[i].expression for i in range(len(source))] == [one.expression for one in examples]
+        assert [source[i].expression for i in range(len(source))] == [example.expression for example in examples]
 
 
-def test_boxes_of_a_turned_picture_follow_without_it(backbone: Backbone, root: DataRoot) -> None:
+def test_cache_stores_the_header_of_rotated_images(backbone: Backbone, root: DataRoot) -> None:
     first = training_files(root, "refall", FRAMING, 1)
     assert first.expressions is not None
     path = first.images / first.expressions[0].file_name
@@ -88,18 +88,18 @@ def test_boxes_of_a_turned_picture_follow_without_it(backbone: Backbone, root: D
     assert cached.header(path) == header and header.size == (100, 200)
 
 
-def test_workers_read_the_same(backbone: Backbone, root: DataRoot) -> None:
-    framing = WHICH["flip"]
+def test_workers_read_the_same_latents(backbone: Backbone, root: DataRoot) -> None:
+    framing = FRAMINGS["flip"]
     source = training_files(root, "refall", framing, 1, make_latents(backbone, root, framing))
 
     def batches(workers: int) -> list[Batch]:
         return list(load(Stream(source, 3), [[0, 1], [2, 3, 4], [5]], workers))
 
-    for alone, apart in zip(batches(0), batches(2), strict=True):
-        assert alone.ids == apart.ids and torch.equal(alone.images, apart.images)
+    for single_process, with_workers in zip(batches(0), batches(2), strict=True):
+        assert single_process.ids == with_workers.ids and torch.equal(single_process.images, with_workers.images)
 
 
-def test_workers_that_read_pictures_make_the_same(backbone: Backbone, root: DataRoot) -> None:
+def test_workers_write_the_same_cache(backbone: Backbone, root: DataRoot) -> None:
     make_latents(backbone, root)
     alone = contents(root.path / "cache")
     shutil.rmtree(root.path / "cache")
@@ -107,7 +107,7 @@ def test_workers_that_read_pictures_make_the_same(backbone: Backbone, root: Data
     assert contents(root.path / "cache") == alone
 
 
-def test_half_the_room_costs_eleven_digits(backbone: Backbone, root: DataRoot) -> None:
+def test_float16_cache_rounds_to_eleven_binary_digits(backbone: Backbone, root: DataRoot) -> None:
     whole = make_latents(backbone, root)
     shutil.move(root.path / "cache", root.path / "whole")
     half = make_latents(backbone, root, dtype=torch.float16)
@@ -119,23 +119,23 @@ def test_half_the_room_costs_eleven_digits(backbone: Backbone, root: DataRoot) -
     assert not torch.equal(half.latents(path), whole.latents(path))
 
 
-def test_a_picture_that_is_not_in_it(backbone: Backbone, root: DataRoot) -> None:
+def test_image_missing_from_the_cache_is_refused(backbone: Backbone, root: DataRoot) -> None:
     cached = make_latents(backbone, root)
     with pytest.raises(DataError, match=r"train2014/new\.jpg is not in the cache .*: `dpt cache` adds what is missing"):
         cached.latents(root.images("train2014") / "new.jpg")
 
 
-def test_mirrored_latents_that_are_not_in_it(backbone: Backbone, root: DataRoot) -> None:
+def test_missing_mirrored_latents_are_refused(backbone: Backbone, root: DataRoot) -> None:
     cached = make_latents(backbone, root)
     with pytest.raises(DataError, match="no latents of mirrored images: make one with --random_flip"):
-        training_files(root, "refall", WHICH["flip"], 0, cached)
+        training_files(root, "refall", FRAMINGS["flip"], 0, cached)
 
 
-# Broken pictures
+# Broken images
 
 
-def break_one(root: DataRoot) -> Path:
-    """The picture of the first expression, cut."""
+def break_first_image(root: DataRoot) -> Path:
+    """Truncate the image of the first expression."""
     source = training_files(root, "refall", FRAMING, 1)
     assert source.expressions is not None
     path = source.images / source.expressions[0].file_name
@@ -143,44 +143,46 @@ def break_one(root: DataRoot) -> Path:
     return path
 
 
-def shown(source: FileSource, budget: int) -> list[Example]:
+def examples_of_two_epochs(source: FileSource, budget: int) -> list[Example]:
     stream = Stream(source, 3, corrupt_budget=budget)
     return [stream[position] for position in range(2 * len(source))]
 
 
-def test_a_broken_picture_stays_broken(backbone: Backbone, root: DataRoot) -> None:
-    """Within the budget others stand in for it: the very ones that would without a cache, for the reason it gave."""
-    path = break_one(root)
+def test_broken_image_stays_broken_in_the_cache(backbone: Backbone, root: DataRoot) -> None:
+    """Within the budget it is replaced by the same examples, for the same reason, as without a cache."""
+    path = break_first_image(root)
     with pytest.warns(UserWarning, match=f"{path.name} cannot be used: .* allowed"):
         cached = make_latents(backbone, root, corrupt_budget=1)
-    expected = shown(training_files(root, "refall", FRAMING, 1), 1)
+    expected = examples_of_two_epochs(training_files(root, "refall", FRAMING, 1), 1)
     shutil.rmtree(root.images(""))
-    found = shown(training_files(root, "refall", FRAMING, 1, cached), 1)
-    assert [(one.id, one.skipped) for one in found] == [(one.id, one.skipped) for one in expected]
-    assert any(one.skipped for one in found)
+    actual = examples_of_two_epochs(training_files(root, "refall", FRAMING, 1, cached), 1)
+    assert [(example.id, example.skipped) for example in actual] == [
+        (example.id, example.skipped) for example in expected
+    ]
+    assert any(example.skipped for example in actual)
     with pytest.raises(BrokenImageError, match=f"{path.name} cannot be used"):
-        shown(training_files(root, "refall", FRAMING, 1, cached), 0)
+        examples_of_two_epochs(training_files(root, "refall", FRAMING, 1, cached), 0)
 
 
-def test_more_broken_pictures_than_allowed(backbone: Backbone, root: DataRoot) -> None:
-    path = break_one(root)
+def test_too_many_broken_images_stop_the_cache(backbone: Backbone, root: DataRoot) -> None:
+    path = break_first_image(root)
     with pytest.raises(BrokenImageError, match=f"{path.name} cannot be used"):
         make_latents(backbone, root)
     missing = sorted(root.images("val2014").iterdir())[0]
     missing.unlink()
     with pytest.warns(UserWarning), pytest.raises(DataError, match="more than 1 images are broken"):
         make_latents(backbone, root, corrupt_budget=1)
-    assert not list((root.path / "cache/latents").glob("shard-*")), "no shard is half of one"
+    assert not list((root.path / "cache/latents").glob("shard-*")), "no partial shard is left"
     with pytest.warns(UserWarning):
         cached = make_latents(backbone, root, corrupt_budget=2)
     with pytest.raises(BrokenImageError, match="there is no such file"):
         cached.latents(missing)
-    with pytest.raises(BrokenImageError):  # those of an earlier run count too
+    with pytest.raises(BrokenImageError):  # broken images of an earlier run count too
         make_latents(backbone, root)
 
 
-def test_a_picture_that_was_mended_is_encoded(backbone: Backbone, root: DataRoot, exported: DataRoot) -> None:
-    path = break_one(root)
+def test_repaired_image_is_encoded(backbone: Backbone, root: DataRoot, exported: DataRoot) -> None:
+    path = break_first_image(root)
     with pytest.warns(UserWarning):
         make_latents(backbone, root, corrupt_budget=1)
     shutil.copy(exported.path / path.relative_to(root.path), path)
@@ -188,7 +190,7 @@ def test_a_picture_that_was_mended_is_encoded(backbone: Backbone, root: DataRoot
     assert not cached.part.broken and cached.latents(path).isfinite().all()
 
 
-def test_a_picture_that_was_changed_is_encoded_again(backbone: Backbone, root: DataRoot) -> None:
+def test_changed_image_is_encoded_again(backbone: Backbone, root: DataRoot) -> None:
     cached = make_latents(backbone, root)
     path = root.images("train2014") / sorted(root.images("train2014").iterdir())[0].name
     before = cached.latents(path)
@@ -201,7 +203,7 @@ def test_a_picture_that_was_changed_is_encoded_again(backbone: Backbone, root: D
     assert not torch.equal(before, after)
 
 
-def test_latents_that_are_not_finite(model: Path, root: DataRoot) -> None:
+def test_non_finite_latents_are_refused(model: Path, root: DataRoot) -> None:
     backbone = open_backbone(model, device="cpu")
     backbone.vae.quant_conv.bias[0] = torch.inf
     with pytest.raises(DataError, match=r"the model's output for 'train2014/COCO_.*\.jpg' is not finite"):
@@ -209,7 +211,7 @@ def test_latents_that_are_not_finite(model: Path, root: DataRoot) -> None:
     assert not list((root.path / "cache/latents").glob("shard-*"))
 
 
-# Stopped and gone on with
+# Kill and resume
 
 KILLED = """
 import sys
@@ -221,7 +223,7 @@ make_latents(open_backbone(sys.argv[1], device="cpu"), DataRoot(Path(sys.argv[2]
 """
 
 
-def test_a_killed_run_goes_on_where_it_was(model: Path, backbone: Backbone, root: DataRoot) -> None:
+def test_killed_run_resumes(model: Path, backbone: Backbone, root: DataRoot) -> None:
     cache = root.path / "cache"
     make_latents(backbone, root, shard_bytes=1)
     expected = contents(cache)
@@ -232,15 +234,17 @@ def test_a_killed_run_goes_on_where_it_was(model: Path, backbone: Backbone, root
         while not (cache / "latents/shard-00003.json").exists() and time.monotonic() < deadline:
             time.sleep(0.002)
         run.send_signal(signal.SIGKILL)
-    left = contents(cache)
-    assert "latents/manifest.json" not in left and "latents/shard-00003.json" in left
-    kept = {name: (cache / name).stat().st_mtime_ns for name in left if name.startswith("latents/shard-0000")}
+    after_kill = contents(cache)
+    assert "latents/manifest.json" not in after_kill and "latents/shard-00003.json" in after_kill
+    mtimes = {name: (cache / name).stat().st_mtime_ns for name in after_kill if name.startswith("latents/shard-0000")}
     make_latents(backbone, root, shard_bytes=1)
     assert contents(cache) == expected
-    assert all((cache / name).stat().st_mtime_ns == kept[name] for name in list(kept)[:4]), "what was done is kept"
+    assert all((cache / name).stat().st_mtime_ns == mtimes[name] for name in list(mtimes)[:4]), (
+        "finished shards are not rewritten"
+    )
 
 
-def test_what_is_new_in_the_data_is_added(backbone: Backbone, root: DataRoot) -> None:
+def test_new_images_are_added(backbone: Backbone, root: DataRoot) -> None:
     shutil.move(root.hard_negatives_table("val"), root.path / "aside")
     few = make_latents(backbone, root)
     shutil.move(root.path / "aside", root.hard_negatives_table("val"))

@@ -19,7 +19,7 @@ SHAPE = (4, 16, 16)
 
 @pytest.fixture
 def published(root: DataRoot) -> NpyLatents:
-    """coco/latents/train2014_SD2-1/<stem>.npy, float16: the number of the picture everywhere."""
+    """coco/latents/train2014_SD2-1/<stem>.npy in float16, filled with the number of the image."""
     folder = root.path / "coco/latents/train2014_SD2-1"
     folder.mkdir(parents=True)
     for picture in root.images("train2014").iterdir():
@@ -27,7 +27,7 @@ def published(root: DataRoot) -> NpyLatents:
     return NpyLatents(folder, SHAPE)
 
 
-def test_they_come_instead_images(published: NpyLatents, root: DataRoot) -> None:
+def test_published_latents_replace_images(published: NpyLatents, root: DataRoot) -> None:
     source = training_files(root, "refall", FRAMING, 0, published)
     plain = training_files(root, "refall", FRAMING, 0)
     for index in range(len(source)):
@@ -38,13 +38,13 @@ def test_they_come_instead_images(published: NpyLatents, root: DataRoot) -> None
             assert picture.values.unique().tolist() == [int(Path(picture.name).stem[-3:])]
 
 
-def test_pictures_of_another_part_are_decoded(published: NpyLatents, root: DataRoot) -> None:
+def test_images_of_another_split_are_decoded(published: NpyLatents, root: DataRoot) -> None:
     """Published latents are of train2014 only."""
     assert not matching_files(root, "val", FRAMING, 0, published)[0].image.latent
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (np.zeros((4, 8, 8), np.float16), "should hold latents of the shape (4, 16, 16), not float16 of (4, 8, 8)"),
         (np.zeros(SHAPE, np.int64), "not int64 of (4, 16, 16)"),
@@ -54,17 +54,17 @@ def test_pictures_of_another_part_are_decoded(published: NpyLatents, root: DataR
         (b"\x93NUMPY\x01\x00v", "cannot be read: "),
     ],
 )
-def test_a_bad_file_is_named(published: NpyLatents, root: DataRoot, content: Any, told: str) -> None:
+def test_invalid_file_is_named(published: NpyLatents, root: DataRoot, content: Any, message: str) -> None:
     file = sorted(published.folder.iterdir())[0]
     if isinstance(content, bytes):
         file.write_bytes(content)
     else:
         np.save(file, content, allow_pickle=True)
-    with pytest.raises(DataError, match=f"^{re.escape(str(file))} {re.escape(told)}|{re.escape(told)}"):
+    with pytest.raises(DataError, match=f"^{re.escape(str(file))} {re.escape(message)}|{re.escape(message)}"):
         published.latents(root.images("train2014") / f"{file.stem}.jpg")
 
 
-def test_a_picture_without_latents(published: NpyLatents, root: DataRoot) -> None:
+def test_missing_latents_are_refused(published: NpyLatents, root: DataRoot) -> None:
     with pytest.raises(DataError, match=r"other\.jpg has no latents: there is no file .*other\.npy"):
         published.latents(root.images("train2014") / "other.jpg")
     with pytest.raises(DataError, match="has no latents of mirrored images"):

@@ -1,4 +1,4 @@
-"""Shards, their indices and the manifest, on tensors that no model had to make."""
+"""Shards, their indices and the manifest, on tensors made without a model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def always(name: str, facts: object) -> bool:
     return True
 
 
-def built(folder: Path, shards: int = 2) -> CachePart:
+def build_part(folder: Path, shards: int = 2) -> CachePart:
     builder = PartBuilder(folder, KEY_OF_A, ["x", "y"])
     with builder.claimed():
         builder.resume(always)
@@ -36,8 +36,8 @@ def built(folder: Path, shards: int = 2) -> CachePart:
         return builder.finish()
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
-    built(tmp_path)
+def test_written_tensors_are_read_back(tmp_path: Path) -> None:
+    build_part(tmp_path)
     part = CachePart.open(tmp_path)
     for nth in range(6):
         assert torch.equal(part.read(f"item {nth}", "x"), torch.full(SHAPE, float(nth)))
@@ -46,29 +46,29 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert part.key == KEY_OF_A and part.broken == {"broken 0": [0, "why"], "broken 1": [0, "why"]}
 
 
-def test_no_file_is_held_open(tmp_path: Path) -> None:
-    part = built(tmp_path)
+def test_no_file_stays_open(tmp_path: Path) -> None:
+    part = build_part(tmp_path)
     before = len([*Path("/proc/self/fd").iterdir()])
-    kept = [part.read(f"item {nth % 6}", "x") for nth in range(50)]
-    assert len(kept) == 50 and len([*Path("/proc/self/fd").iterdir()]) == before
+    tensors_read = [part.read(f"item {nth % 6}", "x") for nth in range(50)]
+    assert len(tensors_read) == 50 and len([*Path("/proc/self/fd").iterdir()]) == before
     maps = Path("/proc/self/maps").read_text()
-    assert str(tmp_path) not in maps, "nor mapped"
+    assert str(tmp_path) not in maps, "no file stays mapped"
 
 
-def test_a_shard_can_be_read_by_whoever_can_read_the_folder(tmp_path: Path) -> None:
-    built(tmp_path)
+def test_shards_have_the_permissions_of_the_manifest(tmp_path: Path) -> None:
+    build_part(tmp_path)
     assert shard_file(tmp_path, 0).stat().st_mode == (tmp_path / MANIFEST).stat().st_mode
 
 
-def test_without_a_manifest_it_is_not_finished(tmp_path: Path) -> None:
-    built(tmp_path)
+def test_part_without_manifest_is_unfinished(tmp_path: Path) -> None:
+    build_part(tmp_path)
     (tmp_path / MANIFEST).unlink()
     with pytest.raises(UnfinishedPartError, match="is not finished: `dpt cache` continues it"):
         CachePart.open(tmp_path)
 
 
-def test_a_truncated_shard_is_noticed_when_opened(tmp_path: Path) -> None:
-    built(tmp_path)
+def test_truncated_shard_is_detected_on_open(tmp_path: Path) -> None:
+    build_part(tmp_path)
     file = shard_file(tmp_path, 1)
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(DataError, match=r"shard-00001\.safetensors is corrupted: it has \d+ bytes, not \d+"):
@@ -84,11 +84,13 @@ def flip_a_bit(file: Path, at: int) -> None:
     file.write_bytes(content)
 
 
-def test_a_flipped_bit_is_noticed_when_read(tmp_path: Path) -> None:
-    built(tmp_path)
+def test_flipped_bit_is_detected_on_read(tmp_path: Path) -> None:
+    build_part(tmp_path)
     flip_a_bit(shard_file(tmp_path, 1), -1)
     part = CachePart.open(tmp_path)
-    assert torch.equal(part.read("item 4", "y"), torch.full(SHAPE, 104.0, dtype=torch.bfloat16)), "the others are good"
+    assert torch.equal(part.read("item 4", "y"), torch.full(SHAPE, 104.0, dtype=torch.bfloat16)), (
+        "the other items are intact"
+    )
     with pytest.raises(DataError, match=r"shard-00001\.safetensors is corrupted: the checksum of 'item 5' differs"):
         part.read("item 5", "y")
     flip_a_bit(shard_file(tmp_path, 0), 7)
@@ -96,8 +98,8 @@ def test_a_flipped_bit_is_noticed_when_read(tmp_path: Path) -> None:
         CachePart.open(tmp_path).read("item 0", "x")
 
 
-def test_an_index_that_was_changed_is_refused(tmp_path: Path) -> None:
-    built(tmp_path)
+def test_changed_index_is_refused(tmp_path: Path) -> None:
+    build_part(tmp_path)
     file = index_file(shard_file(tmp_path, 0))
     file.write_text(file.read_text().replace("item 0", "item 9"))
     with pytest.raises(DataError, match=r"shard-00000\.json is corrupted: its SHA-256 differs"):
@@ -108,16 +110,16 @@ def test_an_index_that_was_changed_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"key": {}, "tensors": [], "shards": []}', "\udcff"])
-def test_a_manifest_that_is_none(tmp_path: Path, content: str) -> None:
-    built(tmp_path)
+def test_invalid_manifest_is_refused(tmp_path: Path, content: str) -> None:
+    build_part(tmp_path)
     (tmp_path / MANIFEST).write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(DataError, match=r"manifest\.json is not the manifest of a cache"):
         CachePart.open(tmp_path)
 
 
 @pytest.mark.parametrize("harm", ["truncate", "flip", "index", "lost index", "lost shard"])
-def test_a_bad_shard_is_made_again_and_is_the_same(tmp_path: Path, harm: str) -> None:
-    built(tmp_path)
+def test_damaged_shard_is_rebuilt_identically(tmp_path: Path, harm: str) -> None:
+    build_part(tmp_path)
     good = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     file = shard_file(tmp_path, 1)
     match harm:
@@ -136,13 +138,13 @@ def test_a_bad_shard_is_made_again_and_is_the_same(tmp_path: Path, harm: str) ->
         (sentence,) = builder.resume(always)
     assert sentence.startswith("shard-00001.safetensors is made again: ")
     assert builder.done == {"item 0", "item 1", "item 2", "broken 0"}
-    assert not (tmp_path / MANIFEST).exists(), "it would promise what is not there"
-    built(tmp_path)
+    assert not (tmp_path / MANIFEST).exists(), "the manifest would list a missing shard"
+    build_part(tmp_path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == good
 
 
-def test_a_finished_part_stays_usable_while_it_grows(tmp_path: Path) -> None:
-    built(tmp_path, 1)
+def test_finished_part_stays_usable_while_it_grows(tmp_path: Path) -> None:
+    build_part(tmp_path, 1)
     builder = PartBuilder(tmp_path, KEY_OF_A, ["x", "y"])
     with builder.claimed():
         assert builder.resume(always) == []
@@ -151,8 +153,8 @@ def test_a_finished_part_stays_usable_while_it_grows(tmp_path: Path) -> None:
         assert "more" in builder.finish().rows
 
 
-def test_another_key_is_refused(tmp_path: Path) -> None:
-    before = built(tmp_path).digest
+def test_changed_key_is_refused(tmp_path: Path) -> None:
+    before = build_part(tmp_path).digest
     other = PartBuilder(tmp_path, {**KEY_OF_A, "resolution": 32}, ["x", "y"])
     with (
         pytest.raises(UserError, match=r"was made with other options \(resolution is 64, not 32\): remove it, or give"),
@@ -162,7 +164,7 @@ def test_another_key_is_refused(tmp_path: Path) -> None:
     assert CachePart.open(tmp_path).digest == before
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_other_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     with (
         pytest.raises(UserError, match=r"is not a cache and not empty: it has thesis\.tex"),
@@ -172,7 +174,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert not (tmp_path / KEY).exists()
 
 
-def test_two_processes_do_not_write_to_one_folder(tmp_path: Path) -> None:
+def test_concurrent_writers_are_refused(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
 from dpt.data.cache.storage import PartBuilder
@@ -190,11 +192,11 @@ with PartBuilder(Path({str(tmp_path)!r}), {KEY_OF_A!r}, ["x"]).claimed():
         ):
             pass
         other.kill()
-    with PartBuilder(tmp_path, KEY_OF_A, ["x"]).claimed():  # a killed one leaves no lock
+    with PartBuilder(tmp_path, KEY_OF_A, ["x"]).claimed():  # a killed process leaves no lock
         pass
 
 
-def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+def test_unwritable_folder_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with (
         pytest.raises(UserError, match="cannot be written: Not a directory"),
@@ -203,9 +205,9 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         pass
 
 
-def test_leftovers_of_a_killed_run_go(tmp_path: Path) -> None:
-    built(tmp_path)
+def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
+    build_part(tmp_path)
     (tmp_path / ".shard-00002.safetensors.7.tmp").write_text("half")
-    built(tmp_path)
+    build_part(tmp_path)
     assert not list(tmp_path.glob(".*"))
     assert json.loads((tmp_path / KEY).read_text()) == KEY_OF_A

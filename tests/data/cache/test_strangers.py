@@ -1,4 +1,4 @@
-"""A cache that somebody else made: its names stay inside, and what it says is held against what is there."""
+"""An untrusted cache: names stay inside its folder, and its index is checked against the files."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from dpt.files import sha256
 from tests.fuzz.benchmarks import part
 
 
-def changed(folder: Path, **changes: Any) -> Path:
-    """An index with a manifest that agrees to it."""
+def write_index(folder: Path, **changes: Any) -> Path:
+    """A cache with a changed index and a manifest with its checksum."""
     shard = shard_file(part(folder), 0)
     index, manifest = (json.loads(file.read_text()) for file in (index_file(shard), folder / MANIFEST))
     index_file(shard).write_text(json.dumps({**index, **changes}))
@@ -26,15 +26,15 @@ def changed(folder: Path, **changes: Any) -> Path:
 
 
 @pytest.mark.parametrize("name", ["../up.jpg", "/etc/hostname", "a\0.jpg", "..", ""])
-def test_names_stay_inside(tmp_path: Path, name: str) -> None:
+def test_names_outside_the_folder_are_refused(tmp_path: Path, name: str) -> None:
     for number, changes in enumerate(({"names": ["a.jpg", "b.jpg", name]}, {"broken": {name: [3, "cut"]}})):
         folder = tmp_path / str(number)
         with pytest.raises(DataError, match="is not a file name under the data folder"):
-            CachedLatents(CachePart.open(changed(folder, **changes)), folder)
+            CachedLatents(CachePart.open(write_index(folder, **changes)), folder)
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"facts": [[9, 8, 8, 1], [9, 8, 8], [9, 8, 8, 1]]}, "lacks the size of the image 'b.jpg'"),
         ({"facts": [[9, 8, 8, 1], [9, 8, -8, 1], [9, 8, 8, 1]]}, "lacks the size of the image 'b.jpg'"),
@@ -51,13 +51,13 @@ def test_names_stay_inside(tmp_path: Path, name: str) -> None:
         ({"more": 1}, "is not the index of a cache"),
     ],
 )
-def test_an_index_that_says_something_else(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
-    with pytest.raises(DataError, match=says):
-        CachedLatents(CachePart.open(changed(tmp_path, **changes)), tmp_path)
+def test_invalid_index_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        CachedLatents(CachePart.open(write_index(tmp_path, **changes)), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../shard-00000.safetensors", "/etc/shard-00000.safetensors", "other.safetensors"])
-def test_shards_lie_in_the_folder(tmp_path: Path, name: str) -> None:
+def test_shards_outside_the_folder_are_refused(tmp_path: Path, name: str) -> None:
     manifest = json.loads((part(tmp_path) / MANIFEST).read_text())
     manifest["shards"][name] = manifest["shards"].pop("shard-00000.safetensors")
     (tmp_path / MANIFEST).write_text(json.dumps(manifest))
@@ -66,15 +66,15 @@ def test_shards_lie_in_the_folder(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "5", "[]"])
-def test_a_key_that_is_none(tmp_path: Path, text: str) -> None:
+def test_invalid_key_is_refused(tmp_path: Path, text: str) -> None:
     (part(tmp_path) / KEY).write_text(text)
     with pytest.raises(UserError, match=r"key\.json is not"), PartBuilder(tmp_path, {}, ["x"]).claimed():
         pass
 
 
-def test_an_unfinished_index_that_knows_nothing_of_its_pictures_is_made_again(tmp_path: Path) -> None:
-    changed(tmp_path, facts=[[], [], []])
+def test_unfinished_index_without_metadata_is_rebuilt(tmp_path: Path) -> None:
+    write_index(tmp_path, facts=[[], [], []])
     builder = PartBuilder(tmp_path, {"dtype": "float32", "resolution": 64}, ["latents", "mirrored"])
     with builder.claimed():
-        (told,) = builder.resume(lambda name, facts: isinstance(facts[1], int))
-    assert told == "shard-00000.safetensors is made again: its index lacks the metadata of its items"
+        (message,) = builder.resume(lambda name, facts: isinstance(facts[1], int))
+    assert message == "shard-00000.safetensors is made again: its index lacks the metadata of its items"

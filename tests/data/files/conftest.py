@@ -13,7 +13,7 @@ SAMPLE = Path(__file__).parents[3] / "data/sample"
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> DataRoot:
-    """Not to be written to."""
+    """Shared by all tests: read only."""
     out = tmp_path_factory.mktemp("export") / "dataset"
     export_scenes(Plan(num=12, val=6, seed=9, world="full"), out)
     return DataRoot(out)
@@ -21,6 +21,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> DataRoot:
 
 @pytest.fixture
 def sample(tmp_path: Path) -> DataRoot:
-    """A copy to break."""
+    """A copy that a test may change."""
     shutil.copytree(SAMPLE, tmp_path / "data")
     return DataRoot(tmp_path / "data")

@@ -1,4 +1,4 @@
-"""Whatever bytes a data file holds, reading it gives records or a sentence, never another error."""
+"""Reading a data file with arbitrary bytes gives records or a DataError, never another error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def all_rows(negatives: HardNegativeFiles) -> None:
 
 
 def index_and_row(file: Path) -> None:
-    """As either of the files of the folder."""
+    """Read the file as the index or as a row of a folder."""
     if file.name != "imgname2txtid.json":
         (file.parent / "imgname2txtid.json").write_text('{"COCO_train2014_000000000005.jpg": [2]}')
         file.rename(file.parent / "00002.json")
@@ -46,7 +46,7 @@ READERS: list[tuple[Path, Callable[[Path], object]]] = [
 
 
 @pytest.mark.parametrize(("file", "read"), READERS, ids=[file.name for file, _ in READERS])
-def test_changed_bytes(tmp_path: Path, file: Path, read: Callable[[Path], object]) -> None:
+def test_changed_bytes_are_read_or_refused(tmp_path: Path, file: Path, read: Callable[[Path], object]) -> None:
     whole = file.read_bytes()
     rng = np.random.default_rng(len(whole))
     copy = tmp_path / file.name

@@ -16,14 +16,14 @@ def write(file: Path, content: Any) -> Path:
     return file
 
 
-def test_captions_of_an_export(exported: DataRoot) -> None:
+def test_captions_of_an_export_are_read(exported: DataRoot) -> None:
     captions = read_captions(exported.captions("val2014"))
     assert len(captions.file_names) == 6
     assert {len(texts) for texts in captions.texts.values()} == {2}
 
 
 @pytest.mark.parametrize(
-    ("images", "annotations", "says"),
+    ("images", "annotations", "message"),
     [
         ([{"id": 1, "file_name": "a"}] * 2, [], r"images\[1\]: the id 1 occurs twice"),
         ([{"id": 1, "file_name": "../a"}], [], r"images\[0\]: '../a' is not a file name"),
@@ -32,18 +32,18 @@ def test_captions_of_an_export(exported: DataRoot) -> None:
         ([{"id": 1, "file_name": "a"}], [{"id": 1, "image_id": 1, "caption": "b"}] * 2, r"annotations\[1\]: the id 1"),
     ],
 )
-def test_bad_captions(tmp_path: Path, images: list[Any], annotations: list[Any], says: str) -> None:
-    with pytest.raises(DataError, match=says):
+def test_invalid_captions_are_refused(tmp_path: Path, images: list[Any], annotations: list[Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
         read_captions(write(tmp_path / "c.json", {"images": images, "annotations": annotations}))
 
 
-def test_prompts_under_either_key(tmp_path: Path) -> None:
+def test_prompts_are_read_under_either_key(tmp_path: Path) -> None:
     prompts = write(tmp_path / "p.json", [{"captions": " two cups "}, {"caption": "a dog"}])
     assert read_prompts(prompts) == ["two cups", "a dog"]
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         ({}, "should hold a list of prompts"),
         ([], "no usable prompt"),
@@ -52,6 +52,6 @@ def test_prompts_under_either_key(tmp_path: Path) -> None:
         (["a"], "row 0: expected an object"),
     ],
 )
-def test_bad_prompts(tmp_path: Path, content: Any, says: str) -> None:
-    with pytest.raises(DataError, match=says):
+def test_invalid_prompts_are_refused(tmp_path: Path, content: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         read_prompts(write(tmp_path / "p.json", content))

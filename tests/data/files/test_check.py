@@ -28,7 +28,7 @@ def bad(root: DataRoot, decode: bool = False) -> list[FileReport]:
     return check(root, decode=decode).bad
 
 
-def test_a_good_folder(exported: DataRoot) -> None:
+def test_valid_folder_has_no_faults(exported: DataRoot) -> None:
     result = check(exported, decode=True)
     reports = {report.name: report for report in result.reports}
     assert result.usable and all(report.status == "ok" and not report.notes for report in reports.values())
@@ -38,7 +38,7 @@ def test_a_good_folder(exported: DataRoot) -> None:
     assert reports["coco/images/val2014"].content.startswith(f"{len(list(exported.images('val2014').iterdir()))} files")
 
 
-def test_what_training_does_not_read_may_be_absent_or_broken(sample: DataRoot) -> None:
+def test_files_that_training_does_not_read_may_be_missing_or_broken(sample: DataRoot) -> None:
     sample.prompts.unlink()
     sample.hard_negatives_table("train").unlink()
     sample.expressions("refcoco", "testA").write_text("{")
@@ -76,19 +76,19 @@ REFUSED: list[tuple[Callable[[DataRoot], Any], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("harm", "says"), REFUSED)
-def test_what_training_refuses_the_check_refuses_in_the_same_words(
-    sample: DataRoot, harm: Callable[[DataRoot], Any], says: str
+@pytest.mark.parametrize(("damage", "message"), REFUSED)
+def test_check_refuses_what_training_refuses_with_the_same_message(
+    sample: DataRoot, damage: Callable[[DataRoot], Any], message: str
 ) -> None:
-    harm(sample)
-    with pytest.raises(DataError, match=says) as refused:
+    damage(sample)
+    with pytest.raises(DataError, match=message) as refused:
         open_training_data(sample, FileSelection(), FRAMING, 0)
     result = check(sample)
     assert not result.usable and result.refusal == str(refused.value)
     assert [report.status for report in result.bad] in (["MISSING"], ["BROKEN"])
 
 
-def test_the_selection_of_training_is_that_of_the_check(sample: DataRoot) -> None:
+def test_check_uses_the_selection_of_training(sample: DataRoot) -> None:
     rename_refall(sample)
     assert check(sample, FileSelection(dataset="mine")).usable
     sample.expressions("refcoco", "val").unlink()
@@ -132,17 +132,17 @@ FAULTS: list[tuple[Callable[[DataRoot], Any], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("harm", "name", "says"), FAULTS)
-def test_what_is_broken_is_found_by_file(
-    sample: DataRoot, harm: Callable[[DataRoot], Any], name: str, says: str
+@pytest.mark.parametrize(("damage", "name", "message"), FAULTS)
+def test_faults_are_reported_by_file(
+    sample: DataRoot, damage: Callable[[DataRoot], Any], name: str, message: str
 ) -> None:
-    harm(sample)
-    found = [report for report in bad(sample) if re.search(f"{name}$", report.name)]
-    assert len(found) == 1
-    assert re.search(says, str(found[0]))
+    damage(sample)
+    reports = [report for report in bad(sample) if re.search(f"{name}$", report.name)]
+    assert len(reports) == 1
+    assert re.search(message, str(reports[0]))
 
 
-def test_a_cut_picture_is_found_by_decoding(sample: DataRoot) -> None:
+def test_decoding_detects_a_truncated_image(sample: DataRoot) -> None:
     file = sample.images("train2014") / "COCO_train2014_000000000000.jpg"
     file.write_bytes(file.read_bytes()[:-600])
     assert not bad(sample)
@@ -157,7 +157,7 @@ def test_only_the_first_faults_are_shown(sample: DataRoot) -> None:
     assert report.faults == 9 and len(report.shown) == 5 and "… and 4 more" in str(report)
 
 
-def test_differences_that_training_does_not_mind_are_notes(sample: DataRoot) -> None:
+def test_harmless_differences_are_notes(sample: DataRoot) -> None:
     edit(sample.expressions("refcoco", "val"), lambda c: c["images"][1].update(original_id=0))
     index = sample.hard_negatives_table("train")
     index.write_text("".join(index.read_text().splitlines(keepends=True)[:-1]))

@@ -31,10 +31,12 @@ def write(file: Path, content: Any) -> Path:
     return file
 
 
-def test_boxes_and_spans(tmp_path: Path) -> None:
+def test_boxes_and_spans_are_read(tmp_path: Path) -> None:
     dogs, cat = read_expressions(write(tmp_path / "r.json", GOOD))
     assert (dogs.id, dogs.file_name, dogs.size, dogs.original_id) == (7, "a.jpg", (640, 480), 581)
-    assert [box.corners for box in dogs.boxes] == [(40, 112.5, 136, 242.5), (600, 400, 640, 480)], "cut, and no crowd"
+    assert [box.corners for box in dogs.boxes] == [(40, 112.5, 136, 242.5), (600, 400, 640, 480)], (
+        "clipped, and without crowds"
+    )
     assert [box.spans for box in dogs.boxes] == [((0, 8),), ((0, 3), (4, 8))]
     assert cat.boxes[0].corners == (1, 2, 4, 6) and cat.boxes[0].spans == ((4, 7),) and cat.size is None
     assert dogs.where == f"{tmp_path / 'r.json'}, images[0]"
@@ -88,18 +90,18 @@ BAD: list[tuple[Change, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("change", "says"), BAD)
-def test_what_is_wrong_is_one_sentence(tmp_path: Path, change: Change, says: str) -> None:
+@pytest.mark.parametrize(("change", "message"), BAD)
+def test_invalid_expressions_are_reported_in_one_sentence(tmp_path: Path, change: Change, message: str) -> None:
     content = copy.deepcopy(GOOD)
     change(content)
     file = write(tmp_path / "r.json", content)
-    with pytest.raises(DataError, match=says) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         read_expressions(file)
     assert str(file) in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("", "line 1, is not valid JSON"),
         ('{"images": [],\n "annotations": [}', "line 2, is not valid JSON: .*column 18"),
@@ -110,12 +112,12 @@ def test_what_is_wrong_is_one_sentence(tmp_path: Path, change: Change, says: str
         ('{"images": [], "annotations": []}', "has no usable expression"),
     ],
 )
-def test_what_is_no_such_file(tmp_path: Path, text: str, says: str) -> None:
-    with pytest.raises(DataError, match=says):
+def test_invalid_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         read_expressions(write(tmp_path / "r.json", text))
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_missing_and_unreadable_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"there is no file .*r\.json"):
         read_expressions(tmp_path / "r.json")
     with pytest.raises(DataError, match="is not a regular file but a folder"):
@@ -125,10 +127,10 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         read_expressions(tmp_path / "r.json")
 
 
-def test_a_reader_that_takes_note_reads_on(tmp_path: Path) -> None:
+def test_reader_with_a_fault_callback_continues(tmp_path: Path) -> None:
     content = copy.deepcopy(GOOD)
     content["annotations"][0]["bbox"] = [0, 0, 0, 0]
     content["images"].append(5)
     faults: list[DataError] = []
-    assert [one.id for one in read_expressions(write(tmp_path / "r.json", content), faults.append)] == [8]
+    assert [expression.id for expression in read_expressions(write(tmp_path / "r.json", content), faults.append)] == [8]
     assert len(faults) == 2

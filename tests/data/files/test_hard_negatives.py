@@ -29,7 +29,7 @@ def table(tmp_path: Path, text: str | bytes) -> HardNegativeTable:
     return HardNegativeTable(file)
 
 
-def test_both_forms_give_the_same(exported: DataRoot) -> None:
+def test_folder_and_table_give_the_same_rows(exported: DataRoot) -> None:
     by_caption = HardNegativeFolder(exported.hard_negatives("train"))
     rows = HardNegativeTable(exported.hard_negatives_table("train"))
     assert len(by_caption) == len(rows) == 24
@@ -37,7 +37,7 @@ def test_both_forms_give_the_same(exported: DataRoot) -> None:
     assert [by_caption.row(id_) for id_ in rows.ids] == [rows.row(id_) for id_ in rows.ids]
 
 
-def test_the_folder_is_preferred(sample: DataRoot) -> None:
+def test_folder_is_preferred_to_the_table(sample: DataRoot) -> None:
     assert isinstance(open_hard_negatives(sample, "train"), HardNegativeFolder)
     shutil.rmtree(sample.hard_negatives("train"))
     assert isinstance(open_hard_negatives(sample, "train"), HardNegativeTable)
@@ -46,8 +46,8 @@ def test_the_folder_is_preferred(sample: DataRoot) -> None:
         open_hard_negatives(sample, "train")
 
 
-def test_rows_quoted_as_tables_are(tmp_path: Path) -> None:
-    """Whoever saves the table with a spreadsheet or a data frame gets quotes, and captions of several lines."""
+def test_quoted_rows_are_read(tmp_path: Path) -> None:
+    """Tables saved by spreadsheets or pandas have quotes, and captions of several lines."""
     rows = [
         HardNegatives("a.jpg", 'a "red" cup', ("it's", 'a "cup"', "tab\there"), ("b.jpg",)),
         HardNegatives("b.jpg", '"no" entry\nsign', ("naïve",), ("a.jpg",)),
@@ -66,14 +66,14 @@ def test_rows_quoted_as_tables_are(tmp_path: Path) -> None:
     assert plain.row(0) == rows[2]
 
 
-def test_columns_in_any_order(tmp_path: Path) -> None:
+def test_columns_may_be_in_any_order(tmp_path: Path) -> None:
     assert table(tmp_path, "title\tfilepath\tneg_image\tneg_caption\nt\ta.jpg\t['b']\t['c']\n").row(0) == HardNegatives(
         "a.jpg", "t", ("c",), ("b",)
     )
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("", "line 1: expected the columns filepath, title"),
         ("a\tb\n", "line 1: expected the columns"),
@@ -86,8 +86,8 @@ def test_columns_in_any_order(tmp_path: Path) -> None:
         (HEADER.encode() + b"\xff" + ROW.encode(), "line 2, is not UTF-8"),
     ],
 )
-def test_tables_that_cannot_be_read(tmp_path: Path, text: str | bytes, says: str) -> None:
-    with pytest.raises(DataError, match=says) as caught:
+def test_invalid_tables_are_refused(tmp_path: Path, text: str | bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
         table(tmp_path, text)
     assert "t.tsv" in str(caught.value) and "\n" not in str(caught.value)
 
@@ -104,15 +104,15 @@ ROWS: list[tuple[str, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("key", "value", "says"), ROWS)
-def test_rows_that_cannot_be_used(tmp_path: Path, key: str, value: str, says: str) -> None:
+@pytest.mark.parametrize(("key", "value", "message"), ROWS)
+def test_invalid_rows_are_refused(tmp_path: Path, key: str, value: str, message: str) -> None:
     good = {"filepath": "a.jpg", "title": "a cup", "neg_caption": "['a mug']", "neg_image": "['b.jpg']"}
     bad = {**good, key: value}
     rows = table(tmp_path, HEADER + ROW + "\t".join(bad.values()) + "\n")
-    with pytest.raises(DataError, match=r"t\.tsv, row 1 \(line 3\): .*" + says):
+    with pytest.raises(DataError, match=r"t\.tsv, row 1 \(line 3\): .*" + message):
         rows.row(1)
     by_caption = write_folder(tmp_path / "f", {"a.jpg": [0, 1]}, good, bad)
-    with pytest.raises(DataError, match=r"00001\.json: .*" + says):
+    with pytest.raises(DataError, match=r"00001\.json: .*" + message):
         HardNegativeFolder(by_caption).row(1)
 
 
@@ -125,7 +125,7 @@ def write_folder(folder: Path, index: Any, *records: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("index", "says"),
+    ("index", "message"),
     [
         ([], "should hold an object from file names"),
         ({}, "has no usable caption"),
@@ -137,26 +137,26 @@ def write_folder(folder: Path, index: Any, *records: Any) -> Path:
         ({"../a.jpg": [0]}, "not a file name under"),
     ],
 )
-def test_indices_that_cannot_be_used(tmp_path: Path, index: Any, says: str) -> None:
-    with pytest.raises(DataError, match=rf"imgname2txtid\.json.*{says}"):
+def test_invalid_indices_are_refused(tmp_path: Path, index: Any, message: str) -> None:
+    with pytest.raises(DataError, match=rf"imgname2txtid\.json.*{message}"):
         HardNegativeFolder(write_folder(tmp_path / "f", index))
 
 
-def test_captions_by_file_that_are_not_as_the_index_says(tmp_path: Path) -> None:
+def test_files_that_contradict_the_index_are_refused(tmp_path: Path) -> None:
     record = {"filepath": "a.jpg", "title": "a cup", "neg_caption": ["a mug"], "neg_image": "['b.jpg']"}
     folder = HardNegativeFolder(write_folder(tmp_path / "f", {"b.jpg": [0], "a.jpg": [1, 2]}, record, record))
-    assert folder.row(1).captions == ("a mug",), "a list that is one is taken as such"
+    assert folder.row(1).captions == ("a mug",), "JSON lists are read too"
     with pytest.raises(DataError, match=r"00000\.json: 'filepath' is 'a\.jpg', but imgname2txtid\.json says 'b\.jpg'"):
         folder.row(0)
     with pytest.raises(DataError, match=r"there is no file .*00002\.json"):
         folder.row(2)
 
 
-def test_another_caption_is_any_but_the_own_also_the_last(exported: DataRoot) -> None:
+def test_another_id_draws_every_caption_of_other_images(exported: DataRoot) -> None:
     rows = HardNegativeTable(exported.hard_negatives_table("train"))
-    for name, own in rows.ids_of.items():
-        drawn = [rows.another_id(name, lambda n, at=at: at) for at in range(len(rows) - len(own))]  # type: ignore[misc]
-        assert drawn == [id_ for id_ in rows.ids if id_ not in own]
+    for name, own_ids in rows.ids_of.items():
+        drawn = [rows.another_id(name, lambda n, at=at: at) for at in range(len(rows) - len(own_ids))]  # type: ignore[misc]
+        assert drawn == [id_ for id_ in rows.ids if id_ not in own_ids]
         images = [rows.another_image(name, lambda n, at=at: at) for at in range(len(rows.ids_of) - 1)]  # type: ignore[misc]
         assert images == [other for other in rows.ids_of if other != name]
 

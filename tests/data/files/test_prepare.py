@@ -15,15 +15,15 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_it_writes_what_an_export_writes(sample: DataRoot) -> None:
+def test_prepare_writes_the_same_files_as_an_export(sample: DataRoot) -> None:
     folder = sample.hard_negatives("train")
     shutil.rmtree(folder)
     assert prepare(sample)
     assert contents(folder) == contents(DataRoot(SAMPLE).hard_negatives("train"))
-    assert not prepare(sample), "all is there"
+    assert not prepare(sample), "nothing to do the second time"
 
 
-def test_other_layout_of_the_same_content_is_left_alone(sample: DataRoot) -> None:
+def test_existing_files_with_equal_content_are_left_alone(sample: DataRoot) -> None:
     file = sample.hard_negatives("train") / "00002.json"
     file.write_text(file.read_text().replace(", ", ",  ").replace('{"', '{ "'))
     before = contents(file.parent)
@@ -32,7 +32,7 @@ def test_other_layout_of_the_same_content_is_left_alone(sample: DataRoot) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("name", "content", "message"),
     [
         ("00002.json", '{"title": "x", "neg_caption": "[\'y\']", "neg_image": "[\'z\']"}', "00002.json differs"),
         ("00002.json", "{", "00002.json, line 1, is not valid JSON"),
@@ -42,8 +42,8 @@ def test_other_layout_of_the_same_content_is_left_alone(sample: DataRoot) -> Non
         ("imgname2txtid.json", '{"a.jpg": [0, 1, 2, 3, 4, 5, 6, 7]}', "gives captions to other images"),
     ],
 )
-def test_a_folder_that_says_something_else_is_not_touched(
-    sample: DataRoot, name: str, content: str | None, says: str
+def test_folder_with_other_content_is_not_changed(
+    sample: DataRoot, name: str, content: str | None, message: str
 ) -> None:
     folder = sample.hard_negatives("train")
     if content is None:
@@ -51,12 +51,12 @@ def test_a_folder_that_says_something_else_is_not_touched(
     else:
         (folder / name).write_text(content)
     before = contents(folder)
-    with pytest.raises(UserError, match=f"exists and differs from the table .*{says}"):
+    with pytest.raises(UserError, match=f"exists and differs from the table .*{message}"):
         prepare(sample)
     assert contents(folder) == before
 
 
-def test_a_bad_row_leaves_nothing_behind(sample: DataRoot) -> None:
+def test_invalid_row_leaves_no_folder(sample: DataRoot) -> None:
     folder, table = sample.hard_negatives("train"), sample.hard_negatives_table("train")
     shutil.rmtree(folder)
     table.write_text(table.read_text().replace("['a", "[a", 1))
@@ -67,7 +67,7 @@ def test_a_bad_row_leaves_nothing_behind(sample: DataRoot) -> None:
     }  # fmt: skip
 
 
-def test_nothing_to_make_it_of(tmp_path: Path, sample: DataRoot) -> None:
+def test_missing_table_is_refused(tmp_path: Path, sample: DataRoot) -> None:
     sample.hard_negatives_table("train").unlink()
     with pytest.raises(DataError, match=r"there is no file .*\.tsv"):
         prepare(sample)

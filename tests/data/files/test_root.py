@@ -14,7 +14,7 @@ from dpt.data.images import read_header, read_image
 from dpt.errors import BrokenImageError, DataError
 
 
-def test_a_root_one_level_off_is_named(sample: DataRoot, tmp_path: Path) -> None:
+def test_root_one_level_off_is_suggested(sample: DataRoot, tmp_path: Path) -> None:
     root = sample.path
     assert DataRoot.open(root) == sample
     for given in (tmp_path, root / "coco", root / "ReC/mdetr", root / "coco/images/train2014"):
@@ -28,11 +28,11 @@ def test_a_root_one_level_off_is_named(sample: DataRoot, tmp_path: Path) -> None
         DataRoot.open(tmp_path / "none")
 
 
-def test_identity_is_of_the_content_and_not_of_the_path(sample: DataRoot, tmp_path: Path) -> None:
+def test_identity_depends_on_content_not_path(sample: DataRoot, tmp_path: Path) -> None:
     before = sample.identity()
     moved = DataRoot(Path(shutil.copytree(sample.path, tmp_path / "elsewhere/copy")))
     assert moved.identity() == before
-    moved.expressions("refcoco", "val").unlink()  # validation data do not change what is learnt
+    moved.expressions("refcoco", "val").unlink()  # validation data do not influence training
     assert moved.identity() == before
 
     picture = next(moved.images("train2014").iterdir())
@@ -58,24 +58,24 @@ READERS: list[Callable[[Path], object]] = [
 
 
 @pytest.mark.parametrize("read", READERS)
-def test_annotations_are_regular_files_of_their_folder(tmp_path: Path, read: Callable[[Path], object]) -> None:
+def test_annotations_must_be_regular_files_in_their_folder(tmp_path: Path, read: Callable[[Path], object]) -> None:
     folder, outside = tmp_path / "data", tmp_path / "outside.json"
     folder.mkdir()
     outside.write_text("{}")
     file = folder / "imgname2txtid.json"
-    for harm, says in (
+    for damage, message in (
         (lambda: os.mkfifo(file), "is not a regular file but a named pipe"),
         (lambda: file.symlink_to("/dev/zero"), "is a link to a file outside"),
         (lambda: file.symlink_to(outside), "is a link to a file outside"),
         (lambda: file.symlink_to(file.name), "cannot be read: Too many levels of symbolic links"),
     ):
-        harm()
-        with pytest.raises(DataError, match=says):
+        damage()
+        with pytest.raises(DataError, match=message):
             read(file)
         file.unlink()
 
 
-def test_pictures_are_regular_files(tmp_path: Path) -> None:
+def test_images_must_be_regular_files(tmp_path: Path) -> None:
     pipe, zero = tmp_path / "pipe.jpg", tmp_path / "zero.jpg"
     os.mkfifo(pipe)
     zero.symlink_to("/dev/zero")

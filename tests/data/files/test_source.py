@@ -36,7 +36,7 @@ def scenes_of(root: DataRoot) -> dict[str, Scene]:
     return {line["file_name"]: from_plain(Scene, line["scene"], "scene") for line in lines}
 
 
-def agrees_with_its_scenes(example: Example, scenes: dict[str, Scene]) -> None:
+def assert_agrees_with_scenes(example: Example, scenes: dict[str, Scene]) -> None:
     for picture in example.pictures:
         pixels = (picture.values.permute(1, 2, 0).numpy() + 1) * 127.5
         assert np.abs(pixels - render(scenes[picture.name])).mean() < 3
@@ -58,7 +58,7 @@ def agrees_with_its_scenes(example: Example, scenes: dict[str, Scene]) -> None:
 
 
 @pytest.mark.parametrize("name", ["sample", "export"])
-def test_examples_are_what_the_scenes_say(name: str, exported: DataRoot) -> None:
+def test_examples_agree_with_the_scenes(name: str, exported: DataRoot) -> None:
     root = DataRoot(SAMPLE) if name == "sample" else exported
     scenes = scenes_of(root)
     sources = [
@@ -70,13 +70,13 @@ def test_examples_are_what_the_scenes_say(name: str, exported: DataRoot) -> None
     for source in sources:
         assert len(source) > 0
         for index in range(len(source)):
-            agrees_with_its_scenes(source[index], scenes)
+            assert_agrees_with_scenes(source[index], scenes)
         batch = collate([source[index] for index in range(len(source))])
         assert batch.images.shape == (len(source), 3, 64, 64)
     assert sources[1][0].expression is None and sources[2][0].negatives is None
 
 
-def test_the_types_of_negatives_are_those_of_the_files(exported: DataRoot) -> None:
+def test_negative_types_equal_those_of_the_files(exported: DataRoot) -> None:
     lines = [json.loads(line) for line in (exported.path / "scenes.jsonl").read_text().splitlines()]
     type_of = {line["file_name"]: line.get("negative_type") for line in lines}
     source = matching_files(exported, "val", FRAMING, 0)
@@ -85,47 +85,47 @@ def test_the_types_of_negatives_are_those_of_the_files(exported: DataRoot) -> No
         assert hard.image_type == type_of[hard.image.name]
 
 
-def test_both_forms_give_the_same_examples(sample: DataRoot) -> None:
+def test_folder_and_table_give_the_same_examples(sample: DataRoot) -> None:
     by_caption = training_files(sample, "refall", FRAMING, 3)
     shutil.rmtree(sample.hard_negatives("train"))
     table = training_files(sample, "refall", FRAMING, 3)
     assert isinstance(by_caption.negatives, HardNegativeFolder) and isinstance(table.negatives, HardNegativeTable)
     shutil.copytree(SAMPLE / "ITM", sample.path / "ITM", dirs_exist_ok=True)
     for index in range(len(table)):
-        same(by_caption[index], table[index])
+        assert_same(by_caption[index], table[index])
 
 
-def same(one: Example, other: Example) -> None:
-    assert (one.id, one.texts, one.expression) == (other.id, other.texts, other.expression)
-    assert [picture.name for picture in one.pictures] == [picture.name for picture in other.pictures]
-    assert all(torch.equal(a.values, b.values) for a, b in zip(one.pictures, other.pictures, strict=True))
+def assert_same(example: Example, other: Example) -> None:
+    assert (example.id, example.texts, example.expression) == (other.id, other.texts, other.expression)
+    assert [picture.name for picture in example.pictures] == [picture.name for picture in other.pictures]
+    assert all(torch.equal(a.values, b.values) for a, b in zip(example.pictures, other.pictures, strict=True))
 
 
-def test_an_example_is_a_function_of_seed_index_and_epoch(exported: DataRoot) -> None:
+def test_example_depends_only_on_seed_index_and_epoch(exported: DataRoot) -> None:
     once, again = (training_files(exported, "refall", Framing(64, random_flip=True), 1) for _ in range(2))
     backwards = [again[index] for index in reversed(range(12))]
     for index in range(12):
-        same(once[index], backwards[11 - index])
+        assert_same(once[index], backwards[11 - index])
     other_seed = training_files(exported, "refall", FRAMING, 2)
     for others in ([once.example(i, 1) for i in range(12)], [other_seed[i] for i in range(12)]):
-        assert [one.texts[1:] for one in others] != [once[i].texts[1:] for i in range(12)]
+        assert [example.texts[1:] for example in others] != [once[i].texts[1:] for i in range(12)]
 
 
-def test_over_the_epochs_every_other_caption_and_picture_is_drawn(exported: DataRoot) -> None:
-    """Also the last; and never the picture's own."""
+def test_every_other_caption_and_image_is_drawn_over_the_epochs(exported: DataRoot) -> None:
+    """Including the last one, and never the image's own."""
     source = training_files(exported, "refall", FRAMING, 0)
     assert source.negatives is not None
     name = source[0].image.name
     drawn = [negatives_of(source.example(0, epoch)) for epoch in range(250)]
     own_ids = source.negatives.ids_of[name]
-    own = {source.negatives.row(id_).title for id_ in own_ids}
+    own_titles = {source.negatives.row(id_).title for id_ in own_ids}
     titles = {source.negatives.row(id_).title for id_ in source.negatives.ids if id_ not in own_ids}
-    assert {caption for caption, _, _ in drawn} == own
-    assert {random.caption for _, _, random in drawn} >= titles - own
+    assert {caption for caption, _, _ in drawn} == own_titles
+    assert {random.caption for _, _, random in drawn} >= titles - own_titles
     assert {random.image.name for _, _, random in drawn} == set(source.negatives.ids_of) - {name}
 
 
-def test_a_flipped_example_is_the_mirrored_one(exported: DataRoot) -> None:
+def test_random_flip_mirrors_the_example(exported: DataRoot) -> None:
     plain = training_files(exported, "refall", FRAMING, 0)
     flipping = training_files(exported, "refall", Framing(64, random_flip=True), 0)
     flips = 0
@@ -134,11 +134,11 @@ def test_a_flipped_example_is_the_mirrored_one(exported: DataRoot) -> None:
             flips += 1
             other = mirrored(plain[index])
             assert other is not None
-            same(flipping[index], other)
+            assert_same(flipping[index], other)
     assert 0 < flips < len(plain)
 
 
-def test_pictures_are_opened_only_when_asked_for(sample: DataRoot) -> None:
+def test_images_are_opened_only_on_access(sample: DataRoot) -> None:
     shutil.rmtree(sample.images("train2014"))
     source = training_files(sample, "refall", FRAMING, 0)
     with pytest.raises(BrokenImageError, match="no such file"):
@@ -158,7 +158,7 @@ class Latents:
         return read_header(picture)
 
 
-def test_cached_latents_come_instead_of_pixels(sample: DataRoot) -> None:
+def test_cached_latents_replace_pixels(sample: DataRoot) -> None:
     source = training_files(sample, "refall", FRAMING, 0, Latents())
     example = source[0]
     assert all(picture.latent and picture.values.shape == (4, 8, 8) for picture in example.pictures)
@@ -175,7 +175,7 @@ def edit(file: Path, change: Any) -> None:
 
 
 def wide(root: DataRoot, **saving: Any) -> FileSource:
-    """The sample's first expression, of a picture of 200x100 pixels and two boxes."""
+    """The sample's first expression with two boxes, on an image of 200x100 pixels."""
     file = root.expressions("refall", "train")
 
     def change(content: Any) -> None:
@@ -193,11 +193,11 @@ def wide(root: DataRoot, **saving: Any) -> FileSource:
     return training_files(root, "refall", FRAMING, 0)
 
 
-def boxes(said: ReferringExpression) -> list[BoxCentre]:
-    return [region.box for region in said.regions]
+def boxes(expression: ReferringExpression) -> list[BoxCentre]:
+    return [region.box for region in expression.regions]
 
 
-def test_a_region_that_the_crop_loses_is_dropped(sample: DataRoot) -> None:
+def test_region_outside_the_crop_is_dropped(sample: DataRoot) -> None:
     squashed = wide(sample)[0].expression
     cropped = training_files(sample, "refall", Framing(64, center_crop=True), 0)[0].expression
     assert squashed is not None and cropped is not None
@@ -206,7 +206,7 @@ def test_a_region_that_the_crop_loses_is_dropped(sample: DataRoot) -> None:
     assert cropped.regions[0].spans == ((9, 12),) and cropped.text == "the left dog"
 
 
-def test_boxes_of_a_picture_that_is_stored_turned(sample: DataRoot) -> None:
+def test_boxes_follow_exif_rotation(sample: DataRoot) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = wide(sample, exif=exif)[0].expression
@@ -214,7 +214,7 @@ def test_boxes_of_a_picture_that_is_stored_turned(sample: DataRoot) -> None:
     np.testing.assert_allclose(boxes(turned), [(0.8, 0.1, 0.4, 0.2), (0.6, 0.55, 0.4, 0.1)])
 
 
-def test_boxes_are_held_against_the_picture_if_no_size_is_recorded(sample: DataRoot) -> None:
+def test_boxes_are_checked_against_the_image_if_no_size_is_recorded(sample: DataRoot) -> None:
     file = sample.expressions("refall", "train")
     edit(file, lambda c: [image.pop(key) for image in c["images"] for key in ("width", "height")])
     edit(file, lambda c: c["annotations"][0].update(bbox=[60, 0, 30, 30]))
@@ -222,13 +222,13 @@ def test_boxes_are_held_against_the_picture_if_no_size_is_recorded(sample: DataR
         training_files(sample, "refall", FRAMING, 0)[0]
 
 
-def test_expressions_images_without_captions(sample: DataRoot) -> None:
+def test_expression_of_an_image_without_captions_is_refused(sample: DataRoot) -> None:
     edit(sample.expressions("refall", "train"), lambda c: c["images"][2].update(file_name="other.jpg"))
     with pytest.raises(DataError, match=r"images\[2\]: no caption of other.jpg has hard negatives \(1 of 9"):
         training_files(sample, "refall", FRAMING, 0)
 
 
-def test_negatives_that_are_none(tmp_path: Path, sample: DataRoot) -> None:
+def test_negatives_equal_to_the_positive_are_refused(tmp_path: Path, sample: DataRoot) -> None:
     table = sample.hard_negatives_table("val")
     head, *_ = table.read_text().splitlines()
     name = "COCO_val2014_000000000020.jpg"
@@ -241,7 +241,7 @@ def test_negatives_that_are_none(tmp_path: Path, sample: DataRoot) -> None:
         matching_files(sample, "val", FRAMING, 0)[0]
 
 
-def test_types_that_do_not_belong_to_the_negatives(sample: DataRoot) -> None:
+def test_mismatched_negative_types_are_refused(sample: DataRoot) -> None:
     lines = sample.negative_types.read_text().splitlines()
     first = json.loads(lines[0])
     first["types"]["neg_image"].append("colour")

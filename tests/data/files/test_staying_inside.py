@@ -1,4 +1,4 @@
-"""What a data file names lies in its folder, or is refused."""
+"""File names in data files that lead out of their folder are refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OUTSIDE = ["../up.jpg", "/etc/hostname", "a/../../b.jpg", "..", "a\\b.jpg", "C:x
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_expressions_and_captions(sample: DataRoot, name: str) -> None:
+def test_expressions_and_captions_refuse_names_outside_the_folder(sample: DataRoot, name: str) -> None:
     for file, read in ((sample.expressions("refcoco", "val"), read_expressions),
                        (sample.captions("val2014"), read_captions)):  # fmt: skip
         content = json.loads(file.read_text())
@@ -33,7 +33,7 @@ def test_expressions_and_captions(sample: DataRoot, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_negatives_by_caption(tmp_path: Path, name: str) -> None:
+def test_negatives_by_caption_refuse_names_outside_the_folder(tmp_path: Path, name: str) -> None:
     for picture, negative in (("a.jpg", name), (name, "b.jpg")):
         (tmp_path / CAPTIONS_OF_IMAGES).write_text(json.dumps({picture: [2]}))
         row = {"filepath": picture, "title": "a", "neg_caption": ["b"], "neg_image": [negative]}
@@ -43,14 +43,14 @@ def test_negatives_by_caption(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["../up.jpg", "/etc/hostname", "a/../../b.jpg"])
-def test_the_table(tmp_path: Path, name: str) -> None:
+def test_table_refuses_names_outside_the_folder(tmp_path: Path, name: str) -> None:
     for row in (f"{name}\tx\t['y']\t['b.jpg']", f"a.jpg\tx\t['y']\t['{name}']"):
         (tmp_path / "a.tsv").write_text(f"filepath\ttitle\tneg_caption\tneg_image\n{row}\n")
         with pytest.raises(DataError, match=r"is not a file name under the data folder"):
             HardNegativeTable(tmp_path / "a.tsv").row(0)
 
 
-def test_a_picture_that_is_a_link_out_is_refused_and_one_within_is_not(tmp_path: Path, sample: DataRoot) -> None:
+def test_links_out_of_the_folder_are_refused_and_links_within_are_read(tmp_path: Path, sample: DataRoot) -> None:
     picture = next(sample.images("train2014").iterdir())
     (tmp_path / "in").mkdir()
     shutil.copy(picture, tmp_path / "secret.jpg")
@@ -65,7 +65,7 @@ def test_a_picture_that_is_a_link_out_is_refused_and_one_within_is_not(tmp_path:
                 read(tmp_path / folder / "out.jpg", tmp_path / folder)
 
 
-def test_training_and_caching_follow_no_link_out(
+def test_training_and_caching_refuse_links_out_of_the_folder(
     tmp_path: Path, sample: DataRoot, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     source = training_files(sample, "refall", Framing(32), 0)

@@ -50,7 +50,7 @@ def test_every_published_format_is_read(tmp_path: Path) -> None:
         ({"prompt": " "}, "'prompt' is empty"),
     ],
 )
-def test_a_fault_names_the_entry(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_errors_name_the_entry(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match="entry 1") as caught:
         read(tmp_path, {**CHOICE, **change})
     assert message in str(caught.value)
@@ -60,7 +60,7 @@ def record(number: int, prompt: str, user: str) -> PreferenceRecord:
     return PreferenceRecord(f"{number:03d}", prompt, ("a", "b"), (1, 0), (0, 1), user)
 
 
-def test_a_split_shares_neither_users_nor_prompts_and_does_not_depend_on_order() -> None:
+def test_split_shares_no_users_or_prompts_and_ignores_the_order() -> None:
     records = [record(i, f"Prompt {i // 2}", f"u{i // 3}") for i in range(120)]
     split = split_records(records, 0.25, seed=1)
     assert shared_keys(split.train, split.test) == set() and len(split.train) + len(split.test) == 120

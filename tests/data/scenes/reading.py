@@ -1,4 +1,4 @@
-"""Captions read back into facts, from their words alone: a check on how they were put into words."""
+"""Parse captions and expressions back into facts from their words alone, to check their wording."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _noun(words: str) -> Noun:
 
 
 def reference_of(text: str) -> Reference:
-    """What a referring expression means, from its words alone."""
+    """The reference of a referring expression, from its words alone."""
     parts = re.split(rf" ({'|'.join(LONGEST_FIRST)}) the ", text.removeprefix("the "))
     if len(parts) == 3:
         return RelativeReference(_noun_of_any_size(parts[0]), RELATIONS[parts[1]], _noun_of_any_size(parts[2]))

@@ -14,6 +14,6 @@ noises = st.sampled_from([0.0, 0.3, 1.0])
 
 @st.composite
 def worlds_with_scenes(draw: st.DrawFn) -> tuple[World, Scene, int]:
-    """A world, a scene of it, and a number to key further draws by."""
+    """A world, a scene of it, and a key for further random draws."""
     world, index = draw(worlds), draw(indices)
     return world, make_scene(draw(seeds), index, world), index

@@ -14,65 +14,67 @@ WORDS = set(vocabulary())
 
 
 @given(worlds_with_scenes(), noises)
-def test_every_caption_is_true_and_in_the_vocabulary(drawn: tuple[World, Scene, int], noise: float) -> None:
-    world, one, index = drawn
-    said = scene_caption(one, world, KeyedRandom("test", index), noise)
-    assert all_hold(said.facts, one.objects)
-    assert set(said.text.split()) <= WORDS
-    assert said.text == " ".join(said.text.split())
+def test_captions_are_true_and_in_the_vocabulary(drawn: tuple[World, Scene, int], noise: float) -> None:
+    world, scene, index = drawn
+    caption = scene_caption(scene, world, KeyedRandom("test", index), noise)
+    assert all_hold(caption.facts, scene.objects)
+    assert set(caption.text.split()) <= WORDS
+    assert caption.text == " ".join(caption.text.split())
 
 
 @given(worlds_with_scenes())
-def test_a_clean_caption_counts_exactly_and_names_each_thing_once(drawn: tuple[World, Scene, int]) -> None:
-    world, one, index = drawn
-    counts = [f for f in scene_caption(one, world, KeyedRandom("test", index)).facts if isinstance(f, Count)]
+def test_clean_caption_counts_exactly_and_names_each_kind_once(drawn: tuple[World, Scene, int]) -> None:
+    world, scene, index = drawn
+    counts = [f for f in scene_caption(scene, world, KeyedRandom("test", index)).facts if isinstance(f, Count)]
     assert counts
     assert all(count.exact for count in counts)
     assert len({count.noun for count in counts}) == len(counts)
 
 
 @given(worlds_with_scenes())
-def test_a_noisy_caption_does_not_say_the_same_thing_twice(drawn: tuple[World, Scene, int]) -> None:
+def test_noisy_caption_names_no_kind_twice(drawn: tuple[World, Scene, int]) -> None:
     """Two circles whose colours are left out are "two circles", never "a circle and a circle"."""
-    world, one, index = drawn
-    counts = [f for f in scene_caption(one, world, KeyedRandom("test", index), 1.0).facts if isinstance(f, Count)]
+    world, scene, index = drawn
+    counts = [f for f in scene_caption(scene, world, KeyedRandom("test", index), 1.0).facts if isinstance(f, Count)]
     assert len({count.noun for count in counts}) == len(counts)
 
 
-def test_a_caption_depends_on_its_key_only() -> None:
-    one = make_scene(0, 3)
-    texts = [scene_caption(one, POCKET_WORLD, KeyedRandom("key", 1), 0.5).text for _ in range(3)]
+def test_caption_depends_only_on_its_key() -> None:
+    scene = make_scene(0, 3)
+    texts = [scene_caption(scene, POCKET_WORLD, KeyedRandom("key", 1), 0.5).text for _ in range(3)]
     assert len(set(texts)) == 1
 
 
-def test_noise_loses_truth() -> None:
+def test_noise_drops_facts() -> None:
     def facts(noise: float) -> int:
         scenes = (make_scene(0, i, POCKET_WORLD) for i in range(300))
-        return sum(len(scene_caption(one, POCKET_WORLD, KeyedRandom(i), noise).facts) for i, one in enumerate(scenes))
+        return sum(
+            len(scene_caption(scene, POCKET_WORLD, KeyedRandom(i), noise).facts) for i, scene in enumerate(scenes)
+        )
 
     assert facts(1.0) < 0.9 * facts(0.0)
 
 
 @given(worlds_with_scenes())
-def test_no_caption_says_a_held_out_relation(drawn: tuple[World, Scene, int]) -> None:
-    world, one, index = drawn
-    for fact in describe_scene(one, world, KeyedRandom("test", index)).facts:
+def test_captions_state_no_held_out_relation(drawn: tuple[World, Scene, int]) -> None:
+    world, scene, index = drawn
+    for fact in describe_scene(scene, world, KeyedRandom("test", index)).facts:
         if isinstance(fact, Related):
             assert (fact.first.shape, fact.relation, fact.second.shape) not in world.held_out_relations
 
 
 def test_captions_of_every_template_occur() -> None:
-    said = [scene_caption(make_scene(0, i), POCKET_WORLD, KeyedRandom(i)) for i in range(600)]
-    relations = {fact.relation for c in said for fact in c.facts if isinstance(fact, Related)}
-    counts = {fact.n for c in said for fact in c.facts if isinstance(fact, Count)}
+    captions = [scene_caption(make_scene(0, i), POCKET_WORLD, KeyedRandom(i)) for i in range(600)]
+    relations = {fact.relation for c in captions for fact in c.facts if isinstance(fact, Related)}
+    counts = {fact.n for c in captions for fact in c.facts if isinstance(fact, Count)}
     assert relations == {"left", "right", "above", "below"}
     assert counts == {1, 2, 3, 4}
-    assert any(isinstance(fact, Absent) for c in said for fact in c.facts)
-    words = {word for c in said for word in c.text.split()}
+    assert any(isinstance(fact, Absent) for c in captions for fact in c.facts)
+    words = {word for c in captions for word in c.text.split()}
     assert {"disc", "box", "violet", "over", "without", "drawing"} <= words
 
 
-def test_without_draws_the_words_are_the_plainest() -> None:
+def test_caption_without_rng_uses_the_plainest_words() -> None:
     red, blue = Noun("red", "circle"), Noun("orange", "square")
     assert caption_text(Description((Group(red, 1), Group(blue, 1)), "left")) == (
         "a red circle to the left of an orange square"

@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def scenes(folder: Path) -> dict[str, dict[str, Any]]:
-    """What is in each image, by file name."""
+    """The scene records by file name."""
     lines = [json.loads(line) for line in (folder / "scenes.jsonl").read_text().splitlines()]
     for line in lines:
         line["scene"] = from_plain(Scene, line["scene"], line["file_name"])
@@ -77,7 +77,7 @@ def test_every_image_file_shows_its_scene(folder: Path, scenes: dict[str, dict[s
         assert np.abs(difference).mean() < 3
 
 
-def test_parts_come_from_scenes_of_their_own(scenes: dict[str, dict[str, Any]]) -> None:
+def test_parts_share_no_scenes(scenes: dict[str, dict[str, Any]]) -> None:
     indices: dict[str, list[int]] = {}
     for line in scenes.values():
         if "index" in line:
@@ -97,9 +97,9 @@ def test_captions_load_in_pycocotools_and_are_true(folder: Path, scenes: dict[st
         assert coco.anns
         for image_id, image in coco.imgs.items():
             assert image["height"] == image["width"] == 64
-            own = coco.loadAnns(coco.getAnnIds(imgIds=[image_id]))
-            assert own
-            for annotation in own:
+            annotations = coco.loadAnns(coco.getAnnIds(imgIds=[image_id]))
+            assert annotations
+            for annotation in annotations:
                 objects = scenes[image["file_name"]]["scene"].objects
                 assert all_hold(facts_of(annotation["caption"]), objects), annotation["caption"]
 
@@ -148,25 +148,25 @@ def test_expression_ids_are_different_across_files(folder: Path) -> None:
     assert ids == list(range(len(ids)))
 
 
-def test_the_hard_negatives_by_caption_say_what_the_table_says(folder: Path) -> None:
+def test_hard_negatives_by_caption_equal_the_table(folder: Path) -> None:
     by_caption = folder / ITM / f"train_{HARD}"
     rows = table(folder, "train")
     ids = read(by_caption / "imgname2txtid.json")
-    assert sorted(id_ for own in ids.values() for id_ in own) == list(range(len(rows)))
+    assert sorted(id_ for caption_ids in ids.values() for id_ in caption_ids) == list(range(len(rows)))
     assert {path.name for path in by_caption.iterdir()} == {
         "imgname2txtid.json",
         *(f"{id_:05d}.json" for id_ in range(len(rows))),
     }
-    for name, own in ids.items():
-        for id_ in own:
+    for name, caption_ids in ids.items():
+        for id_ in caption_ids:
             record = read(by_caption / f"{id_:05d}.json")
             assert record == rows[id_]
             assert record["filepath"] == name
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
-def test_hard_negatives_are_wrong(folder: Path, scenes: dict[str, dict[str, Any]], part: str) -> None:
-    """From the files alone: titles true, negative captions false, titles false of negative images."""
+def test_hard_negatives_are_false(folder: Path, scenes: dict[str, dict[str, Any]], part: str) -> None:
+    """Checked from the files: titles are true, negative captions are false, titles are false of negative images."""
     rows = table(folder, part)
     types = [json.loads(line) for line in (folder / "negatives.jsonl").read_text().splitlines()]
     types = [line for line in types if line["part"] == part]
@@ -186,9 +186,7 @@ def test_hard_negatives_are_wrong(folder: Path, scenes: dict[str, dict[str, Any]
         assert line["types"]["neg_image"] == [scenes[image]["negative_type"] for image in images]
 
 
-def test_training_never_meets_the_images_of_the_expression_tests(
-    folder: Path, scenes: dict[str, dict[str, Any]]
-) -> None:
+def test_training_shares_no_images_with_the_expression_tests(folder: Path, scenes: dict[str, dict[str, Any]]) -> None:
     seen = {image["file_name"] for image in read(folder / REC / "finetune_refall_train.json")["images"]}
     seen |= set(read(folder / ITM / f"train_{HARD}" / "imgname2txtid.json"))
     seen |= {image for row in table(folder, "train") for image in ast.literal_eval(row["neg_image"])}
@@ -202,7 +200,7 @@ def test_prompts_have_the_published_key_and_categories(folder: Path) -> None:
     assert len({prompt["captions"] for prompt in prompts}) == len(prompts)
 
 
-def test_the_manifest_counts_what_there_is(folder: Path) -> None:
+def test_manifest_counts_match_the_files(folder: Path) -> None:
     manifest = read(folder / "manifest.json")
     assert (manifest["num"], manifest["val"], manifest["seed"], manifest["world"]) == (30, 12, 4, "full")
     counts = manifest["counts"]
@@ -213,12 +211,12 @@ def test_the_manifest_counts_what_there_is(folder: Path) -> None:
         assert len(read(folder / REC / f"finetune_{name}.json")["images"]) == n
 
 
-def test_the_same_plan_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+def test_same_plan_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     export_scenes(PLAN, tmp_path / "again")
     assert digest(tmp_path / "again") == digest(folder)
 
 
-def test_more_training_scenes_leave_the_others_as_they_are(tmp_path: Path) -> None:
+def test_more_training_scenes_do_not_change_the_others(tmp_path: Path) -> None:
     small, large = tmp_path / "small", tmp_path / "large"
     export_scenes(Plan(3, 2, 1, "pocket", "png"), small)
     export_scenes(Plan(5, 2, 1, "pocket", "png"), large)
@@ -235,7 +233,7 @@ def test_more_training_scenes_leave_the_others_as_they_are(tmp_path: Path) -> No
     assert [row["title"] for row in table(small, "train")] == [row["title"] for row in table(large, "train")][:6]
 
 
-def test_png_keeps_every_pixel(tmp_path: Path) -> None:
+def test_png_export_is_lossless(tmp_path: Path) -> None:
     export_scenes(Plan(2, 1, 0, "pocket", "png"), tmp_path / "out")
     for line in map(json.loads, (tmp_path / "out/scenes.jsonl").read_text().splitlines()):
         with Image.open(tmp_path / "out/coco/images" / line["split"] / line["file_name"]) as picture:

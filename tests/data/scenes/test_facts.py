@@ -33,23 +33,23 @@ def test_relations_need_their_margin() -> None:
     left = Related(Noun("red"), "left", Noun("blue", "square"))
     assert left.holds(THINGS)
     assert not Related(Noun("red"), "right", Noun("blue")).holds(THINGS)
-    # The square's centre is 5 pixels lower than the circle's: too little to say so.
+    # The square's centre is 5 pixels lower than the circle's, less than the margin.
     assert not Related(Noun("red"), "above", Noun("blue", "square")).holds(THINGS)
     assert Related(Noun("red"), "above", Noun("blue", "square"), margin=4).holds(THINGS)
 
 
-def test_a_thing_is_not_related_to_itself() -> None:
+def test_object_is_not_related_to_itself() -> None:
     assert not Related(Noun("red"), "left", Noun("red"), margin=-1).holds(THINGS)
 
 
-def test_absence() -> None:
+def test_absent_facts() -> None:
     assert Absent(Noun("red", "square")).holds(THINGS)
     assert not Absent(Noun("red")).holds(THINGS)
     assert all_hold((), THINGS)
     assert not all_hold((Absent(Noun("green")), Absent(Noun("red"))), THINGS)
 
 
-def test_a_noun_covers_what_is_said_more_closely() -> None:
+def test_general_noun_covers_the_specific() -> None:
     assert Noun(shape="circle").covers(Noun("red", "circle"))
     assert Noun().covers(Noun("red"))
     assert not Noun("red", "circle").covers(Noun(shape="circle"))

@@ -21,23 +21,23 @@ def box_at(x: float, y: float, extent: float) -> Box:
 
 
 @given(worlds_with_scenes())
-def test_an_object_has_its_colour_at_its_centre_and_the_background_around_it(
+def test_object_has_its_colour_at_the_centre_and_background_around_it(
     drawn: tuple[World, Scene, int],
 ) -> None:
-    _, one, _ = drawn
-    image = render(one)
-    assert image.shape == (one.image_size, one.image_size, 3)
+    _, scene, _ = drawn
+    image = render(scene)
+    assert image.shape == (scene.image_size, scene.image_size, 3)
     assert image.dtype == np.uint8
-    for thing in one.objects:
+    for thing in scene.objects:
         x, y = (int(at) for at in thing.box.centre)
-        expected = BACKGROUNDS[one.background] if thing.shape == "ring" else COLOURS[thing.colour]
+        expected = BACKGROUNDS[scene.background] if thing.shape == "ring" else COLOURS[thing.colour]
         np.testing.assert_array_equal(image[y, x], expected)
     for y, x in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
-        np.testing.assert_array_equal(image[y, x], BACKGROUNDS[one.background])
+        np.testing.assert_array_equal(image[y, x], BACKGROUNDS[scene.background])
 
 
 @given(st.sampled_from(SHAPES), corners, corners, extents)
-def test_the_box_is_tight_within_a_pixel(shape: str, x: float, y: float, extent: float) -> None:
+def test_box_is_tight_within_a_pixel(shape: str, x: float, y: float, extent: float) -> None:
     box = box_at(x, y, extent)
     shown = np.argwhere(coverage(shape, box, WHOLE, WHOLE) > 0.1)
     (top, left), (bottom, right) = shown.min(0), shown.max(0) + 1
@@ -45,8 +45,8 @@ def test_the_box_is_tight_within_a_pixel(shape: str, x: float, y: float, extent:
 
 
 @given(st.sampled_from(SHAPES), corners, corners, extents)
-def test_nothing_is_drawn_beyond_the_window_of_an_object(shape: str, x: float, y: float, extent: float) -> None:
-    """Rendering looks only at the pixels around each box; that must lose nothing."""
+def test_rendering_window_contains_the_whole_object(shape: str, x: float, y: float, extent: float) -> None:
+    """Rendering computes only the pixels around each box, which must hold the whole shape."""
     thing = SceneObject(shape, "red", "large", box_at(x, y, extent))
     cover = coverage(shape, thing.box, WHOLE, WHOLE)[..., None]
     ground = np.asarray(BACKGROUNDS["black"], np.float32)
@@ -56,7 +56,7 @@ def test_nothing_is_drawn_beyond_the_window_of_an_object(shape: str, x: float, y
 
 
 @given(st.sampled_from([s for s in SHAPES if s != "ring"]), extents, st.floats(1.0, 5.0))
-def test_a_larger_shape_covers_all_that_a_smaller_one_does(shape: str, extent: float, more: float) -> None:
+def test_larger_shape_covers_the_smaller(shape: str, extent: float, more: float) -> None:
     def centred(width: float) -> Box:
         return box_at(32 - width / 2, 32 - width / 2, width)
 
@@ -67,7 +67,7 @@ def test_a_larger_shape_covers_all_that_a_smaller_one_does(shape: str, extent: f
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_coverage_falls_off_away_from_the_shape(shape: str) -> None:
-    """Along a ray outwards from the rim nothing comes back."""
+    """Coverage never increases along a ray outwards from the outline."""
     row = coverage(shape, box_at(20, 20, 20), slice(38, 39), slice(30, 64))[0]
     last = int(np.argmax(row))
     assert (np.diff(row[last:]) <= 1e-5).all()
@@ -84,18 +84,18 @@ def test_coverage_falls_off_away_from_the_shape(shape: str) -> None:
         ("ring", np.pi / 4 * (1 - 0.52**2)),
     ],
 )
-def test_a_shape_covers_its_area(shape: str, share: float) -> None:
+def test_shape_covers_its_area(shape: str, share: float) -> None:
     area = coverage(shape, box_at(20.3, 19.6, 20.0), WHOLE, WHOLE).sum()
     assert area == pytest.approx(share * 400, rel=0.03)
 
 
-def test_shapes_cannot_be_taken_for_each_other() -> None:
+def test_shapes_are_distinguishable() -> None:
     drawn = [coverage(shape, box_at(20, 20, 14), WHOLE, WHOLE) for shape in SHAPES]
     for i, first in enumerate(drawn):
         for second in drawn[i + 1 :]:
             assert np.abs(first - second).sum() > 15
 
 
-def test_rendering_is_repeatable() -> None:
-    one = make_scene(5, 5)
-    assert render(one).tobytes() == render(one).tobytes()
+def test_rendering_is_deterministic() -> None:
+    scene = make_scene(5, 5)
+    assert render(scene).tobytes() == render(scene).tobytes()

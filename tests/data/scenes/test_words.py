@@ -20,12 +20,12 @@ def test_plurals_and_articles() -> None:
     assert [scene_article(word) for word in ("orange", "red", "object", "square")] == ["an", "a", "an", "a"]
 
 
-def test_the_head_comes_last() -> None:
+def test_head_noun_comes_last() -> None:
     assert noun_words(Noun("red", "circle", "small")) == ["small", "red", "circle"]
     assert noun_words(Noun("red"), many=True) == ["red", "shapes"]
     assert noun_words(Noun("red", "circle"), KeyedRandom(3)) in (["red", "circle"], ["red", "disc"])
 
 
-def test_the_vocabulary_is_frozen() -> None:
-    """The embedded model's tokenizer is made of it: a new word would be unknown to the shipped weights."""
+def test_vocabulary_is_frozen() -> None:
+    """The tokenizer of the embedded model has these words; the shipped weights do not know others."""
     assert vocabulary() == FROZEN.split()

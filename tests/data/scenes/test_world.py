@@ -9,7 +9,7 @@ from dpt.data.scenes.world import POCKET_WORLD, WORLDS, World
 
 
 @pytest.mark.parametrize(
-    ("wrong", "names"),
+    ("invalid", "message"),
     [
         ({"shapes": ("circle", "hexagon")}, "shape"),
         ({"shapes": ()}, "shape"),
@@ -25,9 +25,9 @@ from dpt.data.scenes.world import POCKET_WORLD, WORLDS, World
         ({"shapes": ("circle",), "colours": ("red",)}, "two kinds"),
     ],
 )
-def test_a_world_that_cannot_be_is_refused(wrong: dict[str, Any], names: str) -> None:
-    with pytest.raises(ValueError, match=names):
-        World(**wrong)
+def test_invalid_world_is_refused(invalid: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        World(**invalid)
 
 
 def test_held_out_kinds_are_not_kinds_of_the_world() -> None:
@@ -35,7 +35,7 @@ def test_held_out_kinds_are_not_kinds_of_the_world() -> None:
     assert len(POCKET_WORLD.kinds) == 4 * 6 - len(POCKET_WORLD.held_out_kinds)
 
 
-def test_the_worlds_are_as_large_as_promised() -> None:
+def test_worlds_have_their_documented_size() -> None:
     full = WORLDS["full"]
     assert (len(full.shapes), len(full.colours), len(full.sizes)) >= (6, 8, 2)
     assert full.shapes == SHAPES
