@@ -59,13 +59,13 @@ def size(module: torch.nn.Module | Tensor) -> int:
     return module.numel() if isinstance(module, Tensor) else sum(map(size, module.parameters()))
 
 
-def test_the_published_keys_and_shapes() -> None:
+def test_keys_and_shapes_equal_the_published_ones() -> None:
     actual = {key: list(tensor.shape) for key, tensor in on_meta().state_dict().items()}
     assert actual == key_shapes()
     assert len(actual) == 56
 
 
-def test_the_published_size_of_every_part() -> None:
+def test_parameter_count_of_every_part_equals_the_published_one() -> None:
     adapter = on_meta()
     assert {name: size(part) for name, part in adapter.named_children()} == {
         "transformer": 2_894_336,
@@ -101,11 +101,11 @@ def test_the_published_size_of_every_part() -> None:
         ("all-1280-8", 15_030_149),
     ],
 )
-def test_the_published_total_for_every_feature(feature: str, total: int) -> None:
+def test_total_parameter_count_for_every_feature(feature: str, total: int) -> None:
     assert size(on_meta(feature)) == total
 
 
-def test_the_keys_of_options() -> None:
+def test_keys_of_optional_parts() -> None:
     plain = set(on_meta().state_dict())
     fused = set(on_meta("all-1280-8").state_dict())
     assert fused - plain == {f"fusion_proj.{i}.{part}" for i in range(9) for part in ("weight", "bias")}
@@ -132,7 +132,7 @@ def test_initial_weights() -> None:
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])
-def test_with_one_decoder_layer_the_other_queries_can_be_skipped(pre_norm: bool) -> None:
+def test_one_decoder_layer_allows_skipping_the_other_queries(pre_norm: bool) -> None:
     adapter, (features, t) = small(pre_norm=pre_norm), inputs()
     whole, vectors, grounding = adapter(features, t), adapter.match(features, t), adapter.ground(features, t)
     torch.testing.assert_close(vectors, whole.matching, rtol=0, atol=1e-6)
@@ -150,7 +150,7 @@ def decoded_queries(adapter: Adapter) -> int:
     return seen[0]
 
 
-def test_queries_are_skipped_only_where_that_changes_nothing() -> None:
+def test_queries_are_skipped_only_where_the_output_is_unchanged() -> None:
     assert decoded_queries(small()) == 3
     assert decoded_queries(small().train()) == 8
     deep = small(dec_layers=2)
@@ -170,7 +170,7 @@ def test_both_heads_read_the_last_decoder_layer() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"enc_layers": 0}, {"enc_layers": 3, "dec_layers": 2, "pre_norm": True}], ids=str)
-def test_any_number_of_layers_learns(changes: dict[str, Any]) -> None:
+def test_every_layer_gets_a_gradient(changes: dict[str, Any]) -> None:
     adapter, (features, t) = small(**changes).train(), inputs()
     reading = adapter(features, t)
     assert reading.matching.shape == (2, 3, 12)
@@ -189,14 +189,14 @@ def test_dropout_is_off_in_evaluation() -> None:
     assert not torch.equal(adapter.match(*given), adapter.match(*given))
 
 
-def test_without_grounding_queries() -> None:
+def test_adapter_without_grounding_queries() -> None:
     adapter = small(num_queries_rec=0)
     reading = adapter(*inputs())
     assert reading.matching.shape == (2, 3, 12)
     assert reading.grounding.boxes.shape == (2, 0, 4)
 
 
-def test_autocast_outside_changes_nothing_inside() -> None:
+def test_autocast_does_not_change_the_output() -> None:
     adapter, (features, t) = small(), inputs()
     coarse = features.bfloat16()
     expected = adapter(coarse.float(), t)
@@ -210,7 +210,7 @@ def test_autocast_outside_changes_nothing_inside() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"dropout": 0.0}, {"dropout": 0.0, "dec_layers": 2}], ids=["1 layer", "2 layers"])
-def test_decode_split_is_decode_of_its_rows(changes: dict[str, object]) -> None:
+def test_decode_split_equals_decode_of_its_rows(changes: dict[str, object]) -> None:
     adapter, (features, t) = small(**changes).train(), inputs()
     together = adapter.decode(features, t)
     for_grounding, for_matching = adapter.decode_split(features, t, 1)
@@ -241,7 +241,7 @@ def test_dropout_decodes_all_queries() -> None:
     assert adapter.decode_split(features, t, 1)[1].shape[1] == adapter.config.num_queries
 
 
-def test_bfloat16_matmuls_are_close() -> None:
+def test_bfloat16_matmuls_are_close_to_float32() -> None:
     adapter, inputs_ = small(), inputs()
     exact = adapter(*inputs_)
     adapter.matmul_dtype = torch.bfloat16
@@ -254,7 +254,7 @@ def test_bfloat16_matmuls_are_close() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_attention_is_the_same_with_and_without_gradients(training: bool) -> None:
+def test_attention_is_equal_with_and_without_gradients(training: bool) -> None:
     """On a CPU the two are computed in different ways."""
     adapter, inputs_ = small(dropout=0.0).train(training), inputs()
     with_gradients = adapter(*inputs_).grounding.logits.detach()
@@ -262,7 +262,7 @@ def test_attention_is_the_same_with_and_without_gradients(training: bool) -> Non
         torch.testing.assert_close(adapter(*inputs_).grounding.logits, with_gradients, rtol=0, atol=1e-5)
 
 
-def test_all_maps_fused_is_a_sum_of_projections() -> None:
+def test_fused_maps_are_a_sum_of_projections() -> None:
     adapter = small(unet_feature="all-10-4", feature_channels=[6, 4, 8], fused_channels=10)
     features, t = inputs(channels=18)
     summed = sum(conv(part) for conv, part in zip(adapter.fusion_proj, features.split([6, 4, 8], dim=1), strict=True))
@@ -271,7 +271,7 @@ def test_all_maps_fused_is_a_sum_of_projections() -> None:
     assert adapter(features, t).matching.shape == (2, 3, 12)
 
 
-def test_learned_positions_tell_rows_from_columns() -> None:
+def test_learned_positions_distinguish_rows_and_columns() -> None:
     positions = small(position_embedding="learned").position_embedding
     code = positions(3, 5, torch.device("cpu")).unflatten(0, (3, 5))
     assert torch.equal(code[2, 4], torch.cat([positions.col_embed.weight[4], positions.row_embed.weight[2]]))
@@ -295,12 +295,12 @@ def test_learned_positions_cover_the_feature_or_raise() -> None:
     ],
     ids=str,
 )
-def test_an_impossible_config_is_refused(changes: dict[str, Any], sentence: str) -> None:
+def test_invalid_config_is_refused(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         small(**changes)
 
 
-def test_an_adapter_of_another_model_is_refused() -> None:
+def test_adapter_of_another_model_is_refused() -> None:
     check_fits(AdapterConfig(), model())
     check_fits(AdapterConfig("bottom1_up0", (1920,)), model())
     check_fits(on_meta("all-1280-8").config, model())
@@ -310,5 +310,5 @@ def test_an_adapter_of_another_model_is_refused() -> None:
         check_fits(AdapterConfig(), model(768))
 
 
-def test_the_config_survives_json() -> None:
+def test_config_round_trips_through_json() -> None:
     assert from_plain(AdapterConfig, to_plain(SMALL), "test") == SMALL

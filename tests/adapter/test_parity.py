@@ -43,13 +43,13 @@ def pooled() -> Tensor:
     return recipe_input("adapter.pooled_text", (2, 1024))
 
 
-def test_the_inputs_are_those_of_the_reference() -> None:
+def test_inputs_equal_those_of_the_reference() -> None:
     values = load("full")
     values.agrees("feat_up1", feature())
     values.agrees("pooled_text", pooled())
 
 
-def test_the_way_to_the_decoder(adapter: Adapter, reference: Reference) -> None:
+def test_encoder_outputs_equal_the_reference(adapter: Adapter, reference: Reference) -> None:
     t = reference["timesteps"]
     with torch.no_grad():
         positions = adapter.position_embedding(16, 16, t.device)
@@ -62,7 +62,7 @@ def test_the_way_to_the_decoder(adapter: Adapter, reference: Reference) -> None:
         reference.agrees("decoder_out", adapter.decode(feature(), t)[None])
 
 
-def test_every_head(adapter: Adapter, reference: Reference) -> None:
+def test_every_head_equals_the_reference(adapter: Adapter, reference: Reference) -> None:
     with torch.no_grad():
         reading = adapter(feature(), reference["timesteps"])
         tokens = adapter.align_text(reference["roberta_last_hidden_state"])
@@ -75,14 +75,14 @@ def test_every_head(adapter: Adapter, reference: Reference) -> None:
     reference.agrees("logit_scale", adapter.scale)
 
 
-def test_only_matching_or_only_grounding(adapter: Adapter, reference: Reference) -> None:
+def test_matching_only_and_grounding_only_equal_the_reference(adapter: Adapter, reference: Reference) -> None:
     with torch.no_grad():
         reference.agrees("q_emb_matching", adapter.match(feature(), reference["timesteps"])[None])
         reference.agrees("pred_boxes", adapter.ground(feature(), reference["timesteps"]).boxes)
 
 
 @pytest.mark.parametrize("all_queries", [True, False])
-def test_the_score_and_its_gradient(adapter: Adapter, reference: Reference, all_queries: bool) -> None:
+def test_score_and_gradient_equal_the_reference(adapter: Adapter, reference: Reference, all_queries: bool) -> None:
     z = feature().requires_grad_()
     vectors = (adapter(z, reference["timesteps"]).matching) if all_queries else adapter.match(z, reference["timesteps"])
     score = match_score(vectors, pooled())
@@ -94,7 +94,7 @@ def test_the_score_and_its_gradient(adapter: Adapter, reference: Reference, all_
     reference.agrees("itm_score_grad_feat", gradient, tolerance=1e-4 * scale)
 
 
-def test_the_tiny_roberta() -> None:
+def test_tiny_roberta_equals_the_reference() -> None:
     values = load("full")
     encoder = PretrainedPhraseEncoder.open(f"{FULL}/tiny_roberta")
     phrases = encoder.encode(values.texts["rec_text"]["adapter_captions"])
@@ -127,8 +127,8 @@ def codes_in_values(monkeypatch: pytest.MonkeyPatch) -> Adapter:
 def sines_first(monkeypatch: pytest.MonkeyPatch) -> Adapter:
     import dpt.adapter.embeddings as embeddings
 
-    ordinary = embeddings.sinusoid
-    monkeypatch.setattr(embeddings, "sinusoid", lambda t, width: ordinary(t, width).roll(width // 2, dims=-1))
+    original = embeddings.sinusoid
+    monkeypatch.setattr(embeddings, "sinusoid", lambda t, width: original(t, width).roll(width // 2, dims=-1))
     return reference_adapter(AdapterConfig())
 
 
@@ -163,7 +163,7 @@ WRONG = (no_positions, swapped_axes, codes_in_values, sines_first, gelu, no_last
 
 
 @pytest.mark.parametrize("variant", WRONG, ids=lambda variant: variant.__name__)
-def test_a_wrong_variant_is_noticed(
+def test_deviating_variants_are_detected(
     variant: Callable[[pytest.MonkeyPatch], Adapter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = load("reduced")

@@ -40,7 +40,7 @@ def spelled(phrases: EncodedPhrases, row: int, caption: str) -> list[str]:
     return [caption[begin:end] for begin, end in phrases.offsets[row].tolist() if begin < end]
 
 
-def test_the_backbones_own_encoder_token_by_token(backbone: Backbone) -> None:
+def test_backbone_encoder_gives_a_state_per_token(backbone: Backbone) -> None:
     encoder = open_phrase_encoder("backbone", backbone)
     phrases = encoder.encode(CAPTIONS)
     assert encoder.width == phrases.states.shape[2] == backbone.text_width
@@ -57,13 +57,13 @@ def test_given_conditions_are_not_encoded_again(backbone: Backbone, monkeypatch:
     assert torch.equal(BackbonePhraseEncoder(backbone).encode(CAPTIONS, text).states, text.states[:, :8])
 
 
-def test_a_caption_longer_than_the_encoder_is_truncated(backbone: Backbone, roberta: Path) -> None:
+def test_caption_longer_than_the_encoder_is_truncated(backbone: Backbone, roberta: Path) -> None:
     long = "red " * 100
     assert BackbonePhraseEncoder(backbone).encode([long]).states.shape[1] == backbone.prompt_length
     assert PretrainedPhraseEncoder.open(roberta).encode([long]).states.shape[1] == ROOM
 
 
-def test_an_encoder_from_a_folder(roberta: Path, backbone: Backbone) -> None:
+def test_encoder_opens_from_a_folder(roberta: Path, backbone: Backbone) -> None:
     encoder = open_phrase_encoder(str(roberta), backbone)
     phrases = encoder.encode(CAPTIONS)
     assert phrases.states.shape == (2, 28, 16)
@@ -74,7 +74,7 @@ def test_an_encoder_from_a_folder(roberta: Path, backbone: Backbone) -> None:
     assert not phrases.states.requires_grad
 
 
-def test_an_unfrozen_encoder_takes_gradients(roberta: Path, tmp_path: Path) -> None:
+def test_unfrozen_encoder_gets_gradients(roberta: Path, tmp_path: Path) -> None:
     frozen, trained = PretrainedPhraseEncoder.open(roberta), PretrainedPhraseEncoder.open(roberta).unfreeze()
     trained.encode(CAPTIONS).states.square().sum().backward()
     without = {name for name, p in trained.encoder.named_parameters() if p.grad is None}
@@ -87,7 +87,7 @@ def test_an_unfrozen_encoder_takes_gradients(roberta: Path, tmp_path: Path) -> N
     assert torch.equal(PretrainedPhraseEncoder.open(tmp_path / "saved").encode(CAPTIONS).states, expected)
 
 
-def test_an_encoder_without_all_its_tensors_is_refused(roberta: Path, tmp_path: Path) -> None:
+def test_encoder_with_missing_tensors_is_refused(roberta: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(roberta, tmp_path / "broken"))
     weights = load_file(folder / "model.safetensors")
     del weights["encoder.layer.0.output.dense.weight"]
@@ -97,12 +97,12 @@ def test_an_encoder_without_all_its_tensors_is_refused(roberta: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["no-such-encoder", "/no/such/folder"])
-def test_a_missing_encoder_is_named(name: str) -> None:
+def test_missing_encoder_is_named(name: str) -> None:
     with pytest.raises(UserError, match=name):
         PretrainedPhraseEncoder.open(name)
 
 
-def test_an_encoder_with_an_impossible_config_is_refused_at_once(roberta: Path, tmp_path: Path) -> None:
+def test_encoder_with_an_invalid_config_is_refused_before_allocation(roberta: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(roberta, tmp_path / "deep"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1_000_000}))
@@ -113,29 +113,29 @@ def test_an_encoder_with_an_impossible_config_is_refused_at_once(roberta: Path, 
 OFFSETS = torch.tensor([[0, 0], [0, 3], [4, 7], [8, 12], [12, 14], [0, 0], [0, 0]])  # <s> the red circ le </s> <pad>
 
 
-def test_characters_to_tokens() -> None:
+def test_character_spans_map_to_tokens() -> None:
     actual = token_map(OFFSETS, [[(0, 3)], [(4, 14)], [(0, 3), (8, 14)]], slots=6, normalised=False)
     assert actual.tolist() == [[0, 1, 0, 0, 0, 0, 0], [0, 0, 1, 1, 1, 0, 0], [0, 1, 0, 1, 1, 0, 0]]
 
 
-def test_spans_that_begin_or_end_beside_a_token_still_find_it() -> None:
+def test_spans_with_edges_beside_a_token_match_it() -> None:
     actual = token_map(OFFSETS, [[(3, 8)], [(5, 6)], [(7, 8)], [(4, 4)], []], slots=6, normalised=False)
     assert [row.nonzero().flatten().tolist() for row in actual] == [[2], [2], [], [], []]
 
 
-def test_rows_sum_to_one_or_are_empty() -> None:
+def test_token_map_rows_sum_to_one_or_zero() -> None:
     actual = token_map(OFFSETS, [[(0, 14)], [(0, 3)], [(20, 25)]])
     assert actual.shape == (3, 256)
     torch.testing.assert_close(actual.sum(dim=1), torch.tensor([1.0, 1.0, 0.0]))
     assert token_map(OFFSETS, []).shape == (0, 256)
 
 
-def test_tokens_beyond_the_slots_are_left_out() -> None:
+def test_tokens_beyond_the_slots_are_dropped() -> None:
     actual = token_map(OFFSETS, [[(0, 14)]], slots=3)
     assert actual.tolist() == [[0.0, 0.5, 0.5, 0.0]]
 
 
-def test_phrases_of_the_backbone_meet_their_tokens(backbone: Backbone) -> None:
+def test_backbone_phrases_map_to_their_tokens(backbone: Backbone) -> None:
     phrases = BackbonePhraseEncoder(backbone).encode(CAPTIONS)
     begin = CAPTIONS[0].index("red circle")
     (row,) = token_map(phrases.offsets[0], [[(begin, begin + len("red circle"))]])

@@ -42,7 +42,7 @@ def write(folder: Path, content: Any) -> Path:
     return folder / "pytorch_model.bin"
 
 
-def test_a_saved_adapter_is_read_back(stored: Path) -> None:
+def test_saved_adapter_is_read_back(stored: Path) -> None:
     adapter, record = load_adapter(stored)
     assert sorted(file.name for file in stored.iterdir()) == [RECORD, WEIGHTS]
     assert (record.base, record.base_hash, record.prediction_type) == ("pocket", "abc", "v_prediction")
@@ -51,7 +51,7 @@ def test_a_saved_adapter_is_read_back(stored: Path) -> None:
     assert torch.equal(adapter.logit_scale, small().logit_scale)
 
 
-def test_a_trained_text_encoder_is_read_back(tmp_path: Path) -> None:
+def test_trained_text_encoder_is_read_back(tmp_path: Path) -> None:
     roberta, adapter = PretrainedPhraseEncoder.open(tiny_roberta.save(tmp_path / "roberta")), small()
     with torch.no_grad():
         roberta.encoder.embeddings.word_embeddings.weight.add_(1.0)
@@ -71,12 +71,12 @@ def test_a_trained_text_encoder_is_read_back(tmp_path: Path) -> None:
         load_adapter(tmp_path / "adapter")
 
 
-def test_a_folder_in_use_is_not_written_to(stored: Path) -> None:
+def test_folder_in_use_is_not_written_to(stored: Path) -> None:
     with pytest.raises(UserError, match="is not an empty folder"):
         save_adapter(small(), stored)
 
 
-def test_a_broken_folder_is_one_sentence(stored: Path) -> None:
+def test_broken_folder_is_refused_in_one_sentence(stored: Path) -> None:
     weights = load_file(stored / WEIGHTS)
     save_file({key: value for key, value in weights.items() if key != "logit_scale"}, stored / WEIGHTS)
     with pytest.raises(UserError, match=r"adapter.safetensors is damaged: .*SHA-256 differs"):
@@ -99,7 +99,7 @@ def test_a_broken_folder_is_one_sentence(stored: Path) -> None:
         load_adapter(stored)
 
 
-def test_a_broken_record_is_one_sentence(stored: Path) -> None:
+def test_broken_record_is_refused_in_one_sentence(stored: Path) -> None:
     record = json.loads((stored / RECORD).read_text())
     (stored / RECORD).write_text(json.dumps(record | {"format": 2}))
     with pytest.raises(UserError, match="has format 2; this version of dpt reads format 1"):
@@ -112,7 +112,7 @@ def test_a_broken_record_is_one_sentence(stored: Path) -> None:
         load_adapter(stored)
 
 
-def test_the_published_file(published: Path) -> None:
+def test_published_file_is_read(published: Path) -> None:
     adapter, lora = load_published(published)
     assert adapter.config == AdapterConfig()
     expected = recipe_weights(key_shapes())
@@ -121,7 +121,7 @@ def test_the_published_file(published: Path) -> None:
     assert set(read_published(published.parent).adapter) == set(expected)
 
 
-def test_the_whole_published_layout(tmp_path: Path) -> None:
+def test_whole_published_layout_is_read(tmp_path: Path) -> None:
     if not FULL:
         pytest.skip("DPT_GOLDEN does not name the folder with all reference values")
     shapes = json.loads((Path(FULL) / "keys_stage2_full.json").read_text())
@@ -143,16 +143,16 @@ def test_the_whole_published_layout(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_the_shape_is_read_off_the_tensors(changes: dict[str, Any]) -> None:
+def test_shape_is_inferred_from_the_tensors(changes: dict[str, Any]) -> None:
     adapter = small(**changes)
-    found = config_of(adapter.state_dict(), "test", adapter.config.unet_feature, 3, 4)
+    config = config_of(adapter.state_dict(), "test", adapter.config.unet_feature, 3, 4)
     unseen = {"text_encoder_type": adapter.config.text_encoder_type}
     if not adapter.config.contrastive_align_loss:
         unseen |= {"phrase_width": 12, "contrastive_loss_hdim": 8}
-    assert type(found)(**{**vars(found), **unseen}) == adapter.config
+    assert type(config)(**{**vars(config), **unseen}) == adapter.config
 
 
-def test_fused_maps_need_their_size() -> None:
+def test_fused_maps_need_a_size() -> None:
     fused = small(unet_feature="all-10-4", feature_channels=[6, 4, 8], fused_channels=10)
     with pytest.raises(UserError, match="say to which size, as all-10-SIDE"):
         config_of(fused.state_dict(), "test")
@@ -162,7 +162,7 @@ def without(tensors: dict[str, Tensor], key: str) -> dict[str, Tensor]:
     return {name: value for name, value in tensors.items() if name != key}
 
 
-def test_a_published_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+def test_published_file_with_wrong_shapes_is_refused(tmp_path: Path) -> None:
     weights = recipe_weights(key_shapes())
     with pytest.raises(UserError, match=r"do not fit the adapter: class_embed.bias is missing$"):
         load_published(write(tmp_path, without(weights, "class_embed.bias")))
@@ -183,7 +183,7 @@ class Payload:
         return (print, ("this must never run",))
 
 
-def test_a_file_that_is_not_a_dict_of_tensors_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_file_that_is_not_a_dict_of_tensors_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="holds more than tensors"):
         load_published(write(tmp_path, {"logit_scale": Payload()}))
     assert capsys.readouterr().out == ""

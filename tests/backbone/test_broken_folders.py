@@ -20,13 +20,13 @@ TEXT = "text_encoder/model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.save(tiny_models.POCKET, tmp_path_factory.mktemp("sound") / "model")
 
 
 @pytest.fixture
-def folder(sound: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(sound, tmp_path / "model"))
+def folder(intact: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(intact, tmp_path / "model"))
 
 
 def remove(name: str) -> Callable[[Path], None]:
@@ -51,8 +51,8 @@ def edit_config(name: str, **changes: object) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         config = json.loads((folder / name).read_text())
         config.update(changes)
-        kept = {key: value for key, value in config.items() if value is not None}
-        (folder / name).write_text(json.dumps(kept))
+        remaining = {key: value for key, value in config.items() if value is not None}
+        (folder / name).write_text(json.dumps(remaining))
 
     return change
 
@@ -159,7 +159,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_folder_is_refused_in_one_sentence(case: str, folder: Path) -> None:
+def test_broken_folder_is_refused_in_one_sentence(case: str, folder: Path) -> None:
     break_it, sentence = BROKEN[case]
     break_it(folder)
     with pytest.raises(UserError, match=sentence) as caught:
@@ -172,29 +172,29 @@ def test_loading_prints_nothing(folder: Path, capfd: pytest.CaptureFixture[str])
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_path_that_is_not_there() -> None:
+def test_missing_path_is_refused() -> None:
     with pytest.raises(UserError, match="there is no model folder '/no/such/folder'"):
         open_backbone("/no/such/folder")
 
 
-def test_a_file_is_not_a_model(tmp_path: Path) -> None:
+def test_file_instead_of_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.ckpt").touch()
     with pytest.raises(UserError, match=r"model.ckpt is a file, not a model folder"):
         open_backbone(tmp_path / "model.ckpt")
 
 
-def test_a_hub_id_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_id_without_network_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="someone/some-model is not on this machine, and HF_HUB_OFFLINE forbids"):
         open_backbone("someone/some-model")
 
 
-def test_a_revision_of_a_folder_is_ignored_aloud(folder: Path) -> None:
+def test_revision_of_a_folder_is_ignored_with_a_warning(folder: Path) -> None:
     with pytest.warns(UserWarning, match="revision 'main' is ignored"):
         open_backbone(folder, revision="main", device="cpu")
 
 
-def test_the_older_layout_of_text_encoder_and_tokenizer_opens_the_same(folder: Path) -> None:
+def test_older_text_encoder_and_tokenizer_layout_opens_the_same(folder: Path) -> None:
     """Published files name the tensors text_model.* and keep the vocabulary in vocab.json and merges.txt."""
     new = open_backbone(folder, device="cpu")
     model = json.loads((folder / "tokenizer/tokenizer.json").read_text())["model"]

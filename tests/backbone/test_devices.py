@@ -19,13 +19,13 @@ SOURCES = Path(__file__).parents[2] / "dpt"
 @pytest.mark.parametrize(
     ("cuda", "mps", "expected"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
 )
-def test_the_best_device_is_chosen(cuda: bool, mps: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_best_available_device_is_chosen(cuda: bool, mps: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert resolve_device().type == expected
 
 
-def test_mps_runs_in_float32_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mps_uses_float32_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("mps")
     assert resolve_dtype(device) == torch.float32 and resolve_dtype(device, "fp16") == torch.float16
     assert widest_float(device) == torch.float32 and widest_float(torch.device("cpu")) == torch.float64
@@ -35,7 +35,7 @@ def test_mps_runs_in_float32_unless_told_otherwise(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_a_noise_schedule_without_float64_agrees(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noise_schedule_without_float64_agrees(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     schedule = DDPMSchedule({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}, kind)
     z, output = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8)
     t = torch.tensor([1.0, 500.25, 998.0])

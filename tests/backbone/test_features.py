@@ -61,11 +61,11 @@ def inputs(unet: UNet2DConditionModel, size: tuple[int, int] = (8, 8), rows: int
 
 def hooked(unet: UNet2DConditionModel, z: Tensor, t: Tensor, c: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """Every block's output, and the UNet's own."""
-    seen: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
 
     def remember(name: str) -> Any:
         def hook(module: Any, arguments: Any, output: Any) -> None:
-            seen[name] = output[0] if isinstance(output, tuple) else output
+            outputs[name] = output[0] if isinstance(output, tuple) else output
 
         return hook
 
@@ -78,14 +78,16 @@ def hooked(unet: UNet2DConditionModel, z: Tensor, t: Tensor, c: Tensor) -> tuple
     output = unet(z, t, encoder_hidden_states=c).sample
     for handle in handles:
         handle.remove()
-    return seen, output
+    return outputs, output
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_every_feature_is_bit_for_bit_that_of_the_full_pass(unet: UNet2DConditionModel, size: tuple[int, int]) -> None:
+def test_features_equal_those_of_the_full_forward_pass_bit_for_bit(
+    unet: UNet2DConditionModel, size: tuple[int, int]
+) -> None:
     z, t, c = inputs(unet, size)
-    seen, output = hooked(unet, z, t, c)
-    for name, expected in seen.items():
+    outputs, output = hooked(unet, z, t, c)
+    for name, expected in outputs.items():
         actual, at = read_feature(unet, z, t, c, name)
         assert torch.equal(actual, expected), name
         assert actual.shape[1] == sum(parse_feature(unet.config, name).channels)
@@ -94,13 +96,13 @@ def test_every_feature_is_bit_for_bit_that_of_the_full_pass(unet: UNet2DConditio
     assert torch.equal(finish_forward(unet, start_forward(unet, z, t, c)), output)
 
 
-def test_a_number_as_timestep(unet: UNet2DConditionModel) -> None:
+def test_timestep_may_be_a_number(unet: UNet2DConditionModel) -> None:
     z, _, c = inputs(unet)
     assert torch.equal(read_feature(unet, z, 7, c, "up0")[0], read_feature(unet, z, torch.tensor([7, 7]), c, "up0")[0])
 
 
 @pytest.mark.parametrize("name", ["bottom1", "up1"])
-def test_the_gradient_to_the_latents_is_that_of_the_full_pass(unet: UNet2DConditionModel, name: str) -> None:
+def test_latent_gradient_equals_that_of_the_full_forward_pass(unet: UNet2DConditionModel, name: str) -> None:
     z, t, c = inputs(unet, (9, 7))
     z.requires_grad_()
     (actual,) = torch.autograd.grad(read_feature(unet, z, t, c, name)[0].square().sum(), z)
@@ -133,7 +135,7 @@ def test_some_rows_of_a_partial_forward_can_be_finished(model: TinyModel) -> Non
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
-def test_joined_passes_finish_together(model: TinyModel) -> None:
+def test_concatenated_partial_forwards_finish_together(model: TinyModel) -> None:
     unet = unet_of(model)
     z, t, c = inputs(unet, (9, 7), rows=4)
     expected = unet(z, t, encoder_hidden_states=c).sample
@@ -165,22 +167,22 @@ def test_features_include_a_lora() -> None:
     assert not torch.equal(actual, before)
 
 
-def test_maps_are_joined_in_the_order_named(unet: UNet2DConditionModel) -> None:
+def test_feature_maps_are_joined_in_the_given_order(unet: UNet2DConditionModel) -> None:
     z, t, c = inputs(unet, (9, 7))
-    seen, _ = hooked(unet, z, t, c)
+    outputs, _ = hooked(unet, z, t, c)
     last = len(unet.down_blocks) - 1
     for parts in ((f"bottom{last}", f"bottom{last - 1}"), (f"up{last}", f"up{last - 1}"), ("up0", f"bottom{last - 2}")):
         name = "_".join(parts)
         actual, _ = read_feature(unet, z, t, c, name)
-        assert torch.equal(actual, torch.cat([seen[part] for part in parts], dim=1)), name
+        assert torch.equal(actual, torch.cat([outputs[part] for part in parts], dim=1)), name
         assert actual.shape[1] == sum(parse_feature(unet.config, name).channels)
 
 
-def test_all_maps_resized_and_joined(unet: UNet2DConditionModel) -> None:
+def test_all_feature_maps_are_resized_and_joined(unet: UNet2DConditionModel) -> None:
     z, t, c = inputs(unet, (9, 7))
-    seen, _ = hooked(unet, z, t, c)
+    outputs, _ = hooked(unet, z, t, c)
     actual, _ = read_feature(unet, z, t, c, "all-12-6")
-    expected = [interpolate(seen[name], size=(6, 6), mode="nearest") for name in block_names(unet.config)]
+    expected = [interpolate(outputs[name], size=(6, 6), mode="nearest") for name in block_names(unet.config)]
     assert torch.equal(actual, torch.cat(expected, dim=1))
     assert feature_grid(unet.config, "all-12-6", (9, 7)) == (6, 6)
     assert parse_feature(unet.config, "all-12-6").fused_channels == 12
@@ -204,30 +206,30 @@ def test_all_maps_resized_and_joined(unet: UNet2DConditionModel) -> None:
         ("up3_up2", 960, 64),
     ],
 )
-def test_the_published_table_of_stable_diffusion(name: str, channels: int, side: int) -> None:
+def test_feature_shapes_equal_the_published_table(name: str, channels: int, side: int) -> None:
     assert sum(parse_feature(STABLE_DIFFUSION, name).channels) == channels
     assert feature_grid(STABLE_DIFFUSION, name, (64, 64)) == (side, side)
 
 
 @pytest.mark.parametrize("name", ["up4", "Mid", "", "mid_", "all", "all-8", "all-0-8", "all-8-8-8", "up1-up2"])
-def test_an_unknown_feature_lists_the_valid_names(name: str) -> None:
+def test_unknown_feature_lists_the_valid_names(name: str) -> None:
     with pytest.raises(UserError, match=r"valid are bottom0, .*, mid, up0, up1, up2, up3, .*bottom2, bottom3, mid; "):
         parse_feature(STABLE_DIFFUSION, name)
 
 
-def test_joining_unequal_grids_lists_the_equal_ones() -> None:
+def test_joining_different_grids_lists_the_matching_ones() -> None:
     with pytest.raises(UserError, match="'bottom0_up0' differ in grid; equal are bottom0, up1; bottom1, up0; "):
         parse_feature(STABLE_DIFFUSION, "bottom0_up0")
     with pytest.raises(UserError, match="'mid_mid' names the same block twice"):
         parse_feature(STABLE_DIFFUSION, "mid_mid")
 
 
-def test_a_unet_without_a_mid_block_has_no_such_feature() -> None:
+def test_unet_without_mid_block_has_no_mid_feature() -> None:
     with pytest.raises(UserError, match="no UNet feature 'mid'"):
         parse_feature(other_unet().config, "mid")
 
 
-def test_a_unet_with_further_inputs_is_refused() -> None:
+def test_unet_with_additional_inputs_is_refused() -> None:
     unet = UNet2DConditionModel(
         block_out_channels=(8, 8),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -241,7 +243,7 @@ def test_a_unet_with_further_inputs_is_refused() -> None:
         read_feature(unet, *inputs(unet), "mid")
 
 
-def test_backbone_gives_features(tmp_path: Path) -> None:
+def test_backbone_returns_features(tmp_path: Path) -> None:
     backbone = open_backbone(tiny_models.save(POCKET, tmp_path / "model"), device="cpu")
     condition = backbone.encode_text([PROMPT])
     z = torch.randn(1, 4, 16, 16)

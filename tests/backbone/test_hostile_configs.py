@@ -38,7 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("scheduler", "num_train_timesteps", 10**12, "num_train_timesteps is 1000000000000, which no model has"),
     ],
 )
-def test_a_model_with_an_impossible_value(part: str, key: str, value: Any, sentence: str, model: Path) -> None:
+def test_model_with_an_invalid_value_is_refused(part: str, key: str, value: Any, sentence: str, model: Path) -> None:
     file = model / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
     before = file.read_text()
     try:
@@ -51,7 +51,7 @@ def test_a_model_with_an_impossible_value(part: str, key: str, value: Any, sente
         file.write_text(before)
 
 
-def test_a_transformers_model_with_an_impossible_value(tmp_path: Path) -> None:
+def test_transformers_model_with_an_invalid_value_is_refused(tmp_path: Path) -> None:
     folder = tiny_vision.clip(tmp_path / "clip")
     config = json.loads((folder / "config.json").read_text())
     config["text_config"]["num_hidden_layers"] = 1_000_000

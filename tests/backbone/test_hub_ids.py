@@ -36,7 +36,7 @@ def requests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str,
         (f"owner/name@{COMMIT}", COMMIT, ("owner/name", COMMIT)),
     ],
 )
-def test_the_revision_is_fetched(
+def test_requested_revision_is_downloaded(
     requests: list[tuple[str, str | None]], name: str, revision: str | None, fetched: tuple[str, str | None]
 ) -> None:
     locate_model(name, revision)
@@ -52,7 +52,7 @@ def test_two_different_revisions_are_refused(requests: list[tuple[str, str | Non
 @pytest.mark.parametrize(
     "name", ["../name", "owner/../..", "owner/name@", "owner/name@../x", "owner/name@a b", "a/b/c", "é/b"]
 )
-def test_what_is_no_hub_id_is_not_asked_for(requests: list[tuple[str, str | None]], name: str) -> None:
+def test_invalid_hub_id_is_not_requested(requests: list[tuple[str, str | None]], name: str) -> None:
     with pytest.raises(UserError, match="there is no model folder"):
         locate_model(name)
     assert not requests

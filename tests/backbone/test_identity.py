@@ -48,7 +48,7 @@ def resave(file: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None
     save_file(tensors, file, metadata={"format": "pt", "saved by": "another version"})
 
 
-def test_a_copy_saved_by_another_library_version_is_the_same_model(original: ModelFolder, copied: Path) -> None:
+def test_copy_saved_by_another_library_version_is_the_same_model(original: ModelFolder, copied: Path) -> None:
     edit(copied / "unet/config.json", lambda c: c.update(_diffusers_version="9.9", _name_or_path="x", new_key=1))
     edit(copied / "unet/config.json", lambda c: c.update(norm_eps=1e-5, dropout=0.0))  # written out, at their defaults
     edit(copied / "unet/config.json", lambda c: c.pop("class_embed_type", None))
@@ -66,9 +66,9 @@ def test_a_copy_saved_by_another_library_version_is_the_same_model(original: Mod
 
     resave(copied / "text_encoder/model.safetensors", older_names)
     resave(copied / "unet/diffusion_pytorch_model.safetensors", lambda tensors: None)
-    again = ModelFolder.check(copied)
-    assert file_hash(again) != file_hash(original)
-    assert model_hash(again) == model_hash(original)
+    resaved = ModelFolder.check(copied)
+    assert file_hash(resaved) != file_hash(original)
+    assert model_hash(resaved) == model_hash(original)
 
 
 CHANGES: dict[str, Callable[[Path], None]] = {
@@ -87,12 +87,12 @@ CHANGES: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_changes_the_output_makes_another_model(change: str, original: ModelFolder, copied: Path) -> None:
+def test_change_of_the_output_changes_the_identity(change: str, original: ModelFolder, copied: Path) -> None:
     CHANGES[change](copied)
-    again = ModelFolder(copied)
+    changed = ModelFolder(copied)
     parts = (TOKENIZER, TEXT_ENCODER, VAE, UNET, SCHEDULER)
-    assert model_hash(again) != model_hash(original)
-    assert sum(model_hash(again, part) != model_hash(original, part) for part in parts) == 1
+    assert model_hash(changed) != model_hash(original)
+    assert sum(model_hash(changed, part) != model_hash(original, part) for part in parts) == 1
 
 
 def test_hashes_of_earlier_versions_are_accepted(original: ModelFolder, copied: Path) -> None:
@@ -126,13 +126,11 @@ def test_another_base_is_refused_unless_allowed(original: ModelFolder, tmp_path:
         assert checkpoint.attach(backbone, allow_other_base=True)
 
 
-def test_a_hash_is_computed_once_and_again_when_a_file_changes(
-    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hash_is_cached_until_a_file_changes(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DPT_CACHE_DIR", str(tmp_path / "cache"))
     computed: list[str] = []
-    ordinary = identity._component_hash
-    monkeypatch.setattr(identity, "_component_hash", lambda folder, c: computed.append(c.name) or ordinary(folder, c))
+    original = identity._component_hash
+    monkeypatch.setattr(identity, "_component_hash", lambda folder, c: computed.append(c.name) or original(folder, c))
     folder, config = ModelFolder.check(copied), copied / "vae/config.json"
     monkeypatch.setattr(hash_memo, "SETTLED", 600.0)
     for file in copied.rglob("*"):

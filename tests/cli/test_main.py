@@ -30,8 +30,10 @@ def test_help_lists_every_command_with_one_line_each(capsys: Capture) -> None:
         for words in ([group], [group, "--help"]):
             run(words)
             lines = capsys.readouterr().out.splitlines()
-            own = [name for name in COMMANDS if name.startswith(f"{group} ")]
-            assert [line.split("  ")[1] for line in lines if line.startswith("  dpt ")] == [f"dpt {one}" for one in own]
+            commands = sorted(name for name in {**COMMANDS, **SCRIPTS} if name.startswith(f"{group} "))
+            assert [line.split("  ")[1] for line in lines if line.startswith("  dpt ")] == [
+                f"dpt {name}" for name in commands
+            ]
     run(["--version"])
     assert capsys.readouterr().out == f"dpt {dpt.__version__}\n"
 

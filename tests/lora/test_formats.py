@@ -84,21 +84,21 @@ def metadata_of(file: Path) -> dict[str, str]:
     "place",
     [TARGET, TARGET.replace("to_q", "to_out.0"), "up_blocks.3.attentions.2.transformer_blocks.0.attn1.to_v"],
 )
-def test_names_of_the_unet_go_there_and_back(place: str) -> None:
+def test_unet_names_round_trip(place: str) -> None:
     name = kohya_name("unet", place)
     assert name.startswith("lora_unet_") and "." not in name
     assert module_of(name) == ("unet", place)
 
 
 @pytest.mark.parametrize("module", ["encoder.layers.11.self_attn.out_proj", "text_model.encoder.layers.0.mlp.fc1"])
-def test_names_of_the_text_encoder_have_the_prefix_of_stable_diffusion_1_and_2(module: str) -> None:
+def test_text_encoder_names_have_the_prefix_of_stable_diffusion_1_and_2(module: str) -> None:
     name = kohya_name("text_encoder", module)
     assert name.startswith("lora_te_text_model_encoder_layers_")
     assert module_of(name) == ("text_encoder", f"text_model.{module.removeprefix('text_model.')}")
     assert module_of(name.replace("lora_te_", "lora_te1_")) is None
 
 
-def test_diffusers_knows_our_names_of_the_text_encoder(tmp_path: Path) -> None:
+def test_diffusers_reads_our_text_encoder_names(tmp_path: Path) -> None:
     pipe: Any = tiny_models.pipeline(tiny_models.SD1)
     modules = [f"encoder.layers.1.self_attn.{projection}_proj" for projection in ("q", "k", "v", "out")]
 
@@ -120,36 +120,36 @@ def test_diffusers_knows_our_names_of_the_text_encoder(tmp_path: Path) -> None:
         torch.testing.assert_close(weight, expected[module], atol=1e-6, rtol=0)
 
 
-def test_alpha_survives_to_the_last_bit(kohya: Path, diffusers: Path) -> None:
+def test_alpha_is_preserved_exactly(kohya: Path, diffusers: Path) -> None:
     for file in (kohya, diffusers):
-        found = open_checkpoint(file).lora
-        assert found and found.record.config == LoraConfig(2, 0.1)
-        assert (found.record.base, found.record.base_hash) == ("some model", "abc")
-        assert all(torch.equal(tensor, found.tensors[name]) for name, tensor in stored().tensors.items())
+        lora = open_checkpoint(file).lora
+        assert lora and lora.record.config == LoraConfig(2, 0.1)
+        assert (lora.record.base, lora.record.base_hash) == ("some model", "abc")
+        assert all(torch.equal(tensor, lora.tensors[name]) for name, tensor in stored().tensors.items())
 
 
-def test_a_machines_folders_do_not_travel(tmp_path: Path) -> None:
-    known = stored()
+def test_exported_base_name_has_no_local_path(tmp_path: Path) -> None:
+    source = stored()
     for base, expected in (("/home/someone/models/sd", "sd"), ("ckpt/pocket", "ckpt/pocket"), ("", "")):
         file = tmp_path / f"of {expected.replace('/', '-')}.safetensors"
-        write_kohya(replace(known, record=replace(known.record, base=base)), file, "here")
-        found = open_checkpoint(file).lora
-        assert found and found.record.base == expected
+        write_kohya(replace(source, record=replace(source.record, base=base)), file, "here")
+        lora = open_checkpoint(file).lora
+        assert lora and lora.record.base == expected
 
 
-def test_files_of_other_programs(kohya: Path, diffusers: Path) -> None:
-    found = open_checkpoint(without_record(kohya)).lora
-    assert found and found.record == LoraRecord(LoraConfig(2, float(torch.tensor(0.1)), ("all",)))
-    found = open_checkpoint(without_record(kohya, drop(".alpha"))).lora
-    assert found and found.record.config == LoraConfig(2, None, ("all",))
+def test_files_of_other_programs_are_read(kohya: Path, diffusers: Path) -> None:
+    lora = open_checkpoint(without_record(kohya)).lora
+    assert lora and lora.record == LoraRecord(LoraConfig(2, float(torch.tensor(0.1)), ("all",)))
+    lora = open_checkpoint(without_record(kohya, drop(".alpha"))).lora
+    assert lora and lora.record.config == LoraConfig(2, None, ("all",))
     message = json.dumps({"unet.r": 2, "unet.lora_alpha": 8, "unet.init_lora_weights": True, "text_encoder.r": 9})
-    found = open_checkpoint(without_record(diffusers, lora_adapter_metadata=message)).lora
-    assert found and found.record.config == LoraConfig(2, 8.0, ("all",))
-    found = open_checkpoint(without_record(diffusers)).lora
-    assert found and found.record.config == LoraConfig(2, None, ("all",))
+    lora = open_checkpoint(without_record(diffusers, lora_adapter_metadata=message)).lora
+    assert lora and lora.record.config == LoraConfig(2, 8.0, ("all",))
+    lora = open_checkpoint(without_record(diffusers)).lora
+    assert lora and lora.record.config == LoraConfig(2, None, ("all",))
 
 
-def test_all_of_diffusers_spellings(diffusers: Path) -> None:
+def test_all_diffusers_spellings_are_read(diffusers: Path) -> None:
     tensors = stored().tensors
     for change in (
         lambda named: rename(".lora.down.", ".lora_A.")(rename(".lora.up.", ".lora_B.")(named)),
@@ -158,10 +158,10 @@ def test_all_of_diffusers_spellings(diffusers: Path) -> None:
             for key, tensor in named.items()
         },
     ):
-        again = diffusers.with_name("again.safetensors")
-        save_file(change(load_file(diffusers)), again)
-        found = open_checkpoint(again).lora
-        assert found and all(torch.equal(tensor, found.tensors[name]) for name, tensor in tensors.items())
+        respelled = diffusers.with_name("again.safetensors")
+        save_file(change(load_file(diffusers)), respelled)
+        lora = open_checkpoint(respelled).lora
+        assert lora and all(torch.equal(tensor, lora.tensors[name]) for name, tensor in tensors.items())
 
 
 LACKS = r"is not whole: it lacks mid_block.attentions.0.transformer_blocks.0.attn2.to_q.lora"
@@ -197,7 +197,7 @@ KOHYA_FAULTS = {
 
 
 @pytest.mark.parametrize(("change", "message"), KOHYA_FAULTS.values(), ids=KOHYA_FAULTS.keys())
-def test_kohya_files_that_are_not_understood(kohya: Path, change: Change, message: str) -> None:
+def test_unsupported_kohya_files_are_refused(kohya: Path, change: Change, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         open_checkpoint(without_record(kohya, change))
     assert "\n" not in str(caught.value) and str(kohya) in str(caught.value)
@@ -222,7 +222,7 @@ DIFFUSERS_FAULTS = {
 @pytest.mark.parametrize(
     ("change", "metadata_entries", "message"), DIFFUSERS_FAULTS.values(), ids=DIFFUSERS_FAULTS.keys()
 )
-def test_diffusers_files_that_are_not_understood(
+def test_unsupported_diffusers_files_are_refused(
     diffusers: Path, change: Change, metadata_entries: Any, message: str
 ) -> None:
     metadata = {} if metadata_entries == {} else {"lora_adapter_metadata": json.dumps(metadata_entries)}
@@ -231,7 +231,7 @@ def test_diffusers_files_that_are_not_understood(
     assert "\n" not in str(caught.value) and str(diffusers) in str(caught.value)
 
 
-def test_damage_is_noticed(kohya: Path, diffusers: Path) -> None:
+def test_damaged_files_are_detected(kohya: Path, diffusers: Path) -> None:
     for file in (kohya, diffusers):
         whole = bytearray(file.read_bytes())
         file.write_bytes(whole[:-9])
@@ -243,7 +243,7 @@ def test_damage_is_noticed(kohya: Path, diffusers: Path) -> None:
             open_checkpoint(file)
 
 
-def test_our_record_may_not_contradict_the_file(kohya: Path) -> None:
+def test_record_that_contradicts_the_file_is_refused(kohya: Path) -> None:
     metadata, record = metadata_of(kohya), json.loads(metadata_of(kohya)["dpt_lora"])
     for changes, message in (
         ({"config": {"rank": 2, "alpha": 3.0, "blocks": ["all"]}}, "contradicts itself: its alpha is 0.1, and .* 3$"),
@@ -259,7 +259,7 @@ def test_our_record_may_not_contradict_the_file(kohya: Path) -> None:
         open_checkpoint(kohya)
 
 
-def test_other_safetensors_are_one_sentence(tmp_path: Path, diffusers: Path) -> None:
+def test_other_safetensors_are_refused_in_one_sentence(tmp_path: Path, diffusers: Path) -> None:
     with pytest.raises(UserError, match=r"is not a LoRA file that dpt supports: it holds weight$"):
         open_checkpoint(without_record(diffusers, lambda _: {"weight": torch.zeros(1)}))
     with pytest.raises(UserError, match=r"is not a LoRA file that dpt supports: it is empty$"):

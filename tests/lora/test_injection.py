@@ -38,12 +38,12 @@ def filled(target: Any, config: LoraConfig | None = None) -> Lora:
     return lora
 
 
-def test_every_projection_of_every_attention_layer_has_one(unet: Any) -> None:
+def test_every_attention_projection_has_a_lora(unet: Any) -> None:
     layers = [name for name, module in unet.named_modules() if name.endswith((".attn1", ".attn2"))]
     assert lora_targets(unet, ["all"]) == [f"{layer}.{projection}" for layer in layers for projection in PROJECTIONS]
 
 
-def test_the_published_number_of_tensors_and_values() -> None:
+def test_lora_has_the_published_number_of_tensors_and_values() -> None:
     """Section 1.4: on Stable Diffusion 2.1 and 1.4, at rank 4."""
     from diffusers import UNet2DConditionModel
 
@@ -60,23 +60,23 @@ def test_the_published_number_of_tensors_and_values() -> None:
         assert sum(tensor.numel() for tensor in tensors.values()) == values
 
 
-def test_a_new_lora_changes_nothing(unet: Any) -> None:
+def test_new_lora_does_not_change_the_output(unet: Any) -> None:
     before = output(unet)
     lora = Lora(BareUNet(unet), LoraConfig())
     assert torch.equal(output(unet), before)
     assert all(p.dtype == torch.float32 and p.requires_grad for p in lora.weights.parameters())
 
 
-def test_the_seed_decides_the_initial_weights(unet: Any) -> None:
+def test_seed_determines_the_initial_weights(unet: Any) -> None:
     torch.manual_seed(5)
-    kept = torch.get_rng_state()
+    rng_state = torch.get_rng_state()
     first = {name: tensor.clone() for name, tensor in Lora(BareUNet(unet), LoraConfig(), seed=3).state().items()}
-    assert torch.equal(torch.get_rng_state(), kept)
+    assert torch.equal(torch.get_rng_state(), rng_state)
     unet.unload_lora()
-    again = Lora(BareUNet(unet), LoraConfig(), seed=3).state()
+    same_seed = Lora(BareUNet(unet), LoraConfig(), seed=3).state()
     unet.unload_lora()
     other = Lora(BareUNet(unet), LoraConfig(), seed=4).state()
-    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert all(torch.equal(first[name], same_seed[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
     spread = torch.cat([tensor.flatten() for name, tensor in first.items() if "lora_A" in name]).std()
     assert abs(spread - 1 / 4) < 0.02
@@ -125,7 +125,7 @@ def test_blocks_select_the_targets(unet: Any, blocks: tuple[str, ...], expected:
     assert {block_of(place) for place in Lora(BareUNet(unet), LoraConfig(blocks=blocks)).targets} == expected
 
 
-def test_wrong_configs_are_one_sentence(unet: Any) -> None:
+def test_invalid_configs_are_refused_in_one_sentence(unet: Any) -> None:
     with pytest.raises(UserError, match=r"no block 'top'.* valid are all, down, mid, up, bottom0"):
         Lora(BareUNet(unet), LoraConfig(blocks=("top",)))
     with pytest.raises(UserError, match="blocks up0 of this UNet have no attention layer"):
@@ -138,7 +138,7 @@ def test_wrong_configs_are_one_sentence(unet: Any) -> None:
         LoraConfig(alpha=1e300)
 
 
-def test_a_half_precision_unet_has_a_full_precision_lora(unet: Any) -> None:
+def test_lora_of_a_half_precision_unet_is_float32(unet: Any) -> None:
     lora = filled(unet.to(torch.bfloat16))
     assert {p.dtype for p in lora.weights.parameters()} == {torch.float32}
     z, c = torch.zeros(1, 4, 8, 8, dtype=torch.bfloat16), torch.zeros(1, 7, 32, dtype=torch.bfloat16)

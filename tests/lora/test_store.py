@@ -34,15 +34,15 @@ def stored(backbone: Backbone, tmp_path: Path) -> Path:
     return tmp_path / "lora"
 
 
-def test_a_saved_lora_is_read_back(backbone: Backbone, stored: Path) -> None:
-    found = read_lora(stored)
-    assert found.record.config == LoraConfig(2, 3.0, ("down",))
-    lora = attach_lora(backbone, found, str(stored))
-    assert all(torch.equal(tensor, found.tensors[name]) for name, tensor in lora.state().items())
+def test_saved_lora_is_read_back(backbone: Backbone, stored: Path) -> None:
+    loaded = read_lora(stored)
+    assert loaded.record.config == LoraConfig(2, 3.0, ("down",))
+    lora = attach_lora(backbone, loaded, str(stored))
+    assert all(torch.equal(tensor, loaded.tensors[name]) for name, tensor in lora.state().items())
     assert lora.config.scale == 1.5
 
 
-def test_damage_is_noticed(stored: Path) -> None:
+def test_damaged_files_are_detected(stored: Path) -> None:
     content = bytearray((stored / WEIGHTS).read_bytes())
     content[-5] ^= 1
     (stored / WEIGHTS).write_bytes(content)
@@ -53,13 +53,13 @@ def test_damage_is_noticed(stored: Path) -> None:
         read_lora(stored)
 
 
-def test_another_model_is_refused(backbone: Backbone, stored: Path, tmp_path: Path) -> None:
+def test_lora_of_another_model_is_refused(backbone: Backbone, stored: Path, tmp_path: Path) -> None:
     other = open_backbone(tiny_models.save(tiny_models.SD2_BASE, tmp_path / "other", seed=1), device="cpu")
     with pytest.raises(UserError, match=r"was trained in another model, tiny"):
         attach_lora(other, read_lora(stored), str(stored))
 
 
-def test_a_lora_that_does_not_fit_leaves_the_unet_unchanged(backbone: Backbone, stored: Path) -> None:
+def test_lora_that_does_not_fit_leaves_the_unet_unchanged(backbone: Backbone, stored: Path) -> None:
     record = (stored / RECORD).read_text().replace('"rank": 2', '"rank": 4')
     (stored / RECORD).write_text(record)
     with pytest.raises(UserError, match=r"do not fit this LoRA: .*lora_A.weight is 2 x 8 instead of 4 x 8"):

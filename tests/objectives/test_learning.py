@@ -24,7 +24,7 @@ from tests import tiny_models
 CAPTIONS = ["a red circle", "a blue square", "two green stars"]
 
 
-def test_a_few_pairs_are_learnt_by_heart(tmp_path: Path) -> None:
+def test_model_overfits_a_few_pairs(tmp_path: Path) -> None:
     """Three pictures, three captions: every picture read under every caption, in one batch of nine."""
     backbone = open_backbone(tiny_models.save(tiny_models.POCKET, tmp_path / "model"), device="cpu")
     text = backbone.encode_text(CAPTIONS)
@@ -35,9 +35,11 @@ def test_a_few_pairs_are_learnt_by_heart(tmp_path: Path) -> None:
     assert not features.requires_grad
 
     phrases = BackbonePhraseEncoder(backbone).encode(CAPTIONS, text)
-    own = [token_map(spelled, [[(2, len(said))]]) for spelled, said in zip(phrases.offsets, CAPTIONS, strict=True)]
+    token_maps = [
+        token_map(spelled, [[(2, len(caption))]]) for spelled, caption in zip(phrases.offsets, CAPTIONS, strict=True)
+    ]
     boxes = torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.7, 0.6, 0.3, 0.4], [0.5, 0.5, 0.8, 0.6]])
-    targets = Targets.pad(list(boxes[:, None]), own)
+    targets = Targets.pad(list(boxes[:, None]), token_maps)
 
     small = {"hidden_dim": 32, "nheads": 4, "dim_feedforward": 64, "num_queries_rec": 6, "dropout": 0.0}
     width = backbone.text_width

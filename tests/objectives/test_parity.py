@@ -94,7 +94,7 @@ def targets_of(reference: Reference, kind: str) -> Targets:
     return Targets.pad(boxes, list(reference[f"rec.positive_map_{kind}"].split(BOXES_PER_IMAGE)))
 
 
-def test_the_inputs_are_those_of_the_reference() -> None:
+def test_inputs_equal_those_of_the_reference() -> None:
     values, matching, grounding = load("full"), matching_inputs(), grounding_inputs()
     values.agrees("itm.all_txt", matching.texts)
     values.agrees("itm.img_cond_different_txt", matching.under_own_text)
@@ -113,7 +113,7 @@ SCALES = {
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_matching_losses(reference: Reference, scale: str) -> None:
+def test_matching_losses_equal_the_reference(reference: Reference, scale: str) -> None:
     given, kappa = matching_inputs(), torch.tensor(SCALES[scale])
     i2t = image_to_text_loss(given.under_own_text, given.texts, kappa)
     t2i = text_to_image_loss(given.under_one_text, given.texts[:, 0], kappa)
@@ -124,7 +124,7 @@ def test_matching_losses(reference: Reference, scale: str) -> None:
     reference.agrees(f"itm.{scale}.half.t2i", t2i, tolerance=5e-4)
 
 
-def test_gradients_of_matching(reference: Reference) -> None:
+def test_matching_gradients_equal_the_reference(reference: Reference) -> None:
     given, log_scale = matching_inputs(), torch.tensor(math.log(1 / 0.07), requires_grad=True)
     i2t = image_to_text_loss(given.under_own_text, given.texts, log_scale.exp())
     (i2t + text_to_image_loss(given.under_one_text, given.texts[:, 0], log_scale.exp())).backward()
@@ -138,7 +138,7 @@ def test_gradients_of_matching(reference: Reference) -> None:
 
 
 @pytest.mark.parametrize("kind", MAPS)
-def test_token_maps(reference: Reference, kind: str) -> None:
+def test_token_maps_equal_the_reference(reference: Reference, kind: str) -> None:
     spans = reference.texts["rec_text"]["tokens_positive"]
     pairs = zip(reference["rec.offset_mapping"], spans, strict=True)
     actual = torch.cat([token_map(offsets, targets, normalised=kind == "normalized") for offsets, targets in pairs])
@@ -146,7 +146,7 @@ def test_token_maps(reference: Reference, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", MAPS)
-def test_grounding_losses_and_gradients(reference: Reference, kind: str) -> None:
+def test_grounding_losses_and_gradients_equal_the_reference(reference: Reference, kind: str) -> None:
     predicted, targets = grounding_inputs(), targets_of(reference, kind)
     actual = assign(predicted.pred_logits, predicted.pred_boxes, targets)
     for i in range(3):
@@ -163,7 +163,7 @@ def test_grounding_losses_and_gradients(reference: Reference, kind: str) -> None
         reference.agrees(f"rec.{kind}.grad.{name}", tensor.grad)
 
 
-def test_grounding_losses_on_the_adapters_own_output(reference: Reference) -> None:
+def test_grounding_losses_on_adapter_outputs_equal_the_reference(reference: Reference) -> None:
     adapter = Adapter(AdapterConfig()).eval()
     load_strictly(adapter, recipe_weights(key_shapes()), "the recipe")
     with torch.no_grad():
@@ -182,11 +182,11 @@ def test_grounding_losses_on_the_adapters_own_output(reference: Reference) -> No
         reference.agrees(f"rec_adapter.{name}", loss)
     cost = assignment_cost(actual.logits, actual.boxes, targets.boxes, targets.tokens, AssignmentCosts())
     ours = assign(actual.logits, actual.boxes, targets)
-    paid = [(cost.mT * one.one_hot(100)).sum().item() for one in (ours, theirs)]
+    paid = [(cost.mT * assignment.one_hot(100)).sum().item() for assignment in (ours, theirs)]
     assert paid[0] == pytest.approx(paid[1], abs=1e-5)
 
 
-def test_denoising(reference: Reference) -> None:
+def test_denoising_loss_equals_the_reference(reference: Reference) -> None:
     schedule = DDPMSchedule({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"})
     predicted, target = recipe_input("mse.pred", (4, 4, 16, 16)), recipe_input("mse.target", (4, 4, 16, 16))
     t = reference["mse.timesteps"]

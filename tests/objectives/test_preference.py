@@ -23,7 +23,7 @@ def ragged(groups: list[tuple[list[float], int]]) -> tuple[torch.Tensor, torch.T
     return logits, target, [len(scores) for scores, _ in groups]
 
 
-def test_ragged_groups_have_the_loss_computed_by_hand_and_padding_has_no_influence() -> None:
+def test_ragged_groups_have_the_loss_computed_by_hand_without_influence_of_padding() -> None:
     logits, target, sizes = ragged(GROUPS)
     losses = listwise_loss(logits, target, sizes)
     assert losses.tolist() == pytest.approx([by_hand(*group) for group in GROUPS], rel=1e-5)
@@ -35,7 +35,7 @@ def test_ragged_groups_have_the_loss_computed_by_hand_and_padding_has_no_influen
     torch.testing.assert_close(logits.grad, torch.cat([own.grad for own, _, _ in alone if own.grad is not None]))
 
 
-def test_two_pictures_give_the_bradley_terry_loss_and_one_gives_none() -> None:
+def test_two_images_give_the_bradley_terry_loss_and_one_gives_zero() -> None:
     logits, target, sizes = ragged([([1.5, -0.25], 1)])
     assert listwise_loss(logits, target, sizes).item() == pytest.approx(math.log(1 + math.exp(1.75)), rel=1e-6)
     assert listwise_loss(*ragged([([7.0], 0)])).item() == 0
@@ -43,13 +43,13 @@ def test_two_pictures_give_the_bradley_terry_loss_and_one_gives_none() -> None:
     assert soft.item() == pytest.approx((by_hand([1.5, -0.25], 0) + by_hand([1.5, -0.25], 1)) / 2, rel=1e-6)
 
 
-def test_permuting_pictures_with_their_label_changes_nothing() -> None:
+def test_loss_is_invariant_to_permuting_images_with_their_labels() -> None:
     logits, target, sizes = ragged(GROUPS[2:])
     order = torch.tensor([2, 0, 3, 1])
     torch.testing.assert_close(listwise_loss(logits[order], target[order], sizes), listwise_loss(logits, target, sizes))
 
 
-def test_top1_and_pairwise_accuracy_are_apart_and_ties_count_as_chance() -> None:
+def test_top1_and_pairwise_accuracy_with_ties_counted_as_chance() -> None:
     first_of_four = agreement([3, 1, 2, 0], [0, 1, 1, 1])
     assert (first_of_four.top1, first_of_four.chance, first_of_four.pairs, first_of_four.ordered) == (1, 0.25, 3, 3)
     second = agreement([2, 3, 1, 0], [0, 1, 1, 1])

@@ -31,11 +31,11 @@ def score_gradient(
     scores, gradients = [], []
     with torch.enable_grad():
         for row in range(len(z)):
-            one = z[row : row + 1].detach().clone().requires_grad_()
-            backbone.unet(one, t, encoder_hidden_states=text.states[row : row + 1])
+            row_latents = z[row : row + 1].detach().clone().requires_grad_()
+            backbone.unet(row_latents, t, encoder_hidden_states=text.states[row : row + 1])
             vectors = adapter(caught.pop(), t.reshape(1)).matching[0]
             score = cosine_similarity(vectors, text.match[row][None], dim=-1).max()
-            gradients.append(torch.autograd.grad(score, one)[0])
+            gradients.append(torch.autograd.grad(score, row_latents)[0])
             scores.append(score.detach())
     hook.remove()
     return torch.stack(scores), torch.cat(gradients)

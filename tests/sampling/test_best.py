@@ -27,28 +27,28 @@ def scorer(backbone: Backbone) -> Scorer:
     return Scorer(backbone, tiny_adapter(backbone))
 
 
-def test_the_best_are_those_of_highest_score(backbone: Backbone, scorer: Scorer) -> None:
+def test_best_returns_the_highest_scores(backbone: Backbone, scorer: Scorer) -> None:
     settings = SamplingSettings(2)
     batches = list(draw_latents(backbone, REQUESTS, settings, batch_size=2, exact=False))
     candidates = list(scored(batches, scorer))
     by_hand = [float(scorer.clean_score(drawn.latents[[row]], drawn.text[[row]])) for drawn in batches
                for row in range(len(drawn.requests))]  # fmt: skip
-    assert [one.score for one in candidates] == pytest.approx(by_hand, abs=1e-6)
+    assert [candidate.score for candidate in candidates] == pytest.approx(by_hand, abs=1e-6)
     assert len(set(by_hand)) == 5
-    kept = best(candidates, 2)
-    assert [one.score for one in kept] == pytest.approx(sorted(by_hand, reverse=True)[:2], abs=1e-6)
-    for one in kept:
-        (alone,) = draw(backbone, [one.request], settings)
-        torch.testing.assert_close(one.decode(backbone), alone, rtol=0, atol=1e-4)
+    selected = best(candidates, 2)
+    assert [candidate.score for candidate in selected] == pytest.approx(sorted(by_hand, reverse=True)[:2], abs=1e-6)
+    for candidate in selected:
+        (alone,) = draw(backbone, [candidate.request], settings)
+        torch.testing.assert_close(candidate.decode(backbone), alone, rtol=0, atol=1e-4)
 
 
-def test_of_equals_the_first_is_kept() -> None:
+def test_first_of_equal_scores_is_kept() -> None:
     nothing = torch.zeros(1, 4, 2, 2)
     candidates = [Candidate(request, nothing, score) for request, score in zip(REQUESTS, (1, 3, 3, 2, 3), strict=True)]
-    assert [one.request.index for one in best(candidates, 3)] == [1, 2, 4]
+    assert [candidate.request.index for candidate in best(candidates, 3)] == [1, 2, 4]
 
 
-def test_a_trace_sees_the_corrected_input_and_changes_nothing(backbone: Backbone, scorer: Scorer) -> None:
+def test_trace_records_the_corrected_input_and_changes_nothing(backbone: Backbone, scorer: Scorer) -> None:
     settings = SamplingSettings(4, scheduler="euler", correction=Correction(2, norm="unit"))
     traces: list[Trace] = []
 

@@ -34,9 +34,9 @@ def images(backbone: Backbone, requests: list[Request], settings: SamplingSettin
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "euler_a", "dpm++_sde"])
-def test_a_picture_does_not_depend_on_its_batch_to_the_bit(scheduler: str, backbone: Backbone) -> None:
+def test_image_is_bit_equal_in_any_batch(scheduler: str, backbone: Backbone) -> None:
     settings = SamplingSettings(steps=2, scheduler=scheduler)
-    alone = torch.cat([images(backbone, [one], settings) for one in REQUESTS])
+    alone = torch.cat([images(backbone, [request], settings) for request in REQUESTS])
     for size in (2, 4):
         assert torch.equal(images(backbone, REQUESTS, settings, batch_size=size), alone)
 
@@ -51,14 +51,14 @@ def test_real_batches_agree_up_to_rounding(scheduler: str, backbone: Backbone) -
         torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
 
 
-def test_seed_index_prompt_and_negative_prompt_all_matter(backbone: Backbone) -> None:
+def test_image_depends_on_seed_index_prompt_and_negative_prompt(backbone: Backbone) -> None:
     pictures = images(backbone, REQUESTS, SamplingSettings(steps=2))
     for first in range(len(REQUESTS)):
         for second in range(first):
             assert not torch.allclose(pictures[first], pictures[second], atol=1e-3)
 
 
-def test_sizes_and_progress(backbone: Backbone) -> None:
+def test_image_sizes_and_progress_callback(backbone: Backbone) -> None:
     advanced: list[int] = []
     settings = SamplingSettings(steps=3, scheduler="heun", height=32, width=48)
     drawn = images(backbone, REQUESTS[:3], settings, batch_size=2, exact=False, on_step=advanced.append)
@@ -79,14 +79,14 @@ def test_sizes_and_progress(backbone: Backbone) -> None:
         ({"steps": 1001}, "the model has 1000 noise levels, too few for 1001 steps"),
     ],
 )
-def test_bad_settings_are_refused_before_anything_is_drawn(
+def test_invalid_settings_are_refused_before_sampling(
     settings: dict[str, object], sentence: str, backbone: Backbone
 ) -> None:
     with pytest.raises(UserError, match=sentence):
         draw(backbone, REQUESTS, SamplingSettings(**settings))  # type: ignore[arg-type]
 
 
-def test_seeds_are_fixed_for_good() -> None:
+def test_seeds_are_stable_across_versions() -> None:
     assert derived_seed(1, 0, "initial noise") == 1102953923075740482
     seeds = {
         derived_seed(seed, index, purpose) for seed in (-1, 0, 1, 11) for index in (0, 1, 11) for purpose in ("a", "b")
@@ -96,7 +96,7 @@ def test_seeds_are_fixed_for_good() -> None:
     assert torch.equal(*(torch.randn(3, generator=generator_for(5, 6, "x")) for _ in range(2)))
 
 
-def test_pictures_and_tensors_are_inverse() -> None:
+def test_image_and_tensor_conversions_are_inverse() -> None:
     levels = torch.arange(256).float() / 127.5 - 1
     image = levels.reshape(1, 16, 16).repeat(3, 1, 1)
     torch.testing.assert_close(from_pil(to_pil(image)), image)

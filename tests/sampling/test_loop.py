@@ -84,7 +84,7 @@ def constant(*shape: int, value: float = 0.0) -> Condition:
     return Condition(states, states[:, 0])
 
 
-def test_guidance_is_the_line_through_both_predictions() -> None:
+def test_guidance_extrapolates_linearly() -> None:
     def predict(x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
         return x * condition.states.mean(dim=(1, 2)).reshape(-1, 1, 1, 1) + t
 
@@ -97,19 +97,19 @@ def test_guidance_is_the_line_through_both_predictions() -> None:
 
 
 def test_no_guidance_costs_one_prediction_per_image() -> None:
-    seen = []
+    batch_sizes = []
 
     def predict(x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
-        seen.append(len(x))
+        batch_sizes.append(len(x))
         return x
 
     condition = constant(3, 2, 2)
     for scale in (1.0, 2.0):
         classifier_free(predict, condition, condition, scale)(torch.zeros(3, 4, 2, 2), torch.tensor(0))
-    assert seen == [3, 6]
+    assert batch_sizes == [3, 6]
 
 
-def test_rescaling_brings_the_spread_back_picture_by_picture() -> None:
+def test_guidance_rescale_restores_the_standard_deviation_per_image() -> None:
     """Lin et al. 2023, equations 15 and 16."""
     negative, positive = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
     guided = negative + 9 * (positive - negative)
@@ -121,28 +121,28 @@ def test_rescaling_brings_the_spread_back_picture_by_picture() -> None:
     torch.testing.assert_close(combine(negative, positive, 9, 0.3), 0.3 * brought_back + 0.7 * guided)
 
 
-def test_guidance_keeps_to_its_interval() -> None:
+def test_guidance_is_limited_to_its_interval() -> None:
     """In steps: DDIM's are evenly spread, so half of the noise levels are half of the steps."""
-    asked: list[int] = []
+    num_predictions: list[int] = []
 
     def predict(x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
-        asked.append(len(x))
+        num_predictions.append(len(x))
         return torch.zeros_like(x)
 
     condition = constant(1, 2, 2)
     for spacing in ("leading", "trailing"):
         for start, end, expected in ((0.0, 1.0, [2] * 10), (0.3, 0.5, [1] * 3 + [2] * 2 + [1] * 5)):
-            asked.clear()
+            num_predictions.clear()
             when = guides_at(Guidance(5.0, Interval(start, end)), DDPMSchedule({}))
             scheduler = make_scheduler("ddim", {"timestep_spacing": spacing})
             denoise(
                 classifier_free(predict, condition, condition, 5.0, when=when), scheduler, torch.randn(1, 4, 2, 2), 10
             )
-            assert asked == expected
+            assert num_predictions == expected
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm++", "euler", "heun", "unipc"])
-def test_the_last_step_reaches_the_clean_latents(scheduler: str) -> None:
+def test_last_step_reaches_the_clean_latents(scheduler: str) -> None:
     """With the true noise as prediction they must return z_0 itself, not a latent one step short of it."""
     config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
     clean = torch.randn(1, 4, 8, 8) * 3
@@ -159,7 +159,7 @@ def test_the_last_step_reaches_the_clean_latents(scheduler: str) -> None:
     assert len(calls) == len(made.timesteps)
 
 
-def test_where_the_schedule_does_not_end_at_1_the_last_step_ends_at_its_first_alpha() -> None:
+def test_last_step_ends_at_the_first_alpha_of_the_schedule() -> None:
     """Not at one that a negative timestep picks from its other end, where almost only noise is left."""
     scheduler = make_scheduler("ddim", {"beta_schedule": "scaled_linear", "set_alpha_to_one": False})
     a = scheduler.alphas_cumprod
@@ -171,7 +171,7 @@ def test_where_the_schedule_does_not_end_at_1_the_last_step_ends_at_its_first_al
     torch.testing.assert_close(end, z * (a[0] / a[scheduler.timesteps[0]]).sqrt())
 
 
-def test_the_loop_switches_gradients_off_but_a_denoiser_may_switch_them_on() -> None:
+def test_loop_disables_gradients_and_a_denoiser_may_enable_them() -> None:
     scheduler = make_scheduler("ddim", {})
     gradients = []
 

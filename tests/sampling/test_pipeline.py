@@ -36,7 +36,7 @@ def pipe(folder: Path, result: Path) -> DPTPipeline:
 
 
 @pytest.mark.parametrize("scheduler", ["own", "euler_a"])
-def test_it_draws_what_the_pipeline_of_diffusers_draws(scheduler: str, folder: Path) -> None:
+def test_images_equal_those_of_the_diffusers_pipeline(scheduler: str, folder: Path) -> None:
     """From the same generator, noise on the way included: two pictures each of two prompts."""
     from diffusers import EulerAncestralDiscreteScheduler
 
@@ -47,8 +47,8 @@ def test_it_draws_what_the_pipeline_of_diffusers_draws(scheduler: str, folder: P
     ours = DPTPipeline.from_pretrained(folder, device="cpu", scheduler=scheduler)
 
     def drawn(pipeline: Any, generator: Any) -> Any:
-        asked = {"negative_prompt": ["a star", "blue"], "num_images_per_prompt": 2, "output_type": "np", **OWN}
-        return pipeline([PROMPT, "two green stars"], generator=generator, **asked).images
+        arguments = {"negative_prompt": ["a star", "blue"], "num_images_per_prompt": 2, "output_type": "np", **OWN}
+        return pipeline([PROMPT, "two green stars"], generator=generator, **arguments).images
 
     def one() -> torch.Generator:
         return torch.Generator().manual_seed(5)
@@ -62,7 +62,7 @@ def test_it_draws_what_the_pipeline_of_diffusers_draws(scheduler: str, folder: P
         np.testing.assert_allclose(drawn(ours, made()), expected, rtol=0, atol=1e-5)
 
 
-def test_what_comes_out(pipe: DPTPipeline) -> None:
+def test_output_types(pipe: DPTPipeline) -> None:
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     drawn = {
         kind: pipe([PROMPT, "two stars"], latents=noise, output_type=kind, **OWN).images  # type: ignore[arg-type]
@@ -74,41 +74,43 @@ def test_what_comes_out(pipe: DPTPipeline) -> None:
     torch.testing.assert_close((pipe.backbone.decode_latents(drawn["latent"]) / 2 + 0.5).clamp(0, 1), drawn["pt"])
 
 
-def test_the_lora_is_in_it_and_the_correction_changes_the_pictures(folder: Path, pipe: DPTPipeline) -> None:
+def test_lora_is_applied_and_the_correction_changes_the_images(folder: Path, pipe: DPTPipeline) -> None:
     bare = DPTPipeline.from_pretrained(folder, device="cpu")
 
-    def drawn(pipeline: DPTPipeline, **asked: Any) -> torch.Tensor:
+    def drawn(pipeline: DPTPipeline, **arguments: Any) -> torch.Tensor:
         noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-        images: torch.Tensor = pipeline(PROMPT, latents=noise, output_type="latent", **OWN, **asked).images
+        images: torch.Tensor = pipeline(PROMPT, latents=noise, output_type="latent", **OWN, **arguments).images
         return images
 
     tuned = drawn(pipe, correction_factor=0)
     assert (tuned - drawn(bare)).abs().max() > 1e-3
     everything = {"correction_factor": 2.0, "correction_norm": "unit", "correction_end": 0.7, "correction_every": 1}
     corrected = [drawn(pipe, correction_target=target, **everything) for target in ("state", "input", "fused")]
-    for one in corrected:
-        assert (one - tuned).abs().max() > 1e-3
+    for image in corrected:
+        assert (image - tuned).abs().max() > 1e-3
     assert not torch.equal(corrected[0], corrected[2])
     assert torch.equal(drawn(pipe), tuned), "without generation_defaults.json nothing is corrected unless requested"
     with pytest.raises(UserError, match="a correction needs an adapter"):
         drawn(bare, correction_factor=1.0)
 
 
-def test_the_callback_sees_each_step_and_may_change_the_latents(pipe: DPTPipeline) -> None:
-    seen: list[int] = []
+def test_callback_runs_at_each_step_and_may_change_the_latents(pipe: DPTPipeline) -> None:
+    timesteps: list[int] = []
 
-    def each(own: DPTPipeline, step: int, t: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        assert own is pipe and set(tensors) == {"latents"}
-        seen.append(int(t))
+    def each(
+        pipeline: DPTPipeline, step: int, t: torch.Tensor, tensors: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        assert pipeline is pipe and set(tensors) == {"latents"}
+        timesteps.append(int(t))
         return {"latents": torch.zeros_like(tensors["latents"])} if step == 3 else {}
 
     latents = pipe(PROMPT, output_type="latent", callback_on_step_end=each, **OWN).images  # type: ignore[arg-type]
-    assert len(seen) == 4 and seen == sorted(seen, reverse=True)  # PNDM's first step takes two calls
+    assert len(timesteps) == 4 and timesteps == sorted(timesteps, reverse=True)  # PNDM's first step takes two calls
     assert latents.abs().max() == 0
 
 
 @pytest.mark.parametrize(
-    ("asked", "sentence"),
+    ("arguments", "sentence"),
     [
         ({"output_type": "gif"}, "output type is one of pil, np, pt, latent, not 'gif'"),
         ({"latents": torch.zeros(1, 4, 9, 8)}, r"have the shape \(1, 4, 9, 8\), and it should be \(1, 4, 8, 8\)"),
@@ -123,12 +125,12 @@ def test_the_callback_sees_each_step_and_may_change_the_latents(pipe: DPTPipelin
         ({"prompt": []}, "there is no prompt"),
     ],
 )
-def test_bad_arguments(asked: dict[str, Any], sentence: str, pipe: DPTPipeline) -> None:
+def test_invalid_arguments_are_refused(arguments: dict[str, Any], sentence: str, pipe: DPTPipeline) -> None:
     with pytest.raises(UserError, match=sentence):
-        pipe(**{"prompt": PROMPT, **asked})
+        pipe(**{"prompt": PROMPT, **arguments})
 
 
-def test_a_result_of_another_model_is_refused(result: Path, tmp_path: Path) -> None:
+def test_result_of_another_model_is_refused(result: Path, tmp_path: Path) -> None:
     other = tiny_models.save(SD1, tmp_path / "other", seed=1)
     with pytest.raises(UserError, match="was trained to read another model, tiny"):
         DPTPipeline.from_pretrained(other, checkpoint=result, device="cpu")

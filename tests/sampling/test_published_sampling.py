@@ -17,7 +17,7 @@ __all__ = ["pocket"]
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "euler"])
-def test_the_published_schedule_moves_the_state_as_ours_does(scheduler: str, pocket: World, tmp_path: Path) -> None:
+def test_published_schedule_gives_the_same_latents(scheduler: str, pocket: World, tmp_path: Path) -> None:
     correction = Correction(20.0, "state")
     denoiser, hooks = pocket.parts(correction)
     assert isinstance(denoiser, SelfCorrection)

@@ -20,7 +20,7 @@ CONFIG = {
 
 
 @pytest.mark.parametrize("name", SCHEDULER_NAMES)
-def test_every_name_keeps_the_models_noise_schedule(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_scheduler_keeps_the_models_noise_schedule(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     scheduler = make_scheduler(name, CONFIG)
     assert scheduler.config.prediction_type == "v_prediction"
     assert scheduler.config.beta_end == 0.012
@@ -28,21 +28,21 @@ def test_every_name_keeps_the_models_noise_schedule(name: str, capfd: pytest.Cap
     assert capfd.readouterr() == ("", "")
 
 
-def test_own_is_the_class_the_model_names() -> None:
+def test_own_selects_the_models_scheduler() -> None:
     assert type(make_scheduler("own", CONFIG)).__name__ == "PNDMScheduler"
 
 
-def test_latents_are_not_clipped_unless_the_model_says_so() -> None:
+def test_latents_are_clipped_only_if_the_model_config_says_so() -> None:
     assert make_scheduler("ddim", CONFIG).config.clip_sample is False
     assert make_scheduler("ddim", {**CONFIG, "clip_sample": True}).config.clip_sample is True
 
 
-def test_an_unknown_name_lists_the_known_ones() -> None:
+def test_unknown_name_lists_the_available_ones() -> None:
     with pytest.raises(UserError, match="no scheduler 'plms'; the names are own, ddim, "):
         make_scheduler("plms", CONFIG)
 
 
-def test_a_class_that_is_not_a_scheduler_is_refused() -> None:
+def test_class_that_is_not_a_scheduler_is_refused() -> None:
     with pytest.raises(UserError, match="'AutoencoderKL'"):
         make_scheduler("own", {**CONFIG, "_class_name": "AutoencoderKL"})
 

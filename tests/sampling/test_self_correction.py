@@ -84,14 +84,14 @@ def length(g: Tensor) -> Tensor:
     return g.square().sum(dim=(1, 2, 3), keepdim=True).sqrt()
 
 
-def test_a_correction_changes_the_latents(world: World) -> None:
+def test_correction_changes_the_latents(world: World) -> None:
     """Or none of the comparisons below would mean anything."""
     moved = 20 * world.gradient(world.noise, FIRST)
     assert 0.01 < moved.std() < 10
     assert (world.run(Correction(20)) - world.run(Correction())).abs().max() > 1e-3
 
 
-def test_target_state_is_the_papers_formula(world: World) -> None:
+def test_target_state_follows_the_papers_formula(world: World) -> None:
     """z <- z + eta g, and what is denoised is that."""
     z = world.noise
     for t, before in ((FIRST, SECOND), (SECOND, -1)):
@@ -127,10 +127,10 @@ def test_norms_are_per_image(target: str, world: World) -> None:
     a = world.backbone.noise.alphas_cumprod[FIRST]
     v = world.backbone.noise.prediction_type == "v_prediction"
     noise = (1 - a).sqrt() * z + a.sqrt() * positive if v else positive
-    wanted = {"unit": 4 * direction, "relative": 0.3 * length(noise) * direction,
+    expected_shift = {"unit": 4 * direction, "relative": 0.3 * length(noise) * direction,
               "rms": 0.3 * z[0].numel() ** 0.5 * direction}  # fmt: skip
     assert not torch.allclose(length(noise)[0], length(noise)[1], rtol=1e-4)
-    for norm, moved in wanted.items():
+    for norm, moved in expected_shift.items():
         once = Correction(4 if norm == "unit" else 0.3, target, norm, Interval(0, 0.51))
         if target == "state":
             after = world.ddim(z + moved, world.guided(z + moved, FIRST), FIRST, SECOND)
@@ -138,8 +138,8 @@ def test_norms_are_per_image(target: str, world: World) -> None:
             after = world.ddim(z, world.guided(z, FIRST), FIRST, SECOND) + moved
         else:
             negative = by_hand.prediction(world.backbone, z, t, world.negative)
-            own = by_hand.prediction(world.backbone, z + moved, t, world.text)
-            after = world.ddim(z, negative + SCALE * (own - negative), FIRST, SECOND)
+            prediction = by_hand.prediction(world.backbone, z + moved, t, world.text)
+            after = world.ddim(z, negative + SCALE * (prediction - negative), FIRST, SECOND)
         expected = world.ddim(after, world.guided(after, SECOND), SECOND, -1)
         torch.testing.assert_close(world.run(once), expected, rtol=0, atol=3e-5)
 
@@ -160,7 +160,7 @@ def test_without_guidance_only_the_conditional_prediction_is_used(target: str, w
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_factor_means_the_same_for_schedulers_of_another_scale(target: str, world: World) -> None:
+def test_factor_is_independent_of_the_scheduler_scale(target: str, world: World) -> None:
     """Euler in the scale of k-diffusion and DDIM are the same steps; its state is moved so that the input moves by
     eta g, or the corrected pictures would differ."""
     config = {**world.backbone.scheduler_config, "timestep_spacing": "leading", "set_alpha_to_one": True}
@@ -179,8 +179,8 @@ def test_the_factor_means_the_same_for_schedulers_of_another_scale(target: str, 
 def test_every_scheduler_can_be_corrected(scheduler: str, target: str, pocket: World) -> None:
     def run(correction: Correction) -> Tensor:
         denoiser, hooks = pocket.parts(correction)
-        own = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
-        return denoise(denoiser, pocket.scheduler(scheduler), pocket.noise, 4, generators=own, hooks=hooks)
+        generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+        return denoise(denoiser, pocket.scheduler(scheduler), pocket.noise, 4, generators=generators, hooks=hooks)
 
     plain, corrected = run(Correction()), run(Correction(3, target, "unit"))
     assert corrected.isfinite().all()
@@ -199,7 +199,7 @@ def blind(x: Tensor, t: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm++", "euler", "heun", "lms", "pndm", "unipc"])
-def test_a_change_by_a_hook_is_kept_by_the_scheduler(scheduler: str, pocket: World) -> None:
+def test_scheduler_keeps_a_change_by_a_hook(scheduler: str, pocket: World) -> None:
     """By schedulers that keep samples of their own too. The network sees nothing here, so only the state can tell."""
     config = {**pocket.backbone.scheduler_config, "prediction_type": "epsilon"}
     at_rest = denoise(blind, make_scheduler(scheduler, config), pocket.noise, 4)
@@ -218,7 +218,7 @@ def test_unipc_does_not_undo_a_change_by_a_hook(pocket: World) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_an_image_does_not_depend_on_its_batch(target: str, pocket: World) -> None:
+def test_image_does_not_depend_on_its_batch(target: str, pocket: World) -> None:
     together = pocket.run(Correction(3, target, "relative"))
     for row in range(2):
         alone = World(
@@ -228,9 +228,9 @@ def test_an_image_does_not_depend_on_its_batch(target: str, pocket: World) -> No
     requests = [Request(PROMPT, 1, 0), Request("two stars", 2, 1, "blue")]
     settings = SamplingSettings(2, correction=Correction(3, target, "unit"))
     many = list(draw(pocket.backbone, requests, settings, adapter=pocket.adapter))
-    for one, picture in zip(requests, many, strict=True):
-        (own,) = draw(pocket.backbone, [one], settings, adapter=pocket.adapter, batch_size=1)
-        assert torch.equal(own, picture)
+    for request, picture in zip(requests, many, strict=True):
+        (single,) = draw(pocket.backbone, [request], settings, adapter=pocket.adapter, batch_size=1)
+        assert torch.equal(single, picture)
 
 
 class Rows:
@@ -271,9 +271,7 @@ COSTS = [
 
 
 @pytest.mark.parametrize(("correction", "passes"), COSTS, ids=str)
-def test_the_forward_and_backward_passes_of_a_correction(
-    correction: Correction, passes: tuple[int, ...], pocket: World
-) -> None:
+def test_number_of_forward_and_backward_passes(correction: Correction, passes: tuple[int, ...], pocket: World) -> None:
     rows = Rows(pocket)
     pocket.run(correction, steps=10)
     assert rows.stop() == passes
@@ -284,7 +282,11 @@ def test_interval_and_every_select_the_steps(pocket: World) -> None:
         denoiser, hooks = pocket.parts(correction)
         before, after = by_hand.States(), by_hand.States()
         denoise(denoiser, pocket.scheduler(scheduler), pocket.noise, 10, hooks=[before, *hooks, after])
-        return [i for i, (one, other) in enumerate(zip(before.given, after.given, strict=True)) if one is not other]
+        return [
+            i
+            for i, (uncorrected, corrected_value) in enumerate(zip(before.given, after.given, strict=True))
+            if uncorrected is not corrected_value
+        ]
 
     assert corrected(Correction(1)) == list(range(10))
     assert corrected(Correction(1, interval=Interval(0.3, 0.8))) == [3, 4, 5, 6, 7]
@@ -308,13 +310,13 @@ def test_dropout_is_off_while_sampling(target: str, pocket: World) -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_huge_factor_is_one_sentence_with_the_step_and_the_factor(target: str, norm: str, pocket: World) -> None:
+def test_huge_factor_is_an_error_with_step_and_factor(target: str, norm: str, pocket: World) -> None:
     with pytest.raises(UserError, match=r"no longer finite after step [12] of 2: the correction factor 1e\+38"):
         pocket.run(Correction(1e38, target, "none" if norm == "none" else norm))
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_what_is_not_finite_is_named(target: str, pocket: World) -> None:
+def test_error_names_what_is_not_finite(target: str, pocket: World) -> None:
     """Not every NaN is the factor's fault: the adapter, the guidance scale and the model are named where they are."""
     correction = Correction(3, target, "rms")
     broken = tiny_adapter(pocket.backbone)
@@ -325,7 +327,7 @@ def test_what_is_not_finite_is_named(target: str, pocket: World) -> None:
         pocket.run(correction, scale=1e38)
 
 
-def test_an_image_that_is_not_finite_is_an_error_without_a_correction_too(tmp_path: Path) -> None:
+def test_non_finite_image_is_an_error_without_correction_too(tmp_path: Path) -> None:
     backbone = open_backbone(tiny_models.save(POCKET, tmp_path / "model"), device="cpu")
     with pytest.raises(UserError, match=r"not finite: the guidance scale 1e\+38 is too large"):
         list(draw(backbone, [Request(PROMPT, 0, 0)], SamplingSettings(2, 1e38)))
@@ -334,7 +336,7 @@ def test_an_image_that_is_not_finite_is_an_error_without_a_correction_too(tmp_pa
         list(draw(backbone, [Request(PROMPT, 0, 0)], SamplingSettings(2)))
 
 
-def test_a_correction_needs_an_adapter_that_fits(pocket: World) -> None:
+def test_correction_needs_a_matching_adapter(pocket: World) -> None:
     with pytest.raises(UserError, match="a correction needs an adapter, and there is none"):
         draw(pocket.backbone, [Request(PROMPT, 0, 0)], SamplingSettings(2, correction=Correction(1)))
     foreign = tiny_adapter(pocket.backbone, feature_channels=(99,))
@@ -342,15 +344,15 @@ def test_a_correction_needs_an_adapter_that_fits(pocket: World) -> None:
         draw(pocket.backbone, [Request(PROMPT, 0, 0)], SamplingSettings(2, correction=Correction(1)), adapter=foreign)
 
 
-def test_an_unknown_scheduler_is_refused(pocket: World) -> None:
-    kept = pocket.backbone.scheduler_config
+def test_unknown_scheduler_is_refused(pocket: World) -> None:
+    scheduler_config = pocket.backbone.scheduler_config
     sentences = {
         "DEISMultistepScheduler": "cannot move the state of DEISMultistepScheduler: choose one of ddim",
         "PNDMScheduler": "cannot move the state of PNDMScheduler in its Runge-Kutta steps",
     }
     try:
         for name, sentence in sentences.items():
-            pocket.backbone.scheduler_config = {**kept, "_class_name": name, "skip_prk_steps": False}
+            pocket.backbone.scheduler_config = {**scheduler_config, "_class_name": name, "skip_prk_steps": False}
             for target in ("state", "fused"):
                 settings = SamplingSettings(2, scheduler="own", correction=Correction(1, target))
                 with pytest.raises(UserError, match=sentence):
@@ -359,7 +361,7 @@ def test_an_unknown_scheduler_is_refused(pocket: World) -> None:
         (picture,) = draw(pocket.backbone, [Request(PROMPT, 0, 0)], settings, adapter=pocket.adapter)
         assert picture.isfinite().all()
     finally:
-        pocket.backbone.scheduler_config = kept
+        pocket.backbone.scheduler_config = scheduler_config
 
 
 @pytest.mark.parametrize(
@@ -375,6 +377,6 @@ def test_an_unknown_scheduler_is_refused(pocket: World) -> None:
         ({"interval": Interval(0.1, 1.5)}, "not 0.1 to 1.5"),
     ],
 )
-def test_bad_options(options: dict[str, object], sentence: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, object], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         Correction(**options)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from tests.evaluation import tiny_vision
 SHIPPED = Path(__file__).parents[2] / "ckpt/pocket/clip"
 
 
-def test_the_shipped_clip_prefers_the_right_caption() -> None:
+def test_shipped_clip_prefers_the_right_caption() -> None:
     clip = Clip.open(str(SHIPPED), device="cpu")
     scenes = [scene for scene in (make_scene(5, i, POCKET_WORLD) for i in range(60)) if len(scene.objects) == 1]
     images = [render(scene) for scene in scenes]
@@ -30,7 +30,7 @@ def test_the_shipped_clip_prefers_the_right_caption() -> None:
     assert clip.count_truncated(["a red circle " * 20, "a red circle"]) == 1
 
 
-def test_similarities_equal_the_librarys(tmp_path: Path) -> None:
+def test_similarities_equal_those_of_transformers(tmp_path: Path) -> None:
     clip = Clip.open(str(tiny_vision.clip(tmp_path / "clip")), device="cpu")
     images = [np.random.default_rng(i).integers(0, 256, (40, 24 + i, 3), dtype=np.uint8) for i in range(3)]
     texts = ["a red circle", "a dog", "a blue square"]

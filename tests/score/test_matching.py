@@ -34,7 +34,7 @@ def latents(seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_score_and_gradient_are_those_of_the_formula(layers: int, backbone: Backbone) -> None:
+def test_score_and_gradient_follow_the_formula(layers: int, backbone: Backbone) -> None:
     adapter, text, t = tiny_adapter(backbone, dec_layers=layers), backbone.encode_text(TEXTS), torch.tensor(300)
     expected, gradient = by_hand.score_gradient(backbone, adapter, latents(), t, text)
     result = Scorer(backbone, adapter).score_gradient(latents(), t, text)

@@ -18,7 +18,7 @@ def chosen(scores: list[float], config: SelectionConfig | None = None) -> list[t
     return [(s.type, s.picture.id, round(s.confidence, 4)) for s in select(pictures, config)]
 
 
-def test_the_published_rule_to_the_last_digit() -> None:
+def test_selection_equals_the_published_rule() -> None:
     assert chosen([20, 20, 20, 21.09]) == []
     assert chosen([20, 20, 20, 21.11]) == [("positive", 3, 0.5028)]
     assert chosen([19, 21, 21, 21]) == [("negative", 0, 0.7112)]
@@ -38,7 +38,7 @@ def test_temperature_divides_the_scores_and_large_scores_do_not_overflow() -> No
         SelectionConfig(temperature=0)
 
 
-def test_line_order_and_missing_ids_do_not_matter_and_blurry_pictures_do_not_count() -> None:
+def test_line_order_and_missing_ids_are_ignored_and_blurry_images_excluded() -> None:
     rng = random.Random(0)
     pictures = [ScoredPicture(7 * i, f"prompt {i % 9}", rng.gauss(20, 1.5)) for i in range(54)]
     expected = select(pictures)
@@ -54,7 +54,7 @@ def picture(levels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.broadcast_to(levels, (16, 16)).astype(np.uint8))
 
 
-def test_only_pictures_without_any_edge_are_blurry() -> None:
+def test_only_images_without_edges_are_blurry() -> None:
     step = np.where(np.arange(16) < 8, 40, 200)
     assert is_blurry(picture(np.full((16, 16), 90)))
     assert is_blurry(picture(np.arange(16) * 4))
