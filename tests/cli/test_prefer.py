@@ -170,7 +170,7 @@ def test_recipe_values_are_defaults_that_flags_win_over(drawn: Path) -> None:
     "words, message",
     [
         (["--negative_prefix", " "], "--negative_prefix is empty: losers would be trained as winners"),
-        (["--ratios", "1", "1", "1"], "--ratios gives regularization pictures a share, and there are none"),
+        (["--ratios", "1", "1", "1"], "--ratios gives regularization images a share, and there are none"),
         (["--dataset_folder", "nowhere"], "there is no data folder nowhere"),
         (["--num_validation_images", "0"], "--num_validation_images must be at least 1, not 0"),
     ],
@@ -199,7 +199,7 @@ def test_a_classifier_is_trained_checked_and_scores_a_folder(
     dpt_main.run(["evaluate_hps", *score])
     assert "mean score" in capsys.readouterr().out and len((tmp_path / "s.jsonl").read_text().splitlines()) == 15
     (tmp_path / "preference_images/5_0.png").unlink()
-    with pytest.raises(Exception, match="check 1 pictures of"):
+    with pytest.raises(Exception, match="check 1 images of"):
         dpt_main.run(["prefer", "check", str(file)])
     leaking = tmp_path / "preference_test.json"
     leaking.write_text(json.dumps(json.loads(file.read_text())[:2]))

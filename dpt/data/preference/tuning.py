@@ -121,9 +121,7 @@ def tuning_data(
         if sources:
             parts[kind] = concatenated(sources)
     if not parts:
-        raise DataError(
-            f"{annotation or folder / METADATA} has no image to train on with --negative {config.negative}"
-        )
+        raise DataError(f"{annotation or folder / METADATA} has no image to train on with --negative {config.negative}")
     mixture = _mixed(parts, config)
     source = CaptionDropout(mixture, config.prompt_dropout, seed) if config.prompt_dropout else mixture
     return TuningData(source, parts, _identity(rows))
