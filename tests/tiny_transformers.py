@@ -9,10 +9,19 @@ import torch
 from diffusers import (
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5TokenizerFast
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 from tests import tiny_models
 
@@ -65,6 +74,26 @@ def sd3(seed: int = 0, with_t5: bool = True, shift: float = 3.0, **transformer: 
         text_encoder_3=encoder,
         tokenizer_3=tokenizer,
     )
+    return _quiet(pipe)
+
+
+def flux(seed: int = 0, guidance_embeds: bool = True, **scheduler: Any) -> FluxPipeline:
+    """FLUX with random weights: two blocks of each kind, packed latents, sigmas shifted by the image's size."""
+    torch.manual_seed(seed)
+    encoder, tokenizer = t5()
+    pipe = FluxPipeline(
+        transformer=FluxTransformer2DModel(
+            in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=8, num_attention_heads=2,
+            joint_attention_dim=T5_WIDTH, pooled_projection_dim=TEXT_WIDTH, guidance_embeds=guidance_embeds,
+            axes_dims_rope=(4, 2, 2),
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, "use_dynamic_shifting": True, **scheduler}),
+        vae=vae(),
+        text_encoder=CLIPTextModel(clip_config(TEXT_WIDTH, TEXT_WIDTH)),
+        tokenizer=tiny_models.tokenizer(),
+        text_encoder_2=encoder,
+        tokenizer_2=tokenizer,
+    )  # fmt: skip
     return _quiet(pipe)
 
 

@@ -28,6 +28,7 @@ class Condition:
     match: Tensor  # (B,M)
     pooled: Tensor | None = None  # (B,P), what the denoiser takes beside the states
     time_ids: Tensor | None = None  # (B,I), sizes and crops, as SDXL takes them
+    guidance: Tensor | None = None  # (B,), the guidance scale, where the network takes it as an input
 
     def __len__(self) -> int:
         return len(self.states)
@@ -193,6 +194,10 @@ class Backbone(Protocol):
 
     def predict(self, latents: Tensor, t: Tensor | int, condition: Condition) -> Tensor:
         """The network's output for z_t (B,C,h,w) and t (B,) or a number."""
+
+    @property
+    def guidance_is_embedded(self) -> bool:
+        """Whether the guidance scale is an input of the network instead of classifier-free guidance."""
 
     def features(
         self, latents: Tensor, t: Tensor | int, condition: Condition, name: str, stop_after: int | None = None

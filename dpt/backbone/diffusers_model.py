@@ -85,6 +85,10 @@ class DiffusersModel:
     def _shift(self) -> float:
         return float(getattr(self.vae.config, "shift_factor", None) or 0.0)
 
+    @property
+    def guidance_is_embedded(self) -> bool:
+        return False
+
     # Facts
 
     @property

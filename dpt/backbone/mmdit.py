@@ -108,7 +108,7 @@ class TransformerBackbone(DiffusersModel):
 
     @property
     def prompt_length(self) -> int:
-        return self._phrases.length
+        return min(self._phrases.length, self.family.text_tokens)
 
     @property
     def text_width(self) -> int:
@@ -142,6 +142,10 @@ class TransformerBackbone(DiffusersModel):
         return side
 
     # Denoising
+
+    @property
+    def guidance_is_embedded(self) -> bool:
+        return self.family.guidance_is_embedded
 
     def predict(self, latents: Tensor, t: Tensor | int, condition: Condition) -> Tensor:
         return self.walker.run(*self._inputs(latents, t, condition)).to(latents.dtype)

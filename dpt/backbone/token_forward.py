@@ -73,7 +73,8 @@ class BlockWalker:
         self.places = [(name, str(i)) for name in family.block_lists for i in range(len(getattr(network, name)))]
 
     def run(self, latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        return self.network(**self.family.inputs(latents, time, condition)).sample
+        output = self.network(**self.family.inputs(self.network.config, latents, time, condition)).sample
+        return self.family.output(output, latents)
 
     def read(
         self, latents: Tensor, time: Tensor, condition: Condition, blocks: Sequence[int]

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dpt.backbone.base import Condition
-from dpt.backbone.folder import FLOW_SCHEDULER, TOKENIZER, TOKENIZER_CONFIG, VAE, Component
-from dpt.backbone.transformer_text import TextInputs, encode_sd3
+from dpt.backbone.folder import FLOW_SCHEDULER, TEXT_ENCODER, TOKENIZER, TOKENIZER_CONFIG, VAE, Component
+from dpt.backbone.transformer_text import TextInputs, encode_flux, encode_sd3
 
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
 
@@ -40,8 +41,12 @@ class TransformerFamily:
     text_width: Callable[[Config], int]
     match_width: Callable[[Mapping[str, Config]], int]
     """From the configs of the text encoders, by component."""
-    inputs: Callable[[Tensor, Tensor, Condition], dict[str, Any]]
-    """Latents (B,C,h,w), the network's time (B,) and a condition, as arguments of the network."""
+    inputs: Callable[[Config, Tensor, Tensor, Condition], dict[str, Any]]
+    """The network's config, latents (B,C,h,w), the network's time (B,) and a condition, as arguments of the network."""
+    output: Callable[[Tensor, Tensor], Tensor]
+    """The network's output for these latents, as the velocity (B,C,h,w)."""
+    guidance_is_embedded: bool
+    """Whether the pipeline gives its guidance scale to the network, and guides by `true_cfg_scale`."""
     network_time: Callable[[Tensor, int], Tensor]
     """From t (B,) of the schedule, and its number of timesteps."""
     gives_sigmas: bool
@@ -95,7 +100,7 @@ _T5 = ("T5TokenizerFast", "T5Tokenizer")
 _T5_KEYS = ("d_model", "num_layers", "num_heads", "vocab_size")
 
 
-def _sd3_inputs(latents: Tensor, time: Tensor, condition: Condition) -> dict[str, Any]:
+def _sd3_inputs(config: Config, latents: Tensor, time: Tensor, condition: Condition) -> dict[str, Any]:
     return {
         "hidden_states": latents,
         "timestep": time,
@@ -141,6 +146,8 @@ SD3 = TransformerFamily(
     text_width=lambda config: int(config["joint_attention_dim"]),
     match_width=_sd3_pooled_width,
     inputs=_sd3_inputs,
+    output=lambda output, latents: output,
+    guidance_is_embedded=False,
     network_time=lambda t, count: t,
     gives_sigmas=False,
     block_lists=("transformer_blocks",),
@@ -160,7 +167,89 @@ SD3 = TransformerFamily(
     seams=_sd3_seams,
 )  # fmt: skip
 
-FAMILIES = {family.transformer.classes[0]: family for family in (SD3,)}
+DEFAULT_EMBEDDED_GUIDANCE = 3.5
+"""Of FLUX's pipeline and its training scripts."""
+
+
+def _pack(latents: Tensor) -> Tensor:
+    """(B,C,h,w) to tokens of 2 x 2 cells, (B,hw/4,4C)."""
+    cells = latents.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (B,C,h/2,2,w/2,2)
+    return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def _unpack(tokens: Tensor, latents: Tensor) -> Tensor:
+    """The inverse of `_pack`, to the shape of these latents."""
+    channels, height, width = latents.shape[1:]
+    cells = tokens.unflatten(1, (height // 2, width // 2)).unflatten(3, (channels, 2, 2))
+    return cells.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+
+
+def _flux_inputs(config: Config, latents: Tensor, time: Tensor, condition: Condition) -> dict[str, Any]:
+    rows, columns = (torch.arange(side // 2, device=latents.device) for side in latents.shape[-2:])
+    places = torch.stack(torch.meshgrid(rows.new_zeros(1), rows, columns, indexing="ij"), dim=-1).flatten(0, 2)
+    scale = condition.guidance
+    if scale is None:
+        scale = torch.full_like(time, DEFAULT_EMBEDDED_GUIDANCE)
+    return {
+        "hidden_states": _pack(latents),
+        "timestep": time,
+        "encoder_hidden_states": condition.states,
+        "pooled_projections": condition.pooled,
+        "img_ids": places.to(latents.dtype),
+        "txt_ids": latents.new_zeros(condition.states.shape[1], 3),
+        "guidance": scale if config["guidance_embeds"] else None,
+    }
+
+
+def _flux_seams(network: Config, vae: Config, texts: Mapping[str, Config]) -> list[Seam]:
+    return [
+        ("packed latents", network["in_channels"], 4 * vae["latent_channels"]),
+        ("pooled text", network["pooled_projection_dim"], texts["text_encoder"]["hidden_size"]),
+        ("the text of T5", network["joint_attention_dim"], texts["text_encoder_2"]["d_model"]),
+    ]
+
+
+FLUX = TransformerFamily(
+    pipeline="FluxPipeline",
+    transformer=_transformer(
+        "FluxTransformer2DModel",
+        "in_channels", "num_layers", "num_single_layers", "attention_head_dim", "num_attention_heads",
+        "joint_attention_dim", "pooled_projection_dim", "guidance_embeds",
+    ),
+    texts=(
+        TOKENIZER,
+        TEXT_ENCODER,
+        _tokenizer("tokenizer_2", *_T5),
+        _text_encoder("text_encoder_2", "T5EncoderModel", *_T5_KEYS),
+    ),
+    encode=encode_flux,
+    phrase_tokenizer="text_encoder_2",
+    text_tokens=512,
+    optional_t5=None,
+    text_width=lambda config: int(config["joint_attention_dim"]),
+    match_width=lambda texts: int(texts["text_encoder"]["hidden_size"]),
+    inputs=_flux_inputs,
+    output=_unpack,
+    guidance_is_embedded=True,
+    network_time=lambda t, count: t / count,
+    gives_sigmas=True,
+    block_lists=("transformer_blocks", "single_transformer_blocks"),
+    layers=("num_layers", "num_single_layers"),
+    after_blocks="norm_out",
+    image_argument="hidden_states",
+    text_argument="encoder_hidden_states",
+    projections=tuple(
+        f"attn.{projection}"
+        for projection in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    ),
+    patch=lambda config: 2,
+    width=lambda config: int(config["num_attention_heads"]) * int(config["attention_head_dim"]),
+    default_side=lambda config: 128,
+    largest_side=lambda config: None,
+    seams=_flux_seams,
+)  # fmt: skip
+
+FAMILIES = {family.transformer.classes[0]: family for family in (SD3, FLUX)}
 """By the class of the transformer."""
 
 

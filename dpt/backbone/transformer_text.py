@@ -31,8 +31,9 @@ class PromptEncoder:
 
     @property
     def length(self) -> int:
-        """Tokens of a prompt that a CLIP sees."""
-        return int(min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings))
+        """Tokens of a prompt that the encoder sees at most; T5 has no limit of its own."""
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        return int(min(self.tokenizer.model_max_length, limit or self.tokenizer.model_max_length))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -13,7 +14,7 @@ from dpt.adapter import Adapter
 from dpt.backbone import Backbone, Condition
 from dpt.backbone.rng import generator_for
 from dpt.errors import UserError
-from dpt.sampling.guidance import Predict, explain_denoiser
+from dpt.sampling.guidance import Predict, explain_denoiser, unused_guidance
 from dpt.sampling.hooks import StepHook
 from dpt.sampling.loop import denoise
 from dpt.sampling.options import ALWAYS, MAX_SIDE, NO_CORRECTION, Correction, Guidance, Interval
@@ -48,6 +49,8 @@ class SamplingSettings:
     guidance_interval: Interval = ALWAYS
     guidance_rescale: float = 0.0
     correction: Correction = NO_CORRECTION
+    true_cfg_scale: float = 1.0
+    """Of a model that takes the guidance scale as an input of its network."""
 
     def __post_init__(self) -> None:
         check_name(self.scheduler)
@@ -60,7 +63,7 @@ class SamplingSettings:
 
     @property
     def guidance(self) -> Guidance:
-        return Guidance(self.guidance_scale, self.guidance_interval, self.guidance_rescale)
+        return Guidance(self.guidance_scale, self.guidance_interval, self.guidance_rescale, self.true_cfg_scale)
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,8 @@ def draw_latents(
     """Like `draw`, but a batch at a time and not decoded."""
     latent_size = backbone.latent_size(settings.height, settings.width)
     calls_per_picture(backbone, settings)
+    for sentence in unused_guidance(backbone, settings.guidance, (request.negative_prompt for request in requests)):
+        warnings.warn(sentence, stacklevel=2)
     if settings.correction.on and adapter is None:
         raise UserError("a correction needs an adapter, and there is none")
     scorer = Scorer(backbone, adapter) if settings.correction.on and adapter is not None else None

@@ -6,7 +6,8 @@ guidance is a function that returns a denoiser, built from `predict` or around a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TypeAlias
 
 import torch
@@ -58,6 +59,31 @@ def classifier_free(
         return combine(uncond, cond, scale, rescale)
 
     return denoiser
+
+
+def embed_guidance(
+    backbone: Backbone, text: Condition, negative: Condition, guidance: Guidance
+) -> tuple[Condition, Condition, Guidance]:
+    """For a model that takes the guidance scale as an input: conditions that hold it, and true guidance beside it."""
+    if not backbone.guidance_is_embedded:
+        return text, negative, guidance
+    text, negative = (
+        replace(condition, guidance=torch.full((len(condition),), guidance.scale)) for condition in (text, negative)
+    )
+    return text, negative, replace(guidance, scale=guidance.true_cfg_scale)
+
+
+def unused_guidance(backbone: Backbone, guidance: Guidance, negative_prompts: Iterable[str]) -> list[str]:
+    """A sentence for each part of the guidance that has no effect on this model."""
+    if not backbone.guidance_is_embedded:
+        unused = "the true CFG scale has no effect: this model is guided by its guidance scale"
+        return [unused] if guidance.true_cfg_scale != 1 else []
+    if guidance.true_cfg_scale == 1 and any(negative_prompts):
+        return [
+            "the negative prompt has no effect: this model is distilled and takes the guidance scale as an input; a "
+            "true CFG scale above 1 turns classifier-free guidance on, at twice the time"
+        ]
+    return []
 
 
 def combine(uncond: Tensor, cond: Tensor, scale: float, rescale: float = 0.0) -> Tensor:

@@ -55,10 +55,14 @@ class Guidance:
     """Outside, the text's own prediction is taken (Kynkäänniemi et al. 2024)."""
     rescale: float = 0.0
     """phi: how much of the spread that guidance adds is taken back (Lin et al. 2023, section 3.4)."""
+    true_cfg_scale: float = 1.0
+    """For models that take `scale` as an input of the network: the scale of this formula."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and self.scale >= 0):
             raise UserError(f"the guidance scale must be a number of at least 0, not {self.scale}")
+        if not (math.isfinite(self.true_cfg_scale) and self.true_cfg_scale >= 0):
+            raise UserError(f"the true CFG scale must be a number of at least 0, not {self.true_cfg_scale}")
         if not 0 <= self.rescale <= 1:
             raise UserError(f"the guidance rescale is between 0 and 1, not {self.rescale}")
         self.interval.check("guidance")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from dpt.data.images import to_pil
 from dpt.errors import UserError
 from dpt.generation_defaults import GenerationDefaults, generation_defaults
 from dpt.sampling.draw import SamplingSettings, calls_per_picture
+from dpt.sampling.guidance import unused_guidance
 from dpt.sampling.hooks import StepHook, StepInfo
 from dpt.sampling.loop import denoise
 from dpt.sampling.options import Interval, recommended_correction, resolve_correction
@@ -95,6 +97,7 @@ class DPTPipeline:
         correction_start: float | None = None,
         correction_end: float | None = None,
         correction_every: int | None = None,
+        true_cfg_scale: float = 1.0,
     ) -> DPTPipelineOutput:
         """Sample images. `latents` are standard normal noise (B,C,h,w), drawn from `generator` if not given.
 
@@ -120,11 +123,14 @@ class DPTPipeline:
             Interval(guidance_start, guidance_end),
             guidance_rescale,
             correction,
+            true_cfg_scale,
         )
         negative_prompt = self.defaults.negative_prompt if negative_prompt is None else negative_prompt
         prompts, negatives = _repeated(prompt, negative_prompt, num_images_per_prompt)
         if output_type not in OUTPUT_TYPES:
             raise UserError(f"the output type is one of {', '.join(OUTPUT_TYPES)}, not {output_type!r}")
+        for sentence in unused_guidance(self.backbone, settings.guidance, negatives):
+            warnings.warn(sentence, stacklevel=2)
         calls_per_picture(self.backbone, settings)
         scorer = Scorer(self.backbone, self.adapter) if settings.correction.on and self.adapter is not None else None
         text, negative = self.backbone.encode_text(prompts), self.backbone.encode_text(negatives)

@@ -16,6 +16,7 @@ from dpt.sampling.guidance import (
     check_finite,
     classifier_free,
     combine,
+    embed_guidance,
     explain_denoiser,
     guides_at,
     is_plausible,
@@ -36,6 +37,7 @@ def guided(
     predict_negative: Predict | None = None,
 ) -> tuple[Denoiser, tuple[StepHook, ...]]:
     """The denoiser and the step hooks for a batch of prompts, with guidance and correction."""
+    text, negative, guidance = embed_guidance(backbone, text, negative, guidance)
     if correction is None or not correction.on:
         return _uncorrected(backbone, text, negative, guidance, predict_negative), ()
     if predict_negative is not None:

@@ -83,7 +83,7 @@ class ToyMMDiT:
             pos_embed_max_size=8,
         ).eval().requires_grad_(False)  # fmt: skip
         self.device, self.dtype = torch.device("cpu"), torch.float32
-        self.prefers_math_attention = False
+        self.prefers_math_attention = self.guidance_is_embedded = False
         self.text_width, self.match_width, self.latent_channels = 12, 6, 4
         self.default_latent_size: Grid = (SIDE, SIDE)
 

@@ -73,6 +73,7 @@ def test_what_a_run_leaves_behind(model: Path, capsys: pytest.CaptureFixture[str
         "width": 64,
         "guidance_interval": {"start": 0.0, "end": 1.0},
         "guidance_rescale": 0.0,
+        "true_cfg_scale": 1.0,
         "correction": {
             "factor": 0.0,
             "target": "state",

@@ -171,6 +171,9 @@ class Options:
     """End of guidance."""
     guidance_rescale: float = 0.0
     """How much of the contrast added by guidance to take back: 0 to 1."""
+    true_cfg_scale: float = 1.0
+    """Classifier-free guidance of a distilled model (FLUX), which takes --guidance_scale as an input of its network;
+    1 is none, and then a negative prompt has no effect."""
     n_candidates: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Sample this many per prompt and keep the --n_samples with the best matching score, best first."""
     compare: Flag = False
@@ -255,5 +258,5 @@ def check(options: Options) -> None:
             fail(f"--{first} and --{second} cannot be combined")
     check_name(options.scheduler)
     scale = 1.0 if options.guidance_scale is None else options.guidance_scale
-    Guidance(scale, options.guidance_interval, options.guidance_rescale)
+    Guidance(scale, options.guidance_interval, options.guidance_rescale, options.true_cfg_scale)
     resolve_correction(NO_CORRECTION, **{k.removeprefix("correction_"): v for k, v in options.correction.given.items()})
