@@ -35,7 +35,8 @@ def alternatives(prompt: Prompt) -> tuple[Alternative, ...]:
     lacking = [claim.noun for claim in prompt.facts if isinstance(claim, Absent)]
     stated = relation.relation if relation is not None and len(phrases) > 1 else None
     if relation is not None and stated is not None:
-        phrases.sort(key=lambda phrase: [relation.first, relation.second].index(phrase.noun))
+        pair = [relation.first, relation.second]
+        phrases.sort(key=lambda phrase: pair.index(phrase.noun) if phrase.noun in pair else len(pair))
         for other in RELATIONS:
             if other != stated:
                 add("location", phrases, other, lacking)

@@ -35,6 +35,7 @@ from dpt.methods.ipr.folders import text_digest
 from dpt.methods.ipr.measuring import Measurement, report
 from dpt.methods.ipr.prompts import PromptSet, load_prompts, read_prompts, row_of, write_prompts
 from dpt.methods.ipr.sampling import ModelState, images_in, sample
+from dpt.methods.ipr.sheet import SHEET, write_sheet
 from dpt.methods.ipr.training import train
 from dpt.records import to_plain
 from dpt.training.engine.run_folder import RunConfig, claimed
@@ -180,8 +181,11 @@ class IPRRun:
 
     def _report(self, measurement: Measurement, names: list[str], suite: str, rounds: dict[str, RelabelCounts]) -> None:
         record = {"config": to_plain(self.config)}
-        text = report(measurement.folder, names, suite, rounds, record)
-        self.say(f"\n{text}\n\ntables: {measurement.folder / 'table.md'}")
+        folder = measurement.folder
+        text = report(folder, names, suite, rounds, record)
+        prompts, queries = measurement.prompts.prompts, measurement.judge.query_config
+        write_sheet(folder, names, prompts, self.config.relabel, queries, folder / SHEET)
+        self.say(f"\n{text}\n\ntables: {folder / 'table.md'}\nsheet:  {folder / SHEET}")
 
 
 def _digest(prompts: tuple[Prompt, ...]) -> str:
