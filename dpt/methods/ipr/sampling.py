@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpt.claims.facts import Prompt
+from dpt.data.files.reading import Row
 from dpt.data.images import is_whole_image
 from dpt.distributed import ONE_PROCESS, Processes
 from dpt.errors import UserError
+from dpt.evaluation.bench.results import MOST_PICTURES
 from dpt.methods.ipr.config import SampleConfig
-from dpt.methods.ipr.folders import StageFolder, read_stage, save_png, text_digest
+from dpt.methods.ipr.folders import RECORD, StageFolder, read_stage, save_png, text_digest
 from dpt.methods.ipr.prompts import read_prompts, row_of, write_prompts
 from dpt.methods.ipr.records import SampledImage
 
@@ -145,17 +147,16 @@ def _draw(
 
 def images_in(folder: Path) -> int:
     """The number of images of a finished folder."""
-    return int(read_stage(folder, SAMPLE).get("images", 0))
+    return Row(read_stage(folder, SAMPLE), str(folder / RECORD)).get("images", int)
 
 
 def sampled_images(folder: Path) -> list[SampledImage]:
     """The images of a finished folder; each file is there and complete."""
     record = read_stage(folder, SAMPLE)
-    inputs = record.get("inputs")
-    numbers = [inputs.get(name) if isinstance(inputs, dict) else None for name in ("per_prompt", "round")]
-    if not all(isinstance(number, int) for number in numbers):
-        raise UserError(f"{folder / 'stage.json'} does not say per_prompt and round")
-    per_prompt, round_ = (int(str(number)) for number in numbers)
+    inputs = Row(record.get("inputs"), str(folder / RECORD))
+    per_prompt, round_ = inputs.get("per_prompt", int), inputs.get("round", int)
+    if not (1 <= per_prompt <= MOST_PICTURES and 0 <= round_ < MOST_PICTURES):
+        inputs.fail(f"per_prompt is from 1 to {MOST_PICTURES:,} and round from 0 up, not {per_prompt} and {round_}")
     prompts = [replace(prompt, where="") for prompt in read_prompts(folder / PROMPTS)]
     images = images_of(prompts, per_prompt, round_)
     for image in images:
