@@ -4,13 +4,14 @@
 # make stage1 the adapter of ckpt/pocket-stage1 (an hour) make study  adapters of every feature, probed (hours)
 # make stage2 ckpt/pocket-dpt and its control (an hour)   make sweep  ways to correct (an hour)
 # make results the table of docs/results/benchmark (four hours)     make pictures  docs/results/sampling/trace.png
+# make ipr    two rounds of IPR and their sheet (hours)
 # make fuzz   broken input for every parser (10 minutes) make faults  kills, lost processes, bad disks (half an hour)
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 export TORCH_INDEX TORCH_BUILD
 
-.PHONY: faults demo check test nightly lint tables stage1 stage2 results sweep pictures study environment dev-environment
+.PHONY: ipr faults demo check test nightly lint tables stage1 stage2 results sweep pictures study environment dev-environment
 
 demo: environment
 	$(RUN) txt2img.py --prompt "a red circle to the left of a blue square" --n_samples 4 --seed 1 --guidance_scale 3
@@ -61,6 +62,13 @@ stage2: environment
 results: environment
 	$(RUN) -m dpt bench run base control dpt corrected best4 --mixed_precision bf16 --out runs/results
 	$(RUN) -m dpt bench report runs/results --also control dpt --reference scenes --out docs/results/benchmark
+
+# Small enough for two cores: 80 training prompts and 80 held out, four images each.
+ipr: environment
+	$(RUN) -m dpt ipr run --out runs/ipr --categories spatial binding --prompts 40 --held_out 40 --num_timesteps 15 \
+		--lora_rank 8 --lora_alpha 40 --learning_rate 3e-4 --max_train_steps 150 --mixed_precision bf16
+	mkdir -p docs/results/ipr
+	cp $(addprefix runs/ipr/measured/,results.json table.md summary.jsonl sheet.png) docs/results/ipr/
 
 sweep: environment
 	$(RUN) benchmarks/sweep.py --mixed_precision bf16 --out runs/sweep

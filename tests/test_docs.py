@@ -31,7 +31,7 @@ PAGES = sorted(
 PLACE = re.compile(r"`((?:dpt|docs|tests|tools|benchmarks|ckpt/pocket[\w-]*|data/sample)/[\w./-]*)`")
 """A file or folder of the repository, named in the text. `NAME` stands for any; "`FILE`:" introduces a new one."""
 
-SCRIPTS = ("txt2img.py", "train_stage1.py", "train_stage2.py")
+SCRIPTS = ("txt2img.py", "train_stage1.py", "train_stage2.py", "train_ipr.py")
 
 
 def read_json(name: str) -> dict:

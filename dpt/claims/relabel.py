@@ -126,12 +126,14 @@ def relabel(
     things = _without_duplicates(judged_objects(prompt, detections, detect_config), config.cross_class_nms)
     exact = replace(prompt, facts=tuple(_exact(claim) for claim in prompt.facts))
     reason = _first_fault(exact, things, config)
-    if detect_config is None and detections.unreadable:
-        return RelabelledPrompt(None, False, reason or "number", UNREADABLE)
-    if reason is None:
+    unreadable = detect_config is None and bool(detections.unreadable)
+    if reason is None and not unreadable:
         return RelabelledPrompt(prompt, True, _last_test(prompt))
+    reason = reason or "number"
     if config.failures == "keep":
         return RelabelledPrompt(prompt, False, reason)
+    if unreadable:
+        return RelabelledPrompt(None, False, reason, UNREADABLE)
     if config.failures == "drop":
         return RelabelledPrompt(None, False, reason, DROPPED)
     return _relabelled(prompt, things, reason, config)

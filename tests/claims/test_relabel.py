@@ -101,6 +101,14 @@ def test_failures_can_keep_their_caption_or_be_dropped() -> None:
     assert (drop.caption, drop.skipped) == (None, "failures are dropped")
 
 
+def test_a_noun_inside_another_noun_is_another_noun() -> None:
+    for inner, outer in (("car", "carrot"), ("dog", "hot dog"), ("bear", "teddy bear")):
+        both = seen(at(outer, 0, 0), at(inner, 30, 5))
+        assert relabel(spatial(inner, "left", outer), both).caption == f"a {inner} to the right of a {outer}"
+        assert relabel(spatial(inner, "right", outer), both, PUBLISHED).correct
+        assert relabel(spatial(inner, "left", outer), seen(at(outer, 0, 0))).caption == f"a {outer}"
+
+
 def test_a_tie_margin_and_duplicates_of_another_noun() -> None:
     near = seen(at("dog", 0, 0), at("cat", 4, 30))
     assert relabel(DOG_LEFT_OF_CAT, near).correct
@@ -139,6 +147,7 @@ def test_scenes_are_relabelled_by_number_colour_relation_and_absence() -> None:
     assert fewer.caption == "a green circle without crosses"
     unreadable = Detections((at("circle", 0, 0, 1.0, "green"),), (Unreadable(Box(0, 0, 5, 5), "blurred"),))
     assert relabel(without, unreadable).skipped == "an object is unreadable"
+    assert relabel(without, unreadable, RelabelConfig(failures="keep")).caption == without.text
     six = scene(*(("green", "circle", 15 * i, 0) for i in range(6)))
     assert relabel(pocket("count", "green circle"), six).skipped == "too many objects to put into words"
 

@@ -48,8 +48,8 @@ class RunOptions:
     pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
     suite: Annotated[str, tyro.conf.arg(metavar="NAME[=FILE]", help=SUITE_HELP)] = "pocket"
     detector: Annotated[str | None, tyro.conf.arg(metavar="oracle|none|FOLDER|HUB_ID")] = None
-    """The judge: oracle for the pocket suite; owlv2, owlvit, grounding-dino, or any checkpoint of one of these;
-    none to sample now and judge later with `dpt bench score`. Default: the suite's own."""
+    """The judge: oracle for the pocket suite; owlv2, owlvit, grounding-dino, detr, rt-detr, d-fine, or any
+    checkpoint of one of these; none to sample now and judge later with `dpt bench score`. Default: the suite's own."""
     colours: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
     """A CLIP model that names the colour of each box, for suites with colours and detectors that do not read them."""
     clip: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dpt.claims.judge import judge
@@ -18,9 +22,11 @@ from dpt.errors import UserError
 from dpt.methods.ipr.config import FineTuneConfig, MergeConfig
 from dpt.methods.ipr.prompts import read_prompts
 from dpt.methods.ipr.rounds import IPRRun
-from tests.methods.ipr.painted import config, content, painted, painter, same_weights, tiny_model
+from tests.methods.ipr.painted import config, content, painted, painter, same_weights, tiny_model, weights
 
 __all__ = ["painter", "tiny_model"]
+
+ROOT = Path(__file__).parents[3]
 
 pytestmark = pytest.mark.usefixtures("painter")
 
@@ -120,3 +126,26 @@ def test_the_whole_unet_can_be_trained_and_every_round_merged(tiny_model: Path, 
         for path in (tiny_model, model.parents[2] / "round-0/train/model", model)
     }
     assert len(hashes) == 3
+
+
+@pytest.mark.nightly
+def test_two_processes_give_the_images_and_captions_of_one(tiny_model: Path, tmp_path: Path) -> None:
+    launch = (
+        "-m torch.distributed.run --nproc_per_node {} --master_port 0 --rdzv_backend c10d --rdzv_endpoint localhost:0"
+    )
+    flags = (
+        f"train_ipr.py --pretrained_model_name_or_path {tiny_model} --categories spatial --prompts 3 --held_out 2 "
+        "--per_prompt 2 --num_timesteps 2 --failures keep --max_train_steps 2 --lora_rank 2 --rounds 1"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for processes, batch in ((1, 4), (2, 2)):
+        words = f"{launch.format(processes)} {flags} --train_batch_size {batch} --out {tmp_path / str(processes)}"
+        done = subprocess.run(
+            [sys.executable, *words.split()], env=environment, capture_output=True, text=True, cwd=ROOT, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    alone, together = (content(tmp_path / name / "round-0") for name in ("1", "2"))
+    kept = [name for name in alone if not name.startswith("train")]
+    assert len(kept) > 20 and {name: alone[name] for name in kept} == {name: together[name] for name in kept}
+    ours, theirs = (weights(tmp_path / name) for name in ("1", "2"))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in ours)
