@@ -19,6 +19,8 @@ from dpt.untrusted import literal
 
 LONGEST_NAME = 80
 
+LONGEST_REPLY = 50_000
+
 
 class ReplyError(UserError):
     """A reply that is no valid plan."""
@@ -147,6 +149,8 @@ def _goal(objects: Sequence[tuple[str, Noun, Any]], current: Layout) -> Layout:
 
 def _json(reply: str, key: str) -> dict[str, Any] | None:
     """The first object in the reply that has the key, whatever stands around it."""
+    if len(reply) > LONGEST_REPLY:
+        raise ReplyError(f"the reply has {len(reply)} characters, more than {LONGEST_REPLY}")
     for start in re.finditer(r"\{", reply):
         try:
             value, _ = literal(reply, start.start())
@@ -159,7 +163,7 @@ def _json(reply: str, key: str) -> dict[str, Any] | None:
 
 def _labelled_list(reply: str, label: str) -> list[Any]:
     """The list behind the last "Label:", which may be bold."""
-    places = list(re.finditer(rf"(?im)^[\s*#]*{label}[\s*]*:[\s*]*", reply))
+    places = list(re.finditer(rf"(?im)^[ \t*#]*{label}[ *]*:[ *]*", reply))
     if not places:
         raise ReplyError(f"there is neither a JSON object nor a line that starts with {label + ':'!r}")
     at = reply.find("[", places[-1].end())
@@ -173,7 +177,7 @@ def _labelled_list(reply: str, label: str) -> list[Any]:
 
 
 def _labelled_line(reply: str, label: str) -> str:
-    found = re.search(rf"(?im)^[\s*#]*{label}[\s*]*:[\s*]*(.*)$", reply)
+    found = re.search(rf"(?im)^[ \t*#]*{label}[ *]*:[ *]*(.*)$", reply)
     return found[1].strip() if found else ""
 
 

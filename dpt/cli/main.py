@@ -64,7 +64,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "scenes check": ("dpt.cli.commands.scenes:check", "measure how well the oracle reads rendered scenes"),
     "scenes export": ("dpt.cli.commands.scenes:export", "write rendered scenes in the published data formats"),
     "select_training_images": ("dpt.cli.prefer.score:select", "published name of dpt prefer select"),
+    "sld bench": ("dpt.cli.sld.bench:bench", "count how often editing instructions are followed"),
     "sld correct": ("dpt.cli.sld.correct:correct", "repair images that do not show what their prompt says"),
+    "sld demo": ("dpt.cli.sld.demo:demo", "correct or edit the images of a published JSON file"),
     "sld edit": ("dpt.cli.sld.correct:edit", "edit images by an instruction in words"),
 }
 

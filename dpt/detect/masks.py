@@ -13,7 +13,6 @@ from dpt.claims.boxes import Box, overlap
 from dpt.detect.base import Image
 from dpt.detect.oracle.blobs import TooBusy, find_background, find_blobs, squared_lengths
 from dpt.detect.oracle.colours import DEFAULT, Thresholds
-from dpt.errors import UserError
 
 Mask = NDArray[np.bool_]
 """(height, width)"""
@@ -105,10 +104,12 @@ class OracleSegmenter:
         return masks
 
 
-def open_segmenter(name: str) -> Segmenter:
-    """oracle, box or ellipse."""
+def open_segmenter(name: str, device: str | None = None) -> Segmenter:
+    """oracle, box, ellipse, or the folder or hub id of a SAM or SAM 2 model."""
     if name == "oracle":
         return OracleSegmenter()
     if name in ("box", "ellipse"):
         return BoxSegmenter("box" if name == "box" else "ellipse")
-    raise UserError(f"there are no masks {name!r}: use oracle, box or ellipse")
+    from dpt.detect.sam import open_sam
+
+    return open_sam(name, device)

@@ -47,7 +47,7 @@ class SLDModelOptions:
     seed: int = 0
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
 
-    def planner(self, out: Path) -> Planner:
+    def planner(self, out: Path, key: str | None = None) -> Planner:
         """The rules, or a language model whose exchanges are kept in the output folder."""
         from dpt.methods.sld.llm import Recorded, open_chat
         from dpt.methods.sld.planner import LLMPlanner, RulePlanner
@@ -56,7 +56,7 @@ class SLDModelOptions:
             if self.llm_model or self.llm_url:
                 fail("--llm_model and --llm_url have no effect with --llm rules: give --llm openai or transformers")
             return RulePlanner()
-        chat = open_chat(self.llm, self.llm_model, self.llm_url, timeout=self.llm_timeout)
+        chat = open_chat(self.llm, self.llm_model, self.llm_url, key, self.llm_timeout)
         cache = None if self.llm == "replay" else out / "llm_cache"
         return LLMPlanner(Recorded(chat, cache, out / "llm.jsonl"))
 

@@ -98,6 +98,25 @@ def drawn_plan(result: LoopResult, round_: CorrectionRound, side: int = PLAN_SID
     return picture
 
 
+def drawn_layouts(image: np.ndarray, current: Layout, goal: Layout) -> Image.Image:
+    """The published panels: the current boxes on the picture, the goal boxes on white."""
+    side = 450
+    panels = Image.new("RGB", (2 * side, 500), PAPER)
+    picture = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
+    boxes = ((current, picture, CURRENT), (goal, Image.new("RGB", (side, side), PAPER), GOAL))
+    for column, (layout, panel, colour) in enumerate(boxes):
+        pen = ImageDraw.Draw(panel)
+        for thing in layout:
+            box = to_pixels(thing.box, side, side)
+            _line(pen, _outline(box), colour)
+            pen.text((box.x0 + 4, box.y0 + 4), thing.id, fill=colour, stroke_width=2, stroke_fill=PAPER)
+        panels.paste(panel, (column * side, 50))
+    titles = ImageDraw.Draw(panels)
+    titles.text((10, 20), "current", fill=CURRENT)
+    titles.text((side + 10, 20), "goal", fill=GOAL)
+    return panels
+
+
 def draw_edit(pen: ImageDraw.ImageDraw, edit: Edit, width: int, height: int) -> None:
     if edit.current is not None:
         box = to_pixels(edit.current.box, width, height)

@@ -1,0 +1,98 @@
+"""`dpt sld bench`: how often instructions are followed, by kind of edit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from dpt.cli.sld.options import SLDModelOptions
+from dpt.errors import fail
+from dpt.methods.sld.settings import EngineSettings, LoopSettings
+
+MOST = 10_000
+
+
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+@dataclass(frozen=True)
+class EditBenchOptions:
+    """Follow instructions on rendered scenes and count by the oracle how many pictures show what they should.
+
+    Writes a line per case to OUT/edits.jsonl; the same command resumes. Correction by prompts is measured by
+    `dpt bench run base sld`, on the LMD tasks by `dpt bench run base base+sld=owlv2 --suite lmd`.
+    """
+
+    num: int = 29
+    """Instructions per kind of edit; with the seven kinds, the default is about 200."""
+    out: Path = Path("outputs/sld-edits")
+    max_rounds: int = 3
+    model: SLDModelOptions = field(default_factory=SLDModelOptions)
+
+
+def bench(options: EditBenchOptions) -> None:
+    if not 1 <= options.num <= MOST:
+        fail(f"--num must be from 1 to {MOST}, not {options.num}")
+    from tqdm import tqdm
+
+    from dpt.claims.layout import layout_of
+    from dpt.methods.sld.edit_suite import KINDS, edit_cases
+    from dpt.methods.sld.record import as_record
+
+    loop = LoopSettings(options.max_rounds, policy="edit")
+    corrector = options.model.open(EngineSettings(), loop, options.model.planner(options.out))
+    file = options.out / "edits.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = _rows(file)
+    cases = [case for kind in KINDS for case in edit_cases(kind, options.num, options.model.seed)]
+    cases.sort(key=lambda case: case.number)  # an interrupted run has seen every kind
+    for case in tqdm(cases, desc="edits", unit="picture"):
+        if (case.kind, case.number) in rows:
+            continue
+        before = corrector.calls
+        result = corrector.follow(case.image, case.instruction, case.number)
+        (detections,) = corrector.detector.detect([result.best.image])
+        side = case.image.shape[0]
+        row = {
+            "kind": case.kind,
+            "number": case.number,
+            "instruction": case.instruction.text,
+            "passed": case.passed(layout_of(detections, side, side)),
+            "calls": corrector.calls - before,
+            **{key: value for key, value in as_record(result).items() if key != "rounds"},
+        }
+        rows[case.kind, case.number] = row
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+    print(table(list(rows.values())))
+
+
+def _rows(file: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """Finished lines; a line that a kill cut off is done again."""
+    from dpt.untrusted import parse_json, read_text
+
+    rows = {}
+    for line in read_text(file).splitlines() if file.exists() else ():
+        try:
+            row = parse_json(line)
+            rows[str(row["kind"]), int(row["number"])] = row
+        except (ValueError, KeyError, TypeError):
+            continue
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A line per kind of edit: how many were right, with the 95 % Wilson interval."""
+    from dpt.intervals import wilson
+
+    lines = []
+    for kind in (*dict.fromkeys(row["kind"] for row in rows), "all"):
+        own = [row for row in rows if kind in (row["kind"], "all")]
+        right = sum(bool(row["passed"]) for row in own)
+        low, high = wilson(right, len(own))
+        calls = sum(row["calls"] for row in own) / len(own)
+        lines.append(f"{kind:<9} {right:>4} of {len(own):<4} {100 * right / len(own):5.1f} % "
+                     f"({100 * low:.1f} to {100 * high:.1f}), {calls:.0f} network calls each")
+    return "\n".join(lines)

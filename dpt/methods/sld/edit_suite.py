@@ -1,0 +1,97 @@
+"""Instructions on rendered scenes, written by rule, and judged by the oracle against the scene they describe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from dpt.claims.detections import Detection, Detections
+from dpt.claims.edits import layout_verdict
+from dpt.claims.instructions import Instruction, UnsupportedInstruction, parse_instruction
+from dpt.claims.layout import Layout, layout_of
+from dpt.data.scenes.render import render
+from dpt.data.scenes.world import POCKET_WORLD, Scene, make_scene
+from dpt.detect.base import Image
+from dpt.keyed_random import KeyedRandom
+
+SUITE_ID = "pocket-edits-1"
+
+Write = Callable[[KeyedRandom, Scene], str]
+
+
+def _any(rng: KeyedRandom, scene: Scene) -> str:
+    thing = rng.choice(scene.objects)
+    return f"the {thing.colour} {thing.shape}"
+
+
+def _new(rng: KeyedRandom, scene: Scene) -> str:
+    colour, shape = rng.choice([kind for kind in POCKET_WORLD.kinds if kind not in {t.kind for t in scene.objects}])
+    return f"a {colour} {shape}"
+
+
+def _move(rng: KeyedRandom, scene: Scene) -> str:
+    return f"move {_any(rng, scene)} {rng.choice(('left', 'right', 'up', 'down'))}"
+
+
+def _swap(rng: KeyedRandom, scene: Scene) -> str:
+    first, second = rng.sample(scene.objects, 2)
+    return f"swap the {first.colour} {first.shape} and the {second.colour} {second.shape}"
+
+
+def _recolour(rng: KeyedRandom, scene: Scene) -> str:
+    thing = rng.choice(scene.objects)
+    colour = rng.choice([colour for colour in POCKET_WORLD.colours if colour != thing.colour])
+    return f"turn the {thing.colour} {thing.shape} {colour}"
+
+
+KINDS: dict[str, Write] = {
+    "remove": lambda rng, scene: f"remove {_any(rng, scene)}",
+    "add": lambda rng, scene: f"add {_new(rng, scene)}",
+    "move": _move,
+    "swap": _swap,
+    "replace": lambda rng, scene: f"replace {_any(rng, scene)} with {_new(rng, scene)}",
+    "resize": lambda rng, scene: f"make {_any(rng, scene)} {rng.choice(('bigger', 'smaller'))}",
+    "recolour": _recolour,
+}
+
+
+@dataclass(frozen=True)
+class EditCase:
+    kind: str
+    number: int
+    image: Image
+    instruction: Instruction
+    goal: Layout
+    """Of the scene itself, without a detector."""
+
+    def passed(self, seen: Layout) -> bool:
+        return layout_verdict(self.goal, seen).passed
+
+
+def edit_cases(kind: str, count: int, seed: int = 0) -> Iterator[EditCase]:
+    """Scenes of two or three different objects; a goal has room, so objects neither overlap nor leave the picture."""
+    index = number = 0
+    while number < count:
+        rng = KeyedRandom(SUITE_ID, seed, kind, index)
+        scene = make_scene(seed, index, POCKET_WORLD)
+        index += 1
+        kinds = {thing.kind for thing in scene.objects}
+        if not 2 <= len(scene.objects) == len(kinds) <= 3:
+            continue
+        side = scene.image_size
+        objects = tuple(Detection(t.shape, t.box, 1.0, t.colour, t.size) for t in scene.objects)
+        try:
+            instruction = parse_instruction(KINDS[kind](rng, scene))
+            current = layout_of(Detections(objects), side, side)
+            goal = instruction.apply(current)
+        except UnsupportedInstruction:
+            continue
+        if _has_room(goal) and not layout_verdict(goal, current).passed:
+            yield EditCase(kind, number, np.asarray(render(scene)), instruction, goal)
+            number += 1
+
+
+def _has_room(goal: Layout) -> bool:
+    return all(a.box.gap_to(b.box) >= 0.02 for i, a in enumerate(goal) for b in goal[:i])

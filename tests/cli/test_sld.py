@@ -1,0 +1,224 @@
+"""`dpt sld`: correct, edit and demo on the embedded model, as their users run them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dpt.claims.boxes import Box
+from dpt.cli.main import run
+from dpt.data.scenes.render import render
+from dpt.data.scenes.world import POCKET_WORLD, Scene, SceneObject
+from dpt.detect.oracle.oracle import Oracle
+from dpt.errors import UserError
+from dpt.methods.registry import parse_methods
+from dpt.methods.sld.method import SLDConfig
+from dpt.methods.sld.published import read_config, read_entries
+
+Capture = pytest.CaptureFixture[str]
+
+RED, BLUE = (
+    SceneObject("circle", "red", "large", Box(38, 8, 59, 29)),
+    SceneObject("square", "blue", "large", Box(6, 36, 27, 57)),
+)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """A red circle to the right of, and above, a blue square."""
+    file = tmp_path / "scene.png"
+    Image.fromarray(render(Scene((RED, BLUE), "white"))).save(file)
+    return file
+
+
+def objects(file: Path) -> list[tuple[str | None, str]]:
+    detections = Oracle(POCKET_WORLD).read(np.asarray(Image.open(file)))
+    assert not detections.unreadable
+    return sorted((d.colour, d.label) for d in detections.objects)
+
+
+def test_a_wrong_picture_is_corrected_and_its_folder_tells_how(picture: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out"
+    command = ["sld", "correct", str(picture), "--prompt", "a blue square", "--out", str(out)]
+    run(command)
+    assert "right after 1 round: delete red circle #1" in capsys.readouterr().out
+    folder = out / "scene"
+    assert objects(folder / "result.png") == [("blue", "square")]
+    names = {file.name for file in folder.iterdir()}
+    assert names == {"start.png", "round1.png", "plan1.png", "mask1.png", "result.png", "strip.png", "report.json"}
+    report = json.loads((folder / "report.json").read_text())
+    assert (report["status"], report["ending"], report["best_round"]) == ("right", "right", 1)
+    assert report["rounds"][1]["plan"] == ["delete red circle #1"]
+    source, result = (np.asarray(Image.open(folder / f"{name}.png")) for name in ("start", "result"))
+    assert np.array_equal(source[34:, :30], result[34:, :30])  # away from the edit: bit for bit
+    before = (folder / "result.png").read_bytes()
+    run(command)
+    assert "done before" in capsys.readouterr().out
+    with pytest.raises(UserError, match="another picture, text or setting"):
+        run([*command, "--seed", "1"])
+    run([*command[:-1], str(tmp_path / "again")])
+    assert (tmp_path / "again/scene/result.png").read_bytes() == before  # the same seed, the same bits
+
+
+def test_a_right_picture_is_unchanged(picture: Path, tmp_path: Path, capsys: Capture) -> None:
+    prompt = "a red circle to the right of a blue square"
+    run(["sld", "correct", str(picture), "--prompt", prompt, "--out", str(tmp_path / "out")])
+    assert "already right, unchanged" in capsys.readouterr().out
+    source, result = (np.asarray(Image.open(file)) for file in (picture, tmp_path / "out/scene/result.png"))
+    assert np.array_equal(source, result)
+
+
+@pytest.mark.slow
+def test_an_instruction_is_followed(picture: Path, tmp_path: Path) -> None:
+    run(["sld", "edit", str(picture), "--instruction", "turn the square green", "--out", str(tmp_path / "out")])
+    assert objects(tmp_path / "out/scene/result.png") == [("green", "square"), ("red", "circle")]
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["correct", "PICTURE", "--prompt", "a cat on a sofa"], "does not understand"),
+        (["correct", "NOTHING", "--prompt", "a red circle"], "no such file"),
+        (["correct", "--prompt", "a red circle"], "at least one picture"),
+        (["correct", "PICTURE", "PICTURE", "--prompt", "a red circle"], "two pictures are called scene"),
+        (["correct", "PICTURE", "--prompt", "a red circle", "--strength", "2"], "--strength"),
+        (["correct", "PICTURE", "--prompt", "a red circle", "--llm_model", "m"], "no effect with --llm rules"),
+        (["edit", "PICTURE", "--instruction", "sing"], "the rules know"),
+        (["edit", "PICTURE", "--instruction", "remove the star"], "1 of 1 pictures"),
+    ],
+)
+def test_mistakes_are_one_sentence(words: list[str], why: str, picture: Path, tmp_path: Path) -> None:
+    places = {"PICTURE": str(picture), "NOTHING": str(tmp_path / "nothing.png")}
+    with pytest.raises(UserError, match=why):
+        run(["sld", *(places.get(word, word) for word in words), "--out", str(tmp_path / "out")])
+
+
+def test_pictures_of_every_kind_are_read_or_refused(picture: Path, tmp_path: Path, capsys: Capture) -> None:
+    image = Image.open(picture)
+    image.convert("RGBA").save(tmp_path / "alpha.png")
+    image.convert("P").save(tmp_path / "palette.png")
+    image.resize((1, 1)).save(tmp_path / "one.png")
+    canvas = Image.new("RGB", (70, 66), (246, 246, 244))
+    canvas.paste(image, (3, 1))
+    canvas.save(tmp_path / "odd.png")
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    image.rotate(180).save(tmp_path / "turned.jpg", exif=exif, quality=97)
+    names = ["alpha.png", "palette.png", "odd.png", "turned.jpg"]
+    files = [str(tmp_path / name) for name in names]
+    out = tmp_path / "out"
+    run(["sld", "correct", *files, "--prompt", "a blue square", "--out", str(out), "--strength", "0.3"])
+    for name in names:
+        assert objects(out / Path(name).stem / "result.png") == [("blue", "square")], name
+    assert Image.open(out / "odd/result.png").size == (70, 66)
+    capsys.readouterr()
+    with pytest.raises(UserError, match="1x1 pixels"):
+        run(["sld", "correct", str(tmp_path / "one.png"), "--prompt", "a blue square", "--out", str(out)])
+
+
+def test_a_server_that_is_down_leaves_the_picture_as_it_was(picture: Path, tmp_path: Path, capsys: Capture) -> None:
+    words = ["sld", "correct", str(picture), "--prompt", "anything at all", "--out", str(tmp_path / "out")]
+    with pytest.raises(UserError, match="1 of 1 pictures could not be edited"):
+        run([*words, "--llm", "openai", "--llm_model", "m", "--llm_url", "http://127.0.0.1:9/v1"])
+    assert "cannot be reached" in capsys.readouterr().out
+    report = json.loads((tmp_path / "out/scene/report.json").read_text())
+    assert report["status"] == "failed"
+    result = np.asarray(Image.open(tmp_path / "out/scene/result.png"))
+    assert np.array_equal(result, np.asarray(Image.open(picture)))
+
+
+INI = """[openai]
+organization = "none"
+api_key = 'sk-secret'
+model = "gpt-4"
+[dalle]
+attr_detection_threshold = 0.55
+[SLD]
+default_seed = 7
+prim_detection_threshold = 0.25
+nms_threshold = 0.4
+frozen_step_ratio = 0.4
+SAM_refine_dilate = 5
+num_rounds = 2
+"""
+
+
+def entry(**more: Any) -> dict[str, Any]:
+    return {"input_fname": "scene", "output_dir": "first", "prompt": "a blue square", **more}
+
+
+def test_the_published_demo_files_are_read_and_its_names_written(picture: Path, tmp_path: Path) -> None:
+    (tmp_path / "demo.ini").write_text(INI)
+    parsed = {"objects": [["square", ["blue"]], ["circle", ["red"]]], "bg_prompt": "shapes", "neg_prompt": ""}
+    goal = [["blue square #1", [0.09, 0.56, 0.33, 0.33]]]
+    entries = [
+        entry(llm_parsed_prompt=parsed, llm_layout_suggestions=goal, generator="dalle"),
+        entry(output_dir="second"),
+    ]
+    (tmp_path / "data.json").write_text(json.dumps(entries))
+    out = tmp_path / "results"
+    flags = [f"--json-file={tmp_path / 'data.json'}", f"--input-dir={tmp_path}", f"--output-dir={out}"]
+    run(["sld", "demo", *flags, "--mode", "self_correction", "--config", str(tmp_path / "demo.ini")])
+    for folder in ("first", "second"):
+        names = {file.name for file in (out / folder).iterdir()}
+        assert names == {"initial_image.png", "det_result_obj.png", "intermediate_scene.png", "final_scene.png"}
+        assert objects(out / folder / "final_scene.png") == [("blue", "square")]
+    assert Image.open(out / "first/det_result_obj.png").size == (900, 500)
+
+
+def test_the_published_config_means_what_it_meant(tmp_path: Path) -> None:
+    file = tmp_path / "demo.ini"
+    file.write_text(INI)
+    config = read_config(file)
+    assert (config.seed, config.llm_model, config.key) == (7, "gpt-4", "sk-secret")  # without quotes
+    assert (config.loop.max_rounds, config.loop.strengths, config.engine.margin) == (2, (0.6,), 2)
+    own, other = config.queries("dalle"), config.queries("unknown")
+    assert (own.threshold, own.thresholds, own.nms) == (0.25, (("attribute", 0.55),), 0.4)
+    assert other.thresholds == (("attribute", 0.6),)
+    file.write_text(INI + "bg_seed = 42\n")
+    assert "bg_seed has no effect" in read_config(file).warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("[SLD]\nseed = 3\n", "no key 'seed'"),
+        ("[SLD]\ndefault_seed = x\n", "must be a number"),
+        ("seed = 3", "no .ini file"),
+    ],
+)
+def test_wrong_configs_are_one_sentence(content: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "demo.ini").write_text(content)
+    with pytest.raises(UserError, match=why):
+        read_config(tmp_path / "demo.ini")
+
+
+@pytest.mark.parametrize(
+    ("item", "why"),
+    [
+        (entry(colour="red"), "unknown key 'colour'"),
+        (entry(prompt=3), "'prompt' must be a text"),
+        (entry(output_dir="../x"), "must stay inside"),
+        (entry(llm_layout_suggestions=[["cat", [0, 0, 9]]]), "four numbers"),
+        (entry(llm_parsed_prompt={"objects": "cat"}), "must be a list"),
+        ("scene", "must be an object"),
+    ],
+)
+def test_wrong_entries_are_one_sentence_that_names_them(item: Any, why: str, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text(json.dumps([entry(), item]))
+    with pytest.raises(UserError, match=f"entry 1.*{why}"):
+        read_entries(tmp_path / "data.json")
+
+
+def test_sld_follows_any_sampling_method_by_name() -> None:
+    sld, after = parse_methods(["sld", "corrected+sld"], 25)
+    assert isinstance(sld, SLDConfig) and isinstance(after, SLDConfig)
+    assert (sld.name, sld.base.name, after.name) == ("sld", "base", "corrected-sld")
+    assert after.base.correction.on
+    with pytest.raises(UserError, match="can only follow"):
+        parse_methods(["sld+sld"], 25)
