@@ -10,7 +10,8 @@ from dpt.embedded import CHECKOUT, EMBEDDED_CKPT, EMBEDDED_CONTROL, embedded_def
 from dpt.errors import UserError, fail
 from dpt.methods.base import MethodConfig
 from dpt.methods.diffusion import BASE, DiffusionConfig
-from dpt.methods.sld.method import SUFFIX, SLDConfig
+from dpt.methods.sld.method import ORACLE, SUFFIX, SLDConfig
+from dpt.methods.sld.settings import LoopSettings
 from dpt.sampling.options import PUBLISHED_TARGET, Correction, Interval, recommended_correction
 
 __all__ = ["BASE", "KEYS", "known_methods", "parse_method", "parse_methods"]
@@ -77,14 +78,32 @@ def parse_method(text: str) -> DiffusionConfig:
     )
 
 
+SLD_KEYS: Mapping[str, Callable[[str], Any]] = {"masks": str, "rounds": int, "strength": float, "policy": str}
+"""Options after METHOD+sld=DETECTOR, as in base+sld=owlv2,masks=ellipse."""
+
+
 def _method(text: str, known: Mapping[str, MethodConfig]) -> MethodConfig:
-    """A known name, NAME=PATH, or either with "+sld" for SLD after it."""
-    if not text.endswith(SUFFIX):
+    """A known name, NAME=PATH, or either with "+sld" or "+sld=DETECTOR,..." for SLD after it."""
+    first, has_sld, rest = text.partition(SUFFIX)
+    if not has_sld or (rest and not rest.startswith("=")):
         return known.get(text) or parse_method(text)
-    base = _method(text.removesuffix(SUFFIX), known)
-    if not isinstance(base, DiffusionConfig):
+    base = _method(first, known)
+    if not isinstance(base, DiffusionConfig) or SUFFIX in rest:
         raise UserError(f"{text}: SLD can only follow a method that samples pictures, not {base.name}")
-    return SLDConfig(f"{base.name}-sld", base)
+    detector, *pairs = rest.removeprefix("=").split(",")
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        try:
+            options[key] = SLD_KEYS[key](value)
+        except KeyError:
+            raise UserError(f"{text}: SLD has no option {pair!r}; its options are {', '.join(SLD_KEYS)}") from None
+        except ValueError:
+            raise UserError(f"{text}: invalid value {pair}") from None
+    loop = LoopSettings(options.pop("rounds", LoopSettings.max_rounds), policy=options.pop("policy", "route"))
+    if detector not in ("", ORACLE):
+        options.setdefault("masks", "ellipse")
+    return SLDConfig(f"{base.name}-sld", base, detector or ORACLE, loop=loop, **options)
 
 
 def parse_methods(texts: Sequence[str], num_timesteps: int) -> list[MethodConfig]:

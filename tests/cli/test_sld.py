@@ -222,3 +222,28 @@ def test_sld_follows_any_sampling_method_by_name() -> None:
     assert after.base.correction.on
     with pytest.raises(UserError, match="can only follow"):
         parse_methods(["sld+sld"], 25)
+    (owl,) = parse_methods(["base+sld=owlv2,rounds=1,policy=edit"], 25)
+    assert isinstance(owl, SLDConfig)
+    assert (owl.detector, owl.masks, owl.loop.max_rounds, owl.loop.policy) == ("owlv2", "ellipse", 1, "edit")
+    for text, why in (
+        ("base+sld=x,size=3", "no option"),
+        ("base+sld=x,rounds=a", "invalid"),
+        ("base+sld=x,policy=a", "policy"),
+    ):
+        with pytest.raises(UserError, match=why):
+            parse_methods([text], 25)
+
+
+@pytest.mark.slow
+def test_edits_are_counted_by_kind_and_finished_ones_are_kept(tmp_path: Path, capsys: Capture) -> None:
+    words = ["sld", "bench", "--num", "1", "--max_rounds", "0", "--out", str(tmp_path)]
+    run(words)
+    lines = (tmp_path / "edits.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["kind"] for row in rows] == ["remove", "add", "move", "swap", "replace", "resize", "recolour"]
+    assert not any(row["passed"] for row in rows)  # without a round nothing is edited
+    assert "all          0 of 7" in capsys.readouterr().out
+    (tmp_path / "edits.jsonl").write_text("\n".join([*lines[:-1], lines[-1][:20]]))
+    run(words)
+    again = (tmp_path / "edits.jsonl").read_text().splitlines()
+    assert again == lines

@@ -11,6 +11,7 @@ import tyro
 
 from dpt.cli.sld.options import SLDModelOptions
 from dpt.errors import fail
+from dpt.files import atomic_file
 from dpt.methods.sld.settings import EngineSettings, LoopSettings
 
 MOST = 10_000
@@ -46,6 +47,8 @@ def bench(options: EditBenchOptions) -> None:
     file = options.out / "edits.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     rows = _rows(file)
+    with atomic_file(file) as work:  # without a last line that a kill cut off
+        work.write_text("".join(f"{json.dumps(row)}\n" for row in rows.values()), encoding="utf-8")
     cases = [case for kind in KINDS for case in edit_cases(kind, options.num, options.model.seed)]
     cases.sort(key=lambda case: case.number)  # an interrupted run has seen every kind
     for case in tqdm(cases, desc="edits", unit="picture"):
@@ -93,6 +96,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         right = sum(bool(row["passed"]) for row in own)
         low, high = wilson(right, len(own))
         calls = sum(row["calls"] for row in own) / len(own)
-        lines.append(f"{kind:<9} {right:>4} of {len(own):<4} {100 * right / len(own):5.1f} % "
-                     f"({100 * low:.1f} to {100 * high:.1f}), {calls:.0f} network calls each")
+        lines.append(
+            f"{kind:<9} {right:>4} of {len(own):<4} {100 * right / len(own):5.1f} % "
+            f"({100 * low:.1f} to {100 * high:.1f}), {calls:.0f} network calls each"
+        )
     return "\n".join(lines)

@@ -21,6 +21,8 @@ class LoopSettings:
     def __post_init__(self) -> None:
         if self.max_rounds < 0:
             raise UserError(f"the number of rounds must be at least 0, not {self.max_rounds}")
+        if self.policy not in ("route", "edit", "redraw"):
+            raise UserError(f"the policy is route, edit or redraw, not {self.policy!r}")
         if not self.strengths or not all(0 < s <= 1 for s in self.strengths):
             raise UserError(f"strengths lie between 0 and 1; these are {self.strengths}")
 
