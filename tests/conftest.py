@@ -1,4 +1,4 @@
-"""What every test needs: one thread, no network, tiny models on disk."""
+"""Settings of every test: one thread, no network, tiny models on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small folder of preference data: pictures whose hidden quality is their brightness, chosen with noise."""
+"""A small folder of preference data: images whose hidden quality is their brightness, chosen with noise."""
 
 from __future__ import annotations
 

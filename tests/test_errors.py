@@ -26,25 +26,25 @@ ROOT = Path(__file__).parents[1]
         ("turned \u202e round", "turned \\u202e round"),
     ],
 )
-def test_quoted_text_cannot_steer_the_terminal(message: str, shown: str) -> None:
+def test_control_characters_are_escaped_in_messages(message: str, shown: str) -> None:
     assert str(UserError(message)) == shown
     assert str(DataError(message)) == shown
 
 
-def test_a_very_long_message_keeps_its_beginning_and_its_end() -> None:
+def test_long_message_keeps_its_beginning_and_end() -> None:
     sentence = str(UserError(f"the name {'a' * 10**6} is too long"))
     assert len(sentence) == LONGEST
     assert len(str(UserError("\udcff" * 10**6))) == LONGEST
     assert sentence.startswith("the name aaa") and sentence.endswith("aaa is too long") and " … " in sentence
 
 
-def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unreadable_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command((tmp_path / ("a" * 300)).read_text) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ") and message.endswith(": File name too long\n") and message.count("\n") == 1
 
 
-def test_bugs_stay_tracebacks() -> None:
+def test_programming_errors_keep_their_traceback() -> None:
     def broken() -> None:
         raise OSError("a bug of ours")
 
@@ -57,9 +57,7 @@ def test_bugs_stay_tracebacks() -> None:
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left on device"), RuntimeError("I/O error: No space left on device (os error 28)")]
 )
-def test_a_full_disk_is_one_sentence_whichever_library_meets_it(
-    error: Exception, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_full_disk_is_one_sentence_from_any_library(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     def full() -> None:
         try:
             raise error
@@ -79,7 +77,7 @@ def run(words: Sequence[str], stdout: int) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def test_a_standard_output_that_cannot_be_written_is_one_sentence() -> None:
+def test_unwritable_stdout_is_one_sentence() -> None:
     full = os.open("/dev/full", os.O_WRONLY)
     code, message = run(["--help"], full)
     os.close(full)

@@ -1,4 +1,4 @@
-"""Files and folders appear complete or not at all, and what a kill leaves behind goes at the next start."""
+"""Files and folders appear complete or not at all, and leftovers of a kill are removed on the next start."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def listing(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def test_the_folder_appears_only_when_it_is_complete(tmp_path: Path) -> None:
+def test_folder_appears_only_when_complete(tmp_path: Path) -> None:
     final = tmp_path / "a" / "b"
     with atomic_folder(final) as work:
         (work / "file").write_text("content")
@@ -31,21 +31,21 @@ def test_the_folder_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     assert listing(tmp_path) == ["a", "a/b", "a/b/file"]
 
 
-def test_an_empty_folder_may_be_there(tmp_path: Path) -> None:
+def test_existing_empty_folder_is_allowed(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with atomic_folder(tmp_path / "out") as work:
         (work / "file").touch()
     assert listing(tmp_path) == ["out", "out/file"]
 
 
-def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
+def test_failure_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "a" / "b") as work:
         (work / "file").touch()
         raise KeyboardInterrupt
     assert listing(tmp_path) == []
 
 
-def test_existing_content_is_refused_and_untouched(tmp_path: Path) -> None:
+def test_existing_content_is_refused_and_unchanged(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for taken in (tmp_path, tmp_path / "file"):
         with pytest.raises(UserError, match="already"), atomic_folder(taken):
@@ -66,7 +66,7 @@ def test_an_error_while_writing_is_a_user_error(tmp_path: Path) -> None:
     assert listing(tmp_path) == []
 
 
-def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
+def test_file_appears_only_when_complete(tmp_path: Path) -> None:
     final = tmp_path / "file"
     for content in ("one", "two"):
         with atomic_file(final) as work:
@@ -79,7 +79,7 @@ def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     assert listing(tmp_path) == ["file"] and final.read_text() == "two"
 
 
-def test_a_new_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
+def test_new_file_appears_only_when_complete(tmp_path: Path) -> None:
     final = tmp_path / "a" / "file"
     with pytest.raises(KeyboardInterrupt), atomic_new_file(final) as work:
         work.write_text("half")
@@ -92,7 +92,7 @@ def test_a_new_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_a_new_file_replaces_nothing(tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_file_never_replaces_another(tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_links(*_: object) -> None:
         raise OSError(1, "Operation not permitted")
 
@@ -131,7 +131,7 @@ with files.numbered_folder(root, "run") as run, files.atomic_new_file(root / "ne
 """
 
 
-def test_leftovers_of_a_killed_process_go_at_the_next_start_and_those_of_a_running_one_stay(tmp_path: Path) -> None:
+def test_leftovers_of_killed_processes_are_removed_and_those_of_running_ones_kept(tmp_path: Path) -> None:
     (tmp_path / ".run.tmp").write_text("mine")
     (tmp_path / ".new.1234abcd-1.tmp").write_text("of another machine, lately")
     (tmp_path / ".new.1234abcd-2.tmp").write_text("of another machine, long ago")
@@ -165,7 +165,7 @@ def test_numbered_folders_take_the_next_free_name(tmp_path: Path) -> None:
     assert listing(tmp_path) == ["runs", "runs/a-001", "runs/a-002", "runs/a-002/file"]
 
 
-def test_a_checkpoint_may_replace_another(tmp_path: Path) -> None:
+def test_folder_may_replace_another(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").touch()
     with atomic_folder(tmp_path / "out", replace=True) as work:
@@ -178,7 +178,7 @@ def try_lock(file: Path, seconds: float = 0.0) -> None:
         time.sleep(seconds)
 
 
-def test_a_lock_is_one_processs_and_no_workers(tmp_path: Path) -> None:
+def test_lock_is_exclusive_and_not_inherited_by_workers(tmp_path: Path) -> None:
     file, fork = tmp_path / "lock", get_context("fork")
     with exclusive_lock(file, "locked"):
         other = fork.Process(target=try_lock, args=(file,))
@@ -195,6 +195,6 @@ def test_a_lock_is_one_processs_and_no_workers(tmp_path: Path) -> None:
     assert later.exitcode == 0, "a worker that lives on does not keep the lock"
 
 
-def test_sha256_is_of_the_bytes(tmp_path: Path) -> None:
+def test_sha256_hashes_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"content")
     assert sha256(tmp_path / "file") == hashlib.sha256(b"content").hexdigest()

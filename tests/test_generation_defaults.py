@@ -1,4 +1,4 @@
-"""Guidance scale, negative prompt and correction come from the model and the checkpoint, everywhere the same."""
+"""Every command takes guidance scale, negative prompt and correction from the model and the checkpoint."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def put(folder: Path, **entries: Any) -> Path:
     return folder
 
 
-def test_the_checkpoints_entries_win_over_the_models(tmp_path: Path) -> None:
+def test_checkpoint_entries_override_the_models(tmp_path: Path) -> None:
     model = put(tmp_path / "model", guidance_scale=3, negative_prompt="blurry")
     checkpoint = put(tmp_path / "result", guidance_scale=2, correction=CORRECTION)
     (checkpoint / "adapter").mkdir()
@@ -56,21 +56,26 @@ def test_the_checkpoints_entries_win_over_the_models(tmp_path: Path) -> None:
         (" " * 200_000, "the limit is"),
     ],
 )
-def test_a_broken_file_is_one_sentence_that_names_it(text: str, sentence: str, tmp_path: Path) -> None:
+def test_broken_file_is_refused_in_one_sentence(text: str, sentence: str, tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_text(text)
     with pytest.raises(UserError, match=sentence) as error:
         generation_defaults(tmp_path)
     assert FILE_NAME in str(error.value)
 
 
-def test_the_shipped_model_and_checkpoints_say_what_was_measured() -> None:
+def test_shipped_defaults_equal_the_measured_values() -> None:
     shipped = embedded_defaults()
     assert shipped.guidance_scale == 3.0
     for folder in ("pocket-dpt", "pocket-stage1"):
         correction = generation_defaults(CHECKOUT / "ckpt" / folder).correction
         assert correction is not None and correction.measured
-        found = recommended_correction(correction, 25)
-        assert (found.factor, found.target, found.norm, found.interval) == (0.1, "fused", "rms", Interval(0, 0.6))
+        recommended = recommended_correction(correction, 25)
+        assert (recommended.factor, recommended.target, recommended.norm, recommended.interval) == (
+            0.1,
+            "fused",
+            "rms",
+            Interval(0, 0.6),
+        )
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +95,10 @@ def test_every_command_samples_with_the_models_guidance_scale(
     scales["txt2img"] = json.loads((folder / "manifest.json").read_text())["settings"]["guidance_scale"]
     bench_options = bench.RunOptions(("base",), pretrained_model_name_or_path=str(model))
     scales["bench"] = bench.with_defaults(bench_options).guidance_scale
-    seen: list[SamplingSettings] = []
-    monkeypatch.setattr("dpt.pocket.measure.measure", lambda *args: seen.append(args[4]))
+    used_settings: list[SamplingSettings] = []
+    monkeypatch.setattr("dpt.pocket.measure.measure", lambda *args: used_settings.append(args[4]))
     pocket.measure(pocket.MeasureOptions(model=model))
-    scales["pocket measure"] = seen[0].guidance_scale
+    scales["pocket measure"] = used_settings[0].guidance_scale
     pipe = DPTPipeline.from_pretrained(model, device="cpu")
     scales["pipeline"] = pipe.defaults.guidance_scale
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -108,7 +113,7 @@ def test_every_command_samples_with_the_models_guidance_scale(
     assert "generation defaults" not in capsys.readouterr().out
 
 
-def test_a_correction_is_on_only_where_the_checkpoint_recommends_one(
+def test_correction_is_on_only_if_the_checkpoint_recommends_it(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from dpt.backbone import open_backbone

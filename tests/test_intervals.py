@@ -22,14 +22,14 @@ def test_wilson_gives_the_published_values(hits: int, total: int, low: float, hi
     assert wilson(hits, total) == pytest.approx((low, high), abs=5e-5)
 
 
-def test_wilson_of_nothing_is_everything_and_impossible_counts_are_refused() -> None:
+def test_wilson_interval_of_zero_trials_is_full_and_invalid_counts_are_refused() -> None:
     assert wilson(0, 0) == (0.0, 1.0)
     for hits, total in ((-1, 3), (4, 3)):
         with pytest.raises(ValueError, match="not a proportion"):
             wilson(hits, total)
 
 
-def test_a_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_bootstrap_interval_has_its_nominal_coverage() -> None:
     rng = np.random.default_rng(1)
     inside = 0
     for _ in range(200):
@@ -39,14 +39,14 @@ def test_a_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 180 <= inside <= 198
 
 
-def test_a_bootstrap_of_nothing_is_refused() -> None:
+def test_bootstrap_of_no_values_is_refused() -> None:
     with pytest.raises(ValueError, match="no values"):
         bootstrap([[], [1.0]])
     with pytest.raises(ValueError, match="no values"):
         bootstrap_ratio([], [])
 
 
-def test_intervals_away_from_the_edges_are_those_of_the_committed_results() -> None:
+def test_intervals_reproduce_the_committed_results() -> None:
     """Resampling prompt by prompt from generator 0: what docs/results was computed with."""
     values = (np.arange(300) % 4 < 3) * 0.5
     counts = np.random.default_rng(0).multinomial(300, np.full(300, 1 / 300), size=10_000)
@@ -56,13 +56,13 @@ def test_intervals_away_from_the_edges_are_those_of_the_committed_results() -> N
 
 
 @pytest.mark.parametrize(("hits", "total"), [(60, 60), (0, 60), (1, 1), (0, 1)])
-def test_all_right_or_all_wrong_has_the_wilson_interval(hits: int, total: int) -> None:
+def test_rates_of_zero_and_one_have_the_wilson_interval(hits: int, total: int) -> None:
     estimate = bootstrap([np.full(total, float(hits > 0))], PROPORTION)
     assert (estimate.low, estimate.high) == pytest.approx(wilson(hits, total), abs=1e-12)
     assert bootstrap([np.ones(60)], PROPORTION).percent == "100.0 (94.0 to 100.0)"
 
 
-def test_equal_values_are_never_certain() -> None:
+def test_equal_values_have_a_positive_interval() -> None:
     half = bootstrap([[0.5]], PROPORTION)
     assert half.low is not None and half.high is not None and half.low < 0.2 and half.high > 0.8
     same = bootstrap([np.zeros(300)], DIFFERENCE)
@@ -83,7 +83,7 @@ def test_large_samples_have_the_interval_of_the_plain_bootstrap() -> None:
         assert (estimate.low, estimate.high) == pytest.approx(tuple(expected), abs=0.06 * width)
 
 
-def test_a_ratio_is_resampled_with_its_whole() -> None:
+def test_ratio_is_resampled_with_its_denominator() -> None:
     estimate = bootstrap_ratio([1, 0, 3], [2, 4, 6])
     assert estimate.value == pytest.approx(1 / 3) and estimate.low is not None and estimate.high is not None
     assert 0 <= estimate.low < 1 / 3 < estimate.high <= 0.5

@@ -1,4 +1,4 @@
-"""The lock is that of the requirements: every pin in it, every package with a hash, none without a reason."""
+"""The lock file agrees with the requirements: all pins, a hash for every package, no surplus packages."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def lock() -> ModuleType:
     return module
 
 
-def test_it_is_in_step_with_what_is_pinned(lock: ModuleType) -> None:
+def test_lock_agrees_with_the_pins(lock: ModuleType) -> None:
     assert lock.out_of_step(ROOT) == []
 
 
-def test_a_pin_that_was_changed_would_be_noticed(lock: ModuleType, tmp_path: Path) -> None:
+def test_changed_pin_is_detected(lock: ModuleType, tmp_path: Path) -> None:
     for file in [*LOCKS, ROOT / "requirements.txt", ROOT / "requirements-dev.txt"]:
         (tmp_path / file.name).write_text(file.read_text())
     (tmp_path / "requirements.txt").write_text((ROOT / "requirements.txt").read_text() + "scipy==0.1\nnothing==1\n")
@@ -46,13 +46,15 @@ def test_every_package_has_its_hashes(file: Path) -> None:
         assert re.fullmatch(r"[a-z0-9-]+==\S+( \\\n    --hash=sha256:[0-9a-f]{64})+", entry), entry
 
 
-def test_every_package_is_needed_by_another_or_asked_for(lock: ModuleType) -> None:
-    """As they are installed here."""
+def test_every_package_is_required(lock: ModuleType) -> None:
+    """Compared with the installed versions."""
     pins = [*lock.pins(ROOT / "requirements.txt"), *lock.pins(ROOT / "requirements-dev.txt")]
     needed = lock.closure(pins)
     locked = lock.locked(LOCKS[0]) | lock.locked(LOCKS[1])
     assert set(locked) == set(needed)
-    assert {name: one.version for name, one in needed.items()} == {n: v.split("+")[0] for n, v in locked.items()}
+    assert {name: package.version for name, package in needed.items()} == {
+        n: v.split("+")[0] for n, v in locked.items()
+    }
 
 
 def test_what_the_code_imports_is_pinned(lock: ModuleType) -> None:
@@ -69,7 +71,7 @@ def imported(file: Path) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            names |= {one.name.split(".")[0] for one in node.names}
+            names |= {alias.name.split(".")[0] for alias in node.names}
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(node.module.split(".")[0])
     return names

@@ -95,7 +95,7 @@ def test_the_new_training_command_runs(copy: Path) -> None:
 
 
 @pytest.mark.nightly
-def test_no_recipe_imports_the_wrong_way(copy: Path) -> None:
+def test_recipes_respect_the_import_order(copy: Path) -> None:
     shutil.copytree(ROOT / "tests", copy / "tests", ignore=shutil.ignore_patterns("__pycache__", "golden*"))
     shutil.copy(ROOT / "pyproject.toml", copy)
     run(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_house.py", "-k", "import or room")

@@ -30,7 +30,7 @@ class Outer:
     steps: list[int] = field(default_factory=list)
 
 
-def test_a_record_survives_json() -> None:
+def test_record_round_trips_through_json() -> None:
     record = Outer("x", Inner((1.0, 2.0)), 3, Path("a/b"), (("p", 0.5),), {"one": Inner((3.0,))}, "b", 3, [1, 2])
     assert from_plain(Outer, to_plain(record), "here") == record
 
@@ -57,7 +57,7 @@ def test_a_record_survives_json() -> None:
         ({"name": "x", "inner": {"rates": [10**400]}}, "rates[0]: expected float, got 1000"),
     ],
 )
-def test_faults_are_named(content: object, message: str) -> None:
+def test_errors_name_the_field(content: object, message: str) -> None:
     with pytest.raises(UserError) as error:
         from_plain(Outer, content, "here")
     assert message in str(error.value)
@@ -72,7 +72,7 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
             read_record(Outer, tmp_path / "cut.json")
 
 
-def test_the_shipped_recipe_is_whole() -> None:
+def test_shipped_recipe_is_valid() -> None:
     recipe = read_recipe()
     assert to_plain(recipe) == json.loads(RECIPE_FILE.read_text()), "every setting stands in the file"
     assert isinstance(recipe, Recipe)

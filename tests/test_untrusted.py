@@ -22,13 +22,13 @@ values: st.SearchStrategy[Any] = st.recursive(
 
 
 @given(values)
-def test_json_is_parsed(value: Any) -> None:
+def test_json_round_trips(value: Any) -> None:
     text = json.dumps(value)
     assert parse_json(text) == value == parse_json(text.encode())
 
 
 @given(st.text() | st.text('[]{}",:\\u0d89eE+-.ntrufalsNIy ') | st.binary())
-def test_any_other_text_is_a_value_error(text: str | bytes) -> None:
+def test_other_text_is_a_value_error(text: str | bytes) -> None:
     try:
         parse_json(text)
     except ValueError as error:
@@ -36,7 +36,7 @@ def test_any_other_text_is_a_value_error(text: str | bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("[" * 100_000, "nested too deep"),
         ('{"a":' * 100_000, "nested too deep"),
@@ -46,8 +46,8 @@ def test_any_other_text_is_a_value_error(text: str | bytes) -> None:
         (b"\xff", "decode"),
     ],
 )
-def test_the_error_says_what_is_wrong(text: str | bytes, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_error_names_the_fault(text: str | bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         parse_json(text)
 
 
@@ -57,7 +57,7 @@ def test_surrogate_pairs_are_characters() -> None:
 
 
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
-    """A pipe would be waited for without end, /dev/zero read until memory is full."""
+    """Reading a pipe would block forever, and /dev/zero would fill the memory."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "device").symlink_to("/dev/zero")
     (tmp_path / "folder").mkdir()

@@ -224,7 +224,7 @@ def test_decode_split_equals_decode_of_its_rows(changes: dict[str, object]) -> N
 
 
 def test_sequence_placement_adds_embeddings_to_the_values() -> None:
-    """Shifting the projected feature by the embeddings is all that the other placement does."""
+    """The placement `sequence` only adds the embeddings to the projected feature."""
     features, t = inputs()
     keys, sequence = small(), small(code_placement="sequence")
     plain = keys.project
@@ -255,7 +255,7 @@ def test_bfloat16_matmuls_are_close_to_float32() -> None:
 
 @pytest.mark.parametrize("training", [False, True])
 def test_attention_is_equal_with_and_without_gradients(training: bool) -> None:
-    """On a CPU the two are computed in different ways."""
+    """On a CPU the two use different kernels."""
     adapter, inputs_ = small(dropout=0.0).train(training), inputs()
     with_gradients = adapter(*inputs_).grounding.logits.detach()
     with torch.no_grad():

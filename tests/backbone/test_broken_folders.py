@@ -1,4 +1,4 @@
-"""A model folder with something wrong is refused in one sentence that names what is wrong."""
+"""A broken model folder is refused in one sentence that names the fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Named features against hooks on the full forward pass, and going on from where a pass stopped."""
+"""Named features against hooks on the full forward pass, and finishing partial forwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers that keep less for the way back compute what diffusers' own do."""
+"""Layers that save less for the backward pass compute the same as diffusers' layers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def unet(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 
 
 def output_and_gradients(unet: Any, side: int = 8) -> dict[str, Tensor]:
-    """What it predicts, and the gradients of that by its input and by whatever of it learns."""
+    """The prediction, and its gradients with respect to the input and the trainable weights."""
     made = torch.Generator().manual_seed(1)
     z = torch.randn(2, 4, side, side, generator=made).to(unet.dtype).requires_grad_()
     states = torch.randn(2, 5, unet.config.cross_attention_dim, generator=made).to(unet.dtype)
@@ -78,7 +78,7 @@ def test_less_than_three_quarters_of_the_memory_is_saved_for_backward(unet: Any)
     assert saved_bytes(unet) < 0.75 * before
 
 
-def test_the_same_with_gradient_checkpointing(unet: Any) -> None:
+def test_outputs_are_equal_with_gradient_checkpointing(unet: Any) -> None:
     filled(unet, LoraConfig(rank=2))
     unet.train()  # without which diffusers computes nothing twice
     before = output_and_gradients(unet)
@@ -87,7 +87,7 @@ def test_the_same_with_gradient_checkpointing(unet: Any) -> None:
     assert_same(before, output_and_gradients(unet))
 
 
-def test_the_same_with_channels_last(unet: Any) -> None:
+def test_outputs_are_equal_with_channels_last(unet: Any) -> None:
     unet.to(memory_format=torch.channels_last)
     before = output_and_gradients(unet)
     use_memory_saving_layers(unet)
@@ -101,7 +101,7 @@ def test_trainable_weights_get_their_gradients(unet: Any) -> None:
     assert_same(before, output_and_gradients(unet))
 
 
-def test_a_partly_trainable_block_gets_its_gradients(unet: Any) -> None:
+def test_partly_trainable_block_gets_its_gradients(unet: Any) -> None:
     block = unet.down_blocks[0].resnets[0]
     block.norm2.requires_grad_(True)
     block.time_emb_proj.requires_grad_(True)
@@ -110,7 +110,7 @@ def test_a_partly_trainable_block_gets_its_gradients(unet: Any) -> None:
     assert_same(before, output_and_gradients(unet))
 
 
-def test_a_lora_in_a_geglu_is_applied(unet: Any) -> None:
+def test_lora_in_a_geglu_is_applied(unet: Any) -> None:
     from peft import LoraConfig as PeftConfig
 
     unet.add_adapter(PeftConfig(r=2, target_modules=["ff.net.0.proj"], init_lora_weights=False))
@@ -119,19 +119,19 @@ def test_a_lora_in_a_geglu_is_applied(unet: Any) -> None:
     assert_same(before, output_and_gradients(unet))
 
 
-def test_a_copy_computes_the_same(unet: Any) -> None:
+def test_deep_copy_computes_the_same(unet: Any) -> None:
     use_memory_saving_layers(unet)
     assert_same(output_and_gradients(unet), output_and_gradients(deepcopy(unet)))
 
 
-def test_names_and_weights_stay_and_it_is_idempotent(unet: Any) -> None:
+def test_replacement_keeps_names_and_weights_and_is_idempotent(unet: Any) -> None:
     before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
     use_memory_saving_layers(unet)
     use_memory_saving_layers(unet)
     assert_same(before, unet.state_dict())
 
 
-def test_unknown_layers_are_left_alone() -> None:
+def test_unknown_layers_are_not_replaced() -> None:
     from diffusers.models.resnet import ResnetBlock2D
 
     shape = {"in_channels": 8, "temb_channels": 8, "groups": 2}
@@ -147,4 +147,4 @@ def test_unknown_layers_are_left_alone() -> None:
         nn.Linear(4, 4),
     ]
     use_memory_saving_layers(nn.ModuleList(others))
-    assert not any(isinstance(one, MemorySavingConv | MemorySavingResnet | MemorySavingGEGLU) for one in others)
+    assert not any(isinstance(layer, MemorySavingConv | MemorySavingResnet | MemorySavingGEGLU) for layer in others)

@@ -28,7 +28,7 @@ def case(request: pytest.FixtureRequest, folders: Path) -> tuple[TinyModel, Back
     return request.param, open_backbone(folders / request.param.name, device="cpu")
 
 
-def test_facts_are_read_from_the_configs(case: tuple[TinyModel, Backbone]) -> None:
+def test_properties_are_read_from_the_configs(case: tuple[TinyModel, Backbone]) -> None:
     model, backbone = case
     factor = 2 ** (len(model.vae_widths) - 1)
     assert backbone.noise.prediction_type == model.prediction_type
@@ -39,14 +39,14 @@ def test_facts_are_read_from_the_configs(case: tuple[TinyModel, Backbone]) -> No
     assert backbone.prompt_length == model.prompt_length
 
 
-def test_everything_is_frozen(case: tuple[TinyModel, Backbone]) -> None:
+def test_all_parameters_are_frozen(case: tuple[TinyModel, Backbone]) -> None:
     _, backbone = case
     for part in (backbone.text_encoder, backbone.vae, backbone.unet):
         assert not part.training
         assert not any(weight.requires_grad for weight in part.parameters())
 
 
-def test_text_states_are_those_of_diffusers(case: tuple[TinyModel, Backbone]) -> None:
+def test_text_states_equal_those_of_diffusers(case: tuple[TinyModel, Backbone]) -> None:
     model, backbone = case
     prompts = [PROMPT, "", "a red dragon 7"]
     expected, _ = tiny_models.pipeline(model).encode_prompt(prompts, "cpu", 1, False)
@@ -83,7 +83,7 @@ def test_latents_use_the_configured_scaling(case: tuple[TinyModel, Backbone]) ->
     )
 
 
-def test_a_shift_factor_is_used_both_ways(folders: Path) -> None:
+def test_shift_factor_is_used_in_encode_and_decode(folders: Path) -> None:
     backbone = open_backbone(folders / "pocket", device="cpu")
     images = torch.rand(1, 3, 64, 64) * 2 - 1
     plain = backbone.encode_images(images)
@@ -98,7 +98,7 @@ def test_a_shift_factor_is_used_both_ways(folders: Path) -> None:
     )
 
 
-def test_a_sampled_latent_depends_on_its_own_generator_only(folders: Path) -> None:
+def test_sampled_latent_depends_only_on_its_generator(folders: Path) -> None:
     backbone = open_backbone(folders / "pocket", device="cpu")
     images = torch.rand(2, 3, 64, 64) * 2 - 1
 
@@ -111,13 +111,13 @@ def test_a_sampled_latent_depends_on_its_own_generator_only(folders: Path) -> No
     assert not torch.allclose(both, backbone.encode_images(images), atol=1e-2)
 
 
-def test_noise_and_target_are_those_of_diffusers(case: tuple[TinyModel, Backbone]) -> None:
+def test_noise_and_target_equal_those_of_diffusers(case: tuple[TinyModel, Backbone]) -> None:
     _, backbone = case
-    known = {
+    expected_target = {
         key: backbone.scheduler_config[key]
         for key in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
     }
-    reference = DDPMScheduler(**known)
+    reference = DDPMScheduler(**expected_target)
     latents, noise = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8)
     t = torch.tensor([0, 400, 999])
     torch.testing.assert_close(
@@ -138,7 +138,7 @@ def test_the_prediction_type_can_be_overridden(model: TinyModel, folders: Path) 
         open_backbone(folders / model.name, device="cpu", prediction_type="nonsense")
 
 
-def test_prediction_is_the_unets_and_carries_gradients_to_its_input(
+def test_prediction_equals_the_unets_and_passes_gradients_to_its_input(
     case: tuple[TinyModel, Backbone],
 ) -> None:
     _, backbone = case
@@ -157,7 +157,7 @@ def test_float16_on_a_cpu_warns_and_runs_in_float32(folders: Path) -> None:
     assert backbone.dtype == torch.float32
 
 
-def test_bfloat16_runs_on_cpus_with_instructions_for_it(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_runs_on_cpus_that_support_it(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "cpu_supports_bfloat16", lambda: True)
     backbone = open_backbone(folders / "pocket", device="cpu", dtype="bf16")
     assert backbone.dtype == torch.bfloat16 and backbone.vae.dtype == torch.float32
@@ -175,7 +175,7 @@ def test_half_precision_files_open_as_float32(tmp_path: Path) -> None:
     assert backbone.vae.dtype == backbone.text_encoder.dtype == torch.float32
 
 
-def test_sizes(folders: Path) -> None:
+def test_image_and_latent_sizes(folders: Path) -> None:
     backbone = open_backbone(folders / "pocket", device="cpu")
     assert backbone.latent_size() == (16, 16)
     assert backbone.latent_size(32, None) == (8, 16)
@@ -185,7 +185,7 @@ def test_sizes(folders: Path) -> None:
         backbone.latent_size(0, 32)
 
 
-def test_attention_for_gradients_computes_the_same(tmp_path: Path) -> None:
+def test_gradient_attention_computes_the_same(tmp_path: Path) -> None:
     backbone = open_backbone(tiny_models.save(tiny_models.SD2_BASE, tmp_path), device="cpu")
     z, condition = torch.randn(2, 4, 8, 8), backbone.encode_text(["a red circle", "a star"])
     before = backbone.predict(z, 500, condition)

@@ -19,7 +19,7 @@ OWN_PARTS = re.compile(
 )
 
 
-def test_no_other_room_reaches_behind_the_protocol() -> None:
+def test_no_other_package_uses_network_internals() -> None:
     reaching = [
         f"{file.relative_to(SOURCES)}:{number}: {line.strip()}"
         for file in SOURCES.rglob("*.py")
@@ -40,7 +40,7 @@ def test_the_protocols_are_complete() -> None:
     assert not [name for name in members(Backbone) - unset if not hasattr(UNetBackbone, name)]
 
 
-def test_conditions_are_cut_and_stacked_whole() -> None:
+def test_conditions_are_sliced_and_stacked_completely() -> None:
     first, second = (
         Condition(torch.randn(n, 3, 4), torch.randn(n, 5), torch.randn(n, 6), torch.randn(n, 2)) for n in (1, 2)
     )
@@ -52,7 +52,7 @@ def test_conditions_are_cut_and_stacked_whole() -> None:
     assert Condition.stack([Condition(first.states, first.match)] * 2)[:1].pooled is None
 
 
-def test_levels_run_from_the_picture_to_pure_noise() -> None:
+def test_noise_levels_run_from_image_to_pure_noise() -> None:
     noise = DDPMSchedule({"num_train_timesteps": 1000})
     levels = [noise.level(t) for t in range(1000)]
     assert levels == sorted(levels) and levels[-1] == 1 and 0 < levels[0] <= 0.001

@@ -1,4 +1,4 @@
-"""A transformer with rectified flow works through the protocol alone: nothing else knows that it is no UNet."""
+"""A transformer with rectified flow works through the backbone protocol alone."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def latents() -> Tensor:
     return torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2))
 
 
-def test_a_partial_forward_finishes_to_the_prediction(backbone: Any) -> None:
+def test_partial_forward_finishes_to_the_prediction(backbone: Any) -> None:
     condition = backbone.encode_text(["a cat", "a dog"])
     features, partial = backbone.features(latents(), T, condition, "block1")
     assert features.shape == (2, 16, *backbone.feature_grid("block1"))
@@ -52,7 +52,7 @@ def test_a_partial_forward_finishes_to_the_prediction(backbone: Any) -> None:
     assert (other - backbone.predict(latents(), T, condition)).abs().max() > 1e-4, "pooled is part of the condition"
 
 
-def test_the_adapter_scores_it_and_gives_a_gradient(backbone: Any, adapter: Adapter) -> None:
+def test_adapter_score_has_a_gradient(backbone: Any, adapter: Adapter) -> None:
     condition, scorer = backbone.encode_text(["a cat", "a dog"]), Scorer(backbone, adapter)
     z = latents().requires_grad_()
     vectors = adapter.match(backbone.features(z, T, condition, "block1")[0], T)
@@ -62,7 +62,7 @@ def test_the_adapter_scores_it_and_gives_a_gradient(backbone: Any, adapter: Adap
 
 
 @pytest.mark.parametrize("target", ["state", "input", "fused"])
-def test_guidance_and_correction_condition_on_everything(target: str, backbone: Any, adapter: Adapter) -> None:
+def test_guidance_and_correction_use_the_whole_condition(target: str, backbone: Any, adapter: Adapter) -> None:
     condition, negative = backbone.encode_text(["a cat"]), backbone.encode_text([""])
     z, t = latents()[:1], torch.tensor(700)
     plain = classifier_free(backbone.predict, condition, negative, 3.0)(z, t)
@@ -73,7 +73,7 @@ def test_guidance_and_correction_condition_on_everything(target: str, backbone: 
     torch.testing.assert_close(denoiser(z, t), plain, rtol=1e-4, atol=1e-5)  # no step is due outside the loop
 
 
-def test_a_lora_learns_by_its_denoising_loss(backbone: Any) -> None:
+def test_lora_learns_by_the_denoising_loss(backbone: Any) -> None:
     condition, noise = backbone.encode_text(["a cat", "a dog"]), torch.randn(2, 4, 8, 8)
     z_t, target = backbone.noise.add_noise(latents(), noise, T), backbone.noise.target(latents(), noise, T)
     torch.testing.assert_close(backbone.noise.x0(z_t, target, T), latents(), rtol=0, atol=1e-5)

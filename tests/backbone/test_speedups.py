@@ -1,4 +1,4 @@
-"""Speed-ups do what they say and change numbers by rounding only."""
+"""Speed-ups are applied and change results by rounding only."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def backbone(tmp_path: Path) -> Backbone:
     return open_backbone(tiny_models.save(tiny_models.SD1, tmp_path), device="cpu")
 
 
-def seen(backbone: Backbone) -> tuple[Tensor, Tensor, Tensor]:
-    """A prediction, a feature and its gradient by the latents."""
+def prediction_feature_and_gradient(backbone: Backbone) -> tuple[Tensor, Tensor, Tensor]:
+    """A prediction, a feature, and the feature's gradient with respect to the latents."""
     z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
     text = backbone.encode_text([tiny_models.PROMPT] * 2)
     feature, _ = backbone.features(z, torch.tensor([100, 700]), text, "up1")
@@ -36,49 +36,47 @@ def seen(backbone: Backbone) -> tuple[Tensor, Tensor, Tensor]:
     return backbone.predict(z, 500, text).detach(), feature.detach(), gradient
 
 
-def test_no_speedup_changes_nothing(backbone: Backbone) -> None:
+def test_default_speedups_change_nothing(backbone: Backbone) -> None:
     assert apply_speedups(backbone) == [] and compiled_blocks(backbone.unet) == 0
 
 
-def test_channels_last_changes_layout_not_numbers(backbone: Backbone) -> None:
-    before = seen(backbone)
+def test_channels_last_changes_only_the_layout(backbone: Backbone) -> None:
+    before = prediction_feature_and_gradient(backbone)
     (sentence,) = apply_speedups(backbone, channels_last=True)
     assert sentence.startswith("channels_last: ")
     for part in (backbone.unet, backbone.vae):
         wide = [p for p in part.parameters() if p.ndim == 4 and 1 not in p.shape[1:]]
         assert wide and all(p.is_contiguous(memory_format=torch.channels_last) for p in wide)
-    for first, second in zip(before, seen(backbone), strict=True):
+    for first, second in zip(before, prediction_feature_and_gradient(backbone), strict=True):
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
 
 
-def test_compiled_blocks_compute_the_same_with_a_lora_in_them(
-    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiled_blocks_with_a_lora_compute_the_same(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     compile_blocks = partial(backbone.unet.compile_repeated_blocks, backend=BACKEND)
     monkeypatch.setattr(backbone.unet, "compile_repeated_blocks", compile_blocks)
     monkeypatch.setattr(shutil, "which", lambda _: "a compiler")
     lora = filled(backbone, LoraConfig(rank=2))
     backbone.prepare_for_gradients()
-    before = seen(backbone)
+    before = prediction_feature_and_gradient(backbone)
     with lora.disabled():
-        bare = seen(backbone)
+        bare = prediction_feature_and_gradient(backbone)
     (sentence,) = apply_speedups(backbone, compiled=True)
     blocks = sum(type(module).__name__ == "BasicTransformerBlock" for module in backbone.unet.modules())
     assert compiled_blocks(backbone.unet) == blocks and f"compile: {blocks} blocks" in sentence
-    for first, second in zip(before, seen(backbone), strict=True):
+    for first, second in zip(before, prediction_feature_and_gradient(backbone), strict=True):
         torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-5)
     assert not torch.allclose(before[0], bare[0], rtol=1e-3), "the LoRA does something"
     with lora.disabled():
-        for first, second in zip(bare, seen(backbone), strict=True):
+        for first, second in zip(bare, prediction_feature_and_gradient(backbone), strict=True):
             torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-5)
 
 
-def test_impossible_speedups_are_one_sentence(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_speedups_are_refused_in_one_sentence(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(UserError, match=r"--compile needs a C\+\+ compiler"):
         apply_speedups(backbone, compiled=True)
 
 
-def test_tf32_is_for_gpus(backbone: Backbone) -> None:
+def test_tf32_needs_a_gpu(backbone: Backbone) -> None:
     with pytest.warns(UserWarning, match="a CPU does not round"):
         assert apply_speedups(backbone, tf32=True) == []

@@ -46,7 +46,7 @@ def noise(rows: int = 2, height: int = SIZE, width: int = SIZE) -> Tensor:
     return torch.randn(rows, 4, height, width, generator=torch.Generator().manual_seed(1))
 
 
-def test_it_draws_the_stock_pipelines_images(folder: Path, backbone: Any) -> None:
+def test_images_equal_those_of_the_stock_pipeline(folder: Path, backbone: Any) -> None:
     missing = {} if "text_encoder_3" in backbone.encoders else {"text_encoder_3": None, "tokenizer_3": None}
     stock = StableDiffusion3Pipeline.from_pretrained(folder, **missing)
     stock.set_progress_bar_config(disable=True)
@@ -60,17 +60,17 @@ def test_it_draws_the_stock_pipelines_images(folder: Path, backbone: Any) -> Non
     assert (other - expected).abs().max() > 1e-5, "the negative prompt counts"
 
 
-def test_a_partial_forward_is_the_whole_one(backbone: Any) -> None:
+def test_partial_forward_equals_the_full_forward(backbone: Any) -> None:
     condition, z, t = backbone.encode_text(PROMPTS), noise(), torch.tensor([700.0, 300.0])
-    whole, kept = backbone.predict(z, t, condition), []
+    whole, finished = backbone.predict(z, t, condition), []
     hooks = [
-        block.register_forward_hook(lambda _, __, output: kept.append(output[1]))
+        block.register_forward_hook(lambda _, __, output: finished.append(output[1]))
         for block in backbone.network.transformer_blocks
     ]
     backbone.predict(z, t, condition)
     for hook in hooks:
         hook.remove()
-    for i, tokens in enumerate(kept):
+    for i, tokens in enumerate(finished):
         feature, partial = backbone.features(z, t, condition, f"block{i}")
         expected = normalise_tokens(tokens).transpose(1, 2).unflatten(2, (SIZE // 2, SIZE // 2))
         assert torch.equal(feature, expected)
@@ -162,7 +162,7 @@ def test_training_timesteps_are_logit_normal_and_shifted() -> None:
         torch.testing.assert_close(t.logit() - plain.logit(), torch.full_like(t, mu), rtol=0, atol=1e-3)
 
 
-def test_every_scheduler_follows_a_straight_line_to_its_end(backbone: Any) -> None:
+def test_every_scheduler_integrates_a_straight_path_exactly(backbone: Any) -> None:
     start, end = noise(), torch.ones(2, 4, SIZE, SIZE)
     for name in FLOW_SCHEDULERS:
         scheduler = make_scheduler(name, backbone.scheduler_config)
@@ -174,8 +174,8 @@ def test_every_scheduler_follows_a_straight_line_to_its_end(backbone: Any) -> No
 def test_names_of_other_schedulers_are_refused(backbone: Any) -> None:
     with pytest.raises(UserError, match="'pndm' is not for flow matching models; choose own, ddim, dpm"):
         make_scheduler("pndm", backbone.scheduler_config)
-    own = make_scheduler("own", backbone.scheduler_config)
-    assert isinstance(own, FlowMatchEulerDiscreteScheduler) and own.shift == 3
+    scheduler = make_scheduler("own", backbone.scheduler_config)
+    assert isinstance(scheduler, FlowMatchEulerDiscreteScheduler) and scheduler.shift == 3
     assert set_steps(make_scheduler("heun", backbone.scheduler_config), 4) == 7
 
 
@@ -225,7 +225,9 @@ def test_folders_that_cannot_be_opened_are_named(folder: Path, tmp_path: Path) -
         open_backbone(half)
 
 
-def test_a_copy_is_the_same_model_and_another_text_encoder_is_not(folder: Path, backbone: Any, tmp_path: Path) -> None:
+def test_copy_has_the_same_identity_and_another_text_encoder_changes_it(
+    folder: Path, backbone: Any, tmp_path: Path
+) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     edit(copy / "scheduler/scheduler_config.json", _diffusers_version="0.1.0")
     assert open_backbone(copy).model_hash == backbone.model_hash

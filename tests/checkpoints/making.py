@@ -56,7 +56,7 @@ def tiny_adapter(backbone: Backbone, feature: str = "up1", **changes: Any) -> Ad
 
 
 def tiny_result(backbone: Backbone, folder: Path, config: LoraConfig = SCALED) -> Path:
-    """As training leaves it: `adapter/` and `lora/`."""
+    """A training result: `adapter/` and `lora/`."""
     about = {"base": "tiny", "base_hash": backbone.model_hash, "prediction_type": backbone.noise.prediction_type}
     save_adapter(tiny_adapter(backbone), folder / "adapter", **about)
     lora = filled(backbone, config)

@@ -37,7 +37,7 @@ def info(capsys: pytest.CaptureFixture[str]) -> Any:
     return run_info
 
 
-def test_a_result_with_adapter_and_lora(backbone: Backbone, result: Path, info: Any) -> None:
+def test_info_describes_adapter_and_lora(backbone: Backbone, result: Path, info: Any) -> None:
     text, values = info(result)
     adapter, lora = values["adapter"], values["lora"]
     assert adapter["unet_feature"] == "up1" and adapter["queries"] == {"matching": 10, "grounding": 5}
@@ -47,36 +47,39 @@ def test_a_result_with_adapter_and_lora(backbone: Backbone, result: Path, info: 
     for part in (adapter, lora):
         about = (part["base"], part["base_hash"], part["prediction_type"])
         assert about == ("tiny", backbone.model_hash, "v_prediction")
-    files = {Path(one["file"]).name: one for one in values["files"]}
+    files = {Path(file_entry["file"]).name: file_entry for file_entry in values["files"]}
     assert set(files) == {"adapter.safetensors", "lora.safetensors"}
-    for one in files.values():
-        assert one["bytes"] == Path(one["file"]).stat().st_size and one["checksum"] == "verified (SHA-256)"
+    for file_entry in files.values():
+        assert (
+            file_entry["bytes"] == Path(file_entry["file"]).stat().st_size
+            and file_entry["checksum"] == "verified (SHA-256)"
+        )
     for line in ("alpha            2\n", "queries            10 matching, 5 grounding\n", backbone.model_hash):
         assert line in text
 
 
-def test_the_published_file(tmp_path: Path, info: Any) -> None:
+def test_info_describes_the_published_file(tmp_path: Path, info: Any) -> None:
     text, values = info(write(tmp_path, published_adapter() | published_lora()).parent)
     assert values["format"] == "published"
     assert (values["adapter"]["tensors"], values["adapter"]["values"]) == (56, 4_369_029)
     assert (values["lora"]["tensors"], values["lora"]["values"]) == (256, 829_952)
     assert (values["lora"]["rank"], values["lora"]["alpha"], values["lora"]["blocks"]) == (4, 4, ["all"])
     assert values["adapter"]["base"] is None
-    assert [one["checksum"] for one in values["files"]] == ["verified (CRC-32)"]
+    assert [file_entry["checksum"] for file_entry in values["files"]] == ["verified (CRC-32)"]
     assert "up1 (assumed: the file does not say)" in text and "not recorded" in text and "4,369,029" in text
 
 
 @pytest.mark.parametrize("form", ["kohya", "diffusers"])
-def test_a_lora_file(result: Path, tmp_path: Path, info: Any, form: str) -> None:
+def test_info_describes_lora_files(result: Path, tmp_path: Path, info: Any, form: str) -> None:
     out = tmp_path / ("lora.safetensors" if form == "kohya" else "folder")
     run(["export", str(result), "--format", form, "--out", str(out)])
     _, values = info(out)
     assert "adapter" not in values and values["format"] == form
     assert (values["lora"]["rank"], values["lora"]["alpha"], values["lora"]["base"]) == (3, 2.0, "tiny")
-    assert [one["checksum"] for one in values["files"]] == ["verified (SHA-256)"]
+    assert [file_entry["checksum"] for file_entry in values["files"]] == ["verified (SHA-256)"]
 
 
-def test_a_model(backbone: Backbone, info: Any) -> None:
+def test_info_describes_a_model(backbone: Backbone, info: Any) -> None:
     text, values = info(backbone.folder.path)
     assert values["model"]["hash"] == backbone.model_hash and values["model"]["prediction_type"] == "v_prediction"
     assert values["model"]["unet_features"] == ["bottom0", "bottom1", "bottom2", "mid", "up0", "up1", "up2"]

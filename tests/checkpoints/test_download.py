@@ -28,7 +28,7 @@ FILE = "/leigangqu/DPT-T2I/resolve/main/pytorch_model.bin"
 
 @dataclass
 class Hub:
-    """One file, as a hub hands it out."""
+    """A local hub that serves one file."""
 
     endpoint: str = ""
     sends: int = len(CONTENT)
@@ -96,7 +96,7 @@ def listing(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def test_the_file_is_fetched_once(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_file_is_downloaded_once(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--size", str(len(CONTENT)), "--sha256", SHA256.upper()]
     fetch(hub, tmp_path / "ckpt" / "dpt-v2.1", *words)
     assert listing(tmp_path) == ["ckpt", "ckpt/dpt-v2.1", "ckpt/dpt-v2.1/pytorch_model.bin"]
@@ -115,7 +115,7 @@ def test_other_files_beside_it_are_left_alone(hub: Hub, tmp_path: Path) -> None:
     assert listing(tmp_path) == ["README.md", "pytorch_model.bin"]
 
 
-def test_another_endpoint_is_not_sent_the_token(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_is_not_sent_to_another_endpoint(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     fetch(hub, tmp_path)
     assert hub.tokens and set(hub.tokens) == {None}
@@ -129,9 +129,7 @@ def test_another_endpoint_is_not_sent_the_token(hub: Hub, tmp_path: Path, monkey
     ],
     ids=["size", "sha256"],
 )
-def test_a_file_that_is_not_the_expected_one_is_not_kept(
-    hub: Hub, tmp_path: Path, words: list[str], message: str
-) -> None:
+def test_file_with_wrong_size_or_hash_is_not_kept(hub: Hub, tmp_path: Path, words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         fetch(hub, tmp_path / "new", *words)
     assert listing(tmp_path) == []
@@ -141,7 +139,7 @@ def test_a_file_that_is_not_the_expected_one_is_not_kept(
     assert (tmp_path / "pytorch_model.bin").read_bytes() == CONTENT
 
 
-def test_a_broken_connection_leaves_nothing(hub: Hub, tmp_path: Path) -> None:
+def test_broken_connection_leaves_no_file(hub: Hub, tmp_path: Path) -> None:
     hub.sends = 1000
     with pytest.raises(UserError, match=r"the download broke off .*; try again, or .* put it at .*new/pytorch_model.b"):
         fetch(hub, tmp_path / "new")
@@ -161,7 +159,7 @@ def test_a_broken_connection_leaves_nothing(hub: Hub, tmp_path: Path) -> None:
     ],
     ids=lambda value: f"{value[0]} {value[1]}" if isinstance(value, tuple) else "",
 )
-def test_each_refusal_of_the_hub_has_its_next_step(
+def test_hub_errors_name_the_next_step(
     hub: Hub, tmp_path: Path, fault: tuple[int, str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between its retries
@@ -171,7 +169,7 @@ def test_each_refusal_of_the_hub_has_its_next_step(
     assert "\n" not in str(caught.value) and listing(tmp_path) == []
 
 
-def test_a_hub_that_cannot_be_reached(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub_is_a_user_error(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     hub.endpoint = "http://127.0.0.1:9"
     with pytest.raises(
@@ -181,7 +179,7 @@ def test_a_hub_that_cannot_be_reached(hub: Hub, tmp_path: Path, monkeypatch: pyt
     assert listing(tmp_path) == []
 
 
-def test_a_hub_that_drips_headers_is_not_waited_for_for_ever(hub: Hub, tmp_path: Path) -> None:
+def test_slow_headers_hit_the_timeout(hub: Hub, tmp_path: Path) -> None:
     hub.drips = True
     began = time.monotonic()
     with pytest.raises(UserError, match="the hub sent nothing for 1 seconds; try again later"):
@@ -189,7 +187,7 @@ def test_a_hub_that_drips_headers_is_not_waited_for_for_ever(hub: Hub, tmp_path:
     assert time.monotonic() - began < 30 and listing(tmp_path) == []
 
 
-def test_wrong_options_are_one_sentence(tmp_path: Path) -> None:
+def test_invalid_options_are_refused_in_one_sentence(tmp_path: Path) -> None:
     for words, message in (
         (["--sha256", "abc"], "--sha256 takes 64 hexadecimal digits, not 'abc'"),
         (["--repo", ""], "--repo is empty"),
@@ -202,7 +200,7 @@ def test_wrong_options_are_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reachable", [True, False], ids=["a hub named by the environment", "no network"])
-def test_as_a_command_of_its_own(hub: Hub, tmp_path: Path, reachable: bool) -> None:
+def test_download_as_a_command(hub: Hub, tmp_path: Path, reachable: bool) -> None:
     settings = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home")}
     if not reachable:
         settings["HF_HUB_OFFLINE"] = "1"

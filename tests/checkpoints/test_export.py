@@ -1,4 +1,4 @@
-"""Exports hold the same weights for every program that reads them."""
+"""Exports give every program the same weights."""
 
 from __future__ import annotations
 
@@ -98,20 +98,20 @@ def test_stock_diffusers_merges_the_published_layout(
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_we_merge_the_same_weights(backbone: Backbone, result: Path, form: str, tmp_path: Path) -> None:
+def test_dpt_merges_the_same_weights(backbone: Backbone, result: Path, form: str, tmp_path: Path) -> None:
     expected = merged_by_hand(open_checkpoint(result), backbone.unet)
-    kept = {place: backbone.unet.get_submodule(place).weight.clone() for place in expected}
+    original_weights = {place: backbone.unet.get_submodule(place).weight.clone() for place in expected}
     lora = open_checkpoint(exported(result, form, tmp_path)).attach(backbone)
     assert lora
     lora.merge()
-    found = largest_difference(expected, backbone.unet)
-    for place, weight in kept.items():
+    difference = largest_difference(expected, backbone.unet)
+    for place, weight in original_weights.items():
         backbone.unet.get_submodule(place).weight.data.copy_(weight)
-    assert found <= 1e-6
+    assert difference <= 1e-6
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_what_is_exported_comes_back(result: Path, form: str, tmp_path: Path) -> None:
+def test_exported_lora_is_read_back(result: Path, form: str, tmp_path: Path) -> None:
     before, after = open_checkpoint(result).lora, open_checkpoint(exported(result, form, tmp_path)).lora
     assert before and after and set(before.tensors) == set(after.tensors)
     folded = SCALED.scale if form == "published" else 1
@@ -126,17 +126,17 @@ def test_what_is_exported_comes_back(result: Path, form: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("form", ["diffusers", "kohya"])
-def test_from_format_to_format_nothing_changes(result: Path, form: str, tmp_path: Path) -> None:
+def test_conversion_between_formats_is_lossless(result: Path, form: str, tmp_path: Path) -> None:
     other = "kohya" if form == "diffusers" else "diffusers"
     there = exported(result, form, tmp_path / "there")
     back = exported(exported(there, other, tmp_path / "other"), form, tmp_path / "back")
-    files = [one / "pytorch_lora_weights.safetensors" if one.is_dir() else one for one in (there, back)]
-    for one, two in zip(*map(read_lora_file, files), strict=True):
-        assert one.keys() == two.keys()
-        assert all(torch.equal(v, two[k]) if isinstance(v, Tensor) else v == two[k] for k, v in one.items())
+    files = [path / "pytorch_lora_weights.safetensors" if path.is_dir() else path for path in (there, back)]
+    for path, two in zip(*map(read_lora_file, files), strict=True):
+        assert path.keys() == two.keys()
+        assert all(torch.equal(v, two[k]) if isinstance(v, Tensor) else v == two[k] for k, v in path.items())
 
 
-def test_what_the_formats_say(result: Path, tmp_path: Path) -> None:
+def test_exported_names_and_strength_follow_each_format(result: Path, tmp_path: Path) -> None:
     """Names and strength as the programs that read them look for them."""
     with safe_open(exported(result, "kohya", tmp_path), framework="pt") as file:
         names = set(file.keys())
@@ -153,7 +153,7 @@ def test_what_the_formats_say(result: Path, tmp_path: Path) -> None:
         assert (described["unet.r"], described["unet.lora_alpha"]) == (3, 2)
 
 
-def test_the_published_layout_is_that_of_the_published_code(tmp_path: Path) -> None:
+def test_published_layout_equals_that_of_the_published_code(tmp_path: Path) -> None:
     content = published_adapter() | published_lora()
     back = exported(write(tmp_path / "in", content), "published", tmp_path)
     written = torch.load(back / "pytorch_model.bin", weights_only=True)
@@ -162,14 +162,14 @@ def test_the_published_layout_is_that_of_the_published_code(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("text_width", "second"), [(1024, "True"), (768, "False")])
-def test_a1111_is_told_the_generation(tmp_path: Path, text_width: int, second: str) -> None:
+def test_kohya_file_states_the_base_model_version_for_a1111(tmp_path: Path, text_width: int, second: str) -> None:
     file = exported(write(tmp_path / "in", published_lora(text_width)), "kohya", tmp_path)
     with safe_open(file, framework="pt") as opened:
         assert opened.metadata()["ss_v2"] == second
         assert len(opened.keys()) == 3 * 128
 
 
-def test_notes_name_what_the_format_cannot_carry(
+def test_notes_name_what_the_format_cannot_store(
     backbone: Backbone, result: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     exported(result, "published", tmp_path / "a")
@@ -186,7 +186,7 @@ def test_notes_name_what_the_format_cannot_carry(
     assert "num_queries_matching is 3, not 10" in message
 
 
-def test_only_some_blocks(backbone: Backbone, tmp_path: Path) -> None:
+def test_lora_in_some_blocks_is_exported(backbone: Backbone, tmp_path: Path) -> None:
     config = LoraConfig(rank=2, alpha=6.0, blocks=("down", "mid"))
     part = tiny_result(backbone, tmp_path / "part", config)
     for form in FORMATS:
@@ -204,7 +204,7 @@ def test_nothing_is_overwritten(result: Path, form: str, tmp_path: Path) -> None
     assert out.exists() and {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
-def test_wrong_wishes_are_one_sentence(result: Path, tmp_path: Path) -> None:
+def test_invalid_options_are_refused_in_one_sentence(result: Path, tmp_path: Path) -> None:
     for form, out, message in (
         ("kohya", "folder", "--out must end in .safetensors"),
         ("diffusers", "file.safetensors", "is a folder with pytorch_lora_weights.safetensors in it"),
@@ -219,7 +219,7 @@ def test_wrong_wishes_are_one_sentence(result: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failure_leaves_nothing(result: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_export_leaves_nothing(result: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -243,8 +243,8 @@ def full_disk(folder: Path, result: Path) -> None:
     assert run_command(lambda: save_adapter(Adapter(record.config), folder / "adapter")) == 2
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(result: Path, tmp_path: Path) -> None:
-    """A real one, of 8 KiB: each library that writes reports it in a way of its own."""
+def test_full_disk_is_one_sentence_and_leaves_nothing(result: Path, tmp_path: Path) -> None:
+    """A real disk of 8 KiB, since each library reports the error differently."""
     if not can_mount():
         pytest.skip("needs root or a user namespace to mount a disk")
     code, output = run_in_a_child(lambda: full_disk(tmp_path, result))

@@ -29,7 +29,7 @@ def compressed(file: Path) -> None:
             new.writestr(name, content)
 
 
-def test_a_compressed_checkpoint_is_not_unpacked(tmp_path: Path) -> None:
+def test_compressed_checkpoint_is_not_unpacked(tmp_path: Path) -> None:
     file = write(tmp_path, {"a": torch.zeros(64 * MIB // 4)})
     assert file.stat().st_size > 64 * MIB
     compressed(file)
@@ -50,7 +50,7 @@ def test_a_compressed_checkpoint_is_not_unpacked(tmp_path: Path) -> None:
     ],
     ids=["repeated", "without numbers", "sparse", "quantised", "whole", "complex"],
 )
-def test_tensors_without_all_their_numbers_in_the_file_are_refused(tmp_path: Path, tensor: torch.Tensor) -> None:
+def test_tensors_with_missing_data_are_refused(tmp_path: Path, tensor: torch.Tensor) -> None:
     with pytest.raises(UserError, match="holds more than plain floating-point numbers: a"):
         open_checkpoint(write(tmp_path, {"a": tensor}))
 
@@ -72,7 +72,7 @@ UNFOLDING = b"\x80\x02)" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(60)) +
 
 
 @pytest.mark.parametrize("content", [LONG_NAME, LONG_TEXT, UNFOLDING], ids=["long name", "long text", "unfolding"])
-def test_pickles_that_keep_torch_busy_are_refused_first(tmp_path: Path, content: bytes) -> None:
+def test_expensive_pickles_are_refused_before_loading(tmp_path: Path, content: bytes) -> None:
     """Each would take minutes, or all memory."""
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / FILE_NAME).write_bytes(content)
@@ -98,7 +98,7 @@ def test_names_that_are_not_strings_are_refused(tmp_path: Path, content: dict[An
     ],
     ids=str,
 )  # fmt: skip
-def test_a_record_with_sizes_beyond_its_weights_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_record_with_larger_sizes_than_its_weights_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     file = adapter_record(tmp_path).file
     record = json.loads(file.read_text())
     record["config"] |= change
@@ -107,7 +107,7 @@ def test_a_record_with_sizes_beyond_its_weights_is_refused(tmp_path: Path, chang
         open_checkpoint(tmp_path)
 
 
-def test_the_unchanged_files_open(tmp_path: Path) -> None:
+def test_unmodified_files_open(tmp_path: Path) -> None:
     adapter_record(tmp_path)
     opened = open_checkpoint(tmp_path)
     assert opened.adapter is not None and (tmp_path / "adapter" / RECORD).exists()

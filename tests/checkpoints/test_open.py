@@ -44,9 +44,9 @@ def untouched(backbone: Backbone) -> bool:
     return not any("lora" in name for name, _ in backbone.unet.named_modules())
 
 
-def test_a_result_and_its_parts_open(backbone: Backbone, result: Path) -> None:
+def test_result_and_its_parts_open(backbone: Backbone, result: Path) -> None:
     whole, adapter, lora = (open_checkpoint(result / part) for part in ("", "adapter", "lora"))
-    assert [one.kind for one in (whole, adapter, lora)] == ["native"] * 3
+    assert [opened.kind for opened in (whole, adapter, lora)] == ["native"] * 3
     assert whole.adapter and whole.adapter_record and whole.lora
     assert whole.adapter_record.base_hash == whole.lora.record.base_hash == backbone.model_hash
     assert (adapter.adapter is None, adapter.lora is None) == (False, True)
@@ -54,7 +54,7 @@ def test_a_result_and_its_parts_open(backbone: Backbone, result: Path) -> None:
     assert [file.name for file in whole.files] == ["adapter.safetensors", "lora.safetensors"]
 
 
-def test_attaching_to_its_model(backbone: Backbone, result: Path) -> None:
+def test_checkpoint_attaches_to_its_model(backbone: Backbone, result: Path) -> None:
     checkpoint = open_checkpoint(result)
     lora = checkpoint.attach(backbone)
     assert lora and lora.config == SCALED and checkpoint.lora
@@ -88,7 +88,7 @@ def test_another_feature_or_width_is_refused(backbone: Backbone, tmp_path: Path)
         open_checkpoint(tmp_path / "c").check_belongs(backbone)
 
 
-def test_a_lora_of_another_shape_leaves_the_unet_alone(backbone: Backbone, tmp_path: Path) -> None:
+def test_lora_of_another_shape_leaves_the_unet_unchanged(backbone: Backbone, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"pytorch_model.bin do not fit this LoRA"):
         open_checkpoint(write(tmp_path, published_lora())).attach(backbone)
     assert untouched(backbone)
@@ -103,7 +103,7 @@ def test_adapter_and_lora_of_different_models_are_refused(backbone: Backbone, re
         open_checkpoint(result)
 
 
-def test_a_record_that_does_not_fit_its_tensors_is_refused(backbone: Backbone, result: Path, tmp_path: Path) -> None:
+def test_record_that_contradicts_its_tensors_is_refused(backbone: Backbone, result: Path, tmp_path: Path) -> None:
     stored = read_lora(result / "lora")
 
     def saved(name: str, tensors: dict[str, Tensor], config: LoraConfig = SCALED) -> Path:
@@ -121,7 +121,7 @@ def test_a_record_that_does_not_fit_its_tensors_is_refused(backbone: Backbone, r
 
 
 @pytest.mark.parametrize("part", ["adapter", "lora"])
-def test_damage_is_noticed(result: Path, part: str) -> None:
+def test_damaged_files_are_detected(result: Path, part: str) -> None:
     file = result / part / f"{part}.safetensors"
     whole = bytearray(file.read_bytes())
     for damaged in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1])):
@@ -133,7 +133,7 @@ def test_damage_is_noticed(result: Path, part: str) -> None:
         open_checkpoint(result)
 
 
-def test_the_command_line_answers_with_one_sentence_and_2(
+def test_command_ends_with_one_sentence_and_exit_code_2(
     result: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (result / "lora" / "lora.safetensors").write_bytes(b"nothing")
@@ -155,7 +155,7 @@ def test_the_command_line_answers_with_one_sentence_and_2(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_pickle_with_code_is_not_run(tmp_path: Path) -> None:
+def test_pickle_code_is_not_executed(tmp_path: Path) -> None:
     write(tmp_path / "in", published_lora() | {"unet.run": Payload()})
     command = [sys.executable, "-m", "dpt", "export", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -167,7 +167,7 @@ def test_a_pickle_with_code_is_not_run(tmp_path: Path) -> None:
 def test_blocks_without_a_lora_are_named(
     backbone: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file that does not say which blocks it is for; one of dpt that says `down` is complete."""
+    """For files that do not record their blocks; a dpt file that records `down` is complete."""
     lora = filled(backbone, LoraConfig(2, blocks=("down", "up")))
     tensors = lora.state()
     lora.remove()
@@ -181,7 +181,7 @@ def test_blocks_without_a_lora_are_named(
 
 
 @pytest.mark.parametrize("part", ["adapter", "lora"])
-def test_weights_that_are_not_finite_are_refused(result: Path, part: str) -> None:
+def test_non_finite_weights_are_refused(result: Path, part: str) -> None:
     file = result / part / f"{part}.safetensors"
     tensors = load_file(file)
     name = sorted(tensors)[-1]

@@ -1,4 +1,4 @@
-"""The published file at its real shapes: all of it is read, or one sentence says why nothing is."""
+"""The published file at its real shapes is read completely or refused in one sentence."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ def real_unet(text_width: int) -> Any:
 
 
 @pytest.mark.parametrize(("text_width", "values"), [(1024, 5_198_981), (768, 5_100_421)], ids=["2.1", "1.4"])
-def test_the_whole_file(tmp_path: Path, text_width: int, values: int) -> None:
+def test_whole_published_file_is_read(tmp_path: Path, text_width: int, values: int) -> None:
     content = published_adapter(text_width) | published_lora(text_width)
     assert (len(content), sum(tensor.numel() for tensor in content.values())) == (312, values)
-    found = open_checkpoint(write(tmp_path, content).parent)
-    assert found.adapter and found.adapter_record and found.lora
-    assert found.adapter_record.config == AdapterConfig(text_width=text_width)
-    assert not found.adapter.training
-    assert all(torch.equal(tensor, content[key]) for key, tensor in found.adapter.state_dict().items())
-    assert found.lora.record.config == LoraConfig(4, None, ("all",)) and found.lora.record.config.scale == 1
+    checkpoint = open_checkpoint(write(tmp_path, content).parent)
+    assert checkpoint.adapter and checkpoint.adapter_record and checkpoint.lora
+    assert checkpoint.adapter_record.config == AdapterConfig(text_width=text_width)
+    assert not checkpoint.adapter.training
+    assert all(torch.equal(tensor, content[key]) for key, tensor in checkpoint.adapter.state_dict().items())
+    assert checkpoint.lora.record.config == LoraConfig(4, None, ("all",)) and checkpoint.lora.record.config.scale == 1
     place = "down_blocks.2.attentions.1.transformer_blocks.0.attn2"
     key = f"unet.{place}.processor.to_out_lora"
-    assert torch.equal(found.lora.tensors[f"{place}.to_out.0.lora_A.weight"], content[f"{key}.down.weight"])
-    assert torch.equal(found.lora.tensors[f"{place}.to_out.0.lora_B.weight"], content[f"{key}.up.weight"])
+    assert torch.equal(checkpoint.lora.tensors[f"{place}.to_out.0.lora_A.weight"], content[f"{key}.down.weight"])
+    assert torch.equal(checkpoint.lora.tensors[f"{place}.to_out.0.lora_B.weight"], content[f"{key}.up.weight"])
     with torch.device("meta"):
-        lora = Lora(BareUNet(real_unet(text_width)), found.lora.record.config)
-    assert lora.load({name: tensor.to("meta") for name, tensor in found.lora.tensors.items()}, "here") == 256
+        lora = Lora(BareUNet(real_unet(text_width)), checkpoint.lora.record.config)
+    assert lora.load({name: tensor.to("meta") for name, tensor in checkpoint.lora.tensors.items()}, "here") == 256
 
 
-def test_the_keys_are_those_of_the_reference() -> None:
+def test_keys_equal_those_of_the_reference() -> None:
     if not FULL:
         pytest.skip("DPT_GOLDEN does not name the folder with all reference values")
     shapes = json.loads((Path(FULL) / "keys_stage2_full.json").read_text())
@@ -66,35 +66,37 @@ def test_the_keys_are_those_of_the_reference() -> None:
     assert {key: list(tensor.shape) for key, tensor in written.items()} == shapes
 
 
-def test_the_models_do_not_mix(tmp_path: Path) -> None:
-    found = open_checkpoint(write(tmp_path, published_lora(768)))
-    assert found.adapter is None and found.lora
+def test_checkpoint_of_another_model_size_is_refused(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write(tmp_path, published_lora(768)))
+    assert checkpoint.adapter is None and checkpoint.lora
     with torch.device("meta"):
-        lora = Lora(BareUNet(real_unet(1024)), found.lora.record.config)
+        lora = Lora(BareUNet(real_unet(1024)), checkpoint.lora.record.config)
     with pytest.raises(UserError, match=r"do not fit this LoRA: .*to_k.lora_A.weight is 4 x 768 instead of 4 x 1024"):
-        lora.load({name: tensor.to("meta") for name, tensor in found.lora.tensors.items()}, "here")
+        lora.load({name: tensor.to("meta") for name, tensor in checkpoint.lora.tensors.items()}, "here")
 
 
 @pytest.mark.parametrize("rank", [1, 16])
-def test_the_rank_is_read_off_the_tensors(tmp_path: Path, rank: int) -> None:
-    found = open_checkpoint(write(tmp_path, published_lora(rank=rank)))
-    assert found.lora and found.lora.record.config == LoraConfig(rank, None, ("all",))
+def test_rank_is_inferred_from_the_tensors(tmp_path: Path, rank: int) -> None:
+    checkpoint = open_checkpoint(write(tmp_path, published_lora(rank=rank)))
+    assert checkpoint.lora and checkpoint.lora.record.config == LoraConfig(rank, None, ("all",))
 
 
-def test_half_formats_are_made_float32(tmp_path: Path) -> None:
+def test_half_precision_files_are_converted_to_float32(tmp_path: Path) -> None:
     content = published_lora() | published_adapter()
-    found = open_checkpoint(write(tmp_path, {key: tensor.half() for key, tensor in content.items()}))
-    assert found.lora and found.adapter
-    assert {tensor.dtype for tensor in (*found.lora.tensors.values(), *found.adapter.parameters())} == {torch.float32}
+    checkpoint = open_checkpoint(write(tmp_path, {key: tensor.half() for key, tensor in content.items()}))
+    assert checkpoint.lora and checkpoint.adapter
+    assert {tensor.dtype for tensor in (*checkpoint.lora.tensors.values(), *checkpoint.adapter.parameters())} == {
+        torch.float32
+    }
 
 
-def test_after_stage_1_there_is_no_lora(tmp_path: Path) -> None:
-    found = open_checkpoint(write(tmp_path, published_adapter()))
-    assert found.adapter and found.lora is None
+def test_stage_1_file_has_no_lora(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write(tmp_path, published_adapter()))
+    assert checkpoint.adapter and checkpoint.lora is None
 
 
 def drop(*endings: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
-    return lambda named: {key: tensor for key, tensor in named.items() if not any(one in key for one in endings)}
+    return lambda named: {key: tensor for key, tensor in named.items() if not any(ending in key for ending in endings)}
 
 
 def put(key: str, tensor: Tensor) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
@@ -121,7 +123,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("change", "message"), FAULTS.values(), ids=FAULTS.keys())
-def test_a_lora_that_is_not_whole_is_one_sentence(
+def test_incomplete_lora_is_refused_in_one_sentence(
     tmp_path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as caught:
@@ -141,7 +143,7 @@ ADAPTER_FAULTS = {
 
 
 @pytest.mark.parametrize("name", ADAPTER_FAULTS)
-def test_an_adapter_tensor_of_a_wrong_shape_is_named_before_memory_is_taken(
+def test_adapter_tensor_of_wrong_shape_is_named_before_allocation(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def built(config: AdapterConfig) -> Adapter:
@@ -160,7 +162,7 @@ def test_an_adapter_tensor_of_a_wrong_shape_is_named_before_memory_is_taken(
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["class_embed.weight", "logit_scale", f"{FIRST}.up.weight"])
-def test_weights_that_are_not_finite_are_refused_on_opening(tmp_path: Path, name: str, value: float) -> None:
+def test_non_finite_weights_are_refused_on_open(tmp_path: Path, name: str, value: float) -> None:
     content = published_adapter() | published_lora()
     content[name] = content[name].clone()
     content[name].view(-1)[-1] = value
@@ -168,7 +170,9 @@ def test_weights_that_are_not_finite_are_refused_on_opening(tmp_path: Path, name
         open_checkpoint(write(tmp_path, content))
 
 
-def test_files_that_are_no_checkpoint_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_are_no_checkpoint_are_refused_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(UserError, match="there is no checkpoint"):
         open_checkpoint(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"holds no checkpoint: there is none of adapter/adapter.json, lora/lora.json"):
@@ -180,7 +184,7 @@ def test_files_that_are_no_checkpoint_are_one_sentence(tmp_path: Path, capsys: p
     assert capsys.readouterr().out == ""
 
 
-def test_damage_is_noticed(tmp_path: Path) -> None:
+def test_damaged_file_is_detected(tmp_path: Path) -> None:
     file = write(tmp_path, published_lora())
     whole = bytearray(file.read_bytes())
     for cut in (len(whole) // 2, len(whole) - 10):

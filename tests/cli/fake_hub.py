@@ -1,4 +1,4 @@
-"""As much of the hub, on the loopback, as an upload needs."""
+"""A local server with the part of the hub API that an upload needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOKEN = "hf_verysecretword"
 
 
 class FakeHub(ThreadingHTTPServer):
-    """Who has the token is someone, who may write."""
+    """Requests with the token come from the user "someone", who may write."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -30,21 +30,21 @@ class FakeHub(ThreadingHTTPServer):
         if path == "/api/whoami-v2":
             return {"name": "someone", "auth": {"accessToken": {"role": self.role}}}
         if path == "/api/repos/create":
-            asked = json.loads(content)
-            name = f"{asked['organization'] or 'someone'}/{asked['name']}"
+            request = json.loads(content)
+            name = f"{request['organization'] or 'someone'}/{request['name']}"
             self.repositories.setdefault(name, {})
             return {"url": f"{self.address}/{name}"}
         if path == "/api/validate-yaml":
             return {"errors": [], "warnings": []}
-        found = re.fullmatch(r"/api/models/(.+)/(preupload|commit)/main", path)
-        assert found, path
-        if found[2] == "preupload":
-            files = [one["path"] for one in json.loads(content)["files"]]
-            return {"files": [{"path": one, "uploadMode": "regular", "shouldIgnore": False} for one in files]}
+        match = re.fullmatch(r"/api/models/(.+)/(preupload|commit)/main", path)
+        assert match, path
+        if match[2] == "preupload":
+            files = [entry["path"] for entry in json.loads(content)["files"]]
+            return {"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in files]}
         for line in map(json.loads, content.splitlines()):
             if line["key"] == "file":
-                self.repositories[found[1]][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-        return {"commitUrl": f"{self.address}/{found[1]}/commit/1", "commitOid": "1" * 40}
+                self.repositories[match[1]][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+        return {"commitUrl": f"{self.address}/{match[1]}/commit/1", "commitOid": "1" * 40}
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""`dpt bench` on a tiny model, which draws noise: the oracle must judge every picture as wrong."""
+"""`dpt bench` on a tiny model, whose images are noise: the oracle must judge every image as wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--itm`: the adapter's score, the same for a new picture and for a stored one."""
+"""`--itm`: the adapter's score, equal for new and stored images."""
 
 from __future__ import annotations
 

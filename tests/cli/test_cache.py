@@ -1,4 +1,4 @@
-"""`dpt cache`, and how `train_stage1.py` finds, uses and refuses what it has written."""
+"""`dpt cache`, and how `train_stage1.py` finds, uses and refuses caches."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cached(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample with a whole cache. Not to be written to."""
+    """The sample with a complete cache, shared by all tests: read only."""
     root = tmp_path_factory.mktemp("cached") / "data"
     shutil.copytree(SAMPLE, root)
     words = ["dpt", "cache", str(root), "--pretrained_model_name_or_path", str(model), "--texts", "--random_flip"]
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as left:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_info:
         patch.setattr(sys, "argv", words)
         dpt()
-    assert left.value.code == 0
+    assert exit_info.value.code == 0
     return root
 
 
 @pytest.fixture
 def root(cached: Path, tmp_path: Path) -> Path:
-    """A copy to break."""
+    """A copy that a test may change."""
     shutil.copytree(cached, tmp_path / "data")
     return tmp_path / "data"
 
@@ -56,18 +56,18 @@ class Commands:
         self.model, self.out, self.capsys, self.patch = str(model), str(out), capsys, patch
 
     def cache(self, root: Path, words: str = "") -> tuple[int, str, str]:
-        given = ["dpt", "cache", str(root), "--pretrained_model_name_or_path", self.model, *shlex.split(words)]
-        self.patch.setattr(sys, "argv", given)
+        arguments = ["dpt", "cache", str(root), "--pretrained_model_name_or_path", self.model, *shlex.split(words)]
+        self.patch.setattr(sys, "argv", arguments)
         self.capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as exit_info:
             dpt()
-        return int(left.value.code or 0), *self.capsys.readouterr()
+        return int(exit_info.value.code or 0), *self.capsys.readouterr()
 
     def train(self, root: Path | None, words: str = "", run_name: str = "run") -> tuple[int, str, str]:
         where = [] if root is None else ["--data_root", str(root)]
-        given = ["--pretrained_model_name_or_path", self.model, *SMALL, "--output_dir", self.out, *where]
+        arguments = ["--pretrained_model_name_or_path", self.model, *SMALL, "--output_dir", self.out, *where]
         self.capsys.readouterr()
-        return train([*given, "--run_name", run_name, *shlex.split(words)]), *self.capsys.readouterr()
+        return train([*arguments, "--run_name", run_name, *shlex.split(words)]), *self.capsys.readouterr()
 
 
 @pytest.fixture
@@ -81,31 +81,31 @@ def log(run: Commands, run_name: str) -> list[dict[str, float]]:
     return [{k: v for k, v in json.loads(line).items() if k not in dropped} for line in lines]
 
 
-def test_training_uses_it_and_computes_the_same(run: Commands, root: Path) -> None:
-    code, _, told = run.train(root, "--cache none --val_fullset --dropout 0", "plain")
-    assert code == 0, told
+def test_training_with_a_cache_computes_the_same_losses(run: Commands, root: Path) -> None:
+    code, _, error = run.train(root, "--cache none --val_fullset --dropout 0", "plain")
+    assert code == 0, error
     shutil.rmtree(root / "coco/images")
-    code, out, told = run.train(root, "--val_fullset --dropout 0", "cached")
-    assert code == 0, told
+    code, out, error = run.train(root, "--val_fullset --dropout 0", "cached")
+    assert code == 0, error
     (line,) = [line for line in out.splitlines() if "using the cache" in line]
     assert re.fullmatch(
         rf"using the cache {root}/cache: latents of 34 images in float32, mirrored ones too;"
         r" states of \d+ texts in float32", line
     )  # fmt: skip
-    for plain, found in zip(log(run, "plain"), log(run, "cached"), strict=True):
+    for plain, cached_record in zip(log(run, "plain"), log(run, "cached"), strict=True):
         if "validation" in plain:
-            assert found == plain
+            assert cached_record == plain
         else:
-            assert found == pytest.approx(plain, rel=1e-4)
+            assert cached_record == pytest.approx(plain, rel=1e-4)
 
 
-def test_a_flipping_run_uses_it_with_workers(run: Commands, root: Path) -> None:
+def test_run_with_random_flip_uses_the_cache_with_workers(run: Commands, root: Path) -> None:
     shutil.rmtree(root / "coco/images")
-    code, _, told = run.train(root, "--random_flip --dataloader_num_workers 2")
-    assert code == 0, told
+    code, _, error = run.train(root, "--random_flip --dataloader_num_workers 2")
+    assert code == 0, error
 
 
-def test_a_resumed_run_is_the_same_to_the_bit(run: Commands, root: Path) -> None:
+def test_run_with_a_cache_resumes_bit_for_bit(run: Commands, root: Path) -> None:
     assert run.train(root, "--max_train_steps 4", "whole")[0] == 0
     assert run.train(root, "--max_train_steps 2", "parts")[0] == 0
     moved = root.with_name("moved")
@@ -115,19 +115,19 @@ def test_a_resumed_run_is_the_same_to_the_bit(run: Commands, root: Path) -> None
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
-def test_a_run_does_not_change_over(run: Commands, root: Path) -> None:
-    """Another cache, or none, rounds otherwise: the run would no longer be the one it was."""
+def test_resume_with_another_cache_is_refused(run: Commands, root: Path) -> None:
+    """Another cache, or none, rounds differently, so the resumed run would not be reproducible."""
     assert run.train(root)[0] == 0
-    code, _, told = run.train(root, "--cache none")
+    code, _, error = run.train(root, "--cache none")
     assert code == 2 and re.search(
-        r"another configuration \(cache was 'latents \w{16}, texts \w{16}' and is None", told
+        r"another configuration \(cache was 'latents \w{16}, texts \w{16}' and is None", error
     )
     assert run.train(root, "--cache none", "plain")[0] == 0
-    code, _, told = run.train(root, "", "plain")
-    assert code == 2 and "(cache was None and is 'latents " in told
+    code, _, error = run.train(root, "", "plain")
+    assert code == 2 and "(cache was None and is 'latents " in error
 
 
-def test_a_second_run_finds_all_done(run: Commands, root: Path) -> None:
+def test_second_run_has_nothing_to_encode(run: Commands, root: Path) -> None:
     before = contents(root / "cache")
     code, out, _ = run.cache(root, "--texts --random_flip")
     assert code == 0 and "cache/latents: 0 of 34 images are to be encoded, 0 bytes" in out
@@ -135,7 +135,7 @@ def test_a_second_run_finds_all_done(run: Commands, root: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_does(cached: Path, model: Path, tmp_path: Path) -> None:
+def test_two_processes_write_the_same_cache(cached: Path, model: Path, tmp_path: Path) -> None:
     words = ["dpt", "cache", str(cached), "--pretrained_model_name_or_path", str(model), "--texts", "--random_flip"]
     done = in_a_process([*torchrun(2), "-m", *words, "--out", str(tmp_path / "cache")], env=on_the_cpu())
     assert done.returncode == 0, done.stderr
@@ -144,7 +144,7 @@ def test_two_processes_write_what_one_does(cached: Path, model: Path, tmp_path: 
 
 
 def other_model(model: Path, folder: Path, part: str) -> Path:
-    """The same but for one weight."""
+    """A copy of the model with one changed weight."""
     shutil.copytree(model, folder)
     (file,) = (folder / part).glob("*.safetensors")
     weights = load_file(file)
@@ -162,18 +162,18 @@ MISFITS = {
 
 
 @pytest.mark.parametrize("which", MISFITS)
-def test_a_cache_of_another_key_is_refused(run: Commands, root: Path, tmp_path: Path, which: str) -> None:
-    words, told = MISFITS[which]
+def test_cache_of_another_key_is_refused(run: Commands, root: Path, tmp_path: Path, which: str) -> None:
+    words, message = MISFITS[which]
     if not words.startswith("--"):
         run.model, words = str(other_model(Path(run.model), tmp_path / "other", words)), ""
     code, _, error = run.train(root, words)
-    assert code == 2 and re.search(told, error)
+    assert code == 2 and re.search(message, error)
     assert "`dpt cache … --out FOLDER` and give --cache FOLDER, or --cache none" in error
     assert not (tmp_path / "logs").exists(), "nothing was begun"
     code, _, error = run.cache(root, f"{words} --texts --random_flip")
     assert (
         code == 2
-        and re.search(rf"was made with other options \({told}", error)
+        and re.search(rf"was made with other options \({message}", error)
         and "remove it, or give another --out FOLDER" in error
     )
     assert run.cache(root, f"{words} --texts --out {tmp_path / 'mine'}")[0] == 0
@@ -181,8 +181,8 @@ def test_a_cache_of_another_key_is_refused(run: Commands, root: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("ingredient", ["format", "preprocessing", "dtype"])
-def test_each_ingredient_is_looked_at(run: Commands, root: Path, ingredient: str) -> None:
-    """As another version of the code, or another number format of the text encoder, would have left it."""
+def test_every_part_of_the_key_is_checked(run: Commands, root: Path, ingredient: str) -> None:
+    """Caches of another code version or text encoder format are refused."""
     file = root / "cache/texts/manifest.json"
     manifest = json.loads(file.read_text())
     was, manifest["key"][ingredient] = manifest["key"][ingredient], "bfloat16"
@@ -197,7 +197,7 @@ def test_another_unet_uses_the_same_cache(run: Commands, root: Path, tmp_path: P
     assert code == 0 and "using the cache" in out
 
 
-def test_mirrored_ones_that_are_not_there(run: Commands, root: Path) -> None:
+def test_missing_mirrored_latents_are_reported(run: Commands, root: Path) -> None:
     shutil.rmtree(root / "cache")
     assert run.cache(root)[0] == 0
     code, _, error = run.train(root, "--random_flip")
@@ -208,7 +208,7 @@ def test_mirrored_ones_that_are_not_there(run: Commands, root: Path) -> None:
     assert code == 2 and "(dtype is 'float32', not 'float16')" in error
 
 
-def test_an_unfinished_cache_is_not_used_and_that_is_said(run: Commands, root: Path) -> None:
+def test_unfinished_cache_is_skipped_with_a_warning(run: Commands, root: Path) -> None:
     (root / "cache/latents/manifest.json").unlink()
     code, out, _ = run.train(root, "--train_batch_size 1")
     assert code == 0
@@ -218,7 +218,7 @@ def test_an_unfinished_cache_is_not_used_and_that_is_said(run: Commands, root: P
     assert code == 2 and "is not finished: `dpt cache` continues it" in error
 
 
-def test_a_corrupted_shard_ends_training(run: Commands, root: Path) -> None:
+def test_corrupted_shard_ends_training(run: Commands, root: Path) -> None:
     file = root / "cache/latents/shard-00000.safetensors"
     content = bytearray(file.read_bytes())
     file.write_bytes(content[:-1])
@@ -235,7 +235,7 @@ def test_a_corrupted_shard_ends_training(run: Commands, root: Path) -> None:
     assert run.train(root)[0] == 0
 
 
-def test_a_picture_that_is_missing_from_it(run: Commands, root: Path) -> None:
+def test_image_missing_from_the_cache_is_an_error(run: Commands, root: Path) -> None:
     shutil.rmtree(root / "cache")
     table = root / "ITM/coco/val_hard_neg_t20_i4OpenClip_ViT-H-14.tsv"
     shutil.move(table, root / "aside")
@@ -245,7 +245,7 @@ def test_a_picture_that_is_missing_from_it(run: Commands, root: Path) -> None:
     assert code == 2 and re.search(r"val2014/COCO_\w+\.jpg is not in the cache .*`dpt cache` adds what is", error)
 
 
-def test_broken_pictures_within_the_budget(run: Commands, root: Path) -> None:
+def test_broken_images_within_the_budget_are_skipped(run: Commands, root: Path) -> None:
     shutil.rmtree(root / "cache")
     picture = sorted((root / "coco/images/train2014").iterdir())[0]
     picture.write_bytes(b"no picture")
@@ -261,7 +261,7 @@ def test_broken_pictures_within_the_budget(run: Commands, root: Path) -> None:
     assert code == 2 and f"the image {picture} cannot be used" in error
 
 
-def test_a_full_disk_is_known_before(run: Commands, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_detected_before_encoding(run: Commands, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(root / "cache")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - 10**5, 10**5))
     code, out, error = run.cache(root, "--texts")
@@ -288,7 +288,7 @@ def test_published_latents_are_used_with_a_warning(run: Commands, root: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ("--batch_size 0", "--batch_size must be at least 1, not 0"),
         ("--corrupt_budget -1", "--corrupt_budget must be at least 0, not -1"),
@@ -296,16 +296,16 @@ def test_published_latents_are_used_with_a_warning(run: Commands, root: Path) ->
         ("--out FILE", "FILE/latents cannot be written: Not a directory"),
     ],
 )
-def test_what_cannot_be_cached_is_one_sentence(run: Commands, root: Path, words: str, told: str) -> None:
+def test_invalid_requests_are_refused_in_one_sentence(run: Commands, root: Path, words: str, message: str) -> None:
     shutil.rmtree(root / "cache")
     file = root / "manifest.json"
     code, _, error = run.cache(root, words.replace("FILE", str(file)))
     (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
-    assert code == 2 and told.replace("FILE", str(file)) in line
+    assert code == 2 and message.replace("FILE", str(file)) in line
     assert not (root / "cache").exists()
 
 
-def test_data_folders_that_are_none(run: Commands, tmp_path: Path) -> None:
+def test_invalid_data_folders_are_refused(run: Commands, tmp_path: Path) -> None:
     code, _, error = run.cache(tmp_path / "nowhere")
     assert code == 2 and f"there is no data folder {tmp_path / 'nowhere'}" in error
     code, _, error = run.cache(tmp_path)
@@ -315,7 +315,7 @@ def test_data_folders_that_are_none(run: Commands, tmp_path: Path) -> None:
     assert code == 2 and "has neither expressions nor captions with hard negatives" in error
 
 
-def test_caches_that_are_none(run: Commands, root: Path, tmp_path: Path) -> None:
+def test_invalid_cache_folders_are_refused(run: Commands, root: Path, tmp_path: Path) -> None:
     code, _, error = run.train(root, f"--cache {tmp_path}/nowhere")
     assert code == 2 and "nowhere is not a cache: it has neither latents/ nor texts/ nor .npy files" in error
     code, _, error = run.train(None, f"--cache {root}/cache")
@@ -324,7 +324,7 @@ def test_caches_that_are_none(run: Commands, root: Path, tmp_path: Path) -> None
     assert code == 0 and "the cache" not in out
 
 
-def test_both_commands_have_the_same_defaults() -> None:
+def test_cache_and_training_have_the_same_defaults() -> None:
     from dpt.cli.commands.cache import CacheOptions
     from dpt.cli.train.options import DataOptions, ModelOptions
 

@@ -15,12 +15,14 @@ from tests.training import tiny_stage1
 
 def exit_code(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["dpt", *words])
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit_info:
         main()
-    return int(left.value.code or 0)
+    return int(exit_info.value.code or 0)
 
 
-def test_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_check_reports_and_exits_with_2_on_faults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert exit_code(monkeypatch, "data", "check", str(SAMPLE)) == 0
     assert capsys.readouterr().out.endswith(f"{SAMPLE} can be used\n")
     root = tmp_path / "data"
@@ -33,7 +35,7 @@ def test_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert exit_code(monkeypatch, "data", "check", str(tmp_path / "none")) == 2
 
 
-def test_prepare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_prepare_writes_the_folder_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "data"
     shutil.copytree(SAMPLE, root)
     folder = root / "ITM/coco/train_hard_neg_t20_i4OpenClip_ViT-H-14"
@@ -45,7 +47,7 @@ def test_prepare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(list(folder.iterdir())) == 9
 
 
-def test_a_folder_of_captioned_pictures_trains_a_plain_lora_and_nothing_else(
+def test_folder_of_captioned_images_trains_only_a_plain_lora(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "pictures"

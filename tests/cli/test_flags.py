@@ -1,4 +1,4 @@
-"""Every flag of the training commands and of txt2img changes something, or the command says that it does not."""
+"""Every flag of the training commands and of txt2img has an effect, or a message says that it has none."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ Capture = pytest.CaptureFixture[str]
 
 def groups_of(options: Any) -> dict[str, list[str]]:
     """Flags by the class that declares them."""
-    found: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for name, hint in get_type_hints(options).items():
         if is_dataclass(hint):
-            found |= groups_of(hint)
+            groups |= groups_of(hint)
         elif name in {field.name for field in fields(options)}:
-            found.setdefault(options.__name__, []).append(name)
-    return found
+            groups.setdefault(options.__name__, []).append(name)
+    return groups
 
 
 def names_read(files: list[Path]) -> set[str]:
-    """Attributes that are read and strings that are written in these files."""
+    """Names of attributes and string constants in these files."""
     nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
     attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     strings = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
@@ -147,7 +147,7 @@ UNUSED: list[tuple[type[Stage1Options] | type[Stage2Options], str, str]] = [
 ]  # fmt: skip
 
 
-def test_flags_without_effect_beside_others_are_known() -> None:
+def test_flags_without_effect_beside_others_are_reported() -> None:
     for kind, words, unused in UNUSED:
         options = parse_options(kind, words.split(), "train")
         given = given_flags([getattr(options, group.name) for group in fields(options)])
@@ -168,7 +168,7 @@ REFUSED = [
 ]
 
 
-def test_values_that_cannot_be_trained_with_are_refused(capsys: Capture) -> None:
+def test_invalid_values_are_refused(capsys: Capture) -> None:
     for main, words, sentence in REFUSED:
         capsys.readouterr()
         assert main(words.split()) == 2

@@ -1,4 +1,4 @@
-"""`--push_to_hub`, with a hub of our own on the loopback."""
+"""`--push_to_hub` against a local fake hub."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def command(model: Path, tmp_path: Path) -> list[str]:
     return ["--pretrained_model_name_or_path", str(model), *SMALL, *fixed, "--push_to_hub"]
 
 
-def test_what_a_run_leaves_is_uploaded(
+def test_results_of_a_run_are_uploaded(
     command: list[str], hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["train_stage1.py", *command, "--hub_token", TOKEN])
     assert main_stage1() == 0
-    said = capsys.readouterr()
-    assert f"uploaded to {hub.address}/someone/probe" in said.out
+    output = capsys.readouterr()
+    assert f"uploaded to {hub.address}/someone/probe" in output.out
     files = hub.repositories["someone/probe"]
     assert files.keys() == {"adapter.json", "adapter.safetensors", "curve.png", "README.md"}
     for name, content in files.items():
@@ -62,7 +62,7 @@ def test_what_a_run_leaves_is_uploaded(
     assert "After step 2.\n" in card and "| `itm_txt` | 0." in card and "| `rec_p1` | " in card
     assert str(tmp_path) not in card
 
-    assert TOKEN not in said.out + said.err and sys.argv[-1] == "***"
+    assert TOKEN not in output.out + output.err and sys.argv[-1] == "***"
     written = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert written and not any(TOKEN.encode() in file.read_bytes() for file in written)
     assert not any("hub" in name for name in json.loads((tmp_path / "logs" / "probe" / "config.json").read_text()))
@@ -79,54 +79,54 @@ def test_the_token_is_not_shown_with_the_options() -> None:
     assert TOKEN not in repr(Stage1Options(hub=HubOptions(True, TOKEN)))
 
 
-def test_the_token_of_who_has_logged_in(command: list[str], hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_of_the_logged_in_user_is_used(command: list[str], hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: TOKEN)
     assert main_stage1([*command, "--hub_model_id", "team/adapter", "--validation_steps", "0"]) == 0
     assert "The run was not validated." in hub.repositories["team/adapter"]["README.md"].decode()
 
 
-def test_a_hub_that_would_not_take_it_is_noticed_at_once(
+def test_missing_write_access_is_detected_before_training(
     command: list[str], hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    known = [*command, "--hub_token", TOKEN]
+    with_token = [*command, "--hub_token", TOKEN]
     assert "--push_to_hub needs a token: log in with `hf auth login`" in refused(command, capsys)
-    assert "cannot upload probe" in (said := refused([*command, "--hub_token", "hf_other"], capsys))
-    assert "(Invalid user token.)" in said and "hf_other" not in said
+    assert "cannot upload probe" in (output := refused([*command, "--hub_token", "hf_other"], capsys))
+    assert "(Invalid user token.)" in output and "hf_other" not in output
     assert "has blanks or characters outside ASCII" in refused([*command, "--hub_token", "hf_two\nlines"], capsys)
-    assert "Repo id must" in refused([*known, "--hub_model_id", "no/such/name"], capsys)
+    assert "Repo id must" in refused([*with_token, "--hub_model_id", "no/such/name"], capsys)
     hub.role = "read"
-    assert "(this token may only read); nothing was trained" in refused(known, capsys)
+    assert "(this token may only read); nothing was trained" in refused(with_token, capsys)
     hub.role, hub.refused = "write", ("repos/create", "models/")
-    assert "403" in refused(known, capsys)
+    assert "403" in refused(with_token, capsys)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    assert "cannot upload probe to http://127.0.0.1:9 (" in refused(known, capsys)
+    assert "cannot upload probe to http://127.0.0.1:9 (" in refused(with_token, capsys)
     assert not list(tmp_path.iterdir()) and not hub.repositories
 
 
-def test_an_upload_that_fails_costs_nothing_else(
+def test_failed_upload_keeps_the_finished_run(
     command: list[str], hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.refused = ("/commit/",)
     words, folder = [*command, "--hub_token", TOKEN], tmp_path / "logs" / "probe" / "adapter"
     assert main_stage1(words) == 69
-    said = capsys.readouterr().err
-    assert f"the run is finished and saved, but {folder} was not uploaded to someone/probe (" in said
-    assert f"repeat the command, or run `hf upload someone/probe {folder}`" in said and TOKEN not in said
+    output = capsys.readouterr().err
+    assert f"the run is finished and saved, but {folder} was not uploaded to someone/probe (" in output
+    assert f"repeat the command, or run `hf upload someone/probe {folder}`" in output and TOKEN not in output
     load_adapter(folder)
     hub.refused = ()
     assert main_stage1(words) == 0
     assert "adapter.safetensors" in hub.repositories["someone/probe"]
 
 
-def test_a_run_that_uploads_nothing_asks_nobody(command: list[str], hub: FakeHub) -> None:
+def test_run_without_upload_sends_no_requests(command: list[str], hub: FakeHub) -> None:
     assert main_stage1(command[:-1]) == 0
     assert hub.asked == []
 
 
 @pytest.mark.parametrize("words", [["--hub_token", TOKEN], ["--hub_model_id", "x"]], ids=["token", "name"])
-def test_what_belongs_to_an_upload_does_nothing_without(
+def test_upload_flags_without_push_to_hub_are_refused(
     words: list[str], command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = refused([*command[:-1], *words], capsys)
-    assert f"{words[0]} has no effect without --push_to_hub" in said and TOKEN not in said
+    output = refused([*command[:-1], *words], capsys)
+    assert f"{words[0]} has no effect without --push_to_hub" in output and TOKEN not in output

@@ -1,4 +1,4 @@
-"""The `dpt` command: groups, aliases of the scripts, suggestions, and what it says of broken surroundings."""
+"""The `dpt` command: groups, aliases of the scripts, suggestions, and a full disk behind stdout."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 Capture = pytest.CaptureFixture[str]
 
 
-def test_help_lists_every_command_with_one_line_each(capsys: Capture) -> None:
+def test_help_lists_every_command(capsys: Capture) -> None:
     run([])
     overview = capsys.readouterr().out
     assert all(
@@ -53,7 +53,7 @@ def test_every_command_can_be_loaded() -> None:
         ("bench run base --num_inference_steps 0", "--num_timesteps must be from 1 to"),
     ],
 )  # fmt: skip
-def test_an_unknown_word_gets_a_suggestion_and_diffusers_names_work(words: str, sentence: str) -> None:
+def test_unknown_words_get_a_suggestion(words: str, sentence: str) -> None:
     if not sentence:
         run(words.split())
         return
@@ -62,7 +62,7 @@ def test_an_unknown_word_gets_a_suggestion_and_diffusers_names_work(words: str, 
     assert sentence in str(error.value)
 
 
-def test_the_scripts_are_commands_too() -> None:
+def test_scripts_are_also_commands() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "dpt", "txt2img", "--n_samples", "0"],
         cwd=ROOT,
@@ -74,7 +74,7 @@ def test_the_scripts_are_commands_too() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_full_disk_behind_stdout_is_one_sentence() -> None:
+def test_full_disk_behind_stdout_is_one_sentence() -> None:
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "dpt", "--version"]
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)

@@ -1,4 +1,4 @@
-"""`dpt probe` on an untrained adapter: what it writes, and what it refuses."""
+"""`dpt probe` on an untrained adapter: its files and its refusals."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ def command(model: Path, adapters: list[str], out: Path, *words: str) -> list[st
     return ["probe", *adapters, *fixed, "--out", str(out), *words]
 
 
-def test_it_writes_counts_tables_and_a_plot(
+def test_probe_writes_counts_tables_and_a_plot(
     model: Path, adapters: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(command(model, adapters, tmp_path / "out"))
     record = json.loads((tmp_path / "out" / "probe.json").read_text())
-    assert [one["name"] for one in record["adapters"]] == ["bottom0", "up0"]
-    for one in record["adapters"]:
-        asked = {"itm_txt": 0, "itm_img": 0, "rec": 0}
-        for cell in one["cells"]:
-            asked[cell["question"]] += cell["asked"]
-        assert asked == {"itm_txt": 12, "itm_img": 12, "rec": 12}
+    assert [entry["name"] for entry in record["adapters"]] == ["bottom0", "up0"]
+    for entry in record["adapters"]:
+        counts = {"itm_txt": 0, "itm_img": 0, "rec": 0}
+        for cell in entry["cells"]:
+            counts[cell["question"]] += cell["asked"]
+        assert counts == {"itm_txt": 12, "itm_img": 12, "rec": 12}
     tables = (tmp_path / "out" / "table.md").read_text()
     assert tables in capsys.readouterr().out and "| bottom0 |" in tables
     assert Image.open(tmp_path / "out" / "probe.png").width > 500
@@ -63,9 +63,7 @@ def test_it_writes_counts_tables_and_a_plot(
     assert (tmp_path / "again" / "probe.json").read_bytes() == first
 
 
-def test_a_tuned_model_is_asked_with_its_lora_and_the_next_one_without(
-    model: Path, adapters: list[str], tmp_path: Path
-) -> None:
+def test_lora_is_applied_for_its_adapter_only(model: Path, adapters: list[str], tmp_path: Path) -> None:
     backbone, tuned = open_backbone(model, device="cpu"), tmp_path / "tuned"
     shutil.copytree(adapters[1], tuned / "adapter")
     lora = Lora(backbone, LoraConfig(rank=2))
@@ -74,16 +72,16 @@ def test_a_tuned_model_is_asked_with_its_lora_and_the_next_one_without(
             torch.nn.init.normal_(weights)
     save_lora(lora.state(), lora.config, tuned / "lora", base_hash=backbone.model_hash)
     run(command(model, [str(tuned), adapters[1], str(tuned / "adapter")], tmp_path / "out", "--num", "40"))
-    with_lora, bare, again = json.loads((tmp_path / "out" / "probe.json").read_text())["adapters"]
-    assert [one["name"] for one in (with_lora, bare, again)] == ["up0, tuned", "up0", "up0"]
-    assert bare["cells"] == again["cells"] != with_lora["cells"]
+    with_lora, bare, bare_again = json.loads((tmp_path / "out" / "probe.json").read_text())["adapters"]
+    assert [entry["name"] for entry in (with_lora, bare, bare_again)] == ["up0, tuned", "up0", "up0"]
+    assert bare["cells"] == bare_again["cells"] != with_lora["cells"]
     tuned, before = with_lora["denoising"]
     assert tuned > 0 < before != tuned
     assert bare["denoising"] is None
     assert f"| up0, tuned | {before:.4f} | {tuned:.4f} |" in (tmp_path / "out" / "table.md").read_text()
 
 
-def test_what_holds_no_adapter_cannot_be_asked(model: Path, tmp_path: Path) -> None:
+def test_folder_without_an_adapter_is_refused(model: Path, tmp_path: Path) -> None:
     backbone = open_backbone(model, device="cpu")
     lora = Lora(backbone, LoraConfig(rank=2))
     save_lora(lora.state(), lora.config, tmp_path / "lora", base_hash=backbone.model_hash)
@@ -91,7 +89,7 @@ def test_what_holds_no_adapter_cannot_be_asked(model: Path, tmp_path: Path) -> N
         run(command(model, [str(tmp_path / "lora")], tmp_path / "out"))
 
 
-def test_it_asks_about_published_files(model: Path, adapters: list[str], tmp_path: Path) -> None:
+def test_probe_reads_data_folders_in_the_published_layout(model: Path, adapters: list[str], tmp_path: Path) -> None:
     run(command(model, adapters[:1], tmp_path, "--data_root", str(ROOT / "data" / "sample")))
     cells = json.loads((tmp_path / "probe.json").read_text())["adapters"][0]["cells"]
     assert {cell["sort"] for cell in cells if cell["question"] == "rec"} == {
@@ -109,13 +107,15 @@ def test_it_asks_about_published_files(model: Path, adapters: list[str], tmp_pat
         (["--data_root", str(ROOT / "data" / "sample"), "--datasets", "refcoco:tset"], "finetune_refcoco_tset.json"),
     ],
 )
-def test_bad_input(model: Path, adapters: list[str], tmp_path: Path, words: list[str], sentence: str) -> None:
+def test_invalid_input_is_refused(
+    model: Path, adapters: list[str], tmp_path: Path, words: list[str], sentence: str
+) -> None:
     with pytest.raises(UserError, match=sentence):
         run(command(model, adapters, tmp_path / "out", *words))
     assert not (tmp_path / "out").exists()
 
 
-def test_an_adapter_of_another_model_is_refused(adapters: list[str], tmp_path: Path) -> None:
+def test_adapter_of_another_model_is_refused(adapters: list[str], tmp_path: Path) -> None:
     other = tiny_models.save(tiny_models.POCKET, tmp_path / "other", seed=1)
     with pytest.raises(UserError, match="was trained to read another model, tiny"):
         run(command(other, adapters, tmp_path / "out"))

@@ -1,4 +1,4 @@
-"""Run folders: complete or absent, and never twice the same."""
+"""Run folders: complete or absent, each with its own name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dpt.cli.common.run_folder import new_run_folder, read_prompts, slug
 from dpt.errors import UserError
 
 
-def test_runs_at_the_same_time_get_different_folders(tmp_path: Path) -> None:
+def test_concurrent_runs_get_different_folders(tmp_path: Path) -> None:
     together = Barrier(8, timeout=60)
 
     def run(number: int) -> Path | None:
@@ -29,9 +29,7 @@ def test_runs_at_the_same_time_get_different_folders(tmp_path: Path) -> None:
     assert len(list((tmp_path / "outputs").iterdir())) == 8
 
 
-def test_a_temporary_name_that_another_thread_takes_first_is_left_to_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_temporary_name_taken_by_another_thread_is_not_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = iter([tmp_path / "taken", tmp_path / "gone" / "free"])
     (tmp_path / "taken").mkdir()
     monkeypatch.setattr(files, "_temporary_name", lambda final: next(names))
@@ -40,7 +38,7 @@ def test_a_temporary_name_that_another_thread_takes_first_is_left_to_it(
     assert folder.final == tmp_path / "gone" / "run-001" and (tmp_path / "taken").is_dir()
 
 
-def test_nothing_is_visible_under_the_name_before_the_end(tmp_path: Path) -> None:
+def test_folder_appears_only_when_complete(tmp_path: Path) -> None:
     with new_run_folder(tmp_path, "run") as folder:
         (folder.work / "half").touch()
         assert not (tmp_path / "run-001").exists()
@@ -48,14 +46,14 @@ def test_nothing_is_visible_under_the_name_before_the_end(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_failure_takes_back_the_folders_it_made(tmp_path: Path, error: type[BaseException]) -> None:
+def test_failure_removes_the_created_folders(tmp_path: Path, error: type[BaseException]) -> None:
     with pytest.raises(error), new_run_folder(tmp_path / "a/b", "run") as folder:
         (folder.work / "half").touch()
         raise error
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_folder_is_as_open_as_any_other(tmp_path: Path) -> None:
+def test_run_folder_has_ordinary_permissions(tmp_path: Path) -> None:
     (tmp_path / "ordinary").mkdir()
     with new_run_folder(tmp_path, "run") as folder:
         pass
@@ -69,7 +67,7 @@ def test_names_are_readable_and_safe() -> None:
     assert len(slug("word " * 100)) <= 48
 
 
-def test_prompts_are_the_lines_of_the_file_and_nothing_else_splits_them(tmp_path: Path) -> None:
+def test_prompts_are_split_at_newlines_only(tmp_path: Path) -> None:
     text, jsonl = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
     text.write_bytes("\ufeffa red cup\r\n\n two\x0ccups\u2028and a bowl\n".encode())
     assert read_prompts(text) == ["a red cup", "two\x0ccups\u2028and a bowl"]

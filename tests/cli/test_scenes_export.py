@@ -21,7 +21,7 @@ def test_the_command_writes_a_data_folder(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         (("--num", "0"), "--num"),
         (("--num", "-3"), "--num"),
@@ -31,16 +31,14 @@ def test_the_command_writes_a_data_folder(tmp_path: Path, capsys: pytest.Capture
         (("--num", "3", "--format", "gif"), "jpg or png"),
     ],
 )
-def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path: Path, words: tuple[str, ...], says: str) -> None:
-    with pytest.raises(UserError, match=says) as caught:
+def test_invalid_input_is_one_sentence_and_writes_nothing(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
         export(tmp_path / "data", *words)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_with_something_in_it_is_refused_with_exit_code_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_non_empty_folder_is_refused_with_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine").touch()
     assert run_command(lambda: export(tmp_path, "--num", "3")) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""`train_stage1.py`: the published flags, what is refused, and whole runs on a tiny model."""
+"""`train_stage1.py`: the published flags, refusals, and whole runs on a tiny model."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def in_a_process(words: list[str], **options: object) -> subprocess.CompletedPro
 def refused(
     arguments: list[str], capsys: pytest.CaptureFixture[str], command: Callable[[list[str]], int] = main_stage1
 ) -> str:
-    """The one sentence that a command ends with."""
+    """The error sentence of a command."""
     capsys.readouterr()
     assert command(arguments) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
@@ -80,14 +80,14 @@ def test_every_published_flag_is_accepted_or_named_with_a_reason() -> None:
     assert not known & (set(published.refused) | set(published.ignored)), "dead flags are not listed in --help"
 
 
-def test_help_is_quick() -> None:
+def test_help_does_not_import_torch() -> None:
     code = "import sys; from dpt.cli.train.stages import main_stage1 as main\n"
     code += "try: main(['--help'])\nexcept SystemExit: pass\n"
     done = in_a_process([sys.executable, "-c", f"{code}sys.exit('torch' in sys.modules)"])
     assert done.returncode == 0, done.stderr
 
 
-def test_dead_published_flags_end_in_their_reason(capsys: pytest.CaptureFixture[str]) -> None:
+def test_dead_published_flags_are_refused_with_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--masks asks for segmentation" in refused(["--masks"], capsys)
     assert "--neg_prob was never read" in refused(["--neg_prob=1"], capsys)
     assert "--snr_gamma weighs the denoising loss" in refused(["--snr_gamma", "5"], capsys)
@@ -96,12 +96,12 @@ def test_dead_published_flags_end_in_their_reason(capsys: pytest.CaptureFixture[
     assert "train_stage1.py has no flag --mask" in sentence, "what follows ignored flags is still read"
 
 
-def test_what_is_not_compared_is_a_flag_of_some_stage() -> None:
+def test_flags_not_compared_on_resume_exist() -> None:
     groups = [field.default_factory() for field in fields(Stage2Options)]  # type: ignore[misc]
     assert {field.name for group in groups for field in fields(group)} >= NOT_COMPARED | OPTIONAL
 
 
-def test_runs_older_than_a_flag_resume() -> None:
+def test_runs_recorded_before_a_flag_existed_resume() -> None:
     def names(options: Stage1Options) -> set[str]:
         return set(run_config(options, settings_for(options, 1, 1)).values)
 
@@ -109,10 +109,10 @@ def test_runs_older_than_a_flag_resume() -> None:
     assert "use_8bit_adam" in names(Stage1Options(optimisation=OptimisationOptions(use_8bit_adam=True)))
 
 
-def test_another_number_format_is_not_resumed(
+def test_resume_with_another_dtype_is_refused(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What the flags resolve to counts: here the same flags, on a machine that has bfloat16 and on one that has not."""
+    """The resolved dtype is compared: here the same flags on machines with and without bfloat16."""
     monkeypatch.setattr("dpt.backbone.device.cpu_supports_bfloat16", lambda: True)
     assert main_stage1([*command, "--mixed_precision", "bf16", "--max_train_steps", "1"]) == 0
     monkeypatch.setattr("dpt.backbone.device.cpu_supports_bfloat16", lambda: False)
@@ -120,8 +120,8 @@ def test_another_number_format_is_not_resumed(
     assert "(dtype was 'torch.bfloat16' and is 'torch.float32')" in sentence
 
 
-def test_flags_that_change_no_number_do_not_block_a_resume(command: list[str], tmp_path: Path) -> None:
-    """Another spelling of the data folder included."""
+def test_flags_without_influence_on_results_do_not_block_a_resume(command: list[str], tmp_path: Path) -> None:
+    """Including another spelling of the data folder's path."""
     files = ["--data_root", str(ROOT / "data" / "sample")]
     assert main_stage1([*command, *files, "--max_train_steps", "1"]) == 0
     elsewhere = tmp_path / "link"
@@ -131,7 +131,7 @@ def test_flags_that_change_no_number_do_not_block_a_resume(command: list[str], t
     assert (tmp_path / "logs" / "checkpoint-2").is_dir()
 
 
-def test_a_result_that_does_not_fit_on_the_disk_is_one_sentence_and_the_run_resumes(
+def test_full_disk_at_export_is_one_sentence_and_the_run_resumes(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*_: object, **__: object) -> None:
@@ -145,8 +145,8 @@ def test_a_result_that_does_not_fit_on_the_disk_is_one_sentence_and_the_run_resu
     assert (tmp_path / "logs" / "curve.png").exists()
 
 
-def test_the_published_command_runs(model: Path, tmp_path: Path) -> None:
-    """With dead flags that its authors use, through the launcher; then the same command finds it done."""
+def test_published_command_runs(model: Path, tmp_path: Path) -> None:
+    """Through the launcher, with unused flags of the published command; the second time nothing is left to train."""
     flags = f"""
         --pretrained_model_name_or_path={model} --unet_feature=up0 --run_name=probe --output_dir={tmp_path}
         --train_batch_size=1 --gradient_accumulation_steps=2 --gradient_checkpointing --max_train_steps=2
@@ -163,7 +163,7 @@ def test_the_published_command_runs(model: Path, tmp_path: Path) -> None:
     assert (tmp_path / "probe" / "checkpoint-2" / "manifest.json").exists()
 
 
-def test_a_run_that_is_asked_to_stop_says_so_and_goes_on(command: list[str], tmp_path: Path) -> None:
+def test_resume_continues_after_stop(command: list[str], tmp_path: Path) -> None:
     log, words = tmp_path / "logs" / "log.jsonl", [sys.executable, str(SCRIPT), *command, "--validation_steps", "0"]
     process = subprocess.Popen([*words, "--max_train_steps", "100000"], cwd=ROOT, stdout=subprocess.PIPE, text=True,
                                stderr=subprocess.DEVNULL)  # fmt: skip
@@ -180,8 +180,8 @@ def test_a_run_that_is_asked_to_stop_says_so_and_goes_on(command: list[str], tmp
     assert steps == list(range(1, reached + 3))
 
 
-def test_a_run_begins_with_the_adapter_of_another(command: list[str], tmp_path: Path) -> None:
-    """Grounding alone first, then both: what the first run learnt is where the second begins."""
+def test_qformer_ckpt_initialises_the_adapter(command: list[str], tmp_path: Path) -> None:
+    """Train grounding first, then all losses from the weights of that run."""
     grounding = ["--i2t_loss_coef", "0", "--t2i_loss_coef", "0", "--run_name", "first"]
     assert main_stage1([*command, *grounding]) == 0
     lines = [json.loads(line) for line in (tmp_path / "logs" / "first" / "log.jsonl").read_text().splitlines()]
@@ -195,7 +195,7 @@ def test_a_run_begins_with_the_adapter_of_another(command: list[str], tmp_path: 
         torch.testing.assert_close(after.state_dict()[name], value, rtol=0, atol=1e-9)
 
 
-def test_an_adapter_of_another_shape_is_not_begun_with(
+def test_adapter_of_another_shape_is_refused(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main_stage1([*command, "--run_name", "first"]) == 0
@@ -207,7 +207,7 @@ def test_an_adapter_of_another_shape_is_not_begun_with(
     assert "holds no adapter" in refused([*nowhere, str(tmp_path)], capsys)
 
 
-def test_files_are_trained_on(command: list[str], tmp_path: Path) -> None:
+def test_training_on_a_data_folder(command: list[str], tmp_path: Path) -> None:
     assert (
         main_stage1(
             [*command, "--data_root", str(ROOT / "data" / "sample"), "--val_fullset", "--validation_steps", "2"]
@@ -236,14 +236,14 @@ def test_files_are_trained_on(command: list[str], tmp_path: Path) -> None:
         ("--pretrained_model_name_or_path /nowhere", "/nowhere"),
     ],
 )
-def test_bad_input_is_one_sentence(
+def test_invalid_input_is_refused_in_one_sentence(
     command: list[str], words: str, sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert sentence in refused([*command, *words.split()], capsys)
     assert not list(tmp_path.rglob("checkpoint-*")), "nothing half-written"
 
 
-def test_another_configuration_in_the_same_folder_is_refused(
+def test_changed_configuration_in_the_same_folder_is_refused(
     command: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert main_stage1(command) == 0
@@ -254,16 +254,16 @@ def test_another_configuration_in_the_same_folder_is_refused(
     assert (tmp_path / "logs" / "checkpoint-3").is_dir()
 
 
-def test_processes_that_do_not_know_of_one_another_are_refused(
+def test_processes_outside_one_group_are_refused(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As `torchrun` starts them on a CPU: each would train alone, in one folder."""
+    """`torchrun` on a CPU starts such processes; each would train alone in the same folder."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main_stage1(["--pretrained_model_name_or_path", str(model), "--output_dir", str(tmp_path)]) == 2
     assert "use accelerate launch --cpu" in capsys.readouterr().err
 
 
-def test_the_launchers_accumulation_is_not_passed_over(
+def test_gradient_accumulation_of_the_launcher_is_refused(
     command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(os.environ, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")

@@ -1,4 +1,4 @@
-"""`train_stage2.py`: its flags, whole runs on a tiny model, and what they begin with and leave."""
+"""`train_stage2.py`: its flags, and whole runs on a tiny model with their initial weights and results."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def first(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of stage 1, smaller in every way than the flags' defaults."""
+    """A finished run of stage 1 whose adapter is smaller than the default."""
     root = tmp_path_factory.mktemp("first")
     words = ["--pretrained_model_name_or_path", str(model), *SMALL, "--output_dir", str(root), "--dropout", "0"]
     assert train_stage1.main_stage1(words) == 0
@@ -63,14 +63,14 @@ def test_every_published_flag_is_accepted_or_named_with_a_reason() -> None:
     assert known | set(published.refused) | set(published.ignored) >= PUBLISHED | OF_STAGE_2
 
 
-def test_it_goes_on_with_the_adapter_of_stage_1_whatever_its_shape(
+def test_stage_2_continues_with_the_adapter_of_stage_1_of_any_shape(
     command: list[str], first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--learning_rate", "1e-12", "--validation_steps", "2", "--num_validation_images", "2"]
     assert main_stage2([*command, *words, "--validation_prompts", "a red circle", "a star"]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     logs = tmp_path / "logs"
-    assert f"the adapter is in {logs / 'adapter'} and the lora is in {logs / 'lora'}" in said
+    assert f"the adapter is in {logs / 'adapter'} and the lora is in {logs / 'lora'}" in output
     before, after = load_adapter(first / "adapter")[0], load_adapter(logs / "adapter")[0]
     assert before.config == after.config
     for name, value in before.state_dict().items():
@@ -83,7 +83,7 @@ def test_it_goes_on_with_the_adapter_of_stage_1_whatever_its_shape(
     assert validation.keys() == {"itm_txt", "itm_img", "itm_overall", "rec_p1", "mse"}
 
 
-def test_the_published_command_runs(model: Path, first: Path, tmp_path: Path) -> None:
+def test_published_command_runs(model: Path, first: Path, tmp_path: Path) -> None:
     flags = f"""
         --pretrained_model_name_or_path={model} --unet_feature=up0 --run_name=tune --output_dir={tmp_path}
         --train_batch_size=1 --gradient_accumulation_steps=2 --gradient_checkpointing --max_train_steps=2
@@ -105,9 +105,9 @@ def test_alignment_is_measured_before_and_after(
     clip = str(tiny_vision.clip(tmp_path / "clip"))
     words = ["--prompts_path_val", str(prompts), "--clip", clip, "--validation_steps", "0", "--learning_rate", "1e-2"]
     assert main_stage2([*command, *words]) == 0
-    found = json.loads((tmp_path / "logs" / "alignment.json").read_text())
-    assert found["prompts"] == 18 and -1 <= found["base"] <= 1 and found["base"] != found["tuned"]
-    assert f"{found['base']:.4f} without the LoRA, {found['tuned']:.4f} with it" in capsys.readouterr().out
+    alignment = json.loads((tmp_path / "logs" / "alignment.json").read_text())
+    assert alignment["prompts"] == 18 and -1 <= alignment["base"] <= 1 and alignment["base"] != alignment["tuned"]
+    assert f"{alignment['base']:.4f} without the LoRA, {alignment['tuned']:.4f} with it" in capsys.readouterr().out
 
 
 def test_the_control_needs_no_adapter(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,35 +120,35 @@ def test_the_control_needs_no_adapter(command: list[str], tmp_path: Path, capsys
     assert {"mse", "loss"} <= lines[0].keys() and "i2t" not in lines[0]
 
 
-def test_the_average_is_what_is_kept(command: list[str], tmp_path: Path) -> None:
+def test_exported_lora_is_the_moving_average(command: list[str], tmp_path: Path) -> None:
     assert main_stage2([*command, "--ema_decay", "0.5", "--learning_rate", "1e-2", "--max_train_steps", "3"]) == 0
     groups, _ = checkpoint.load(tmp_path / "logs" / "checkpoint-3")
-    kept = read_lora(tmp_path / "logs" / "lora").tensors
-    assert all(torch.equal(value, groups["average"][f"lora.{name}"]) for name, value in kept.items())
-    assert any(not torch.equal(value, groups["weights"][f"lora.{name}"]) for name, value in kept.items())
+    exported = read_lora(tmp_path / "logs" / "lora").tensors
+    assert all(torch.equal(value, groups["average"][f"lora.{name}"]) for name, value in exported.items())
+    assert any(not torch.equal(value, groups["weights"][f"lora.{name}"]) for name, value in exported.items())
 
 
-def test_what_it_begins_with_is_part_of_the_run(
+def test_initial_adapter_is_part_of_the_configuration(
     command: list[str], first: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main_stage2(command) == 0
     words = ["--pretrained_model_name_or_path", str(model), *SMALL, "--output_dir", str(tmp_path / "other")]
     assert train_stage1.main_stage1([*words, "--dropout", "0", "--seed", "5"]) == 0
-    said = refused([*command[:-1], str(tmp_path / "other")], capsys)
-    assert "qformer_sha256 was" in said
+    output = refused([*command[:-1], str(tmp_path / "other")], capsys)
+    assert "qformer_sha256 was" in output
 
 
-def test_an_adapter_of_another_model_is_refused(
+def test_adapter_of_another_model_is_refused(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tiny_models.save(tiny_models.POCKET, tmp_path / "other", seed=9)
-    said = refused([*command, "--pretrained_model_name_or_path", str(other)], capsys)
-    assert "was trained to read another model" in said
-    assert "pass --allow_other_base" in said
+    output = refused([*command, "--pretrained_model_name_or_path", str(other)], capsys)
+    assert "was trained to read another model" in output
+    assert "pass --allow_other_base" in output
     assert not (tmp_path / "logs").exists()
 
 
-def test_an_adapter_of_another_model_is_used_on_request(
+def test_allow_other_base_uses_the_adapter_of_another_model(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tiny_models.save(tiny_models.POCKET, tmp_path / "other", seed=9)
@@ -178,21 +178,21 @@ def test_an_adapter_of_another_model_is_used_on_request(
         ("--num_validation_images 0", "--num_validation_images must be at least 1, not 0"),
     ],
 )
-def test_bad_input_is_one_sentence(
+def test_invalid_input_is_refused_in_one_sentence(
     command: list[str], words: str, sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert sentence in refused([*command, *words.split()], capsys)
     assert not list(tmp_path.rglob("checkpoint-*")), "nothing half-written"
 
 
-def test_an_untrained_adapter_is_warned_of(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_untrained_adapter_gives_a_warning(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     shape = "--hidden_dim 16 --nheads 2 --dim_feedforward 32 --num_queries_matching 3 --num_queries_rec 5"
     small = shlex.split(shape)
     assert main_stage2([*command[:-2], *small, "--validation_steps", "0"]) == 0
     assert "warning: without --qformer_ckpt the adapter starts untrained" in capsys.readouterr().err
 
 
-def test_defaults_are_the_published_ones() -> None:
+def test_defaults_equal_the_published_ones() -> None:
     options = Stage2Options()
     assert (options.lora.lora_rank, options.lora.lora_alpha, options.lora.lora_blocks) == (4, None, ("all",))
     assert (options.denoising.mse_loss_coef, options.denoising.snr_gamma) == (1.0, None)

@@ -1,4 +1,4 @@
-"""`--no_freeze_text_encoder`: the encoder of expressions is trained, saved, resumed, gone on from and probed."""
+"""`--no_freeze_text_encoder`: the encoder of expressions is trained, saved, resumed, reused and probed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def encoder_of(run: Path) -> dict[str, Tensor]:
     return adapter.text_encoder.encoder.state_dict()
 
 
-def test_it_is_trained_and_comes_back(
+def test_text_encoder_is_trained_saved_and_loaded(
     trained: list[str], model: Path, roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main_stage1([*trained, "--run_name", "first", "--validation_steps", "2"]) == 0
@@ -66,7 +66,7 @@ def test_it_is_trained_and_comes_back(
     assert (tmp_path / "probe" / "probe.json").exists()
 
 
-def test_a_resumed_run_ends_where_the_whole_one_does(trained: list[str], tmp_path: Path) -> None:
+def test_resumed_run_equals_the_uninterrupted_one(trained: list[str], tmp_path: Path) -> None:
     assert main_stage1([*trained, "--run_name", "whole"]) == 0
     assert main_stage1([*trained, "--run_name", "parts", "--max_train_steps", "1"]) == 0
     assert main_stage1([*trained, "--run_name", "parts"]) == 0
@@ -74,7 +74,7 @@ def test_a_resumed_run_ends_where_the_whole_one_does(trained: list[str], tmp_pat
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
 
 
-def test_from_frozen_to_trained_and_not_back(
+def test_frozen_adapter_can_be_unfrozen_but_not_the_reverse(
     frozen: list[str], trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main_stage1([*frozen, "--run_name", "frozen"]) == 0
@@ -85,7 +85,9 @@ def test_from_frozen_to_trained_and_not_back(
     assert "no_freeze_text_encoder was True and is None" in refused([*frozen, "--run_name", "trained"], capsys)
 
 
-def test_where_it_makes_no_sense(trained: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_invalid_combinations_are_refused(
+    trained: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     clip = [*trained, "--text_encoder_type", "backbone"]
     assert "needs an encoder of its own, as --text_encoder_type roberta-base" in refused(clip, capsys)
     assert "which this run leaves out" in refused([*trained, "--no_contrastive_align_loss"], capsys)

@@ -34,11 +34,11 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def call(model: Path, *arguments: str) -> int:
-    """Two steps on the CPU unless the arguments say otherwise: the last mention of a flag counts."""
-    ordinary = {"--prompt": PROMPT, "--num_timesteps": "2", "--n_samples": "2", "--gpu": "cpu"}
-    ordinary["--pretrained_model_name_or_path"] = str(model)
-    ordinary.update(zip(arguments[::2], arguments[1::2], strict=True))
-    return txt2img.main([word for pair in ordinary.items() for word in pair])
+    """Two steps on the CPU by default; arguments override the defaults."""
+    defaults = {"--prompt": PROMPT, "--num_timesteps": "2", "--n_samples": "2", "--gpu": "cpu"}
+    defaults["--pretrained_model_name_or_path"] = str(model)
+    defaults.update(zip(arguments[::2], arguments[1::2], strict=True))
+    return txt2img.main([word for pair in defaults.items() for word in pair])
 
 
 def run_folders(outdir: str = "outputs") -> list[Path]:
@@ -49,7 +49,7 @@ def digests(folder: Path) -> list[str]:
     return [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.glob("0*.png"))]
 
 
-def test_what_a_run_leaves_behind(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_writes_images_sheet_and_manifest(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(model, "--seed", "7", "--negative_prompt", "a star") == 0
     (folder,) = run_folders()
     assert folder.name == "a-red-circle-to-the-left-of-a-blue-square-001"
@@ -90,7 +90,7 @@ def test_what_a_run_leaves_behind(model: Path, capsys: pytest.CaptureFixture[str
     assert "4/4" in printed.err  # the progress bar: two pictures, two steps each
 
 
-def test_picture_k_depends_on_neither_the_batch_nor_how_many_are_drawn(model: Path) -> None:
+def test_image_k_does_not_depend_on_batch_size_or_number_of_images(model: Path) -> None:
     runs = [("1", "3"), ("2", "3"), ("4", "3"), ("4", "1")]
     for batch_size, n_samples in runs:
         assert call(model, "--batch_size", batch_size, "--n_samples", n_samples, "--scheduler", "euler_a") == 0
@@ -99,23 +99,23 @@ def test_picture_k_depends_on_neither_the_batch_nor_how_many_are_drawn(model: Pa
     assert others == [first, first, first[:1]]
 
 
-def test_the_seed_matters(model: Path) -> None:
+def test_seed_changes_the_images(model: Path) -> None:
     for seed in ("1", "2"):
         assert call(model, "--seed", seed, "--n_samples", "1") == 0
     first, second = [digests(folder) for folder in run_folders()]
     assert first != second
 
 
-def test_nothing_is_ever_overwritten(model: Path) -> None:
-    taken = Path("outputs/a-red-circle-to-the-left-of-a-blue-square-001")
-    taken.mkdir(parents=True)
+def test_existing_folders_are_not_overwritten(model: Path) -> None:
+    existing = Path("outputs/a-red-circle-to-the-left-of-a-blue-square-001")
+    existing.mkdir(parents=True)
     for _ in range(2):
         assert call(model, "--n_samples", "1", "--num_timesteps", "1") == 0
     assert [folder.name[-3:] for folder in run_folders()] == ["001", "002", "003"]
-    assert list(taken.iterdir()) == []
+    assert list(existing.iterdir()) == []
 
 
-def test_the_embedded_model_is_the_default_wherever_one_stands(
+def test_embedded_model_is_the_default_in_any_working_directory(
     model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "checkout/ckpt").mkdir(parents=True)
@@ -126,7 +126,7 @@ def test_the_embedded_model_is_the_default_wherever_one_stands(
     assert json.loads((folder / "manifest.json").read_text())["model"]["name"] == "ckpt/pocket"
 
 
-def test_unknown_words_and_a_long_prompt_are_warned_about(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_words_and_long_prompts_give_warnings(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompt = "a red squid " + "and a blue circle " * 6
     assert call(model, "--prompt", prompt, "--n_samples", "1", "--num_timesteps", "1") == 0
     (folder,) = run_folders()
@@ -139,7 +139,7 @@ def test_unknown_words_and_a_long_prompt_are_warned_about(model: Path, capsys: p
     assert [f"warning: {sentence}" for sentence in recorded] == lines
 
 
-def test_a_batch_size_that_does_nothing_is_said_to(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_batch_size_without_effect_gives_a_warning(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(model, "--batch_size", "2", "--num_timesteps", "1") == 0
     assert "warning: --batch_size has no effect on a CPU" in capsys.readouterr().err
 
@@ -181,7 +181,7 @@ BAD_INPUT = [
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), BAD_INPUT, ids=[" ".join(case[0]) for case in BAD_INPUT])
-def test_bad_input_is_one_sentence_and_exit_code_2(
+def test_invalid_input_is_one_sentence_and_exit_code_2(
     arguments: tuple[str, str], sentence: str, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("a-file").touch()
@@ -193,14 +193,14 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert [file.name for file in Path.cwd().iterdir()] == ["a-file"]
 
 
-def test_a_broken_model_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_broken_model_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "broken").mkdir()
     assert call(tmp_path / "broken") == 2
     assert "it has no model_index.json" in capsys.readouterr().err
     assert not Path("outputs").exists()
 
 
-def test_a_missing_embedded_model(
+def test_missing_embedded_model_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(embedded, "CHECKOUT", tmp_path)
@@ -209,7 +209,7 @@ def test_a_missing_embedded_model(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_machine_without_a_gpu_samples_on_the_cpu_and_warns_where_one_was_chosen(
+def test_gpu_flag_without_a_gpu_samples_on_the_cpu_with_a_warning(
     model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ["--num_timesteps", "1", "--n_samples", "1", "--pretrained_model_name_or_path", str(model)]
@@ -221,7 +221,7 @@ def test_a_machine_without_a_gpu_samples_on_the_cpu_and_warns_where_one_was_chos
         assert "warning: --gpu 0 has no effect: this machine has no GPU" in capsys.readouterr().err
 
 
-def test_a_run_that_fails_half_way_leaves_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_run_leaves_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_space(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -231,7 +231,7 @@ def test_a_run_that_fails_half_way_leaves_nothing(model: Path, monkeypatch: pyte
     assert run_folders() == []
 
 
-def test_a_wrong_gpu_index_is_an_error_where_there_are_gpus(
+def test_invalid_gpu_index_is_an_error(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -240,7 +240,7 @@ def test_a_wrong_gpu_index_is_an_error_where_there_are_gpus(
     assert "cuda:99" in capsys.readouterr().err
 
 
-def test_an_unknown_flag_is_refused_with_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_flag_is_refused_with_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
     assert txt2img.main(["--n_sample", "3"]) == 2
     assert "txt2img.py has no flag --n_sample, did you mean --n_samples?" in capsys.readouterr().err
     assert txt2img.main(["--zzz", "3"]) == 2
@@ -262,7 +262,7 @@ def test_diffusers_flag_names_are_accepted(model: Path) -> None:
     assert json.loads((folder / "manifest.json").read_text())["settings"]["steps"] == 3
 
 
-def test_help_comes_without_loading_torch() -> None:
+def test_help_does_not_import_torch() -> None:
     check = (
         "import sys, contextlib, dpt.cli.txt2img.main as command\n"
         "with contextlib.suppress(SystemExit): command.main(['--help'])\n"

@@ -1,4 +1,4 @@
-"""What `txt2img.py` is told to do faster is said, written down, and draws the same pictures but for rounding."""
+"""Speed-up flags of `txt2img.py` are printed, recorded, and change images by rounding only."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def drawn(model: Path, outdir: Path, *more: str) -> tuple[np.ndarray, list[str]]
     return picture, json.loads((folder / "manifest.json").read_text())["changed_for_speed"]
 
 
-def test_compiled_and_laid_out_otherwise_it_draws_the_same(
+def test_compile_and_channels_last_give_the_same_images(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Compiling takes a minute; that compiled blocks compute the same is tested with the blocks."""
+    """Without compiling, which takes a minute: tests/backbone/test_speedups.py compares compiled blocks."""
     monkeypatch.setattr(torch._dynamo.config, "disable", True)
-    plain, said = drawn(model, tmp_path / "plain")
-    assert said == []
-    fast, said = drawn(model, tmp_path / "fast", "--compile", "--channels_last")
-    assert [one.partition(":")[0] for one in said] == ["compile", "channels_last"]
+    plain, speedups = drawn(model, tmp_path / "plain")
+    assert speedups == []
+    fast, speedups = drawn(model, tmp_path / "fast", "--compile", "--channels_last")
+    assert [speedup.partition(":")[0] for speedup in speedups] == ["compile", "channels_last"]
     assert np.abs(fast - plain).max() <= 1
 
 
-def test_what_was_changed_is_printed(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _, said = drawn(model, tmp_path, "--channels_last", "--allow_tf32")
+def test_applied_speedups_are_printed(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, speedups = drawn(model, tmp_path, "--channels_last", "--allow_tf32")
     printed = capsys.readouterr()
-    assert len(said) == 1 and said[0] in printed.out
+    assert len(speedups) == 1 and speedups[0] in printed.out
     assert "--allow_tf32 has no effect: a CPU does not round float32" in printed.err + printed.out

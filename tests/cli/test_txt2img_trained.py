@@ -59,7 +59,7 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def call(model: Path, *words: str) -> int:
-    """Two pictures of two steps each, on the CPU."""
+    """Sample two images with two steps each on the CPU."""
     common = ["--num_timesteps", "2", "--n_samples", "2", "--gpu", "cpu", "--pretrained_model_name_or_path", str(model)]
     return txt2img.main([*common, *words])
 
@@ -69,15 +69,15 @@ def newest() -> Path:
 
 
 def record() -> dict[str, object]:
-    told: dict[str, object] = json.loads((newest() / "manifest.json").read_text())
-    return told
+    manifest: dict[str, object] = json.loads((newest() / "manifest.json").read_text())
+    return manifest
 
 
 def digests(folder: Path, pattern: str = "*[0-9].png") -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.glob(pattern))}
 
 
-def test_adapter_and_lora_are_used_as_far_as_they_are_there(model: Path, result: Path) -> None:
+def test_checkpoint_parts_are_used_where_present(model: Path, result: Path) -> None:
     runs = {}
     for name, words in {
         "base": ("--ckpt", "none"),
@@ -90,19 +90,19 @@ def test_adapter_and_lora_are_used_as_far_as_they_are_there(model: Path, result:
         runs[name] = digests(newest())
     assert runs["base"] == runs["adapter"]
     assert len({tuple(run.values()) for run in runs.values()}) == 4
-    told = record()["checkpoint"]
-    assert isinstance(told, dict) and told["parts"] == ["adapter"]
-    assert len(told["sha256"]["adapter.safetensors"]) == 64
+    checkpoint = record()["checkpoint"]
+    assert isinstance(checkpoint, dict) and checkpoint["parts"] == ["adapter"]
+    assert len(checkpoint["sha256"]["adapter.safetensors"]) == 64
 
 
-def test_correction_flags_without_an_adapter_are_warned_about(
+def test_correction_flags_without_an_adapter_give_warnings(
     model: Path, result: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(model, "--ckpt", str(result / "lora"), "--correction_every", "2") == 0
     assert "warning: --correction_every has no effect: there is no adapter" in capsys.readouterr().err
 
 
-def test_the_pictures_are_those_of_the_sampler(model: Path, result: Path, backbone: Backbone) -> None:
+def test_images_equal_those_of_the_sampler(model: Path, result: Path, backbone: Backbone) -> None:
     words = ("--correction_target", "fused", "--correction_end", "0.6", "--correction_every", "1")
     words += ("--seed", "5", "--guidance_rescale", "0.5")
     assert call(model, "--ckpt", str(result / "adapter"), *CORRECTED, *words) == 0
@@ -113,7 +113,7 @@ def test_the_pictures_are_those_of_the_sampler(model: Path, result: Path, backbo
             assert np.array_equal(np.asarray(picture), np.asarray(to_pil(image)))
 
 
-def test_the_embedded_models_own_result_is_the_default(
+def test_checkpoint_of_the_embedded_model_is_the_default(
     model: Path, result: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "checkout/ckpt").mkdir(parents=True)
@@ -122,11 +122,11 @@ def test_the_embedded_models_own_result_is_the_default(
     monkeypatch.setattr(embedded, "CHECKOUT", tmp_path / "checkout")
     for words, parts in (((), ["adapter", "lora"]), (("--ckpt", "none"), None)):
         assert txt2img.main(["--num_timesteps", "1", "--n_samples", "1", "-g", "cpu", *words]) == 0
-        told = record()["checkpoint"]
-        assert (told and told["parts"]) == parts  # type: ignore[index]
+        checkpoint = record()["checkpoint"]
+        assert (checkpoint and checkpoint["parts"]) == parts  # type: ignore[index]
 
 
-def test_compare_draws_each_way_from_the_same_noise(model: Path, result: Path) -> None:
+def test_compare_samples_each_variant_from_the_same_noise(model: Path, result: Path) -> None:
     alone = {}
     for name, words in (("base", ("--ckpt", "none")), ("tuned", ("--ckpt", str(result), *PLAIN))):
         assert call(model, *words) == 0
@@ -139,49 +139,49 @@ def test_compare_draws_each_way_from_the_same_noise(model: Path, result: Path) -
     for index in range(2):
         for name, other in alone.items():
             # A LoRA that can be switched off is added, not merged: that rounds otherwise.
-            ours, theirs = (np.asarray(Image.open(one), int) for one in
+            ours, theirs = (np.asarray(Image.open(entry), int) for entry in
                             (folder / f"{name}-{index:03d}.png", other / f"{index:03d}.png"))  # fmt: skip
             assert np.abs(ours - theirs).max() <= (0 if name == "base" else 1)
-    told = record()
-    assert [one["name"] for one in told["methods"]] == ["base", "tuned", "tuned and corrected"]  # type: ignore[attr-defined]
-    images = told["images"]
+    manifest = record()
+    assert [entry["name"] for entry in manifest["methods"]] == ["base", "tuned", "tuned and corrected"]  # type: ignore[attr-defined]
+    images = manifest["images"]
     assert isinstance(images, list)
-    assert [one["method"] for one in images[:3]] == ["base", "tuned", "tuned and corrected"]
-    assert all(-1 <= one["score"] <= 1 and one["verdict"] for one in images)
-    assert len({one["noise_seed"] for one in images}) == 2
+    assert [entry["method"] for entry in images[:3]] == ["base", "tuned", "tuned and corrected"]
+    assert all(-1 <= entry["score"] <= 1 and entry["verdict"] for entry in images)
+    assert len({entry["noise_seed"] for entry in images}) == 2
     with Image.open(folder / "contact_sheet.png") as sheet:
         assert sheet.width > 3 * 192 > sheet.width - 3 * 64
 
 
 def test_compare_without_a_lora_has_two_columns(model: Path, result: Path) -> None:
     assert call(model, "--ckpt", str(result / "adapter"), "--compare", *CORRECTED) == 0
-    assert [one["name"] for one in record()["methods"]] == ["base", "corrected"]  # type: ignore[attr-defined]
+    assert [method["name"] for method in record()["methods"]] == ["base", "corrected"]  # type: ignore[attr-defined]
 
 
 def test_compare_without_an_adapter_has_no_scores(model: Path, result: Path) -> None:
     assert call(model, "--ckpt", str(result / "lora"), "--compare") == 0
     images = record()["images"]
-    assert isinstance(images, list) and [one["method"] for one in images] == ["base", "tuned"] * 2
-    assert not any("score" in one for one in images)
+    assert isinstance(images, list) and [entry["method"] for entry in images] == ["base", "tuned"] * 2
+    assert not any("score" in entry for entry in images)
 
 
-def test_the_best_of_the_candidates_are_kept_best_first(model: Path, result: Path) -> None:
+def test_best_candidates_are_kept_in_order_of_score(model: Path, result: Path) -> None:
     assert call(model, "--ckpt", str(result), "--n_candidates", "5", "--n_samples", "5") == 0
     everything = record()["images"]
     assert call(model, "--ckpt", str(result), "--n_candidates", "5") == 0
     images = record()["images"]
     assert isinstance(images, list) and isinstance(everything, list)
-    assert images == everything[:2] and sorted(one["index"] for one in everything) == [0, 1, 2, 3, 4]
-    scores = [one["score"] for one in everything]
+    assert images == everything[:2] and sorted(entry["index"] for entry in everything) == [0, 1, 2, 3, 4]
+    scores = [entry["score"] for entry in everything]
     assert scores == sorted(scores, reverse=True) and len(set(scores)) == 5
     assert call(model, "--ckpt", str(result), "--n_samples", "5") == 0
     plain = digests(newest())
-    kept = {file.name: file for file in sorted(Path("outputs").iterdir())[1].glob("00*.png")}
-    for one in images:
-        assert hashlib.sha256(kept[one["file"]].read_bytes()).hexdigest() == plain[f"{one['index']:03d}.png"]
+    files = {file.name: file for file in sorted(Path("outputs").iterdir())[1].glob("00*.png")}
+    for entry in images:
+        assert hashlib.sha256(files[entry["file"]].read_bytes()).hexdigest() == plain[f"{entry['index']:03d}.png"]
 
 
-def test_a_trace_is_drawn_and_changes_nothing(model: Path, result: Path) -> None:
+def test_trace_is_plotted_and_changes_no_image(model: Path, result: Path) -> None:
     for words in ((), ("--trace",)):
         assert call(model, "--ckpt", str(result), *CORRECTED, "--num_timesteps", "8", *words) == 0
     first, second = sorted(Path("outputs").iterdir())
@@ -192,9 +192,9 @@ def test_a_trace_is_drawn_and_changes_nothing(model: Path, result: Path) -> None
     assert call(model, "--ckpt", "none", "--trace", "--prompt", r"a $\frac$ star") == 0
 
 
-def test_a_file_of_prompts(model: Path) -> None:
+def test_prompts_file_is_sampled_prompt_by_prompt(model: Path) -> None:
     Path("some.txt").write_text("\n".join(["", *PROMPTS[:2], " "]))
-    Path("some.jsonl").write_text("".join(json.dumps({"prompt": one, "id": 7}) + "\n" for one in PROMPTS[:2]))
+    Path("some.jsonl").write_text("".join(json.dumps({"prompt": prompt, "id": 7}) + "\n" for prompt in PROMPTS[:2]))
     runs = []
     for file in ("some.txt", "some.jsonl"):
         assert call(model, "--prompts_file", file) == 0
@@ -208,7 +208,7 @@ def test_a_file_of_prompts(model: Path) -> None:
 
 
 @pytest.mark.nightly
-def test_processes_share_a_file_of_prompts_without_changing_a_picture(model: Path, result: Path) -> None:
+def test_processes_share_a_prompts_file_without_changing_an_image(model: Path, result: Path) -> None:
     Path("some.txt").write_text("\n".join(PROMPTS))
     words = ["--prompts_file", "some.txt", "--ckpt", str(result), *CORRECTED, "--compare"]
     assert call(model, *words) == 0
@@ -228,34 +228,43 @@ def test_processes_share_a_file_of_prompts_without_changing_a_picture(model: Pat
     assert together != alone
     assert digests(together, "*.png") == digests(alone, "*.png")
     assert len(digests(together, "*sheet.png")) == len(PROMPTS)
-    told = [json.loads((folder / "manifest.json").read_text()) for folder in (alone, together)]
-    assert told[0]["images"] == told[1]["images"] and told[0]["warnings"] == told[1]["warnings"]
+    manifests = [json.loads((folder / "manifest.json").read_text()) for folder in (alone, together)]
+    assert manifests[0]["images"] == manifests[1]["images"] and manifests[0]["warnings"] == manifests[1]["warnings"]
     assert [folder.name for folder in sorted(Path("outputs").iterdir())] == ["some-001", "some-002"]
 
 
-def test_published_flags_that_do_nothing_are_said_to(
+def test_published_flags_without_effect_give_warnings(
     model: Path, result: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    idle = ("--dropout", "0.1", "--fix_timestep", "5", "--masks", "--no_detection", "--no_freeze_text_encoder")
+    without_effect = (
+        "--dropout",
+        "0.1",
+        "--fix_timestep",
+        "5",
+        "--masks",
+        "--no_detection",
+        "--no_freeze_text_encoder",
+    )
     more = ("--text_encoder_type", "roberta-base", "--correction_target", "input", "--dtype", "float16", *PLAIN)
-    assert call(model, "--ckpt", str(result), *idle, *more, "--guidance_scale", "1", "--negative_prompt", "blue") == 0
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert (
+        call(model, "--ckpt", str(result), *without_effect, *more, "--guidance_scale", "1", "--negative_prompt", "blue")
+        == 0
+    )
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     flags = ("--dropout", "--fix_timestep", "--masks", "--no_detection", "--no_freeze_text_encoder",
              "--text_encoder_type", "--correction_target", "--negative_prompt", "float16 is slow")  # fmt: skip
     for flag in flags:
-        assert len([line for line in said if line.startswith(f"warning: {flag} ")]) == 1, flag
-    assert len(said) == len(flags)
+        assert len([line for line in warnings if line.startswith(f"warning: {flag} ")]) == 1, flag
+    assert len(warnings) == len(flags)
 
 
-def test_resolution_is_both_sides(model: Path) -> None:
+def test_resolution_sets_both_sides(model: Path) -> None:
     assert call(model, "--resolution", "32") == 0
     with Image.open(newest() / "000.png") as picture:
         assert picture.size == (32, 32)
 
 
-def test_the_shape_of_an_adapter_may_be_said_and_must_be_true(
-    model: Path, result: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_shape_flags_must_match_the_adapter(model: Path, result: Path, capsys: pytest.CaptureFixture[str]) -> None:
     true = ("--hidden_dim", "16", "--nheads", "8", "--num_queries_rec", "5", "--unet_feature", "up1")
     assert call(model, "--ckpt", str(result), *true) == 0
     false = {
@@ -273,16 +282,16 @@ def test_the_shape_of_an_adapter_may_be_said_and_must_be_true(
     assert "--nheads describes an adapter, and" in capsys.readouterr().err
 
 
-def test_of_a_published_file_the_shape_is_told(model: Path, result: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shape_flags_complete_a_published_file(model: Path, result: Path, capsys: pytest.CaptureFixture[str]) -> None:
     export_checkpoint(open_checkpoint(result / "adapter"), "published", Path("published").resolve())
-    native, told, untold, split = (
+    native, with_flags, without_flags, split = (
         (str(result / "adapter"), "--nheads", "8"),
         ("published", "--nheads", "8", "--unet_feature", "up1"),
         ("published",),
         ("published", "--num_queries_matching", "7", "--num_queries_rec", "8"),
     )
     runs = []
-    for words in (native, told, untold, split):
+    for words in (native, with_flags, without_flags, split):
         assert call(model, "--ckpt", *words, *CORRECTED) == 0
         runs.append(tuple(digests(newest()).values()))
     assert runs[0] == runs[1] == runs[2] != runs[3]  # with fewer queries to match, the greatest is another
@@ -294,7 +303,7 @@ def test_of_a_published_file_the_shape_is_told(model: Path, result: Path, capsys
     assert "--hidden_dim does not match the adapter" in capsys.readouterr().err
 
 
-def test_a_checkpoint_of_another_model_is_used_on_request(
+def test_allow_other_base_uses_a_checkpoint_of_another_model(
     model: Path, backbone: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_adapter(tiny_adapter(backbone), tmp_path / "other", base="somewhere", base_hash="0" * 64)
@@ -320,7 +329,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("words", "sentence"), BAD, ids=[case[1][:40] for case in BAD])
-def test_bad_input_is_one_sentence_and_leaves_nothing(
+def test_invalid_input_is_one_sentence_and_leaves_nothing(
     words: tuple[str, ...],
     sentence: str,
     model: Path,
@@ -342,19 +351,19 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     assert not Path("outputs").exists()
 
 
-def test_the_oracle_gives_its_verdict_on_scenes_only() -> None:
-    one = make_scene(3, 1, POCKET_WORLD)
-    picture = Image.fromarray(render(one))
-    sentence = caption_text(describe_scene(one, POCKET_WORLD, KeyedRandom("verdict", 0)))
+def test_oracle_verdict_is_given_for_scenes_only() -> None:
+    scene = make_scene(3, 1, POCKET_WORLD)
+    picture = Image.fromarray(render(scene))
+    sentence = caption_text(describe_scene(scene, POCKET_WORLD, KeyedRandom("verdict", 0)))
     assert oracle_verdict(picture, sentence) == "right"
     assert (oracle_verdict(picture, "four purple crosses") or "").startswith("not ")
     assert oracle_verdict(picture, "a cat on a sofa") is None
     assert oracle_verdict(picture.resize((128, 128)), sentence) is None
 
 
-def test_a_run_of_the_shipped_pocket_and_its_adapter() -> None:
+def test_shipped_pocket_and_adapter_run() -> None:
     words = ["--num_timesteps", "2", "--n_samples", "1", "-g", "cpu", "--guidance_scale", "3", "--compare", *CORRECTED]
     assert txt2img.main(words) == 0
     images = record()["images"]
     assert isinstance(images, list) and images[0]["method"] == "base"
-    assert all("verdict" in one and "score" in one for one in images)
+    assert all("verdict" in entry and "score" in entry for entry in images)

@@ -1,4 +1,4 @@
-"""The contact sheet: enlarged pictures, captions within their cells."""
+"""The contact sheet: enlarged images, captions within their cells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's folder beside that of the same run that was not interrupted, saved at every step: byte for byte."""
+"""Compare the folder of a run byte for byte with that of an uninterrupted run that saved at every step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dpt.training.engine.logging import CLOCK_NAMES
 
 
 def log(root: Path) -> list[dict[str, Any]]:
-    """The log without times and without a cut last line."""
+    """The log without times and without a truncated last line."""
     file = root / "log.jsonl"
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     records = [json.loads(line) for line in lines if line.endswith("\n")]
@@ -29,7 +29,7 @@ def reached(root: Path) -> int:
 
 
 def differences(root: Path, reference: Path) -> list[str]:
-    """At any moment: each checkpoint that would be accepted is the reference's, and so is the log up to the newest."""
+    """Differences of valid checkpoints, and of the log up to the newest of them, from the reference."""
     good, step = accepted(root), reached(root)
     different = [f"{folder.name}/{name}" for folder in good for name in unlike(folder, reference / folder.name)]
     lines = [[line for line in log(one) if line["step"] <= step] for one in (root, reference)]
@@ -37,7 +37,7 @@ def differences(root: Path, reference: Path) -> list[str]:
 
 
 def differences_at_the_end(root: Path, reference: Path, steps: int, kept: int) -> list[str]:
-    """When all is done: the whole log, the last checkpoint, and nothing left over."""
+    """Differences of a finished run: the whole log, the last checkpoint, and leftover files."""
     different = differences(root, reference)
     if log(root) != log(reference):
         different.append("the log")
@@ -49,7 +49,7 @@ def differences_at_the_end(root: Path, reference: Path, steps: int, kept: int) -
 
 
 def unlike(folder: Path, reference: Path) -> list[str]:
-    """Files of two checkpoints that are not the same: weights, moments, average, meters, and what state.json says."""
+    """Files that differ between two checkpoints: weights, moments, average, meters and state.json."""
     names = sorted({path.name for one in (folder, reference) for path in one.iterdir()})
     return [name for name in names if _bytes(folder / name) != _bytes(reference / name)]
 

@@ -1,4 +1,4 @@
-"""A task that does little but save, and an uninterrupted run of it."""
+"""A task that mostly saves, and an uninterrupted run of it."""
 
 from __future__ import annotations
 

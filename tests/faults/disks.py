@@ -34,7 +34,7 @@ def own_mounts() -> None:
 
 
 def mount_memory(folder: Path, kib: int, again: bool = False) -> None:
-    """Mount a disk of so many KiB in memory; `again` resizes a mounted one."""
+    """Mount a memory disk of this many KiB; `again` resizes a mounted one."""
     flags, libc = REMOUNT if again else 0, ctypes.CDLL(None, use_errno=True)
     _done(libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", flags, f"size={kib}k".encode()))
 

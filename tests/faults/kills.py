@@ -65,7 +65,7 @@ class Tally:
 def campaign(
     subject: Subject, folder: Path, kills: int, seed: int, say: Callable[[str], object], kinds: tuple[Kind, ...] = KINDS
 ) -> Tally:
-    """Kill runs one to four times each, then finish them, until there were so many kills."""
+    """Kill runs one to four times each and finish them, until the number of kills is reached."""
     reference = folder / "reference"
     duration = run_uninterrupted(subject, reference, folder / "duration.json")
     say(f"{subject.name}: seed {seed}; uninterrupted {duration.seconds:.2f} s, a save "
@@ -223,7 +223,7 @@ def _die_at_event(last: int, saving: _Saving) -> None:
 
 
 def _read_signals(reader: int, saves: int) -> bytes:
-    """Until so many saves have begun, or the child has ended."""
+    """Wait until this many saves have begun, or the child has ended."""
     signals = b""
     while signals.count(SAVE_BEGAN) < saves and (more := os.read(reader, 1)):
         signals += more

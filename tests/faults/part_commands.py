@@ -28,7 +28,7 @@ def _killed(folder: Path, model: Path, stage: int, seed: int) -> dict[str, Any]:
     folder.mkdir()
     reference, root = folder / "reference", folder / "run"
     shared = ["--checkpointing_steps", "1"]
-    assert _command(stage, model, reference, shared, folder).wait() == 0, _said(folder)
+    assert _command(stage, model, reference, shared, folder).wait() == 0, _output_of(folder)
     found, inside, kills = [], 0, 0
     for nth in range(KILLS):
         process = _command(stage, model, root, shared, folder)
@@ -46,7 +46,7 @@ def _killed(folder: Path, model: Path, stage: int, seed: int) -> dict[str, Any]:
         found += differences(root, reference)
         print(f"train_stage{stage}.py kill {kills}: {'in save' if nth % 2 else 'after line'} {count}, {share:.3f}; "
               f"{len(log(root))} lines, {len(list(root.glob('checkpoint-*')))} checkpoints", flush=True)  # fmt: skip
-    assert _command(stage, model, root, shared, folder).wait() == 0, _said(folder)
+    assert _command(stage, model, root, shared, folder).wait() == 0, _output_of(folder)
     found += differences(root, reference)
     found += [] if log(root) == log(reference) else ["the log"]
     for result in ("adapter", "lora") if stage == 2 else ("adapter",):
@@ -62,7 +62,7 @@ def _command(stage: int, model: Path, root: Path, more: list[str], folder: Path)
     return start([sys.executable, script(stage), *flat], folder / "output.txt")
 
 
-def _said(folder: Path) -> str:
+def _output_of(folder: Path) -> str:
     return (folder / "output.txt").read_text()[-2000:]
 
 
@@ -73,7 +73,7 @@ def _wait_for_lines(process: subprocess.Popen[bytes], root: Path, more: int) -> 
 
 
 def _wait_for_saves(process: subprocess.Popen[bytes], root: Path, saves: int) -> None:
-    """Until the temporary folders of so many saves were seen."""
+    """Wait until the temporary folders of this many saves were seen."""
     mine, seen = f"-{process.pid}.tmp", set[str]()
     while process.poll() is None and len(seen) < saves:
         seen |= {path.name for path in root.glob(".checkpoint-*") if path.name.endswith(mine)}

@@ -49,7 +49,7 @@ def run(folder: Path) -> dict[str, Any]:
 
 
 def compare_to(root: Path, alone: Path) -> dict[str, Any]:
-    """Largest differences from the run of one process, which must be rounding."""
+    """Largest differences from the run of one process, which may only be rounding."""
     mine, theirs = log(root), log(alone)
     losses = [
         abs(a[name] - b[name]) / max(1.0, abs(b[name]))

@@ -88,7 +88,7 @@ def test_an_unlisted_file_is_a_fault(root: Path) -> None:
 
 
 def test_damaged_checkpoints_do_not_count_towards_the_limit(subject: Subject, root: Path) -> None:
-    """Or a limit of one would delete each good one as soon as it is saved."""
+    """Otherwise a limit of one would delete each valid checkpoint as soon as it is saved."""
     (root / "checkpoint-6" / "state.json").unlink()
     subject.start(root, checkpoints_total_limit=1).run()
     assert [path.name for path in sorted(root.glob("*checkpoint-*"))] == ["checkpoint-6", "set-aside-checkpoint-6"]

@@ -34,7 +34,7 @@ def sentence(output: str) -> str:
 
 @pytest.mark.parametrize("kib", [24, 40, 64, 100])
 def test_a_disk_that_fills_up(mounting: None, subject: Subject, reference: Path, tmp_path: Path, kib: int) -> None:
-    """With space again, it resumes and all numbers are the same."""
+    """Once there is space, it resumes and all results are the same."""
 
     def work() -> None:
         own_mounts()

@@ -119,7 +119,7 @@ def cache_manifest(folder: Path) -> Target:
 
 
 def cache_file(of: Callable[[Path], Path]) -> Callable[[Path], Target]:
-    """An index or a shard, with a manifest that agrees: who changes a file can change its checksum too."""
+    """An index or a shard and a manifest with its checksum, since an attacker can change both."""
 
     def make(folder: Path) -> Target:
         shard = shard_file(part(folder), 0)

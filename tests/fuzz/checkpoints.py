@@ -179,7 +179,7 @@ def manifest(folder: Path) -> Target:
 
 
 def with_right_manifest(name: str) -> Callable[[Path], Target]:
-    """With a manifest that agrees: who changes a file can change its manifest too."""
+    """With a matching manifest, since an attacker can change both."""
 
     def make(folder: Path) -> Target:
         saved = run_of_training(folder)

@@ -1,4 +1,4 @@
-"""Mutations of the content of a container, whose lengths and checksums are made right again."""
+"""Mutations of the content of a container, with corrected lengths and checksums."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ class TimeLimitExceeded(BaseException):
 
 
 def limit_memory(more: int) -> None:
-    """Let the address space of this process grow by so many bytes at most."""
+    """Limit the growth of this process's address space to this many bytes."""
     limit = status("VmSize") + more
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     Path("/proc/self/clear_refs").write_text("5")  # so that the peak is counted from here

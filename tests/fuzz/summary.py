@@ -25,7 +25,7 @@ another error, a crash or a hang. Seconds are processor time.
 
 
 def write_summary(every: Sequence[CampaignResult], folder: Path) -> None:
-    """Parsers that were not run this time keep their row."""
+    """Write fuzz.json and fuzz.md; parsers that were not run this time keep their row."""
     today = datetime.now(UTC).date().isoformat()
     about = {
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",

@@ -1,4 +1,4 @@
-"""Values of every shape, drawn by hypothesis. `FUZZ_EXAMPLES` asks for more of them."""
+"""Values of every shape, drawn by hypothesis; `FUZZ_EXAMPLES` sets their number."""
 
 from __future__ import annotations
 

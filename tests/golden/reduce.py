@@ -1,4 +1,4 @@
-"""Make the small part of the reference values that is kept here: DPT_GOLDEN=FOLDER python -m tests.golden.reduce"""
+"""Write the small part of the reference values that is stored here: DPT_GOLDEN=FOLDER python -m tests.golden.reduce"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the public reference computed: the small part kept here, and all of it where DPT_GOLDEN names its folder."""
+"""Values of the public reference: the small part stored here, or all of them in the folder DPT_GOLDEN."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 def stored() -> StoredLora:
-    """As small as the names allow, and of uneven numbers."""
+    """As small as the names allow, with different sizes."""
     rng = torch.Generator().manual_seed(0)
     tensors = {}
     for place in stable_diffusion_targets():
@@ -52,7 +52,7 @@ def diffusers(tmp_path: Path) -> Path:
 
 
 def without_record(file: Path, change: Change = dict, **metadata: str) -> Path:
-    """The same as another program would have written it: without our record."""
+    """The file without dpt's record, as another program would have written it."""
     save_file(change(load_file(file)), file, metadata=metadata or None)
     return file
 

@@ -30,7 +30,7 @@ def output(unet: Any) -> Tensor:
 
 
 def filled(target: Any, config: LoraConfig | None = None) -> Lora:
-    """A LoRA that changes something, in a backbone or a bare UNet."""
+    """A LoRA with nonzero weights, in a backbone or a bare UNet."""
     backbone = target if hasattr(target, "lora_targets") else BareUNet(target)
     lora = Lora(backbone, config or LoraConfig())
     rng = torch.Generator().manual_seed(2)

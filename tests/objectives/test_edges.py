@@ -1,4 +1,4 @@
-"""What the losses do where there is nothing to match, too much, half precision, or no box at all."""
+"""Edge cases of the losses: no or too many targets, half precision, degenerate boxes."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_assignment_needs_one_device_transfer(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_losses_run_on_the_meta_device() -> None:
-    """On the meta device any look at a value is an error: what runs there never waits for a device."""
+    """Reading a value on the meta device is an error, so losses that run there never synchronise."""
     outputs = {name: tensor.detach().to("meta").requires_grad_() for name, tensor in predictions().items()}
     expected_targets = targets((2, 3, 0)).to("meta")
     actual = Assignment(torch.zeros(3, 3, dtype=torch.long, device="meta"), expected_targets.present)

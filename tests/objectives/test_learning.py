@@ -1,4 +1,4 @@
-"""Feature, adapter and all losses together: what is trained on a handful of examples comes to know them."""
+"""Features, adapter and all losses together overfit a handful of examples."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CAPTIONS = ["a red circle", "a blue square", "two green stars"]
 
 
 def test_model_overfits_a_few_pairs(tmp_path: Path) -> None:
-    """Three pictures, three captions: every picture read under every caption, in one batch of nine."""
+    """Three images and three captions in all nine combinations, in one batch."""
     backbone = open_backbone(tiny_models.save(tiny_models.POCKET, tmp_path / "model"), device="cpu")
     text = backbone.encode_text(CAPTIONS)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The whole making of a pocket, with models a thousandth of the size."""
+"""Whole builds of the pocket, with models a thousandth of the size."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ assert not any(name.split(".")[0] == "dpt" for name in sys.modules)
 """
 
 
-def test_a_built_pocket_opens_with_nothing_of_ours(build: Callable[..., Path], tmp_path: Path) -> None:
+def test_built_pocket_opens_with_diffusers_alone(build: Callable[..., Path], tmp_path: Path) -> None:
     out = build("pocket", "--threads", "1")
     assert all(tensor.dtype == torch.float16 for tensor in weights(out).values())
     subprocess.run([sys.executable, "-c", STOCK, str(out)], check=True, cwd=tmp_path)
     assert not list(tmp_path.glob(".pocket-*")), "nothing temporary is left"
 
 
-def test_cut_and_continued_is_the_same_to_the_bit(
+def test_stopped_build_resumes_bit_for_bit(
     build: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = weights(build("whole", "--threads", "1"))
@@ -99,16 +99,16 @@ def _clock_that_runs_out(after: int) -> Callable[[], float]:
 
 
 @pytest.mark.nightly
-def test_two_processes_build_too(build: Callable[..., Path]) -> None:
-    one, two = weights(build("one", "--threads", "1")), weights(build("two", "--processes", "2"))
-    for key in one:
+def test_two_processes_build_the_same_model(build: Callable[..., Path]) -> None:
+    single, shared = weights(build("one", "--threads", "1")), weights(build("two", "--processes", "2"))
+    for key in single:
         if key.split("/")[0] == "unet":  # its batches are shared; see test_training for equality of gradients
-            assert torch.isfinite(two[key]).all()
+            assert torch.isfinite(shared[key]).all()
         else:
-            assert torch.equal(one[key], two[key]), key
+            assert torch.equal(single[key], shared[key]), key
 
 
-def test_a_work_folder_keeps_to_its_recipe(build: Callable[..., Path], tmp_path: Path) -> None:
+def test_work_folder_of_another_recipe_is_refused(build: Callable[..., Path], tmp_path: Path) -> None:
     build("pocket", "--last", "clip", "--threads", "1")
     other = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, layers=2))
     (tmp_path / "recipe.json").write_text(json.dumps(to_plain(other)))
@@ -122,27 +122,27 @@ def test_a_work_folder_keeps_to_its_recipe(build: Callable[..., Path], tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--last", "clap"], "there is no stage 'clap'"),
         (["--processes", "0"], "--processes must be at least 1"),
     ],
 )
-def test_bad_input(build: Callable[..., Path], words: list[str], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_invalid_input_is_refused(build: Callable[..., Path], words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         build("pocket", *words)
 
 
-def test_a_recipe_with_a_slip_is_named(tmp_path: Path) -> None:
+def test_invalid_recipe_is_named(tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text('{"unet": {"chanels": [1]}}')
     with pytest.raises(UserError, match="unknown key 'chanels'"):
         run(["pocket", "build", "--recipe", str(tmp_path / "r.json"), "--work", str(tmp_path / "w")])
 
 
-def test_a_finished_denoiser_is_trained_further(build: Callable[..., Path]) -> None:
+def test_start_trains_a_finished_denoiser_further(build: Callable[..., Path]) -> None:
     first = build("first", "--threads", "1")
-    again = build("again", "--threads", "1", "--start", str(first))
-    before, after = weights(first), weights(again)
+    continued = build("again", "--threads", "1", "--start", str(first))
+    before, after = weights(first), weights(continued)
     for key in before:
         assert key.startswith("unet/") or torch.equal(before[key], after[key]), key
     moved = [key for key in before if key.startswith("unet/") and not torch.equal(before[key], after[key])]
@@ -150,14 +150,14 @@ def test_a_finished_denoiser_is_trained_further(build: Callable[..., Path]) -> N
     assert max(float((before[key] - after[key]).float().abs().max()) for key in moved) < 0.1, "it began where it was"
 
 
-def test_a_start_that_does_not_fit_is_named(build: Callable[..., Path], tmp_path: Path) -> None:
+def test_start_with_other_shapes_is_refused(build: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot start from .*clip, which is not what the recipe describes"):
         build("pocket", "--start", str(tmp_path / "nothing"))
     with pytest.raises(UserError, match="leave --last out"):
         build("pocket", "--start", str(tmp_path / "nothing"), "--last", "vae")
 
 
-def test_scenes_that_are_too_tight_are_passed_over() -> None:
+def test_scenes_too_dense_to_place_are_skipped() -> None:
     stage = tiny_unet_stage(Phase(until=0, noise=0.0, gap=6.0))
     allowed = [index for indices in stage.scenes[6.0].values() for index in indices]
     assert 0 < len(allowed) < 64
@@ -171,7 +171,7 @@ def tiny_unet_stage(*phases: Phase) -> UNetStage:
     return UNetStage(recipe, TINY_WORLD, 1, torch.zeros(64, 4, 16, 16), text_tower(clip.model), clip.tokenizer)
 
 
-def test_whitening_changes_the_latents_and_not_the_pictures() -> None:
+def test_whitening_changes_the_latents_but_not_the_images() -> None:
     stage = VaeStage(TINY.vae, TINY_WORLD, 0)
     images = pictures(TINY_WORLD, 0, 0, 16)
     with torch.no_grad():

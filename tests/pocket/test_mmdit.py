@@ -44,7 +44,7 @@ ROOT = Path(__file__).parent.parent.parent
 POCKET = ROOT / "ckpt/pocket"
 
 
-def test_a_caption_in_any_wording_is_parsed() -> None:
+def test_captions_in_any_wording_are_parsed() -> None:
     parsed = parse_words("a picture of two red boxes to the left of a disc without any blue crosses")
     phrases = [(phrase.n, phrase.noun.colour, phrase.noun.shape, phrase.head) for phrase in parsed.phrases]
     assert phrases == [(2, "red", "square", 5), (1, None, "circle", 11)]
@@ -144,8 +144,8 @@ def test_a_swap_keeps_the_length_and_changes_the_words() -> None:
         assert pairs and all(len(a.split()) == len(b.split()) and a != b for a, b in pairs), kind
 
 
-def test_the_instruments_tell_words_that_are_kept_from_words_that_are_not() -> None:
-    """An encoder that knows the labels of a caption but for its relation."""
+def test_diagnostics_separate_kept_words_from_lost_ones() -> None:
+    """With an encoder that encodes all labels of a caption except its relation."""
     labels = CaptionLabels(POCKET_WORLD)
 
     def encode(texts: list[str]) -> PromptStates:
@@ -210,7 +210,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_a_built_transformer_opens_with_nothing_of_ours_and_is_diagnosed(
+def test_built_transformer_opens_with_diffusers_alone_and_is_diagnosed(
     build: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = build("whole")
@@ -226,7 +226,7 @@ def test_a_built_transformer_opens_with_nothing_of_ours_and_is_diagnosed(
 
 
 @pytest.mark.slow
-def test_a_stopped_build_resumes_bit_for_bit(
+def test_stopped_build_resumes_bit_for_bit(
     build: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = weights(build("whole"))
@@ -243,7 +243,7 @@ def test_a_stopped_build_resumes_bit_for_bit(
     assert [key for key in whole if not torch.equal(whole[key], stopped[key])] == []
 
 
-def test_the_shipped_recipe_reads_and_wrong_flags_are_named(build: Callable[..., Path], tmp_path: Path) -> None:
+def test_shipped_recipe_is_valid_and_invalid_flags_are_named(build: Callable[..., Path], tmp_path: Path) -> None:
     recipe = read_mmdit_recipe()
     assert recipe.transformer.phases and recipe.world == "pocket"
     for words, message in (

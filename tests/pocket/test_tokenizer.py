@@ -12,13 +12,13 @@ def test_every_word_of_the_grammar_is_one_token() -> None:
     assert unknown_words(tokenizer, " ".join(vocabulary())) == []
 
 
-def test_other_words_are_known_to_be_unknown() -> None:
+def test_other_words_are_reported_as_unknown() -> None:
     tokenizer = build_tokenizer(vocabulary(), 32)
     assert unknown_words(tokenizer, "a red Hexagon left of a blue zebra") == ["Hexagon", "zebra"]
     assert UNKNOWN in tokenizer.tokenize("ß")
 
 
-def test_merges_are_the_same_every_time() -> None:
+def test_merges_are_deterministic() -> None:
     assert learn_merges(vocabulary()) == learn_merges(vocabulary())
     symbols, merges = learn_merges(["low", "lower"])
     assert "low</w>" in symbols and "lower</w>" in symbols

@@ -49,17 +49,17 @@ def train(folder: Path, processes: Processes) -> None:
 
 
 @pytest.mark.nightly
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
+def test_two_processes_train_like_one(tmp_path: Path) -> None:
     """The batch of a step is shared by rows: the gradient is that of the whole batch."""
     for count in (1, 2):
         launch(count, partial(train, tmp_path))
-    one, two = (load_file(tmp_path / str(count) / "checkpoint-1" / "moments.safetensors") for count in (1, 2))
-    assert one.keys() == two.keys()
-    for name, moment in one.items():
-        torch.testing.assert_close(two[name], moment, rtol=1e-3, atol=1e-6, msg=name)
+    single, shared = (load_file(tmp_path / str(count) / "checkpoint-1" / "moments.safetensors") for count in (1, 2))
+    assert single.keys() == shared.keys()
+    for name, moment in single.items():
+        torch.testing.assert_close(shared[name], moment, rtol=1e-3, atol=1e-6, msg=name)
 
 
-def test_a_batch_must_be_shared_evenly(tmp_path: Path) -> None:
+def test_batch_must_divide_among_processes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a batch of 6 cannot be shared evenly by 4 processes"):
         train_stage(tiny_stage(), SCHEDULE, UNetRecipe(), tmp_path, None, Processes(0, 4))
 
@@ -76,7 +76,7 @@ def updated(dtype: torch.dtype, **changes: Any) -> tuple[nn.Linear, MasterWeight
     return model, update
 
 
-def test_master_weights_keep_what_half_precision_would_lose() -> None:
+def test_master_weights_keep_updates_that_half_precision_would_lose() -> None:
     torch.manual_seed(0)
     start = nn.Linear(4, 3).weight.detach()
     model, update = updated(torch.bfloat16)
@@ -84,7 +84,7 @@ def test_master_weights_keep_what_half_precision_would_lose() -> None:
     assert 0 < float((update.named["weight"] - start).abs().max()) < 2e-6
 
 
-def test_in_full_precision_they_are_adamw() -> None:
+def test_full_precision_updates_equal_adamw() -> None:
     model, update = updated(torch.float32, learning_rate=0.01, adam_weight_decay=0.5)
     torch.manual_seed(0)
     plain = nn.Linear(4, 3)

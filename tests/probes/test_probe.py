@@ -1,4 +1,4 @@
-"""The questions asked of an adapter, against answers that are known."""
+"""Probe questions on adapters with known answers."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ def test_every_question_is_answered_once_at_each_timestep(probe: Probe) -> None:
     answers = list(probe.answers())
     for question in (TEXT, IMAGE, REC):
         for t in TIMES:
-            assert sum((one.question, one.timestep) == (question, t) for one in answers) == 10
-    assert {one.category for one in answers if one.question != REC} <= set(NEGATIVE_TYPES)
-    assert {one.category for one in answers if one.question == REC} == {"scenes"}
+            assert sum((answer.question, answer.timestep) == (question, t) for answer in answers) == 10
+    assert {answer.category for answer in answers if answer.question != REC} <= set(NEGATIVE_TYPES)
+    assert {answer.category for answer in answers if answer.question == REC} == {"scenes"}
 
 
-def test_an_answer_does_not_depend_on_the_other_timesteps(probe: Probe) -> None:
+def test_answer_does_not_depend_on_the_other_timesteps(probe: Probe) -> None:
     alone = Probe(probe.backbone, probe.adapter, probe.streams, (700,), batch_size=4)
-    assert list(alone.answers()) == [one for one in probe.answers() if one.timestep == 700]
+    assert list(alone.answers()) == [answer for answer in probe.answers() if answer.timestep == 700]
 
 
-def test_two_processes_tally_what_one_does(probe: Probe) -> None:
+def test_two_processes_give_the_tally_of_one(probe: Probe) -> None:
     parts = [probe.tally(part, 2) for part in range(2)]
     whole = probe.tally()
     assert whole == {name: tuple(map(sum, zip(parts[0][name], parts[1][name], strict=True))) for name in whole}
@@ -73,7 +73,7 @@ def grounding(boxes: list[list[float]], none: list[float]) -> GroundingOutput:
     return GroundingOutput(logits, torch.tensor([boxes]), None)
 
 
-def said(boxes: list[list[float]]) -> ExpressionBatch:
+def expression(boxes: list[list[float]]) -> ExpressionBatch:
     return ExpressionBatch(["x"], torch.tensor(boxes).reshape(-1, 4), [len(boxes)], [[((0, 1),)] * len(boxes)])
 
 
@@ -81,7 +81,7 @@ A, B = [0.3, 0.3, 0.2, 0.2], [0.7, 0.7, 0.2, 0.2]
 
 
 @pytest.mark.parametrize(
-    ("boxes", "none", "meant", "rank"),
+    ("boxes", "none", "target", "rank"),
     [
         ([A, B], [0.0, 1.0], [A], 0),
         ([A, B], [1.0, 0.0], [A], 1),
@@ -92,14 +92,14 @@ A, B = [0.3, 0.3, 0.2, 0.2], [0.7, 0.7, 0.2, 0.2]
         ([[0.3, 0.40, 0.2, 0.2], B], [0.0, 1.0], [A], None),  # IoU 0.33
     ],
 )
-def test_the_rank_of_the_first_right_box(
-    boxes: list[list[float]], none: list[float], meant: list[list[float]], rank: int | None
+def test_rank_of_the_first_correct_box(
+    boxes: list[list[float]], none: list[float], target: list[list[float]], rank: int | None
 ) -> None:
-    assert ranks(grounding(boxes, none), said(meant)) == [rank]
+    assert ranks(grounding(boxes, none), expression(target)) == [rank]
 
 
-def test_an_expression_without_boxes_is_not_scored() -> None:
-    assert ranks(grounding([A], [0.0]), said([])) == []
+def test_expression_without_boxes_is_not_scored() -> None:
+    assert ranks(grounding([A], [0.0]), expression([])) == []
 
 
 def test_answers_are_counted_by_k_type_and_timestep() -> None:

@@ -1,4 +1,4 @@
-"""What the sampler is to compute, written out in full and without its parts: hooks, all queries, formulas of DDIM."""
+"""A reference implementation of the sampler without hooks: all queries and the formulas of DDIM."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def guided(backbone: Backbone, z: Tensor, t: Tensor, text: Condition, negative: 
 def score_gradient(
     backbone: Backbone, adapter: Adapter, z: Tensor, t: Tensor, text: Condition
 ) -> tuple[Tensor, Tensor]:
-    """s (B,) and its gradient, through the whole UNet, one picture at a time, with all the adapter's queries."""
+    """s (B,) and its gradient, through the whole UNet, one image at a time, with all the adapter's queries."""
     assert adapter.config.unet_feature == "up1" and not adapter.training
     caught: list[Tensor] = []
     hook = backbone.unet.up_blocks[1].register_forward_hook(lambda module, given, out: caught.append(out))

@@ -1,4 +1,4 @@
-"""Best of n, and what is watched while a picture is drawn."""
+"""Best of n, and traces of a sampling run."""
 
 from __future__ import annotations
 

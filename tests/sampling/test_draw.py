@@ -1,4 +1,4 @@
-"""A picture is a function of (model, request, settings), whatever it is drawn together with."""
+"""An image depends only on (model, request, settings), not on its batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which correction the flags and the recommended values add up to."""
+"""The correction that results from flags and recommended values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A correction computed as the published code does it gives our pictures: only the cost is another."""
+"""The published schedule of a correction gives the same images at another cost."""
 
 from __future__ import annotations
 

@@ -85,14 +85,14 @@ def length(g: Tensor) -> Tensor:
 
 
 def test_correction_changes_the_latents(world: World) -> None:
-    """Or none of the comparisons below would mean anything."""
+    """Otherwise the comparisons below would be meaningless."""
     moved = 20 * world.gradient(world.noise, FIRST)
     assert 0.01 < moved.std() < 10
     assert (world.run(Correction(20)) - world.run(Correction())).abs().max() > 1e-3
 
 
 def test_target_state_follows_the_papers_formula(world: World) -> None:
-    """z <- z + eta g, and what is denoised is that."""
+    """z <- z + eta g before the step."""
     z = world.noise
     for t, before in ((FIRST, SECOND), (SECOND, -1)):
         z = z + 20 * world.gradient(z, t)
@@ -101,7 +101,7 @@ def test_target_state_follows_the_papers_formula(world: World) -> None:
 
 
 def test_target_input_moves_only_the_input_of_the_conditional_branch(world: World) -> None:
-    """e = e_neg(z) + w (e_text(z + eta g) - e_neg(z)), and the step goes on from z: section 4.2."""
+    """e = e_neg(z) + w (e_text(z + eta g) - e_neg(z)), and the step continues from z: section 4.2."""
     z = world.noise
     for t, before in ((FIRST, SECOND), (SECOND, -1)):
         at = torch.tensor(t)
@@ -162,7 +162,7 @@ def test_without_guidance_only_the_conditional_prediction_is_used(target: str, w
 @pytest.mark.parametrize("target", TARGETS)
 def test_factor_is_independent_of_the_scheduler_scale(target: str, world: World) -> None:
     """Euler in the scale of k-diffusion and DDIM are the same steps; its state is moved so that the input moves by
-    eta g, or the corrected pictures would differ."""
+    eta g, or the corrected images would differ."""
     config = {**world.backbone.scheduler_config, "timestep_spacing": "leading", "set_alpha_to_one": True}
     runs = {}
     for name in ("ddim", "euler"):
@@ -200,7 +200,7 @@ def blind(x: Tensor, t: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm++", "euler", "heun", "lms", "pndm", "unipc"])
 def test_scheduler_keeps_a_change_by_a_hook(scheduler: str, pocket: World) -> None:
-    """By schedulers that keep samples of their own too. The network sees nothing here, so only the state can tell."""
+    """Also by schedulers with their own samples. The network ignores its input, so only the state can differ."""
     config = {**pocket.backbone.scheduler_config, "prediction_type": "epsilon"}
     at_rest = denoise(blind, make_scheduler(scheduler, config), pocket.noise, 4)
     pushed = denoise(blind, make_scheduler(scheduler, config), pocket.noise, 4, hooks=[Push()])
@@ -234,7 +234,7 @@ def test_image_does_not_depend_on_its_batch(target: str, pocket: World) -> None:
 
 
 class Rows:
-    """Rows that entered the UNet, that came to its end, and that the adapter read."""
+    """Counts the rows that enter the UNet, that reach its end, and that the adapter reads."""
 
     def __init__(self, world: World) -> None:
         unet = world.backbone.unet

@@ -1,4 +1,4 @@
-"""The script that sets up the environment: what counts as up to date, and what an import from outside finds."""
+"""The script that sets up the environment: when it is up to date, and imports from outside the clone."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def test_pins_of_included_files_are_read(make_venv: ModuleType, tmp_path: Path) 
     assert make_venv.pins(tmp_path / "dev.txt") == expected
 
 
-def test_an_environment_that_is_right_is_left_alone(
+def test_up_to_date_environment_is_not_changed(
     make_venv: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reinstalling into an environment that another process runs from fails with `Text file busy`."""
-    found = {"packages": {"torch": "2.13.0+cpu", "pytest": "9.2.0"}, "path": [str(make_venv.ROOT)]}
+    installed = {"packages": {"torch": "2.13.0+cpu", "pytest": "9.2.0"}, "path": [str(make_venv.ROOT)]}
     (tmp_path / "requirements.txt").write_text("torch==2.13.0\npytest==9.2.0\n")
-    monkeypatch.setattr(make_venv, "installed", lambda folder: found)
+    monkeypatch.setattr(make_venv, "installed", lambda folder: installed)
     monkeypatch.setattr(make_venv, "install", lambda *_: pytest.fail("it installed again"))
     words = ["make_venv", str(tmp_path / "v"), "--requirements", str(tmp_path / "requirements.txt")]
     monkeypatch.setattr(sys, "argv", words)
     assert make_venv.main() == 0
-    found["packages"]["pytest"] = "9.1.0"
+    installed["packages"]["pytest"] = "9.1.0"
     assert make_venv.missing(tmp_path / "v", tmp_path / "requirements.txt") == ["pytest==9.2.0"]
 
 

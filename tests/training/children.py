@@ -1,4 +1,4 @@
-"""Work in a child process that shares what is imported already: it starts in no time, and can be killed."""
+"""Run work in a forked child process, which starts fast and can be killed."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 CHILD_SECONDS = 300
-"""A child that runs longer hangs; it is ended so that its parent does not wait forever."""
+"""Longest time of a child in seconds, after which it is ended so that its parent does not wait forever."""
 
 
-def in_a_child(work: Callable[[], object], said: int | None = None) -> int:
-    """Its process id. What it prints goes to the descriptor `said`, or nowhere."""
+def in_a_child(work: Callable[[], object], stdout: int | None = None) -> int:
+    """Return the process id. Output goes to the descriptor `stdout`, or is discarded."""
     child = os.fork()
     if child:
         return child
     signal.alarm(CHILD_SECONDS)
     tqdm.set_lock(threading.RLock())  # its own lock is shared by forks: killed with it, a child would block its parent
-    os.dup2(os.open(os.devnull, os.O_WRONLY) if said is None else said, 1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY) if stdout is None else stdout, 1)
     os.dup2(1, 2)
     sys.stdout = os.fdopen(1, "w", closefd=False)  # not what a test captures
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)

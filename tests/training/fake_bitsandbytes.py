@@ -1,4 +1,4 @@
-"""What stands in for bitsandbytes, which needs a GPU: its AdamW8bit keeps what the real one keeps between steps.
+"""A stand-in for bitsandbytes, which needs a GPU. Its AdamW8bit has the state of the real one.
 
 That is a count which is an int, moments of 8 bits with their scales, and tables that all parameters share.
 """

@@ -1,4 +1,4 @@
-"""Parameter groups, the moving average, and loss scaling: what they do, and that they resume."""
+"""Parameter groups, the moving average and loss scaling: their effect, and that they resume."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_the_average_warms_up_and_skips_bad_steps() -> None:
 
 
 def test_the_average_of_a_short_run_has_left_the_initial_weights(tmp_path: Path) -> None:
-    """At a constant decay of 0.999, 98.8 % of the average after 12 steps would be the weights of the start."""
+    """At a constant decay of 0.999, 98.8 % of the average after 12 steps would be the initial weights."""
     start = {f"weights/{name}": p.detach().clone() for name, p in Line().trained.named_parameters()}
     loop(tmp_path, ema_decay=0.999).run()
     kept = tensors(tmp_path)
@@ -87,7 +87,7 @@ def test_the_average_resumes_bit_for_bit(tmp_path: Path, stop: int) -> None:
 
 
 class ThroughHalf(torch.autograd.Function):
-    """A frozen float16 model, for gradients: whatever passes back is rounded to float16."""
+    """Rounds gradients to float16, like a frozen float16 model."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class ThroughHalf(torch.autograd.Function):
 class HalfLine(Line):
     scales_loss = True
     shrink = 1e-8
-    """As the mean over many pixels makes the gradients of real losses small."""
+    """Small gradients, like those of real losses, which are means over many pixels."""
 
     def losses(self, batch: Batch, rng: SampleRNG, num_boxes: Tensor) -> dict[str, Tensor]:
         x = batch.images.flatten(1) + 0.1 * rng.normal((4,), "noise")

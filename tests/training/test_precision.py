@@ -1,4 +1,4 @@
-"""Gradients of stage 2 that cross a half-precision model point where those of float32 do."""
+"""Gradients of stage 2 through a half-precision model agree with those in float32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 2 on a tiny model and rendered scenes: also what the golden trace and the two-process test run."""
+"""Stage 2 on a tiny model and rendered scenes, for the tests, the golden trace and the two-process run."""
 
 from __future__ import annotations
 

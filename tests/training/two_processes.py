@@ -1,4 +1,4 @@
-"""A run of two processes beside the same run of one."""
+"""Compare a run of two processes with the same run of one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(module: str, model: Path, root: Path) -> str:
-    """`python -m MODULE MODEL ROOT 1` in each of two processes; what they print."""
+    """Run `python -m MODULE MODEL ROOT 1` in two processes and return their output."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -31,7 +31,7 @@ def run(module: str, model: Path, root: Path) -> str:
 
 
 def assert_same(one: Path, two: Path, losses: Callable[[Path], Sequence[Mapping[str, float]]], step: int = 10) -> None:
-    """The losses of each step, and the weights after ten."""
+    """Assert equal losses at each step and equal weights at the end, up to rounding."""
     for first, second in zip(losses(one), losses(two), strict=True):
         assert second == pytest.approx(first, rel=1e-5, abs=1e-5)
     worst, name = apart(one, two, step)
@@ -39,7 +39,7 @@ def assert_same(one: Path, two: Path, losses: Callable[[Path], Sequence[Mapping[
 
 
 def apart(one: Path, two: Path, step: int) -> tuple[float, str]:
-    """By how much the weights after a step differ at most, and which."""
+    """The largest difference of weights after a step, and the name of that weight."""
     weights = [checkpoint.load(root / f"checkpoint-{step}")[0]["weights"] for root in (one, two)]
     assert weights[0].keys() == weights[1].keys()
     return max((float(_apart(name, tensor, weights[1][name]).max()), name) for name, tensor in weights[0].items())

@@ -89,6 +89,6 @@ def test_regularisation_pictures_come_from_a_folder_of_their_own_and_faults_are_
     (folder / "bad.jsonl").write_text('{"file_name": "positive/0.png", "prompt": "p", "type": "nice"}')
     with pytest.raises(DataError, match="line 1: 'type' is one of positive, negative, regularization, not 'nice'"):
         tuning_data(folder, folder / "bad.jsonl", None, None, TuningConfig(), Framing(8), 0)
-    with pytest.raises(DataError, match="there is no picture"):
+    with pytest.raises(DataError, match="there is no image"):
         (folder / "bad.jsonl").write_text('{"file_name": "gone.png", "prompt": "p"}')
         tuning_data(folder, folder / "bad.jsonl", None, None, TuningConfig(), Framing(8), 0)

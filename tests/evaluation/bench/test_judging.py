@@ -1,4 +1,4 @@
-"""From detections to a results line, and judging stored pictures across kills."""
+"""From detections to a results line, and judging stored images across kills."""
 
 from __future__ import annotations
 

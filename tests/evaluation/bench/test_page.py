@@ -1,4 +1,4 @@
-"""The report page: self-contained, worst regressions first, pictures within the budget, all text escaped."""
+"""The report page: self-contained, worst regressions first, images within the budget, all text escaped."""
 
 from __future__ import annotations
 
