@@ -84,7 +84,7 @@ def test_regularisation_pictures_come_from_a_folder_of_their_own_and_faults_are_
     both = tuning_data(folder, None, other, None, TuningConfig(), Framing(8), 0)
     assert len(both.parts["regularization"]) == 11 and "a lighthouse" in captions(both.source)
     assert both.identity != data(folder).identity
-    with pytest.raises(UserError, match="gives negative pictures a share, and there are none"):
+    with pytest.raises(UserError, match="gives negative images a share, and there are none"):
         data(folder, negative="none", ratios=(1.0, 1.0, 1.0))
     (folder / "bad.jsonl").write_text('{"file_name": "positive/0.png", "prompt": "p", "type": "nice"}')
     with pytest.raises(DataError, match="line 1: 'type' is one of positive, negative, regularization, not 'nice'"):
