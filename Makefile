@@ -5,13 +5,14 @@
 # make stage2 ckpt/pocket-dpt and its control (an hour)   make sweep  ways to correct (an hour)
 # make results the table of docs/results/benchmark (four hours)     make pictures  docs/results/sampling/trace.png
 # make ipr    two rounds of IPR and their sheet (hours)
+# make hps    preference data, classifier, selection, tuning, table (two hours on one core)
 # make fuzz   broken input for every parser (10 minutes) make faults  kills, lost processes, bad disks (half an hour)
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 export TORCH_INDEX TORCH_BUILD
 
-.PHONY: ipr faults demo check test nightly lint tables stage1 stage2 results sweep pictures study environment dev-environment
+.PHONY: ipr hps faults demo check test nightly lint tables stage1 stage2 results sweep pictures study environment dev-environment
 
 demo: environment
 	$(RUN) txt2img.py --prompt "a red circle to the left of a blue square" --n_samples 4 --seed 1 --guidance_scale 3
@@ -69,6 +70,37 @@ ipr: environment
 		--lora_rank 8 --lora_alpha 40 --learning_rate 3e-4 --max_train_steps 150 --mixed_precision bf16
 	mkdir -p docs/results/ipr
 	cp $(addprefix runs/ipr/measured/,results.json table.md summary.jsonl sheet.png) docs/results/ipr/
+# HPS on the embedded model: the second classifier, of other choices, scores what the first one selected.
+HPS = runs/hps
+CLASSIFIER = --max_train_steps 120 --train_batch_size 12 --learning_rate 2e-4 --adam_weight_decay 0.1 --lr_scheduler linear \
+	--lr_warmup_steps 10 --visual_blocks 2 --text_blocks 0 --validation_steps 1000 --images $(HPS)/data/preference_images \
+	--output_dir $(HPS)
+LORA = --max_train_steps 100 --train_batch_size 8 --lora_rank 8 --lora_alpha 40 --learning_rate 8e-4 --lr_scheduler linear \
+	--lr_warmup_steps 5 --mixed_precision bf16 --dataset_folder $(HPS)/selected --validation_steps 0 --output_dir $(HPS)
+KEPT = --regularization_folder $(HPS)/regularization
+hps: environment
+	$(RUN) -m dpt prefer synthesize --out $(HPS)/data --prompts 800 --num_timesteps 15 --mixed_precision bf16 --test_fraction 0.5
+	$(RUN) -m dpt prefer train $(CLASSIFIER) --run_name selecting --seed 1 \
+		--train_file $(HPS)/data/preference_train.json --test_file $(HPS)/data/preference_test.json
+	$(RUN) -m dpt prefer train $(CLASSIFIER) --run_name measuring --seed 2 \
+		--train_file $(HPS)/data/preference_test.json --test_file $(HPS)/data/preference_train.json
+	$(RUN) -m dpt prefer check $(HPS)/data/preference_train.json $(HPS)/data/preference_test.json \
+		--scorer $(HPS)/selecting/classifier ckpt/pocket/clip
+	$(RUN) -m dpt prefer score --images $(HPS)/data/preference_images --scorer $(HPS)/selecting/classifier
+	$(RUN) -m dpt prefer select --scores $(HPS)/data/preference_images/scores.jsonl \
+		--images $(HPS)/data/preference_images --out $(HPS)/selected --temperature 4
+	$(RUN) -m dpt prefer draw --prompts $(HPS)/data/prompts.txt --n_samples 1 --seed 5 --num_timesteps 15 \
+		--mixed_precision bf16 --type regularization --out $(HPS)/regularization
+	for seed in 1 2 3; do \
+		$(RUN) train_hps.py $(LORA) $(KEPT) --ratios 1 1 1 --run_name hps$$seed --seed $$seed || exit 1; \
+	done
+	$(RUN) train_hps.py $(LORA) $(KEPT) --ratios 0 0 1 --negative none --run_name kept --seed 1
+	$(RUN) train_hps.py $(LORA) --negative adapter --run_name npo --seed 1
+	$(RUN) -m dpt bench run base kept=$(HPS)/kept npo=$(HPS)/hps1,negative_prompt=,negative_lora=$(HPS)/npo \
+		$(foreach n,1 2 3,hps$(n)=$(HPS)/hps$(n) plain$(n)=$(HPS)/hps$(n),negative_prompt=) \
+		--prompts 20 --per_prompt 1 --num_timesteps 15 --mixed_precision bf16 --out $(HPS)/bench
+	$(RUN) -m dpt bench score $(HPS)/bench --hps $(HPS)/measuring/classifier --out $(HPS)/scored
+	$(RUN) -m dpt bench report $(HPS)/scored --reference scenes --out docs/results/hps
 
 sweep: environment
 	$(RUN) benchmarks/sweep.py --mixed_precision bf16 --out runs/sweep

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image as PILImage
 
-from dpt.data.files.reading import Row, parse_line, read_json, read_lines, shown
+from dpt.data.files.reading import Row, is_number, parse_line, read_json, read_lines, shown
 from dpt.data.folder import read_picture_folder
 from dpt.data.images import read_image
 from dpt.detect.base import Image
@@ -25,6 +25,9 @@ BATCH = 16
 """Pictures scored together. Rounding depends on the batch, so batches are fixed."""
 
 DECIMALS = 4
+
+LARGEST_SCORE = 10**6
+"""Of any scorer; a cosine times 100 is at most 100."""
 
 SHARP_EDGE = 10
 """Levels of 255: a picture without any difference between neighbours of at least this is blurry."""
@@ -122,8 +125,8 @@ def read_scores(file: Path, partial: bool = False) -> Iterator[ScoredPicture]:
         try:
             row = parse_line(text, where)
             score = row.content.get("score")
-            if not isinstance(score, int | float) or isinstance(score, bool) or not np.isfinite(score):
-                row.fail(f"'score' should be a number, not {shown(score)}")
+            if not is_number(score) or abs(score) > LARGEST_SCORE:
+                row.fail(f"'score' should be a number of at most {LARGEST_SCORE:,}, not {shown(score)}")
             name = row.file_name("file_name") if "file_name" in row else ""
             blurry = row.get("blurry", bool) if "blurry" in row else False
             line = ScoredPicture(row.get("id", int), row.text("prompt"), float(score), blurry, name)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dpt.adapter.io.published import is_plain, refuse_compressed
 from dpt.errors import UserError
 from dpt.untrusted import check_regular, is_safe_pickle
 
@@ -57,6 +58,7 @@ def read_openai_weights(file: Path) -> dict[str, Tensor]:
     """The tensors of an `hpc.pth`: `{"state_dict": {...}}` or the dict itself. Nothing in the file is executed."""
     try:
         check_regular(file)
+        refuse_compressed(file)
         if not is_safe_pickle(file):
             raise ValueError
         content = torch.load(file, map_location="cpu", weights_only=True)
@@ -73,10 +75,13 @@ def read_openai_weights(file: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{file} is not a CLIP checkpoint: it holds more than named tensors")
     named = {str(key).removeprefix("module."): value for key, value in content.items()}
+    named = {key: value for key, value in named.items() if key not in UNSTORED}
+    if odd := [key for key, value in named.items() if not is_plain(value)]:
+        raise UserError(f"{file} holds more than plain floating-point numbers: {odd[0]}")
     if "visual.conv1.weight" not in named:
         what = "a ResNet CLIP" if "visual.layer1.0.conv1.weight" in named else "not a CLIP with OpenAI's names"
         raise UserError(f"{file} is {what}: a vision transformer with visual.conv1.weight is needed")
-    return {key: value for key, value in named.items() if key not in UNSTORED}
+    return named
 
 
 def to_transformers(named: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ class SelectionConfig:
     factor: float = 2.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
+        if not 1e-6 <= self.temperature < math.inf:
             raise UserError(f"--temperature must be positive, not {self.temperature}")
         if self.min_pictures < 2:
             raise UserError(f"--min_pictures must be at least 2, not {self.min_pictures}")

@@ -29,6 +29,7 @@ from dpt.lora.io import WEIGHTS as LORA_WEIGHTS
 from dpt.lora.io import LoraRecord, StoredLora, save_lora
 from dpt.pocket.recipe import RECIPE_FILE, Recipe
 from dpt.records import read_record
+from dpt.score.openai_clip import read_openai_weights, to_transformers
 from dpt.training.engine import checkpoint, run_folder
 from dpt.training.engine.logging import read_log
 from tests.fuzz.containers import compressed, mutate_header, mutate_member
@@ -236,6 +237,22 @@ def run_log(folder: Path) -> Target:
     return Target(file, [LOG], read)
 
 
+def openai_clip(folder: Path) -> Target:
+    """A preference classifier with OpenAI's names, reduced to a few tensors."""
+    file = folder / "hpc.pth"
+    weights = {
+        "logit_scale": torch.tensor(4.6),
+        "visual.conv1.weight": torch.ones(4, 3, 2, 2),
+        "visual.proj": torch.ones(4, 2),
+        "visual.transformer.resblocks.0.attn.in_proj_weight": torch.ones(12, 4),
+    }
+    samples = []
+    for content in (weights, {"state_dict": weights}):
+        torch.save(content, file)
+        samples.append(file.read_bytes())
+    return Target(file, samples, lambda: to_transformers(read_openai_weights(file), file.name))
+
+
 NOT_FLAT = save({"x": torch.ones(2)})
 PARSERS = (
     file_parser("record: recipe", RECIPE_FILE, lambda file: read_record(Recipe, file)),
@@ -248,6 +265,7 @@ PARSERS = (
     Parser("weights: LoRA of diffusers", foreign_lora(write_diffusers), HEADERS, HOSTILE_HEADERS),
     Parser("weights: LoRA of kohya", foreign_lora(write_kohya), HEADERS, HOSTILE_HEADERS),
     Parser("weights: published checkpoint", published, (mutate_archive,), (b"", b"PK", b"\x80\x02", NOT_FLAT)),
+    Parser("weights: CLIP with OpenAI's names", openai_clip, (mutate_archive,), (b"", b"PK", b"\x80\x02", NOT_FLAT)),
     Parser("checkpoint: manifest", manifest, JSON_MUTATIONS, HOSTILE_JSON),
     Parser("checkpoint: state", with_right_manifest("state.json"), JSON_MUTATIONS, HOSTILE_JSON),
     Parser("checkpoint: tensors", with_right_manifest("model.safetensors"), HEADERS, HOSTILE_HEADERS),

@@ -12,7 +12,10 @@ from dpt.data.files.hard_negatives import HardNegativeFiles, HardNegativeFolder,
 from dpt.data.files.reading import read_negative_types
 from dpt.data.files.root import CAPTIONS_OF_IMAGES, DataRoot
 from dpt.data.folder import METADATA, read_picture_folder
+from dpt.data.preference.records import read_preferences
 from dpt.evaluation.suites import registry
+from dpt.score.folder_scores import read_scores
+from dpt.score.selection import select
 from tests.data.files.conftest import SAMPLE
 from tests.fuzz.mutations import DEEP, DIGITS, mutate_bytes, mutate_fields, mutate_json, mutate_json_line
 from tests.fuzz.parser import Parser, Target
@@ -135,7 +138,25 @@ def picture_folder(folder: Path) -> Target:
     return Target(folder / METADATA, [jsonl(PICTURES)], lambda: read_picture_folder(folder))
 
 
+CHOICES = (
+    {"id": 1, "prompt": "a cup", "file_path": ["a.png", "b.png"], "human_preference": 1, "user_hash": "9f"},
+    {"prompt": "a cup", "image_path": ["a.png", "b.png", "c.png"], "rank": [2, 1, 3]},
+    {"caption": "a cup", "image_0": "a.png", "image_1": "b.png", "label_0": 0.5, "label_1": 0.5, "user_id": 3},
+)
+SCORES = (
+    {"id": 0, "prompt": "a cup", "score": 20.5, "blurry": False, "file_name": "a.png"},
+    {"id": 3, "prompt": "a cup", "score": 21},
+)
+
+
+def read_all_scores(file: Path) -> object:
+    return select(read_scores(file))
+
+
 PARSERS = (
+    lines_parser("preferences", "train.json", json.dumps(CHOICES).encode(), read_preferences, JSON_MUTATIONS),
+    lines_parser("preferences (JSON lines)", "train.jsonl", jsonl(CHOICES), read_preferences, LINE_MUTATIONS),
+    lines_parser("preference scores", "scores.jsonl", jsonl(SCORES), read_all_scores, LINE_MUTATIONS),
     Parser("captions of a folder of pictures (metadata.jsonl)", picture_folder, LINE_MUTATIONS, HOSTILE_JSON),
     file_parser("expressions (MDETR)", ROOT.expressions("refcoco", "val"), read_expressions),
     file_parser("captions (COCO)", ROOT.captions("val2014"), read_captions),

@@ -34,7 +34,7 @@ def read_published(file: Path) -> Published:
     file = file / FILE_NAME if file.is_dir() else file
     try:
         check_regular(file)
-        _refuse_compressed(file)
+        refuse_compressed(file)
         if not is_safe_pickle(file):
             raise ValueError
         content = torch.load(file, map_location="cpu", weights_only=True)
@@ -46,21 +46,21 @@ def read_published(file: Path) -> Published:
         raise UserError(f"{file} was not read: it is truncated, not a checkpoint, or holds more than tensors") from None
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{file} is not a flat list of named tensors")
-    if odd := [key for key, value in content.items() if not (isinstance(key, str) and _is_plain(value))]:
+    if odd := [key for key, value in content.items() if not (isinstance(key, str) and is_plain(value))]:
         raise UserError(f"{file} holds more than plain floating-point numbers: {odd[0]}")
     _check_sums(file)
     check_numbers(content, str(file))
     return split_published(content)
 
 
-def _is_plain(tensor: Tensor) -> bool:
+def is_plain(tensor: Tensor) -> bool:
     """Whether all its numbers are in the file: a stride of 0 would make terabytes of four bytes."""
     if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
         return False
     return tensor.is_floating_point() and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
 
 
-def _refuse_compressed(file: Path) -> None:
+def refuse_compressed(file: Path) -> None:
     """torch never compresses: a file that is small on disk and large in memory was made to do harm."""
     try:
         with zipfile.ZipFile(file) as archive:

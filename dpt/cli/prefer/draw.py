@@ -71,7 +71,8 @@ class DrawOptions:
 class SynthesizeOptions:
     """Make preference data for the embedded model: sample scene prompts and choose among the images by a known taste.
 
-    Writes preference_images/, preference_train.json and preference_test.json in the published format, and taste.json.
+    Writes preference_images/, preference_train.json and preference_test.json in the published format, taste.json, and
+    the prompts.
     """
 
     out: Path
@@ -150,10 +151,13 @@ def synthesize(options: SynthesizeOptions) -> None:
         fail(f"--n_samples must be at least 2 to choose from, not {options.drawing.n_samples}")
     if not 0 < options.test_fraction < 1:
         fail(f"--test_fraction is between 0 and 1, not {options.test_fraction}")
+    from dpt.methods.candidates import write_metadata
+
     prompts = scene_prompts(options)
     with processes() as group:
         requests = draw_into(options.out / PICTURES, [prompt.text for prompt in prompts], options.drawing, group)
         if group.is_main:
+            write_metadata(options.out / PICTURES, requests)
             write_preferences(options, prompts, requests)
 
 
@@ -195,6 +199,7 @@ def write_preferences(
             "id": number, "prompt": prompt.text, "human_preference": chosen, "file_path": names, "user_hash": user,
             "contain_name": False,
         })  # fmt: skip
+    (options.out / "prompts.txt").write_text("".join(f"{prompt.text}\n" for prompt in prompts))
     everything = options.out / "preferences.json"
     write_choices(everything, entries)
     split = split_records(read_preferences(everything), options.test_fraction, options.drawing.seed)

@@ -28,12 +28,15 @@ def training_caption(prompt: str, kind: str, prefix: str = NEGATIVE_PREFIX) -> s
 
 
 class CaptionDropout(Source):
-    """Replaces a fraction of the captions by the empty one, so that the unconditional prediction is trained too."""
+    """Drops a fraction of the prompts, so that guidance's negative half is trained too.
 
-    def __init__(self, source: Source, probability: float, seed: int) -> None:
+    What is left is the prefix of a negative, and nothing of the others: guidance is given the prefix alone.
+    """
+
+    def __init__(self, source: Source, probability: float, seed: int, left: str = "") -> None:
         if not 0 <= probability <= 1:
             raise UserError(f"--prompt_dropout is between 0 and 1, not {probability}")
-        self.source, self.probability, self.seed = source, probability, seed
+        self.source, self.probability, self.seed, self.left = source, probability, seed, left
 
     def __len__(self) -> int:
         return len(self.source)
@@ -45,7 +48,7 @@ class CaptionDropout(Source):
     def example(self, index: int, epoch: int = 0, parts: ExampleParts = ALL_PARTS) -> Example:
         example = self.source.example(index, epoch, parts)
         dropped = KeyedRandom("caption dropout", self.seed, index, epoch).chance(self.probability)
-        return replace(example, caption="") if dropped else example
+        return replace(example, caption=self.left) if dropped else example
 
 
 @dataclass(frozen=True)
@@ -119,12 +122,13 @@ def tuning_data(
         if kind == REGULARIZATION and other and regularization_folder is not None:
             sources.append(FolderSource(regularization_folder, framing, seed, other))
         if sources:
-            parts[kind] = concatenated(sources)
+            left = config.negative_prefix if kind == NEGATIVE and config.negative == "prefix" else ""
+            parts[kind] = CaptionDropout(concatenated(sources), config.prompt_dropout, seed, left)
     if not parts:
-        raise DataError(f"{annotation or folder / METADATA} has no image to train on with --negative {config.negative}")
-    mixture = _mixed(parts, config)
-    source = CaptionDropout(mixture, config.prompt_dropout, seed) if config.prompt_dropout else mixture
-    return TuningData(source, parts, _identity(rows))
+        raise DataError(
+            f"{annotation or folder / METADATA} has no image to train on with --negative {config.negative}"
+        )
+    return TuningData(_mixed(parts, config), parts, _identity(rows))
 
 
 def concatenated(sources: Sequence[Source]) -> Source:
