@@ -96,7 +96,7 @@ def tuning_rows(
 class TuningData:
     source: Source
     parts: dict[str, Source]
-    """The source of each type that has images."""
+    """The source of each type that has images, without dropout."""
     identity: str
 
 
@@ -116,6 +116,7 @@ def tuning_data(
         other = read_selected(regularization_folder, regularization)
     rows = tuning_rows(selected, other, config)
     parts: dict[str, Source] = {}
+    trained: dict[str, Source] = {}
     for kind in TYPES:
         own = [row for row in rows[kind] if row not in other]
         sources: list[Source] = [FolderSource(folder, framing, seed, own)] if own else []
@@ -123,12 +124,13 @@ def tuning_data(
             sources.append(FolderSource(regularization_folder, framing, seed, other))
         if sources:
             left = config.negative_prefix if kind == NEGATIVE and config.negative == "prefix" else ""
-            parts[kind] = CaptionDropout(concatenated(sources), config.prompt_dropout, seed, left)
+            parts[kind] = concatenated(sources)
+            trained[kind] = CaptionDropout(parts[kind], config.prompt_dropout, seed, left)
     if not parts:
         raise DataError(
             f"{annotation or folder / METADATA} has no image to train on with --negative {config.negative}"
         )
-    return TuningData(_mixed(parts, config), parts, _identity(rows))
+    return TuningData(_mixed(trained, config), parts, _identity(rows))
 
 
 def concatenated(sources: Sequence[Source]) -> Source:
