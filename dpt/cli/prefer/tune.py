@@ -50,7 +50,7 @@ class TuningDataOptions:
     ratios: tuple[float, float, float] | None = None
     """Ratio of positive, negative and regularisation examples. Default: every image once per epoch, as published."""
     prompt_dropout: float = 0.0
-    """Fraction of prompts to drop. Of a loser's caption the prefix is left, which is what the negative prompt will be."""
+    """Fraction of prompts to drop. Of a loser's caption the prefix is left: it will be the negative prompt."""
     resolution: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
     """Side of the square training images. Default: the size the model was trained at."""
     center_crop: Flag = False
