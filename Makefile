@@ -70,12 +70,14 @@ ipr: environment
 		--lora_rank 8 --lora_alpha 40 --learning_rate 3e-4 --max_train_steps 150 --mixed_precision bf16
 	mkdir -p docs/results/ipr
 	cp $(addprefix runs/ipr/measured/,results.json table.md summary.jsonl sheet.png) docs/results/ipr/
+
 # HPS on the embedded model: the second classifier, of other choices, scores what the first one selected.
 HPS = runs/hps
 CLASSIFIER = --max_train_steps 120 --train_batch_size 12 --learning_rate 2e-4 --adam_weight_decay 0.1 --lr_scheduler linear \
 	--lr_warmup_steps 10 --visual_blocks 2 --text_blocks 0 --validation_steps 1000 --images $(HPS)/data/preference_images \
 	--output_dir $(HPS)
-LORA = --max_train_steps 100 --train_batch_size 8 --lora_rank 8 --lora_alpha 40 --learning_rate 8e-4 --lr_scheduler linear \
+LORA = --max_train_steps 150 --prompt_dropout 0.4 --train_batch_size 8 --lora_rank 8 --lora_alpha 40 \
+	--learning_rate 8e-4 --lr_scheduler linear \
 	--lr_warmup_steps 5 --mixed_precision bf16 --dataset_folder $(HPS)/selected --validation_steps 0 --output_dir $(HPS)
 KEPT = --regularization_folder $(HPS)/regularization
 hps: environment
