@@ -127,9 +127,7 @@ def tuning_data(
             parts[kind] = concatenated(sources)
             trained[kind] = CaptionDropout(parts[kind], config.prompt_dropout, seed, left)
     if not parts:
-        raise DataError(
-            f"{annotation or folder / METADATA} has no image to train on with --negative {config.negative}"
-        )
+        raise DataError(f"{annotation or folder / METADATA} has no image to train on with --negative {config.negative}")
     return TuningData(_mixed(trained, config), parts, _identity(rows))
 
 
