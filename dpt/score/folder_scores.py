@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image as PILImage
@@ -124,7 +124,7 @@ def read_scores(file: Path, partial: bool = False) -> Iterator[ScoredPicture]:
     for where, text in read_lines(file):
         try:
             row = parse_line(text, where)
-            score = row.content.get("score")
+            score: Any = row.content.get("score")
             if not is_number(score) or abs(score) > LARGEST_SCORE:
                 row.fail(f"'score' should be a number of at most {LARGEST_SCORE:,}, not {shown(score)}")
             name = row.file_name("file_name") if "file_name" in row else ""
