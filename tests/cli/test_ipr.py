@@ -33,6 +33,14 @@ def test_a_recipe_presets_flags_and_flags_change_it() -> None:
         options("--recipe", "sdv3")
 
 
+def test_flags_without_effect_are_named() -> None:
+    assert not options().config.unused_flags() and not options("--recipe", "sdv2").config.unused_flags()
+    words = "--full --lora_rank 8 --also_weight 0.5 --failures drop --counting digits --judge_ckpt x --learning_rate 1"
+    assert set(options(*words.split()).config.unused_flags()) == {"lora_rank", "also_weight", "counting", "judge_ckpt"}
+    by_adapter = options("--judge", "adapter", "--tie_margin", "3", "--weight_by_confidence").config.unused_flags()
+    assert set(by_adapter) == {"tie_margin", "weight_by_confidence"}
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

