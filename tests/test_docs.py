@@ -154,6 +154,7 @@ TABLES = [
     ("benchmark/table.md", "docs/results/stage2.md"),
     ("probe/table.md", "docs/results/probe.md"),
     ("sweep/table.md", "docs/results/sweep.md"),
+    ("ipr/table.md", "docs/ipr.md"),
     *((f"performance/{file.name}", "docs/results/performance.md") for file in (RESULTS / "performance").glob("*.md")),
 ]
 

@@ -54,6 +54,9 @@ class SampleConfig:
     guidance_scale: float | None = None
     """By default the model's own: its generation_defaults.json, or 7.5."""
     scheduler: str = "ddim"
+    batched: bool = False
+    """Sample 16 images at a time on a CPU too: faster, but an image then depends, by rounding, on its batch. Always so
+    on a GPU."""
 
     def __post_init__(self) -> None:
         _at_least("per_prompt", self.per_prompt, 1)

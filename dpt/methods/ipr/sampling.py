@@ -110,12 +110,15 @@ def sample(
     if group.from_main(stage.is_complete):
         return stage
     work = Path(group.from_main(lambda: str(stage.begin())))
-    own = group.share(images)
-    missing = [image for image in own if not is_whole_image(work / image.file_name)]
-    on_done(len(own) - len(missing))
-    if missing:
-        _draw(missing, model, config, work, seed, dtype, on_done)
-    group.gather(lambda: None)
+    own = [image for batch in group.share(_batches(images, config)) for image in batch]
+    missing = [batch for batch in _batches(own, config) if not all(_is_drawn(work, image) for image in batch)]
+
+    def draw_missing() -> None:
+        on_done(len(own) - sum(map(len, missing)))
+        if missing:
+            _draw(missing, model, config, work, seed, dtype, on_done)
+
+    group.gather(draw_missing)
 
     def finish() -> None:
         write_prompts(prompts, work / PROMPTS)
@@ -125,8 +128,20 @@ def sample(
     return stage
 
 
+def _batches(images: Sequence[SampledImage], config: SampleConfig) -> list[Sequence[SampledImage]]:
+    """Images that are sampled together: always the same, so that an interruption changes nothing."""
+    from dpt.backbone.device import resolve_device
+
+    size = BATCH if config.batched or resolve_device().type != "cpu" else 1
+    return [images[start : start + size] for start in range(0, len(images), size)]
+
+
+def _is_drawn(work: Path, image: SampledImage) -> bool:
+    return is_whole_image(work / image.file_name)
+
+
 def _draw(
-    images: Sequence[SampledImage],
+    batches: Sequence[Sequence[SampledImage]],
     model: ModelState,
     config: SampleConfig,
     work: Path,
@@ -139,10 +154,12 @@ def _draw(
 
     backbone = model.open(dtype)
     settings = settings_of(config, backbone)
-    drawn = draw(backbone, [request_of(image, seed) for image in images], settings, batch_size=BATCH)
-    for image, pixels in zip(images, drawn, strict=True):
-        save_png(to_pil(pixels), work / image.file_name)
-        on_done(1)
+    for batch in batches:
+        requests = [request_of(image, seed) for image in batch]
+        drawn = draw(backbone, requests, settings, batch_size=BATCH, exact=not config.batched)
+        for image, pixels in zip(batch, drawn, strict=True):
+            save_png(to_pil(pixels), work / image.file_name)
+        on_done(len(batch))
 
 
 def images_in(folder: Path) -> int:

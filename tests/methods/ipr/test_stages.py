@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,10 @@ def test_an_image_depends_on_nothing_but_its_request(tiny_model: Path, tmp_path:
     assert not unfinished.exists()
     for name in names:
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "all" / name).read_bytes()
+    batched = replace(config, batched=True)
+    sample(prompts, model, batched, tmp_path / "batched")
+    sample(prompts[:1], model, batched, tmp_path / "one")
+    assert len(list((tmp_path / "batched").glob("*.png"))) == 6 and len(list((tmp_path / "one").glob("*.png"))) == 2
     sample(prompts, model, config, tmp_path / "later", round_=1)
     assert (tmp_path / "later" / f"1{names[0][1:]}").read_bytes() != (tmp_path / "all" / names[0]).read_bytes()
     assert all(IMAGE_FILE.fullmatch(name) for name in names)
