@@ -82,9 +82,9 @@ def test_an_unnamed_object_is_a_fault_only_as_published() -> None:
 def test_every_relation_in_both_orders(relation: str, shown: str) -> None:
     places = PLACES[shown]
     for first, second in (("elephant", "apple"), ("apple", "elephant")):
-        found = relabel(spatial(first, relation, second), seen(at(first, *places[0]), at(second, *places[1])))
-        assert found.correct == (relation == shown)
-        assert found.caption == f"an {first} {WORDS[shown]} an {second}"
+        relabelled = relabel(spatial(first, relation, second), seen(at(first, *places[0]), at(second, *places[1])))
+        assert relabelled.correct == (relation == shown)
+        assert relabelled.caption == f"an {first} {WORDS[shown]} an {second}"
 
 
 def test_the_published_article_and_the_options_of_empty_images() -> None:
@@ -216,8 +216,12 @@ def test_a_relabelled_caption_holds_for_the_same_detections() -> None:
                 assert new.skipped and not new.correct
                 continue
             assert judge(new.prompt, detections, config).passed, (prompt.text, new.caption, detections)
-            again = relabel(new.prompt, detections, option, config)
-            assert again.correct and again.caption == new.caption, (prompt.text, new.caption, detections)
+            relabelled_again = relabel(new.prompt, detections, option, config)
+            assert relabelled_again.correct and relabelled_again.caption == new.caption, (
+                prompt.text,
+                new.caption,
+                detections,
+            )
             correct, changed = correct + new.correct, changed + (new.caption != prompt.text)
             assert not new.correct or new.prompt is prompt
             if config is None and option == RelabelConfig():

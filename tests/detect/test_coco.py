@@ -50,13 +50,13 @@ def test_scores_and_boxes_equal_the_librarys_post_processing(folder: Path) -> No
         )
     }
     best, labels = scores.max(-1)
-    own = {
+    detections = {
         (int(label), round(score, 5), tuple(round(side, 3) for side in box))
         for label, score, box in zip(labels.tolist(), best.tolist(), boxes.tolist(), strict=True)
     }
-    assert own <= pairs if detector.no_object_last else len(own & pairs) >= 1
+    assert detections <= pairs if detector.no_object_last else len(detections & pairs) >= 1
     top = max(pairs, key=lambda pair: pair[1])
-    assert top in own  # the best box of all is in both, whichever way they rank the rest
+    assert top in detections  # the best box of all is in both, whichever way they rank the rest
 
 
 def test_labels_are_classes_boxes_lie_in_the_image_and_thresholds_are_monotonic(folder: Path) -> None:

@@ -62,7 +62,7 @@ def test_reading_is_deterministic_and_does_not_modify_the_image() -> None:
     before = [image.copy() for image in images]
     together = Oracle().detect(images, queries=[["circle"]] * len(images))
     assert together == [Oracle().read(image) for image in reversed(images)][::-1]
-    assert all((image == kept).all() for image, kept in zip(images, before, strict=True))
+    assert all((image == copy).all() for image, copy in zip(images, before, strict=True))
 
 
 def test_confidence_is_high_on_clean_scenes_and_never_above_one() -> None:

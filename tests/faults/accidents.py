@@ -21,10 +21,10 @@ from dpt.training.engine.loop import Loop
 
 
 def main(kind: str, rank: str, step: str, stage: str, words: list[str]) -> int:
-    ordinary = Loop.take_step
+    original_take_step = Loop.take_step
 
     def take_step(self: Loop, micro_batches: Any) -> None:
-        ordinary(self, micro_batches)
+        original_take_step(self, micro_batches)
         late = self.step > int(step) and kind == "slow"
         if (late or self.step == int(step)) and os.environ.get("RANK", "0") == rank:
             cause_accident(kind)

@@ -15,7 +15,7 @@ def log(root: Path) -> list[dict[str, Any]]:
     file = root / "log.jsonl"
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     records = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [{name: value for name, value in one.items() if name not in CLOCK_NAMES} for one in records]
+    return [{name: value for name, value in record.items() if name not in CLOCK_NAMES} for record in records]
 
 
 def accepted(root: Path) -> list[Path]:
@@ -31,8 +31,10 @@ def reached(root: Path) -> int:
 def differences(root: Path, reference: Path) -> list[str]:
     """Differences of valid checkpoints, and of the log up to the newest of them, from the reference."""
     good, step = accepted(root), reached(root)
-    different = [f"{folder.name}/{name}" for folder in good for name in unlike(folder, reference / folder.name)]
-    lines = [[line for line in log(one) if line["step"] <= step] for one in (root, reference)]
+    different = [
+        f"{folder.name}/{name}" for folder in good for name in differing_files(folder, reference / folder.name)
+    ]
+    lines = [[line for line in log(folder) if line["step"] <= step] for folder in (root, reference)]
     return different if lines[0] == lines[1] else [*different, f"the log up to step {step}"]
 
 
@@ -48,9 +50,9 @@ def differences_at_the_end(root: Path, reference: Path, steps: int, kept: int) -
     return [*different, *(f"{path.name} is left over" for path in root.glob(".*"))]
 
 
-def unlike(folder: Path, reference: Path) -> list[str]:
+def differing_files(folder: Path, reference: Path) -> list[str]:
     """Files that differ between two checkpoints: weights, moments, average, meters and state.json."""
-    names = sorted({path.name for one in (folder, reference) for path in one.iterdir()})
+    names = sorted({path.name for checkpoint_folder in (folder, reference) for path in checkpoint_folder.iterdir()})
     return [name for name in names if _bytes(folder / name) != _bytes(reference / name)]
 
 

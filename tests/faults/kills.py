@@ -81,9 +81,9 @@ def campaign(
         finish(subject, root)
         tally.runs_finished += 1
         tally.most_kills_of_one_run = max(tally.most_kills_of_one_run, kills_of_run)
-        kept = SETTINGS["checkpoints_total_limit"]
-        ended = differences_at_the_end(root, reference, subject.steps, kept)
-        tally.differences += [f"{root.name}, finished: {one}" for one in ended]
+        checkpoint_limit = SETTINGS["checkpoints_total_limit"]
+        ended = differences_at_the_end(root, reference, subject.steps, checkpoint_limit)
+        tally.differences += [f"{root.name}, finished: {difference}" for difference in ended]
         tally.checkpoints_compared += len(accepted(root))
     return tally
 
@@ -108,28 +108,28 @@ def _kill_and_compare(
     tally.checkpoints_compared += len(good)
     partial = len([*root.glob("checkpoint-*"), *root.glob(".checkpoint-*")]) - len(good)
     tally.partial_folders_met += partial
-    found = differences(root, reference)
-    tally.differences += [f"{root.name}, kill {tally.kills}: {one}" for one in found]
+    different = differences(root, reference)
+    tally.differences += [f"{root.name}, kill {tally.kills}: {item}" for item in different]
     say(f"{subject.name} kill {tally.kills:3d}: {root.name}, {kill}; {'inside a save' if inside else 'between saves'}, "
-        f"complete: {', '.join(one.name.removeprefix('checkpoint-') for one in good) or 'none'}, partial: {partial}"
-        + "".join(f"; DIFFERENT: {one}" for one in found))  # fmt: skip
+        f"complete: {', '.join(item.name.removeprefix('checkpoint-') for item in good) or 'none'}, partial: {partial}"
+        + "".join(f"; DIFFERENT: {item}" for item in different))  # fmt: skip
     return True
 
 
 def run_and_kill(subject: Subject, root: Path, kill: Kill, duration: Duration) -> bytes | None:
     """The signals of the child's saves until it was killed; None if it finished first."""
-    left = subject.steps - reached(root)
-    share_left = left / subject.steps
+    remaining = subject.steps - reached(root)
+    share_left = remaining / subject.steps
     reader, writer = os.pipe()
     output = root.with_suffix(".output")
 
     def work() -> None:
         os.close(reader)
-        one = subject.start(root)
-        saving = _signal_saves(one, writer)
+        loop = subject.start(root)
+        saving = _signal_saves(loop, writer)
         if kill.kind == "event":
             _die_at_event(int(kill.share * share_left * duration.events), saving)
-        one.run()
+        loop.run()
 
     with output.open("w") as out:
         child = in_a_child(work, out.fileno())
@@ -138,7 +138,7 @@ def run_and_kill(subject: Subject, root: Path, kill: Kill, duration: Duration) -
     if kill.kind == "anywhere":
         time.sleep(kill.share * share_left * duration.seconds)
     elif kill.kind == "saving":
-        signals = _read_signals(reader, 1 + int(kill.which * left))
+        signals = _read_signals(reader, 1 + int(kill.which * remaining))
         _wait_precisely(kill.share * duration.save_seconds)
     if kill.kind != "event":
         os.kill(child, signal.SIGKILL)
@@ -153,12 +153,12 @@ def run_and_kill(subject: Subject, root: Path, kill: Kill, duration: Duration) -
 
 def run_uninterrupted(subject: Subject, root: Path, file: Path) -> Duration:
     def work() -> None:
-        one = subject.start(root, checkpoints_total_limit=None)
+        loop = subject.start(root, checkpoints_total_limit=None)
         reader, writer = os.pipe()
-        saving = _signal_saves(one, writer)
+        saving = _signal_saves(loop, writer)
         count = _count_events(saving)
         began = time.monotonic()
-        one.run()
+        loop.run()
         seconds = time.monotonic() - began
         file.write_text(json.dumps([seconds, sum(saving.took) / len(saving.took), count.events]))
         os.close(reader)
@@ -183,18 +183,18 @@ class _Count:
     events = 0
 
 
-def _signal_saves(one: Loop, writer: int) -> _Saving:
-    ordinary, saving = one._save, _Saving()
+def _signal_saves(loop: Loop, writer: int) -> _Saving:
+    original_save, saving = loop._save, _Saving()
 
     def save() -> None:
         os.write(writer, SAVE_BEGAN)
         saving.now, began = True, time.monotonic()
-        ordinary()
+        original_save()
         saving.now = False
         saving.took.append(time.monotonic() - began)
         os.write(writer, SAVE_ENDED)
 
-    one._save = save  # type: ignore[method-assign]
+    loop._save = save  # type: ignore[method-assign]
     return saving
 
 

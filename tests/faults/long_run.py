@@ -64,9 +64,9 @@ def main(options: Options) -> None:
         second = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
         readings = watch(second, options, out / "memory.jsonl")
         stop(second)
-    found = summary(readings, options, out / "run")
-    (out / "slope.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found, indent=1))
+    result = summary(readings, options, out / "run")
+    (out / "slope.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
 
 
 def wait_for(file: Path, seconds: float = 600.0) -> None:
@@ -123,11 +123,11 @@ def summary(readings: list[dict[str, float]], options: Options, root: Path) -> d
 
 def slope(readings: list[dict[str, float]], kind: str, warm_up: float) -> dict[str, Any]:
     """The line through the means of blocks, with its 95 % interval (Student's t)."""
-    kept = [one for one in readings if one["minutes"] >= warm_up]
-    minutes, mib = [one["minutes"] for one in kept], [one[kind] for one in kept]
+    selected = [item for item in readings if item["minutes"] >= warm_up]
+    minutes, mib = [item["minutes"] for item in selected], [item[kind] for item in selected]
     block = (np.asarray(minutes) // BLOCK_MINUTES).astype(int)
-    x = np.array([np.mean(np.asarray(minutes)[block == one]) for one in np.unique(block)])
-    y = np.array([np.mean(np.asarray(mib)[block == one]) for one in np.unique(block)])
+    x = np.array([np.mean(np.asarray(minutes)[block == item]) for item in np.unique(block)])
+    y = np.array([np.mean(np.asarray(mib)[block == item]) for item in np.unique(block)])
     line = stats.linregress(x, y)
     half = float(stats.t.ppf(0.975, len(x) - 2)) * line.stderr
     return {

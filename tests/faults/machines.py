@@ -31,8 +31,8 @@ def can_create_hosts() -> bool:
 
 @contextmanager
 def two_hosts() -> Iterator[Hosts]:
-    own = os.getpid()
-    hosts = Hosts((f"dpt-{own}-a", f"dpt-{own}-b"), (f"a{own}", f"b{own}"))
+    process_id = os.getpid()
+    hosts = Hosts((f"dpt-{process_id}-a", f"dpt-{process_id}-b"), (f"a{process_id}", f"b{process_id}"))
     try:
         for name in hosts.names:
             _ip("netns", "add", name)
@@ -41,8 +41,8 @@ def two_hosts() -> Iterator[Hosts]:
         _ip("link", "add", first, *here, "type", "veth", "peer", "name", second, *there)
         for name, interface, address in zip(hosts.names, hosts.interfaces, ADDRESSES, strict=True):
             _ip("-n", name, "address", "add", f"{address}/24", "dev", interface)
-            for one in ("lo", interface):
-                _ip("-n", name, "link", "set", one, "up")
+            for device in ("lo", interface):
+                _ip("-n", name, "link", "set", device, "up")
         yield hosts
     finally:
         for name in hosts.names:

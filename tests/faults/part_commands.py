@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.commands import STEPS, script, start, words
-from tests.faults.compare import differences, log, unlike
+from tests.faults.compare import differences, log, differing_files
 from tests.training import tiny_stage1
 
 DROPOUT = ["--dropout", "0.1"]
@@ -29,7 +29,7 @@ def _killed(folder: Path, model: Path, stage: int, seed: int) -> dict[str, Any]:
     reference, root = folder / "reference", folder / "run"
     shared = ["--checkpointing_steps", "1"]
     assert _command(stage, model, reference, shared, folder).wait() == 0, _output_of(folder)
-    found, inside, kills = [], 0, 0
+    different, inside, kills = [], 0, 0
     for nth in range(KILLS):
         process = _command(stage, model, root, shared, folder)
         count, share = rng.randint(1, 3), rng.random()
@@ -43,22 +43,22 @@ def _killed(folder: Path, model: Path, stage: int, seed: int) -> dict[str, Any]:
             break
         kills += 1
         inside += bool(list(root.glob(".checkpoint-*")))
-        found += differences(root, reference)
+        different += differences(root, reference)
         print(f"train_stage{stage}.py kill {kills}: {'in save' if nth % 2 else 'after line'} {count}, {share:.3f}; "
               f"{len(log(root))} lines, {len(list(root.glob('checkpoint-*')))} checkpoints", flush=True)  # fmt: skip
     assert _command(stage, model, root, shared, folder).wait() == 0, _output_of(folder)
-    found += differences(root, reference)
-    found += [] if log(root) == log(reference) else ["the log"]
+    different += differences(root, reference)
+    different += [] if log(root) == log(reference) else ["the log"]
     for result in ("adapter", "lora") if stage == 2 else ("adapter",):
-        found += [f"{result}/{name}" for name in unlike(root / result, reference / result)]
-    found += [] if (root / f"checkpoint-{STEPS}").exists() else ["it did not finish"]
-    return {"kills": kills, "inside_a_save": inside, "differences": found}
+        different += [f"{result}/{name}" for name in differing_files(root / result, reference / result)]
+    different += [] if (root / f"checkpoint-{STEPS}").exists() else ["it did not finish"]
+    return {"kills": kills, "inside_a_save": inside, "differences": different}
 
 
 def _command(stage: int, model: Path, root: Path, more: list[str], folder: Path) -> subprocess.Popen[bytes]:
     command = [*words(stage, model, root), *DROPOUT, *more]
-    kept = dict(zip(command[::2], command[1::2], strict=True))  # a flag that is given twice counts as it was last
-    flat = [word for pair in kept.items() for word in pair]
+    flags = dict(zip(command[::2], command[1::2], strict=True))  # a flag that is given twice counts as it was last
+    flat = [word for pair in flags.items() for word in pair]
     return start([sys.executable, script(stage), *flat], folder / "output.txt")
 
 
@@ -74,6 +74,6 @@ def _wait_for_lines(process: subprocess.Popen[bytes], root: Path, more: int) -> 
 
 def _wait_for_saves(process: subprocess.Popen[bytes], root: Path, saves: int) -> None:
     """Wait until the temporary folders of this many saves were seen."""
-    mine, seen = f"-{process.pid}.tmp", set[str]()
-    while process.poll() is None and len(seen) < saves:
-        seen |= {path.name for path in root.glob(".checkpoint-*") if path.name.endswith(mine)}
+    ending, folders = f"-{process.pid}.tmp", set[str]()
+    while process.poll() is None and len(folders) < saves:
+        folders |= {path.name for path in root.glob(".checkpoint-*") if path.name.endswith(ending)}

@@ -20,16 +20,16 @@ def run(folder: Path) -> dict[str, Any]:
     if not can_create_hosts():
         return {"not tried": {"reason": "network namespaces need root and ip", "differences": []}}
     model = tiny_stage1.model(folder / "model")
-    found = Results()
+    results = Results()
     with two_hosts() as hosts:
         for stage in (1, 2):
             alone, root = folder / f"alone-{stage}", folder / f"two-{stage}"
             _end([start([sys.executable, script(stage), *words(stage, model, alone)], folder / "alone.txt")])
             command = [script(stage), *words(stage, model, root, batch=1)]
             codes = _end(_on_both(hosts, command, folder / f"output-{stage}"))
-            found[f"stage {stage}, two machines"] = {"exit_codes": codes, **compare_to(root, alone)}
-        found["stage 1, the cable pulled"] = _cut(hosts, folder, model)
-    return found
+            results[f"stage {stage}, two machines"] = {"exit_codes": codes, **compare_to(root, alone)}
+        results["stage 1, the cable pulled"] = _cut(hosts, folder, model)
+    return results
 
 
 def _on_both(hosts: Hosts, command: list[str], output: Path) -> list[subprocess.Popen[bytes]]:
@@ -61,14 +61,14 @@ def _cut(hosts: Hosts, folder: Path, model: Path) -> dict[str, Any]:
     seconds = round(time.monotonic() - began, 1)
     texts = [(output / f"{host}.txt").read_text() for host in range(2)]
     noticed = all(codes) and LOST_CONTACT in texts[0]
-    found = [] if noticed else [f"{codes}: {texts[0][-800:]}"]
+    different = [] if noticed else [f"{codes}: {texts[0][-800:]}"]
     reached = len((root / "log.jsonl").read_text().splitlines())
-    again = start([sys.executable, script(1), *_long(model, root, 2, reached + 2)], folder / "again.txt")
-    if _end([again]) != [0]:
-        found.append((folder / "again.txt").read_text()[-800:])
+    repeated = start([sys.executable, script(1), *_long(model, root, 2, reached + 2)], folder / "again.txt")
+    if _end([repeated]) != [0]:
+        different.append((folder / "again.txt").read_text()[-800:])
     return {"exit_codes": codes, "seconds_until_all_had_ended": seconds, "patience_seconds": 20,
             "reported_by": [host for host in range(2) if LOST_CONTACT in texts[host]],
-            "differences": found}  # fmt: skip
+            "differences": different}  # fmt: skip
 
 
 def _long(model: Path, root: Path, batch: int, steps: int) -> list[str]:
@@ -78,7 +78,7 @@ def _long(model: Path, root: Path, batch: int, steps: int) -> list[str]:
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> list[int]:
     try:
-        return [one.wait(AT_MOST) for one in processes]
+        return [process.wait(AT_MOST) for process in processes]
     finally:
-        for one in processes:
-            one.kill()
+        for process in processes:
+            process.kill()

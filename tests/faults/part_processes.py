@@ -32,38 +32,46 @@ class Results(dict[str, Any]):
 
 def run(folder: Path) -> dict[str, Any]:
     model = tiny_stage1.model(folder / "model")
-    found = Results()
+    results = Results()
     alone = folder / "alone-1"
     _finish([sys.executable, script(1), *words(1, model, alone)], folder / "alone.txt")
-    found["stage 1, a rank that never answers again"] = _silent(folder, model, alone)
-    found["stage 1, the launcher killed"] = _without_launcher(folder, model, alone)
-    found["stage 1, machines that share no file system"] = _not_shared(folder, model, alone)
+    results["stage 1, a rank that never answers again"] = _silent(folder, model, alone)
+    results["stage 1, the launcher killed"] = _without_launcher(folder, model, alone)
+    results["stage 1, machines that share no file system"] = _not_shared(folder, model, alone)
     for stage in (1, 2):
         alone = folder / f"alone-{stage}"
         if stage == 2:
             _finish([sys.executable, script(stage), *words(stage, model, alone)], folder / "alone.txt")
         for rank in (0, 1):
-            found[f"stage {stage}, rank {rank} of 2 killed"] = _killed(folder, model, alone, stage, rank)
-        found[f"stage {stage}, killed as 1 process, resumed as 2"] = _split_anew(folder, model, alone, stage)
-    return found
+            results[f"stage {stage}, rank {rank} of 2 killed"] = _killed(folder, model, alone, stage, rank)
+        results[f"stage {stage}, killed as 1 process, resumed as 2"] = _split_anew(folder, model, alone, stage)
+    return results
 
 
 def compare_to(root: Path, alone: Path) -> dict[str, Any]:
     """Largest differences from the run of one process, which may only be rounding."""
-    mine, theirs = log(root), log(alone)
+    own_log, reference_log = log(root), log(alone)
     losses = [
         abs(a[name] - b[name]) / max(1.0, abs(b[name]))
-        for a, b in zip(mine, theirs, strict=False)
+        for a, b in zip(own_log, reference_log, strict=False)
         for name in b
         if name != "validation"
     ]
     weights, name = apart(root, alone, STEPS)
-    found = [] if [one["step"] for one in mine] == [one["step"] for one in theirs] else ["the log has other steps"]
+    step_differences = (
+        []
+        if [record["step"] for record in own_log] == [record["step"] for record in reference_log]
+        else ["the log has other steps"]
+    )
     if weights > TOLERANCE:
-        found.append(f"weights are {weights:.2e} apart ({name})")
+        step_differences.append(f"weights are {weights:.2e} apart ({name})")
     if max(losses) > TOLERANCE:
-        found.append(f"losses are {max(losses):.2e} apart")
-    return {"weights_apart": float(f"{weights:.2e}"), "losses_apart": float(f"{max(losses):.2e}"), "differences": found}
+        step_differences.append(f"losses are {max(losses):.2e} apart")
+    return {
+        "weights_apart": float(f"{weights:.2e}"),
+        "losses_apart": float(f"{max(losses):.2e}"),
+        "differences": step_differences,
+    }
 
 
 def _killed(folder: Path, model: Path, alone: Path, stage: int, rank: int) -> dict[str, Any]:
@@ -74,12 +82,12 @@ def _killed(folder: Path, model: Path, alone: Path, stage: int, rank: int) -> di
     seconds = _seconds_after_last_step(process, root)
     text = output.read_text()
     _finish([*torchrun(), script(stage), *command], folder / "resumed.txt")
-    found = compare_to(root, alone)
+    comparison = compare_to(root, alone)
     if process.returncode == 0:
-        found["differences"].append("the launcher reported success")
+        comparison["differences"].append("the launcher reported success")
     if "SIGKILL" not in text:
-        found["differences"].append("no message said what happened")
-    return {**found, "seconds_until_all_had_ended": seconds, "survivor_reported": LOST_CONTACT in text}
+        comparison["differences"].append("no message said what happened")
+    return {**comparison, "seconds_until_all_had_ended": seconds, "survivor_reported": LOST_CONTACT in text}
 
 
 def _seconds_after_last_step(process: subprocess.Popen[bytes], root: Path) -> float:
@@ -94,8 +102,8 @@ def _split_anew(folder: Path, model: Path, alone: Path, stage: int) -> dict[str,
     first = ["-m", "tests.faults.accidents", "kill", "0", "3", str(stage), *words(stage, model, root)]
     code = _wait(start([sys.executable, *first], output))
     assert code == -signal.SIGKILL, output.read_text()
-    again = ["-m", "tests.faults.accidents", "kill", "1", "7", str(stage), *words(stage, model, root, batch=1)]
-    _wait(start([*torchrun(), *again], output))
+    repeated = ["-m", "tests.faults.accidents", "kill", "1", "7", str(stage), *words(stage, model, root, batch=1)]
+    _wait(start([*torchrun(), *repeated], output))
     assert (root / "checkpoint-6").is_dir(), output.read_text()
     last = [*words(stage, model, root, batch=1), "--gradient_accumulation_steps", "2"]
     _finish([sys.executable, script(stage), *last], output)
@@ -111,11 +119,11 @@ def _silent(folder: Path, model: Path, alone: Path) -> dict[str, Any]:
     silent.kill()
     silent.wait()
     _finish([sys.executable, script(1), *words(1, model, root)], folder / "resumed.txt")
-    found = compare_to(root, alone)
+    comparison = compare_to(root, alone)
     output = (folder / "silent-output" / "output-0.txt").read_text()
     if waiting.returncode != 75 or LOST_CONTACT not in output or "Traceback" in output:
-        found["differences"].append(f"it ended with {waiting.returncode} and printed {output[-500:]}")
-    return {**found, "patience_seconds": 20, "seconds_until_it_gave_up": seconds}
+        comparison["differences"].append(f"it ended with {waiting.returncode} and printed {output[-500:]}")
+    return {**comparison, "patience_seconds": 20, "seconds_until_it_gave_up": seconds}
 
 
 def _without_launcher(folder: Path, model: Path, alone: Path) -> dict[str, Any]:
@@ -128,15 +136,15 @@ def _without_launcher(folder: Path, model: Path, alone: Path) -> dict[str, Any]:
     orphans = _children(launcher.pid)
     launcher.kill()
     launcher.wait()
-    lived = any(Path(f"/proc/{one}").exists() for one in orphans)
+    lived = any(Path(f"/proc/{process_id}").exists() for process_id in orphans)
     refused = start([sys.executable, script(1), *words(1, model, root)], folder / "refused.txt")
     code, text = _wait(refused), (folder / "refused.txt").read_text()
-    _until(lambda: not any(_alive(one) for one in orphans))
+    _until(lambda: not any(_alive(process_id) for process_id in orphans))
     _finish([sys.executable, script(1), *words(1, model, root)], folder / "resumed.txt")
-    found = compare_to(root, alone)
+    comparison = compare_to(root, alone)
     if lived and (code != 2 or "another process is training in" not in text):
-        found["differences"].append(f"the second run ended with {code} and printed {text[-500:]}")
-    return {**found, "processes_lived_on": lived, "second_run_refused": code == 2}
+        comparison["differences"].append(f"the second run ended with {code} and printed {text[-500:]}")
+    return {**comparison, "processes_lived_on": lived, "second_run_refused": code == 2}
 
 
 def _not_shared(folder: Path, model: Path, alone: Path) -> dict[str, Any]:
@@ -146,9 +154,9 @@ def _not_shared(folder: Path, model: Path, alone: Path) -> dict[str, Any]:
     assert _wait(start([sys.executable, *dying], folder / "shared.txt")) == -signal.SIGKILL
     processes = start_by_hand([script(1), *words(1, model, root, batch=1)], 2, folder / "shared-output",
                               {1: {str(root): str(folder / "elsewhere")}})  # fmt: skip
-    codes = [_wait(one) for one in processes]
+    codes = [_wait(item) for item in processes]
     output = [(folder / "shared-output" / f"output-{rank}.txt").read_text() for rank in range(2)]
-    refused = ["process 0 would continue after step 4 and process 1 after step 0" in one for one in output]
+    refused = ["process 0 would continue after step 4 and process 1 after step 0" in item for item in output]
     return {"exit_codes": codes, "differences": [] if codes == [2, 2] and all(refused) else [output[1][-500:]]}
 
 
@@ -173,7 +181,7 @@ def _until(done: Any) -> None:
 
 
 def _children(process: int) -> list[int]:
-    return [int(one) for one in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    return [int(process_id) for process_id in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
 def _alive(process: int) -> bool:

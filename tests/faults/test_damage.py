@@ -26,7 +26,7 @@ def root(reference: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(reference, tmp_path / "run"))
 
 
-def test_a_flipped_bit_is_noticed(reference: Path, tmp_path: Path) -> None:
+def test_flipped_bits_are_detected(reference: Path, tmp_path: Path) -> None:
     """Every ninth bit; `python -m tests.faults` flips all of them."""
     folder = Path(shutil.copytree(reference / "checkpoint-6", tmp_path / "checkpoint-6"))
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
@@ -41,7 +41,9 @@ KINDS = ("cut short", "emptied", "a flipped bit", "missing")
 @pytest.mark.parametrize(
     ("name", "kind"), [*zip(FILES, cycle(KINDS), strict=False), ("weights.safetensors", "missing")]
 )
-def test_a_damaged_newest_checkpoint(subject: Subject, reference: Path, root: Path, name: str, kind: str) -> None:
+def test_damaged_newest_checkpoint_is_skipped_or_refused_by_name(
+    subject: Subject, reference: Path, root: Path, name: str, kind: str
+) -> None:
     file, rng = root / "checkpoint-6" / name, random.Random(f"{name} {kind}")
     if kind == "cut short":
         file.write_bytes(file.read_bytes()[: rng.randrange(1, file.stat().st_size)])
@@ -68,7 +70,7 @@ def refused(subject: Subject, root: Path, resume: str) -> None:
     assert run_command(lambda: subject.start(root, **WHOLE).run(resume=resume)) == 2
 
 
-def test_a_run_with_only_damaged_checkpoints_is_refused(subject: Subject, root: Path) -> None:
+def test_run_with_only_damaged_checkpoints_is_refused(subject: Subject, root: Path) -> None:
     for folder in root.glob("checkpoint-*"):
         (folder / "weights.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match=r"none of the checkpoints in .* can be used"):
@@ -76,12 +78,12 @@ def test_a_run_with_only_damaged_checkpoints_is_refused(subject: Subject, root: 
 
 
 @pytest.mark.parametrize("manifest", [{}, {"weights.safetensors": None}, [], None, 3], ids=str)
-def test_an_incomplete_manifest_is_a_fault(root: Path, manifest: object) -> None:
+def test_incomplete_manifest_is_a_fault(root: Path, manifest: object) -> None:
     (root / "checkpoint-6" / "manifest.json").write_text(json.dumps(manifest))
     assert checkpoint.fault(root / "checkpoint-6") is not None
 
 
-def test_an_unlisted_file_is_a_fault(root: Path) -> None:
+def test_unlisted_file_is_a_fault(root: Path) -> None:
     folder = root / "checkpoint-6"
     shutil.copy(folder / "weights.safetensors", folder / "more.safetensors")
     assert checkpoint.fault(folder) == "its manifest.json does not list more.safetensors"
@@ -95,19 +97,19 @@ def test_damaged_checkpoints_do_not_count_towards_the_limit(subject: Subject, ro
     assert checkpoint.fault(root / "checkpoint-6") is None
 
 
-def test_a_finished_run_deletes_old_checkpoints_of_a_killed_one(subject: Subject, root: Path) -> None:
+def test_finished_run_deletes_old_checkpoints_of_a_killed_one(subject: Subject, root: Path) -> None:
     assert subject.start(root, checkpoints_total_limit=2).run().finished
     assert sorted(path.name for path in root.glob("checkpoint-*")) == ["checkpoint-5", "checkpoint-6"]
 
 
 def test_resuming_from_an_earlier_checkpoint_sets_later_ones_aside(subject: Subject, root: Path) -> None:
-    one = subject.start(root, **WHOLE, max_train_steps=4)
-    one.run(resume="checkpoint-2", reset_optimizer=True)
+    run = subject.start(root, **WHOLE, max_train_steps=4)
+    run.run(resume="checkpoint-2", reset_optimizer=True)
     assert sorted(path.name for path in root.glob("set-aside-*")) == [
         f"set-aside-checkpoint-{step}" for step in (3, 4, 5, 6)
     ]
     newest = checkpoint.newest_good(root)
     assert newest is not None and newest.name == "checkpoint-4"
-    one = subject.start(root, **WHOLE)
-    one.run(resume="checkpoint-2")
+    run = subject.start(root, **WHOLE)
+    run.run(resume="checkpoint-2")
     assert len(list(root.glob("set-aside-checkpoint-3*"))) == 2, "nor is anything written over"

@@ -22,8 +22,8 @@ def mounting() -> None:
         pytest.skip("nothing can be mounted here: neither root nor allowed a user namespace")
 
 
-def train(one: Loop) -> int:
-    return run_command(one.run)
+def train(run: Loop) -> int:
+    return run_command(run.run)
 
 
 def sentence(output: str) -> str:
@@ -33,7 +33,9 @@ def sentence(output: str) -> str:
 
 
 @pytest.mark.parametrize("kib", [24, 40, 64, 100])
-def test_a_disk_that_fills_up(mounting: None, subject: Subject, reference: Path, tmp_path: Path, kib: int) -> None:
+def test_run_resumes_after_a_full_disk(
+    mounting: None, subject: Subject, reference: Path, tmp_path: Path, kib: int
+) -> None:
     """Once there is space, it resumes and all results are the same."""
 
     def work() -> None:
@@ -53,21 +55,21 @@ def test_a_disk_that_fills_up(mounting: None, subject: Subject, reference: Path,
     assert os.strerror(errno.ENOSPC) in sentence(output)
 
 
-def test_a_disk_that_becomes_read_only(mounting: None, subject: Subject, reference: Path, tmp_path: Path) -> None:
+def test_run_resumes_after_a_read_only_disk(mounting: None, subject: Subject, reference: Path, tmp_path: Path) -> None:
     root = tmp_path / "run"
 
     def work() -> None:
         own_mounts()
-        one = subject.start(root, **WHOLE)
-        ordinary = one._save
+        run = subject.start(root, **WHOLE)
+        original_save = run._save
 
         def save() -> None:
-            ordinary()
-            if one.step == 3:
+            original_save()
+            if run.step == 3:
                 make_read_only(tmp_path)
 
-        one._save = save  # type: ignore[method-assign]
-        assert train(one) == 2
+        run._save = save  # type: ignore[method-assign]
+        assert train(run) == 2
 
     code, output = run_in_a_child(work)
     assert code == 0, output
@@ -79,7 +81,7 @@ def test_a_disk_that_becomes_read_only(mounting: None, subject: Subject, referen
 
 
 @pytest.mark.parametrize("steps", [0, 3])
-def test_a_read_only_folder_is_refused_before_anything_is_trained(
+def test_read_only_folder_is_refused_before_training(
     mounting: None, subject: Subject, tmp_path: Path, steps: int
 ) -> None:
     """A new run and a resumed one."""
@@ -89,16 +91,16 @@ def test_a_read_only_folder_is_refused_before_anything_is_trained(
     def work() -> None:
         own_mounts()
         make_read_only(tmp_path)
-        one = subject.start(tmp_path / "run")
-        one.take_step = lambda micro_batches: pytest.fail("it started to train")  # type: ignore[method-assign]
-        assert train(one) == 2
+        run = subject.start(tmp_path / "run")
+        run.take_step = lambda micro_batches: pytest.fail("it started to train")  # type: ignore[method-assign]
+        assert train(run) == 2
 
     code, output = run_in_a_child(work)
     assert code == 0, output
     assert os.strerror(errno.EROFS) in sentence(output)
 
 
-def test_files_that_may_not_grow(subject: Subject, reference: Path, tmp_path: Path) -> None:
+def test_run_resumes_after_a_file_size_limit(subject: Subject, reference: Path, tmp_path: Path) -> None:
     """Needs no mounting: a limit on file size, as some batch systems set it."""
 
     def work() -> None:

@@ -19,7 +19,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_kills_within_saves(tmp_path: Path) -> None:
+def test_killed_saves_resume_bit_for_bit(tmp_path: Path) -> None:
     tally = campaign(line(), tmp_path, 24, seed=0, say=print)
     assert not tally.differences
     assert tally.kills == 24 and tally.inside_a_save >= 14 and tally.partial_folders_met >= 8
@@ -28,16 +28,18 @@ def test_kills_within_saves(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [stage1, stage2])
-def test_kills_of_a_stage(tmp_path: Path, model: Path, stage: Callable[[Path], Subject]) -> None:
+def test_killed_stages_resume_bit_for_bit(tmp_path: Path, model: Path, stage: Callable[[Path], Subject]) -> None:
     tally = campaign(stage(model), tmp_path, 2, seed=1, say=print)
     assert not tally.differences
     assert tally.kills == 2 and tally.inside_a_save >= 1
 
 
-def test_the_comparison_notices_another_learning_rate(tmp_path: Path) -> None:
+def test_comparison_detects_another_learning_rate(tmp_path: Path) -> None:
     other = Subject("line", lambda root, **changes: line().start(root, **{**changes, "learning_rate": 2e-3}))
     duration = run_uninterrupted(line(), tmp_path / "reference", tmp_path / "duration.json")
     signals = run_and_kill(other, tmp_path / "run", Kill("saving", 0.5, 0.6), duration)
     assert signals is not None and signals.count(SAVE_BEGAN) >= 4
-    found = differences(tmp_path / "run", tmp_path / "reference")
-    assert any("weights" in one for one in found) and any("the log" in one for one in found)
+    different = differences(tmp_path / "run", tmp_path / "reference")
+    assert any("weights" in difference for difference in different) and any(
+        "the log" in difference for difference in different
+    )

@@ -25,11 +25,11 @@ def test_checkpoint_files_and_log_are_flushed_before_the_rename(
         done.append(f"{Path(target).name} is there")
         return rename(self, target)
 
-    one = line().start(tmp_path / "run", max_train_steps=1, validation_steps=0)
+    run = line().start(tmp_path / "run", max_train_steps=1, validation_steps=0)
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", noted_fsync)
         patched.setattr(Path, "rename", noted_rename)
-        one.run()
+        run.run()
     named = done.index("checkpoint-1 is there")
     files = {path.name for path in (tmp_path / "run" / "checkpoint-1").iterdir()}
     assert {*files, "log.jsonl"} < set(done[:named])

@@ -15,7 +15,7 @@ from dpt.errors import UserError
 from dpt.training.engine.loop import Loop
 from tests.faults.accidents import cause_accident
 from tests.faults.commands import STEPS, start_by_hand, words
-from tests.faults.compare import log, unlike
+from tests.faults.compare import log, differing_files
 from tests.faults.subjects import line
 from tests.training import tiny_stage1
 from tests.training.children import in_a_child
@@ -37,25 +37,25 @@ def alone(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def assert_same_run(root: Path, alone: Path) -> None:
     assert [line["step"] for line in log(root)] == [line["step"] for line in log(alone)]
-    for mine, theirs in zip(log(root), log(alone), strict=True):
-        mine, theirs = mine.get("validation", mine), theirs.get("validation", theirs)
-        assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+    for record, expected in zip(log(root), log(alone), strict=True):
+        record, expected = record.get("validation", record), expected.get("validation", expected)
+        assert record == pytest.approx(expected, rel=1e-5, abs=1e-5)
     assert apart(root, alone, STEPS)[0] < 1e-5
 
 
 @pytest.mark.slow
-def test_a_killed_rank(tmp_path: Path, model: Path, alone: Path) -> None:
+def test_killed_rank_ends_the_others_and_the_run_resumes(tmp_path: Path, model: Path, alone: Path) -> None:
     """One process resumes the run of two with the same total batch; numbers agree to rounding."""
     root = tmp_path / "run"
     module = ["-m", "tests.faults.accidents", "kill", "1", "5", "1", *words(1, model, root, batch=1)]
-    left, killed = start_by_hand(module, 2, tmp_path / "output")
+    survivor, killed = start_by_hand(module, 2, tmp_path / "output")
     try:
         assert killed.wait(120) == -signal.SIGKILL
         since = time.monotonic()
-        assert left.wait(60) == 75
+        assert survivor.wait(60) == 75
         assert time.monotonic() - since < 30
     finally:
-        left.kill()
+        survivor.kill()
         killed.kill()
     output = (tmp_path / "output" / "output-0.txt").read_text()
     assert "error: process 0 lost contact with another process of this run and ends too" in output
@@ -66,16 +66,16 @@ def test_a_killed_rank(tmp_path: Path, model: Path, alone: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_data_loader_worker(
+def test_killed_data_loader_worker_is_a_user_error(
     tmp_path: Path, model: Path, alone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ordinary = Loop.take_step
+    original_take_step = Loop.take_step
 
     def take_step(self: Loop, micro_batches: Any) -> None:
         if self.step == 5:
             cause_accident("worker")
             time.sleep(5)  # interrupted by the signal
-        ordinary(self, micro_batches)
+        original_take_step(self, micro_batches)
 
     with monkeypatch.context() as patched:
         patched.setattr(Loop, "take_step", take_step)
@@ -83,10 +83,10 @@ def test_a_killed_data_loader_worker(
     assert "error: a data loader worker died (" in capsys.readouterr().err
     assert main_stage1(words(1, model, tmp_path)) == 0
     assert log(tmp_path) == log(alone)
-    assert not unlike(tmp_path / f"checkpoint-{STEPS}", alone / f"checkpoint-{STEPS}")
+    assert not differing_files(tmp_path / f"checkpoint-{STEPS}", alone / f"checkpoint-{STEPS}")
 
 
-def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
+def test_second_run_in_a_folder_is_refused(tmp_path: Path) -> None:
     """A killed launcher leaves its processes behind, and the command is repeated."""
     root = tmp_path / "run"
     child = in_a_child(lambda: line().start(root, max_train_steps=100_000, checkpointing_steps=1000).run())

@@ -176,12 +176,12 @@ def npy(folder: Path) -> Target:
     return Target(file, samples, read)
 
 
-def kept(name: str) -> Callable[[Path], Target]:
+def earlier_report(name: str) -> Callable[[Path], Target]:
     """An earlier report, whose methods are merged into a new one."""
 
     def make(folder: Path) -> Target:
-        own = [row("base", "a"), row("base", "b", passed=False)]
-        methods = {"base": MethodResults.of(own)}
+        rows_of_report = [row("base", "a"), row("base", "b", passed=False)]
+        methods = {"base": MethodResults.of(rows_of_report)}
         results = [asdict(result) for result in report.compute_results(methods)]
         numbers = {"asked": SETTINGS, "methods": {"base": {"detector": "oracle"}}, "results": results}
         (folder / NUMBERS).write_text(json.dumps(numbers))
@@ -190,9 +190,9 @@ def kept(name: str) -> Callable[[Path], Target]:
         drawn = MethodResults.of([row("dpt", "a"), row("dpt", "b")])
 
         def read() -> None:
-            found = read_summary(folder)
-            for result in found.results:
-                found.check(result.method, found.method_results(result.method, drawn))
+            summary = read_summary(folder)
+            for result in summary.results:
+                summary.check(result.method, summary.method_results(result.method, drawn))
 
         return Target(file, [file.read_bytes()], read)
 
@@ -237,8 +237,8 @@ HOSTILE_NPY = tuple(
 PARSERS = (
     Parser("benchmark: bench.json", bench, JSON_MUTATIONS, HOSTILE_JSON),
     Parser("benchmark: lines", lines, LINE_MUTATIONS, HOSTILE_JSON),
-    Parser("benchmark: numbers of a kept report", kept(NUMBERS), JSON_MUTATIONS, HOSTILE_JSON),
-    Parser("benchmark: summary of a kept report", kept(SUMMARY), LINE_MUTATIONS, HOSTILE_JSON),
+    Parser("benchmark: numbers of a kept report", earlier_report(NUMBERS), JSON_MUTATIONS, HOSTILE_JSON),
+    Parser("benchmark: summary of a kept report", earlier_report(SUMMARY), LINE_MUTATIONS, HOSTILE_JSON),
     Parser("cache: manifest", cache_manifest, JSON_MUTATIONS, HOSTILE_JSON),
     Parser("cache: index", cache_file(index_file), JSON_MUTATIONS, HOSTILE_JSON),
     Parser("cache: shard", cache_file(lambda shard: shard), HEADERS, HOSTILE_HEADERS),

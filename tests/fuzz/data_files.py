@@ -102,8 +102,8 @@ def all_rows(negatives: HardNegativeFiles) -> None:
 
 def index_of_captions(folder: Path) -> Target:
     source, file = ROOT.hard_negatives("train"), folder / CAPTIONS_OF_IMAGES
-    for one in source.iterdir():
-        (folder / one.name).write_bytes(one.read_bytes())
+    for path in source.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
     return Target(file, [(source / CAPTIONS_OF_IMAGES).read_bytes()], lambda: all_rows(HardNegativeFolder(folder)))
 
 

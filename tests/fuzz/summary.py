@@ -24,7 +24,7 @@ another error, a crash or a hang. Seconds are processor time.
 """
 
 
-def write_summary(every: Sequence[CampaignResult], folder: Path) -> None:
+def write_summary(results: Sequence[CampaignResult], folder: Path) -> None:
     """Write fuzz.json and fuzz.md; parsers that were not run this time keep their row."""
     today = datetime.now(UTC).date().isoformat()
     about = {
@@ -34,8 +34,8 @@ def write_summary(every: Sequence[CampaignResult], folder: Path) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "fuzz.json"
-    known = json.loads(file.read_text())["parsers"] if file.exists() else []
-    rows = {row["parser"]: row for row in known} | {one.parser: _row(one, today) for one in every}
+    previous = json.loads(file.read_text())["parsers"] if file.exists() else []
+    rows = {row["parser"]: row for row in previous} | {result.parser: _row(result, today) for result in results}
     rows = {name: rows[name] for name in PARSERS if name in rows}
     file.write_text(json.dumps({**about, "parsers": list(rows.values())}, indent=1) + "\n")
     date = max(row["date"] for row in rows.values())
@@ -46,17 +46,17 @@ def write_summary(every: Sequence[CampaignResult], folder: Path) -> None:
     (folder / "fuzz.md").write_text(text)
 
 
-def _row(one: CampaignResult, date: str) -> dict[str, Any]:
+def _row(result: CampaignResult, date: str) -> dict[str, Any]:
     return {
-        "parser": one.parser,
+        "parser": result.parser,
         "date": date,
-        "cases": one.cases,
-        "refused": one.refused,
-        "accepted": one.accepted,
-        "other": len(one.faults),
-        "slowest_seconds": round(one.slowest, 4),
-        "slowest_case": one.slowest_case,
-        "peak_mib": round(one.peak_bytes / MIB, 1),
+        "cases": result.cases,
+        "refused": result.refused,
+        "accepted": result.accepted,
+        "other": len(result.faults),
+        "slowest_seconds": round(result.slowest, 4),
+        "slowest_case": result.slowest_case,
+        "peak_mib": round(result.peak_bytes / MIB, 1),
     }
 
 

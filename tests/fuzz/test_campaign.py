@@ -54,11 +54,11 @@ def broken(what: str) -> Parser:
 
     def make(folder: Path) -> Target:
         file = folder / "file"
-        seen: list[bytes] = []
+        contents: list[bytes] = []
 
         def read() -> None:
-            seen.append(file.read_bytes())
-            if len(seen) == 3:
+            contents.append(file.read_bytes())
+            if len(contents) == 3:
                 FAILURES[what]()
 
         return Target(file, [b"sample"], read)
@@ -89,14 +89,14 @@ FAILURES = {
         ("the end of the process", "the process ended with signal 6"),
     ],
 )
-def test_faults_of_a_parser_are_reported(what: str, message: str) -> None:
+def test_parser_faults_are_reported(what: str, message: str) -> None:
     result = campaign(broken(what), 10, seconds=1)
     assert result.cases == 10
     assert f"broken: {what}, case 2: " in result.faults[0] and message in result.faults[0]
     assert result.faults[0].endswith(f"to repeat it: python -m tests.fuzz 'broken: {what}' --case 2")
 
 
-def test_parsers_that_were_not_run_again_keep_their_row(tmp_path: Path) -> None:
+def test_parsers_not_run_again_keep_their_row(tmp_path: Path) -> None:
     first, second = list(PARSERS)[:2]
     write_summary([CampaignResult(first, 10, 4, 6), CampaignResult(second, 10, 4, 6)], tmp_path)
     write_summary([CampaignResult(second, 20, 8, 12)], tmp_path)

@@ -46,15 +46,15 @@ KINDS = list(zip((AdapterRecord, LoraRecord, ImageResult, Recipe), WHOLE, strict
 
 
 @pytest.mark.parametrize(("kind", "whole"), KINDS, ids=[kind.__name__ for kind, _ in KINDS])
-def test_records(kind: type[Any], whole: dict[str, Any]) -> None:
+def test_records_are_valid_or_refused(kind: type[Any], whole: dict[str, Any]) -> None:
     names = st.sampled_from(sorted(kind.__dataclass_fields__)) | st.text(max_size=8)
 
     @many
     @given(plain | st.dictionaries(names, plain, max_size=4))
     def check(content: Any) -> None:
-        for one in (content, {**whole, **content} if isinstance(content, dict) else content):
+        for value in (content, {**whole, **content} if isinstance(content, dict) else content):
             try:
-                record = from_plain(kind, one, "here")
+                record = from_plain(kind, value, "here")
             except UserError as error:
                 assert 0 < len(str(error)) <= LONGEST and str(error).isprintable()
             else:
@@ -69,7 +69,7 @@ def test_records(kind: type[Any], whole: dict[str, Any]) -> None:
     st.text("ab-_.é/", max_size=5), st.text(max_size=5),
     st.lists(st.tuples(st.sampled_from(sorted(KEYS)) | st.text(max_size=3), st.text("0123459.-+einfa_", max_size=6))),
 ))  # fmt: skip
-def test_methods(message: str) -> None:
+def test_methods_are_parsed_or_refused(message: str) -> None:
     try:
         method = parse_method(message)
     except UserError:
@@ -79,7 +79,7 @@ def test_methods(message: str) -> None:
 
 @many
 @given(st.text() | st.text("=geneval./", max_size=12))
-def test_names_of_suites(message: str) -> None:
+def test_suite_names_are_parsed_or_refused(message: str) -> None:
     try:
         name, _ = registry.parse(message)
     except UserError:
@@ -89,7 +89,7 @@ def test_names_of_suites(message: str) -> None:
 
 @many
 @given(st.text() | st.text("./\\a:\0~", max_size=8))
-def test_a_file_name_stays_in_its_folder(name: str) -> None:
+def test_file_name_stays_in_its_folder(name: str) -> None:
     try:
         checked_file_name(name, "here")
     except UserError:
@@ -103,7 +103,7 @@ cells = st.text(max_size=12) | st.lists(st.text(max_size=4), max_size=3).map(rep
 
 @many
 @given(rows=st.lists(st.lists(cells, min_size=3, max_size=5), max_size=4), quoted=st.booleans())
-def test_tables(tmp_path_factory: pytest.TempPathFactory, rows: list[list[str]], quoted: bool) -> None:
+def test_tables_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list[list[str]], quoted: bool) -> None:
     file = tmp_path_factory.getbasetemp() / "table.tsv"
     lines = ["\t".join(COLUMNS)]
     lines += ["\t".join(json.dumps(cell) if quoted else cell for cell in row) for row in rows]
@@ -116,7 +116,9 @@ def test_tables(tmp_path_factory: pytest.TempPathFactory, rows: list[list[str]],
 
 @many
 @given(content=st.lists(plain.map(json.dumps) | st.text(max_size=20), max_size=4), lines=st.booleans())
-def test_files_of_prompts(tmp_path_factory: pytest.TempPathFactory, content: list[str], lines: bool) -> None:
+def test_prompt_files_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, content: list[str], lines: bool
+) -> None:
     file = tmp_path_factory.getbasetemp() / ("prompts.jsonl" if lines else "prompts.txt")
     file.write_bytes("\n".join(content).encode("utf-8", "surrogatepass"))
     try:

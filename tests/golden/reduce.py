@@ -12,8 +12,8 @@ from tests.golden.reference import CUTS, FULL, HERE, INPUTS, full
 
 def main() -> None:
     values = full().values
-    kept = {name: value for name, value in values.items() if name not in INPUTS}
-    cut = {name: value[CUTS[name]] if name in CUTS else value for name, value in kept.items()}
+    reduced_values = {name: value for name, value in values.items() if name not in INPUTS}
+    cut = {name: value[CUTS[name]] if name in CUTS else value for name, value in reduced_values.items()}
     save_file({name: value.contiguous() for name, value in cut.items()}, HERE / "reference.safetensors")
     for name in ("keys", "rec_text", "rec_adapter_text"):
         content = json.loads((Path(FULL) / f"{name}.json").read_text())

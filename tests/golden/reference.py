@@ -66,14 +66,14 @@ class Reference:
         return name in self.values
 
     def distance(self, name: str, computed: Tensor) -> float:
-        kept = computed[CUTS[name]] if self.cut and name in CUTS else computed
+        selected = computed[CUTS[name]] if self.cut and name in CUTS else computed
         expected = self.values[name]
-        assert kept.shape == expected.shape, f"{name}: {tuple(kept.shape)} is not {tuple(expected.shape)}"
-        return float((kept.detach().double() - expected.double()).abs().max())
+        assert selected.shape == expected.shape, f"{name}: {tuple(selected.shape)} is not {tuple(expected.shape)}"
+        return float((selected.detach().double() - expected.double()).abs().max())
 
     def agrees(self, name: str, computed: Tensor, tolerance: float = TOLERANCE) -> None:
-        found = self.distance(name, computed)
-        assert found <= tolerance, f"{name} differs by {found:.2g}"
+        difference = self.distance(name, computed)
+        assert difference <= tolerance, f"{name} differs by {difference:.2g}"
 
 
 def reduced() -> Reference:

@@ -32,7 +32,7 @@ def test_biases_norms_embeddings_and_scalars_do_not_decay() -> None:
     assert everything.decays and everything.named.keys() == {*decaying.named, *others.named}
 
 
-def test_a_text_encoder_learns_at_a_rate_of_its_own() -> None:
+def test_text_encoder_has_its_own_learning_rate() -> None:
     module = nn.ModuleDict({"text_encoder": nn.Linear(2, 2, bias=False), "head": nn.Linear(2, 2, bias=False)})
     groups = with_own_rate(all_decay(module), "text_encoder", 1e-3)
     update = Update(groups, settings(learning_rate=0.1, lr_scheduler="linear", adam_weight_decay=0.0))
@@ -44,7 +44,7 @@ def test_a_text_encoder_learns_at_a_rate_of_its_own() -> None:
     assert moved == {"head.weight": pytest.approx(0.05, rel=1e-3), "text_encoder.weight": pytest.approx(5e-4, rel=1e-3)}
 
 
-def test_the_average_warms_up_and_skips_bad_steps() -> None:
+def test_moving_average_warms_up_and_skips_bad_steps() -> None:
     p = nn.Parameter(torch.zeros(1))
     average = ExponentialMovingAverage({"p": p}, decay=0.75)
     p.data.fill_(10.0)
@@ -60,26 +60,30 @@ def test_the_average_warms_up_and_skips_bad_steps() -> None:
     assert float(p.detach()) == 13.0
 
 
-def test_the_average_of_a_short_run_has_left_the_initial_weights(tmp_path: Path) -> None:
+def test_moving_average_of_a_short_run_forgets_the_initial_weights(tmp_path: Path) -> None:
     """At a constant decay of 0.999, 98.8 % of the average after 12 steps would be the initial weights."""
     start = {f"weights/{name}": p.detach().clone() for name, p in Line().trained.named_parameters()}
     loop(tmp_path, ema_decay=0.999).run()
-    kept = tensors(tmp_path)
+    saved = tensors(tmp_path)
     for name, first in start.items():
-        last, average = kept[name], kept[name.replace("weights", "average")]
+        last, average = saved[name], saved[name.replace("weights", "average")]
         assert (average - last).norm() < 0.6 * (first - last).norm(), name
 
 
-def test_a_run_with_an_average_learns_the_same(tmp_path: Path) -> None:
+def test_moving_average_does_not_change_training(tmp_path: Path) -> None:
     loop(tmp_path / "without", Line()).run()
     loop(tmp_path / "with", Line(), ema_decay=0.9).run()
-    without, kept = tensors(tmp_path / "without"), tensors(tmp_path / "with")
-    assert all(torch.equal(kept[name], value) for name, value in without.items() if not name.startswith("meters"))
-    assert sum(name.startswith("average/") for name in kept) == 4
+    without_average, with_average = tensors(tmp_path / "without"), tensors(tmp_path / "with")
+    assert all(
+        torch.equal(with_average[name], value)
+        for name, value in without_average.items()
+        if not name.startswith("meters")
+    )
+    assert sum(name.startswith("average/") for name in with_average) == 4
 
 
 @pytest.mark.parametrize("stop", [3, 8])
-def test_the_average_resumes_bit_for_bit(tmp_path: Path, stop: int) -> None:
+def test_moving_average_resumes_bit_for_bit(tmp_path: Path, stop: int) -> None:
     loop(tmp_path / "whole", ema_decay=0.9).run()
     loop(tmp_path / "cut", ema_decay=0.9, max_train_steps=stop).run()
     loop(tmp_path / "cut", ema_decay=0.9).run()
@@ -131,7 +135,7 @@ def test_small_gradients_survive_float16_by_loss_scaling() -> None:
     assert torch.cosine_similarity(unscaled, exact, dim=0) < 0.99
 
 
-def test_an_overflow_halves_the_scale_and_is_not_a_bad_step(tmp_path: Path) -> None:
+def test_overflow_halves_the_scale_and_is_not_a_bad_step(tmp_path: Path) -> None:
     class Large(HalfLine):
         shrink = 1000.0  # times 2^14 this is beyond float16
 
@@ -149,7 +153,7 @@ def test_an_overflow_halves_the_scale_and_is_not_a_bad_step(tmp_path: Path) -> N
     assert all("loss" not in record for record, skipped in zip(records, overflowed, strict=True) if skipped)
 
 
-def test_the_scale_grows_after_enough_applied_steps_and_stays_in_bounds() -> None:
+def test_scale_grows_after_enough_applied_steps_and_stays_in_bounds() -> None:
     scaler, finite, infinite = LossScaler("cpu", growth_interval=2), torch.tensor(1.0), torch.tensor(float("inf"))
     scaler.update(finite, FINE)
     scaler.update(infinite, BAD)
@@ -162,7 +166,7 @@ def test_the_scale_grows_after_enough_applied_steps_and_stays_in_bounds() -> Non
     assert float(scaler.scale) == 1
 
 
-def test_the_scale_resumes_bit_for_bit(tmp_path: Path) -> None:
+def test_scale_resumes_bit_for_bit(tmp_path: Path) -> None:
     loop(tmp_path / "whole", HalfLine()).run()
     loop(tmp_path / "cut", HalfLine(), max_train_steps=5).run()
     loop(tmp_path / "cut", HalfLine()).run()
@@ -170,7 +174,7 @@ def test_the_scale_resumes_bit_for_bit(tmp_path: Path) -> None:
     assert same(whole, tensors(tmp_path / "cut")) and "loss_scale/scale" in whole
 
 
-def test_groups_do_not_change_the_update() -> None:
+def test_parameter_groups_do_not_change_the_update() -> None:
     """Split in two with the same settings, every parameter moves as in one group."""
     results = []
     for split in (False, True):

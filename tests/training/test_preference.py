@@ -53,7 +53,7 @@ def accuracy(model: PreferenceModel, stream: PreferenceStream) -> dict[str, floa
 
 
 @pytest.mark.slow
-def test_a_hidden_taste_is_learnt_and_holds_for_other_users_and_prompts(clip: Path, tmp_path: Path) -> None:
+def test_hidden_preference_is_learned_and_generalises_to_other_users_and_prompts(clip: Path, tmp_path: Path) -> None:
     file = write_preferences(tmp_path, 60, sizes=(3, 4))
     split = split_records(read_preferences(file), 0.4)
     model = opened(clip)
@@ -67,11 +67,11 @@ def test_a_hidden_taste_is_learnt_and_holds_for_other_users_and_prompts(clip: Pa
     assert after["top1"] >= after["top1_chance"] + 0.15 and after["top1"] > before["top1"]
     assert after["pairwise"] > 0.65 and after["pairwise_chance"] == 0.5
     (folder,) = task.export(tmp_path / "run", "a CLIP")
-    again = open_preference_model(str(folder), device="cpu")
-    assert accuracy(again, held_out) == after
+    reopened = open_preference_model(str(folder), device="cpu")
+    assert accuracy(reopened, held_out) == after
 
 
-def test_a_run_resumed_from_a_checkpoint_is_the_run_that_was_not_stopped(clip: Path, tmp_path: Path) -> None:
+def test_resumed_run_equals_the_uninterrupted_one(clip: Path, tmp_path: Path) -> None:
     file = write_preferences(tmp_path, 8, sizes=(2, 3))
     whole = trained(clip, file, tmp_path / "whole", 4, batch=2)
     trained(clip, file, tmp_path / "cut", 2, batch=2)
@@ -80,7 +80,7 @@ def test_a_run_resumed_from_a_checkpoint_is_the_run_that_was_not_stopped(clip: P
         assert torch.equal(tensor, rest.state_dict()[name]), name
 
 
-def test_two_processes_take_the_gradient_of_one_with_twice_the_batch(clip: Path, tmp_path: Path) -> None:
+def test_two_processes_have_the_gradient_of_one_with_twice_the_batch(clip: Path, tmp_path: Path) -> None:
     file = write_preferences(tmp_path, 8, sizes=(2, 4, 3))
 
     def gradient(batch: int, rank: int, count: int) -> torch.Tensor:
@@ -110,7 +110,7 @@ def test_only_the_last_blocks_are_trained_without_decay_on_norms_and_the_scale_i
         PreferenceTask(model, blocks=UnlockedBlocks(3, 0))
 
 
-def test_the_logit_scale_stays_below_100_and_can_come_back(clip: Path, tmp_path: Path) -> None:
+def test_logit_scale_stays_below_100_and_can_decrease_again(clip: Path, tmp_path: Path) -> None:
     file = write_preferences(tmp_path, 4)
     model = opened(clip)
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_the_logit_scale_stays_below_100_and_can_come_back(clip: Path, tmp_path:
     assert model.clip.logit_scale.requires_grad
 
 
-def test_a_broken_picture_is_replaced_within_the_budget_or_an_error(clip: Path, tmp_path: Path) -> None:
+def test_broken_image_is_replaced_within_the_budget_or_an_error(clip: Path, tmp_path: Path) -> None:
     file = write_preferences(tmp_path, 6)
     (tmp_path / "preference_images/2_1.png").write_bytes(b"\x89PNG broken")
     model = opened(clip)

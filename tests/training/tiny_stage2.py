@@ -55,8 +55,8 @@ def control(backbone: Backbone, lora: LoraConfig | None = None, **changes: Any) 
 
 
 def loop(root: Path, built: Task[Batch], among: Processes | None = None, **changes: Any) -> Loop[Batch]:
-    ordinary = {"max_train_steps": 10, "train_batch_size": 2, "logging_steps": 1, "validation_steps": 0}
-    settings = TrainSettings(**{**ordinary, **changes})
+    defaults = {"max_train_steps": 10, "train_batch_size": 2, "logging_steps": 1, "validation_steps": 0}
+    settings = TrainSettings(**{**defaults, **changes})
     return Loop(built, stream(settings.seed), settings, root, RunConfig({}), among)
 
 
