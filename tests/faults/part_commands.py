@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.commands import STEPS, script, start, words
-from tests.faults.compare import differences, log, differing_files
+from tests.faults.compare import differences, differing_files, log
 from tests.training import tiny_stage1
 
 DROPOUT = ["--dropout", "0.1"]

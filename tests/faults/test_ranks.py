@@ -15,7 +15,7 @@ from dpt.errors import UserError
 from dpt.training.engine.loop import Loop
 from tests.faults.accidents import cause_accident
 from tests.faults.commands import STEPS, start_by_hand, words
-from tests.faults.compare import log, differing_files
+from tests.faults.compare import differing_files, log
 from tests.faults.subjects import line
 from tests.training import tiny_stage1
 from tests.training.children import in_a_child
