@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AuraFlowPipeline,
+    AuraFlowTransformer2DModel,
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
@@ -21,6 +23,8 @@ from transformers import (
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 from tests import tiny_models
@@ -29,11 +33,11 @@ PROMPTS = ("a red circle to the left of a blue square", "two green stars")
 LATENT_SIZE, TEXT_WIDTH, T5_WIDTH = 8, 12, 28
 
 
-def vae(channels: int = 4) -> AutoencoderKL:
+def vae(shift: float | None = 0.1) -> AutoencoderKL:
     blocks = ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2
     return AutoencoderKL(
         block_out_channels=(8, 8), down_block_types=blocks[0], up_block_types=blocks[1], norm_num_groups=4,
-        latent_channels=channels, sample_size=2 * LATENT_SIZE, scaling_factor=0.7, shift_factor=0.1,
+        latent_channels=4, sample_size=2 * LATENT_SIZE, scaling_factor=0.7, shift_factor=shift,
     )  # fmt: skip
 
 
@@ -93,6 +97,26 @@ def flux(seed: int = 0, guidance_embeds: bool = True, **scheduler: Any) -> FluxP
         tokenizer=tiny_models.tokenizer(),
         text_encoder_2=encoder,
         tokenizer_2=tokenizer,
+    )  # fmt: skip
+    return _quiet(pipe)
+
+
+def auraflow(seed: int = 0) -> AuraFlowPipeline:
+    """AuraFlow with random weights: blocks of two streams, then blocks of one."""
+    torch.manual_seed(seed)
+    _, tokenizer = t5()
+    pipe = AuraFlowPipeline(
+        transformer=AuraFlowTransformer2DModel(
+            sample_size=LATENT_SIZE, patch_size=2, in_channels=4, out_channels=4, num_mmdit_layers=2,
+            num_single_dit_layers=2, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=T5_WIDTH,
+            caption_projection_dim=16, pos_embed_max_size=64,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),
+        vae=vae(shift=None),  # its pipeline knows no shift
+        text_encoder=UMT5EncoderModel(
+            UMT5Config(vocab_size=len(tokenizer), d_model=T5_WIDTH, d_kv=4, d_ff=16, num_layers=2, num_heads=2)
+        ),
+        tokenizer=tokenizer,
     )  # fmt: skip
     return _quiet(pipe)
 

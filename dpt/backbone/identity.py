@@ -45,6 +45,7 @@ _TEXT_DEFAULTS = {
     "CLIPTextModel": _CLIP_DEFAULTS,
     "CLIPTextModelWithProjection": _CLIP_DEFAULTS,
     "T5EncoderModel": _T5_DEFAULTS,
+    "UMT5EncoderModel": {**_T5_DEFAULTS, "feed_forward_proj": "gated-gelu"},
 }
 
 _SCHEDULER_DEFAULTS = {

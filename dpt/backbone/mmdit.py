@@ -199,7 +199,7 @@ class TransformerBackbone(DiffusersModel):
 
     def block_of(self, module: str) -> str | None:
         for position, (blocks, number) in enumerate(self.walker.places):
-            prefix = f"{blocks}.{number}."
+            prefix = f"{blocks.name}.{number}."
             if module.startswith(prefix) and module.removeprefix(prefix) in self.family.projections:
                 return list(self.blocks())[position]
         return None
@@ -240,7 +240,8 @@ class TransformerBackbone(DiffusersModel):
             walker = BlockWalker(network, self.family)
             return walker.run(z, time, condition) if blocks is None else walker.read(z, time, condition, blocks)
 
-        kinds = {type(block).__name__ for name in self.family.block_lists for block in getattr(self.transformer, name)}
+        lists = [getattr(self.transformer, blocks.name) for blocks in self.family.blocks]
+        kinds = {type(block).__name__ for blocks in lists for block in blocks}
         return activation_memory.saved_activation_bytes(self.transformer, forward, gradient_checkpointing, kinds)
 
 

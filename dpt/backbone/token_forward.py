@@ -7,6 +7,7 @@ on, the blocks that are done are replaced by ones that return what was kept. The
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -24,10 +25,10 @@ class Tokens:
     """The two streams between blocks."""
 
     image: Tensor  # (B,N,D)
-    text: Tensor | None  # (B,L,D)
+    text: Tensor  # (B,L,D); after the last block there may be none, L = 0
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Tokens:
-        return Tokens(function(self.image), None if self.text is None else function(self.text))
+        return Tokens(function(self.image), function(self.text))
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,14 @@ class TokenPartialForward:
     def concat(self, other: TokenPartialForward) -> TokenPartialForward:
         if self.done != other.done:
             raise ValueError(f"cannot join a forward pass after {self.done} blocks with one after {other.done}")
-        texts = [part for part in (self.tokens.text, other.tokens.text) if part is not None]
         return replace(
             self,
             latents=torch.cat([self.latents, other.latents]),
             time=torch.cat([self.time, other.time]),
             condition=Condition.stack([self.condition, other.condition]),
-            tokens=Tokens(torch.cat([self.tokens.image, other.tokens.image]), torch.cat(texts) if texts else None),
+            tokens=Tokens(
+                torch.cat([self.tokens.image, other.tokens.image]), torch.cat([self.tokens.text, other.tokens.text])
+            ),
         )
 
     def detached(self) -> TokenPartialForward:
@@ -70,7 +72,7 @@ class BlockWalker:
 
     def __init__(self, network: Any, family: TransformerFamily) -> None:
         self.network, self.family = network, family
-        self.places = [(name, str(i)) for name in family.block_lists for i in range(len(getattr(network, name)))]
+        self.places = [(blocks, str(i)) for blocks in family.blocks for i in range(len(getattr(network, blocks.name)))]
 
     def run(self, latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
         output = self.network(**self.family.inputs(self.network.config, latents, time, condition)).sample
@@ -91,7 +93,8 @@ class BlockWalker:
 
             return function
 
-        taps = {block + 1: _Tap(self._module(block + 1), self.family, keep(block)) for block in blocks}
+        image_tokens = math.prod(latents.shape[-2:]) // self.family.patch(self.network.config) ** 2
+        taps = {block + 1: _Tap(self._module(block + 1), self.family, image_tokens, keep(block)) for block in blocks}
         with self._replaced(taps), suppress(_StoppedError):
             self.run(latents, time, condition)
         return {
@@ -101,10 +104,12 @@ class BlockWalker:
     def finish(self, partial: TokenPartialForward, detach_after: int | None = None) -> Tensor:
         if detach_after is not None and partial.done == detach_after + 1:
             partial = partial.detached()
-        done: dict[int, nn.Module] = dict.fromkeys(range(partial.done), _Done(partial.tokens, self.family))
+        done: dict[int, nn.Module] = {
+            place: _Done(partial.tokens, self.places[place][0].is_joint) for place in range(partial.done)
+        }
         if detach_after is not None and detach_after >= partial.done:
             place = detach_after + 1
-            done[place] = _Detached(self._module(place), self.family)
+            done[place] = _Detached(self._module(place), self.family, partial.tokens.image.shape[1])
         with self._replaced(done):
             return self.run(partial.latents, partial.time, partial.condition)
 
@@ -118,7 +123,7 @@ class BlockWalker:
         if place == len(self.places):
             return self.network, self.family.after_blocks
         blocks, name = self.places[place]
-        return getattr(self.network, blocks), name
+        return getattr(self.network, blocks.name), name
 
     @contextmanager
     def _replaced(self, modules: Mapping[int, nn.Module]) -> Iterator[None]:
@@ -141,9 +146,9 @@ class _StoppedError(Exception):
 class _Done(nn.Module):
     """Stands for a block that has run: returns the streams after it."""
 
-    def __init__(self, tokens: Tokens, family: TransformerFamily) -> None:
+    def __init__(self, tokens: Tokens, is_joint: bool) -> None:
         super().__init__()
-        self.output = tokens.image if family.text_argument is None else (tokens.text, tokens.image)
+        self.output = torch.cat([tokens.text, tokens.image], dim=1) if is_joint else (tokens.text, tokens.image)
 
     def forward(self, *_: Any, **__: Any) -> Any:
         return self.output
@@ -152,22 +157,24 @@ class _Done(nn.Module):
 class _Between(nn.Module):
     """Stands before a module, and sees or changes the streams that it is given."""
 
-    def __init__(self, module: nn.Module, family: TransformerFamily) -> None:
+    def __init__(self, module: nn.Module, family: TransformerFamily, image_tokens: int) -> None:
         super().__init__()
         self.call: Callable[..., Any] = module.__call__  # not a child: it stays where it is
-        self.family = family
+        self.family, self.image_tokens = family, image_tokens
         self.signature = inspect.signature(module.forward)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         bound = self.signature.bind(*args, **kwargs)
-        arguments = bound.arguments
-        family = self.family
+        arguments, family = bound.arguments, self.family
         image = family.image_argument if family.image_argument in arguments else next(iter(arguments))
-        text = family.text_argument if family.text_argument in arguments else None
-        tokens = self.between(Tokens(arguments[image], None if text is None else arguments[text]))
-        arguments[image] = tokens.image
-        if text is not None:
-            arguments[text] = tokens.text
+        if family.text_argument in arguments:
+            tokens = self.between(Tokens(arguments[image], arguments[family.text_argument]))
+            arguments[family.text_argument] = tokens.text
+            arguments[image] = tokens.image
+        else:  # text tokens, if there are any, come first
+            text, tokens_of_image = arguments[image].tensor_split([-self.image_tokens], dim=1)
+            tokens = self.between(Tokens(tokens_of_image, text))
+            arguments[image] = torch.cat([tokens.text, tokens.image], dim=1)
         return self.call(*bound.args, **bound.kwargs)
 
     def between(self, tokens: Tokens) -> Tokens:
@@ -175,8 +182,10 @@ class _Between(nn.Module):
 
 
 class _Tap(_Between):
-    def __init__(self, module: nn.Module, family: TransformerFamily, keep: Callable[[Tokens], None]) -> None:
-        super().__init__(module, family)
+    def __init__(
+        self, module: nn.Module, family: TransformerFamily, image_tokens: int, keep: Callable[[Tokens], None]
+    ) -> None:
+        super().__init__(module, family, image_tokens)
         self.keep = keep
 
     def between(self, tokens: Tokens) -> Tokens:

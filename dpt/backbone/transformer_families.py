@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from dpt.backbone.base import Condition
 from dpt.backbone.folder import FLOW_SCHEDULER, TEXT_ENCODER, TOKENIZER, TOKENIZER_CONFIG, VAE, Component
-from dpt.backbone.transformer_text import TextInputs, encode_flux, encode_sd3
+from dpt.backbone.transformer_text import TextInputs, encode_auraflow, encode_flux, encode_sd3
 
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
 
@@ -20,6 +21,15 @@ Config = Mapping[str, Any]
 
 Seam = tuple[str, int, int]
 """What the transformer reads, how wide it reads it, and how wide the other part writes it."""
+
+
+@dataclass(frozen=True)
+class BlockList:
+    name: str
+    layers: str
+    """The config's key for its length."""
+    is_joint: bool = False
+    """Whether its blocks take and return one sequence, text tokens first, instead of text and image tokens."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +61,14 @@ class TransformerFamily:
     """From t (B,) of the schedule, and its number of timesteps."""
     gives_sigmas: bool
     """Whether the pipeline spaces the sigmas of sampling itself, instead of the scheduler."""
-    block_lists: tuple[str, ...]
-    """Names of the lists of blocks, in the order of the forward pass."""
-    layers: tuple[str, ...]
-    """The config's keys for their lengths."""
+    blocks: tuple[BlockList, ...]
+    """In the order of the forward pass."""
     after_blocks: str
     """The module that takes the image tokens after the last block."""
     image_argument: str
     """The argument of a block that holds the image tokens."""
-    text_argument: str | None
-    """The argument of a block that holds the text tokens, if blocks change them."""
+    text_argument: str
+    """The argument of a block that holds the text tokens."""
     projections: tuple[str, ...]
     """Attention projections of a block that a LoRA joins."""
     patch: Callable[[Config], int]
@@ -76,7 +84,7 @@ class TransformerFamily:
     """Widths that must agree, from the configs of transformer, VAE and text encoders."""
 
     def block_names(self, config: Config) -> list[str]:
-        return [f"block{i}" for i in range(sum(int(config[key]) for key in self.layers))]
+        return [f"block{i}" for i in range(sum(int(config[blocks.layers]) for blocks in self.blocks))]
 
     @property
     def components(self) -> tuple[Component, ...]:
@@ -150,8 +158,7 @@ SD3 = TransformerFamily(
     guidance_is_embedded=False,
     network_time=lambda t, count: t,
     gives_sigmas=False,
-    block_lists=("transformer_blocks",),
-    layers=("num_layers",),
+    blocks=(BlockList("transformer_blocks", "num_layers"),),
     after_blocks="norm_out",
     image_argument="hidden_states",
     text_argument="encoder_hidden_states",
@@ -233,8 +240,10 @@ FLUX = TransformerFamily(
     guidance_is_embedded=True,
     network_time=lambda t, count: t / count,
     gives_sigmas=True,
-    block_lists=("transformer_blocks", "single_transformer_blocks"),
-    layers=("num_layers", "num_single_layers"),
+    blocks=(
+        BlockList("transformer_blocks", "num_layers"),
+        BlockList("single_transformer_blocks", "num_single_layers"),
+    ),
     after_blocks="norm_out",
     image_argument="hidden_states",
     text_argument="encoder_hidden_states",
@@ -249,17 +258,56 @@ FLUX = TransformerFamily(
     seams=_flux_seams,
 )  # fmt: skip
 
-FAMILIES = {family.transformer.classes[0]: family for family in (SD3, FLUX)}
+AURAFLOW = TransformerFamily(
+    pipeline="AuraFlowPipeline",
+    transformer=_transformer(
+        "AuraFlowTransformer2DModel",
+        "sample_size", "patch_size", "in_channels", "num_mmdit_layers", "num_single_dit_layers",
+        "attention_head_dim", "num_attention_heads", "joint_attention_dim", "pos_embed_max_size",
+    ),
+    texts=(_tokenizer("tokenizer", *_T5), _text_encoder("text_encoder", "UMT5EncoderModel", *_T5_KEYS)),
+    encode=encode_auraflow,
+    phrase_tokenizer="text_encoder",
+    text_tokens=256,
+    optional_t5=None,
+    text_width=lambda config: int(config["joint_attention_dim"]),
+    match_width=lambda texts: int(texts["text_encoder"]["d_model"]),
+    inputs=lambda config, latents, time, condition: {
+        "hidden_states": latents, "timestep": time, "encoder_hidden_states": condition.states,
+    },
+    output=lambda output, latents: output,
+    guidance_is_embedded=False,
+    network_time=lambda t, count: t / count,
+    gives_sigmas=False,
+    blocks=(
+        BlockList("joint_transformer_blocks", "num_mmdit_layers"),
+        BlockList("single_transformer_blocks", "num_single_dit_layers", is_joint=True),
+    ),
+    after_blocks="norm_out",
+    image_argument="hidden_states",
+    text_argument="encoder_hidden_states",
+    projections=FLUX.projections,
+    patch=lambda config: int(config["patch_size"]),
+    width=lambda config: int(config["num_attention_heads"]) * int(config["attention_head_dim"]),
+    default_side=lambda config: int(config["sample_size"]),
+    largest_side=lambda config: math.isqrt(int(config["pos_embed_max_size"])) * int(config["patch_size"]),
+    seams=lambda network, vae, texts: [
+        ("latents", network["in_channels"], vae["latent_channels"]),
+        ("the text of T5", network["joint_attention_dim"], texts["text_encoder"]["d_model"]),
+    ],
+)  # fmt: skip
+
+FAMILIES = {family.transformer.classes[0]: family for family in (SD3, FLUX, AURAFLOW)}
 """By the class of the transformer."""
 
 
 def is_lora_target(module: str) -> bool:
     """Whether a module of this name is an attention projection of some family's blocks."""
     return any(
-        module.startswith(f"{blocks}.")
-        and (parts := module.removeprefix(f"{blocks}.").split(".", 1))[0].isdigit()
+        module.startswith(f"{blocks.name}.")
+        and (parts := module.removeprefix(f"{blocks.name}.").split(".", 1))[0].isdigit()
         and parts[1:]
         and parts[1] in family.projections
         for family in FAMILIES.values()
-        for blocks in family.block_lists
+        for blocks in family.blocks
     )

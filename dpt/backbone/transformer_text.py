@@ -74,6 +74,15 @@ def encode_sd3(text: TextInputs, prompts: Sequence[str]) -> Condition:
     return Condition(torch.cat([states, tail], dim=1), pooled, pooled)
 
 
+def encode_auraflow(text: TextInputs, prompts: Sequence[str]) -> Condition:
+    """The states of T5, zero for padding; `match` is their mean over the prompt's tokens."""
+    t5 = text["text_encoder"]
+    tokens = t5.tokens(prompts, text.t5_tokens).to(t5.model.device)
+    mask = tokens.attention_mask[:, :, None]
+    states = t5.model(tokens.input_ids, attention_mask=tokens.attention_mask)[0] * mask
+    return Condition(states, states.sum(dim=1) / mask.sum(dim=1))
+
+
 def encode_flux(text: TextInputs, prompts: Sequence[str]) -> Condition:
     """The states of T5; `pooled` and `match` are the end token of CLIP."""
     clip, t5 = text["text_encoder"], text["text_encoder_2"]

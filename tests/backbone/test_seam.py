@@ -42,7 +42,8 @@ def test_the_protocols_are_complete() -> None:
 
 def test_conditions_are_sliced_and_stacked_completely() -> None:
     first, second = (
-        Condition(torch.randn(n, 3, 4), torch.randn(n, 5), torch.randn(n, 6), torch.randn(n, 2)) for n in (1, 2)
+        Condition(torch.randn(n, 3, 4), torch.randn(n, 5), torch.randn(n, 6), torch.randn(n, 2), torch.randn(n))
+        for n in (1, 2)
     )
     both = Condition.stack([first, second])
     assert len(both) == 3 and both.split([1, 2])[1].pooled is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,28 @@ def test_a_lora_leaves_no_trace(folder: Path) -> None:
     assert not torch.equal(backbone.features(z, 500, condition, "block1")[0], feature)
 
 
-@pytest.mark.slow
-def test_commands_train_and_draw_with_it(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(tiny_transformers.sd3, marks=pytest.mark.slow),
+        pytest.param(tiny_transformers.flux, marks=pytest.mark.nightly),
+        pytest.param(tiny_transformers.auraflow, marks=pytest.mark.nightly),
+    ],
+)
+def test_commands_train_and_draw_with_it(make: Callable[[], Any], tmp_path: Path) -> None:
     """Stage 1, stage 2 and the plain LoRA by their commands, then a corrected image."""
+    folder = tiny_transformers.save(make(), tmp_path / "model")
     small = "--hidden_dim 16 --nheads 2 --dim_feedforward 32 --num_queries_rec 4 --unet_feature block1".split()  # noqa: SIM905
     steps = "--max_train_steps 2 --train_batch_size 2 --validation_steps 0".split()  # noqa: SIM905
-    model = ["--pretrained_model_name_or_path", str(folder), "--output_dir", str(tmp_path), *steps]
+    model = [
+        "--pretrained_model_name_or_path",
+        str(folder),
+        "--output_dir",
+        str(tmp_path),
+        "--resolution",
+        "16",
+        *steps,
+    ]
     adapter = ["--qformer_ckpt", str(tmp_path / "s1")]
     assert main_stage1([*model, *small, "--run_name", "s1"]) == 0
     assert main_stage2([*model, *small, *adapter, "--run_name", "s2"]) == 0
@@ -94,8 +111,9 @@ def test_commands_train_and_draw_with_it(folder: Path, tmp_path: Path) -> None:
     opened.attach(backbone)
     pipe = DPTPipeline(backbone, opened.adapter)
     latents = torch.randn(1, 4, 8, 8)
+    settings = {**DRAW, "height": 16, "width": 16}
     plain, corrected = (
-        pipe(tiny_transformers.PROMPTS[0], latents=latents, correction_factor=factor, correction_norm="rms", **DRAW)
+        pipe(tiny_transformers.PROMPTS[0], latents=latents, correction_factor=factor, correction_norm="rms", **settings)
         for factor in (0.0, 0.2)
     )
     assert (plain.images - corrected.images).abs().max() > 1e-3
