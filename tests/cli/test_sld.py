@@ -12,6 +12,7 @@ from PIL import Image
 
 from dpt.claims.boxes import Box
 from dpt.cli.main import run
+from dpt.cli.txt2img.main import main as txt2img
 from dpt.data.scenes.render import render
 from dpt.data.scenes.world import POCKET_WORLD, Scene, SceneObject
 from dpt.detect.oracle.oracle import Oracle
@@ -247,3 +248,21 @@ def test_edits_are_counted_by_kind_and_finished_ones_are_kept(tmp_path: Path, ca
     run(words)
     again = (tmp_path / "edits.jsonl").read_text().splitlines()
     assert again == lines
+
+
+@pytest.mark.slow
+def test_txt2img_samples_by_a_method(tmp_path: Path, capsys: Capture) -> None:
+    words = ["--prompt", "a red circle", "--n_samples", "2", "--num_timesteps", "5", "--outdir", str(tmp_path)]
+    assert txt2img([*words, "--method", "sld"]) == 0
+    assert "2 images by sld" in capsys.readouterr().out
+    (folder,) = tmp_path.iterdir()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["method"]["name"] == "sld" and "loop" in manifest["method"]["sld"]
+    assert {file.name for file in folder.iterdir()} == {"000.png", "001.png", "contact_sheet.png", "manifest.json"}
+    for more, why in (
+        (["--compare"], "--compare and --method"),
+        (["--correction_factor", "1"], "--correction_factor and --method"),
+        (["--gpu", "3"], "CUDA_VISIBLE_DEVICES"),
+    ):
+        assert txt2img([*words, "--method", "sld", *more]) == 2
+        assert why in capsys.readouterr().err

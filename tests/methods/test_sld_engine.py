@@ -256,6 +256,15 @@ def test_holes_are_filled_from_their_surroundings() -> None:
     assert np.array_equal(fill(broken, hole)[~hole], ramp[~hole])
 
 
+def test_kept_neighbours_are_neither_erased_nor_filled_from() -> None:
+    image = scene([("red", (4, 4, 8, 8)), ("blue", (12, 4, 8, 8))])
+    red, blue = PaletteMasks().masks(image, [Box(32, 32, 96, 96), Box(96, 32, 160, 96)])
+    composed = compose(image, [red], [], 4, kept=[blue])
+    assert np.array_equal(composed.image[blue], image[blue])
+    assert np.abs(composed.image[red].astype(int) - PALETTE["white"]).max() < 3
+    assert not np.array_equal(compose(image, [red], [], 4).image[blue], image[blue])
+
+
 def test_large_objects_are_pasted_under_small_ones() -> None:
     image = scene([("red", (1, 1, 10, 10)), ("blue", (20, 20, 3, 3))])
     boxes = [Box(8, 8, 88, 88), Box(160, 160, 184, 184)]

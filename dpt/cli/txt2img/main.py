@@ -46,6 +46,12 @@ def run(options: Options, group: Processes) -> None:
     prompts = [options.prompt] if options.prompts_file is None else read_prompts(options.prompts_file)
     if len(prompts) * options.num_candidates > LIMITS["n_samples"]:
         fail(f"{len(prompts)} prompts with {options.num_candidates} images each are more than {LIMITS['n_samples']}")
+    if options.method is not None:
+        from dpt.cli.txt2img.method import check_method, run_method
+
+        check_method(options)
+        run_method(options, prompts, group)
+        return
     # The checks above are fast; torch is imported from here on.
     from dpt.cli.txt2img.model import check_parts, open_tuned_model
     from dpt.cli.txt2img.output import SHEET, write_record, write_sheet

@@ -160,6 +160,9 @@ class Options:
     model's own checkpoint, for the embedded model."""
     allow_other_base: Flag = False
     """Use a checkpoint that was trained on another base model, with a warning."""
+    method: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """A method of dpt bench run instead of --ckpt and the correction's flags: sld repairs each image until its prompt
+    holds; METHOD+sld does so after another method."""
     gpu: Annotated[str | None, tyro.conf.arg(aliases=["-g", "--gpuid"], metavar="N|cpu")] = None
     """Index of the GPU, or cpu. Default: the first GPU, or the CPU if there is none."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None

@@ -33,12 +33,24 @@ class Composition:
     pasted: Mask
 
 
-def compose(image: Image, removed: Sequence[Mask], placed: Sequence[tuple[Sprite, Box]], margin: int) -> Composition:
-    """Fill the removed objects, grown by `margin` pixels, then paste the others, large ones first."""
-    erased = np.zeros(image.shape[:2], bool)
+def compose(
+    image: Image,
+    removed: Sequence[Mask],
+    placed: Sequence[tuple[Sprite, Box]],
+    margin: int,
+    kept: Sequence[Mask] = (),
+) -> Composition:
+    """Fill the removed objects, grown by `margin` pixels, then paste the others, large ones first.
+
+    Objects that are kept are neither erased nor part of what a hole is filled from.
+    """
+    erased, preserved = np.zeros(image.shape[:2], bool), np.zeros(image.shape[:2], bool)
     for mask in removed:
         erased |= dilated(mask, margin)
-    canvas = fill(image, erased)
+    for mask in kept:
+        preserved |= mask
+    erased &= ~preserved
+    canvas = fill(image, erased, preserved)
     pasted = np.zeros_like(erased)
     for sprite, goal in sorted(placed, key=lambda each: -each[1].width * each[1].height):
         pixels, mask = fitted(sprite, goal, image.shape[0], image.shape[1])
@@ -72,11 +84,13 @@ def fitted(sprite: Sprite, goal: Box, height: int, width: int) -> tuple[Image, M
     return (np.stack(channels, -1) + 0.5).clip(0, 255).astype(np.uint8), np.asarray(mask)
 
 
-def fill(image: Image, hole: Mask) -> Image:
-    """The image with the hole filled smoothly from what surrounds it."""
-    if not hole.any() or hole.all():
+def fill(image: Image, hole: Mask, avoid: Mask | None = None) -> Image:
+    """The image with the hole filled smoothly from what surrounds it, except for the pixels to avoid."""
+    source = ~hole if avoid is None else ~(hole | avoid)
+    source = source if source.any() else ~hole
+    if not hole.any() or not source.any():
         return image
-    filled = _push_pull(image.astype(np.float32), (~hole).astype(np.float32))
+    filled = _push_pull(image.astype(np.float32), source.astype(np.float32))
     return np.where(hole[..., None], (filled + 0.5).clip(0, 255).astype(np.uint8), image)
 
 

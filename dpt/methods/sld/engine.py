@@ -118,7 +118,8 @@ class EditEngine:
                 regions.append((mask_of[current.id], object_prompt(goal.noun), release))
             else:
                 regions.append((ellipse_mask(box, height, width), object_prompt(goal.noun), FRESH))
-        return _EngineWork(compose(image, removed, placed, self.settings.margin), regions)
+        kept = [mask_of[edit.current.id] for edit in edits if edit.current is not None and not edit.kinds]
+        return _EngineWork(compose(image, removed, placed, self.settings.margin, kept), regions)
 
     @torch.no_grad()
     def _denoise(self, plan: _EngineWork, mask: Mask, prompts: tuple[str, str], seed: int, free_from: int) -> Tensor:

@@ -127,9 +127,9 @@ def draw_edit(pen: ImageDraw.ImageDraw, edit: Edit, width: int, height: int) -> 
     if edit.goal is not None:
         box = to_pixels(edit.goal.box, width, height)
         _line(pen, _outline(box), GOAL)
-        pen.text((box.x0 + 4, box.y0 + 4), edit.goal.name, fill=GOAL, stroke_width=2, stroke_fill=PAPER)
         if edit.current is not None and {"move", "resize"} & set(edit.kinds):
             _line(pen, [to_pixels(edit.current.box, width, height).centre, box.centre], GOAL)
+        pen.text((box.x0 + 4, box.y0 + 4), edit.goal.name, fill=GOAL, stroke_width=2, stroke_fill=PAPER)
 
 
 def _line(pen: ImageDraw.ImageDraw, points: list[tuple[float, float]], colour: tuple[int, int, int]) -> None:
