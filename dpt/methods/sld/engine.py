@@ -85,8 +85,8 @@ class EditEngine:
         edited = np.asarray(to_pil(result))
         if not self.settings.paste:
             return EditedImage(edited, mask)
-        pasted = paste_back(_pixels(image), _pixels(edited), mask, self.backbone.vae_scale_factor)
-        return EditedImage(np.asarray(to_pil(pasted)), mask)
+        pasted = np.asarray(to_pil(paste_back(_pixels(image), _pixels(edited), mask, self.backbone.vae_scale_factor)))
+        return EditedImage(np.where((plan.kept & ~mask)[..., None], image, pasted), mask)
 
     def _plan(self, image: Image, edits: Sequence[Edit], seed: int) -> _EngineWork:
         """Masks and sprites of every edit, composed in pixels."""
@@ -119,7 +119,8 @@ class EditEngine:
             else:
                 regions.append((ellipse_mask(box, height, width), object_prompt(goal.noun), FRESH))
         kept = [mask_of[edit.current.id] for edit in edits if edit.current is not None and not edit.kinds]
-        return _EngineWork(compose(image, removed, placed, self.settings.margin, kept), regions)
+        composition = compose(image, removed, placed, self.settings.margin, kept)
+        return _EngineWork(composition, regions, np.any(kept, axis=0) if kept else np.zeros((height, width), bool))
 
     @torch.no_grad()
     def _denoise(self, plan: _EngineWork, mask: Mask, prompts: tuple[str, str], seed: int, free_from: int) -> Tensor:
@@ -175,6 +176,8 @@ class _EngineWork:
     composition: Composition
     regions: list[tuple[Mask, str, int]]
     """Mask, prompt and release step of what is drawn in place."""
+    kept: Mask
+    """The pixels of objects that no edit concerns."""
 
 
 def _padded(image: Tensor, factor: int) -> Tensor:
