@@ -6,13 +6,14 @@
 # make results the table of docs/results/benchmark (four hours)     make pictures  docs/results/sampling/trace.png
 # make ipr    two rounds of IPR and their sheet (hours)
 # make hps    preference data, classifier, selection, tuning, table (two hours on one core)
+# make sld    SLD against its base, and instructions (hours)
 # make fuzz   broken input for every parser (10 minutes) make faults  kills, lost processes, bad disks (half an hour)
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 export TORCH_INDEX TORCH_BUILD
 
-.PHONY: ipr hps faults demo check test nightly lint tables stage1 stage2 results sweep pictures study environment dev-environment
+.PHONY: ipr hps sld faults demo check test nightly lint tables stage1 stage2 results sweep pictures study environment dev-environment
 
 demo: environment
 	$(RUN) txt2img.py --prompt "a red circle to the left of a blue square" --n_samples 4 --seed 1 --guidance_scale 3
@@ -65,6 +66,11 @@ results: environment
 	$(RUN) -m dpt bench report runs/results --also control dpt --reference scenes --out docs/results/benchmark
 
 # Small enough for two cores: 80 training prompts and 80 held out, four images each.
+sld: environment
+	$(RUN) -m dpt bench run base sld corrected corrected+sld --out runs/sld
+	$(RUN) -m dpt bench report runs/sld
+	$(RUN) -m dpt sld bench --out runs/sld-edits
+
 ipr: environment
 	$(RUN) -m dpt ipr run --out runs/ipr --categories spatial binding --prompts 40 --held_out 40 --num_timesteps 15 \
 		--lora_rank 8 --lora_alpha 40 --learning_rate 3e-4 --max_train_steps 150 --mixed_precision bf16

@@ -10,10 +10,11 @@ import numpy as np
 from dpt.claims.detections import Detection, Detections
 from dpt.claims.edits import layout_verdict
 from dpt.claims.instructions import Instruction, UnsupportedInstruction, parse_instruction
-from dpt.claims.layout import Layout, layout_of
+from dpt.claims.layout import Layout, layout_of, to_pixels
 from dpt.data.scenes.render import render
-from dpt.data.scenes.world import POCKET_WORLD, Scene, make_scene
+from dpt.data.scenes.world import POCKET_WORLD, Scene, SceneObject, make_scene
 from dpt.detect.base import Image
+from dpt.detect.oracle.oracle import Oracle
 from dpt.keyed_random import KeyedRandom
 
 SUITE_ID = "pocket-edits-1"
@@ -71,7 +72,7 @@ class EditCase:
 
 
 def edit_cases(kind: str, count: int, seed: int = 0) -> Iterator[EditCase]:
-    """Scenes of two or three different objects; a goal has room, so objects neither overlap nor leave the picture."""
+    """Scenes of two or three different objects; the oracle can read the goal, had it been rendered."""
     index = number = 0
     while number < count:
         rng = KeyedRandom(SUITE_ID, seed, kind, index)
@@ -88,10 +89,15 @@ def edit_cases(kind: str, count: int, seed: int = 0) -> Iterator[EditCase]:
             goal = instruction.apply(current)
         except UnsupportedInstruction:
             continue
-        if _has_room(goal) and not layout_verdict(goal, current).passed:
+        if _can_be_shown(goal, side) and not layout_verdict(goal, current).passed:
             yield EditCase(kind, number, np.asarray(render(scene)), instruction, goal)
             number += 1
 
 
-def _has_room(goal: Layout) -> bool:
-    return all(a.box.gap_to(b.box) >= 0.02 for i, a in enumerate(goal) for b in goal[:i])
+def _can_be_shown(goal: Layout, side: int) -> bool:
+    """Whether the oracle reads the goal from its own rendering: objects apart, none too small for it."""
+    things = tuple(
+        SceneObject(t.noun.shape or "", t.noun.colour or "", "large", to_pixels(t.box, side, side)) for t in goal
+    )
+    detections = Oracle(POCKET_WORLD).read(render(Scene(things, "white", side)))
+    return not detections.unreadable and layout_verdict(goal, layout_of(detections, side, side)).passed
