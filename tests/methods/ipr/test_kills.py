@@ -75,12 +75,14 @@ def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     yield out, changes
 
 
-def assert_killed_runs_end_the_same(whole: tuple[Path, int], model: Path, folder: Path, moments: int) -> None:
+def assert_killed_runs_end_the_same(
+    whole: tuple[Path, int], model: Path, folder: Path, numbers: range, of: int
+) -> None:
+    """Kill at the moments of these numbers, of so many that are spread over the run."""
     reference, changes = whole
-    rng = KeyedRandom("moments to kill at", moments)
-    for number in range(moments):
-        out, part = folder / f"{number}" / "ipr", changes // moments
-        moment = 1 + number * part + rng.randrange(part)
+    for number in numbers:
+        out, part = folder / f"{number}" / "ipr", changes // of
+        moment = 1 + number * part + KeyedRandom("moment to kill at", of, number).randrange(part)
         assert changes_of(tiny_run(model), out, moment)[1] == signal.SIGKILL
         assert changes_of(tiny_run(model), out)[1] == 0, f"the run does not continue after change {moment}"
         assert content(out) == content(reference), f"killed at change {moment}"
@@ -91,9 +93,12 @@ def assert_killed_runs_end_the_same(whole: tuple[Path, int], model: Path, folder
 def test_a_killed_run_ends_with_the_same_files_and_weights(
     whole: tuple[Path, int], tiny_model: Path, tmp_path: Path
 ) -> None:
-    assert_killed_runs_end_the_same(whole, tiny_model, tmp_path, 2)
+    assert_killed_runs_end_the_same(whole, tiny_model, tmp_path, range(2), 2)
 
 
 @pytest.mark.nightly
-def test_a_run_killed_at_24_moments_of_all_stages(whole: tuple[Path, int], tiny_model: Path, tmp_path: Path) -> None:
-    assert_killed_runs_end_the_same(whole, tiny_model, tmp_path, 24)
+@pytest.mark.parametrize("first", range(0, 24, 3))
+def test_a_run_killed_at_24_moments_of_all_stages(
+    first: int, whole: tuple[Path, int], tiny_model: Path, tmp_path: Path
+) -> None:
+    assert_killed_runs_end_the_same(whole, tiny_model, tmp_path, range(first, first + 3), 24)
