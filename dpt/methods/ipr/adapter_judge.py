@@ -19,6 +19,7 @@ from dpt.errors import UserError
 from dpt.methods.ipr.config import WeightConfig
 from dpt.methods.ipr.datasets import RelabelCounts, counts_of, write_relabelled
 from dpt.methods.ipr.folders import StageFolder, digest_of
+from dpt.methods.ipr.prompts import unique_id
 from dpt.methods.ipr.sampling import SAMPLE, SampledImage, sampled_images
 from dpt.records import to_plain
 
@@ -95,6 +96,7 @@ def _row(
     others = alternatives(image.prompt)
     row: dict[str, object] = {
         "file_name": image.file_name,
+        "uniq_id": unique_id(image.prompt),
         "image_id": image.image_id,
         "original_prompt": image.prompt.text,
         "round": image.round,
