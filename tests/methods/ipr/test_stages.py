@@ -26,6 +26,7 @@ from dpt.methods.ipr.records import IMAGE_FILE, read_metadata
 from dpt.methods.ipr.sampling import ModelState, sample, sampled_images
 from dpt.methods.ipr.visor import read_visor, visor_scores
 from dpt.objectives.losses import denoising_loss
+from tests.evaluation import tiny_vision
 from tests.methods.ipr.painted import painter, tiny_model
 
 __all__ = ["painter", "tiny_model"]
@@ -167,6 +168,22 @@ def test_bad_inputs_of_relabelling_are_one_sentence_each(tmp_path: Path) -> None
     (samples / image.file_name).unlink()
     with pytest.raises(UserError, match=r"the image .*_1\.png is missing: delete the folder"):
         relabel_images(samples, dump, tmp_path / "out", RelabelConfig(), WeightConfig())
+
+
+def test_closed_set_detections_are_of_the_prompts_nouns(tmp_path: Path, capsys: Capture) -> None:
+    samples, labels = sr2d_samples(tmp_path / "images"), {0: "kite", 1: "sheep", 2: "person", 3: "dog"}
+    detector = tiny_vision.coco_detector(tmp_path / "rt", "rt_detr", labels=labels)
+    run(["ipr", "detect", str(samples), "--out", str(tmp_path / "boxes"), "--detector", str(detector),
+         "--detect_threshold", "0"])  # fmt: skip
+    dump = json.loads((tmp_path / "boxes/detections.json").read_text())
+    labels_seen = {name for entry in dump.values() for name in entry["object_names"]}
+    assert labels_seen and labels_seen <= {"kite", "sheep"}
+    assert json.loads((tmp_path / "boxes/stage.json").read_text())["query_config"] is None
+    counts = relabel_images(samples, tmp_path / "boxes", tmp_path / "out", RelabelConfig(), WeightConfig())
+    assert counts.images == 2
+    lacking = tiny_vision.coco_detector(tmp_path / "detr", "detr")
+    with pytest.raises(UserError, match=r"prompt sr2d-\d+: the detector detr .* does not detect 'kite'"):
+        run(["ipr", "detect", str(samples), "--out", str(tmp_path / "none"), "--detector", str(lacking)])
 
 
 def test_prompt_files_round_trip_and_bad_rows_are_named(tmp_path: Path) -> None:
