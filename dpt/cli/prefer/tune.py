@@ -50,7 +50,9 @@ class TuningDataOptions:
     ratios: tuple[float, float, float] | None = None
     """Ratio of positive, negative and regularisation examples. Default: every image once per epoch, as published."""
     prompt_dropout: float = 0.0
-    """Fraction of prompts to drop. Of a loser's caption the prefix is left: it will be the negative prompt."""
+    """Fraction of the captions of winners and regularisation images to leave empty."""
+    negative_dropout: float = 0.0
+    """Fraction of losers' captions to reduce to the prefix, which will be the negative prompt."""
     resolution: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
     """Side of the square training images. Default: the size the model was trained at."""
     center_crop: Flag = False
@@ -225,7 +227,7 @@ def open_tuning_data(options: HpsOptions, framing: Any) -> TuningData:
     selected, folder = data.dataset_folder or Path(), data.regularization_folder
     if folder is None and data.regularization_annotation is not None:
         folder = selected
-    config = TuningConfig(data.negative, data.negative_prefix, data.ratios, data.prompt_dropout)
+    config = TuningConfig(data.negative, data.negative_prefix, data.ratios, data.prompt_dropout, data.negative_dropout)
     return tuning_data(
         selected,
         data.annotation_file,

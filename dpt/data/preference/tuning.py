@@ -28,14 +28,11 @@ def training_caption(prompt: str, kind: str, prefix: str = NEGATIVE_PREFIX) -> s
 
 
 class CaptionDropout(Source):
-    """Drops a fraction of the prompts, so that guidance's negative half is trained too.
-
-    What is left is the prefix of a negative, and nothing of the others: guidance is given the prefix alone.
-    """
+    """Replaces a fraction of the captions by `left`: nothing, or for losers the prefix, which guidance is given alone."""
 
     def __init__(self, source: Source, probability: float, seed: int, left: str = "") -> None:
         if not 0 <= probability <= 1:
-            raise UserError(f"--prompt_dropout is between 0 and 1, not {probability}")
+            raise UserError(f"a dropout is between 0 and 1, not {probability}")
         self.source, self.probability, self.seed, self.left = source, probability, seed, left
 
     def __len__(self) -> int:
@@ -62,6 +59,9 @@ class TuningConfig:
     ratios: tuple[float, float, float] | None = None
     """Of positive, negative and regularisation examples; None shows every image once per epoch."""
     prompt_dropout: float = 0.0
+    """Fraction of captions of winners and regularisation images that are left empty."""
+    negative_dropout: float = 0.0
+    """Fraction of losers' captions of which the prefix alone is left."""
 
 
 def read_selected(folder: Path, annotation: Path | None = None) -> list[CaptionedPicture]:
@@ -123,9 +123,11 @@ def tuning_data(
         if kind == REGULARIZATION and other and regularization_folder is not None:
             sources.append(FolderSource(regularization_folder, framing, seed, other))
         if sources:
-            left = config.negative_prefix if kind == NEGATIVE and config.negative == "prefix" else ""
             parts[kind] = concatenated(sources)
-            trained[kind] = CaptionDropout(parts[kind], config.prompt_dropout, seed, left)
+            prefixed = kind == NEGATIVE and config.negative == "prefix"
+            dropout = config.negative_dropout if prefixed else config.prompt_dropout
+            left = config.negative_prefix if prefixed else ""
+            trained[kind] = CaptionDropout(parts[kind], dropout, seed, left)
     if not parts:
         raise DataError(f"{annotation or folder / METADATA} has no image to train on with --negative {config.negative}")
     return TuningData(_mixed(trained, config), parts, _identity(rows))

@@ -68,12 +68,12 @@ def test_a_negative_adapter_trains_on_losers_alone_without_the_prefix(folder: Pa
 
 
 def test_dropout_leaves_the_prefix_of_losers_and_nothing_of_other_captions(folder: Path) -> None:
-    source = data(folder, prompt_dropout=0.25).source
+    source = data(folder, prompt_dropout=0.25, negative_dropout=0.25).source
     every = captions(source, epochs=100)
     assert abs(every.count("") - 400) < 3 * (1600 * 0.25 * 0.75) ** 0.5
     assert abs(every.count("Weird image. ") - 100) < 3 * (400 * 0.25 * 0.75) ** 0.5
     assert captions(source, epochs=100) == every
-    with pytest.raises(UserError, match="--prompt_dropout is between 0 and 1, not 2"):
+    with pytest.raises(UserError, match="a dropout is between 0 and 1, not 2"):
         data(folder, prompt_dropout=2)
 
 
