@@ -82,9 +82,10 @@ HPS = runs/hps
 CLASSIFIER = --max_train_steps 120 --train_batch_size 12 --learning_rate 2e-4 --adam_weight_decay 0.1 --lr_scheduler linear \
 	--lr_warmup_steps 10 --visual_blocks 2 --text_blocks 0 --validation_steps 1000 --images $(HPS)/data/preference_images \
 	--output_dir $(HPS)
-LORA = --max_train_steps 150 --prompt_dropout 0.4 --train_batch_size 8 --lora_rank 8 --lora_alpha 40 \
+LORA = --max_train_steps 150 --negative_dropout 0.4 --train_batch_size 8 --lora_rank 8 --lora_alpha 40 \
 	--learning_rate 8e-4 --lr_scheduler linear \
-	--lr_warmup_steps 5 --mixed_precision bf16 --dataset_folder $(HPS)/selected --validation_steps 0 --output_dir $(HPS)
+	--lr_warmup_steps 5 --mixed_precision bf16 --dataset_folder $(HPS)/selected --validation_steps 0 --output_dir $(HPS) \
+	--negative_prefix "shapes "
 KEPT = --regularization_folder $(HPS)/regularization
 hps: environment
 	$(RUN) -m dpt prefer synthesize --out $(HPS)/data --prompts 800 --num_timesteps 15 --mixed_precision bf16 --test_fraction 0.5
@@ -96,7 +97,7 @@ hps: environment
 		--scorer $(HPS)/selecting/classifier ckpt/pocket/clip
 	$(RUN) -m dpt prefer score --images $(HPS)/data/preference_images --scorer $(HPS)/selecting/classifier
 	$(RUN) -m dpt prefer select --scores $(HPS)/data/preference_images/scores.jsonl \
-		--images $(HPS)/data/preference_images --out $(HPS)/selected --temperature 4
+		--images $(HPS)/data/preference_images --out $(HPS)/selected --temperature 4 --negative_prefix "shapes "
 	$(RUN) -m dpt prefer draw --prompts $(HPS)/data/prompts.txt --n_samples 1 --seed 5 --num_timesteps 15 \
 		--mixed_precision bf16 --type regularization --out $(HPS)/regularization
 	for seed in 1 2 3; do \

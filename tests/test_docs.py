@@ -31,7 +31,7 @@ PAGES = sorted(
 PLACE = re.compile(r"`((?:dpt|docs|tests|tools|benchmarks|ckpt/pocket[\w-]*|data/sample)/[\w./-]*)`")
 """A file or folder of the repository, named in the text. `NAME` stands for any; "`FILE`:" introduces a new one."""
 
-SCRIPTS = ("txt2img.py", "train_stage1.py", "train_stage2.py", "train_ipr.py")
+SCRIPTS = ("txt2img.py", "train_stage1.py", "train_stage2.py", "train_hps.py", "train_ipr.py")
 
 
 def read_json(name: str) -> dict:
@@ -80,6 +80,7 @@ def simple_commands(line: str) -> Iterator[list[str]]:
 def documented_commands(page: Path) -> Iterator[tuple[str, list[str]]]:
     """(command, its words) of every dpt command and script in the page's ```sh blocks."""
     from dpt.cli.main import COMMANDS
+    from dpt.cli.main import SCRIPTS as ALIASES
 
     for block in re.findall(r"^ *```sh\n(.*?)^ *```$", page.read_text(), re.S | re.M):
         for line in re.sub(r"\\\n", " ", block).splitlines():
@@ -89,7 +90,7 @@ def documented_commands(page: Path) -> Iterator[tuple[str, list[str]]]:
                     yield words[start], words[start + 1 :]
                 elif words[:1] == ["dpt"] or ["-m", "dpt"] in [words[k : k + 2] for k in range(len(words))]:
                     words = words[words.index("dpt") + 1 :]
-                    name = next((n for n in COMMANDS if words[: len(n.split())] == n.split()), None)
+                    name = next((n for n in (*COMMANDS, *ALIASES) if words[: len(n.split())] == n.split()), None)
                     assert name or words[:1] == ["--help"], f"no such command: {line.strip()}"
                     if name:
                         yield f"dpt {name}", words[len(name.split()) :]

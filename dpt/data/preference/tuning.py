@@ -28,7 +28,7 @@ def training_caption(prompt: str, kind: str, prefix: str = NEGATIVE_PREFIX) -> s
 
 
 class CaptionDropout(Source):
-    """Replaces a fraction of the captions by `left`: nothing, or for losers the prefix, which guidance is given alone."""
+    """Replaces a fraction of the captions by `left`: nothing, or for losers the prefix, which is guidance's prompt."""
 
     def __init__(self, source: Source, probability: float, seed: int, left: str = "") -> None:
         if not 0 <= probability <= 1:
