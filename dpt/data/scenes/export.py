@@ -1,4 +1,4 @@
-"""Scenes as a data folder in the published formats, so that the loaders of COCO and RefCOCO read them."""
+"""Export scenes as a data folder in the published formats, which the loaders of COCO and RefCOCO read."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ class Export:
         return counts
 
     def _write_hard_negatives_by_caption(self) -> None:
-        """Training reads one small file for each caption."""
+        """Write one small file per caption, the form that training reads fastest."""
         rows = self.hard["train"]
         folder = layout.ITM / layout.HARD_NEGATIVES.format(split="train")
         self._json(folder / layout.CAPTIONS_OF_IMAGES, captions_of_images(rows))

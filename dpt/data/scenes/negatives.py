@@ -35,7 +35,7 @@ class HardCaption:
 
 @dataclass(frozen=True)
 class HardImage:
-    """A true caption of a scene, and a scene that differs in one fact and that it is false for."""
+    """A true caption of a scene, and a scene that differs in one fact, so that the caption is false for it."""
 
     kind: str
     caption: Caption

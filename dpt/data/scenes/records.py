@@ -52,7 +52,7 @@ class SceneReferral:
 
 
 def referring_file(referrals: Sequence[SceneReferral], first_id: int) -> Record:
-    """MDETR's form: an image entry for each expression, and just one annotation for each image entry."""
+    """MDETR's format: one image entry per expression, with exactly one annotation."""
     images, annotations = [], []
     for id_, referral in enumerate(referrals, first_id):
         images.append(

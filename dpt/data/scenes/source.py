@@ -129,7 +129,7 @@ class SceneSource(Source):
         return KeyedRandom("scene source", self.seed, FIRST_SCENE[self.split] + index, epoch, purpose)
 
     def _annotation(self, index: int, epoch: int) -> SceneAnnotation:
-        """Of the scene with this index, or of the next one elsewhere that admits an expression and negatives."""
+        """Annotate the scene with this index, or the next candidate that admits an expression and negatives."""
         first = FIRST_SCENE[self.split] + index
         for at in range(first, first + TRIES_OF_ANY_TYPE * ELSEWHERE, ELSEWHERE):
             candidate = make_scene(self.seed, at, self.world)

@@ -30,7 +30,7 @@ Kind = tuple[str, str]
 
 @dataclass(frozen=True)
 class World:
-    """The objects and backgrounds of a family of scenes, and how often each sort of scene is drawn."""
+    """The objects and backgrounds of a family of scenes, and the probability of each sort of scene."""
 
     shapes: tuple[str, ...] = SHAPES
     colours: tuple[str, ...] = tuple(COLOURS)

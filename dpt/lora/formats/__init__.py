@@ -1,1 +1,1 @@
-"""A LoRA under the names that other programs give it."""
+"""LoRA files in the formats of other programs."""

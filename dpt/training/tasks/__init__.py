@@ -1,1 +1,1 @@
-"""What can be trained."""
+"""The training tasks."""

@@ -40,7 +40,7 @@ class NoiseConfig:
 
 @dataclass(frozen=True)
 class NoisedBatch:
-    """One t and one noise for each sample, shared by its images."""
+    """One timestep and one noise tensor per sample, shared by its images."""
 
     texts: dict[str, Condition]
     latents: Tensor  # (kinds,B,C,h,w)

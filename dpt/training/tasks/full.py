@@ -1,4 +1,4 @@
-"""Full fine-tuning: the whole denoising network learns by the denoising loss."""
+"""Full fine-tuning: train the whole denoising network with the denoising loss."""
 
 from __future__ import annotations
 

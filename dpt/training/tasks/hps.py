@@ -1,4 +1,4 @@
-"""Tune a LoRA on winners, prefixed losers and regularisation images, and say with it what to steer away from."""
+"""Tune a LoRA on winners, prefixed losers and regularisation images, and export it with its negative prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Estimated memory of each task on the device: enough to see before the first step that a batch will not fit."""
+"""Estimates of each task's memory on the device, printed before the first step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IMAGES = 3
 """True image, hard negative, random image."""
 
 VAE_MAPS = 4
-"""Of the VAE's first level, alive at once while it encodes, in float32."""
+"""Feature maps of the VAE's first level that are alive at once while it encodes, in float32."""
 
 
 def probing_memory(backbone: Backbone, phrases: PhraseEncoder, config: AdapterConfig, examples: int) -> dict[str, int]:
@@ -54,7 +54,7 @@ def frozen_bytes(backbone: Backbone, phrases: PhraseEncoder | None = None) -> in
 
 
 def encoding_bytes(backbone: Backbone, images: int) -> int:
-    """Peak of the VAE, which encodes so many images at once at most."""
+    """Peak memory of the VAE, which encodes a limited number of images at once."""
     vae = next((module for module in backbone.modules() if hasattr(module.config, "latent_channels")), None)
     if vae is None:
         return 0

@@ -64,7 +64,7 @@ def unlock(model: PreferenceModel, blocks: UnlockedBlocks) -> None:
 
 
 class PreferenceTask:
-    """The classifier on the training loop."""
+    """The task that trains the preference classifier."""
 
     weights: ClassVar[Mapping[str, float]] = {LISTWISE: 1.0}
     scales_loss = False

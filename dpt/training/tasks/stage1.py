@@ -1,4 +1,4 @@
-"""Stage 1, probing (section 2): the adapter learns to match and to ground by the features of a frozen UNet."""
+"""Stage 1, probing (section 2): the adapter learns matching and grounding from the features of a frozen UNet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 2, tuning (section 3): adapter and LoRA learn together to match, to ground and to denoise."""
+"""Stage 2, tuning (section 3): adapter and LoRA learn matching, grounding and denoising together."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Stage2:
             self.probe = Probe(backbone, adapter, validation, timesteps, config.val_batch_size, config.score_grounding)
 
     def _require_gradients(self) -> None:
-        """Blocks past the feature learn by the denoising loss alone."""
+        """Refuse a LoRA without gradients: blocks past the feature learn only by the denoising loss."""
         if self.weights[MSE]:
             return
         last, blocks = self.backbone.feature_spec(self.adapter.config.unet_feature).deepest, self.backbone.blocks()
@@ -139,7 +139,7 @@ class Stage2:
 
     @property
     def num_validation_examples(self) -> int:
-        """All are probed, then denoised."""
+        """Examples that are probed, plus those that are denoised."""
         return 0 if self.probe is None else self.probe.num_examples + num_captioned(self.validation)
 
     def parameter_groups(self) -> list[ParameterGroup]:
@@ -156,6 +156,6 @@ class Stage2:
         return tuning_memory(self.backbone, phrases, config, examples, self.config.gradient_checkpointing)
 
     def export(self, root: Path, base: str = "") -> list[Path]:
-        """Both parts, trained or not, so that the result can be sampled with."""
+        """Save adapter and LoRA, trained or not, so that the result can be sampled."""
         save_adapter(self.adapter, root / ADAPTER_FOLDER, **self.backbone.origin(base))
         return [root / ADAPTER_FOLDER, export_lora(self.backbone, self.lora, root, base)]
