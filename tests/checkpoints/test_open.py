@@ -112,7 +112,7 @@ def test_record_that_contradicts_its_tensors_is_refused(backbone: Backbone, resu
 
     with pytest.raises(UserError, match=r"has rank 3, and its record says 7$"):
         open_checkpoint(saved("a", stored.tensors, LoraConfig(rank=7)))
-    with pytest.raises(UserError, match=r"has tensors that no LoRA of attention layers has: conv_in$"):
+    with pytest.raises(UserError, match=r"holds what no LoRA of attention layers has: conv_in$"):
         open_checkpoint(saved("b", stored.tensors | {"conv_in.lora_A.weight": torch.zeros(3, 4)}))
     with pytest.raises(UserError, match=r"is not whole: it lacks"):
         open_checkpoint(saved("c", dict(list(stored.tensors.items())[1:])))

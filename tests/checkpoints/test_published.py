@@ -113,7 +113,7 @@ FAULTS = {
     "the first of a block": (drop("up_blocks.3.attentions.0"), "lacks up_blocks.3.attentions.0.* and 13 more$"),
     "the last of a block": (drop("up_blocks.3.attentions.2"), "lacks up_blocks.3.attentions.2$"),
     "another rank": (put(DOWN, torch.zeros(2, 320)), "more than one rank.*: 2 in .*to_q.lora_A.weight, 4 in"),
-    "no matrix": (put(DOWN, torch.zeros(4)), "has a tensor that is not a matrix: .*to_q.lora_A.weight is 4$"),
+    "no matrix": (put(DOWN, torch.zeros(4)), "is not one of matrices: .*to_q.lora_A.weight is 4$"),
     "rank nought": (EMPTY, "is of rank 0"),
     "an unknown key": (put("unet.conv_in.weight", torch.zeros(1)), "no LoRA of attention layers has: conv_in.weight$"),
     "a new key": (put(f"{FIRST}.alpha", torch.zeros(())), "no LoRA of attention layers has: .*to_q_lora.alpha$"),

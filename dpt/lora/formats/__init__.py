@@ -1,1 +1,1 @@
-"""LoRA files in the formats of other programs."""
+"""A LoRA under the names that other programs give it."""

@@ -43,7 +43,7 @@ def _public(base: str) -> str:
 
 
 def read_lora_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata. In a file written by dpt, a single changed bit is detected."""
+    """Tensors and metadata. In a file that dpt wrote, a single changed bit is noticed."""
     tensors = read_weights(file)
     try:
         with safe_open(file, framework="pt") as content:
@@ -57,7 +57,7 @@ def read_lora_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _checksum(record: str) -> str:
-    """The checksum in the record; empty for a broken record, which is reported when it is read."""
+    """Empty for a record that is broken in any way: reading it later says how."""
     try:
         content = parse_json(record) if record else {}
     except ValueError:
@@ -98,7 +98,7 @@ def lora_from(
         else:
             parts[name] = tensor
     if unknown:
-        raise UserError(f"{where} has tensors that no LoRA of attention layers has: {listed(unknown)}")
+        raise UserError(f"{where} holds what no LoRA of attention layers has: {listed(unknown)}")
     alphas = {name: tensor for name, tensor in parts.items() if name.endswith(f".{ALPHA}")}
     tensors = {name: tensor for name, tensor in parts.items() if name not in alphas}
     check_numbers(tensors, where)
@@ -120,7 +120,7 @@ def check_shape(tensors: Mapping[str, Tensor], where: str) -> int:
     if not present:
         raise UserError(f"{where} holds no LoRA")
     if unknown := [target for target in present if not _is_target(target)]:
-        raise UserError(f"{where} has tensors that no LoRA of attention layers has: {listed(unknown)}")
+        raise UserError(f"{where} holds what no LoRA of attention layers has: {listed(unknown)}")
     if any(map(is_lora_target, present)) and not of_transformer(present):
         raise UserError(f"{where} holds the LoRA of a transformer and that of a UNet")
     # Which projections a transformer has shows only on the model itself, when the LoRA is loaded into it.
@@ -128,11 +128,11 @@ def check_shape(tensors: Mapping[str, Tensor], where: str) -> int:
     expected = [f"{target}.{matrix}" for target in whole for matrix in (A, B)]
     missing = [name for name in expected if name not in tensors]
     if missing:
-        raise UserError(f"the LoRA in {where} is incomplete: it lacks {listed(missing)}")
+        raise UserError(f"the LoRA in {where} is not whole: it lacks {listed(missing)}")
     ranks = defaultdict(list)
     for name, tensor in tensors.items():
         if tensor.ndim != 2:
-            raise UserError(f"the LoRA in {where} has a tensor that is not a matrix: {name} is {shape(tensor)}")
+            raise UserError(f"the LoRA in {where} is not one of matrices: {name} is {shape(tensor)}")
         ranks[tensor.shape[0 if name.endswith(A) else 1]].append(name)
     if len(ranks) > 1:
         examples = ", ".join(f"{rank} in {names[0]}" for rank, names in sorted(ranks.items()))
@@ -151,7 +151,7 @@ def check_lora(stored: StoredLora, where: str) -> None:
 
 
 def targets_in(tensors: Iterable[str]) -> list[str]:
-    """The modules with an addition, in the order of the file."""
+    """The modules with an addition, in the order they come in."""
     return list(dict.fromkeys(name.removesuffix(f".{A}").removesuffix(f".{B}") for name in tensors))
 
 
@@ -160,7 +160,7 @@ def expected_targets(present: Iterable[str]) -> list[str]:
     counts: dict[str, dict[int, int]] = defaultdict(dict)
     for target in present:
         match = _TARGET.fullmatch(target)
-        assert match is not None  # checked by the callers
+        assert match is not None  # callers have checked that
         block, attention, transformer = match[1], int(match[2]), int(match[3])
         counts[block][attention] = max(counts[block].get(attention, 1), transformer + 1)
     return [

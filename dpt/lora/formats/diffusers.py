@@ -1,4 +1,4 @@
-"""The LoRA format of diffusers: `pytorch_lora_weights.safetensors`, with rank and alpha in its metadata."""
+"""A LoRA as diffusers writes one: `pytorch_lora_weights.safetensors`, with rank and alpha in its metadata."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def from_diffusers(named: Mapping[str, Tensor], metadata: Mapping[str, str], whe
 
 
 def _peft_config(config: LoraConfig, targets: list[str], network: str) -> dict[str, Any]:
-    """The peft config, without keys that have their default."""
+    """What peft needs to know; all else is its default."""
     alpha = config.resolved_alpha
     return {
         f"{network}r": config.rank,

@@ -1,4 +1,4 @@
-"""The LoRA format of kohya's scripts, which ComfyUI and A1111 read: module names with underscores."""
+"""A LoRA with the names of kohya's scripts, which ComfyUI and A1111 read: module names with underscores."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def write_kohya(stored: StoredLora, file: Path, where: str, negative_prompt: str
 
 
 def from_kohya(named: Mapping[str, Tensor], metadata: Mapping[str, str], where: str) -> StoredLora:
-    """Without an alpha tensor, alpha is the rank, as in kohya's scripts."""
+    """Without an alpha it is the rank, as in kohya's scripts."""
     texts = [key for key in named if key.startswith((TEXT_ENCODER, *OTHER_TEXT_ENCODERS))]
     if texts:
         raise UserError(

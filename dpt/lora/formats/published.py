@@ -1,4 +1,4 @@
-"""The LoRA format of the published checkpoint: the names of diffusers 0.20, without alpha."""
+"""The published checkpoint's names for a LoRA, which are those of diffusers 0.20. There is no alpha in them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def from_published(named: Mapping[str, Tensor], where: str) -> StoredLora:
     """Names with or without `unet.`; alpha is the rank, since nothing scales the tensors."""
     stored = lora_from(named, _recognise, where)
     if missing := _missing_layers(targets_in(stored.tensors)):
-        raise UserError(f"the LoRA in {where} is incomplete: it lacks {listed(missing)}")
+        raise UserError(f"the LoRA in {where} is not whole: it lacks {listed(missing)}")
     return stored
 
 
 def to_published(stored: StoredLora, where: str) -> dict[str, Tensor]:
-    """Tensors under the published names, with the scale multiplied into B."""
+    """With the scale multiplied into B."""
     check_lora(stored, where)
     require_unet(stored, "published", where)
     named = {}
