@@ -156,6 +156,7 @@ TABLES = [
     ("probe/table.md", "docs/results/probe.md"),
     ("sweep/table.md", "docs/results/sweep.md"),
     ("ipr/table.md", "docs/ipr.md"),
+    ("ipr/pilot.md", "docs/ipr.md"),
     *((f"performance/{file.name}", "docs/results/performance.md") for file in (RESULTS / "performance").glob("*.md")),
 ]
 
