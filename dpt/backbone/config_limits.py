@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,17 @@ def check_sizes(config: Mapping[str, Any], file: Path, depth: int = 0) -> None:
         for size in value if isinstance(value, list) else [value]:
             if isinstance(size, int | float) and not 0 <= size <= limit:
                 raise UserError(f"{file}: {key} is {size}, which no model has (0 to {limit}): the config is damaged")
+
+
+MAY_BE_ZERO = ("num_single_layers", "num_single_dit_layers", "guidance_embeds")
+
+
+def check_whole_numbers(config: Mapping[str, Any], keys: Iterable[str], file: Path) -> None:
+    """Refuse a config in which one of these keys is no whole number, or is 0 where a model has at least 1."""
+    for key in keys:
+        value, least = config[key], 0 if key in MAY_BE_ZERO else 1
+        if not isinstance(value, int) or value < least:
+            raise UserError(f"{file}: {key} should be a whole number from {least} up, not {value!r}")
 
 
 def check_vae_scaling(config: Mapping[str, Any], file: Path) -> None:

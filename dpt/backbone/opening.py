@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from dpt.backbone.base import Backbone
+from dpt.backbone.config_limits import check_whole_numbers
 from dpt.backbone.device import resolve_device, resolve_dtype
-from dpt.backbone.folder import UNET, ModelFolder, read_model_index
+from dpt.backbone.folder import UNET, VAE, ModelFolder, read_model_index
 from dpt.backbone.loading import locate_model
 from dpt.backbone.mmdit import TransformerBackbone
 from dpt.backbone.transformer_families import FAMILIES, TransformerFamily
@@ -45,7 +46,13 @@ def open_backbone(
 def model_folder(path: Path) -> ModelFolder:
     """The folder of any model that `open_backbone` opens, checked but not loaded."""
     family = transformer_family(path)
-    return ModelFolder.check(path, UNetBackbone.components if family is None else family.components)
+    if family is None:
+        return ModelFolder.check(path, UNetBackbone.components)
+    folder = ModelFolder.check(path, family.components)
+    for part in folder.components:
+        if part is not VAE:
+            check_whole_numbers(folder.config(part), part.required_keys, folder.component(part) / part.config_file)
+    return folder
 
 
 def transformer_family(path: Path) -> TransformerFamily | None:

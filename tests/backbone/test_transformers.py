@@ -20,6 +20,7 @@ from dpt.backbone import Backbone, NoiseSchedule, open_backbone
 from dpt.backbone.mmdit import TransformerBackbone, normalise_tokens
 from dpt.backbone.rectified_flow import RectifiedFlow
 from dpt.backbone.rng import SampleRNG
+from dpt.checkpoints.describe import describe_model
 from dpt.errors import UserError
 from dpt.sampling.loop import denoise
 from dpt.sampling.pipeline import DPTPipeline
@@ -233,3 +234,25 @@ def test_copy_has_the_same_identity_and_another_text_encoder_changes_it(
     assert open_backbone(copy).model_hash == backbone.model_hash
     edit(copy / "text_encoder_2/config.json", hidden_act="gelu")
     assert open_backbone(copy).model_hash != backbone.model_hash
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("transformer", "patch_size", 0), ("transformer", "num_layers", "three"), ("transformer", "sample_size", 2.5),
+        ("transformer", "num_attention_heads", 10**9), ("text_encoder_2", "projection_dim", None),
+        ("scheduler", "shift", "much"), ("scheduler", "num_train_timesteps", 0),
+    ],
+)  # fmt: skip
+def test_configs_with_impossible_values_are_refused(
+    file: str, key: str, value: Any, folder: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    name = "scheduler_config" if file == "scheduler" else "config"
+    edit(copy / file / f"{name}.json", **{key: value})
+    with pytest.raises(UserError) as raised:
+        open_backbone(copy, device="cpu")
+    assert key in str(raised.value) or file in str(raised.value)
+    if file == "transformer":
+        with pytest.raises(UserError, match=key):
+            describe_model(copy)
