@@ -54,6 +54,8 @@ KNOWN_VARIABLES = {
     "LOCAL_RANK",
     "MASTER_ADDR",
     "MASTER_PORT",
+    "OPENAI_API_KEY",
+    "OPENAI_BASE_URL",
     "RANK",
     "TORCH_BUILD",
     "TORCH_INDEX",
@@ -172,7 +174,7 @@ def test_json_is_parsed_only_in_untrusted() -> None:
 
 
 def test_only_known_environment_variables_are_read() -> None:
-    """Tokens are not among them: huggingface_hub reads those itself."""
+    """The hub's token is not among them: huggingface_hub reads it itself."""
     for file in SOURCES:
         tree = ast.parse(file.read_text())
         mentions = [

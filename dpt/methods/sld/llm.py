@@ -267,8 +267,8 @@ def open_chat(
     if backend == "openai":
         if not model:
             raise ChatError("the backend openai needs the name of a model: --llm_model")
-        address = base_url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
-        return OpenAIChat(model, address, key or os.environ.get(KEY_VARIABLE, ""), timeout)
+        address = base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL
+        return OpenAIChat(model, address, key or os.environ.get("OPENAI_API_KEY", ""), timeout)
     if backend == "transformers":
         if not Path(model).is_dir():
             raise ChatError(f"the backend transformers needs a model folder, and there is none at {model!r}")
