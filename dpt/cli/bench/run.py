@@ -43,7 +43,8 @@ class RunOptions:
     the model with the LoRA at PATH: a training result, or any LoRA file. Options after the path: ,factor=NUMBER to
     correct with the adapter there (and ,target= ,norm= ,start= ,end= ,every=), ,candidates=N to keep the best of N,
     ,lora=off, and ,negative_prompt=TEXT instead of the one that the checkpoint carries (empty for none),
-    and ,negative_lora=PATH for a LoRA that predicts the negative half of guidance."""
+    and ,negative_lora=PATH for a LoRA that predicts the negative half of guidance. sld repairs the images of base, and
+    METHOD+sld=DETECTOR those of any method (docs/sld.md)."""
     out: Path = Path("outputs/bench")
     pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
     suite: Annotated[str, tyro.conf.arg(metavar="NAME[=FILE]", help=SUITE_HELP)] = "pocket"
