@@ -11,6 +11,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("DPT_CACHE_DIR", tempfile.mkdtemp(prefix="dpt-cache-"))
 
 import pytest
+from tqdm import tqdm
+
+tqdm.monitor_interval = 0  # its thread may hold a lock when a test forks, and the child would wait for it forever
 
 SLOW = (
     "cli",
