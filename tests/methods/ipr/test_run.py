@@ -86,6 +86,7 @@ def test_two_runs_with_one_seed_are_identical_and_a_finished_run_changes_nothing
     assert all(file.stat().st_mtime_ns == time for file, time in times.items() if file.name in unchanged)
 
 
+@pytest.mark.nightly
 def test_a_longer_run_continues_a_shorter_one(finished: Path, tiny_model: Path, tmp_path: Path) -> None:
     IPRRun(config(tiny_model, rounds=1), tmp_path / "out").run()
     assert not (tmp_path / "out/round-1").exists()
