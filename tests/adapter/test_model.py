@@ -304,7 +304,7 @@ def test_adapter_of_another_model_is_refused() -> None:
     check_fits(AdapterConfig(), model())
     check_fits(AdapterConfig("bottom1_up0", (1920,)), model())
     check_fits(on_meta("all-1280-8").config, model())
-    with pytest.raises(UserError, match="it reads up1 with 96 channels, and the UNet's has 1280"):
+    with pytest.raises(UserError, match="it reads up1 with 96 channels, and the model's has 1280"):
         check_fits(AdapterConfig("up1", (96,)), model())
     with pytest.raises(UserError, match="it matches text 1024 wide, and the text encoder writes 768"):
         check_fits(AdapterConfig(), model(768))

@@ -82,7 +82,7 @@ def test_another_feature_or_width_is_refused(backbone: Backbone, tmp_path: Path)
         adapter = tiny_adapter(backbone)
         adapter.config = replace(adapter.config, unet_feature=feature)
         save_adapter(adapter, tmp_path / folder)
-    with pytest.raises(UserError, match=r"it reads up3 with 16 channels, and the UNet's has 8"):
+    with pytest.raises(UserError, match=r"it reads up3 with 16 channels, and the model's has 8"):
         open_checkpoint(tmp_path / "b").check_belongs(backbone)
     with pytest.raises(UserError, match="there is no UNet feature 'up7'"):
         open_checkpoint(tmp_path / "c").check_belongs(backbone)

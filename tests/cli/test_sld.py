@@ -60,7 +60,7 @@ def test_a_wrong_picture_is_corrected_and_its_folder_tells_how(picture: Path, tm
     before = (folder / "result.png").read_bytes()
     run(command)
     assert "done before" in capsys.readouterr().out
-    with pytest.raises(UserError, match="another picture, text or setting"):
+    with pytest.raises(UserError, match="another image, text or setting"):
         run([*command, "--seed", "1"])
     run([*command[:-1], str(tmp_path / "again")])
     assert (tmp_path / "again/scene/result.png").read_bytes() == before  # the same seed, the same bits
@@ -85,12 +85,12 @@ def test_an_instruction_is_followed(picture: Path, tmp_path: Path) -> None:
     [
         (["correct", "PICTURE", "--prompt", "a cat on a sofa"], "does not understand"),
         (["correct", "NOTHING", "--prompt", "a red circle"], "no such file"),
-        (["correct", "--prompt", "a red circle"], "at least one picture"),
-        (["correct", "PICTURE", "PICTURE", "--prompt", "a red circle"], "two pictures are called scene"),
+        (["correct", "--prompt", "a red circle"], "at least one image"),
+        (["correct", "PICTURE", "PICTURE", "--prompt", "a red circle"], "two images are called scene"),
         (["correct", "PICTURE", "--prompt", "a red circle", "--strength", "2"], "--strength"),
         (["correct", "PICTURE", "--prompt", "a red circle", "--llm_model", "m"], "no effect with --llm rules"),
         (["edit", "PICTURE", "--instruction", "sing"], "the rules know"),
-        (["edit", "PICTURE", "--instruction", "remove the star"], "1 of 1 pictures"),
+        (["edit", "PICTURE", "--instruction", "remove the star"], "1 of 1 images"),
     ],
 )
 def test_mistakes_are_one_sentence(words: list[str], why: str, picture: Path, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_pictures_of_every_kind_are_read_or_refused(picture: Path, tmp_path: Pat
 
 def test_a_server_that_is_down_leaves_the_picture_as_it_was(picture: Path, tmp_path: Path, capsys: Capture) -> None:
     words = ["sld", "correct", str(picture), "--prompt", "anything at all", "--out", str(tmp_path / "out")]
-    with pytest.raises(UserError, match="1 of 1 pictures could not be edited"):
+    with pytest.raises(UserError, match="1 of 1 images could not be edited"):
         run([*words, "--llm", "openai", "--llm_model", "m", "--llm_url", "http://127.0.0.1:9/v1"])
     assert "cannot be reached" in capsys.readouterr().out
     report = json.loads((tmp_path / "out/scene/report.json").read_text())
