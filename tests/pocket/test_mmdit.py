@@ -255,3 +255,13 @@ def test_shipped_recipe_is_valid_and_invalid_flags_are_named(build: Callable[...
             build("wrong", *words)
     with pytest.raises(UserError, match=r"cannot read .*model_index\.json"):
         run(["pocket", "diagnose", "--model", str(tmp_path)])
+
+
+def test_the_shipped_transformer_pocket_draws_most_single_objects() -> None:
+    from dpt.backbone import open_backbone
+    from dpt.pocket.measure import draw_category
+    from dpt.sampling.draw import SamplingSettings
+
+    backbone = open_backbone(ROOT / "ckpt/pocket-mmdit", device="cpu")
+    images = draw_category(backbone, "single", 6, 0, SamplingSettings(12, 3.0))
+    assert sum(image.verdict.passed for image in images) >= 4
