@@ -150,7 +150,10 @@ def run_method(config: MethodConfig, options: RunOptions, group: Processes, suit
             write_errors(options.out),
             tqdm(total=total, desc=config.name, unit="image", disable=not group.is_main) as bar,
         ):
-            bench.run_benchmark(config.name, requests, source, judge, options.out, bar.update, shard)
+            # Every process has written its part before the main one merges them.
+            group.gather(
+                lambda: bench.run_benchmark(config.name, requests, source, judge, options.out, bar.update, shard)
+            )
             group.from_main(lambda: merge_shards(lines, requests))
 
 
