@@ -72,9 +72,11 @@ def test_a_killed_run_resumes_to_the_same_results(drawn: Path, model: Path, tmp_
 def launch(model: Path, out: Path, *methods: str, processes: int = 2) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0",
               "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", "-m"]  # fmt: skip
-    command = ["tests.cli.slow_second_process", "bench", "run", *methods, "--out", str(out), "--pretrained_model_name_or_path", str(model),
-             "--categories", "single", "count", "--prompts", "10", "--per_prompt", "2",
-             "--num_timesteps", "2"]  # fmt: skip
+    command = [
+        "tests.cli.slow_second_process", "bench", "run", *methods, "--out", str(out),
+        "--pretrained_model_name_or_path", str(model), "--categories", "single", "count", "--prompts", "10",
+        "--per_prompt", "2", "--num_timesteps", "2",
+    ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launcher, *command], env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
