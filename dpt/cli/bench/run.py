@@ -145,15 +145,18 @@ def run_method(config: MethodConfig, options: RunOptions, group: Processes, suit
 
         group.from_main(start)
         source = bench.GeneratedImages(method, options.out / config.name)
+
+        def draw_own_part() -> None:
+            with write_errors(options.out):
+                bench.run_benchmark(config.name, requests, source, judge, options.out, bar.update, shard)
+
         total = sum(shard.holds(number // bench.BATCH) for number in range(len(requests)))
         with (
             write_errors(options.out),
             tqdm(total=total, desc=config.name, unit="image", disable=not group.is_main) as bar,
         ):
             # Every process has written its part before the main one merges them.
-            group.gather(
-                lambda: bench.run_benchmark(config.name, requests, source, judge, options.out, bar.update, shard)
-            )
+            group.gather(draw_own_part)
             group.from_main(lambda: merge_shards(lines, requests))
 
 
