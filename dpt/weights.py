@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from dpt.errors import UserError
 from dpt.files import sha256
-from dpt.untrusted import check_regular
+from dpt.untrusted import check_regular, is_safe_pickle
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -57,6 +58,42 @@ def read_weights(file: Path, expected_sha256: str = "") -> dict[str, Tensor]:
         raise UserError(f"{file} is truncated or not a safetensors file") from None
     except Exception as error:  # e.g. a dtype that this version of torch lacks
         raise UserError(f"{file} cannot be read: {type(error).__name__}: {error}") from None
+
+
+def read_pickle(file: Path, what: str) -> object:
+    """The content of a file of `torch.save`, read without running anything in it."""
+    try:
+        check_regular(file)
+        _refuse_compressed(file)
+        if not is_safe_pickle(file):
+            raise ValueError
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"there is no {what} {file}") from None
+    except Exception:  # whatever torch raises, the file is at fault
+        raise UserError(f"{file} was not read: it is truncated, not a checkpoint, or holds more than tensors") from None
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether all its numbers are in the file: a stride of 0 would make terabytes of four bytes."""
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        return False
+    return tensor.is_floating_point() and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+
+
+def _refuse_compressed(file: Path) -> None:
+    """torch never compresses: a file that is small on disk and large in memory was made to do harm."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # an older format, or damaged, which reading it will show
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise UserError(f"{file} is compressed, as no checkpoint is")
+    if sum(member.file_size for member in members) > file.stat().st_size:
+        raise UserError(f"{file} declares more content than it has bytes")
 
 
 def build_strictly(build: Callable[[], M], tensors: Mapping[str, Tensor], where: str, into: str = "the adapter") -> M:

@@ -11,12 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from dpt.adapter.io.published import is_plain, refuse_compressed
 from dpt.errors import UserError
-from dpt.untrusted import check_regular, is_safe_pickle
+from dpt.weights import is_plain, read_pickle
 
 UNSTORED = ("input_resolution", "context_length", "vocab_size", "logit_bias")
 """Numbers that OpenAI's archives keep beside the weights."""
@@ -56,20 +54,7 @@ _IN_BLOCK = {
 
 def read_openai_weights(file: Path) -> dict[str, Tensor]:
     """The tensors of an `hpc.pth`: `{"state_dict": {...}}` or the dict itself. Nothing in the file is executed."""
-    try:
-        check_regular(file)
-        refuse_compressed(file)
-        if not is_safe_pickle(file):
-            raise ValueError
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise UserError(f"there is no file {file}") from None
-    except Exception:  # whatever torch raises, the file is at fault
-        raise UserError(
-            f"{file} cannot be read: it is truncated, not a checkpoint, or holds more than tensors"
-        ) from None
+    content = read_pickle(file, "file")
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):

@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from dpt.adapter.config import PUBLISHED_POSITION_ROWS, AdapterConfig
 from dpt.adapter.model import Adapter
 from dpt.errors import UserError
-from dpt.untrusted import check_regular, is_safe_pickle
-from dpt.weights import build_strictly, check_numbers, shape
+from dpt.weights import build_strictly, check_numbers, is_plain, read_pickle, shape
 
 LORA_PREFIX = "unet."
 
@@ -32,18 +30,7 @@ class Published:
 def read_published(file: Path) -> Published:
     """Read the file, or the checkpoint folder that holds it, without running anything that is in it."""
     file = file / FILE_NAME if file.is_dir() else file
-    try:
-        check_regular(file)
-        refuse_compressed(file)
-        if not is_safe_pickle(file):
-            raise ValueError
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise UserError(f"there is no published checkpoint {file}") from None
-    except Exception:  # whatever torch raises, the file is at fault
-        raise UserError(f"{file} was not read: it is truncated, not a checkpoint, or holds more than tensors") from None
+    content = read_pickle(file, "published checkpoint")
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{file} is not a flat list of named tensors")
     if odd := [key for key, value in content.items() if not (isinstance(key, str) and is_plain(value))]:
@@ -51,26 +38,6 @@ def read_published(file: Path) -> Published:
     _check_sums(file)
     check_numbers(content, str(file))
     return split_published(content)
-
-
-def is_plain(tensor: Tensor) -> bool:
-    """Whether all its numbers are in the file: a stride of 0 would make terabytes of four bytes."""
-    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-        return False
-    return tensor.is_floating_point() and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
-
-
-def refuse_compressed(file: Path) -> None:
-    """torch never compresses: a file that is small on disk and large in memory was made to do harm."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return  # an older format, or damaged, which reading it will show
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise UserError(f"{file} is compressed, as no checkpoint is")
-    if sum(member.file_size for member in members) > file.stat().st_size:
-        raise UserError(f"{file} declares more content than it has bytes")
 
 
 def has_checksums(file: Path) -> bool:
