@@ -19,6 +19,9 @@ from dpt.untrusted import read_json_object
 
 FILE_NAME = "generation_defaults.json"
 
+MAX_SIDE = 16_384
+"""Pixels of an image's height or width."""
+
 LARGEST_FILE = 100_000
 """Bytes."""
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,8 +16,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from dpt.data.example import BoxCentre, BoxCorners
-from dpt.errors import BrokenImageError
+from dpt.errors import BrokenImageError, UserError
+from dpt.generation_defaults import MAX_SIDE
 from dpt.untrusted import open_regular
+
+if TYPE_CHECKING:
+    from dpt.backbone import Backbone
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
@@ -160,6 +165,22 @@ class Framing:
     resolution: int
     center_crop: bool = False
     random_flip: bool = False
+
+    @classmethod
+    def for_model(
+        cls, backbone: Backbone, resolution: int | None, center_crop: bool = False, random_flip: bool = False
+    ) -> Framing:
+        """Without a resolution, the side that the model was trained at."""
+        height, width = backbone.default_image_size
+        if resolution is None and height != width:
+            raise UserError(
+                f"the model was trained at {width}x{height}; choose the side of the training square with --resolution"
+            )
+        side = height if resolution is None else resolution
+        if not 1 <= side <= MAX_SIDE:
+            raise UserError(f"--resolution must be between 1 and {MAX_SIDE} pixels, not {side}")
+        backbone.latent_size(side, side)
+        return cls(side, center_crop, random_flip)
 
     def window(self, size: Size) -> BoxCorners:
         """The visible part of the image, in pixels."""

@@ -14,10 +14,11 @@ from dpt.adapter import Adapter
 from dpt.backbone import Backbone, Condition
 from dpt.backbone.rng import generator_for
 from dpt.errors import UserError
+from dpt.generation_defaults import MAX_SIDE
 from dpt.sampling.guidance import Predict, explain_denoiser, unused_guidance
 from dpt.sampling.hooks import StepHook
 from dpt.sampling.loop import denoise
-from dpt.sampling.options import ALWAYS, MAX_SIDE, NO_CORRECTION, Correction, Guidance, Interval
+from dpt.sampling.options import ALWAYS, NO_CORRECTION, Correction, Guidance, Interval
 from dpt.sampling.schedulers import check_name, make_scheduler, set_steps
 from dpt.sampling.self_correction import check_correction, guided
 from dpt.score.matching import CLEAN_NOISE_LEVELS, Scorer

@@ -10,9 +10,6 @@ from dpt.generation_defaults import RecommendedCorrection
 
 TARGETS = ("state", "input", "fused")
 
-MAX_SIDE = 16_384
-"""Pixels of an image's height or width."""
-
 NORMS = ("none", "unit", "rms", "relative")
 
 

@@ -61,7 +61,7 @@ def _cache(options: CacheOptions) -> None:
     import torch
 
     from dpt.backbone import open_backbone
-    from dpt.cli.train.data import CACHE_FOLDER, side
+    from dpt.cli.train.data import CACHE_FOLDER
     from dpt.data.cache.contents import cache_contents
     from dpt.data.cache.latents import CachedLatents, LatentsMaker
     from dpt.data.cache.make import PartMaker, make
@@ -77,7 +77,7 @@ def _cache(options: CacheOptions) -> None:
         revision=options.revision,
         dtype="float32" if options.mixed_precision == "no" else options.mixed_precision,
     )
-    framing = Framing(side(options.resolution, backbone), options.center_crop, options.random_flip)
+    framing = Framing.for_model(backbone, options.resolution, options.center_crop, options.random_flip)
     out = options.root / CACHE_FOLDER if options.out is None else options.out
     images, dtype = root.images(""), getattr(torch, options.dtype)
     latents = LatentsMaker(

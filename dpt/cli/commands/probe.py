@@ -93,7 +93,6 @@ def check_timesteps(options: ProbeOptions, noise: NoiseSchedule) -> None:
 
 def open_streams(options: ProbeOptions, backbone: Backbone) -> Mapping[str, Stream]:
     """Held-out examples by name, always the same."""
-    from dpt.cli.train.data import side
     from dpt.data.files.root import DataRoot
     from dpt.data.files.source import expression_files, matching_files
     from dpt.data.images import Framing
@@ -101,7 +100,7 @@ def open_streams(options: ProbeOptions, backbone: Backbone) -> Mapping[str, Stre
     from dpt.data.scenes.world import WORLDS
     from dpt.data.stream import Stream
 
-    framing = Framing(side(options.resolution, backbone), options.center_crop)
+    framing = Framing.for_model(backbone, options.resolution, options.center_crop)
     if options.data_root is None:
         source = SceneSource(WORLDS[options.scenes], SEED, "test", framing, options.num)
         return {"scenes": Stream(source, SEED, shuffle=False)}

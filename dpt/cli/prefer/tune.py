@@ -155,7 +155,6 @@ def recipe_of(words: Sequence[str]) -> str:
 def run(options: HpsOptions) -> Any:
     check(options)
     from dpt.backbone.identity import hash_as_recorded
-    from dpt.cli.train.data import side
     from dpt.cli.train.hub import open_hub
     from dpt.cli.train.main import recorded_model, train_task
     from dpt.cli.train.setup import (
@@ -175,7 +174,7 @@ def run(options: HpsOptions) -> Any:
     hub = open_hub(options.hub, options.root) if accelerator.is_main_process else None
     backbone = open_training_backbone(options.model, accelerator)
     data_options, seed = options.data, options.optimisation.seed
-    framing = Framing(side(data_options.resolution, backbone), data_options.center_crop, data_options.random_flip)
+    framing = Framing.for_model(backbone, data_options.resolution, data_options.center_crop, data_options.random_flip)
     data = open_tuning_data(options, framing)
     task = make_task(options, backbone, data)
     if accelerator.is_main_process:

@@ -24,7 +24,6 @@ from dpt.data.scenes.source import SceneSource
 from dpt.data.scenes.world import WORLDS
 from dpt.data.stream import Stream
 from dpt.errors import UserError
-from dpt.sampling.options import MAX_SIDE
 
 VALIDATION_SEED = 0
 
@@ -33,7 +32,7 @@ STRIDES = {"refcoco": 8, "refcoco+": 16, "refcocog": 8, "captions": 20}
 
 
 def framing_of(options: DataOptions, backbone: Backbone) -> Framing:
-    return Framing(side(options.resolution, backbone), options.center_crop, options.random_flip)
+    return Framing.for_model(backbone, options.resolution, options.center_crop, options.random_flip)
 
 
 def open_data(
@@ -54,19 +53,6 @@ def open_data(
         name: Stream(examples, VALIDATION_SEED, shuffle=False, corrupt_budget=budget, text_cache=cache.texts)
         for name, examples in held_out.items()
     }
-
-
-def side(resolution: int | None, backbone: Backbone) -> int:
-    height, width = backbone.default_image_size
-    if resolution is None and height != width:
-        raise UserError(
-            f"the model was trained at {width}x{height}; choose the side of the training square with --resolution"
-        )
-    side = height if resolution is None else resolution
-    if not 1 <= side <= MAX_SIDE:
-        raise UserError(f"--resolution must be between 1 and {MAX_SIDE} pixels, not {side}")
-    backbone.latent_size(side, side)
-    return side
 
 
 def _scene_sources(options: DataOptions, framing: Framing, seed: int) -> tuple[Source, dict[str, Source]]:

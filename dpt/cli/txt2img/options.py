@@ -12,9 +12,8 @@ import tyro
 from dpt.cli.common.console import PublishedFlags
 from dpt.embedded import EMBEDDED
 from dpt.errors import fail
-from dpt.generation_defaults import GenerationDefaults
+from dpt.generation_defaults import MAX_SIDE, GenerationDefaults
 from dpt.sampling.options import (
-    MAX_SIDE,
     NO_CORRECTION,
     Correction,
     Guidance,

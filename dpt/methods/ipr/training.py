@@ -15,7 +15,6 @@ from dpt.methods.ipr.sampling import ModelState
 
 if TYPE_CHECKING:
     from dpt.backbone import Backbone
-    from dpt.data.images import Framing
     from dpt.training.engine.settings import TrainSettings
 
 TRAIN = "train"
@@ -51,6 +50,7 @@ def train(
     An interrupted run continues from its newest checkpoint.
     """
     from dpt.data.folder import FolderSource
+    from dpt.data.images import Framing
     from dpt.data.stream import Stream
     from dpt.records import to_plain
     from dpt.training.engine.loop import Loop
@@ -61,7 +61,8 @@ def train(
     backbone = ModelState(model.base).open("float32" if config.full else dtype)
     if config.use_8bit_adam:
         require_eight_bit(backbone.device)
-    source = FolderSource(dataset, _framing(config, backbone), seed)
+    framing = Framing.for_model(backbone, config.resolution, config.center_crop, config.random_flip)
+    source = FolderSource(dataset, framing, seed)
     settings = settings_of(config, len(source), round_, seed, group.count)
     values: dict[str, Any] = {
         **{name: value for name, value in to_plain(config).items() if name not in NOT_RECORDED},
@@ -100,17 +101,6 @@ def _exported(model: ModelState, config: FineTuneConfig, out: Path) -> ModelStat
 
         return ModelState(str(out / MODEL_FOLDER))
     return ModelState(model.base, out)
-
-
-def _framing(config: FineTuneConfig, backbone: Backbone) -> Framing:
-    from dpt.data.images import Framing
-
-    height, width = backbone.default_image_size
-    if config.resolution is None and height != width:
-        raise UserError(f"the model was trained at {width}x{height}: choose the side of the squares with --resolution")
-    side = height if config.resolution is None else config.resolution
-    backbone.latent_size(side, side)
-    return Framing(side, config.center_crop, config.random_flip)
 
 
 def settings_of(config: FineTuneConfig, pictures: int, round_: int, seed: int, processes: int) -> TrainSettings:
