@@ -41,14 +41,14 @@ def atomic_folder(final: Path, *, replace: bool = False, advice: str = "") -> It
         work.mkdir(parents=True)
         yield work
         for path in sorted(work.rglob("*")):
-            _flush(path)
-        _flush(work)
+            flush(path)
+        flush(work)
         if not replace:
             refuse_nonempty(final)
         if final.exists():
             shutil.rmtree(final)
         work.rename(final)
-        _flush(final.parent)
+        flush(final.parent)
     except OSError as error:
         raise UserError(f"the folder {final} cannot be written: {error.strerror or error}{advice}") from None
     finally:
@@ -62,9 +62,9 @@ def atomic_file(final: Path) -> Iterator[Path]:
     work = _temporary_name(final)
     try:
         yield work
-        _flush(work)
+        flush(work)
         work.replace(final)
-        _flush(final.parent)
+        flush(final.parent)
     finally:
         work.unlink(missing_ok=True)
 
@@ -80,9 +80,9 @@ def atomic_new_file(final: Path) -> Iterator[Path]:
         final.parent.mkdir(parents=True, exist_ok=True)
         work = _temporary_name(final)
         yield work
-        _flush(work)
+        flush(work)
         _link_to_final(work, final)
-        _flush(final.parent)
+        flush(final.parent)
     except OSError as error:
         raise UserError(f"the file {final} cannot be written: {error.strerror or error}") from None
     finally:
@@ -260,7 +260,8 @@ def _rename_to_free_number(work: Path, parent: Path, stem: str) -> Path:
     raise AssertionError("unreachable")
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Write a file's content, or a folder's names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

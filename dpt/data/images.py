@@ -227,3 +227,13 @@ def from_pil(picture: Image.Image) -> Tensor:
     """An image as a tensor (3,H,W) in [-1,1]."""
     levels = torch.from_numpy(np.array(picture.convert("RGB")))
     return levels.permute(2, 0, 1).float() / 127.5 - 1
+
+
+def save_png(image: Image.Image, file: Path) -> None:
+    """A reader sees the whole file or none. It is not flushed: an image that a power cut loses is sampled again."""
+    work = file.with_suffix(".tmp")
+    try:
+        image.save(work, format="PNG")
+        work.replace(file)
+    finally:
+        work.unlink(missing_ok=True)

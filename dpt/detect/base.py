@@ -9,15 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil, floor, isfinite
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from dpt.claims.boxes import Box, overlap
-from dpt.claims.detections import Detection, Detections
+from dpt.claims.detections import DetectConfig, Detection, Detections
 from dpt.claims.words import with_article
 from dpt.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dpt.score.clip import Clip
 
 Image = npt.NDArray[np.uint8]
 """(height, width, 3), RGB."""
@@ -98,6 +103,38 @@ def box_colour(model: ImageTextModel, image: Image, detection: Detection, colour
     crop = image[floor(box.y0) : ceil(box.y1), floor(box.x0) : ceil(box.x1)]
     texts = [f"a photo of {with_article(f'{colour} {detection.label}')}" for colour in colours]
     return colours[model.nearest([crop], texts)[0]]
+
+
+def detector_identity(name: str, config: DetectConfig, colours: Clip | None) -> str:
+    identity = f"{name} {config.identity}"
+    return identity if colours is None else f"{identity}; colours by {colours.identity}"
+
+
+def read_boxes(
+    image: Image,
+    scores: Tensor,
+    corners: Tensor,
+    labels: Sequence[str | None],
+    detector: str,
+    config: DetectConfig,
+    colours: Clip | None,
+) -> Detections:
+    """The boxes (n,4) whose best label has a score (n,labels) that counts, each with its colour. None is no label."""
+    # Checked before thresholds: a comparison with NaN is false.
+    if not (scores.isfinite().all() and corners.isfinite().all()):
+        raise UserError(f"{detector} returned NaN or infinite scores or boxes")
+    best_scores, best_labels = scores.max(-1)
+    objects = [
+        Detection(label, Box(*box), score)
+        for score, number, box in zip(best_scores.tolist(), best_labels.tolist(), corners.tolist(), strict=True)
+        if (label := labels[number]) is not None and config.counts(score)
+    ]
+    height, width = image.shape[:2]
+    detections = clip_boxes(Detections(tuple(objects)), width, height)
+    kept = nms(detections.objects, config.nms)
+    if colours is not None:
+        kept = tuple(replace(thing, colour=box_colour(colours, image, thing, config.colours)) for thing in kept)
+    return replace(detections, objects=kept)
 
 
 def _clip(box: Box, width: int, height: int) -> Box:

@@ -7,7 +7,7 @@ COCO. Labels are class numbers, so "car" never matches a part of "carrot".
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,11 +15,10 @@ from torch import Tensor
 
 from dpt.backbone.device import resolve_device
 from dpt.backbone.hf_model import HFModelFolder, open_hf_model
-from dpt.claims.boxes import Box
-from dpt.claims.detections import DetectConfig, Detection, Detections
+from dpt.claims.detections import DetectConfig, Detections
 from dpt.claims.facts import Prompt
 from dpt.claims.words import COCO_NOUNS
-from dpt.detect.base import Detector, Image, box_colour, clip_boxes, nms
+from dpt.detect.base import Detector, Image, detector_identity, read_boxes
 from dpt.detect.owl import corners
 from dpt.errors import UserError
 from dpt.score.clip import CHANNELS_LAST, Clip
@@ -62,8 +61,7 @@ class CocoDetector:
 
     @property
     def identity(self) -> str:
-        identity = f"{self.name} {self.config.identity}"
-        return identity if self.colours is None else f"{identity}; colours by {self.colours.identity}"
+        return detector_identity(self.name, self.config, self.colours)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -74,19 +72,7 @@ class CocoDetector:
 
     def _detect(self, image: Image) -> Detections:
         scores, boxes = self._predict(image)
-        # Checked before thresholds: a comparison with NaN is false.
-        if not (torch.isfinite(scores).all() and torch.isfinite(boxes).all()):
-            raise UserError(f"{self.name} returned NaN or infinite scores or boxes")
-        best_scores, labels = scores.max(-1)
-        objects = [
-            Detection(name, Box(*box), score)
-            for score, label, box in zip(best_scores.tolist(), labels.tolist(), boxes.tolist(), strict=True)
-            if (name := self.class_names[label]) is not None and self.config.counts(score)
-        ]
-        height, width = image.shape[:2]
-        detections = clip_boxes(Detections(tuple(objects)), width, height)
-        kept = nms(detections.objects, self.config.nms)
-        return replace(detections, objects=tuple(self._with_colour(image, detection) for detection in kept))
+        return read_boxes(image, scores, boxes, self.class_names, self.name, self.config, self.colours)
 
     def _predict(self, image: Image) -> tuple[Tensor, Tensor]:
         """Scores (boxes,classes) in [0, 1], and corners (boxes,4) in pixels."""
@@ -97,11 +83,6 @@ class CocoDetector:
         scores = logits.softmax(-1)[:, :-1] if self.no_object_last else logits.sigmoid()
         height, width = image.shape[:2]
         return scores, corners(out.pred_boxes[0].float().cpu(), [width, height])
-
-    def _with_colour(self, image: Image, detection: Detection) -> Detection:
-        if self.colours is None:
-            return detection
-        return replace(detection, colour=box_colour(self.colours, image, detection, self.config.colours))
 
 
 def open_coco(name: str, config: DetectConfig, colours: Clip | None = None, device: str | None = None) -> CocoDetector:

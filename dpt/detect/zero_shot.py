@@ -7,7 +7,7 @@ never matches a part of "carrot".
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -15,12 +15,10 @@ from torch import Tensor
 
 from dpt.backbone.device import resolve_device
 from dpt.backbone.hf_model import HFModelFolder, open_hf_model
-from dpt.claims.boxes import Box
-from dpt.claims.detections import DetectConfig, Detection, Detections
-from dpt.detect.base import Image, box_colour, clip_boxes, nms
+from dpt.claims.detections import DetectConfig, Detections
+from dpt.detect.base import Image, detector_identity, read_boxes
 from dpt.detect.grounding_dino import GroundingDino
 from dpt.detect.owl import Owl
-from dpt.errors import UserError
 from dpt.score.clip import Clip
 
 
@@ -56,8 +54,7 @@ class ZeroShotDetector:
 
     @property
     def identity(self) -> str:
-        identity = f"{self.name} {self.config.identity}"
-        return identity if self.colours is None else f"{identity}; colours by {self.colours.identity}"
+        return detector_identity(self.name, self.config, self.colours)
 
     @property
     def classes(self) -> None:
@@ -72,24 +69,7 @@ class ZeroShotDetector:
         if not phrases:
             return Detections()
         scores, corners = self.model.predict(image, phrases, self.config)
-        # Checked before thresholds: a comparison with NaN is false.
-        if not (torch.isfinite(scores).all() and torch.isfinite(corners).all()):
-            raise UserError(f"{self.name} returned NaN or infinite scores or boxes")
-        best_scores, labels = scores.max(-1)
-        objects = [
-            Detection(phrases[label], Box(*box), score)
-            for score, label, box in zip(best_scores.tolist(), labels.tolist(), corners.tolist(), strict=True)
-            if self.config.counts(score)
-        ]
-        height, width = image.shape[:2]
-        detections = clip_boxes(Detections(tuple(objects)), width, height)
-        kept = nms(detections.objects, self.config.nms)
-        return replace(detections, objects=tuple(self._with_colour(image, detection) for detection in kept))
-
-    def _with_colour(self, image: Image, detection: Detection) -> Detection:
-        if self.colours is None:
-            return detection
-        return replace(detection, colour=box_colour(self.colours, image, detection, self.config.colours))
+        return read_boxes(image, scores, corners, phrases, self.name, self.config, self.colours)
 
 
 def open_zero_shot(

@@ -78,7 +78,7 @@ def test_resume_continues_after_kill_at_random_times(tmp_path: Path, uninterrupt
     assert not list(tmp_path.glob(".*")), "nothing half-written is left"
 
 
-@pytest.mark.parametrize("module, moment", [(files, "_flush"), (checkpoint, "sha256"), (checkpoint, "save_tensors")])
+@pytest.mark.parametrize("module, moment", [(files, "flush"), (checkpoint, "sha256"), (checkpoint, "save_tensors")])
 def test_resume_continues_after_kill_during_save(
     tmp_path: Path, uninterrupted: Path, module: Any, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dpt.backbone.rng import derived_seed
 from dpt.claims.facts import Prompt
-from dpt.data.images import read_image
+from dpt.data.images import read_image, save_png
 from dpt.errors import BrokenImageError, UserError
 from dpt.evaluation.bench.results import MOST_PICTURES, Key, read_lines, repair
 from dpt.evaluation.suites.base import Layout, Suite, image_file
@@ -85,12 +85,7 @@ def merge_shards(lines: Path, requests: Sequence[ImageRequest]) -> None:
 def save_image(picture: Image.Image, request: ImageRequest, folder: Path) -> None:
     file = folder / request.file
     file.parent.mkdir(parents=True, exist_ok=True)
-    work = file.with_suffix(".tmp")
-    try:
-        picture.save(work, format="PNG")
-        work.replace(file)
-    finally:
-        work.unlink(missing_ok=True)
+    save_png(picture, file)
     if request.layout == "folders":
         (folder / request.prompt.id / "metadata.jsonl").write_text(f"{request.prompt.source}\n")
 

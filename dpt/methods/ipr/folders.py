@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from dpt.errors import UserError
-from dpt.files import sha256
+from dpt.files import atomic_file, flush, sha256
 from dpt.untrusted import parse_json, read_json_object
 
 RECORD = "stage.json"
@@ -72,11 +70,11 @@ class StageFolder:
         write_json(self.work / RECORD, {"inputs": dict(self.inputs), **counts})
         (self.work / INPUTS).unlink()
         for path in [*sorted(self.work.rglob("*")), self.work]:
-            _flush(path)
+            flush(path)
         with suppress(OSError):
             self.path.rmdir()  # empty, or else is_complete had refused it
         self.work.rename(self.path)
-        _flush(self.path.parent)
+        flush(self.path.parent)
 
     def record(self) -> dict[str, Any]:
         return read_json_object(self.path / RECORD)
@@ -113,15 +111,8 @@ def write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
 
 def replace_file(file: Path, content: bytes) -> None:
     """A reader sees the file before or after, never a part of it."""
-    work = file.with_name(f".{file.name}.tmp")
-    work.write_bytes(content)
-    work.replace(file)
-
-
-def save_png(picture: Image.Image, file: Path) -> None:
-    work = file.with_name(f".{file.name}.tmp")
-    picture.save(work, format="PNG")
-    work.replace(file)
+    with atomic_file(file) as work:
+        work.write_bytes(content)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -133,11 +124,3 @@ def link_or_copy(source: Path, target: Path) -> None:
         work = target.with_name(f".{target.name}.tmp")
         shutil.copyfile(source, work)
         work.replace(target)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from dpt.claims.facts import Prompt
 from dpt.data.files.reading import Row
-from dpt.data.images import is_whole_image
+from dpt.data.images import is_whole_image, save_png
 from dpt.distributed import ONE_PROCESS, Processes
 from dpt.errors import UserError
 from dpt.evaluation.bench.results import MOST_PICTURES
 from dpt.methods.ipr.config import SampleConfig
-from dpt.methods.ipr.folders import RECORD, StageFolder, read_stage, save_png, text_digest
+from dpt.methods.ipr.folders import RECORD, StageFolder, read_stage, text_digest
 from dpt.methods.ipr.prompts import read_prompts, row_of, write_prompts
 from dpt.methods.ipr.records import SampledImage
 
