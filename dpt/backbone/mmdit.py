@@ -22,13 +22,14 @@ from dpt.errors import UserError
 from dpt.generation_defaults import GenerationDefaults, generation_defaults
 
 MEDIANS = 3.0
+"""Where `normalise_tokens` clips, in medians."""
 
 
 def normalise_tokens(tokens: Tensor) -> Tensor:
     """Tokens (B,N,D) on the scale of their median channel, softly clipped at three medians; float32.
 
     In large transformers a few channels are hundreds of times larger than the others (massive activations). A
-    normalisation by mean squares, as of the blocks themselves, would leave little else; the median does not see them.
+    RMS normalisation, as in the blocks themselves, would leave little else; the median is robust to them.
     """
     tokens = tokens.float()
     median = tokens.detach().abs().median(dim=-1, keepdim=True).values
@@ -246,7 +247,7 @@ class TransformerBackbone(DiffusersModel):
 
 
 def _check_parts_fit(family: TransformerFamily, folder: ModelFolder) -> None:
-    """Refuse parts that are sound but do not belong together."""
+    """Refuse valid components whose widths do not match."""
     network, vae = folder.config(family.transformer), folder.config(VAE)
     texts = {part.name: folder.config(part) for part in family.texts if part in folder.components}
     for what, reads, writes in family.seams(network, vae, texts):

@@ -1,7 +1,7 @@
 """Partial forward passes of a diffusion transformer, by its own `forward`.
 
-To stop after a block, the next module is replaced for one call by one that keeps what it is given and raises; to go
-on, the blocks that are done are replaced by ones that return what was kept. The numbers are those of a whole pass.
+To stop after a block, `BlockWalker` replaces the next module for one call by one that stores its arguments and raises.
+To continue, it replaces blocks that have run by ones that return the stored tokens. Results equal those of a full pass.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dpt.backbone.transformer_families import TransformerFamily
 
 @dataclass(frozen=True)
 class Tokens:
-    """The two streams between blocks."""
+    """Image and text tokens between two blocks."""
 
     image: Tensor  # (B,N,D)
     text: Tensor  # (B,L,D); after the last block there may be none, L = 0
@@ -33,7 +33,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class TokenPartialForward:
-    """A forward pass of B rows after its first `done` blocks: the network's inputs, and the streams at that place."""
+    """A forward pass of B rows after its first `done` blocks: the network's inputs, and the tokens there."""
 
     latents: Tensor  # (B,C,h,w)
     time: Tensor  # (B,), the network's
@@ -87,7 +87,7 @@ class BlockWalker:
 
         def keep(block: int) -> Callable[[Tokens], None]:
             def function(tokens: Tokens) -> None:
-                kept.setdefault(block, tokens)  # a recomputed block comes by again
+                kept.setdefault(block, tokens)  # gradient checkpointing runs a block again
                 if block == last:
                     raise _StoppedError
 
@@ -127,7 +127,7 @@ class BlockWalker:
 
     @contextmanager
     def _replaced(self, modules: Mapping[int, nn.Module]) -> Iterator[None]:
-        """Inside, these modules stand at these places."""
+        """Replace the modules at these places within the context."""
         slots = {place: self._slot(place) for place in modules}
         own = {place: holder._modules[name] for place, (holder, name) in slots.items()}
         try:
@@ -144,7 +144,7 @@ class _StoppedError(Exception):
 
 
 class _Done(nn.Module):
-    """Stands for a block that has run: returns the streams after it."""
+    """Replaces a block that has run: returns the tokens after it."""
 
     def __init__(self, tokens: Tokens, is_joint: bool) -> None:
         super().__init__()
@@ -155,11 +155,11 @@ class _Done(nn.Module):
 
 
 class _Between(nn.Module):
-    """Stands before a module, and sees or changes the streams that it is given."""
+    """Wraps a module, and reads or changes the tokens that it takes."""
 
     def __init__(self, module: nn.Module, family: TransformerFamily, image_tokens: int) -> None:
         super().__init__()
-        self.call: Callable[..., Any] = module.__call__  # not a child: it stays where it is
+        self.call: Callable[..., Any] = module.__call__  # a function, so that the module is not registered here
         self.family, self.image_tokens = family, image_tokens
         self.signature = inspect.signature(module.forward)
 
@@ -182,6 +182,8 @@ class _Between(nn.Module):
 
 
 class _Tap(_Between):
+    """Passes the tokens to a callback."""
+
     def __init__(
         self, module: nn.Module, family: TransformerFamily, image_tokens: int, keep: Callable[[Tokens], None]
     ) -> None:
@@ -194,5 +196,7 @@ class _Tap(_Between):
 
 
 class _Detached(_Between):
+    """Detaches the tokens."""
+
     def between(self, tokens: Tokens) -> Tokens:
         return tokens.map(Tensor.detach)

@@ -20,7 +20,7 @@ DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
 Config = Mapping[str, Any]
 
 Seam = tuple[str, int, int]
-"""What the transformer reads, how wide it reads it, and how wide the other part writes it."""
+"""An input of the transformer, the width that it expects, and the width that the other component gives."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class TransformerFamily:
     phrase_tokenizer: str
     """The tokenizer whose token i is row i of `Condition.states`."""
     text_tokens: int
-    """Tokens of T5, as many as the pipeline has by default."""
+    """Token length of T5: the default of the pipeline."""
     optional_t5: str | None
     """The text encoder that may be missing: the pipeline gives zeros for its states."""
     text_width: Callable[[Config], int]
@@ -70,16 +70,15 @@ class TransformerFamily:
     text_argument: str
     """The argument of a block that holds the text tokens."""
     projections: tuple[str, ...]
-    """Attention projections of a block that a LoRA joins."""
+    """Attention projections of a block that get a LoRA."""
     patch: Callable[[Config], int]
     """Latent cells per token, along one side."""
     width: Callable[[Config], int]
     """Channels of a token."""
     default_side: Callable[[Config], int]
     """Latent cells of an image of the default size, along one side."""
-
     largest_side: Callable[[Config], int | None]
-    """Latent cells along one side, where the network's positions end."""
+    """The largest latent side that the positional embedding covers; None if there is no limit."""
     seams: Callable[[Config, Config, Mapping[str, Config]], list[Seam]]
     """Widths that must agree, from the configs of transformer, VAE and text encoders."""
 
@@ -175,7 +174,7 @@ SD3 = TransformerFamily(
 )  # fmt: skip
 
 DEFAULT_EMBEDDED_GUIDANCE = 3.5
-"""Of FLUX's pipeline and its training scripts."""
+"""The default of FLUX's pipeline and its training scripts."""
 
 
 def _pack(latents: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""What can be true of a picture, and whether it is. No torch."""
+"""What can be true of an image, and whether it is. No torch."""

@@ -9,7 +9,7 @@ from dpt.claims.captions import Phrase, detected_caption
 from dpt.claims.facts import Absent, Count, Noun, Prompt, Related, RelationByCentres, RelationOfBest
 from dpt.claims.relabel import Reason
 
-MOST = 4
+MAX_COUNT = 4
 """The largest number of an alternative; the prompt's own may be larger."""
 
 
@@ -51,7 +51,7 @@ def alternatives(prompt: Prompt) -> tuple[Alternative, ...]:
         for phrase in phrases:
             add("number", [phrase], None, lacking)
     if len(phrases) == 1:
-        for n in range(1, MOST + 1):
+        for n in range(1, MAX_COUNT + 1):
             if n != phrases[0].n:
                 add("number", [replace(phrases[0], n=n)], None, lacking)
     if lacking and phrases:

@@ -21,10 +21,10 @@ Floats: TypeAlias = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LayoutRules:
-    """Sizes and distances as fractions of the picture."""
+    """Sizes and distances as fractions of the image."""
 
     object_size: float = 0.33
-    """Side of an added object, if no object of the picture gives another."""
+    """Side of an added object, if no object of the image gives another."""
     gap: float = 0.06
     """Distance to keep between objects."""
     margin: float = 0.03
@@ -32,27 +32,30 @@ class LayoutRules:
     separation: float = 0.2
     """Distance of two centres along the axis of their relation, for objects that are placed."""
     accepted: float = 0.05
-    """The same, from which objects that are there count as related."""
+    """The distance from which existing objects count as related."""
     accepted_in_scenes: float = 0.1
-    """The same in rendered scenes, whose judge has a margin."""
+    """`accepted` in rendered scenes, whose judge has a margin."""
     smallest: float = 0.5
-    """Least scale of an added object that must fit between others."""
+    """Smallest scale of an added object that must fit between others."""
     smallest_in_scenes: float = 0.9
-    """The same in rendered scenes, whose objects have fixed sizes."""
+    """`smallest` in rendered scenes, whose objects have fixed sizes."""
 
 
 DEFAULT_RULES = LayoutRules()
 
 GRID = 17
+"""Candidate centres per axis."""
 
 SCALES = (1.0, 0.9, 0.8, 0.65, 0.5)
+"""Scales of an added object, in the order of the search."""
 
 NO_MATCH = 10.0
+"""Assignment cost of an object of another shape."""
 
 
 @dataclass
 class _Slot:
-    """A place of the goal layout: the object that fills it, if any, and where it is going."""
+    """An object of the goal layout: the current object that fills it, if any, and its goal box."""
 
     noun: Noun
     thing: PlacedObject | None
@@ -90,7 +93,7 @@ def propose(parsed: ParsedPrompt, layout: Layout, rules: LayoutRules = DEFAULT_R
 
 
 def _filled(noun: Noun, thing: PlacedObject | None) -> tuple[Noun, PlacedObject | None, Box | None]:
-    """The noun with the attributes of the object where it leaves them open."""
+    """The fields of a slot: attributes that the noun leaves open are those of the object."""
     if thing is None:
         return noun, None, None
     return Noun(noun.colour or thing.noun.colour, noun.shape, noun.size or thing.noun.size), thing, thing.box

@@ -1,4 +1,4 @@
-"""What a detector reads from a picture, and how it is queried."""
+"""What a detector reads from an image, and how it is queried."""
 
 from __future__ import annotations
 
@@ -80,11 +80,11 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Detections:
-    """Everything a detector reads from one picture."""
+    """Everything a detector reads from one image."""
 
     objects: tuple[Detection, ...] = ()
     unreadable: tuple[Unreadable, ...] = ()
     clipped: int = 0
-    """Boxes that reached past the picture and were clipped to it."""
+    """Boxes that reached past the image and were clipped to it."""
     outside: int = 0
-    """Boxes entirely outside the picture, which were dropped."""
+    """Boxes entirely outside the image, which were dropped."""

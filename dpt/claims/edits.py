@@ -25,7 +25,7 @@ SAME_SIZE = 0.02
 """Relative difference of sides up to which a box keeps its size."""
 
 PLACE_TOLERANCE = 0.06
-"""How far an edited object's centre may be from its goal, in fractions: one latent cell of a small picture."""
+"""How far an edited object's centre may be from its goal, in fractions: one latent cell of a small image."""
 
 SIZE_TOLERANCE = 1.18
 """By which factor its sides may differ from the goal's."""
@@ -33,7 +33,7 @@ SIZE_TOLERANCE = 1.18
 
 @dataclass(frozen=True)
 class Edit:
-    """What happens to one object: without a goal it is deleted, without a current one it is added."""
+    """The change of one object: without a goal it is deleted, without a current object it is added."""
 
     current: PlacedObject | None
     goal: PlacedObject | None
@@ -54,7 +54,7 @@ class Edit:
 
     @property
     def in_words(self) -> str:
-        """As a person would say it: "move red circle #1 left"."""
+        """In words, such as "move red circle #1 left"."""
         if self.current is None:
             assert self.goal is not None
             return f"add {with_article(self.goal.name)} {_place(self.goal.box)}"
@@ -90,7 +90,7 @@ def diff(current: Layout, goal: Layout) -> tuple[Edit, ...]:
 
 
 def changes(edits: Sequence[Edit]) -> tuple[Edit, ...]:
-    """Without the preserved objects."""
+    """The edits that change something."""
     return tuple(edit for edit in edits if edit.kinds)
 
 
@@ -124,7 +124,7 @@ def renamed_to_nearest(current: Layout, goal: Layout) -> Layout:
 
 
 def with_unique_ids(layout: Layout) -> tuple[Layout, list[str]]:
-    """Repeated ids get the next free number, with a sentence for each."""
+    """Give repeated ids the next free number; also returns a message for each."""
     used: set[str] = set()
     result, sentences = [], []
     for thing in layout:

@@ -1,4 +1,4 @@
-"""Claims about a picture, whether they hold for the things in it, and prompts that make such claims.
+"""Claims about an image, whether they hold for the things in it, and prompts that make such claims.
 
 A thing has a shape, a colour, a size and a box. Claims of the public suites also rank things by score; ties keep the
 detector's order.
@@ -218,7 +218,7 @@ class Prompt:
     where: str = ""
     """File and line it comes from."""
     source: str = ""
-    """The line itself, for layouts that store it beside the pictures."""
+    """The line itself, for layouts that store it beside the images."""
 
     @property
     def nouns(self) -> tuple[Noun, ...]:

@@ -49,14 +49,14 @@ class UnsupportedInstruction(UserError):
 
 @dataclass(frozen=True)
 class Reference:
-    """A phrase that names objects of a picture."""
+    """A phrase that names objects of an image."""
 
     noun: Noun
     superlative: str | None = None
     all: bool = False
 
     def find(self, layout: Layout, text: str) -> list[PlacedObject]:
-        """The objects, of which there must be exactly one unless it says "all" or which."""
+        """The objects it refers to: exactly one, unless it says "all" or has a superlative."""
         matching = [thing for thing in layout if self.noun.covers(thing.noun)]
         if not matching:
             raise UnsupportedInstruction(text, f"the detector sees no {self._name} in the picture")
@@ -79,12 +79,12 @@ class Instruction:
     nouns: tuple[Noun, ...]
     """What the detector must look for."""
     apply: Callable[[Layout], Layout]
-    """From the layout of the picture to the goal."""
+    """From the layout of the image to the goal."""
     added: tuple[Noun, ...] = ()
 
 
 def parse_instruction(text: str, rules: LayoutRules = DEFAULT_RULES) -> Instruction:
-    """Raises `UnsupportedInstruction` for any other sentence; so does `apply` for what the picture does not allow."""
+    """Raises `UnsupportedInstruction` for any other sentence; so does `apply` for what the image does not allow."""
     sentence = " ".join(text.lower().strip().rstrip(".!").split())
     for pattern, build in PATTERNS:
         if found := re.fullmatch(pattern, sentence):
@@ -252,7 +252,7 @@ def _each(text: str, what: Reference, goal: Callable[[Box], Box]) -> Instruction
 
 
 def _inside(centre: tuple[float, float], width: float, height: float) -> Box:
-    """The box with this centre, shifted into the picture."""
+    """The box with this centre, shifted into the image."""
     x = min(max(centre[0], width / 2), 1 - width / 2)
     y = min(max(centre[1], height / 2), 1 - height / 2)
     return box_at((x, y), width, height)

@@ -1,4 +1,4 @@
-"""Checks the claims of a prompt against the detections in a picture."""
+"""Checks the claims of a prompt against the detections in an image."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SORTS: dict[type, str] = {
 
 @dataclass(frozen=True)
 class Atom:
-    """A requirement of a prompt, and whether the picture meets it."""
+    """A requirement of a prompt, and whether the image meets it."""
 
     sort: str
     """readable, total, count, relation, absence, colour or surplus"""

@@ -1,6 +1,6 @@
-"""Layouts: which objects a picture holds, and where, as detectors report them and controllers plan them.
+"""Layouts: which objects an image holds, and where, as detectors report them and controllers plan them.
 
-Boxes of layouts are in fractions of the picture: x and y from 0 to 1.
+Boxes of layouts are in fractions of the image: x and y from 0 to 1.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dpt.claims.judge import noun_text
 from dpt.errors import UserError
 
 UNREADABLE = "unreadable region"
-"""Stands as the noun of a region that shows something the detector cannot name."""
+"""The noun of a region that shows something the detector cannot name."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class PlacedObject:
 
     @property
     def name(self) -> str:
-        """Without the size, which detectors report and prompts rarely name."""
+        """Colour and noun, without the size, which detectors report and prompts rarely name."""
         return noun_text(replace(self.noun, size=None))
 
     @property
@@ -41,7 +41,7 @@ Layout = tuple[PlacedObject, ...]
 
 
 def layout_of(detections: Detections, width: int, height: int) -> Layout:
-    """The layout of a picture of this size in pixels, unreadable regions last."""
+    """The layout of an image of this size in pixels, unreadable regions last."""
     regions: list[tuple[Noun, Box]] = [
         (Noun(detection.colour, detection.label, detection.size), detection.box) for detection in detections.objects
     ]
@@ -87,11 +87,11 @@ def box_at(centre: tuple[float, float], width: float, height: float) -> Box:
 MAX_CLIPPED = 0.01
 
 MIN_SIDE = 1 / 64
-"""Least side of a goal box, as a fraction: two cells of the latents of a 1024-pixel picture."""
+"""Smallest side of a goal box, as a fraction: two cells of the latents of a 1024-pixel image."""
 
 
 def check_box(box: Box, name: str) -> tuple[Box, str | None]:
-    """The box clipped to the picture, and a sentence if that cut off more than a hundredth."""
+    """The box clipped to the image, and a message if that cut off more than a hundredth."""
     corners = (box.x0, box.y0, box.x1, box.y1)
     if not all(map(isfinite, corners)):
         raise UserError(f"the box of {name} has a coordinate that is not a finite number")

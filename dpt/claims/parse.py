@@ -63,7 +63,7 @@ class ObjectRelation:
 
 @dataclass(frozen=True)
 class ParsedPrompt:
-    """What a picture of the prompt holds."""
+    """What an image of the prompt holds."""
 
     text: str
     family: Literal["scene", "lmd", "open", "llm"]

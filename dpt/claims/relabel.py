@@ -83,7 +83,7 @@ TRUTHFUL = RelabelConfig()
 PUBLISHED = RelabelConfig(
     relation_policy="opposite", empty_policy="keep_zero", counting="digits", articles="a", others_are_faults=True
 )
-"""As the published code does it."""
+"""The options of the published code."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ def _relation(prompt: Prompt, groups: Sequence[_Group], reason: Reason, config: 
     if isinstance(renamed, RelationOfBest):
         renamed = replace(renamed, n_first=1, n_second=1)
     if config.relation_policy == "opposite":
-        # As published: nothing but a wrong location is put right, and by the other word of the same axis.
+        # As published: only a wrong location is corrected, by the opposite word of the same axis.
         return replace(renamed, relation=OPPOSITE[claim.relation]) if reason == "location" else None
     candidates = [claim.relation, *_by_distance(first.box, second.box)]
     stated = (replace(renamed, relation=relation) for relation in candidates)

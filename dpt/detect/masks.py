@@ -1,4 +1,4 @@
-"""Which pixels belong to an object that a detector found: the Segmenter protocol, boxes and ellipses, the oracle's."""
+"""Segmentation masks of detected objects: the Segmenter protocol, boxes, ellipses, and the oracle's masks."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class SamSegmenter:
     model: Any
     identity: str
     stretched: bool
-    """Whether the picture is stretched to the model's square (SAM 2) or padded to it (SAM)."""
+    """Whether the image is stretched to the model's square (SAM 2) or padded to it (SAM)."""
 
     @property
     def side(self) -> int:
@@ -39,7 +39,7 @@ class SamSegmenter:
 
     @torch.no_grad()
     def masks(self, image: Image, boxes: Sequence[Box]) -> list[Mask]:
-        """The picture is encoded once for all boxes."""
+        """The image is encoded once for all boxes."""
         if not boxes:
             return []
         height, width = image.shape[:2]

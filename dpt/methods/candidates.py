@@ -1,4 +1,4 @@
-"""Several pictures of each prompt by one method, in a folder: candidates to choose from, or regularisation pictures."""
+"""Several images per prompt by one method, in a folder: candidates to select from, or regularisation images."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from dpt.sampling.draw import Request
 from dpt.untrusted import parse_json, read_json_object
 
 BATCH = 16
-"""Requests of one call. Rounding depends on the batch, so batches are fixed: a picture does not depend on kills or on
-the number of processes."""
+"""Requests per call of the method. Rounding depends on the batch, so batches are fixed: an image does not depend on
+interruptions or on the number of processes."""
 
 RECORD = "drawn.json"
 
@@ -29,7 +29,7 @@ MOST_PICTURES = 10**7
 
 @dataclass(frozen=True)
 class CandidateRequest:
-    """Picture `number` of a prompt. Its noise is a function of (seed, prompt_id, number)."""
+    """Image `number` of a prompt. Its noise is a function of (seed, prompt_id, number)."""
 
     prompt_id: int
     prompt: str
@@ -58,7 +58,7 @@ def draw_candidates(
     processes: Processes | None = None,
     on_done: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Draw what is missing of the pictures. Several processes share the batches; a killed run continues."""
+    """Draw what is missing of the images. Several processes share the batches; a killed run continues."""
     group = processes or Processes()
     record = {"seed": seed, "negative_prompt": negative_prompt, **_plain(method.identity)}
     group.from_main(lambda: _claim(folder, record, [request.prompt for request in requests]))
@@ -73,7 +73,7 @@ def draw_candidates(
 
 
 def write_metadata(folder: Path, requests: Sequence[CandidateRequest], kind: str = "") -> None:
-    """`metadata.jsonl`: file name, caption and, where given, the type of each picture."""
+    """`metadata.jsonl`: file name, caption and, where given, the type of each image."""
     extra = {"type": kind} if kind else {}
     rows = [{"file_name": request.file_name, "caption": request.prompt, **extra} for request in requests]
     with atomic_file(folder / METADATA) as work:
@@ -90,7 +90,7 @@ def _plain(identity: Any) -> dict[str, Any]:
 
 
 def _claim(folder: Path, record: dict[str, Any], prompts: Sequence[str]) -> None:
-    """Refuse a folder whose pictures were drawn from other prompts or with other settings."""
+    """Refuse a folder whose images were drawn from other prompts or with other settings."""
     record = {**record, "prompts": list(prompts)}
     file = folder / RECORD
     try:

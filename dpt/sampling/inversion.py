@@ -32,7 +32,7 @@ def inverted_trajectory(
 ) -> list[Tensor]:
     """DDIM's steps in reverse, without guidance: a call of the network per step.
 
-    As diffusers' inverse scheduler has it: the step to level t uses the prediction at t for latents of the level
+    As in diffusers' DDIMInverseScheduler: the step to level t uses the prediction at t for latents of the level
     below. The clean latents count as level 0.
     """
     noise, z, below = backbone.noise, latents, torch.zeros_like(timesteps[0])
@@ -49,7 +49,7 @@ def inverted_trajectory(
 
 
 FRESH = -1
-"""Release of a cell that starts from noise of its own."""
+"""Release step of a cell that starts from pure noise."""
 
 
 class FollowTrajectory(StepHook):

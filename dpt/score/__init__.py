@@ -1,1 +1,1 @@
-"""A picture and a prompt to a number."""
+"""An image and a prompt to a number."""

@@ -1,4 +1,4 @@
-"""Preference scores of a folder of pictures, shared by processes; a killed run continues."""
+"""Preference scores of a folder of images, shared by processes; a killed run continues."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dpt.score.selection import ScoredPicture
 from dpt.untrusted import read_json_object
 
 BATCH = 16
-"""Pictures scored together. Rounding depends on the batch, so batches are fixed."""
+"""Images scored together. Rounding depends on the batch, so batches are fixed."""
 
 DECIMALS = 4
 
@@ -30,7 +30,7 @@ LARGEST_SCORE = 10**6
 """Of any scorer; a cosine times 100 is at most 100."""
 
 SHARP_EDGE = 10
-"""Levels of 255: a picture without any difference between neighbours of at least this is blurry."""
+"""Levels of 255: an image without any difference between neighbours of at least this is blurry."""
 
 
 class ImageScorer(Protocol):
@@ -54,7 +54,7 @@ def is_blurry(picture: PILImage.Image) -> bool:
 
 
 def prompted_pictures(folder: Path, meta_file: Path | None = None) -> list[PromptedPicture]:
-    """The pictures of a folder with captions, or those of a JSON list of `file_name` and `caption`."""
+    """The images of a folder with captions, or those of a JSON list of `file_name` and `caption`."""
     if meta_file is None:
         rows = [(row.file_name, row.caption) for row in read_picture_folder(folder)]
     else:
@@ -70,7 +70,7 @@ def prompted_pictures(folder: Path, meta_file: Path | None = None) -> list[Promp
 class ScoringResult:
     scored: list[ScoredPicture]
     skipped: list[str]
-    """A sentence for each picture that cannot be read."""
+    """A sentence for each image that cannot be read."""
 
 
 def score_pictures(
@@ -81,7 +81,7 @@ def score_pictures(
     processes: Processes | None = None,
     on_done: Callable[[int], None] = lambda _: None,
 ) -> ScoringResult:
-    """Write `out`, a JSON line per picture: id, prompt, score, blurry, file_name. Unreadable pictures are left out."""
+    """Write `out`, a JSON line per image: id, prompt, score, blurry, file_name. Unreadable images are left out."""
     group = processes or Processes()
     group.from_main(lambda: _claim(out, scorer.identity, pictures))
     known = {line.id for file in _files(out) for line in read_scores(file, partial=True)}
@@ -138,7 +138,7 @@ def read_scores(file: Path, partial: bool = False) -> Iterator[ScoredPicture]:
 
 
 def _merge(out: Path, pictures: Sequence[PromptedPicture]) -> None:
-    """One line per picture, in the order of the pictures; then the parts are removed."""
+    """One line per image, in the order of the images; then the parts are removed."""
     lines = {line.id: line for file in _files(out) for line in read_scores(file, partial=True)}
     known = [lines[picture.id] for picture in pictures if picture.id in lines]
     with atomic_file(out) as work:
@@ -161,7 +161,7 @@ def _files(out: Path) -> list[Path]:
 
 
 def _claim(out: Path, scorer: str, pictures: Sequence[PromptedPicture]) -> None:
-    """Refuse to continue scores of another scorer or of other pictures."""
+    """Refuse to continue scores of another scorer or of other images."""
     record = {"scorer": scorer, "pictures": [[picture.file_name, picture.prompt] for picture in pictures]}
     file = out.with_name(f"{out.stem}.record.json")
     try:

@@ -1,4 +1,4 @@
-"""The human preference score: 100 times the cosine of a picture and its prompt by a CLIP that learned choices.
+"""The human preference score: 100 times the cosine of an image and its prompt by a CLIP trained on human choices.
 
 Any CLIP or SigLIP in the transformers layout is such a scorer: one that this project trained, PickScore, or an
 untrained CLIP. Files with OpenAI's names (HPS v1's hpc.pth, HPS v2 and v2.1) need a CLIP of their shape beside them.
@@ -46,7 +46,7 @@ CHANNELS_LAST = "channels_last"
 
 @dataclass(frozen=True)
 class TowerInputs:
-    """Preprocesses pictures and prompts for one model, in any process."""
+    """Preprocesses images and prompts for one model, in any process."""
 
     processor: Any
     tokenizer: Any
@@ -60,7 +60,7 @@ class TowerInputs:
         return pixels
 
     def tokens(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Cut to the context and padded to it."""
+        """Token ids, truncated and padded to the context length."""
         encoded = self.tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
         )
@@ -68,12 +68,12 @@ class TowerInputs:
         return {name: encoded[name] for name in names if name in encoded}
 
     def is_cut(self, prompt: str) -> bool:
-        """Whether the prompt is longer than the context, so that its end is not read."""
+        """Whether the prompt is longer than the context and is truncated."""
         return len(self.tokenizer([prompt]).input_ids[0]) > self.length
 
 
 class PreferenceModel(nn.Module):
-    """A CLIP or SigLIP whose cosines rank the pictures of a prompt."""
+    """A CLIP or SigLIP whose cosines rank the images of a prompt."""
 
     def __init__(self, clip: Any, inputs: TowerInputs, identity: str) -> None:
         super().__init__()
@@ -97,14 +97,14 @@ class PreferenceModel(nn.Module):
         return F.normalize(self.clip.get_text_features(**tokens).pooler_output.float(), dim=-1)
 
     def cosines(self, pixels: Tensor, tokens: dict[str, Tensor], sizes: Sequence[int]) -> Tensor:
-        """The cosine of each picture (N,3,H,W) with the prompt of its group; `sizes` sum to N."""
+        """The cosine of each image (N,3,H,W) with the prompt of its group; `sizes` sum to N."""
         texts = self.text_features(tokens)
         repeats = torch.tensor(list(sizes), device=texts.device)
         return (self.image_features(pixels) * texts.repeat_interleave(repeats, dim=0, output_size=len(pixels))).sum(-1)
 
     @torch.no_grad()
     def scores(self, images: Sequence[Image], prompts: Sequence[str]) -> list[float]:
-        """100 * cosine of each picture with the prompt at the same index, in [-100, 100]."""
+        """100 * cosine of each image with the prompt at the same index, in [-100, 100]."""
         return [score for start in range(0, len(images), BATCH_SIZE) for score in self._scores(images, prompts, start)]
 
     def _scores(self, images: Sequence[Image], prompts: Sequence[str], start: int) -> Iterator[float]:
@@ -127,7 +127,7 @@ class ClassifierRecord:
     """`preference.json` beside a trained classifier."""
 
     base: str = ""
-    """The CLIP it began as."""
+    """The CLIP that training started from."""
     format: int = 1
 
 

@@ -1,4 +1,4 @@
-"""Clear winners and clear losers among the pictures of each prompt, by their preference scores (section 1.4)."""
+"""Clear winners and clear losers among the images of each prompt, by their preference scores."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class ScoredPicture:
 
 @dataclass(frozen=True)
 class SelectionConfig:
-    """A picture is selected if its share of the softmax of its group exceeds `factor` / n."""
+    """An image is selected if its share of the softmax of its group exceeds `factor` / n."""
 
     temperature: float = 1.0
     """The scores, 100 times a cosine, are divided by it before the softmax."""
     min_pictures: int = 4
-    """Smaller groups are left out. Blurry pictures do not count."""
+    """Smaller groups are left out. Blurry images do not count."""
     factor: float = 2.0
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ class SelectedPicture:
     confidence: float
     """Its share of the softmax; for a negative, of the softmax of the negated scores."""
     batch_size: int
-    """Pictures in its group."""
+    """Images in its group."""
 
 
 def softmax(values: Sequence[float]) -> list[float]:
@@ -61,7 +61,7 @@ def softmax(values: Sequence[float]) -> list[float]:
 def select(pictures: Iterable[ScoredPicture], config: SelectionConfig | None = None) -> list[SelectedPicture]:
     """At most one positive and one negative for each prompt, in the order of their ids.
 
-    Groups are formed by the exact prompt. Ties go to the smallest id. The order of the pictures does not matter.
+    Groups are formed by the exact prompt. Ties go to the smallest id. The order of the images does not matter.
     """
     config = config or SelectionConfig()
     groups: dict[str, list[ScoredPicture]] = {}
@@ -79,6 +79,6 @@ def _select_of_group(group: Sequence[ScoredPicture], config: SelectionConfig) ->
     scores = [picture.score / config.temperature for picture in group]
     for kind, signed in ((POSITIVE, scores), (NEGATIVE, [-score for score in scores])):
         shares = softmax(signed)
-        place = shares.index(max(shares))
-        if shares[place] > config.factor / n:
-            yield SelectedPicture(group[place], kind, shares[place], n)  # type: ignore[arg-type]
+        best = shares.index(max(shares))
+        if shares[best] > config.factor / n:
+            yield SelectedPicture(group[best], kind, shares[best], n)  # type: ignore[arg-type]

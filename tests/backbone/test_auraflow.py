@@ -44,7 +44,7 @@ def noise(rows: int = 2) -> Tensor:
     return torch.randn(rows, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-def test_it_draws_the_stock_pipelines_images_also_with_a_lora(folder: Path, backbone: Any, tmp_path: Path) -> None:
+def test_its_images_with_a_lora_equal_those_of_the_stock_pipeline(folder: Path, backbone: Any, tmp_path: Path) -> None:
     pipe = stock(folder)
     negative = ["a large cross"] * 2
     expected = pipe(list(PROMPTS), negative_prompt=negative, latents=noise(), **DRAW).images

@@ -53,7 +53,7 @@ def packed(z: Tensor) -> Tensor:
     return FluxPipeline._pack_latents(z, *z.shape)
 
 
-def test_it_draws_the_stock_pipelines_images(backbone: Any, stock: Any) -> None:
+def test_its_images_equal_those_of_the_stock_pipeline(backbone: Any, stock: Any) -> None:
     z, pipe, prompts = noise(), DPTPipeline(backbone), list(PROMPTS)
     assert torch.equal(FLUX.output(packed(z), z), z)
     expected = stock(prompts, latents=packed(z), guidance_scale=2.0, **DRAW).images
@@ -101,7 +101,9 @@ def test_a_partial_forward_is_the_whole_one_through_both_kinds_of_block(backbone
     assert backbone.lora_targets(["block2"]) == [f"single_transformer_blocks.0.attn.to_{p}" for p in "qkv"]
 
 
-def test_an_exported_lora_draws_the_same_in_the_stock_pipeline(backbone: Any, stock: Any, tmp_path: Path) -> None:
+def test_an_exported_lora_gives_the_same_images_in_the_stock_pipeline(
+    backbone: Any, stock: Any, tmp_path: Path
+) -> None:
     lora = filled(backbone, SCALED)
     save_lora(lora.state(), SCALED, tmp_path / "lora", **backbone.origin("tiny"))
     expected = DPTPipeline(backbone)(PROMPTS[0], latents=noise(1), guidance_scale=2.0, **DRAW).images

@@ -40,7 +40,9 @@ def result(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_an_exported_lora_draws_the_same_in_the_stock_pipeline(folder: Path, result: Path, tmp_path: Path) -> None:
+def test_an_exported_lora_gives_the_same_images_in_the_stock_pipeline(
+    folder: Path, result: Path, tmp_path: Path
+) -> None:
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     plain = DPTPipeline.from_pretrained(folder, device="cpu")
     ours = DPTPipeline.from_pretrained(folder, checkpoint=result, device="cpu")
@@ -85,7 +87,7 @@ def test_a_lora_leaves_no_trace(folder: Path) -> None:
         pytest.param(tiny_transformers.auraflow, marks=pytest.mark.nightly),
     ],
 )
-def test_commands_train_and_draw_with_it(make: Callable[[], Any], tmp_path: Path) -> None:
+def test_commands_train_and_sample_with_it(make: Callable[[], Any], tmp_path: Path) -> None:
     """Stage 1, stage 2 and the plain LoRA by their commands, then a corrected image."""
     folder = tiny_transformers.save(make(), tmp_path / "model")
     small = "--hidden_dim 16 --nheads 2 --dim_feedforward 32 --num_queries_rec 4 --unet_feature block1".split()  # noqa: SIM905

@@ -105,7 +105,7 @@ def test_no_object_is_used_by_two_goals() -> None:
     assert sorted(kinds((dog,), goals)) == [("add",), ("attribute",)]
 
 
-def test_repeated_ids_are_renumbered_with_a_sentence() -> None:
+def test_repeated_ids_are_renumbered_with_a_message() -> None:
     (dog,) = layout(at(None, "dog", 0.5, 0.5))
     with pytest.raises(ValueError, match="two objects dog #1"):
         diff((dog, dog), (dog,))
@@ -114,7 +114,7 @@ def test_repeated_ids_are_renumbered_with_a_sentence() -> None:
     assert len(sentences) == 2
 
 
-def test_a_kept_object_at_the_place_of_a_deleted_one_means_that_the_other_goes() -> None:
+def test_a_kept_object_at_the_place_of_a_deleted_one_takes_its_id() -> None:
     first, second = layout(at(None, "cat", 0.2, 0.5), at(None, "cat", 0.8, 0.5))
     goal = (PlacedObject(first.id, first.noun, second.box),)
     assert kinds((first, second), goal) == [("move",), ("delete",)]
@@ -136,7 +136,7 @@ def test_applying_the_difference_gives_the_goal() -> None:
         assert sum(edit.current is not None for edit in edits) == len(current)
 
 
-def test_edits_are_said_as_a_person_would() -> None:
+def test_edits_are_described_in_words() -> None:
     current = layout(at("red", "circle", 0.7, 0.5), at("blue", "square", 0.3, 0.3))
     circle = current[0]
     goal = (
@@ -152,7 +152,9 @@ def test_edits_are_said_as_a_person_would() -> None:
     [(lmd.suite().prompts[::3], lmd.CLASSES),
      (pocket.suite((*pocket.DEFAULT_CATEGORIES, "complex"), 15).prompts, ("circle", "square", "triangle", "cross"))],
 )  # fmt: skip
-def test_the_rule_controller_repairs_any_scene_in_one_round_and_then_rests(suite: tuple, shapes: tuple) -> None:
+def test_the_rule_controller_repairs_any_scene_in_one_round_and_then_changes_nothing(
+    suite: tuple, shapes: tuple
+) -> None:
     rng = random.Random(0)
     for prompt in suite:
         parsed = parse_prompt(prompt.text)
@@ -166,7 +168,7 @@ def test_the_rule_controller_repairs_any_scene_in_one_round_and_then_rests(suite
             assert all(min(t.box.x0, t.box.y0) > -1e-6 and max(t.box.x1, t.box.y1) < 1 + 1e-6 for t in goal)
 
 
-def test_a_right_scene_is_left_alone() -> None:
+def test_a_right_scene_is_unchanged() -> None:
     scene = layout(at("red", "circle", 0.25, 0.4, 0.33), at("blue", "square", 0.75, 0.5, 0.33))
     assert propose(parse_prompt("a red circle to the left of a blue square"), scene) == scene
 

@@ -64,7 +64,7 @@ def pixels(folder: Path) -> dict[str, Any]:
     return {file.name: np.asarray(Image.open(file)) for file in sorted(folder.glob("*.png"))}
 
 
-def test_a_drawn_picture_depends_on_seed_and_prompt_alone_and_other_settings_are_refused(
+def test_a_drawn_image_depends_on_seed_and_prompt_alone_and_other_settings_are_refused(
     drawn: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = pixels(drawn / "pictures")
@@ -145,7 +145,9 @@ def test_a_negative_lora_predicts_the_negative_half_of_guidance(tuned: Path, mod
 
 
 @pytest.mark.slow
-def test_tuning_leaves_the_base_alone_and_repeats(tuned: Path, drawn: Path, model: Path, tmp_path: Path) -> None:
+def test_tuning_does_not_change_the_base_and_is_deterministic(
+    tuned: Path, drawn: Path, model: Path, tmp_path: Path
+) -> None:
     first = open_checkpoint(tuned).lora
     again = tmp_path / "logs"
     assert tune.main(arguments(drawn, model, again)) == 0

@@ -43,7 +43,9 @@ def objects(file: Path) -> list[tuple[str | None, str]]:
     return sorted((d.colour, d.label) for d in detections.objects)
 
 
-def test_a_wrong_picture_is_corrected_and_its_folder_tells_how(picture: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_a_wrong_image_is_corrected_and_its_folder_records_the_rounds(
+    picture: Path, tmp_path: Path, capsys: Capture
+) -> None:
     out = tmp_path / "out"
     command = ["sld", "correct", str(picture), "--prompt", "a blue square", "--out", str(out)]
     run(command)
@@ -66,7 +68,7 @@ def test_a_wrong_picture_is_corrected_and_its_folder_tells_how(picture: Path, tm
     assert (tmp_path / "again/scene/result.png").read_bytes() == before  # the same seed, the same bits
 
 
-def test_a_right_picture_is_unchanged(picture: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_a_right_image_is_unchanged(picture: Path, tmp_path: Path, capsys: Capture) -> None:
     prompt = "a red circle to the right of a blue square"
     run(["sld", "correct", str(picture), "--prompt", prompt, "--out", str(tmp_path / "out")])
     assert "already right, unchanged" in capsys.readouterr().out
@@ -99,7 +101,7 @@ def test_mistakes_are_one_sentence(words: list[str], why: str, picture: Path, tm
         run(["sld", *(places.get(word, word) for word in words), "--out", str(tmp_path / "out")])
 
 
-def test_pictures_of_every_kind_are_read_or_refused(picture: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_images_of_every_kind_are_read_or_refused(picture: Path, tmp_path: Path, capsys: Capture) -> None:
     image = Image.open(picture)
     image.convert("RGBA").save(tmp_path / "alpha.png")
     image.convert("P").save(tmp_path / "palette.png")
@@ -122,7 +124,7 @@ def test_pictures_of_every_kind_are_read_or_refused(picture: Path, tmp_path: Pat
         run(["sld", "correct", str(tmp_path / "one.png"), "--prompt", "a blue square", "--out", str(out)])
 
 
-def test_a_server_that_is_down_leaves_the_picture_as_it_was(picture: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_a_server_that_is_down_leaves_the_image_as_it_was(picture: Path, tmp_path: Path, capsys: Capture) -> None:
     words = ["sld", "correct", str(picture), "--prompt", "anything at all", "--out", str(tmp_path / "out")]
     with pytest.raises(UserError, match="1 of 1 images could not be edited"):
         run([*words, "--llm", "openai", "--llm_model", "m", "--llm_url", "http://127.0.0.1:9/v1"])
@@ -172,7 +174,7 @@ def test_the_published_demo_files_are_read_and_its_names_written(picture: Path, 
     assert Image.open(out / "first/det_result_obj.png").size == (900, 500)
 
 
-def test_the_published_config_means_what_it_meant(tmp_path: Path) -> None:
+def test_the_published_config_sets_the_corresponding_options(tmp_path: Path) -> None:
     file = tmp_path / "demo.ini"
     file.write_text(INI)
     config = read_config(file)

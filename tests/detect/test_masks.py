@@ -127,7 +127,7 @@ def test_the_best_of_three_masks_is_taken_not_their_union() -> None:
     assert not mask[40, 40]
 
 
-def test_boxes_are_scaled_with_the_picture() -> None:
+def test_boxes_are_scaled_with_the_image() -> None:
     for stretched, expected in ((False, [16, 8, 32, 24]), (True, [16, 16, 32, 48])):
         model = ThreeMasks([1, 0, 0], torch.ones(3, 16, 16))
         SamSegmenter(model, "stub", stretched).masks(np.zeros((16, 32, 3), np.uint8), [Box(8, 4, 16, 12)])

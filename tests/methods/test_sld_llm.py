@@ -228,7 +228,7 @@ def test_formats_that_a_server_does_not_know_are_left_out(unknown: tuple[str, ..
     assert len(server.requests) == calls
 
 
-def test_a_bad_reply_goes_back_with_the_reason() -> None:
+def test_an_invalid_reply_is_returned_to_the_model_with_the_reason() -> None:
     with serving("I cannot", '{"objects": 1}', GOOD) as server:
         assert run_query(server)
     last = server.requests[-1]["messages"]
@@ -236,7 +236,7 @@ def test_a_bad_reply_goes_back_with_the_reason() -> None:
     assert "must be a list" in last[-1]["content"]
 
 
-def test_three_bad_replies_end_in_a_sentence() -> None:
+def test_three_invalid_replies_are_one_sentence() -> None:
     with serving("I cannot") as server, pytest.raises(ReplyError, match="no valid plan in 3 attempts"):
         run_query(server)
     assert len(server.requests) == ATTEMPTS
@@ -261,18 +261,18 @@ def test_busy_and_failing_servers_are_called_again(status: int) -> None:
     assert len(server.requests) == ATTEMPTS
 
 
-def test_a_slow_server_is_given_up_after_the_timeout() -> None:
+def test_a_request_to_a_slow_server_times_out() -> None:
     with serving(1.5) as server, pytest.raises(UserError, match=r"no answer within 0\.1 seconds"):
         run_query(server, timeout=0.1)
 
 
-def test_no_server_and_no_http_are_sentences() -> None:
+def test_no_server_and_no_http_are_one_sentence_each() -> None:
     for url, why in (("http://127.0.0.1:9/v1", "cannot be reached"), ("file:///etc", "must begin with http")):
         with pytest.raises(UserError, match=why):
             query(OpenAIChat("m", url, KEY), [], SCHEMA, read, pause=0.0)
 
 
-def test_repeated_questions_come_from_the_cache_and_every_exchange_is_kept(tmp_path: Path) -> None:
+def test_repeated_requests_come_from_the_cache_and_every_exchange_is_logged(tmp_path: Path) -> None:
     with serving(GOOD) as server:
         chat = Recorded(OpenAIChat("m", server.url, KEY), tmp_path / "cache", tmp_path / "log.jsonl")
         planner = LLMPlanner(chat)

@@ -60,7 +60,7 @@ class Renderer:
 PROMPTS = suite((), 8).prompts
 
 
-def test_scenes_are_repaired_within_two_rounds_and_right_ones_left_alone() -> None:
+def test_scenes_are_repaired_within_two_rounds_and_right_ones_are_unchanged() -> None:
     for number, prompt in enumerate(PROMPTS):
         engine = Renderer()
         loop = CorrectionLoop(ORACLE, engine, None)
@@ -106,7 +106,7 @@ PARSED = parse_prompt("a red circle to the left of a blue square")
 WRONG = rendered(propose(parse_prompt("a red circle"), ()))
 
 
-def test_an_engine_that_does_nothing_ends_unresolved_with_the_start_picture() -> None:
+def test_an_engine_that_does_nothing_ends_unresolved_with_the_start_image() -> None:
     result = CorrectionLoop(ORACLE, Renderer(fails=99), None).run(WRONG, PARSED, 0)
     assert (result.status, result.ending, len(result.rounds)) == ("unresolved", "max rounds", 4)
     assert result.best.image is WRONG
@@ -115,7 +115,7 @@ def test_an_engine_that_does_nothing_ends_unresolved_with_the_start_picture() ->
     assert (result.ending, len(result.rounds)) == ("repeated plan", 4)  # the last strength was tried
 
 
-def test_strengths_go_down_and_later_rounds_can_succeed() -> None:
+def test_strengths_decrease_and_later_rounds_can_succeed() -> None:
     result = CorrectionLoop(ORACLE, Renderer(fails=2), None).run(WRONG, PARSED, 0)
     assert [round_.strength for round_ in result.rounds] == [None, 0.6, 0.4, 0.2]
     assert (result.status, result.best.number) == ("right", 3)
@@ -148,7 +148,7 @@ def test_a_worse_round_is_not_returned_and_not_continued() -> None:
         ("redraw", "one missing", "redraw"),
     ],
 )
-def test_the_router_edits_local_faults_and_draws_others_again(policy: Any, scene: str, action: str) -> None:
+def test_the_router_edits_local_faults_and_samples_others_again(policy: Any, scene: str, action: str) -> None:
     parsed = parse_prompt("three red circles")
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     images = {

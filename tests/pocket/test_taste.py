@@ -28,7 +28,7 @@ def drawn(*places: tuple[float, float], shape: str = "circle") -> Image.Image:
     return Image.fromarray(render(Scene(tuple(SceneObject(shape, "red", "large", box) for box in boxes), "white")))
 
 
-def test_a_picture_is_measured_by_the_oracle_and_by_its_pixels() -> None:
+def test_an_image_is_measured_by_the_oracle_and_by_its_pixels() -> None:
     prompt = next(p for p in pocket_prompts("count", 400) if p.text == "a red circle")
     middle, corner = taste_picture(drawn((32, 32)), prompt), taste_picture(drawn((14, 14)), prompt)
     two, wrong = (

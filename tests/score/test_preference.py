@@ -212,7 +212,7 @@ def test_scores_of_several_processes_and_of_a_killed_run_are_those_of_one(
         score_pictures(pictures[:3], folder, scorer, out / "two.jsonl")
 
 
-def test_unreadable_pictures_are_counted_and_the_rest_is_scored(folder: Path) -> None:
+def test_unreadable_images_are_counted_and_the_rest_is_scored(folder: Path) -> None:
     (folder / "5.png").write_bytes(b"nothing")
     result = score_pictures(prompted_pictures(folder), folder, Brightness(), folder / "s.jsonl")
     assert len(result.scored) == 39 and len(result.skipped) == 1 and "5.png" in result.skipped[0]

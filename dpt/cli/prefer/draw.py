@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 PICTURES = "preference_images"
 
 PROMPTS_PER_USER = 10
-"""Or a twentieth of the prompts, if there are fewer than 200."""
+"""Prompts that one synthetic user judges; a twentieth of the prompts, if there are fewer than 200."""
 
-LATER_SUITES = 1000
-"""Added to --seed: the benchmark's prompts are those of small seeds."""
+SEED_OFFSET = 1000
+"""Added to --seed, since the benchmark draws its prompts from small seeds."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def draw(options: DrawOptions) -> None:
 
 
 def read_prompt_file(file: Path) -> list[str]:
-    """`read_prompts`, or a JSON list of texts, as published."""
+    """Read prompts as `read_prompts` does, or from a JSON list of texts, as published."""
     if file.suffix != ".json":
         return read_prompts(file)
     from dpt.untrusted import read_json
@@ -169,7 +169,7 @@ def scene_prompts(options: SynthesizeOptions) -> list[Prompt]:
 
     if options.prompts < 1:
         fail(f"--prompts must be at least 1, not {options.prompts}")
-    seed = LATER_SUITES + options.drawing.seed
+    seed = SEED_OFFSET + options.drawing.seed
     by_category = [suite((category,), options.prompts, seed).prompts for category in options.categories]
     different = list({prompt.text: prompt for prompt in chain.from_iterable(zip(*by_category, strict=True))}.values())
     return different[: options.prompts]

@@ -107,7 +107,7 @@ class HpsOptions:
         return self.model.pretrained_model_name_or_path
 
     def after(self, task: Any) -> None:
-        """Sample the validation prompts at each validation."""
+        """Nothing follows the export."""
 
 
 ALIGN_SD = HpsOptions(
@@ -117,8 +117,8 @@ ALIGN_SD = HpsOptions(
     ),
     output=OutputOptions(checkpointing_steps=5_000),
 )
-"""Section 1.7: rank 4 on all attention layers, AdamW with weight decay 0.01, clipped at 1. Non-square images are
-squashed or cropped in the middle, where the published script crops at random."""
+"""The published values: rank 4 on all attention layers, AdamW with weight decay 0.01, clipped at 1. Non-square images
+are squashed or cropped in the middle, where the published script crops at random."""
 
 RECIPES = {"align-sd": ALIGN_SD}
 
@@ -195,7 +195,7 @@ def run(options: HpsOptions) -> Any:
 
 
 EPOCHS = 1
-"""Default length."""
+"""Default number of epochs."""
 
 
 def check(options: HpsOptions) -> None:

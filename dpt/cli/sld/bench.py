@@ -14,13 +14,13 @@ from dpt.errors import fail
 from dpt.files import atomic_file
 from dpt.methods.sld.settings import EngineSettings, LoopSettings
 
-MOST = 10_000
+MAX_CASES = 10_000
 
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class EditBenchOptions:
-    """Follow instructions on rendered scenes and count by the oracle how many pictures show what they should.
+    """Follow instructions on rendered scenes and count by the oracle how many images show what they should.
 
     Writes a line per case to OUT/edits.jsonl; the same command resumes. Correction by prompts is measured by
     `dpt bench run base sld`, on the LMD tasks by `dpt bench run base base+sld=owlv2 --suite lmd`.
@@ -34,8 +34,8 @@ class EditBenchOptions:
 
 
 def bench(options: EditBenchOptions) -> None:
-    if not 1 <= options.num <= MOST:
-        fail(f"--num must be from 1 to {MOST}, not {options.num}")
+    if not 1 <= options.num <= MAX_CASES:
+        fail(f"--num must be from 1 to {MAX_CASES}, not {options.num}")
     from tqdm import tqdm
 
     from dpt.claims.layout import layout_of
@@ -51,7 +51,7 @@ def bench(options: EditBenchOptions) -> None:
         work.write_text("".join(f"{json.dumps(row)}\n" for row in rows.values()), encoding="utf-8")
     cases = [case for kind in KINDS for case in edit_cases(kind, options.num, options.model.seed)]
     cases.sort(key=lambda case: case.number)  # an interrupted run has seen every kind
-    for case in tqdm(cases, desc="edits", unit="picture"):
+    for case in tqdm(cases, desc="edits", unit="image"):
         if (case.kind, case.number) in rows:
             continue
         before = corrector.calls

@@ -119,7 +119,7 @@ def _run(options: CorrectOptions | EditOptions, text: str, loop: LoopSettings, p
 
 
 def summary(result: LoopResult) -> str:
-    """What happened, in words."""
+    """The outcome in one line."""
     rounds = len(result.rounds) - 1
     best, fault = result.best, result.best.verdict.first_fault
     fault_text = f"not {fault.text}" if fault else ""

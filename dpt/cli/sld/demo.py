@@ -1,4 +1,4 @@
-"""`dpt sld demo`: the published demo's files in, the published output names out."""
+"""`dpt sld demo`: reads the files of the published demo, and writes its output names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class DemoOptions:
-    """Correct or edit the pictures of a JSON file in the published form, with a published .ini file.
+    """Correct or edit the images of a JSON file in the published form, with a published .ini file.
 
     Writes initial_image.png, det_result_obj.png, intermediate_NAME.png and final_NAME.png per entry. An entry with
     llm_parsed_prompt and llm_layout_suggestions needs no language model.
@@ -68,7 +68,7 @@ def demo(options: DemoOptions) -> None:
 
 
 def _picture(folder: Path, name: str) -> Path:
-    """The published names have no suffix."""
+    """Find the image of a published name, which has no suffix."""
     candidates = [folder / name, *(folder / f"{name}{suffix}" for suffix in SUFFIXES)]
     found = next((file for file in candidates if file.is_file()), None)
     return found or fail(f"there is no picture {name} with one of {', '.join(SUFFIXES)} in {folder}")

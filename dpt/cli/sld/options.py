@@ -30,14 +30,14 @@ class SLDModelOptions:
 
     pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
     detector: Annotated[str, tyro.conf.arg(metavar="oracle|FOLDER|HUB_ID")] = "oracle"
-    """What reads the image: oracle for rendered scenes; owlv2, owlvit, grounding-dino, or any checkpoint of these."""
+    """The detector: oracle for rendered scenes; owlv2, owlvit, grounding-dino, or any checkpoint of these."""
     masks: Annotated[str | None, tyro.conf.arg(metavar="oracle|box|ellipse|FOLDER|HUB_ID")] = None
-    """Which pixels belong to an object: oracle for rendered scenes (the default with that detector), box, ellipse (the
+    """Segmentation masks of objects: oracle for rendered scenes (the default with that detector), box, ellipse (the
     default otherwise), or a SAM or SAM 2 model."""
     guidance_scale: float | None = None
     """By default the model's own: its generation_defaults.json, or 7.5."""
     llm: Literal["rules", "openai", "transformers", "replay"] = "rules"
-    """Who parses and plans: rules, offline, for the prompts and instructions that they know; openai, any server with
+    """The planner: rules, offline, for the prompts and instructions that they know; openai, any server with
     OpenAI's chat route; transformers, a local model; replay, recorded replies."""
     llm_model: Annotated[str, tyro.conf.arg(metavar="NAME|FOLDER|FILE")] = ""
     llm_url: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
@@ -80,7 +80,7 @@ class SLDModelOptions:
 
 
 def read_picture(file: Path) -> Image:
-    """RGB and upright, in its own size."""
+    """Read an image as RGB, upright, in its own size."""
     import numpy as np
 
     from dpt.data.images import read_image
@@ -93,7 +93,7 @@ def read_picture(file: Path) -> Image:
 
 
 def inputs_of(image: Image, text: str, seed: int, corrector: Corrector) -> dict[str, Any]:
-    """What a result depends on, as the report records it."""
+    """All that a result depends on; the report records it."""
     return {
         "picture": hashlib.sha256(image.tobytes()).hexdigest(),
         "text": text,

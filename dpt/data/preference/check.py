@@ -1,4 +1,4 @@
-"""What is wrong with preference records before training on them, counted."""
+"""Counts what preference records hold and what is wrong with them, before training."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class PreferenceReport:
     records: int
     pictures: int
     sizes: dict[int, int]
-    """Records by their number of pictures."""
+    """Records by their number of images."""
     users: int
     prompts: int
     chance: float
     """Top-1 accuracy of a random choice."""
     broken: list[str]
-    """A sentence for each picture that is missing or cannot be read."""
+    """A sentence for each image that is missing or cannot be read."""
     ties: int
-    """Records whose best pictures are several."""
+    """Records with more than one best image."""
     differing_sizes: int
-    """Records whose pictures differ in height or width."""
+    """Records whose images differ in height or width."""
 
     @property
     def lines(self) -> list[str]:
@@ -50,7 +50,7 @@ class PreferenceReport:
 
 
 def check_preferences(records: Sequence[PreferenceRecord], folder: Path, decode: bool = False) -> PreferenceReport:
-    """Read every picture's header, or with `decode` its pixels."""
+    """Read every image's header, or with `decode` its pixels."""
     broken: list[str] = []
     differing = 0
     for record in records:

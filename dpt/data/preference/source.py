@@ -1,4 +1,4 @@
-"""Preference records as training examples: the images of a prompt, preprocessed, and who was chosen."""
+"""Preference records as training examples: the preprocessed images of a prompt, and which of them was chosen."""
 
 from __future__ import annotations
 

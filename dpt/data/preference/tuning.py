@@ -1,4 +1,4 @@
-"""What a preferred model is tuned on: winners, losers with a prefix, and regularisation images, mixed by ratios."""
+"""The training data of HPS tuning: winners, losers with a prefix, and regularisation images, mixed by ratios."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def training_caption(prompt: str, kind: str, prefix: str = NEGATIVE_PREFIX) -> s
 
 
 class CaptionDropout(Source):
-    """Replaces a fraction of the captions by `left`: nothing, or for losers the prefix, which is guidance's prompt."""
+    """Replaces a fraction of the captions by `left`: the empty text, or for losers the prefix (the negative prompt)."""
 
     def __init__(self, source: Source, probability: float, seed: int, left: str = "") -> None:
         if not 0 <= probability <= 1:

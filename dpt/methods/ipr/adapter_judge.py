@@ -35,7 +35,7 @@ class AdapterJudge:
 
     @classmethod
     def open(cls, base: str, checkpoint: Path) -> AdapterJudge:
-        """The adapter of a checkpoint on the model it was trained with."""
+        """Open the adapter of a checkpoint on the model `base`, with the checkpoint's LoRA merged."""
         from dpt.backbone import open_backbone
         from dpt.checkpoints import open_checkpoint
         from dpt.embedded import model_location
@@ -56,7 +56,7 @@ class AdapterJudge:
         return self.scorer.identity
 
     def scores(self, image: np.ndarray, prompt: Prompt) -> list[float]:
-        """Of the prompt, then of each of its alternatives."""
+        """Matching scores of the prompt and then of each of its alternatives."""
         texts = [prompt.text, *(other.text for other in alternatives(prompt))]
         return self.scorer.scores([image] * len(texts), texts)
 
@@ -71,21 +71,21 @@ def relabel_by_adapter(
     group: Processes = ONE_PROCESS,
     on_done: Callable[[int], None] = lambda n: None,
 ) -> RelabelCounts:
-    """As `relabel_images`, by the adapter's scores instead of detections."""
+    """Like `relabel_images`, but by the adapter's scores instead of detections."""
     inputs = {"samples": digest_of(samples, SAMPLE), "judge": judge.identity, **to_plain(config), **to_plain(weights)}
     stage = StageFolder(out, inputs)
     if group.from_main(stage.is_complete):
         return group.from_main(lambda: counts_of(out))
     images = sampled_images(samples)
 
-    def own() -> list[dict[str, object]]:
+    def judge_share() -> list[dict[str, object]]:
         rows = []
         for image in group.share(images):
             rows.append(_row(image, samples, judge, config, weights))
             on_done(1)
         return rows
 
-    shares = group.gather(own)
+    shares = group.gather(judge_share)
     rows = [shares[number % group.count][number // group.count] for number in range(len(images))]
     return group.from_main(lambda: write_relabelled(stage, samples, rows))
 

@@ -65,17 +65,17 @@ class SampleConfig:
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """What reads the images."""
+    """The detector and its thresholds."""
 
     detector: str | None = None
     """oracle, owlv2, owlvit, grounding-dino, detr, rt-detr, d-fine, or a checkpoint of one of these; default: the
     suite's own."""
     detect_threshold: float | None = None
-    """Scores count above this; default: the suite's. The published code has 0.45, for GLIP."""
+    """Keep detections that score above this; default: the suite's. The published code has 0.45, for GLIP."""
     detect_nms: float | None = None
     """IoU above which the lower-scoring of two boxes of one noun is dropped; default: the suite's."""
     colours: str | None = None
-    """A CLIP that names the colour of each box, for prompts with colours and a detector without."""
+    """A CLIP that classifies the colour of each box, for prompts with colours and a detector that reports none."""
 
     def __post_init__(self) -> None:
         for flag, value in (("detect_threshold", self.detect_threshold), ("detect_nms", self.detect_nms)):
@@ -85,23 +85,23 @@ class DetectorConfig:
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """Who decides what an image shows."""
+    """What judges whether an image shows its prompt."""
 
     judge: Literal["detector", "adapter"] = "detector"
-    """The detector, or DPT's adapter: the caption that scores best, of the prompt and of captions that differ from it
-    in one fact."""
+    """detector: compare the detections with the prompt. adapter: choose the caption that DPT's adapter scores highest,
+    among the prompt and captions that differ from it in one fact."""
     judge_ckpt: Path | None = None
     """The checkpoint with the adapter, for --judge adapter; the embedded model has its own."""
 
 
 @dataclass(frozen=True)
 class WeightConfig:
-    """The factor of an image's loss, by what the detector decided."""
+    """The loss weight of an image, by the verdict on it."""
 
     weight_correct: float = 1.0
-    """Of an image that shows its prompt."""
+    """Loss weight of an image that shows its prompt."""
     weight_number: float = 0.5
-    """Of a wrong number of objects."""
+    """Loss weight of an image with a wrong number of objects."""
     weight_colour: float = 0.5
     weight_location: float = 0.5
     weight_by_confidence: bool = False
@@ -120,14 +120,14 @@ class WeightConfig:
 
 @dataclass(frozen=True)
 class MergeConfig:
-    """What a round is trained on."""
+    """Which images a round trains on."""
 
     merge: Literal["first+latest", "all", "latest"] = "first+latest"
     """The rounds whose images are trained on: the first and the latest (published), all so far, or the latest."""
     also: tuple[Path, ...] = ()
-    """Folders of pictures with captions that are added to every round, against drift."""
+    """Folders of images with captions to add to every round, against drift."""
     also_weight: float = 1.0
-    """Factor of the weights of those pictures."""
+    """Factor of the loss weights of those images."""
 
     def __post_init__(self) -> None:
         _at_least("also_weight", self.also_weight, 0)
@@ -139,7 +139,7 @@ class MergeConfig:
 
 @dataclass(frozen=True)
 class FineTuneConfig:
-    """What is trained on the merged images, and for how long."""
+    """Which weights are trained on the merged images, and for how long."""
 
     full: bool = False
     """Train the whole UNet instead of a LoRA."""
@@ -161,7 +161,7 @@ class FineTuneConfig:
     adam_weight_decay: float = 1e-2
     max_grad_norm: float = 1.0
     ema_decay: float = 0.0
-    """Export a moving average of the weights, with this decay; 0 for none."""
+    """Export the exponential moving average (EMA) of the weights with this decay; 0 for none."""
     use_8bit_adam: bool = False
     gradient_checkpointing: bool = False
     snr_gamma: float | None = None
@@ -186,7 +186,7 @@ class FineTuneConfig:
 
 @dataclass(frozen=True)
 class IPRConfig:
-    """All of a run. It is recorded: a run is continued only with the same."""
+    """All options of a run. The run folder records them, and a run resumes only with the same ones."""
 
     pretrained_model_name_or_path: str = "ckpt/pocket"
     rounds: int = 2
@@ -206,7 +206,7 @@ class IPRConfig:
             raise UserError(f"--rounds is from 1 to {MOST_ROUNDS}, not {self.rounds}")
 
     def unused_flags(self) -> dict[str, str]:
-        """Flags that were given and have no effect beside others, each with the reason."""
+        """Flags that differ from their default and have no effect in this combination, each with the reason."""
         unused: dict[str, str] = {}
 
         def flag(group: object, reason: str, *names: str) -> None:

@@ -1,4 +1,4 @@
-"""Relabel detected images into a folder of captioned pictures, and merge the folders of several rounds."""
+"""Relabel detected images into an imagefolder with captions, and merge the folders of several rounds."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ RELABEL, MERGE = "relabel", "merge"
 
 @dataclass(frozen=True)
 class RelabelCounts:
-    """What became of the images of a round."""
+    """How many images of a round were correct, relabelled or skipped."""
 
     images: int
     correct: int
     relabelled: int
     kept_false: int
-    """Images that do not show their caption, which they keep."""
+    """Images that keep a caption which they do not show."""
     not_judged: int
-    """Images whose caption is not understood, and kept."""
+    """Images that keep a caption which the parser does not understand."""
     skipped: dict[str, int]
-    """Images without a caption, by why."""
+    """Images without a caption, by reason."""
     reasons: dict[str, int]
     """Images that do not show their prompt, by the test that failed."""
 
@@ -78,10 +78,10 @@ def relabel_images(
     return write_relabelled(stage, samples, rows)
 
 
-def write_relabelled(stage: StageFolder, samples: Path, every: Sequence[dict[str, Any]]) -> RelabelCounts:
-    """Write the folder of a stage: pictures and rows with a caption, and apart from them the rows without."""
-    rows = [row for row in every if "prompt" in row]
-    skipped = [row for row in every if "prompt" not in row]
+def write_relabelled(stage: StageFolder, samples: Path, all_rows: Sequence[dict[str, Any]]) -> RelabelCounts:
+    """Write the folder of a stage: images and metadata.jsonl for rows with a caption, skipped.jsonl for the others."""
+    rows = [row for row in all_rows if "prompt" in row]
+    skipped = [row for row in all_rows if "prompt" not in row]
     if not rows:
         _fail_empty(samples, len(skipped), Counter(str(row["skipped"]) for row in skipped))
     work = stage.begin()
@@ -118,7 +118,7 @@ def _fail_empty(samples: Path, images: int, why: Counter[str]) -> None:
 
 
 def counted(rows: Sequence[dict[str, Any]], skipped: Sequence[dict[str, Any]]) -> RelabelCounts:
-    """Of rows of metadata.jsonl, and of those of the images without a caption; `correctness` may be None, unknown."""
+    """Count the rows of metadata.jsonl and of skipped.jsonl; a `correctness` of None means unknown."""
     every = [*rows, *skipped]
     changed = [row["prompt"] != row["original_prompt"] for row in rows if row["correctness"] is False]
     return RelabelCounts(
@@ -139,9 +139,9 @@ def counts_of(folder: Path) -> RelabelCounts:
 
 
 def merge(folders: Sequence[Path], out: Path, config: MergeConfig) -> StageFolder:
-    """One imagefolder of several: relabelled rounds, then the pictures of `--also`.
+    """One imagefolder of several: relabelled rounds, then the images of `--also`.
 
-    A picture is a second name of the same file where the file system allows it.
+    Images are hard links where the file system allows it, else copies.
     """
     also = [(folder, read_picture_folder(folder)) for folder in config.also]
     inputs = {

@@ -26,13 +26,14 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class OpenedDetector:
-    """A detector, and the query config that its boxes were counted with; None for a closed-set detector."""
+    """A detector, and the query config that filters its detections."""
 
     detector: Detector
     config: DetectConfig
 
     @property
     def query_config(self) -> DetectConfig | None:
+        """None for a closed-set detector."""
         return self.config if self.detector.classes is None else None
 
     @property
@@ -47,7 +48,7 @@ class OpenedDetector:
         check_colours(self.detector, prompts)
 
     def detect(self, folder: Path, names: Sequence[str], prompts: Sequence[Prompt]) -> list[Detections]:
-        """What counts in the pictures of those names: the detections of their prompts' nouns."""
+        """Per image, the detections of its prompt's nouns that pass the query config."""
         import numpy as np
 
         pixels = [np.asarray(read_image(folder / name, folder)[0]) for name in names]
@@ -67,7 +68,7 @@ class OpenedDetector:
 
 
 def _named(prompt: Prompt, detections: Detections) -> Detections:
-    """Of a prompt that allows other objects, only the detections of its nouns, as a queried detector gives them."""
+    """If the prompt allows other objects, keep the detections of its nouns, as an open-vocabulary detector would."""
     if prompt.closed or any(noun.shape is None for noun in prompt.nouns):
         return detections
     shapes = {noun.shape for noun in prompt.nouns}
@@ -75,11 +76,11 @@ def _named(prompt: Prompt, detections: Detections) -> Detections:
 
 
 PUBLISHED_DUMP = DetectConfig("{noun}", 0.0)
-"""Of a dump without a record: its labels are the nouns of the prompts, and all its boxes count."""
+"""The query config of a dump without a record: its labels are the nouns of the prompts, and all its boxes count."""
 
 
 def read_detections(path: Path) -> tuple[DetectionDump, DetectConfig | None]:
-    """The dump of a folder of `detect`, or a published file; and the query config that labels its boxes."""
+    """Read the dump of a folder of `detect`, or a published file, and the query config that labels its boxes."""
     if path.is_dir():
         recorded = read_stage(path, DETECT).get("query_config")
         config = None if recorded is None else from_plain(DetectConfig, recorded, str(path / RECORD))
@@ -88,7 +89,7 @@ def read_detections(path: Path) -> tuple[DetectionDump, DetectConfig | None]:
 
 
 def open_detector(config: DetectorConfig, default: str, detect_config: DetectConfig, coloured: bool) -> OpenedDetector:
-    """`coloured`: whether the prompts make claims about colours."""
+    """Open the detector of the config, else `default`. `coloured`: whether the prompts make claims about colours."""
     from dpt.detect.registry import ORACLE
     from dpt.detect.registry import open_detector as open_by_name
     from dpt.embedded import clip_location
@@ -125,7 +126,7 @@ def detect(
     images = sampled_images(samples)
     detector.check([image.prompt for image in images])
 
-    def own() -> list[Detections]:
+    def detect_share() -> list[Detections]:
         results: list[Detections] = []
         mine = group.share(images)
         for start in range(0, len(mine), BATCH):
@@ -134,7 +135,7 @@ def detect(
             on_done(len(batch))
         return results
 
-    shares = group.gather(own)
+    shares = group.gather(detect_share)
     results = [shares[number % group.count][number // group.count] for number in range(len(images))]
 
     def write() -> None:

@@ -1,4 +1,7 @@
-"""The folder of a stage: complete under its name, or not there. An interrupted one is continued under another name."""
+"""The output folder of a stage, which appears under its name only when complete.
+
+Until then the stage writes to a hidden folder beside it, and an interrupted stage continues there.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,12 @@ from dpt.untrusted import parse_json, read_json_object
 RECORD = "stage.json"
 
 INPUTS = "inputs.json"
-"""In an unfinished folder: what it is being made from."""
+"""The file of an unfinished folder that holds the inputs of its stage."""
 
 
 @dataclass(frozen=True)
 class StageFolder:
-    """What a stage writes, and the inputs that decide it: plain JSON values."""
+    """The output folder of a stage, and the inputs that determine its content, as plain JSON values."""
 
     path: Path
     inputs: Mapping[str, Any]
@@ -66,7 +69,7 @@ class StageFolder:
             return False
 
     def finish(self, **counts: Any) -> None:
-        """Everything is written: flush it and give the folder its name."""
+        """Write the record, fsync all files and rename the work folder to `path`."""
         write_json(self.work / RECORD, {"inputs": dict(self.inputs), **counts})
         (self.work / INPUTS).unlink()
         for path in [*sorted(self.work.rglob("*")), self.work]:
@@ -81,13 +84,13 @@ class StageFolder:
 
 
 def digest_of(folder: Path, stage: str) -> str:
-    """Of a finished folder's inputs and counts; the stages after it record it."""
+    """A hash of the record (inputs and counts) of a finished folder, which later stages store among their inputs."""
     read_stage(folder, stage)
     return sha256(folder / RECORD)[:16]
 
 
 def text_digest(content: Any) -> str:
-    """Of plain JSON values."""
+    """A hash of plain JSON values."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
@@ -110,13 +113,13 @@ def write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def replace_file(file: Path, content: bytes) -> None:
-    """A reader sees the file before or after, never a part of it."""
+    """Write the file atomically: a reader sees the old or the new content."""
     with atomic_file(file) as work:
         work.write_bytes(content)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """A second name of the same file where the file system allows, else a copy."""
+    """Hard-link the file where the file system allows it, else copy it."""
     target.unlink(missing_ok=True)
     try:
         os.link(os.path.realpath(source), target)

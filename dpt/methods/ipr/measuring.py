@@ -89,12 +89,12 @@ def report(
 
 
 def round_table(rounds: Mapping[str, RelabelCounts]) -> str:
-    """What the detector decided about the training images of each round."""
+    """A Markdown table of the relabelling counts of each round."""
     if not rounds:
         return ""
     lines = ["| training images of | images | correct | relabelled | left out | wrong |", "|---|---|---|---|---|---|"]
     for name, counts in rounds.items():
         wrong = ", ".join(f"{reason} {n}" for reason, n in counts.reasons.items()) or "-"
-        out = ", ".join(f"{n} ({why})" for why, n in counts.skipped.items()) or "0"
-        lines.append(f"| {name} | {counts.images} | {counts.correct} | {counts.relabelled} | {out} | {wrong} |")
+        left_out = ", ".join(f"{n} ({why})" for why, n in counts.skipped.items()) or "0"
+        lines.append(f"| {name} | {counts.images} | {counts.correct} | {counts.relabelled} | {left_out} | {wrong} |")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Relabel anybody's pictures: a folder with captions becomes a folder with captions that hold, and weights."""
+"""Relabel a user's images: rewrite the captions of a folder to match the detections, and add loss weights."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ NOT_UNDERSTOOD = "its caption is not understood"
 
 @dataclass(frozen=True)
 class PictureFolder:
-    """Pictures, and the prompts that their captions parse to."""
+    """Images, and the prompts that their captions parse to."""
 
     folder: Path
     pictures: tuple[CaptionedPicture, ...]
     prompts: tuple[Prompt | None, ...]
-    """None for a caption that the rules do not understand."""
+    """None for a caption that the rule-based parser does not understand."""
 
     @classmethod
     def read(cls, folder: Path) -> PictureFolder:
@@ -72,7 +72,7 @@ def relabel_pictures(
     unparsed: Literal["drop", "keep"] = "drop",
     on_done: Callable[[int], None] = lambda n: None,
 ) -> RelabelCounts:
-    """Write OUT as an imagefolder. A caption that is not understood is left out, or kept as it is."""
+    """Write OUT as an imagefolder. `unparsed`: drop or keep images whose caption the parser does not understand."""
     detector.check(source.understood)
     inputs = {
         "pictures": text_digest([[p.file_name, p.caption, p.weight] for p in source.pictures]),

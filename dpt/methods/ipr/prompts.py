@@ -41,7 +41,7 @@ CLAIMS: dict[str, type] = {
 SR2D_PREFIX = "sr2d-"
 
 POOL = 20
-"""Times the prompts that are needed: how many are drawn from a grammar before those held out are set apart."""
+"""Oversampling factor: prompts to draw from the pocket grammar, per prompt needed, before the held-out split."""
 
 OPEN = DetectConfig("a photo of {a} {noun}", 0.3, nms=0.6)
 """How an open-vocabulary detector is queried for prompts of a file."""
@@ -63,7 +63,7 @@ class PromptSet:
 
     @property
     def suite(self) -> Suite:
-        """As the benchmark takes it."""
+        """The prompts as a `Suite` of the benchmark."""
         return Suite(self.name, f"ipr-{self.name}", self.prompts, self.detect_config, detector=self.detector)
 
 
@@ -77,14 +77,14 @@ def load_prompts(config: PromptConfig) -> tuple[PromptSet, PromptSet]:
         own = [prompt for prompt in suite.prompts if prompt.category == category]
         if not own:
             raise UserError(f"there is no category {category!r} in {config.suite}: {', '.join(suite.categories)}")
-        apart = [is_held_out(prompt, fraction, seed) for prompt in own]
-        if config.held_out and not any(apart):
+        is_test = [is_held_out(prompt, fraction, seed) for prompt in own]
+        if config.held_out and not any(is_test):
             raise UserError(f"no prompt of {category} is held out: raise --held_out_fraction, or give --held_out 0")
-        if all(apart):
+        if all(is_test):
             raise UserError(f"all prompts of {category} are held out: lower --held_out_fraction")
-        training += registry.spread([p for p, out in zip(own, apart, strict=True) if not out], config.prompts)
+        training += registry.spread([p for p, out in zip(own, is_test, strict=True) if not out], config.prompts)
         if config.held_out:
-            held_out += registry.spread([p for p, out in zip(own, apart, strict=True) if out], config.held_out)
+            held_out += registry.spread([p for p, out in zip(own, is_test, strict=True) if out], config.held_out)
     assert suite.detect_config is not None
     parts = (training, held_out)
     first, second = (PromptSet(suite.name, tuple(p), suite.detect_config, suite.detector or "owlv2") for p in parts)
@@ -195,7 +195,7 @@ def row_of(prompt: Prompt) -> dict[str, Any]:
 
 
 def unique_id(prompt: Prompt) -> int | str:
-    """As files and dumps name the prompt: a number for SR2D."""
+    """The `unique_id` of the prompt in files and dumps: a number for SR2D."""
     return int(prompt.id.removeprefix(SR2D_PREFIX)) if prompt.id.startswith(SR2D_PREFIX) else prompt.id
 
 

@@ -1,4 +1,4 @@
-"""The published files: the detection dump, the rows of relabelled images (`metadata.jsonl`), VISOR's result file."""
+"""Reads and writes the published files: detection dump, rows of relabelled images (`metadata.jsonl`), VISOR results."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class SampledImage:
 
 
 def dump_entry(image: SampledImage, detections: Detections, detector: str) -> dict[str, Any]:
-    """The published entry, with the name of the detector, and colours and sizes where it reads them."""
+    """The published entry, extended by the detector's name, and by colours and sizes where it reports them."""
     first, second, relation = _pair(image.prompt)
     objects = detections.objects
     entry: dict[str, Any] = {
@@ -130,10 +130,10 @@ def detections_of(entry: Row) -> Detections:
         entry.fail("its lists of names, scores, boxes, colours and sizes do not have the same length")
     objects = []
     for name, score, box, colour, size in zip(names, scores, boxes, colours, sizes, strict=True):
-        own = Row({"name": name, "box": box, "score": [score], "colour": colour, "size": size}, entry.where)
-        (confidence,), corners = own.numbers("score", 1), own.numbers("box", 4)
-        shades = [None if own.content[key] is None else own.text(key) for key in ("colour", "size")]
-        objects.append(Detection(own.text("name"), Box(*corners), confidence, *shades))
+        item = Row({"name": name, "box": box, "score": [score], "colour": colour, "size": size}, entry.where)
+        (confidence,), corners = item.numbers("score", 1), item.numbers("box", 4)
+        attributes = [None if item.content[key] is None else item.text(key) for key in ("colour", "size")]
+        objects.append(Detection(item.text("name"), Box(*corners), confidence, *attributes))
     regions = [Row(region, entry.where) for region in (entry.get("unreadable", list) if "unreadable" in entry else [])]
     unreadable = tuple(Unreadable(Box(*region.numbers("box", 4)), region.text("why")) for region in regions)
     return Detections(tuple(objects), unreadable)
@@ -146,7 +146,7 @@ def write_dump(entries: Sequence[dict[str, Any]], file: Path) -> None:
 def metadata_row(
     image: SampledImage, relabelled: RelabelledPrompt, weight: float, detector: str, **more: Any
 ) -> dict[str, Any]:
-    """The published row of `metadata.jsonl`, the original prompt kept, and the weight of the loss."""
+    """The published row of `metadata.jsonl`, extended by the original prompt and the loss weight."""
     row = {
         "file_name": image.file_name,
         "uniq_id": unique_id(image.prompt),

@@ -1,16 +1,16 @@
 """A whole run: rounds of sampling, detection, relabelling, merging and training, measured before the first and after
 each.
 
-    OUT/prompts.json, held_out.json      what is trained on, and what is measured
+    OUT/prompts.json, held_out.json      training prompts, and prompts to measure on
     OUT/round-R/images/                  sampled by the model of round R
-    OUT/round-R/detections/              what the detector reads in them
-    OUT/round-R/relabelled/              imagefolder: captions that hold, weights
+    OUT/round-R/detections/              their detections
+    OUT/round-R/relabelled/              imagefolder: captions that match the detections, loss weights
     OUT/round-R/dataset/                 imagefolder: merged with earlier rounds
     OUT/round-R/train/                   checkpoints, and the weights of round R + 1
     OUT/measured/                        held-out images and tables, a row per round
     OUT/lora/                            the weights of the last round
 
-Each folder is complete or not there. The same command continues a run, with the same result.
+A folder appears only when complete. The same command continues a run, with the same result.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ PROMPTS, HELD_OUT = "prompts.json", "held_out.json"
 NOT_COMPARED = frozenset(
     {"checkpointing_steps", "logging_steps", "dataloader_num_workers", "gradient_checkpointing", "also", "judge_ckpt"}
 )
+"""Options that may change when a run resumes."""
 
 Progress = Callable[[str, int], Callable[[int], None]]
 """(what, total) -> a function that takes how many more are done."""

@@ -1,4 +1,4 @@
-"""A sheet of held-out images: a row per prompt, a column per round, the same noise; boxes, and what was relabelled."""
+"""A contact sheet of held-out images: a row per prompt, a column per round, with boxes and relabelled captions."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _caption(prompt: Prompt, result: ImageResult, config: RelabelConfig, query_c
 
 
 def detections_of(result: ImageResult) -> Detections:
-    """As the judge saw them; where an unreadable region lies is not stored."""
+    """The stored detections; unreadable regions get an empty box, since results do not store theirs."""
     objects = (Detection(o.label, Box(*o.box), o.confidence, o.colour, o.size) for o in result.objects)
     unreadable = tuple(Unreadable(Box(0, 0, 0, 0), "unreadable") for _ in range(result.unreadable))
     return Detections(tuple(objects), unreadable)

@@ -1,4 +1,4 @@
-"""Train a round: the denoising task on a folder of captioned, weighted pictures, by the one training loop."""
+"""Train a round: the denoising task on a folder of captioned, weighted images, with the shared training loop."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOT_RECORDED = frozenset({
 
 @dataclass(frozen=True)
 class TrainedRound:
-    """Where a round's weights are; None if it was stopped before its last step."""
+    """The model after a round; None if the round was stopped before its last step."""
 
     model: ModelState | None
     steps: int

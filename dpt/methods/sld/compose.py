@@ -1,4 +1,4 @@
-"""Cut and paste in pixels: what is removed is filled from its surroundings, objects are pasted at their goal boxes."""
+"""Cut and paste in pixel space: fill removed objects from their surroundings, paste others at their goal boxes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Sprite:
 class Composition:
     image: Image
     erased: Mask
-    """What was filled and not covered by an object again."""
+    """The filled pixels that no pasted object covers."""
     pasted: Mask
 
 
@@ -60,7 +60,7 @@ def compose(
 
 
 def fitted(sprite: Sprite, goal: Box, height: int, width: int) -> tuple[Image, Mask]:
-    """The sprite with its box's centre in the goal's: on a canvas of this size, and its mask there.
+    """The sprite scaled to the goal box and centred in it, on a canvas of this size, and its mask there.
 
     A goal of the same size moves the pixels by whole steps, without resampling.
     """
@@ -95,7 +95,7 @@ def fill(image: Image, hole: Mask, avoid: Mask | None = None) -> Image:
 
 
 def _push_pull(values: Floats, weights: Floats) -> Floats:
-    """Missing values (weight 0) from the next coarser mean that has any."""
+    """Pull-push interpolation: fill values of weight 0 from the next coarser level that has any."""
     height, width = weights.shape
     if weights.min() > 0 or max(height, width) == 1:
         return values

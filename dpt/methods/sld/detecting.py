@@ -1,4 +1,4 @@
-"""Detectors as the loop uses them: which of these nouns are where, with their attributes, each region once."""
+"""Detects given nouns with their attributes for the correction loop, each region once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Instructions on rendered scenes, written by rule, and judged by the oracle against the scene they describe."""
+"""Rule-generated edit instructions on rendered scenes. The oracle judges results against the goal layout."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ class EditCase:
     image: Image
     instruction: Instruction
     goal: Layout
-    """Of the scene itself, without a detector."""
+    """Computed from the scene's own objects, without a detector."""
 
     def passed(self, seen: Layout) -> bool:
         return layout_verdict(self.goal, seen).passed
 
 
 def edit_cases(kind: str, count: int, seed: int = 0) -> Iterator[EditCase]:
-    """Scenes of two or three different objects; the oracle can read the goal, had it been rendered."""
+    """Scenes of two or three different objects, whose goal the oracle can read when it is rendered."""
     index = number = 0
     while number < count:
         rng = KeyedRandom(SUITE_ID, seed, kind, index)

@@ -1,4 +1,4 @@
-"""The one engine for all edits: compose in pixels, follow the composition's noise trajectory, denoise, paste back."""
+"""Makes all edits of a round: compose in pixels, follow the composition's noise trajectory, denoise, paste back."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ EDIT_NOISE = "edit noise"
 
 
 class ObjectSource(Protocol):
-    """Makes pictures of single objects."""
+    """Generates single objects."""
 
     def make(self, noun: Noun, seed: int) -> Sprite | None:
-        """None if no picture shows the object."""
+        """None if no generated image shows the object."""
         ...
 
 
@@ -56,7 +56,7 @@ class EditEngine:
         guidance_scale: float,
         on_calls: Callable[[int], None] = lambda calls: None,
     ) -> None:
-        """`on_calls(n)` is called for every n rows that the network has computed."""
+        """The engine calls `on_calls(n)` whenever the network has computed n batch rows."""
         self.backbone, self.segmenter, self.objects = backbone, segmenter, objects
         self.settings, self.guidance_scale, self.on_calls = settings, guidance_scale, on_calls
 
@@ -88,7 +88,7 @@ class EditEngine:
         pasted = np.asarray(to_pil(paste_back(_pixels(image), _pixels(edited), mask, self.backbone.vae_scale_factor)))
         return EditedImage(np.where((plan.kept & ~mask)[..., None], image, pasted), mask)
 
-    def _plan(self, image: Image, edits: Sequence[Edit], seed: int) -> _EngineWork:
+    def _plan(self, image: Image, edits: Sequence[Edit], seed: int) -> _EditPlan:
         """Masks and sprites of every edit, composed in pixels."""
         height, width = image.shape[:2]
         present = [edit.current for edit in edits if edit.current is not None]
@@ -109,8 +109,8 @@ class EditEngine:
             if current is not None and "attribute" not in edit.kinds:
                 placed.append((Sprite(image, mask_of[current.id], to_pixels(current.box, width, height)), box))
                 continue
-            by_region = self.settings.add if current is None else self.settings.attribute
-            sprite = None if by_region == "region" else self.objects.make(goal.noun, seed * 101 + number)
+            mode = self.settings.add if current is None else self.settings.attribute
+            sprite = None if mode == "region" else self.objects.make(goal.noun, seed * 101 + number)
             if sprite is not None:
                 placed.append((sprite, box))
             elif edit.kinds == ("attribute",) and current is not None:
@@ -120,11 +120,11 @@ class EditEngine:
                 regions.append((ellipse_mask(box, height, width), object_prompt(goal.noun), FRESH))
         kept = [mask_of[edit.current.id] for edit in edits if edit.current is not None and not edit.kinds]
         composition = compose(image, removed, placed, self.settings.margin, kept)
-        return _EngineWork(composition, regions, np.any(kept, axis=0) if kept else np.zeros((height, width), bool))
+        return _EditPlan(composition, regions, np.any(kept, axis=0) if kept else np.zeros((height, width), bool))
 
     @torch.no_grad()
-    def _denoise(self, plan: _EngineWork, mask: Mask, prompts: tuple[str, str], seed: int, free_from: int) -> Tensor:
-        """The composed image (3,H,W), denoised again where it was edited."""
+    def _denoise(self, plan: _EditPlan, mask: Mask, prompts: tuple[str, str], seed: int, free_from: int) -> Tensor:
+        """Denoise the composed image where it was edited; returns (3,H,W)."""
         backbone, settings = self.backbone, self.settings
         factor = backbone.vae_scale_factor
         composed = plan.composition
@@ -172,7 +172,7 @@ class EditEngine:
 
 
 @dataclass(frozen=True)
-class _EngineWork:
+class _EditPlan:
     composition: Composition
     regions: list[tuple[Mask, str, int]]
     """Mask, prompt and release step of what is drawn in place."""

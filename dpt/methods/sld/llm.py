@@ -32,11 +32,11 @@ DEFAULT_URL = "https://api.openai.com/v1"
 
 
 class ChatError(UserError):
-    """The model cannot be reached, or refuses: trying again with another message is of no use."""
+    """A permanent failure: the model refuses, or is not set up. Retrying does not help."""
 
 
 class ChatUnavailable(UserError):
-    """A failure that may pass: a timeout, a full queue, a server error."""
+    """A transient failure: a timeout, a full queue, a server error."""
 
 
 class ChatClient(Protocol):
@@ -59,22 +59,22 @@ class OpenAIChat:
     key: str = field(default="", repr=False)
     timeout: float = 60.0
     format: int = 0
-    """Position on the ladder json_schema, json_object, plain text; it only goes down."""
+    """Index of the response format in use: json_schema, json_object, plain text. It falls back in this order."""
 
     @property
     def identity(self) -> str:
         return self.model
 
     def reply(self, messages: Sequence[Message], schema: Mapping[str, Any]) -> str:
-        ladder: list[dict[str, Any]] = [
+        formats: list[dict[str, Any]] = [
             {"response_format": {"type": "json_schema", "json_schema": {"name": "plan", "schema": schema}}},
             {"response_format": {"type": "json_object"}},
             {},
         ]
         while True:
             body = {"model": self.model, "messages": list(messages), "temperature": 0, "seed": 0}
-            status, content = self._post({**body, **ladder[self.format]})
-            if status in (400, 422) and self.format < len(ladder) - 1:
+            status, content = self._post({**body, **formats[self.format]})
+            if status in (400, 422) and self.format < len(formats) - 1:
                 self.format += 1  # the server does not know this response format
                 continue
             return self._text(status, content)
@@ -160,7 +160,7 @@ class TransformersChat:
 
 @dataclass
 class ReplayChat:
-    """Recorded replies in their order."""
+    """Replays recorded replies in order."""
 
     replies: list[str]
     identity: str = "replay"
@@ -186,7 +186,7 @@ class ReplayChat:
 
 @dataclass
 class Recorded:
-    """Another client, with a cache on disk, and every exchange appended to a file."""
+    """Wraps a client with a cache on disk and a log file of every exchange."""
 
     chat: ChatClient
     cache: Path | None = None
@@ -233,7 +233,7 @@ def query(
     read: Callable[[str], T],
     pause: float = 1.0,
 ) -> T:
-    """The first valid reply of at most three; what is wrong with one goes back to the model.
+    """The first valid reply of at most three attempts. The model gets the error of an invalid one.
 
     `read` turns a reply into a result or raises `ReplyError`. `ChatError` ends it at once.
     """

@@ -1,4 +1,4 @@
-"""The rounds: detect, compare with the prompt, plan, edit or draw again, until the picture holds."""
+"""The correction loop: detect, judge by the prompt, plan, edit or sample again, until the image shows its prompt."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Ending = Literal["right", "no edits", "repeated plan", "max rounds"]
 
 @dataclass(frozen=True)
 class CorrectionRound:
-    """What one round saw, planned and made. Round 0 is the start: it plans and makes nothing."""
+    """The image of one round, its detections and verdict, and the plan that led to it. Round 0 has no plan."""
 
     number: int
     image: Image
     layout: Layout
-    """Of `image`."""
+    """The layout of `image`."""
     verdict: Verdict
     action: Action | None = None
     goal: Layout = ()
@@ -42,12 +42,12 @@ class CorrectionRound:
 
     @property
     def score(self) -> float:
-        """Share of the requirements that are met."""
+        """Fraction of the requirements that are met."""
         return sum(atom.met for atom in self.verdict.atoms) / max(1, len(self.verdict.atoms))
 
     @property
     def plan(self) -> list[str]:
-        """In words."""
+        """The edits in words."""
         return ["draw it again with another seed"] if self.action == "redraw" else [e.in_words for e in self.edits]
 
 
@@ -82,17 +82,17 @@ class CorrectionLoop:
     detect: Detect
     edit: EditImage
     redraw: RedrawImage | None
-    """None: pictures of unknown origin cannot be drawn again."""
+    """None if images cannot be sampled again, because they are of unknown origin."""
     settings: LoopSettings = field(default_factory=LoopSettings)
     controller: Controller = propose
     verdict: Judge | None = None
-    """None: the claims of the prompt."""
+    """None judges by the claims of the prompt."""
     restart: bool = False
-    """Start every round from the start picture, since instructions are relative to it."""
+    """Edit the start image in every round, since instructions are relative to it."""
 
     def run(self, image: Image, parsed: ParsedPrompt, seed: int) -> LoopResult:
-        """Every claim is checked in every round; each round starts from the best picture so far."""
-        rounds = [self._seen(0, image, parsed)]
+        """Every claim is checked in every round; each round starts from the best image so far."""
+        rounds = [self._evaluate(0, image, parsed)]
         plans: set[tuple[object, ...]] = set()
         while True:
             best = max(rounds, key=lambda r: r.score)
@@ -111,15 +111,15 @@ class CorrectionLoop:
             if plan in plans and action == "edit":
                 return LoopResult(tuple(rounds), "repeated plan")
             plans.add(plan)
-            rounds.append(self._made(number, best, action, goal, edits, strength, parsed, seed))
+            rounds.append(self._next_round(number, best, action, goal, edits, strength, parsed, seed))
 
-    def _seen(self, number: int, image: Image, parsed: ParsedPrompt) -> CorrectionRound:
+    def _evaluate(self, number: int, image: Image, parsed: ParsedPrompt) -> CorrectionRound:
         detections = self.detect(image, parsed.nouns)
         layout = layout_of(detections, image.shape[1], image.shape[0])
         verdict = judge(parsed.claims, detections) if self.verdict is None else self.verdict(layout)
         return CorrectionRound(number, image, layout, verdict)
 
-    def _made(
+    def _next_round(
         self,
         number: int,
         best: CorrectionRound,
@@ -130,17 +130,16 @@ class CorrectionLoop:
         parsed: ParsedPrompt,
         seed: int,
     ) -> CorrectionRound:
-
         if action == "redraw":
             assert self.redraw is not None
             made = EditedImage(self.redraw(parsed, seed * 1009 + number), np.ones(best.image.shape[:2], bool))
         else:
             made = self.edit(best.image, edits, parsed, strength, seed * 1009 + number)
-        seen = self._seen(number, made.image, parsed)
+        seen = self._evaluate(number, made.image, parsed)
         return replace(seen, action=action, goal=goal, edits=changes(edits), strength=strength, mask=made.mask)
 
     def _route(self, edits: Sequence[Edit], best: CorrectionRound) -> Action:
-        """Local faults are edited; a picture that lacks several objects or cannot be read at all is drawn again."""
+        """Edit local faults; sample an image again if it lacks several objects or cannot be read at all."""
         if self.redraw is None or self.settings.policy == "edit":
             return "edit"
         if self.settings.policy == "redraw":

@@ -36,7 +36,7 @@ ORACLE = "oracle"
 class SLDConfig:
     name: str = "sld"
     base: DiffusionConfig = field(default_factory=lambda: DiffusionConfig(BASE))
-    """Draws the pictures that are corrected."""
+    """The method whose images are corrected."""
     detector: str = ORACLE
     masks: str = ORACLE
     """oracle, box, ellipse, or a SAM model."""
@@ -66,7 +66,7 @@ class SLDConfig:
 
 @dataclass
 class Corrector:
-    """Everything that SLD needs to correct a picture of a parsed prompt."""
+    """The components of SLD, which correct an image of a parsed prompt."""
 
     backbone: Backbone
     detector: Detector
@@ -77,7 +77,7 @@ class Corrector:
     queries: DetectConfig = QUERIES
     planner: Planner = field(default_factory=RulePlanner)
     calls: int = 0
-    """Rows that the network has computed."""
+    """Batch rows that the network has computed so far."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class Corrector:
         seed: int,
         redraw: bool = True,
     ) -> LoopResult:
-        """`redraw`: whether the picture may be drawn again with another seed."""
+        """`redraw`: whether the image may be sampled again with another seed."""
         return self.make_loop(redraw).run(image, parsed, seed)
 
     def follow(self, image: Image, instruction: Instruction, seed: int) -> LoopResult:
@@ -111,7 +111,7 @@ class Corrector:
         return self.reach(image, instruction.apply(start), parsed, seed)
 
     def reach(self, image: Image, goal: Layout, parsed: ParsedPrompt, seed: int) -> LoopResult:
-        """Edit until the layout is the goal; the goal says what the picture shows, so it is the prompt of the edits."""
+        """Edit until the layout matches the goal. The prompt of the edits describes the objects of the goal."""
         from dpt.claims.edits import layout_verdict
 
         loop = self.make_loop(redraw=False)

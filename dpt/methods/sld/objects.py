@@ -1,4 +1,4 @@
-"""Objects to paste: drawn alone by the model, found by the detector, cut out; if need be recoloured."""
+"""Objects to paste: sample each alone, detect it, cut it out, and recolour it if necessary."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ Detect = Callable[[Image, Sequence[Noun]], Detections]
 
 @dataclass(frozen=True)
 class DrawnObjects:
-    """Draws "a red circle" and cuts it out; of several tries the first that the detector confirms.
+    """Samples "a red circle" and cuts it out, from the first of several images in which the detector finds it.
 
-    If none has the attribute but one shows the object, its colour is shifted: models lack combinations, not colours.
+    If none has the attribute but one shows the object, shifts its colour: models lack combinations, not colours.
     """
 
     backbone: Backbone
@@ -66,7 +66,7 @@ class DrawnObjects:
         return recoloured(other, COLOUR_VALUES[noun.colour or ""])
 
     def draw_prompt(self, parsed: ParsedPrompt, seed: int) -> Image:
-        """A whole picture of the prompt, from noise of its own."""
+        """Sample an image of the whole prompt from new noise."""
         return self._draw(parsed.text, seed, 0)
 
     def _can_recolour(self, noun: Noun) -> bool:

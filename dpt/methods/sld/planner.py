@@ -1,4 +1,4 @@
-"""Who parses prompts and plans layouts: the rules, or a language model with the prompts in `prompts/`."""
+"""Planners, which parse prompts and plan layouts: by rules, or by a language model with the prompts in `prompts/`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dpt.methods.sld.llm import ChatClient, query
 PROMPTS = Path(__file__).with_name("prompts")
 
 PARSER, CONTROLLER, EDITOR = "parser-1", "controller-1", "editor-1"
-"""Files of prompts with their versions: another wording is another file."""
+"""Versioned prompt files: a changed wording needs a new file."""
 
 
 class RulePlanner:

@@ -1,4 +1,4 @@
-"""The published demo's files: its JSON of pictures, and its .ini of settings."""
+"""Reads the files of the published demo: its JSON list of images, and its .ini of settings."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ OPENAI_KEYS = ("model", "api_key", "organization")
 
 @dataclass(frozen=True)
 class DemoEntry:
-    """One picture of the JSON file."""
+    """One image of the JSON file."""
 
     number: int
     input_fname: str

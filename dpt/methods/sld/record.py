@@ -1,4 +1,4 @@
-"""What a correction leaves in its folder: pictures, plans drawn and in words, a strip, and everything as JSON."""
+"""Writes the folder of a correction: images, plans drawn and in words, a strip, and report.json."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from dpt.methods.sld.loop import CorrectionRound, LoopResult
 REPORT, RESULT, START, STRIP = "report.json", "result.png", "start.png", "strip.png"
 
 PLAN_SIDE = 384
-"""Pictures of plans are enlarged to about this many pixels, so that thin lines are clear."""
+"""Images of plans are enlarged to about this many pixels, so that thin lines are clear."""
 
 CURRENT, GOAL, PAPER = (200, 40, 40), (20, 120, 50), (255, 255, 255)
 
 
 def write_folder(folder: Path, result: LoopResult, prompt: str, inputs: Mapping[str, Any]) -> None:
-    """The whole folder or none: the report's `inputs` say what the result depends on."""
+    """Write the folder atomically. The report's `inputs` are all that the result depends on."""
     with atomic_folder(folder, replace=True) as work:
         Image.fromarray(result.rounds[0].image).save(work / START)
         for round_ in result.rounds[1:]:
@@ -41,7 +41,7 @@ def write_folder(folder: Path, result: LoopResult, prompt: str, inputs: Mapping[
 
 
 def write_failure(folder: Path, image: np.ndarray, reason: str) -> None:
-    """The picture as it was, and why; another attempt replaces it."""
+    """Write the unchanged image and the reason of the failure; another attempt replaces the folder."""
     with atomic_folder(folder, replace=True) as work:
         Image.fromarray(image).save(work / RESULT)
         text = json.dumps({"status": "failed", "reason": reason}, indent=2, ensure_ascii=False)
@@ -70,7 +70,7 @@ def as_record(result: LoopResult) -> dict[str, Any]:
 
 
 def as_list(layout: Layout) -> list[list[Any]]:
-    """In the published form: [["name #id", [x, y, width, height]], ...], in fractions of the picture."""
+    """In the published form: [["name #id", [x, y, width, height]], ...], in fractions of the image."""
     return [
         [thing.id, [round(v, 4) for v in (thing.box.x0, thing.box.y0, thing.box.width, thing.box.height)]]
         for thing in layout
@@ -78,7 +78,7 @@ def as_list(layout: Layout) -> list[list[Any]]:
 
 
 def source_of(result: LoopResult, round_: CorrectionRound) -> CorrectionRound:
-    """The round whose picture this one edited: the one that holds what its edits change."""
+    """The round whose image this one edited: the latest that has all objects of its edits."""
     current = {edit.current.id: edit.current for edit in round_.edits if edit.current is not None}
     for earlier in reversed(result.rounds[: round_.number]):
         if all(thing in earlier.layout for thing in current.values()):
@@ -87,7 +87,7 @@ def source_of(result: LoopResult, round_: CorrectionRound) -> CorrectionRound:
 
 
 def drawn_plan(result: LoopResult, round_: CorrectionRound, side: int = PLAN_SIDE) -> Image.Image:
-    """The picture that the round edited, enlarged, with current boxes in red and goal boxes in green."""
+    """The image that the round edited, enlarged, with current boxes in red and goal boxes in green."""
     source = source_of(result, round_).image
     factor = max(1, round(side / source.shape[1]))
     size = source.shape[1] * factor, source.shape[0] * factor
@@ -99,7 +99,7 @@ def drawn_plan(result: LoopResult, round_: CorrectionRound, side: int = PLAN_SID
 
 
 def drawn_layouts(image: np.ndarray, current: Layout, goal: Layout) -> Image.Image:
-    """The published panels: the current boxes on the picture, the goal boxes on white."""
+    """The published panels: the current boxes on the image, the goal boxes on white."""
     side = 450
     panels = Image.new("RGB", (2 * side, 500), PAPER)
     picture = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
@@ -133,7 +133,7 @@ def draw_edit(pen: ImageDraw.ImageDraw, edit: Edit, width: int, height: int) -> 
 
 
 def _line(pen: ImageDraw.ImageDraw, points: list[tuple[float, float]], colour: tuple[int, int, int]) -> None:
-    """On white, so that it shows on an object of its own colour."""
+    """Draw a line with a white outline, so that it shows on an object of its own colour."""
     pen.line(points, fill=PAPER, width=5, joint="curve")
     pen.line(points, fill=colour, width=2, joint="curve")
 
@@ -143,7 +143,7 @@ def _outline(box: Box) -> list[tuple[float, float]]:
 
 
 def strip(result: LoopResult, prompt: str) -> Image.Image:
-    """prompt -> start -> plan -> result of every round, as one picture."""
+    """prompt -> start -> plan -> result of every round, as one image."""
     pictures = [Image.fromarray(result.rounds[0].image)]
     captions = [f"start: {fault_text(result.rounds[0])}"]
     for round_ in result.rounds[1:]:

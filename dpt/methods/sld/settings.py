@@ -12,11 +12,11 @@ from dpt.errors import UserError
 class LoopSettings:
     max_rounds: int = 3
     strengths: tuple[float, ...] = (0.6, 0.4, 0.2)
-    """Noise level of the edits in each round; the last one holds for further rounds."""
+    """Noise level of the edits in each round; the last one applies to further rounds."""
     policy: Literal["route", "edit", "redraw"] = "route"
-    """route: edit local faults, draw pictures with global ones again. edit, redraw: always."""
+    """route: edit local faults, sample images with global faults again. edit, redraw: always do that."""
     redraw_from: int = 3
-    """Objects missing from which a picture is drawn again instead of edited."""
+    """Number of missing objects from which an image is sampled again instead of edited."""
 
     def __post_init__(self) -> None:
         if self.max_rounds < 0:
@@ -32,13 +32,13 @@ class LoopSettings:
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How edits are made. Sizes in pixels hold for any picture; cells are the latents'."""
+    """How edits are made. Cells are those of the latents; sizes in pixels do not scale with the image."""
 
     num_timesteps: int = 25
     strength: float = 0.6
-    """Noise level from which edited regions are denoised again; before that they follow the composed picture."""
+    """Noise level from which edited regions are denoised again; before that they follow the composed image."""
     trajectory: Literal["noise", "ddim"] = "noise"
-    """noise: one fixed noise at all levels, without calls of the network. ddim: DDIM inversion."""
+    """noise: the same noise at all levels, without calls of the network. ddim: DDIM inversion."""
     fill: Literal["smooth", "noise"] = "smooth"
     """Where an object is removed. smooth: as its surroundings, denoised from `strength`. noise: from pure noise."""
     add: Literal["object", "region"] = "object"
@@ -48,7 +48,7 @@ class EngineSettings:
     attribute_strength: float = 0.9
     """Noise level from which a region whose attribute changes is denoised."""
     keep: bool = True
-    """Hold cells away from the edits on the trajectory to the end."""
+    """Keep cells away from the edits on the trajectory to the end."""
     context: int = 1
     """Cells around an edit that are denoised with it."""
     margin: int = 2
@@ -64,5 +64,5 @@ class EngineSettings:
             raise UserError(f"edits need at least 1 step, not {self.num_timesteps}")
 
     def release(self, strength: float) -> int:
-        """The step from which a region that is denoised from this level is free."""
+        """The step at which a region that is denoised from this noise level leaves the trajectory."""
         return round(self.num_timesteps * (1 - strength))

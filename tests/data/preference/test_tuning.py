@@ -49,11 +49,11 @@ def test_only_losers_get_the_prefix_and_get_it_once(folder: Path) -> None:
     assert sum(caption.startswith(("positive prompt", "regularization prompt")) for caption in every) == 16
 
 
-def test_every_picture_is_shown_once_per_epoch_by_default(folder: Path) -> None:
+def test_every_image_is_shown_once_per_epoch_by_default(folder: Path) -> None:
     assert set(Counter(captions(data(folder).source, epochs=3)).values()) == {3}
 
 
-def test_ratios_hold_whatever_the_number_of_pictures(folder: Path) -> None:
+def test_ratios_hold_whatever_the_number_of_images(folder: Path) -> None:
     source = data(folder, ratios=(1.0, 0.5, 2.5)).source
     stream = Stream(source, seed=3)
     n = 1200
@@ -77,7 +77,7 @@ def test_dropout_leaves_the_prefix_of_losers_and_nothing_of_other_captions(folde
         data(folder, prompt_dropout=2)
 
 
-def test_regularisation_pictures_come_from_a_folder_of_their_own_and_faults_are_named(folder: Path) -> None:
+def test_regularisation_images_come_from_a_folder_of_their_own_and_faults_are_named(folder: Path) -> None:
     other = folder / "other"
     other.mkdir()
     Image.new("RGB", (8, 8)).save(other / "x.png")

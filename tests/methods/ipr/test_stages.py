@@ -246,7 +246,9 @@ def test_an_image_depends_on_nothing_but_its_request(tiny_model: Path, tmp_path:
         sample(prompts, model, config, tmp_path / "all", round_=2)
 
 
-def test_the_commands_of_a_round_in_a_row(tiny_model: Path, tmp_path: Path, painter: None, capsys: Capture) -> None:
+def test_the_commands_of_a_round_run_one_after_another(
+    tiny_model: Path, tmp_path: Path, painter: None, capsys: Capture
+) -> None:
     at = {name: str(tmp_path / name) for name in ("p", "images", "boxes", "relabelled", "merged", "trained")}
     run(["ipr", "prompts", "--out", at["p"], "--categories", "spatial", "--prompts", "4", "--held_out", "2"])
     model = ["--pretrained_model_name_or_path", str(tiny_model)]
@@ -283,7 +285,7 @@ def test_the_commands_of_a_round_in_a_row(tiny_model: Path, tmp_path: Path, pain
         run(["ipr", "detect", at["boxes"], "--out", f"{tmp_path}/x"])
 
 
-def test_anybodys_pictures_are_relabelled(tmp_path: Path, capsys: Capture) -> None:
+def test_a_users_images_are_relabelled(tmp_path: Path, capsys: Capture) -> None:
     from dpt.data.scenes.render import render
     from dpt.sampling.draw import Request
     from tests.methods.ipr.painted import scene_for
