@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dpt.claims.detections import DetectConfig
@@ -37,3 +38,11 @@ def open_detector(name: str, config: DetectConfig, colours: Clip | None = None, 
         name, config, colours, device
     )
     return opened
+
+
+def with_config(detector: Detector, config: DetectConfig) -> Detector:
+    """The same opened model under another config; a detector without one, such as the oracle, is returned as it is."""
+    from dpt.detect.coco import CocoDetector
+    from dpt.detect.zero_shot import ZeroShotDetector
+
+    return replace(detector, config=config) if isinstance(detector, CocoDetector | ZeroShotDetector) else detector

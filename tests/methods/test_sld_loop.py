@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from dpt.claims.boxes import Box
 from dpt.claims.controller import propose
@@ -17,12 +20,14 @@ from dpt.claims.parse import ParsedPrompt, parse_prompt
 from dpt.data.scenes.render import render
 from dpt.data.scenes.world import POCKET_WORLD, Scene, SceneObject
 from dpt.detect.oracle.oracle import Oracle
+from dpt.detect.zero_shot import ZeroShotDetector
 from dpt.evaluation.suites.pocket import suite
 from dpt.keyed_random import KeyedRandom
-from dpt.methods.sld.detecting import NounDetector
+from dpt.methods.sld.detecting import QUERIES, NounDetector
 from dpt.methods.sld.engine import EditedImage
 from dpt.methods.sld.loop import CorrectionLoop
-from dpt.methods.sld.settings import LoopSettings
+from dpt.methods.sld.method import Corrector
+from dpt.methods.sld.settings import EngineSettings, LoopSettings
 
 ORACLE = NounDetector(Oracle(POCKET_WORLD))
 
@@ -191,3 +196,24 @@ def test_an_open_vocabulary_detector_is_queried_for_attributes_and_for_nouns() -
     assert [thing.id for thing in layout] == ["red dog #1", "dog #1"]
     assert detections_of(layout, 64, 64).objects[1].label == "dog"
     assert ParsedPrompt("x", "llm").claims.facts == ()
+
+
+class FixedBoxes:
+    """An open-vocabulary model that proposes two boxes, the second with a score of 0.3."""
+
+    def predict(self, image: Any, phrases: Sequence[str], config: DetectConfig) -> tuple[Tensor, Tensor]:
+        corners = torch.tensor([[0.0, 0.0, 20.0, 20.0], [30.0, 0.0, 50.0, 20.0]])
+        return torch.tensor([[0.9], [0.3]]).expand(2, len(phrases)), corners
+
+
+def test_thresholds_of_a_config_file_reach_the_detector() -> None:
+    detector = ZeroShotDetector(FixedBoxes(), "fixed", QUERIES)
+    corrector = Corrector(None, detector, None, EngineSettings(), LoopSettings(), 3.0)  # type: ignore[arg-type]
+    image, nouns = np.zeros((64, 64, 3), np.uint8), [Noun(None, "dog")]
+
+    def detected() -> int:
+        return len(NounDetector(corrector.detector, corrector.queries)(image, nouns).objects)
+
+    assert detected() == 2
+    corrector.use_queries(DetectConfig(QUERIES.query, 0.5))
+    assert detected() == 1

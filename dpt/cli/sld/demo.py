@@ -55,7 +55,7 @@ def demo(options: DemoOptions) -> None:
     failed = 0
     with plain_warnings():
         for entry, file in zip(entries, pictures, strict=True):
-            corrector.queries = config.queries(entry.generator)
+            corrector.use_queries(config.queries(entry.generator))
             try:
                 result = _run(corrector, entry, file, options, config.seed)
             except UserError as error:

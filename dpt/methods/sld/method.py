@@ -79,6 +79,12 @@ class Corrector:
     calls: int = 0
     """Batch rows that the network has computed so far."""
 
+    def use_queries(self, config: DetectConfig) -> None:
+        """Detect with other queries and thresholds from now on."""
+        from dpt.detect.registry import with_config
+
+        self.queries, self.detector = config, with_config(self.detector, config)
+
     @property
     def identity(self) -> dict[str, Any]:
         from dpt.records import to_plain
