@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dpt.claims.boxes import Box
 from dpt.claims.edits import check_ids
-from dpt.claims.facts import Noun
+from dpt.claims.facts import Noun, offset
 from dpt.claims.layout import Layout, PlacedObject, box_at
 from dpt.claims.parse import ObjectRelation, ParsedPrompt
 
@@ -175,12 +175,7 @@ def _place_all(
 
 def _holds(relation: ObjectRelation, slots: Sequence[_Slot], rules: LayoutRules) -> bool:
     first, second = slots[relation.first].box, slots[relation.second].box
-    return first is not None and second is not None and _ahead(first, second, relation.relation) >= rules.accepted
-
-
-def _ahead(first: Box, second: Box, relation: str) -> float:
-    (ax, ay), (bx, by) = first.centre, second.centre
-    return {"left": bx - ax, "right": ax - bx, "above": by - ay, "below": ay - by}[relation]
+    return first is not None and second is not None and offset(first, second, relation.relation) >= rules.accepted
 
 
 class _Placement:
@@ -214,7 +209,7 @@ class _Placement:
                 break
             total = sum(costs)
         total = total if movable else 0.0
-        total += sum(10 for r in self.relations if _ahead(*self._ends(r), r.relation) < self.rules.accepted)
+        total += sum(10 for r in self.relations if offset(*self._ends(r), r.relation) < self.rules.accepted)
         return float(total), list(self.boxes)
 
     def _ends(self, relation: ObjectRelation) -> tuple[Box, Box]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpt.claims.detections import DetectConfig
 from dpt.claims.parse import ParsedPrompt, UnsupportedPrompt, parse_prompt
+from dpt.detect.registry import ORACLE
 from dpt.methods.base import GenerationConfig
 from dpt.methods.diffusion import BASE, DiffusionConfig, DiffusionMethod, check_method_name
 from dpt.methods.sld.detecting import QUERIES
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 SUFFIX = "+sld"
 """METHOD+sld is METHOD, then SLD."""
-
-ORACLE = "oracle"
 
 
 @dataclass(frozen=True)
