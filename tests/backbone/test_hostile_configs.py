@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +42,9 @@ def test_model_with_an_invalid_value_is_refused(part: str, key: str, value: Any,
     before = file.read_text()
     try:
         file.write_text(json.dumps({**json.loads(before), key: value}))
-        begin = time.monotonic()
         with pytest.raises(UserError, match=sentence) as refused:
             ModelFolder.check(model)
-        assert str(file) in str(refused.value) and time.monotonic() - begin < 1
+        assert str(file) in str(refused.value)
     finally:
         file.write_text(before)
 

@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -268,7 +267,6 @@ def test_help_does_not_import_torch() -> None:
         "with contextlib.suppress(SystemExit): command.main(['--help'])\n"
         "assert not {'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules)"
     )
-    start = time.perf_counter()
     shown = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
     for flag in PUBLISHED_FLAGS.split():
@@ -277,4 +275,3 @@ def test_help_does_not_import_torch() -> None:
         assert not re.search(rf"--{flag}\b", shown.stdout), f"{flag} does nothing, so it should not be listed"
     order = [shown.stdout.index(flag) for flag in ("--prompt", "--n_samples", "--num_timesteps", "--guidance_scale")]
     assert order == sorted(order)
-    assert time.perf_counter() - start < 10  # about 0.2 s on an idle machine

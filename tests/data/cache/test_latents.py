@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -214,11 +213,20 @@ def test_non_finite_latents_are_refused(model: Path, root: DataRoot) -> None:
 # Kill and resume
 
 KILLED = """
-import sys
+import os, signal, sys
 from pathlib import Path
-from dpt.backbone import Backbone, open_backbone
+from dpt.backbone import open_backbone
+from dpt.data.cache import storage
 from dpt.data.files.root import DataRoot
 from tests.data.cache.conftest import make_latents
+write_shard = storage.write_shard
+
+def kill_at_the_fifth_shard(file, *arguments):
+    if file.stem == "shard-00004":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write_shard(file, *arguments)
+
+storage.write_shard = kill_at_the_fifth_shard
 make_latents(open_backbone(sys.argv[1], device="cpu"), DataRoot(Path(sys.argv[2])), shard_bytes=1, workers=1)
 """
 
@@ -229,11 +237,8 @@ def test_killed_run_resumes(model: Path, backbone: Backbone, root: DataRoot) -> 
     expected = contents(cache)
     shutil.rmtree(cache)
     words = [sys.executable, "-c", KILLED, str(model), str(root.path)]
-    with subprocess.Popen(words, cwd=Path(__file__).parents[3], stderr=subprocess.DEVNULL) as run:
-        deadline = time.monotonic() + 120
-        while not (cache / "latents/shard-00003.json").exists() and time.monotonic() < deadline:
-            time.sleep(0.002)
-        run.send_signal(signal.SIGKILL)
+    run = subprocess.run(words, cwd=Path(__file__).parents[3], stderr=subprocess.DEVNULL, check=False)
+    assert run.returncode == -signal.SIGKILL
     after_kill = contents(cache)
     assert "latents/manifest.json" not in after_kill and "latents/shard-00003.json" in after_kill
     mtimes = {name: (cache / name).stat().st_mtime_ns for name in after_kill if name.startswith("latents/shard-0000")}
