@@ -26,6 +26,8 @@ JOIN_TIMEOUT = timedelta(hours=12)
 
 T = TypeVar("T")
 
+R = TypeVar("R")
+
 
 class LostProcessError(UserError):
     """Not the user's mistake: the same command continues the run (EX_TEMPFAIL of sysexits.h)."""
@@ -110,6 +112,11 @@ class Processes:
             if failure is not None:
                 raise UserError(failure)
         return [gathered for gathered, _ in everyone]  # type: ignore[misc]
+
+    def map(self, items: Sequence[T], work: Callable[[list[T]], list[R]]) -> list[R]:
+        """The results of `work`, one per item, in the order of the items. Each process works on its part."""
+        parts = self.gather(lambda: work(self.share(items)))
+        return [parts[number % self.count][number // self.count] for number in range(len(items))]
 
     def from_main(self, make: Callable[[], T]) -> T:
         """The main process's result of `make`, on every process."""

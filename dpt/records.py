@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from functools import lru_cache
 from math import isfinite
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from dpt.errors import UserError
-from dpt.untrusted import parse_json, read_json
+from dpt.files import atomic_file
+from dpt.untrusted import parse_json, read_json, read_json_object
 
 T = TypeVar("T")
 
@@ -34,6 +35,32 @@ def from_plain(kind: type[T], content: Any, where: str) -> T:
 
 def read_record(kind: type[T], file: Path) -> T:
     return from_plain(kind, read_json(file), str(file))
+
+
+def changed_keys(stored: Mapping[str, Any], current: Mapping[str, Any], ignored: Collection[str] = ()) -> list[str]:
+    """The keys whose values differ, or that only one of the two has."""
+    return sorted(key for key in {*stored, *current} - {*ignored} if stored.get(key) != current.get(key))
+
+
+def changes(stored: Mapping[str, Any], current: Mapping[str, Any], ignored: Collection[str] = ()) -> str:
+    """ "seed was 1 and is 2; ...", or nothing if no value differs."""
+    keys = changed_keys(stored, current, ignored)
+    return "; ".join(f"{key} was {stored.get(key)!r} and is {current.get(key)!r}" for key in keys)
+
+
+def claim_record(file: Path, record: Mapping[str, Any], refusal: Callable[[list[str]], str], replace: bool) -> None:
+    """Write the inputs of a result beside it. Where others are recorded, raise UserError(refusal(changed keys)).
+
+    `replace`: whether the result does not exist yet, so that a record of other inputs does not matter.
+    """
+    try:
+        if file.exists() and not replace and (changed := changed_keys(read_json_object(file), record)):
+            raise UserError(refusal(changed))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(file) as work:
+            work.write_text(json.dumps(record, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"the folder {file.parent} cannot be written: {error.strerror or error}") from None
 
 
 def is_number(content: Any) -> bool:

@@ -20,6 +20,10 @@ LARGEST_TEXT = 256 * MIB
 """Bytes of a JSON or text file, unless the caller says otherwise."""
 
 
+MOST_IMAGES = 10**6
+"""Upper limit per prompt and in total, against typing errors and broken files."""
+
+
 def open_regular(file: Path, largest: int | None = None, within: Path | None = None) -> IO[bytes]:
     """Open a file to read, or raise UserError if it is a device, a pipe or a folder, or has more than `largest` bytes.
 

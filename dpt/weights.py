@@ -67,13 +67,33 @@ def read_pickle(file: Path, what: str) -> object:
         _refuse_compressed(file)
         if not is_safe_pickle(file):
             raise ValueError
-        return torch.load(file, map_location="cpu", weights_only=True)
+        content: object = torch.load(file, map_location="cpu", weights_only=True)
+        _check_sums(file)
+        return content
     except UserError:
         raise
     except FileNotFoundError:
         raise UserError(f"there is no {what} {file}") from None
     except Exception:  # whatever torch raises, the file is at fault
         raise UserError(f"{file} was not read: it is truncated, not a checkpoint, or holds more than tensors") from None
+
+
+def has_checksums(file: Path) -> bool:
+    """Whether `torch.save` wrote a CRC-32 per tensor; before torch 1.6 it did not."""
+    return zipfile.is_zipfile(file)
+
+
+def _check_sums(file: Path) -> None:
+    """torch writes checksums but does not check them."""
+    if not has_checksums(file):
+        return
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except Exception:  # encryption, other versions, odd names: torch wrote none of it
+        damaged = "its list of contents"
+    if damaged:
+        raise UserError(f"{file} is damaged: {damaged} in it is not what was saved (its CRC-32 differs)")
 
 
 def is_plain(tensor: Tensor) -> bool:

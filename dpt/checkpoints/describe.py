@@ -10,7 +10,6 @@ from torch import Tensor
 
 from dpt.adapter.io import native as adapter_store
 from dpt.adapter.io.native import AdapterRecord
-from dpt.adapter.io.published import has_checksums
 from dpt.adapter.model import Adapter
 from dpt.backbone.folder import SCHEDULER, TEXT_ENCODER, UNET, ModelFolder
 from dpt.backbone.identity import model_hash
@@ -22,6 +21,7 @@ from dpt.checkpoints.open import KINDS, Checkpoint
 from dpt.generation_defaults import generation_defaults
 from dpt.lora.formats.common import missing_blocks, targets_in
 from dpt.lora.io import LoraRecord, StoredLora
+from dpt.weights import has_checksums
 
 Summary = dict[str, Any]
 

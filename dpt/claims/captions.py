@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dpt.claims.facts import Noun, Prompt
-from dpt.claims.words import ANYTHING, IRREGULAR_PLURALS, NUMBERS, RELATION_WORDS, article, plural
-
-SCENE = "A realistic photo of a scene"
-"""How the prompts of LLM-grounded Diffusion begin, before "with" or "without"."""
-
-OPENINGS = ("a photo of", "a picture of", "an image of", "a drawing of", "a realistic photo of")
+from dpt.claims.words import (
+    ANYTHING,
+    IRREGULAR_PLURALS,
+    LMD_OPENING,
+    NUMBERS,
+    PHOTO_OPENINGS,
+    RELATION_WORDS,
+    article,
+    plural,
+)
 
 NUMBER_WORDS = (*NUMBERS, "six", "seven", "eight", "nine", "ten")
 
@@ -82,7 +86,7 @@ def _related(original: str, first: str, relation: str, second: str) -> str:
 
 
 def _opened(original: str, text: str) -> str:
-    if original.startswith(SCENE):
-        return f"{SCENE} {text}" if text.startswith("without ") else f"{SCENE} with {text}"
-    opening = next((o for o in OPENINGS if original.lower().startswith(f"{o} ")), "")
+    if original.startswith(LMD_OPENING):
+        return f"{LMD_OPENING} {text}" if text.startswith("without ") else f"{LMD_OPENING} with {text}"
+    opening = next((o for o in PHOTO_OPENINGS if original.lower().startswith(f"{o} ")), "")
     return f"{opening} {text}".strip()

@@ -20,8 +20,9 @@ from dpt.claims.words import (
     COCO_NOUNS,
     COLOUR_WORDS,
     IRREGULAR_PLURALS,
+    LMD_OPENING,
     NUMBERS,
-    OPENINGS,
+    PHOTO_OPENINGS,
     RELATION_WORDS,
     SHAPE_WORDS,
     SIZE_WORDS,
@@ -29,10 +30,6 @@ from dpt.claims.words import (
     scene_plural,
 )
 from dpt.errors import UserError
-
-LMD_OPENING = "a realistic photo of a scene"
-
-PHOTO_OPENINGS = (*(opening for opening in dict.fromkeys(OPENINGS) if opening), "a photo of", "a realistic photo of")
 
 MORE_COLOURS = ("brown", "black", "white", "gray", "grey")
 
@@ -93,8 +90,8 @@ class ParsedPrompt:
 def parse_prompt(text: str) -> ParsedPrompt:
     """Raises `UnsupportedPrompt` for anything that it does not understand to the last word."""
     sentence = " ".join(text.lower().strip().rstrip(".").split())
-    if sentence.startswith(LMD_OPENING):
-        return _lmd(text, sentence.removeprefix(LMD_OPENING).strip())
+    if sentence.startswith(LMD_OPENING.lower()):
+        return _lmd(text, sentence.removeprefix(LMD_OPENING.lower()).strip())
     opening = next((o for o in sorted(PHOTO_OPENINGS, key=len, reverse=True) if sentence.startswith(f"{o} ")), "")
     body = sentence.removeprefix(opening).removesuffix(BACKGROUND_ENDING).strip()
     scene = _scene(body)
@@ -170,7 +167,7 @@ def _open(text: str, body: str) -> ParsedPrompt:
 
 def _lmd(text: str, body: str) -> ParsedPrompt:
     """The templates, in the order in which the published code tries them."""
-    heads, background = photo_heads(), "a realistic photo of a scene"
+    heads, background = photo_heads(), LMD_OPENING.lower()
     if body.startswith("without "):
         absent = _plural_noun(body.removeprefix("without "), heads)
         if absent is None:

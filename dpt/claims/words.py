@@ -59,6 +59,11 @@ PLURALS = {"box": "boxes", "cross": "crosses", "plus": "pluses"}
 
 OPENINGS = ("", "", "", "a picture of", "an image of", "a drawing of")
 
+PHOTO_OPENINGS = ("a photo of", "a picture of", "an image of", "a drawing of", "a realistic photo of")
+
+LMD_OPENING = "A realistic photo of a scene"
+"""How the prompts of LLM-grounded Diffusion begin, before "with" or "without"."""
+
 SCENE_WORDS = ("colourful shapes", "a simple drawing", "shapes on a plain background", "a picture")
 
 BACKGROUND_ENDING = "on a plain background"

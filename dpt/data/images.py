@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from dpt.data.example import BoxCentre, BoxCorners
+from dpt.distributed import Processes
 from dpt.errors import BrokenImageError, UserError
 from dpt.generation_defaults import MAX_SIDE
 from dpt.untrusted import open_regular
@@ -227,6 +228,36 @@ def from_pil(picture: Image.Image) -> Tensor:
     """An image as a tensor (3,H,W) in [-1,1]."""
     levels = torch.from_numpy(np.array(picture.convert("RGB")))
     return levels.permute(2, 0, 1).float() / 127.5 - 1
+
+
+class NamedImage(Protocol):
+    @property
+    def file_name(self) -> str: ...
+
+
+N = TypeVar("N", bound=NamedImage)
+
+
+def draw_missing(
+    batches: Sequence[Sequence[N]],
+    folder: Path,
+    draw: Callable[[Sequence[N]], Iterable[Image.Image]],
+    group: Processes,
+    on_done: Callable[[int], None],
+) -> None:
+    """Draw and save the batches of which the folder lacks an image or holds a damaged one. Processes share them.
+
+    Rounding depends on the batch, so a batch is drawn whole: an interruption changes no image.
+    """
+
+    def draw_own() -> None:
+        for batch in group.share(batches):
+            if not all(is_whole_image(folder / image.file_name) for image in batch):
+                for image, picture in zip(batch, draw(batch), strict=True):
+                    save_png(picture, folder / image.file_name)
+            on_done(len(batch))
+
+    group.gather(draw_own)
 
 
 def save_png(image: Image.Image, file: Path) -> None:

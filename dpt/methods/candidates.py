@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpt.backbone.rng import derived_seed
 from dpt.data.folder import METADATA
-from dpt.data.images import is_whole_image
+from dpt.data.images import draw_missing
 from dpt.distributed import Processes
 from dpt.errors import UserError
 from dpt.files import atomic_file
 from dpt.methods.base import Method
+from dpt.records import claim_record
 from dpt.sampling.draw import Request
-from dpt.untrusted import parse_json, read_json_object
+from dpt.untrusted import MOST_IMAGES, parse_json
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 BATCH = 16
-"""Requests per call of the method. Rounding depends on the batch, so batches are fixed: an image does not depend on
-interruptions or on the number of processes."""
+"""Requests per call of the method."""
 
 RECORD = "drawn.json"
-
-MOST_PICTURES = 10**7
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class CandidateRequest:
 
 
 def candidate_requests(prompts: Sequence[str], per_prompt: int) -> list[CandidateRequest]:
-    if len(prompts) * per_prompt > MOST_PICTURES:
-        raise UserError(f"{len(prompts)} prompts with {per_prompt} pictures each are more than {MOST_PICTURES:,}")
+    if len(prompts) * per_prompt > MOST_IMAGES:
+        raise UserError(f"{len(prompts)} prompts with {per_prompt} images each are more than {MOST_IMAGES:,}")
     return [CandidateRequest(i, prompt, k) for i, prompt in enumerate(prompts) for k in range(per_prompt)]
 
 
@@ -60,16 +61,19 @@ def draw_candidates(
 ) -> None:
     """Draw what is missing of the images. Several processes share the batches; a killed run continues."""
     group = processes or Processes()
-    record = {"seed": seed, "negative_prompt": negative_prompt, **_plain(method.identity)}
-    group.from_main(lambda: _claim(folder, record, [request.prompt for request in requests]))
-    for batch in group.share(list(_batches(requests))):
-        if not all(is_whole_image(folder / request.file_name) for request in batch):
-            pictures = method.make([request.sampled(seed, negative_prompt) for request in batch])
-            for request, picture in zip(batch, pictures, strict=True):
-                with atomic_file(folder / request.file_name) as work:
-                    picture.save(work, format="PNG")
-        on_done(len(batch))
-    group.barrier()
+    prompts = [request.prompt for request in requests]
+    record = {"seed": seed, "negative_prompt": negative_prompt, **_plain(method.identity), "prompts": prompts}
+
+    def refusal(changed: list[str]) -> str:
+        return f"{folder} holds pictures of another {' and '.join(changed)}: choose another --out"
+
+    group.from_main(lambda: claim_record(folder / RECORD, record, refusal, replace=False))
+    batches = [requests[start : start + BATCH] for start in range(0, len(requests), BATCH)]
+
+    def draw(batch: Sequence[CandidateRequest]) -> Iterable[Image.Image]:
+        return method.make([request.sampled(seed, negative_prompt) for request in batch])
+
+    draw_missing(batches, folder, draw, group, on_done)
 
 
 def write_metadata(folder: Path, requests: Sequence[CandidateRequest], kind: str = "") -> None:
@@ -80,27 +84,6 @@ def write_metadata(folder: Path, requests: Sequence[CandidateRequest], kind: str
         work.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8")
 
 
-def _batches(requests: Sequence[CandidateRequest]) -> Iterator[Sequence[CandidateRequest]]:
-    return (requests[start : start + BATCH] for start in range(0, len(requests), BATCH))
-
-
 def _plain(identity: Any) -> dict[str, Any]:
     plain: dict[str, Any] = parse_json(json.dumps(dict(identity), default=str))
     return plain
-
-
-def _claim(folder: Path, record: dict[str, Any], prompts: Sequence[str]) -> None:
-    """Refuse a folder whose images were drawn from other prompts or with other settings."""
-    record = {**record, "prompts": list(prompts)}
-    file = folder / RECORD
-    try:
-        if file.exists():
-            stored = read_json_object(file)
-            if changed := sorted(name for name in {*stored, *record} if stored.get(name) != record.get(name)):
-                raise UserError(f"{folder} holds pictures of another {' and '.join(changed)}: choose another --out")
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_file(file) as work:
-            work.write_text(json.dumps(record, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"the folder {folder} cannot be written: {error.strerror or error}") from None

@@ -16,10 +16,10 @@ from dpt.data.folder import read_picture_folder
 from dpt.data.images import read_image
 from dpt.detect.base import Image
 from dpt.distributed import Processes
-from dpt.errors import BrokenImageError, DataError, UserError
+from dpt.errors import BrokenImageError, DataError
 from dpt.files import atomic_file
+from dpt.records import claim_record
 from dpt.score.selection import ScoredPicture
-from dpt.untrusted import read_json_object
 
 BATCH = 16
 """Images scored together. Rounding depends on the batch, so batches are fixed."""
@@ -162,16 +162,10 @@ def _files(out: Path) -> list[Path]:
 
 def _claim(out: Path, scorer: str, pictures: Sequence[PromptedPicture]) -> None:
     """Refuse to continue scores of another scorer or of other images."""
+
+    def refusal(changed: list[str]) -> str:
+        what = "by another scorer" if "scorer" in changed else "of other pictures"
+        return f"{out} holds scores {what}: choose another --out"
+
     record = {"scorer": scorer, "pictures": [[picture.file_name, picture.prompt] for picture in pictures]}
-    file = out.with_name(f"{out.stem}.record.json")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if file.exists() and _files(out):
-            stored = read_json_object(file)
-            if changed := [name for name in record if stored.get(name) != record[name]]:
-                what = "by another scorer" if "scorer" in changed else "of other pictures"
-                raise UserError(f"{out} holds scores {what}: choose another --out")
-        with atomic_file(file) as work:
-            work.write_text(json.dumps(record) + "\n")
-    except OSError as error:
-        raise UserError(f"the scores {out} cannot be written: {error.strerror or error}") from None
+    claim_record(out.with_name(f"{out.stem}.record.json"), record, refusal, replace=not _files(out))

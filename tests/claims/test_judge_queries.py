@@ -29,7 +29,7 @@ def lmd_prompt(category: str) -> Prompt:
     return next(prompt for prompt in lmd.suite().prompts if prompt.category == category)
 
 
-START = lmd.PREFIX
+START = lmd.LMD_OPENING
 
 
 @pytest.mark.parametrize(

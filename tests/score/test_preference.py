@@ -133,6 +133,12 @@ def test_files_that_are_no_scorer_end_in_a_sentence(clip: Path, tmp_path: Path) 
         torch.save(content, tmp_path / "hpc.pth")
         with pytest.raises(UserError, match=message):
             open_preference_model(str(tmp_path / "hpc.pth"), base, device="cpu")
+    torch.save(weights, tmp_path / "hpc.pth")
+    damaged = bytearray((tmp_path / "hpc.pth").read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (tmp_path / "hpc.pth").write_bytes(damaged)
+    with pytest.raises(UserError, match=r"is damaged: .* in it is not what was saved"):
+        open_preference_model(str(tmp_path / "hpc.pth"), str(clip), device="cpu")
     (tmp_path / "hpc.pth").write_bytes(b"PK truncated")
     with pytest.raises(UserError, match="truncated, not a checkpoint"):
         open_preference_model(str(tmp_path / "hpc.pth"), str(clip), device="cpu")

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from dpt.data.files.reading import is_whole
 from dpt.errors import UserError, fail
-from dpt.evaluation.bench.results import MOST_PICTURES, OPTIONS_KEY
+from dpt.evaluation.bench.results import OPTIONS_KEY
 from dpt.files import atomic_file, exclusive_lock
 from dpt.methods.diffusion import check_method_name
-from dpt.untrusted import parse_json, read_text
+from dpt.untrusted import MOST_IMAGES, parse_json, read_text
 
 if TYPE_CHECKING:
     from dpt.evaluation.bench.requests import ImageRequest
@@ -140,8 +140,8 @@ def _check_types(record: Mapping[str, Any], file: Path) -> None:
     if not (isinstance(options["suite"], str) and _are_texts(options["categories"]) and all(map(is_whole, numbers))):
         raise TypeError
     per_prompt, _, prompts = numbers
-    if min(per_prompt, prompts) < 0 or per_prompt * max(prompts, 1) > MOST_PICTURES:
-        fail(f"{file} has an invalid number of images: it must be from 0 to {MOST_PICTURES:,}")
+    if min(per_prompt, prompts) < 0 or per_prompt * max(prompts, 1) > MOST_IMAGES:
+        fail(f"{file} has an invalid number of images: it must be from 0 to {MOST_IMAGES:,}")
 
 
 def _are_texts(values: Any) -> bool:

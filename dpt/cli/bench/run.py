@@ -16,10 +16,11 @@ from dpt.cli.common.console import warn
 from dpt.distributed import Processes, processes, take_own_gpu
 from dpt.embedded import EMBEDDED, model_location
 from dpt.errors import fail
-from dpt.evaluation.bench.results import MOST_PICTURES, repair
+from dpt.evaluation.bench.results import repair
 from dpt.generation_defaults import GenerationDefaults, generation_defaults
 from dpt.methods.base import GenerationConfig, MethodConfig
 from dpt.methods.registry import BASE, parse_methods
+from dpt.untrusted import MOST_IMAGES
 
 if TYPE_CHECKING:
     from dpt.evaluation.bench.judging import ImageJudge
@@ -95,11 +96,11 @@ def check_numbers(options: RunOptions) -> None:
     """Check limits before any prompt is generated."""
     for name in ("prompts", "per_prompt", "num_timesteps"):
         value = getattr(options, name)
-        if value is not None and not 1 <= value <= MOST_PICTURES:
-            fail(f"--{name} must be from 1 to {MOST_PICTURES:,}, not {value}")
+        if value is not None and not 1 <= value <= MOST_IMAGES:
+            fail(f"--{name} must be from 1 to {MOST_IMAGES:,}, not {value}")
     total = (options.prompts or 1) * max(1, len(options.categories)) * options.per_prompt
-    if total > MOST_PICTURES:
-        fail(f"--prompts and --per_prompt give {total:,} images per method; at most {MOST_PICTURES:,} are possible")
+    if total > MOST_IMAGES:
+        fail(f"--prompts and --per_prompt give {total:,} images per method; at most {MOST_IMAGES:,} are possible")
 
 
 def run_methods(methods: Sequence[MethodConfig], options: RunOptions, group: Processes) -> None:

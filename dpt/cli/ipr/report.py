@@ -27,7 +27,7 @@ class IPRReportOptions:
 
 
 def report(options: IPRReportOptions) -> None:
-    from dpt.methods.ipr.visor import read_visor, visor_scores
+    from dpt.evaluation.visor import read_visor, visor_scores
 
     measured = options.path / "measured" / "table.md"
     if options.path.is_file():
@@ -42,10 +42,10 @@ def report(options: IPRReportOptions) -> None:
 
 def _report_detections(options: IPRReportOptions) -> None:
     from dpt.evaluation.suites.sr2d import RELATIONS
+    from dpt.evaluation.visor import accuracy_table, visor_results, visor_scores
     from dpt.methods.ipr.detecting import read_detections
     from dpt.methods.ipr.folders import write_json
     from dpt.methods.ipr.sampling import sampled_images
-    from dpt.methods.ipr.visor import accuracy_table, visor_results, visor_scores
 
     if options.samples is None:
         fail("give the images of these detections: --samples FOLDER")

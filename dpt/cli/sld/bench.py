@@ -39,7 +39,7 @@ def bench(options: EditBenchOptions) -> None:
     from tqdm import tqdm
 
     from dpt.claims.layout import layout_of
-    from dpt.methods.sld.edit_suite import KINDS, edit_cases
+    from dpt.evaluation.suites.pocket_edits import KINDS, edit_cases
     from dpt.methods.sld.record import as_record
 
     loop = LoopSettings(options.max_rounds, policy="edit")

@@ -22,7 +22,7 @@ from dpt.data.files.reading import Row, checked_file_name, is_number, is_whole, 
 from dpt.errors import DataError
 from dpt.files import atomic_file
 
-MOST_PICTURES = 1000
+MOST_CHOICES = 1000
 """Of one record."""
 
 
@@ -86,8 +86,8 @@ def _parse(row: Row, number: int) -> PreferenceRecord:
 
 def _pictures(row: Row, key: str) -> tuple[str, ...]:
     names = row.get(key, list)
-    if not 1 <= len(names) <= MOST_PICTURES or not all(isinstance(name, str) for name in names):
-        row.fail(f"{key!r} should list 1 to {MOST_PICTURES} file names, not {shown(names)}")
+    if not 1 <= len(names) <= MOST_CHOICES or not all(isinstance(name, str) for name in names):
+        row.fail(f"{key!r} should list 1 to {MOST_CHOICES} file names, not {shown(names)}")
     if len(set(names)) != len(names):
         row.fail(f"{key!r} lists an image twice: {shown(names)}")
     return tuple(checked_file_name(name, row.where) for name in names)

@@ -12,9 +12,10 @@ from dpt.backbone.rng import derived_seed
 from dpt.claims.facts import Prompt
 from dpt.data.images import read_image, save_png
 from dpt.errors import BrokenImageError, UserError
-from dpt.evaluation.bench.results import MOST_PICTURES, Key, read_lines, repair
+from dpt.evaluation.bench.results import Key, read_lines, repair
 from dpt.evaluation.suites.base import Layout, Suite, image_file
 from dpt.files import atomic_file
+from dpt.untrusted import MOST_IMAGES
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class ImageRequest:
 
 
 def all_requests(suite: Suite, per_prompt: int) -> list[ImageRequest]:
-    if len(suite.prompts) * per_prompt > MOST_PICTURES:
+    if len(suite.prompts) * per_prompt > MOST_IMAGES:
         total = f"{len(suite.prompts):,} prompts with {per_prompt:,} images each"
-        raise UserError(f"{total} are more than {MOST_PICTURES:,} images: lower --per_prompt or --prompts")
+        raise UserError(f"{total} are more than {MOST_IMAGES:,} images: lower --per_prompt or --prompts")
     return [
         ImageRequest(prompt, index, suite.id, suite.layout) for prompt in suite.prompts for index in range(per_prompt)
     ]

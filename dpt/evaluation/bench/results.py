@@ -17,10 +17,7 @@ from dpt.errors import UserError
 from dpt.evaluation.suites.files import is_name
 from dpt.files import atomic_file
 from dpt.records import from_plain
-from dpt.untrusted import parse_json
-
-MOST_PICTURES = 10**6
-"""Upper limit per prompt and in total, against typing errors and broken files."""
+from dpt.untrusted import MOST_IMAGES, parse_json
 
 MOST_BOXES = 10**6
 
@@ -310,7 +307,7 @@ def _is_object(detected: Any) -> bool:
 def _check_values(fields: dict[str, Any], where: str) -> None:
     """Check values beyond their types: ids are safe file names, boxes have four sides, counts are bounded."""
     prompt_id, index = fields["prompt_id"], fields["index"]
-    if not is_name(prompt_id) or not 0 <= index < MOST_PICTURES:
+    if not is_name(prompt_id) or not 0 <= index < MOST_IMAGES:
         raise UserError(f"{where}: image {index!r} of {prompt_id!r} is not a valid image of a benchmark")
     for detected in fields["objects"]:
         if len(detected["box"]) != 4:

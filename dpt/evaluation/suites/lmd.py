@@ -15,10 +15,8 @@ import numpy as np
 
 from dpt.claims.detections import DetectConfig
 from dpt.claims.facts import Absent, Claim, Count, Noun, Prompt, RelationByCentres
-from dpt.claims.words import plural, with_article
+from dpt.claims.words import LMD_OPENING, plural, with_article
 from dpt.evaluation.suites.base import Suite
-
-PREFIX = "A realistic photo of a scene"
 
 CLASSES = ("backpack", "book", "bottle", "bowl", "car", "cat", "chair", "cup", "dog", "laptop")
 
@@ -38,7 +36,7 @@ DETECT = DetectConfig("image of {a} {noun}", 0.20, thresholds=(("attribution", 0
 def suite() -> Suite:
     entries = [*_negation(), *_numeracy(), *_attribution(), *_spatial()]
     prompts = (
-        Prompt(f"lmd-{number:03d}", category, f"{PREFIX} {text}", facts, closed=False)
+        Prompt(f"lmd-{number:03d}", category, f"{LMD_OPENING} {text}", facts, closed=False)
         for number, (category, text, facts) in enumerate(entries)
     )
     return Suite("lmd", "lmd-1", tuple(prompts), DETECT, detector="owlv2")

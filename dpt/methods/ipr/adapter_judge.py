@@ -78,15 +78,14 @@ def relabel_by_adapter(
         return group.from_main(lambda: counts_of(out))
     images = sampled_images(samples)
 
-    def judge_share() -> list[dict[str, object]]:
+    def judge_images(own: Sequence[SampledImage]) -> list[dict[str, object]]:
         rows = []
-        for image in group.share(images):
+        for image in own:
             rows.append(_row(image, samples, judge, config, weights))
             on_done(1)
         return rows
 
-    shares = group.gather(judge_share)
-    rows = [shares[number % group.count][number // group.count] for number in range(len(images))]
+    rows = group.map(images, judge_images)
     return group.from_main(lambda: write_relabelled(stage, samples, rows))
 
 

@@ -15,7 +15,7 @@ from dpt.distributed import ONE_PROCESS, Processes
 from dpt.evaluation.suites.base import check_classes
 from dpt.methods.ipr.config import DetectorConfig
 from dpt.methods.ipr.folders import RECORD, StageFolder, digest_of, read_stage
-from dpt.methods.ipr.records import DUMP, DetectionDump, dump_entry, write_dump
+from dpt.methods.ipr.records import DUMP, DetectionDump, SampledImage, dump_entry, write_dump
 from dpt.methods.ipr.sampling import SAMPLE, sampled_images
 from dpt.records import from_plain, to_plain
 
@@ -126,17 +126,15 @@ def detect(
     images = sampled_images(samples)
     detector.check([image.prompt for image in images])
 
-    def detect_share() -> list[Detections]:
+    def detect_in(own: Sequence[SampledImage]) -> list[Detections]:
         results: list[Detections] = []
-        mine = group.share(images)
-        for start in range(0, len(mine), BATCH):
-            batch = mine[start : start + BATCH]
+        for start in range(0, len(own), BATCH):
+            batch = own[start : start + BATCH]
             results += detector.detect(samples, [i.file_name for i in batch], [i.prompt for i in batch])
             on_done(len(batch))
         return results
 
-    shares = group.gather(detect_share)
-    results = [shares[number % group.count][number // group.count] for number in range(len(images))]
+    results = group.map(images, detect_in)
 
     def write() -> None:
         work = stage.begin()

@@ -17,6 +17,7 @@ from typing import Any
 
 from dpt.errors import UserError
 from dpt.files import atomic_file, flush, sha256
+from dpt.records import changes
 from dpt.untrusted import parse_json, read_json_object
 
 RECORD = "stage.json"
@@ -44,10 +45,7 @@ class StageFolder:
             return False
         recorded = self.record().get("inputs")
         recorded = recorded if isinstance(recorded, dict) else {}
-        names = sorted({*recorded, *self.inputs})
-        changed = [name for name in names if recorded.get(name) != self.inputs.get(name)]
-        if changed:
-            what = "; ".join(f"{name} was {recorded.get(name)!r} and is {self.inputs.get(name)!r}" for name in changed)
+        if what := changes(recorded, self.inputs):
             raise UserError(f"{self.path} was made from something else ({what}): delete it, or choose another --out")
         return True
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dpt.claims.facts import Prompt
-from dpt.claims.parse import LMD_OPENING, UnsupportedPrompt, parse_prompt
+from dpt.claims.parse import UnsupportedPrompt, parse_prompt
 from dpt.claims.relabel import RelabelConfig, relabel
+from dpt.claims.words import LMD_OPENING
 from dpt.data.folder import CaptionedPicture, read_picture_folder
 from dpt.errors import UserError
 from dpt.evaluation.suites import lmd, pocket
@@ -57,7 +58,7 @@ def detector_of(source: PictureFolder, config: DetectorConfig) -> OpenedDetector
     """The detector of the config, or the one that reads the prompts: the oracle for rendered scenes."""
     prompts = source.understood
     scenes = bool(prompts) and all(prompt.category == "scene" for prompt in prompts)
-    lmd_templates = bool(prompts) and all(prompt.text.lower().startswith(LMD_OPENING) for prompt in prompts)
+    lmd_templates = bool(prompts) and all(prompt.text.lower().startswith(LMD_OPENING.lower()) for prompt in prompts)
     queries = pocket.DETECT if scenes else lmd.DETECT if lmd_templates else OPEN
     coloured = any(noun.colour for prompt in prompts for noun in prompt.nouns)
     return open_detector(config, "oracle" if scenes else "owlv2", queries, coloured)

@@ -1,4 +1,4 @@
-"""Reads and writes the published files: detection dump, rows of relabelled images (`metadata.jsonl`), VISOR results."""
+"""Reads and writes the published files: detection dump and rows of relabelled images (`metadata.jsonl`)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any
 
 from dpt.claims.boxes import Box
 from dpt.claims.detections import Detection, Detections, Unreadable
-from dpt.claims.facts import Prompt, RelationByCentres
-from dpt.claims.judge import JudgedObject
+from dpt.claims.facts import Prompt
 from dpt.claims.relabel import RelabelledPrompt
 from dpt.data.files.reading import Row, parse_line, read_lines
 from dpt.errors import UserError
@@ -47,7 +46,7 @@ class SampledImage:
 
 def dump_entry(image: SampledImage, detections: Detections, detector: str) -> dict[str, Any]:
     """The published entry, extended by the detector's name, and by colours and sizes where it reports them."""
-    first, second, relation = _pair(image.prompt)
+    first, second, relation = noun_pair(image.prompt)
     objects = detections.objects
     entry: dict[str, Any] = {
         "unique_id": unique_id(image.prompt),
@@ -76,7 +75,8 @@ def dump_entry(image: SampledImage, detections: Detections, detector: str) -> di
 WORDS_OF = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
 
 
-def _pair(prompt: Prompt) -> tuple[str | None, str | None, str | None]:
+def noun_pair(prompt: Prompt) -> tuple[str | None, str | None, str | None]:
+    """The first two nouns and the words of their relation, as the published files name them."""
     nouns = [" ".join(word for word in (noun.colour, noun.shape) if word) for noun in prompt.nouns[:2]]
     first, second, *_ = [*nouns, None, None]
     relation = next((claim.relation for claim in prompt.facts if hasattr(claim, "relation")), None)
@@ -180,20 +180,3 @@ def read_metadata(file: Path) -> list[dict[str, Any]]:
     if not rows:
         raise UserError(f"{file} names no image")
     return rows
-
-
-def visor_entry(image: SampledImage, detections: Detections) -> dict[str, Any]:
-    """VISOR's result for an image: how many of the two nouns were detected, and whether some pair is in relation."""
-    first, second = image.prompt.nouns[:2]
-    names = {detection.label for detection in detections.objects}
-    claim = next((claim for claim in image.prompt.facts if isinstance(claim, RelationByCentres)), None)
-    both = [noun.shape in names for noun in (first, second)]
-    things = [JudgedObject(d.label, d.colour or "", d.size or "", d.box, d.confidence) for d in detections.objects]
-    return {
-        "classes": [detection.label for detection in detections.objects],
-        "centroid": [list(detection.box.centre) for detection in detections.objects],
-        "recall": sum(both),
-        "sra": int(claim is not None and claim.holds(things)),
-        "rel_type": _pair(image.prompt)[2],
-        "text": image.prompt.text,
-    }

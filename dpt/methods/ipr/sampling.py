@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpt.claims.facts import Prompt
 from dpt.data.files.reading import Row
-from dpt.data.images import is_whole_image, save_png
+from dpt.data.images import draw_missing, is_whole_image
 from dpt.distributed import ONE_PROCESS, Processes
 from dpt.errors import UserError
-from dpt.evaluation.bench.results import MOST_PICTURES
 from dpt.methods.ipr.config import SampleConfig
 from dpt.methods.ipr.folders import RECORD, StageFolder, read_stage, text_digest
 from dpt.methods.ipr.prompts import read_prompts, row_of, write_prompts
 from dpt.methods.ipr.records import SampledImage
+from dpt.untrusted import MOST_IMAGES
 
 if TYPE_CHECKING:
+    from PIL import Image as PILImage
+
     from dpt.backbone import Backbone
     from dpt.sampling.draw import Request, SamplingSettings
 
@@ -110,15 +113,17 @@ def sample(
     if group.from_main(stage.is_complete):
         return stage
     work = Path(group.from_main(lambda: str(stage.begin())))
-    own = [image for batch in group.share(_batches(images, config)) for image in batch]
-    missing = [batch for batch in _batches(own, config) if not all(_is_drawn(work, image) for image in batch)]
+    backbone = cache(lambda: model.open(dtype))
 
-    def draw_missing() -> None:
-        on_done(len(own) - sum(map(len, missing)))
-        if missing:
-            _draw(missing, model, config, work, seed, dtype, on_done)
+    def draw_batch(batch: Sequence[SampledImage]) -> Iterator[PILImage.Image]:
+        from dpt.data.images import to_pil
+        from dpt.sampling.draw import draw
 
-    group.gather(draw_missing)
+        settings = settings_of(config, backbone())
+        requests = [request_of(image, seed) for image in batch]
+        return map(to_pil, draw(backbone(), requests, settings, batch_size=BATCH, exact=not config.batched))
+
+    draw_missing(_batches(images, config), work, draw_batch, group, on_done)
 
     def finish() -> None:
         write_prompts(prompts, work / PROMPTS)
@@ -136,32 +141,6 @@ def _batches(images: Sequence[SampledImage], config: SampleConfig) -> list[Seque
     return [images[start : start + size] for start in range(0, len(images), size)]
 
 
-def _is_drawn(work: Path, image: SampledImage) -> bool:
-    return is_whole_image(work / image.file_name)
-
-
-def _draw(
-    batches: Sequence[Sequence[SampledImage]],
-    model: ModelState,
-    config: SampleConfig,
-    work: Path,
-    seed: int,
-    dtype: str | None,
-    on_done: Callable[[int], None],
-) -> None:
-    from dpt.data.images import to_pil
-    from dpt.sampling.draw import draw
-
-    backbone = model.open(dtype)
-    settings = settings_of(config, backbone)
-    for batch in batches:
-        requests = [request_of(image, seed) for image in batch]
-        drawn = draw(backbone, requests, settings, batch_size=BATCH, exact=not config.batched)
-        for image, pixels in zip(batch, drawn, strict=True):
-            save_png(to_pil(pixels), work / image.file_name)
-        on_done(len(batch))
-
-
 def images_in(folder: Path) -> int:
     """The number of images of a finished folder."""
     return Row(read_stage(folder, SAMPLE), str(folder / RECORD)).get("images", int)
@@ -172,8 +151,8 @@ def sampled_images(folder: Path) -> list[SampledImage]:
     record = read_stage(folder, SAMPLE)
     inputs = Row(record.get("inputs"), str(folder / RECORD))
     per_prompt, round_ = inputs.get("per_prompt", int), inputs.get("round", int)
-    if not (1 <= per_prompt <= MOST_PICTURES and 0 <= round_ < MOST_PICTURES):
-        inputs.fail(f"per_prompt is from 1 to {MOST_PICTURES:,} and round from 0 up, not {per_prompt} and {round_}")
+    if not (1 <= per_prompt <= MOST_IMAGES and 0 <= round_ < MOST_IMAGES):
+        inputs.fail(f"per_prompt is from 1 to {MOST_IMAGES:,} and round from 0 up, not {per_prompt} and {round_}")
     prompts = [replace(prompt, where="") for prompt in read_prompts(folder / PROMPTS)]
     images = images_of(prompts, per_prompt, round_)
     for image in images:

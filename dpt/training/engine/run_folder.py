@@ -14,6 +14,7 @@ from typing import Any
 
 from dpt.errors import UserError
 from dpt.files import atomic_file, exclusive_lock
+from dpt.records import changes
 from dpt.training.engine import checkpoint
 from dpt.untrusted import parse_json, read_text
 
@@ -38,13 +39,8 @@ class RunConfig:
     """The flags that choose another folder."""
 
     def check_same(self, recorded: Mapping[str, Any], subject: str) -> None:
-        names = {*recorded, *self.values} - self.not_compared - (self.newer - recorded.keys())
-        changed = sorted(name for name in names if recorded.get(name) != self.values.get(name))
-        if changed:
-            changes = "; ".join(
-                f"{name} was {recorded.get(name)!r} and is {self.values.get(name)!r}" for name in changed
-            )
-            raise UserError(f"{subject} with another configuration ({changes}); choose another {self.choose}")
+        if what := changes(recorded, self.values, self.not_compared | (self.newer - recorded.keys())):
+            raise UserError(f"{subject} with another configuration ({what}); choose another {self.choose}")
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def test_sr2d_is_the_published_file() -> None:
 
 def test_claims_match_the_prompts() -> None:
     by_text = {prompt.text: prompt.facts for prompt in (*lmd.suite().prompts, *sr2d.suite().prompts)}
-    start = lmd.PREFIX
+    start = lmd.LMD_OPENING
     assert by_text[f"{start} without cars"] == (Absent(Noun(shape="car")),)
     assert by_text[f"{start} with three cups"] == (Counted(Noun(shape="cup"), 3),)
     pair = next(f for text, f in by_text.items() if text.startswith(start) and "the top" in text.split(" and ")[0])

@@ -18,13 +18,13 @@ from dpt.data.folder import FolderSource, read_picture_folder
 from dpt.data.images import Framing
 from dpt.errors import UserError
 from dpt.evaluation.suites import sr2d
+from dpt.evaluation.visor import read_visor, visor_scores
 from dpt.methods.ipr.config import MergeConfig, PromptConfig, SampleConfig, WeightConfig
 from dpt.methods.ipr.datasets import merge, relabel_images
 from dpt.methods.ipr.folders import StageFolder
 from dpt.methods.ipr.prompts import load_prompts, read_prompts, row_of, suite_of_file, write_prompts
 from dpt.methods.ipr.records import IMAGE_FILE, read_metadata
 from dpt.methods.ipr.sampling import ModelState, sample, sampled_images
-from dpt.methods.ipr.visor import read_visor, visor_scores
 from dpt.objectives.losses import denoising_loss
 from tests.evaluation import tiny_vision
 from tests.methods.ipr.painted import painter, tiny_model

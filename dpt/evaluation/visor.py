@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpt.claims.detections import DetectConfig
+from dpt.claims.detections import DetectConfig, Detections
+from dpt.claims.facts import RelationByCentres
+from dpt.claims.judge import JudgedObject
 from dpt.claims.relabel import RelabelConfig, relabel
 from dpt.data.files.reading import Row
 from dpt.errors import UserError
 from dpt.evaluation.suites.sr2d import RELATIONS
 from dpt.intervals import Share
-from dpt.methods.ipr.records import DetectionDump, SampledImage, visor_entry
+from dpt.methods.ipr.records import DetectionDump, SampledImage, noun_pair
 from dpt.untrusted import read_json_object
 
 STRICT = RelabelConfig(others_are_faults=True)
@@ -77,7 +79,24 @@ def read_visor(file: Path) -> dict[str, dict[str, Any]]:
 def visor_results(images: Sequence[SampledImage], dump: DetectionDump) -> dict[str, dict[str, Any]]:
     """VISOR's result file for the images of prompts with two nouns."""
     pairs = [image for image in images if len(image.prompt.nouns) == 2]
-    return {image.image_id: visor_entry(image, dump.detections(image)[0]) for image in pairs}
+    return {image.image_id: _visor_entry(image, dump.detections(image)[0]) for image in pairs}
+
+
+def _visor_entry(image: SampledImage, detections: Detections) -> dict[str, Any]:
+    """VISOR's result for an image: how many of the two nouns were detected, and whether some pair is in relation."""
+    first, second = image.prompt.nouns[:2]
+    names = {detection.label for detection in detections.objects}
+    claim = next((claim for claim in image.prompt.facts if isinstance(claim, RelationByCentres)), None)
+    both = [noun.shape in names for noun in (first, second)]
+    things = [JudgedObject(d.label, d.colour or "", d.size or "", d.box, d.confidence) for d in detections.objects]
+    return {
+        "classes": [detection.label for detection in detections.objects],
+        "centroid": [list(detection.box.centre) for detection in detections.objects],
+        "recall": sum(both),
+        "sra": int(claim is not None and claim.holds(things)),
+        "rel_type": noun_pair(image.prompt)[2],
+        "text": image.prompt.text,
+    }
 
 
 def accuracy_table(images: Sequence[SampledImage], dump: DetectionDump, config: DetectConfig | None) -> str:
