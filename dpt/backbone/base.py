@@ -27,7 +27,7 @@ class Condition:
     states: Tensor  # (B,L,D), token states
     match: Tensor  # (B,M)
     pooled: Tensor | None = None  # (B,P), what the denoiser takes beside the states
-    time_ids: Tensor | None = None  # (B,I), sizes and crops, as SDXL takes them
+    time_ids: Tensor | None = None  # (B,I), sizes and crops, as SDXL takes them; None: those of the latents
     guidance: Tensor | None = None  # (B,), the guidance scale, where the network takes it as an input
 
     def __len__(self) -> int:
@@ -219,6 +219,10 @@ class Backbone(Protocol):
 
     def blocks(self) -> Mapping[str, int]:
         """Each block's name and its position in the forward pass."""
+
+    @property
+    def default_feature(self) -> str:
+        """The feature that an adapter reads unless another is chosen."""
 
     def feature_spec(self, name: str) -> FeatureSpec: ...
 

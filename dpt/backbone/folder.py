@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -45,6 +45,18 @@ TEXT_ENCODER = Component(
     required_keys=("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
 )
 
+_CLIP_KEYS = (*TEXT_ENCODER.required_keys, "projection_dim")
+
+
+def clip_tokenizer(name: str) -> Component:
+    return replace(TOKENIZER, name=name)
+
+
+def clip_with_projection(name: str) -> Component:
+    """A CLIP text encoder that also projects its end token."""
+    return Component(name, ("CLIPTextModelWithProjection",), weights_stem="model", required_keys=_CLIP_KEYS)
+
+
 VAE = Component(
     "vae",
     ("AutoencoderKL",),
@@ -64,6 +76,10 @@ UNET = Component(
         "in_channels",
         "sample_size",
     ),
+)
+
+SDXL_UNET = replace(
+    UNET, required_keys=(*UNET.required_keys, "addition_time_embed_dim", "projection_class_embeddings_input_dim")
 )
 
 # Any scheduler of diffusers will do, so no class is named.
@@ -103,7 +119,7 @@ class ModelFolder:
         The result has the optional components only if the model has them.
         """
         index = read_model_index(path)
-        present = tuple(part for part in components if not (part.optional and _class_in(index, part) is None))
+        present = tuple(part for part in components if not (part.optional and class_in(index, part) is None))
         folder = cls(path, present)
         for component in present:
             folder._check_class(component, index)
@@ -118,6 +134,13 @@ class ModelFolder:
     def text_components(self) -> tuple[Component, ...]:
         """Tokenizers and text encoders."""
         return tuple(part for part in self.components if part.is_tokenizer or part.is_text_encoder)
+
+    def option(self, name: str, default: bool) -> bool:
+        """A switch of the pipeline in model_index.json."""
+        value = read_model_index(self.path).get(name, default)
+        if not isinstance(value, bool):
+            raise UserError(f"{self.path / 'model_index.json'}: {name} should be true or false, not {value!r}")
+        return value
 
     def component(self, component: Component) -> Path:
         return self.path / component.name
@@ -145,7 +168,7 @@ class ModelFolder:
         return files
 
     def _check_class(self, component: Component, index: dict[str, Any]) -> None:
-        class_name = _class_in(index, component)
+        class_name = class_in(index, component)
         if class_name is None:
             raise UserError(f"{self.path} has no {component.name}: model_index.json does not name one")
         if component.classes and class_name not in component.classes:
@@ -180,7 +203,7 @@ def read_model_index(path: Path) -> dict[str, Any]:
     return _read_json_object(path / "model_index.json", f"{path} is not a diffusers model: it has no model_index.json")
 
 
-def _class_in(index: dict[str, Any], component: Component) -> Any:
+def class_in(index: dict[str, Any], component: Component) -> Any:
     """The class that model_index.json names for a component; None if it names none."""
     entry = index.get(component.name)
     return entry[1] if isinstance(entry, list) and len(entry) == 2 else None

@@ -181,6 +181,11 @@ class TransformerBackbone(DiffusersModel):
     def blocks(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.family.block_names(self.transformer.config))}
 
+    @property
+    def default_feature(self) -> str:
+        """A third of the way through the blocks."""
+        return f"block{len(self.blocks()) // 3}"
+
     def feature_spec(self, name: str) -> FeatureSpec:
         blocks, parts = self.blocks(), name.split("_")
         if not set(parts) <= set(blocks):

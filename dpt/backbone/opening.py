@@ -9,14 +9,16 @@ import torch
 from dpt.backbone.base import Backbone
 from dpt.backbone.config_limits import check_whole_numbers
 from dpt.backbone.device import resolve_device, resolve_dtype
-from dpt.backbone.folder import UNET, VAE, ModelFolder, read_model_index
+from dpt.backbone.folder import UNET, VAE, ModelFolder, class_in, read_model_index
 from dpt.backbone.loading import locate_model
 from dpt.backbone.mmdit import TransformerBackbone
+from dpt.backbone.sdxl import TEXT_TIME, SDXLBackbone, is_refiner
 from dpt.backbone.transformer_families import FAMILIES, TransformerFamily
 from dpt.backbone.unet import UNetBackbone
 from dpt.errors import UserError
+from dpt.untrusted import read_json_object
 
-PIPELINES = ("StableDiffusionPipeline", *(family.pipeline for family in FAMILIES.values()))
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", *(family.pipeline for family in FAMILIES.values()))
 """Of the folders that dpt opens."""
 
 
@@ -37,7 +39,7 @@ def open_backbone(
     path = locate_model(path_or_hub_id, revision)
     folder, family = model_folder(path), transformer_family(path)
     if family is None:
-        return UNetBackbone.load(folder, chosen, precision, prediction_type)
+        return _unet_backbone(path).load(folder, chosen, precision, prediction_type)
     if prediction_type is not None:
         raise UserError(f"--prediction_type is for Stable Diffusion: a {family.pipeline} predicts the flow's velocity")
     return TransformerBackbone.load(family, folder, chosen, precision)
@@ -47,12 +49,37 @@ def model_folder(path: Path) -> ModelFolder:
     """The folder of any model that `open_backbone` opens, checked but not loaded."""
     family = transformer_family(path)
     if family is None:
-        return ModelFolder.check(path, UNetBackbone.components)
+        return unet_folder(path, _unet_backbone(path))
     folder = ModelFolder.check(path, family.components)
     for part in folder.components:
         if part is not VAE:
             check_whole_numbers(folder.config(part), part.required_keys, folder.component(part) / part.config_file)
     return folder
+
+
+def unet_folder(path: Path, kind: type[UNetBackbone]) -> ModelFolder:
+    """The folder of a model of this kind, or a UserError that names the pipeline it belongs to."""
+    index = read_model_index(path)
+    pipeline = index.get("_class_name")
+    if pipeline not in PIPELINES and not all(
+        class_in(index, part) in (part.classes or (class_in(index, part),)) for part in kind.components
+    ):
+        raise UserError(f"{path} is a {pipeline}, which dpt cannot open; it opens folders of {', '.join(PIPELINES)}")
+    return ModelFolder.check(path, kind.components)
+
+
+def _unet_backbone(path: Path) -> type[UNetBackbone]:
+    """The backbone for a folder with a UNet; a refiner of SDXL is refused."""
+    file = path / UNET.name / UNET.config_file
+    config = read_json_object(file) if file.is_file() else {}
+    if config.get("addition_embed_type") != TEXT_TIME:
+        return UNetBackbone
+    if is_refiner(read_model_index(path)):
+        raise UserError(
+            f"{path} is an SDXL refiner, which only finishes the images of a base model: open the base model, and "
+            "give this folder to txt2img.py as --refiner"
+        )
+    return SDXLBackbone
 
 
 def transformer_family(path: Path) -> TransformerFamily | None:

@@ -1,4 +1,7 @@
-"""Stable Diffusion 1.x and 2.x: a UNet conditioned on one CLIP text encoder. Everything is read from the configs."""
+"""Stable Diffusion 1.x and 2.x: a UNet conditioned on one CLIP text encoder. Everything is read from the configs.
+
+`sdxl.py` has what differs for Stable Diffusion XL.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from torch import Tensor
 from dpt.backbone import activation_memory, loading, unet_features
 from dpt.backbone.base import Condition, FeatureSpec, Grid, NoiseSchedule
 from dpt.backbone.diffusers_model import DiffusersModel
-from dpt.backbone.folder import COMPONENTS, UNET, ModelFolder
+from dpt.backbone.folder import COMPONENTS, UNET, Component, ModelFolder
 from dpt.backbone.memory_saving_layers import use_memory_saving_layers
 from dpt.backbone.noise import DDPMSchedule
 from dpt.backbone.text import encode_prompts, prompt_warnings, tokenize
@@ -22,7 +25,7 @@ from dpt.generation_defaults import GenerationDefaults, generation_defaults
 class UNetBackbone(DiffusersModel):
     """A `Backbone`: tokenizer, text encoder, VAE, UNet and noise schedule, all frozen."""
 
-    components = COMPONENTS
+    components: tuple[Component, ...] = COMPONENTS
 
     def __init__(
         self,
@@ -96,17 +99,23 @@ class UNetBackbone(DiffusersModel):
 
     def predict(self, latents: Tensor, t: Tensor | int, condition: Condition) -> Tensor:
         z, states = latents.to(self.device, self.dtype), condition.states.to(self.device, self.dtype)
-        return self.unet(z, t, encoder_hidden_states=states).sample.to(latents.dtype)
+        added = self._added(condition, (latents.shape[-2], latents.shape[-1]))
+        return self.unet(z, t, encoder_hidden_states=states, added_cond_kwargs=added).sample.to(latents.dtype)
 
     def features(
         self, latents: Tensor, t: Tensor | int, condition: Condition, name: str, stop_after: int | None = None
     ) -> tuple[Tensor, UNetPartialForward]:
         z, states = latents.to(self.device, self.dtype), condition.states.to(self.device, self.dtype)
-        feature, partial = read_feature(self.unet, z, t, states, name, stop_after)
+        added = self._added(condition, (latents.shape[-2], latents.shape[-1]))
+        feature, partial = read_feature(self.unet, z, t, states, name, stop_after, added)
         return feature.to(latents.dtype), partial
 
     def finish(self, partial: Any, detach_after: int | None = None) -> Tensor:
         return finish_forward(self.unet, partial, detach_after).float()
+
+    def _added(self, condition: Condition, latent_size: Grid) -> dict[str, Tensor] | None:
+        """What the UNet takes beside latents, timestep and text states."""
+        return None
 
     # The UNet
 
@@ -116,6 +125,10 @@ class UNetBackbone(DiffusersModel):
 
     def blocks(self) -> dict[str, int]:
         return unet_features.block_names(self.unet.config)
+
+    @property
+    def default_feature(self) -> str:
+        return unet_features.default_feature(self.unet.config)
 
     def feature_spec(self, name: str) -> FeatureSpec:
         return unet_features.parse_feature(self.unet.config, name)
@@ -149,11 +162,13 @@ class UNetBackbone(DiffusersModel):
     def activation_bytes(self, feature: str | None, gradient_checkpointing: bool) -> int:
         z = torch.zeros(1, self.latent_channels, *self.default_latent_size, device="meta")
         states = torch.zeros(1, self.prompt_length, self.text_width, device="meta")
+        pooled = torch.zeros(1, self.match_width, device="meta")
         t = torch.zeros(1, device="meta")
+        added = self._added(Condition(states, pooled, pooled), self.default_latent_size)
 
         def forward(unet: Any) -> object:
             if feature is None:
-                return unet(z, t, encoder_hidden_states=states)
-            return read_feature(unet, z, t, states, feature)
+                return unet(z, t, encoder_hidden_states=states, added_cond_kwargs=added)
+            return read_feature(unet, z, t, states, feature, added=added)
 
         return activation_memory.saved_activation_bytes(self.unet, forward, gradient_checkpointing)

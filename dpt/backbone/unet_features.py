@@ -32,6 +32,12 @@ def block_names(config: Mapping[str, Any]) -> dict[str, int]:
     return {**down, **mid, **{f"up{i}": depth + 1 + i for i in range(depth)}}
 
 
+def default_feature(config: Mapping[str, Any]) -> str:
+    """The first up block that reads the text: of the models of Stable Diffusion, 1280 channels at 1/16 of the image."""
+    reads_text = [i for i, kind in enumerate(config["up_block_types"]) if "CrossAttn" in kind]
+    return f"up{min([*reads_text, _depth(config) - 1])}"
+
+
 def parse_feature(config: Mapping[str, Any], name: str) -> FeatureSpec:
     """Resolve a feature's name: a block, several joined by `_`, or `all-CHANNELS-SIDE`."""
     blocks = block_names(config)

@@ -5,7 +5,7 @@ The blocks are called as `UNet2DConditionModel.forward` calls them; the numbers 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,14 +55,22 @@ class UNetPartialForward:
         return replace(self, hidden=self.hidden.detach(), skips=skips)
 
 
-def start_forward(unet: Any, latents: Tensor, t: Tensor | int, states: Tensor) -> UNetPartialForward:
+Added = Mapping[str, Tensor]
+"""What a UNet with `addition_embed_type` takes beside latents, timestep and text states: `added_cond_kwargs`."""
+
+
+def start_forward(
+    unet: Any, latents: Tensor, t: Tensor | int, states: Tensor, added: Added | None = None
+) -> UNetPartialForward:
     """Everything before the first block: latents (B,C,h,w), t (B,) or a number, text states (B,L,D)."""
     config = unet.config
-    if config.class_embed_type or config.num_class_embeds or config.addition_embed_type:
+    if config.class_embed_type or config.num_class_embeds or (config.addition_embed_type and added is None):
         raise UserError("this UNet takes more than latents, timestep and text; its features cannot be read")
     if config.center_input_sample:
         latents = 2 * latents - 1
     embedding = unet.time_embedding(unet.get_time_embed(sample=latents, timestep=t))
+    if added is not None:
+        embedding = embedding + unet.get_aug_embed(embedding, states, dict(added))
     if unet.time_embed_act is not None:
         embedding = unet.time_embed_act(embedding)
     states = unet.process_encoder_hidden_states(encoder_hidden_states=states, added_cond_kwargs={})
@@ -101,7 +109,13 @@ def finish_forward(unet: Any, partial: UNetPartialForward, detach_after: int | N
 
 
 def read_feature(
-    unet: Any, latents: Tensor, t: Tensor | int, states: Tensor, name: str, stop_after: int | None = None
+    unet: Any,
+    latents: Tensor,
+    t: Tensor | int,
+    states: Tensor,
+    name: str,
+    stop_after: int | None = None,
+    added: Added | None = None,
 ) -> tuple[Tensor, UNetPartialForward]:
     """F = UNet_l(z_t, c, t), (B,C,h,w), and the pass after the feature's deepest block, or after `stop_after`.
 
@@ -109,7 +123,7 @@ def read_feature(
     first; their projection to C channels is trained and so belongs to the adapter.
     """
     feature = parse_feature(unet.config, name)
-    partial = start_forward(unet, latents, t, states)
+    partial = start_forward(unet, latents, t, states, added)
     maps: dict[int, Tensor] = {}
     stopped = None
     while partial.done <= feature.deepest:

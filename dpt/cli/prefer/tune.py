@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -163,6 +163,7 @@ def run(options: HpsOptions) -> Any:
         open_training_backbone,
         resolved_formats,
         start_processes,
+        with_feature,
     )
     from dpt.data.images import Framing
     from dpt.data.stream import Stream
@@ -173,6 +174,7 @@ def run(options: HpsOptions) -> Any:
         require_eight_bit(accelerator.device)
     hub = open_hub(options.hub, options.root) if accelerator.is_main_process else None
     backbone = open_training_backbone(options.model, accelerator)
+    options = replace(options, model=with_feature(options.model, backbone))
     data_options, seed = options.data, options.optimisation.seed
     framing = Framing.for_model(backbone, data_options.resolution, data_options.center_crop, data_options.random_flip)
     data = open_tuning_data(options, framing)

@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib import import_module
 from math import inf, isfinite
 from pathlib import Path
@@ -21,6 +21,7 @@ from dpt.cli.train.setup import (
     run_config,
     settings_for,
     start_processes,
+    with_feature,
 )
 from dpt.errors import UserError, fail, run_command
 from dpt.training.engine.interrupts import EXIT_STOPPED
@@ -81,6 +82,7 @@ def run(options: TrainOptions, builder: str) -> Outcome:
         require_eight_bit(accelerator.device)
     hub = open_hub(options.hub, options.root) if accelerator.is_main_process else None
     backbone = open_training_backbone(options.model, accelerator)
+    options = replace(options, model=with_feature(options.model, backbone))
     framing = framing_of(options.data, backbone)
     cache = open_cache(options.data, framing, backbone)
     source, validation = open_data(options.data, framing, options.optimisation.seed, cache)

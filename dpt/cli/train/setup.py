@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from dpt.cli.train.options import LoopOptions, ModelOptions, OptimisationOptions, TrainOptions
@@ -177,6 +177,11 @@ def open_training_backbone(model: ModelOptions, accelerator: Accelerator) -> Bac
         for sentence in sentences:
             print(sentence)
     return backbone
+
+
+def with_feature(model: ModelOptions, backbone: Backbone) -> ModelOptions:
+    """The options with the model's default feature, unless one was chosen."""
+    return replace(model, unet_feature=model.unet_feature or backbone.default_feature)
 
 
 def use_xformers(backbone: Backbone) -> None:

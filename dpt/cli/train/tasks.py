@@ -98,11 +98,12 @@ def open_adapter(
 ) -> tuple[Adapter, PhraseEncoder, InitialWeights]:
     """A new adapter, or that of `--qformer_ckpt`; `strict` refuses an adapter that was trained on another model."""
     adapter_options, checkpoint = options.adapter, options.adapter.qformer_ckpt
+    feature = options.model.unet_feature or backbone.default_feature
     if checkpoint is not None and (stored := config_at(checkpoint)) is not None:
-        adapter_options = adopt_config(adapter_options, options.model.unet_feature, stored, checkpoint)
+        adapter_options = adopt_config(adapter_options, feature, stored, checkpoint)
     phrases = open_phrase_encoder(adapter_options.text_encoder_type, backbone)
     torch.manual_seed(derived_seed(options.optimisation.seed, 0, "adapter"))
-    config = config_of(adapter_options, options.model.unet_feature, backbone, phrases)
+    config = config_of(adapter_options, feature, backbone, phrases)
     adapter = Adapter(config).to(backbone.device)
     if adapter_options.no_freeze_text_encoder:
         assert isinstance(phrases, PretrainedPhraseEncoder), "check_text_encoder refuses the frozen model's own"

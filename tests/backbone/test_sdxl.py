@@ -1,0 +1,99 @@
+"""Stable Diffusion XL behind the protocol: the stock pipeline's images, features, size conditions, and bad folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from torch import Tensor
+
+from dpt.backbone import Backbone, open_backbone
+from dpt.backbone.sdxl import SDXLBackbone
+from dpt.backbone.unet_features import default_feature
+from dpt.sampling.pipeline import DPTPipeline
+from dpt.sampling.schedulers import make_scheduler
+from tests import tiny_models, tiny_sdxl
+from tests.backbone.test_seam import members
+from tests.tiny_sdxl import LATENT_SIZE, PROMPTS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_sdxl.save(tiny_sdxl.sdxl(), tmp_path_factory.mktemp("sdxl") / "model")
+
+
+@pytest.fixture(scope="module")
+def backbone(folder: Path) -> Any:
+    return open_backbone(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def stock(folder: Path) -> Any:
+    pipe = StableDiffusionXLPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def noise(rows: int = 2, height: int = LATENT_SIZE, width: int = LATENT_SIZE) -> Tensor:
+    return torch.randn(rows, 4, height, width, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "negative", "count"),
+    [("own", None, 1), ("ddim", "a large cross", 2), ("dpm++", None, 2), ("unipc", "a large cross", 1)],
+)
+def test_images_equal_those_of_the_stock_pipeline(
+    scheduler: str, negative: str | None, count: int, stock: Any, backbone: Any
+) -> None:
+    stock.scheduler = make_scheduler(scheduler, backbone.scheduler_config)
+    z, prompts = noise(count, LATENT_SIZE, 6), list(PROMPTS[:count])
+    arguments = {"num_inference_steps": 3, "guidance_scale": 5.0, "output_type": "pt", "height": 32, "width": 24}
+    negatives = None if negative is None else [negative] * count
+    expected = stock(prompts, negative_prompt=negatives, latents=z, **arguments).images
+    images = DPTPipeline(backbone, scheduler=scheduler)(prompts, negative or "", latents=z, **arguments).images
+    assert expected.std() > 0.01
+    assert (images - expected).abs().max() < 1e-5
+
+
+def test_partial_forward_equals_the_full_forward(backbone: Any) -> None:
+    condition, z, t = backbone.encode_text(PROMPTS), noise(), torch.tensor([700, 300])
+    outputs: dict[str, Tensor] = {}
+    blocks = {
+        "bottom1": backbone.unet.down_blocks[1],
+        "up0": backbone.unet.up_blocks[0],
+        "up1": backbone.unet.up_blocks[1],
+    }
+    hooks = [
+        block.register_forward_hook(
+            lambda _, __, output, name=name: outputs.update({name: output[0] if isinstance(output, tuple) else output})
+        )
+        for name, block in blocks.items()
+    ]
+    whole = backbone.predict(z, t, condition)
+    for hook in hooks:
+        hook.remove()
+    for name, output in outputs.items():
+        feature, partial = backbone.features(z, t, condition, name)
+        assert torch.equal(feature, output)
+        assert torch.equal(backbone.finish(partial), whole)
+        assert torch.equal(backbone.finish(partial[1:].concat(partial[:1])).flip(0), whole)
+    assert len(outputs) == 3 and backbone.default_feature == "up0"
+    assert backbone.feature_spec("up0").channels == (16,) and backbone.feature_grid("up0") == (4, 4)
+
+
+def test_the_default_feature_is_the_first_up_block_that_reads_text() -> None:
+    named = {
+        model.name: default_feature(
+            vars(model) | {"up_block_types": model.up_blocks, "block_out_channels": model.widths}
+        )
+        for model in tiny_models.ALL
+    }
+    assert named == dict.fromkeys(named, "up1")
+
+
+def test_the_protocol_is_complete() -> None:
+    unset = {"noise", "scheduler_config", "folder", "generation_defaults"}
+    assert not [name for name in members(Backbone) - unset if not hasattr(SDXLBackbone, name)]
