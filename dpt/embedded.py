@@ -1,7 +1,8 @@
-"""The model, CLIP and checkpoints that are part of this checkout."""
+"""The models, CLIP and checkpoints that are part of this checkout."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from dpt.errors import UserError
@@ -11,20 +12,42 @@ EMBEDDED = "ckpt/pocket"
 
 EMBEDDED_CLIP = "ckpt/pocket/clip"
 
-EMBEDDED_CKPT = "ckpt/pocket-dpt"
-
-EMBEDDED_CONTROL = "ckpt/pocket-plain"
-
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
+@dataclass(frozen=True)
+class EmbeddedModel:
+    """A model of this checkout, and the checkpoints that were trained on it."""
+
+    model: str
+    tuned: str
+    """The LoRA and adapter of stage 2."""
+    control: str
+    """The LoRA of the same training without the adapter's losses."""
+    ipr: str
+
+    def checkpoints(self) -> dict[str, Path]:
+        """Those that are there, by the name of their method."""
+        named = {"control": self.control, "dpt": self.tuned, "ipr": self.ipr}
+        return {name: CHECKOUT / folder for name, folder in named.items() if (CHECKOUT / folder).is_dir()}
+
+
+EMBEDDED_MODELS = {
+    embedded.model: embedded
+    for embedded in (
+        EmbeddedModel(EMBEDDED, "ckpt/pocket-dpt", "ckpt/pocket-plain", "ckpt/pocket-ipr"),
+        EmbeddedModel("ckpt/pocket-mmdit", "ckpt/pocket-mmdit-dpt", "ckpt/pocket-mmdit-plain", "ckpt/pocket-mmdit-ipr"),
+    )
+}
+
+
 def model_location(name: str) -> str:
-    """The path of a model; the embedded one is found from any working directory."""
-    if name != EMBEDDED:
+    """The path of a model; embedded ones are found from any working directory."""
+    if name not in EMBEDDED_MODELS:
         return name
-    embedded = CHECKOUT / EMBEDDED
+    embedded = CHECKOUT / name
     if not embedded.is_dir():
-        raise UserError(f"the embedded model is missing: there is no folder {EMBEDDED} in {CHECKOUT}")
+        raise UserError(f"the embedded model is missing: there is no folder {name} in {CHECKOUT}")
     return str(embedded)
 
 
@@ -32,12 +55,12 @@ def clip_location(name: str) -> str:
     return str(CHECKOUT / EMBEDDED_CLIP) if name == EMBEDDED_CLIP else name
 
 
-def embedded_defaults() -> GenerationDefaults:
-    """The generation defaults of the embedded model and the checkpoint trained on it."""
-    return generation_defaults(CHECKOUT / EMBEDDED, CHECKOUT / EMBEDDED_CKPT)
+def embedded_defaults(model: str = EMBEDDED) -> GenerationDefaults:
+    """The generation defaults of an embedded model and the checkpoint trained on it."""
+    return generation_defaults(CHECKOUT / model, checkpoint_for(model))
 
 
 def checkpoint_for(model: str) -> Path | None:
-    """The default checkpoint of a model: the embedded model has one."""
-    trained = CHECKOUT / EMBEDDED_CKPT
-    return trained if model == EMBEDDED and trained.is_dir() else None
+    """The default checkpoint of a model: embedded ones have one."""
+    embedded = EMBEDDED_MODELS.get(model)
+    return embedded.checkpoints().get("dpt") if embedded else None

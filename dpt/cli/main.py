@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench run": ("dpt.cli.bench.run:run", "sample a suite with several methods and judge every image"),
     "bench score": ("dpt.cli.bench.score:score", "judge existing images again with another detector or CLIP"),
     "cache": ("dpt.cli.commands.cache:cache", "encode the images, and optionally the texts, of a data folder once"),
+    "compare": ("dpt.cli.commands.compare:compare", "sample a few prompts with several methods, side by side, judged"),
     "data check": ("dpt.cli.commands.data:check", "report what is missing or broken in a data folder, file by file"),
     "data prepare": ("dpt.cli.commands.data:prepare", "write the per-caption hard negatives from their table"),
     "download": ("dpt.cli.commands.checkpoints:download", "download the published checkpoint from the hub"),

@@ -19,6 +19,11 @@ FONT_SIZE = 13
 
 PAPER, INK = (255, 255, 255), (24, 24, 24)
 
+FRAMES = {True: (26, 127, 55), False: (207, 34, 46), None: PAPER}
+"""Colours of the frame of a right, a wrong and an unjudged image."""
+
+FRAME = 3
+
 
 def contact_sheet(
     pictures: Sequence[Image.Image],
@@ -26,8 +31,13 @@ def contact_sheet(
     *,
     columns: int | None = None,
     title: str = "",
+    marks: Sequence[bool | None] = (),
+    row_titles: Sequence[str] = (),
 ) -> Image.Image:
-    """A grid of images, each above its caption; text is wrapped and shortened to fit its cell."""
+    """A grid of images, each above its caption; text is wrapped and shortened to fit its cell.
+
+    With `marks`, right images have a green frame and wrong ones a red one. Row titles stand above their row.
+    """
     if len(pictures) != len(captions) or not pictures:
         raise ValueError(
             f"{len(pictures)} images and {len(captions)} captions given; the numbers must be equal and not 0"
@@ -41,7 +51,8 @@ def contact_sheet(
     font = ImageFont.load_default(FONT_SIZE)
     line_height = sum(font.getmetrics())  # type: ignore[union-attr]
     labels = [wrap(caption, font, cell_width, LINES) for caption in captions]
-    cell_height = picture_height + MARGIN // 2 + max(map(len, labels)) * line_height
+    row_title_height = line_height + MARGIN // 2 if row_titles else 0
+    cell_height = row_title_height + picture_height + MARGIN // 2 + max(map(len, labels)) * line_height
     width = columns * (cell_width + MARGIN) + MARGIN
     header = wrap(title, font, width - 2 * MARGIN, LINES)
     top = MARGIN + len(header) * line_height + (MARGIN if header else 0)
@@ -52,8 +63,15 @@ def contact_sheet(
     for number, (picture, label) in enumerate(zip(shown, labels, strict=True)):
         row, column = divmod(number, columns)
         left = MARGIN + column * (cell_width + MARGIN)
-        upper = top + row * (cell_height + MARGIN)
-        sheet.paste(picture, (left + (cell_width - picture.width) // 2, upper))
+        upper = top + row * (cell_height + MARGIN) + row_title_height
+        place = (left + (cell_width - picture.width) // 2, upper)
+        if row_titles and column == 0:
+            row_title = wrap(row_titles[row], font, width - 2 * MARGIN, 1)
+            _write(pen, row_title, left, upper - row_title_height, font, line_height)
+        if marks:
+            outer = (place[0] - FRAME, place[1] - FRAME, place[0] + picture.width + FRAME - 1)
+            pen.rectangle((*outer, place[1] + picture.height + FRAME - 1), fill=FRAMES[marks[number]])
+        sheet.paste(picture, place)
         _write(pen, label, left, upper + picture_height + MARGIN // 2, font, line_height)
     return sheet
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpt.embedded import CHECKOUT, EMBEDDED_CKPT, EMBEDDED_CONTROL, embedded_defaults
+from dpt.embedded import EMBEDDED, EMBEDDED_MODELS, embedded_defaults
 from dpt.errors import UserError, fail
 from dpt.methods.base import MethodConfig
 from dpt.methods.diffusion import BASE, DiffusionConfig
@@ -17,18 +17,17 @@ from dpt.sampling.options import PUBLISHED_TARGET, Correction, Interval, recomme
 __all__ = ["BASE", "KEYS", "known_methods", "parse_method", "parse_methods"]
 
 
-def known_methods(num_timesteps: int) -> dict[str, MethodConfig]:
-    """The base model, and methods that use the checkpoints of the embedded model."""
-    control, trained = CHECKOUT / EMBEDDED_CONTROL, CHECKOUT / EMBEDDED_CKPT
-    recommended = recommended_correction(embedded_defaults().correction, num_timesteps)
-    entries: list[MethodConfig] = [
-        DiffusionConfig(BASE),
-        DiffusionConfig("control", control),
-        DiffusionConfig("dpt", trained),
-        DiffusionConfig("corrected", trained, correction=recommended),
-        DiffusionConfig("best4", trained, candidates=4),
-        SLDConfig("sld"),
-    ]
+def known_methods(num_timesteps: int, model: str = EMBEDDED) -> dict[str, MethodConfig]:
+    """The model itself, SLD after it, and for an embedded model the methods of its checkpoints."""
+    checkpoints = EMBEDDED_MODELS[model].checkpoints() if model in EMBEDDED_MODELS else {}
+    entries: list[MethodConfig] = [DiffusionConfig(BASE), SLDConfig("sld")]
+    entries += [DiffusionConfig(name, checkpoint) for name, checkpoint in checkpoints.items()]
+    if trained := checkpoints.get("dpt"):
+        recommended = recommended_correction(embedded_defaults(model).correction, num_timesteps)
+        entries += [
+            DiffusionConfig("corrected", trained, correction=recommended),
+            DiffusionConfig("best4", trained, candidates=4),
+        ]
     return {entry.name: entry for entry in entries}
 
 
@@ -106,8 +105,8 @@ def _method(text: str, known: Mapping[str, MethodConfig]) -> MethodConfig:
     return SLDConfig(f"{base.name}-sld", base, detector or ORACLE, loop=loop, **options)
 
 
-def parse_methods(texts: Sequence[str], num_timesteps: int) -> list[MethodConfig]:
-    known = known_methods(num_timesteps)
+def parse_methods(texts: Sequence[str], num_timesteps: int, model: str = EMBEDDED) -> list[MethodConfig]:
+    known = known_methods(num_timesteps, model)
     if not texts:
         fail(f"name the methods to run: any of {', '.join(known)}, or NAME=PATH of a checkpoint")
     methods = [_method(text, known) for text in texts]

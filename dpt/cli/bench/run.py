@@ -86,7 +86,7 @@ def run(options: RunOptions) -> None:
         print(line)
     options = with_defaults(options)
     check_numbers(options)
-    methods = parse_methods(options.methods, options.num_timesteps)
+    methods = parse_methods(options.methods, options.num_timesteps, options.pretrained_model_name_or_path)
     with processes() as group:
         take_own_gpu()
         run_methods(methods, options, group)

@@ -44,7 +44,7 @@ def check_method(options: Options) -> None:
 def run_method(options: Options, prompts: Sequence[str], group: Processes) -> None:
     """Sample the prompts by the method and write images, contact sheet and manifest.json."""
     assert options.method is not None
-    (config,) = parse_methods([options.method], options.num_timesteps)
+    (config,) = parse_methods([options.method], options.num_timesteps, options.pretrained_model_name_or_path)
     if group.count > 1:
         fail("--method samples in one process: start it without a launcher")
     from dpt.backbone.loading import locate_model

@@ -1,0 +1,203 @@
+"""`dpt compare`: a few prompts with several methods, from the same noise, with the verdict under each image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from dpt.cli.bench.judges import NO_DETECTOR, open_judge
+from dpt.cli.common.console import plain_warnings
+from dpt.cli.common.run_folder import new_run_folder
+from dpt.detect.registry import ORACLE
+from dpt.embedded import EMBEDDED, EMBEDDED_MODELS, model_location
+from dpt.errors import UserError, fail
+from dpt.evaluation.bench.results import MOST_PICTURES
+from dpt.methods.base import GenerationConfig, MethodConfig
+from dpt.methods.registry import BASE, known_methods, parse_methods
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from dpt.evaluation.bench.judging import ImageJudge
+    from dpt.evaluation.bench.requests import ImageRequest
+    from dpt.evaluation.bench.results import ImageResult
+    from dpt.evaluation.suites.base import Suite
+
+SHEET, RESULTS = "sheet.png", "results.jsonl"
+
+VERDICTS = {True: "right", False: "wrong", None: "not judged"}
+
+MOST_SHOWN = 200
+"""Images on the sheet."""
+
+PREFERRED = ("dpt", "corrected", "corrected+sld")
+
+
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+@dataclass(frozen=True)
+class CompareOptions:
+    """Sample a few prompts with several methods from the same noise, judge every image, and show them side by side.
+
+    Without --prompt: the first prompts of each category of the pocket suite. Writes images, sheet.png (right images
+    have a green frame, wrong ones a red one) and results.jsonl to a new folder.
+    """
+
+    methods: tyro.conf.Positional[tuple[str, ...]] = ()
+    """As for `dpt bench run`. Default: base, then what the checkpoints of the embedded model offer, then SLD."""
+    prompt: tuple[str, ...] = ()
+    pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
+    per_prompt: int = 1
+    """Images per prompt."""
+    prompts_per_category: int = 1
+    """Of the pocket suite."""
+    seed: int = 0
+    """Another seed gives other noise, and other prompts of the pocket suite."""
+    num_timesteps: int = 25
+    guidance_scale: float | None = None
+    """Default: that of the model's generation_defaults.json, else 7.5."""
+    scheduler: str = "ddim"
+    detector: Annotated[str | None, tyro.conf.arg(metavar="oracle|none|FOLDER|HUB_ID")] = None
+    """The judge. Default: oracle for embedded models, which reads rendered scenes only; else none."""
+    colours: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
+    """A CLIP model that names the colour of each box, for detectors that do not read colours."""
+    outdir: Path = Path("outputs/compare")
+
+
+def compare(options: CompareOptions) -> None:
+    embedded = options.pretrained_model_name_or_path in EMBEDDED_MODELS
+    detector = options.detector or (ORACLE if embedded else NO_DETECTOR)
+    methods = methods_of(options)
+    suite = suite_of(options, judged=detector != NO_DETECTOR)
+    total = len(suite.prompts) * options.per_prompt * len(methods)
+    if not 1 <= total <= MOST_SHOWN:
+        fail(f"{total} images do not fit on a sheet, which holds 1 to {MOST_SHOWN}: use `dpt bench run`")
+    from dpt.evaluation.bench.judging import NO_EXTRA_SCORES
+    from dpt.evaluation.bench.requests import all_requests
+
+    judge = open_judge(suite, detector, options.colours, NO_EXTRA_SCORES)
+    requests = all_requests(suite, options.per_prompt)
+    generation = generation_of(options)
+    results: dict[str, list[ImageResult]] = {}
+    name = options.prompt[0] if options.prompt else suite.name
+    with new_run_folder(options.outdir, name) as folder, plain_warnings():
+        images: dict[str, list[Image.Image]] = {}
+        for method in methods:
+            images[method.name], results[method.name] = sample(method, generation, requests, judge, folder.work)
+        sheet_of(requests, images, results).save(folder.work / SHEET, optimize=True)
+    for line in (*table(requests, results), *closing(results)):
+        print(line)
+    print(f"see {folder.final / SHEET}")
+
+
+def methods_of(options: CompareOptions) -> list[MethodConfig]:
+    model, steps = options.pretrained_model_name_or_path, options.num_timesteps
+    if options.methods:
+        return parse_methods(options.methods, steps, model)
+    known = known_methods(steps, model)
+    names = [name for name in PREFERRED if name.partition("+")[0] in known]
+    return parse_methods([BASE, *(names or ["sld"])], steps, model)
+
+
+def suite_of(options: CompareOptions, judged: bool) -> Suite:
+    """The prompts with the claims that the rules read from them, or the first ones of the pocket suite."""
+    from dpt.claims.facts import Prompt
+    from dpt.claims.parse import UnsupportedPrompt, parse_prompt
+    from dpt.evaluation.suites import pocket
+    from dpt.evaluation.suites.base import Suite
+
+    for name in ("per_prompt", "prompts_per_category", "num_timesteps"):
+        if not 1 <= getattr(options, name) <= MOST_PICTURES:
+            fail(f"--{name} must be from 1 to {MOST_PICTURES:,}, not {getattr(options, name)}")
+    if not options.prompt:
+        return pocket.suite(per_category=options.prompts_per_category, seed=options.seed)
+    prompts = []
+    for number, text in enumerate(options.prompt):
+        try:
+            parsed = parse_prompt(text).claims if judged else None
+        except UnsupportedPrompt as reason:
+            raise UserError(f"{reason}; with --detector none its images are not judged") from None
+        facts, closed = (parsed.facts, parsed.closed) if parsed else ((), False)
+        prompts.append(Prompt(f"{options.seed}-{number:02d}", "prompts", text, facts, closed))
+    return Suite("prompts", "compare-1", tuple(prompts), pocket.DETECT if judged else None)
+
+
+def generation_of(options: CompareOptions) -> GenerationConfig:
+    from dpt.backbone.loading import locate_model
+    from dpt.generation_defaults import generation_defaults
+
+    scale = options.guidance_scale
+    if scale is None:
+        scale = generation_defaults(locate_model(model_location(options.pretrained_model_name_or_path))).guidance_scale
+    return GenerationConfig(options.pretrained_model_name_or_path, options.num_timesteps, scale, options.scheduler)
+
+
+def sample(
+    config: MethodConfig,
+    generation: GenerationConfig,
+    requests: Sequence[ImageRequest],
+    judge: ImageJudge,
+    folder: Path,
+) -> tuple[list[Image.Image], list[ImageResult]]:
+    from tqdm import tqdm
+
+    from dpt.evaluation.bench.requests import open_image
+    from dpt.evaluation.bench.results import append_results
+    from dpt.evaluation.bench.run import BATCH, GeneratedImages
+
+    source = GeneratedImages(config.open(generation), folder / config.name)
+    results: list[ImageResult] = []
+    with tqdm(total=len(requests), desc=config.name, unit="image", disable=None) as bar:
+        for start in range(0, len(requests), BATCH):
+            batch = requests[start : start + BATCH]
+            results += judge(config.name, batch, source.images(batch))
+            bar.update(len(batch))
+    append_results(folder / RESULTS, results)
+    return [open_image(source.folder / request.file) for request in requests], results
+
+
+def sheet_of(
+    requests: Sequence[ImageRequest],
+    images: Mapping[str, Sequence[Image.Image]],
+    results: Mapping[str, Sequence[ImageResult]],
+) -> Image.Image:
+    """A row per image of a prompt, a column per method."""
+    from dpt.evaluation.contact_sheet import contact_sheet
+
+    cells = [(name, row) for row in range(len(requests)) for name in images]
+    return contact_sheet(
+        [images[name][row] for name, row in cells],
+        [f"{name}: {verdict_text(results[name][row])}" for name, row in cells],
+        columns=len(images),
+        marks=[results[name][row].passed for name, row in cells],
+        row_titles=[request.prompt.text for request in requests],
+    )
+
+
+def verdict_text(result: ImageResult) -> str:
+    """Right, or wrong and the first claim that does not hold."""
+    fault = next((atom.text for atom in result.atoms if not atom.met), None)
+    return VERDICTS[result.passed] if fault is None else f"{VERDICTS[False]}, not {fault}"
+
+
+def table(requests: Sequence[ImageRequest], results: Mapping[str, Sequence[ImageResult]]) -> list[str]:
+    first = max(len("prompt"), *(len(request.prompt.text) for request in requests))
+    rows = [["prompt", *results]]
+    rows += [
+        [request.prompt.text, *(VERDICTS[results[name][row].passed] for name in results)]
+        for row, request in enumerate(requests)
+    ]
+    widths = [first, *(max(len(name), *map(len, VERDICTS.values())) for name in results)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def closing(results: Mapping[str, Sequence[ImageResult]]) -> list[str]:
+    """How many images are right by each method, in one line."""
+    counts = {name: sum(bool(result.passed) for result in rows) for name, rows in results.items()}
+    total = len(next(iter(results.values())))
+    if any(result.passed is None for rows in results.values() for result in rows):
+        return []
+    return ["", f"right of {total}: " + ", ".join(f"{name} {count}" for name, count in counts.items())]
