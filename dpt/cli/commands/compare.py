@@ -15,9 +15,9 @@ from dpt.cli.common.run_folder import new_run_folder
 from dpt.detect.registry import ORACLE
 from dpt.embedded import EMBEDDED, EMBEDDED_MODELS, model_location
 from dpt.errors import UserError, fail
-from dpt.evaluation.bench.results import MOST_PICTURES
 from dpt.methods.base import GenerationConfig, MethodConfig
 from dpt.methods.registry import BASE, known_methods, parse_methods
+from dpt.untrusted import MOST_IMAGES
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -90,7 +90,7 @@ def compare(options: CompareOptions) -> None:
         sheet_of(requests, images, results).save(folder.work / SHEET, optimize=True)
     for line in (*table(requests, results), *closing(results)):
         print(line)
-    print(f"see {folder.final / SHEET}")
+    print(f"see {SHEET} in {folder.final}")
 
 
 def methods_of(options: CompareOptions) -> list[MethodConfig]:
@@ -110,8 +110,8 @@ def suite_of(options: CompareOptions, judged: bool) -> Suite:
     from dpt.evaluation.suites.base import Suite
 
     for name in ("per_prompt", "prompts_per_category", "num_timesteps"):
-        if not 1 <= getattr(options, name) <= MOST_PICTURES:
-            fail(f"--{name} must be from 1 to {MOST_PICTURES:,}, not {getattr(options, name)}")
+        if not 1 <= getattr(options, name) <= MOST_IMAGES:
+            fail(f"--{name} must be from 1 to {MOST_IMAGES:,}, not {getattr(options, name)}")
     if not options.prompt:
         return pocket.suite(per_category=options.prompts_per_category, seed=options.seed)
     prompts = []
