@@ -61,6 +61,17 @@ def resolve_dtype(device: torch.device, dtype: str | torch.dtype | None = None) 
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
+def execution_device(module: Any) -> torch.device:
+    """The device that a module computes on: that of its weights, unless accelerate offloads them."""
+    if not hasattr(module, "_hf_hook"):
+        return module.device
+    for part in module.modules():
+        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return module.device
+
+
 def resolve_matmul_dtype(device: torch.device, name: str) -> torch.dtype:
     """The dtype of the trained part's matrix products: as named, except where a CPU would only be slower in it."""
     dtype = _named_dtype(name)

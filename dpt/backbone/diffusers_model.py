@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dpt.backbone import identity
 from dpt.backbone.base import Grid, NoiseSchedule
+from dpt.backbone.device import execution_device
 from dpt.backbone.folder import ModelFolder
 from dpt.errors import UserError
 
@@ -35,14 +36,15 @@ class DiffusersModel:
     def encode_images(
         self, images: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None = None
     ) -> Tensor:
-        posterior = self.vae.encode(images.to(self.device, torch.float32)).latent_dist
-        latents = posterior.mean
+        posterior = self.vae.encode(images.to(self.device, self.vae.dtype)).latent_dist
+        latents = posterior.mean.float()
         if generator is not None:
             latents = latents + posterior.std * _noise_like(latents, generator)
         return (latents - self._shift) * self._scale
 
     def decode_latents(self, latents: Tensor) -> Tensor:
-        return self.vae.decode(latents.to(self.device, torch.float32) / self._scale + self._shift).sample
+        latents = latents.to(self.device, torch.float32) / self._scale + self._shift
+        return self.vae.decode(latents.to(self.vae.dtype)).sample.float()
 
     @property
     def latent_channels(self) -> int:
@@ -93,7 +95,7 @@ class DiffusersModel:
 
     @property
     def device(self) -> torch.device:
-        return self.network.device
+        return execution_device(self.network)
 
     @property
     def dtype(self) -> torch.dtype:

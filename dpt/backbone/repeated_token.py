@@ -16,7 +16,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 class RepeatedLastToken:
-    """An attention processor of SD3's blocks, in which the last text token stands for `count` equal ones."""
+    """An attention processor of SD3's blocks, in which the last text token stands for `count` equal ones.
+
+    A text of more than `count` tokens holds them all, as the stock pipeline gives it, and is attended to as it is.
+    """
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -28,8 +31,10 @@ class RepeatedLastToken:
         queries = _by_head(attn, (image, attn.to_q, attn.norm_q), (text, attn.add_q_proj, attn.norm_added_q))
         keys = _by_head(attn, (image, attn.to_k, attn.norm_k), (text, attn.add_k_proj, attn.norm_added_k))
         values = _by_head(attn, (image, attn.to_v, None), (text, attn.add_v_proj, None))
-        raised = keys.new_zeros(1, 1, 1, keys.shape[2])
-        raised[..., -1] = math.log(self.count)
+        raised = None
+        if text.shape[1] <= self.count:
+            raised = keys.new_zeros(1, 1, 1, keys.shape[2])
+            raised[..., -1] = math.log(self.count)
         attended = scaled_dot_product_attention(queries, keys, values, attn_mask=raised)
         attended = attended.transpose(1, 2).flatten(2)
         image, text = attended[:, : image.shape[1]], attended[:, image.shape[1] :]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from dpt.backbone.base import Condition
+from dpt.backbone.device import execution_device
 
 # CLIP's vocabulary has 49,408 entries and spells rare words in pieces by design. A vocabulary below this
 # size was cut for a closed world: there, a word that is not one piece was never seen in training.
@@ -24,7 +25,7 @@ def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str], le
     `match` is the state at the end token, without projection.
     """
     tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    device = text_encoder.device
+    device = execution_device(text_encoder)
     mask = tokens.attention_mask.to(device)
     attended = mask if getattr(text_encoder.config, "use_attention_mask", False) else None
     states = text_encoder(tokens.input_ids.to(device), attention_mask=attended).last_hidden_state

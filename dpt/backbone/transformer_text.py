@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dpt.backbone.base import Condition
+from dpt.backbone.device import execution_device
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class PromptEncoder:
 
     def ids(self, prompts: Sequence[str], length: int) -> Tensor:
         ids: Tensor = self.tokens(prompts, length).input_ids
-        return ids.to(self.model.device)
+        return ids.to(execution_device(self.model))
 
     @property
     def length(self) -> int:
@@ -77,7 +78,7 @@ def encode_sd3(text: TextInputs, prompts: Sequence[str]) -> Condition:
 def encode_auraflow(text: TextInputs, prompts: Sequence[str]) -> Condition:
     """The states of T5, zero for padding; `match` is their mean over the prompt's tokens."""
     t5 = text["text_encoder"]
-    tokens = t5.tokens(prompts, text.t5_tokens).to(t5.model.device)
+    tokens = t5.tokens(prompts, text.t5_tokens).to(execution_device(t5.model))
     mask = tokens.attention_mask[:, :, None]
     states = t5.model(tokens.input_ids, attention_mask=tokens.attention_mask)[0] * mask
     return Condition(states, states.sum(dim=1) / mask.sum(dim=1))

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -148,12 +149,13 @@ def draw_latents(
     )
 
 
-def calls_per_picture(backbone: Backbone, settings: SamplingSettings) -> int:
-    """How many calls of the denoiser one image takes."""
+def calls_per_picture(backbone: Backbone, settings: SamplingSettings, scheduler: Any = None) -> int:
+    """How many calls of the denoiser one image takes. The scheduler is the named one of the settings if not given."""
     available = backbone.noise.num_timesteps
     if settings.steps > available:
         raise UserError(f"the model has {available} noise levels, too few for {settings.steps} steps")
-    scheduler = make_scheduler(settings.scheduler, backbone.scheduler_config)
+    if scheduler is None:
+        scheduler = make_scheduler(settings.scheduler, backbone.scheduler_config)
     check_correction(settings.correction, scheduler)
     return set_steps(scheduler, settings.steps)
 

@@ -31,6 +31,11 @@ class StepInfo:
 class StepHook:
     """Called before and after each call of the denoiser, and may change the latents. This one changes nothing."""
 
+    @property
+    def stops(self) -> bool:
+        """Whether sampling ends after this step."""
+        return False
+
     def before(self, z: Tensor, step: StepInfo) -> Tensor:
         return z
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,16 +25,23 @@ def denoise(
     on_step: Callable[[], None] | None = None,
     hooks: Sequence[StepHook] = (),
     start: int = 0,
+    spacing: Mapping[str, Sequence[float]] | None = None,
+    eta: float = 0.0,
 ) -> Tensor:
     """Sample latents (B,C,h,w) from standard normal noise (B,C,h,w).
 
     With `start`, the first steps are left out and `noise` is the latents at the noise level of step `start`.
 
     `generators`, one per image or one for all, are for schedulers that add noise in their steps. Gradients are off; a
-    guidance that needs them enables them itself.
+    guidance that needs them enables them itself. `spacing` is that of `set_steps`; `eta` is DDIM's, and ignored by
+    other schedulers. A hook with `stops` ends the loop.
     """
-    set_steps(scheduler, steps, noise.device, (noise.shape[-2], noise.shape[-1]))
-    extra = {"generator": _as_expected(generators)} if generators and _takes_generator(scheduler) else {}
+    set_steps(scheduler, steps, noise.device, (noise.shape[-2], noise.shape[-1]), spacing)
+    extra: dict[str, Any] = {}
+    if generators and _step_takes(scheduler, "generator"):
+        extra["generator"] = _as_expected(generators)
+    if eta and _step_takes(scheduler, "eta"):
+        extra["eta"] = eta
     z = noise if start else noise * getattr(scheduler, "init_noise_sigma", 1.0)
     for index, t in enumerate(scheduler.timesteps[start:], start):
         step = _step_info(scheduler, index, t, z) if hooks else None
@@ -48,6 +55,8 @@ def denoise(
                 z = hook.after(z, step, x, prediction)
         if on_step is not None:
             on_step()
+        if any(hook.stops for hook in hooks):
+            break
     return z
 
 
@@ -70,5 +79,5 @@ def _as_expected(generators: Sequence[torch.Generator] | torch.Generator) -> lis
     return generators if isinstance(generators, torch.Generator) else list(generators)
 
 
-def _takes_generator(scheduler: Any) -> bool:
-    return "generator" in inspect.signature(scheduler.step).parameters
+def _step_takes(scheduler: Any, argument: str) -> bool:
+    return argument in inspect.signature(scheduler.step).parameters

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dpt.errors import UserError
@@ -77,18 +77,39 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
         raise UserError(f"the scheduler {name!r} cannot work with this model: {error}") from None
 
 
-def set_steps(scheduler: Any, steps: int, device: Any = "cpu", latent_size: Grid | None = None) -> int:
+def set_steps(
+    scheduler: Any,
+    steps: int,
+    device: Any = "cpu",
+    latent_size: Grid | None = None,
+    spacing: Mapping[str, Sequence[float]] | None = None,
+) -> int:
     """Set the timesteps; returns how often the denoiser will be called (twice a step for some schedulers).
 
-    Some models shift their timesteps by the size of the latents; without one it is their default.
+    Some models shift their timesteps by the size of the latents; without one it is their default. `spacing` gives
+    the `timesteps` or the `sigmas` themselves.
     """
     rule = getattr(scheduler, "step_rule", None)
     arguments = {} if rule is None else rule.arguments(scheduler, steps, latent_size)
+    if spacing:
+        arguments = {**{name: value for name, value in arguments.items() if name != "sigmas"}, **spacing}
+        _check_spacing(scheduler, spacing)
+    count = None if spacing or "sigmas" in arguments else steps
     try:
-        scheduler.set_timesteps(None if "sigmas" in arguments else steps, device=device, **arguments)
+        scheduler.set_timesteps(count, device=device, **arguments)
     except (ValueError, IndexError) as error:
         raise UserError(f"{type(scheduler).__name__} cannot take {steps} steps: {error}") from None
     return len(scheduler.timesteps)
+
+
+def _check_spacing(scheduler: Any, spacing: Mapping[str, Sequence[float]]) -> None:
+    if len(spacing) > 1:
+        raise UserError("give timesteps or sigmas, not both")
+    (name,) = spacing
+    if name not in inspect.signature(scheduler.set_timesteps).parameters:
+        raise UserError(
+            f"{type(scheduler).__name__} takes no {name}: give num_inference_steps, or set another scheduler"
+        )
 
 
 def scale_model_input(scheduler: Any, z: Tensor, t: Tensor) -> Tensor:

@@ -48,11 +48,13 @@ def test_its_images_with_a_lora_equal_those_of_the_stock_pipeline(folder: Path, 
     pipe = stock(folder)
     negative = ["a large cross"] * 2
     expected = pipe(list(PROMPTS), negative_prompt=negative, latents=noise(), **DRAW).images
-    images = DPTPipeline(backbone)(list(PROMPTS), negative, latents=noise(), **DRAW).images
+    images = DPTPipeline.from_backbone(backbone)(
+        list(PROMPTS), negative_prompt=negative, latents=noise(), **DRAW
+    ).images
     assert expected.std() > 0.01 and (images - expected).abs().max() < 1e-5
     lora = filled(backbone, SCALED)
     save_lora(lora.state(), SCALED, tmp_path / "lora", **backbone.origin("tiny"))
-    tuned = DPTPipeline(backbone)(list(PROMPTS), negative, latents=noise(), **DRAW).images
+    tuned = DPTPipeline.from_backbone(backbone)(list(PROMPTS), negative_prompt=negative, latents=noise(), **DRAW).images
     lora.remove()
     export_checkpoint(open_checkpoint(tmp_path / "lora"), "diffusers", tmp_path / "exported")
     pipe.load_lora_weights(tmp_path / "exported")

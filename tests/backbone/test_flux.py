@@ -54,7 +54,7 @@ def packed(z: Tensor) -> Tensor:
 
 
 def test_its_images_equal_those_of_the_stock_pipeline(backbone: Any, stock: Any) -> None:
-    z, pipe, prompts = noise(), DPTPipeline(backbone), list(PROMPTS)
+    z, pipe, prompts = noise(), DPTPipeline.from_backbone(backbone), list(PROMPTS)
     assert torch.equal(FLUX.output(packed(z), z), z)
     expected = stock(prompts, latents=packed(z), guidance_scale=2.0, **DRAW).images
     images = pipe(prompts, latents=z, guidance_scale=2.0, **DRAW).images
@@ -68,7 +68,7 @@ def test_its_images_equal_those_of_the_stock_pipeline(backbone: Any, stock: Any)
 
 def test_a_model_without_a_guidance_embedding_takes_no_scale(tmp_path: Path) -> None:
     folder = tiny_transformers.save(tiny_transformers.flux(guidance_embeds=False), tmp_path / "schnell")
-    stock, pipe = FluxPipeline.from_pretrained(folder), DPTPipeline(open_backbone(folder, device="cpu"))
+    stock, pipe = FluxPipeline.from_pretrained(folder), DPTPipeline.from_backbone(open_backbone(folder, device="cpu"))
     stock.set_progress_bar_config(disable=True)
     expected = stock(PROMPTS[0], latents=packed(noise(1)), guidance_scale=0.0, **DRAW).images
     images = pipe(PROMPTS[0], latents=noise(1), guidance_scale=7.0, **DRAW).images
@@ -106,7 +106,7 @@ def test_an_exported_lora_gives_the_same_images_in_the_stock_pipeline(
 ) -> None:
     lora = filled(backbone, SCALED)
     save_lora(lora.state(), SCALED, tmp_path / "lora", **backbone.origin("tiny"))
-    expected = DPTPipeline(backbone)(PROMPTS[0], latents=noise(1), guidance_scale=2.0, **DRAW).images
+    expected = DPTPipeline.from_backbone(backbone)(PROMPTS[0], latents=noise(1), guidance_scale=2.0, **DRAW).images
     lora.remove()
     export_checkpoint(open_checkpoint(tmp_path / "lora"), "diffusers", tmp_path / "exported")
     stock.load_lora_weights(tmp_path / "exported")

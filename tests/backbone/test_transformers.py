@@ -55,9 +55,11 @@ def test_images_equal_those_of_the_stock_pipeline(folder: Path, backbone: Any) -
     sizes = {"height": 2 * SIZE, "width": 2 * (SIZE - 2)}
     arguments = {"num_inference_steps": 4, "guidance_scale": 5.0, "output_type": "pt", **sizes}
     expected = stock(list(PROMPTS), negative_prompt=["a large cross"] * 2, latents=z, **arguments).images
-    images = DPTPipeline(backbone)(list(PROMPTS), "a large cross", latents=z, **arguments).images
+    images = DPTPipeline.from_backbone(backbone)(
+        list(PROMPTS), negative_prompt="a large cross", latents=z, **arguments
+    ).images
     assert expected.std() > 0.01 and (images - expected).abs().max() < 1e-5
-    other = DPTPipeline(backbone)(list(PROMPTS), "", latents=z, **arguments).images
+    other = DPTPipeline.from_backbone(backbone)(list(PROMPTS), negative_prompt="", latents=z, **arguments).images
     assert (other - expected).abs().max() > 1e-5, "the negative prompt counts"
 
 

@@ -111,7 +111,7 @@ def test_commands_train_and_sample_with_it(make: Callable[[], Any], tmp_path: Pa
     assert opened.lora.record.prediction_type == "flow_prediction" and open_checkpoint(tmp_path / "plain").lora
     backbone = open_backbone(folder, device="cpu")
     opened.attach(backbone)
-    pipe = DPTPipeline(backbone, opened.adapter)
+    pipe = DPTPipeline.from_backbone(backbone, opened.adapter)
     latents = torch.randn(1, 4, 8, 8)
     settings = {**DRAW, "height": 16, "width": 16}
     plain, corrected = (
