@@ -7,7 +7,7 @@ the network behind these protocols.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import torch
@@ -47,6 +47,10 @@ class Condition:
         ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
         return [self[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
+    def with_sizes(self, sizes: ImageSizes) -> Condition:
+        """The same for images of these sizes."""
+        return replace(self, time_ids=torch.tensor([sizes.row()] * len(self), dtype=torch.float32))
+
     @staticmethod
     def stack(conditions: Sequence[Condition]) -> Condition:
         """Concatenate along the batch; all come from the same model."""
@@ -55,6 +59,21 @@ class Condition:
 
     def _parts(self) -> list[Tensor | None]:
         return [getattr(self, field.name) for field in fields(self)]
+
+
+@dataclass(frozen=True)
+class ImageSizes:
+    """What SDXL is conditioned on beside the prompt: heights before widths, in pixels."""
+
+    original: Grid
+    """Before the image was scaled."""
+    target: Grid
+    crop: Grid = (0, 0)
+    """Top and left of the crop, in the scaled image."""
+
+    def row(self) -> tuple[int, ...]:
+        """As `Condition.time_ids` has it."""
+        return (*self.original, *self.crop, *self.target)
 
 
 class NoiseSchedule(Protocol):
@@ -189,6 +208,10 @@ class Backbone(Protocol):
 
     def latent_size(self, height: int | None = None, width: int | None = None) -> Grid:
         """(h, w) for images of this size in pixels; a side not given has the default size."""
+
+    @property
+    def takes_sizes(self) -> bool:
+        """Whether the network is conditioned on `ImageSizes`; without any they are those of the latents."""
 
     # Denoising
 

@@ -91,6 +91,10 @@ class DiffusersModel:
     def guidance_is_embedded(self) -> bool:
         return False
 
+    @property
+    def takes_sizes(self) -> bool:
+        return False
+
     # Facts
 
     @property

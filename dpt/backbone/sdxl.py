@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dpt.backbone import loading
-from dpt.backbone.base import Condition, Grid
+from dpt.backbone.base import Condition, Grid, ImageSizes
 from dpt.backbone.config_limits import check_whole_numbers
 from dpt.backbone.folder import (
     SCHEDULER,
@@ -120,19 +120,19 @@ class SDXLBackbone(UNetBackbone):
 
     # Denoising
 
+    @property
+    def takes_sizes(self) -> bool:
+        return True
+
     def _added(self, condition: Condition, latent_size: Grid) -> dict[str, Tensor]:
         assert condition.pooled is not None
         time_ids = condition.time_ids
         if time_ids is None:
             height, width = (side * self.vae_scale_factor for side in latent_size)
-            ids = torch.tensor(self._size_ids(height, width), dtype=torch.float32)
-            time_ids = ids.expand(len(condition), -1)
+            time_ids = condition.with_sizes(ImageSizes((height, width), (height, width))).time_ids
+            assert time_ids is not None
         device = condition.pooled.device if condition.pooled.is_meta else self.device
         return {"text_embeds": condition.pooled.to(device, self.dtype), "time_ids": time_ids.to(device)}
-
-    def _size_ids(self, height: int, width: int) -> list[float]:
-        """Of an image that was neither scaled nor cropped."""
-        return [height, width, 0, 0, height, width]
 
     # Facts
 

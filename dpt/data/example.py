@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from dpt.backbone.base import Condition
+from dpt.backbone.base import Condition, ImageSizes
 
 T = TypeVar("T")
 
@@ -33,6 +33,8 @@ class ExampleImage:
     latent: bool = False
     mirrored: Tensor | None = None
     """Latents of the mirrored image, where the cache has them."""
+    sizes: ImageSizes | None = None
+    """For a model that is conditioned on them."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,8 @@ class NegativeBatch:
     images: Tensor
     caption_types: list[str | None]
     image_types: list[str | None]
+    sizes: Tensor | None = None
+    """As in `Batch`."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +204,8 @@ class Batch:
     skipped: list[str]
     encoded: EncodedTexts | None = None
     """Those of its texts that need no text encoder."""
+    sizes: Tensor | None = None
+    """(B, 6), on the CPU: `ImageSizes.row` of each image, for a model that is conditioned on them."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -248,6 +254,7 @@ def collate(examples: Sequence[Example]) -> Batch:
         expressions=None if expressions is None else _collate_expressions(expressions),
         negatives=None if negatives is None else _collate_negatives(negatives),
         skipped=[sentence for example in examples for sentence in example.skipped],
+        sizes=_stack_sizes([example.image for example in examples]),
     )
 
 
@@ -280,8 +287,14 @@ def _collate_negative(negatives: Sequence[Negative]) -> NegativeBatch:
         images=_stack([negative.image for negative in negatives]),
         caption_types=[negative.caption_type for negative in negatives],
         image_types=[negative.image_type for negative in negatives],
+        sizes=_stack_sizes([negative.image for negative in negatives]),
     )
 
 
 def _stack(pictures: Sequence[ExampleImage]) -> Tensor:
     return torch.stack([picture.values for picture in pictures])
+
+
+def _stack_sizes(pictures: Sequence[ExampleImage]) -> Tensor | None:
+    sizes = _all_or_none([picture.sizes for picture in pictures], "sizes")
+    return None if sizes is None else torch.tensor([own.row() for own in sizes], dtype=torch.float32)

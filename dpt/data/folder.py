@@ -118,7 +118,7 @@ class FolderSource(Source):
     def example(self, index: int, epoch: int = 0, parts: ExampleParts = ALL_PARTS) -> Example:
         row = self.rows[index]
         picture, _ = read_image(self.folder / row.file_name, self.folder)
-        image = ExampleImage(row.file_name, self.framing.pixels(picture))
+        image = ExampleImage(row.file_name, self.framing.pixels(picture), sizes=self.framing.sizes(picture.size))
         example = Example(row.where, image, row.caption, row.weight)
         flip = self.framing.random_flip and KeyedRandom("folder source", self.seed, index, epoch, "flip").chance(0.5)
         if flip and can_mirror([row.caption]):

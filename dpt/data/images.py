@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from dpt.backbone.base import ImageSizes
 from dpt.data.example import BoxCentre, BoxCorners
 from dpt.distributed import Processes
 from dpt.errors import BrokenImageError, UserError
@@ -166,6 +167,8 @@ class Framing:
     resolution: int
     center_crop: bool = False
     random_flip: bool = False
+    with_sizes: bool = False
+    """Whether examples record their image's sizes, for a model that is conditioned on them."""
 
     @classmethod
     def for_model(
@@ -181,7 +184,7 @@ class Framing:
         if not 1 <= side <= MAX_SIDE:
             raise UserError(f"--resolution must be between 1 and {MAX_SIDE} pixels, not {side}")
         backbone.latent_size(side, side)
-        return cls(side, center_crop, random_flip)
+        return cls(side, center_crop, random_flip, backbone.takes_sizes)
 
     def window(self, size: Size) -> BoxCorners:
         """The visible part of the image, in pixels."""
@@ -191,6 +194,15 @@ class Framing:
         side = min(width, height)
         x0, y0 = (width - side) // 2, (height - side) // 2
         return x0, y0, x0 + side, y0 + side
+
+    def sizes(self, size: Size) -> ImageSizes | None:
+        """Of an image of this width and height."""
+        if not self.with_sizes:
+            return None
+        (width, height), (left, top, right, bottom) = size, self.window(size)
+        scaled = [self.resolution / (bottom - top), self.resolution / (right - left)]
+        crop = round(top * scaled[0]), round(left * scaled[1])
+        return ImageSizes((height, width), (self.resolution, self.resolution), crop)
 
     def pixels(self, image: Image.Image) -> Tensor:
         """(3, resolution, resolution) in [-1, 1]."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -82,10 +82,25 @@ def encode_pair_images(backbone: Backbone, batch: Batch, kinds: Sequence[int]) -
     return latents.unflatten(0, (len(kinds), len(batch)))
 
 
+def sizes_of(batch: Batch) -> dict[int, Tensor]:
+    """`Condition.time_ids` (B,6) of each kind of image; empty for a model that does not take them."""
+    by_kind = {TRUE: batch.sizes}
+    if batch.negatives is not None:
+        by_kind[HARD] = batch.negatives.hard.sizes
+        if batch.negatives.random is not None:
+            by_kind[RANDOM] = batch.negatives.random.sizes
+    return {kind: sizes for kind, sizes in by_kind.items() if sizes is not None}
+
+
+def pair_condition(texts: Mapping[str, Condition], sizes: Mapping[int, Tensor], pairs: Sequence[Pair]) -> Condition:
+    """The text of each pair, with the sizes of its image if there are any, (pairs*B,...)."""
+    condition = Condition.stack([texts[pair.text] for pair in pairs])
+    return replace(condition, time_ids=torch.cat([sizes[pair.picture] for pair in pairs])) if sizes else condition
+
+
 def pair_features(
-    backbone: Backbone, name: str, noisy: Tensor, t: Tensor, texts: dict[str, Condition], pairs: Sequence[Pair]
+    backbone: Backbone, name: str, noisy: Tensor, t: Tensor, condition: Condition, pairs: Sequence[Pair]
 ) -> Tensor:
     """The feature of each pair, (pairs*B,C,h,w), for z_t (kinds,B,...) and t (B,): one truncated forward."""
     z = torch.cat([noisy[pair.picture] for pair in pairs])
-    condition = Condition.stack([texts[pair.text] for pair in pairs])
     return backbone.features(z, t.repeat(len(pairs)), condition, name)[0]

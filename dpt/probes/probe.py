@@ -24,7 +24,9 @@ from dpt.data.pairs import (
     Pair,
     encode_pair_images,
     encode_texts,
+    pair_condition,
     pair_features,
+    sizes_of,
 )
 from dpt.data.stream import Stream, load
 from dpt.intervals import Share
@@ -111,11 +113,12 @@ class Probe:
         pairs = (*grounding, *(COMPARISONS if batch.negatives is not None else ()))
         texts = encode_texts(self.backbone, batch, {pair.text for pair in pairs})
         z = encode_pair_images(self.backbone, batch, (TRUE, HARD) if batch.negatives is not None else (TRUE,))
+        condition = pair_condition(texts, sizes_of(batch), pairs)
         noise = SampleRNG(NOISE_SEED, positions).normal(z.shape[2:], "validation noise").to(z.device)
         for timestep in self.timesteps:
             t = torch.full((len(batch),), timestep, device=z.device)
             noisy = torch.stack([self.backbone.noise.add_noise(latents, noise, t) for latents in z])
-            features = pair_features(self.backbone, self.adapter.config.unet_feature, noisy, t, texts, pairs)
+            features = pair_features(self.backbone, self.adapter.config.unet_feature, noisy, t, condition, pairs)
             grounded = len(batch) * len(grounding)
             for_grounding, for_matching = self.adapter.decode_split(features, t.repeat(len(pairs)), grounded)
             if batch.negatives is not None:
@@ -237,7 +240,7 @@ def denoising_error(
         chunks = [list(own[i : i + batch_size]) for i in range(0, len(own), batch_size)]
         for positions, batch in zip(chunks, load(stream, chunks), strict=True):
             batch, rng = batch.to(backbone.device), SampleRNG(NOISE_SEED, positions)
-            condition = encode_texts(backbone, batch, {CAPTION})[CAPTION]
+            condition = pair_condition(encode_texts(backbone, batch, {CAPTION}), sizes_of(batch), [Pair(TRUE, CAPTION)])
             (z,) = encode_pair_images(backbone, batch, (TRUE,))
             noise = rng.normal(z.shape[1:], "validation noise").to(z.device)
             t = backbone.noise.sample_t(rng, "validation timestep").to(z.device)

@@ -185,9 +185,10 @@ class FileSource(Source):
         path = self.images / file_name
         if self.latents is not None:
             mirrored = self.latents.latents(path, mirrored=True) if self.framing.random_flip else None
-            return ExampleImage(file_name, self.latents.latents(path), latent=True, mirrored=mirrored)
+            sizes = self.framing.sizes(self.latents.header(path).size) if self.framing.with_sizes else None
+            return ExampleImage(file_name, self.latents.latents(path), latent=True, mirrored=mirrored, sizes=sizes)
         image, _ = read_image(path, self.images)
-        return ExampleImage(file_name, self.framing.pixels(image))
+        return ExampleImage(file_name, self.framing.pixels(image), sizes=self.framing.sizes(image.size))
 
 
 @dataclass(frozen=True)

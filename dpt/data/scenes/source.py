@@ -214,4 +214,5 @@ class SceneSource(Source):
         return make_scene(self.seed, FIRST_SCENE[self.split] + rng.randrange(RANGE), self.world)
 
     def _picture(self, name: str, scene: Scene) -> ExampleImage:
-        return ExampleImage(name, self.framing.pixels(Image.fromarray(render(scene))))
+        image = Image.fromarray(render(scene))
+        return ExampleImage(name, self.framing.pixels(image), sizes=self.framing.sizes(image.size))

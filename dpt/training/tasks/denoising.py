@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,7 +13,17 @@ from dpt.backbone import Backbone, Condition
 from dpt.backbone.base import PartialForward
 from dpt.backbone.rng import SampleRNG
 from dpt.data.example import CAPTION_ONLY, Batch, ExampleParts
-from dpt.data.pairs import CAPTION, HARD, RANDOM, TRUE, Pair, encode_pair_images, encode_texts
+from dpt.data.pairs import (
+    CAPTION,
+    HARD,
+    RANDOM,
+    TRUE,
+    Pair,
+    encode_pair_images,
+    encode_texts,
+    pair_condition,
+    sizes_of,
+)
 from dpt.data.stream import Stream
 from dpt.errors import UserError
 from dpt.lora import Lora
@@ -48,12 +58,12 @@ class NoisedBatch:
     t: Tensor  # (B,)
     noisy: Tensor  # (kinds,B,C,h,w), z_t
     weights: Tensor  # (B,), of the denoising loss
+    sizes: Mapping[int, Tensor] = field(default_factory=dict)  # each (B,6), for a model that takes them
 
     def inputs(self, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, Condition]:
         """z_t, t and condition of each pair, (pairs*B,...), for one forward of the network."""
         z = torch.cat([self.noisy[pair.picture] for pair in pairs])
-        condition = Condition.stack([self.texts[pair.text] for pair in pairs])
-        return z, self.t.repeat(len(pairs)), condition
+        return z, self.t.repeat(len(pairs)), pair_condition(self.texts, self.sizes, pairs)
 
 
 @torch.no_grad()
@@ -73,7 +83,7 @@ def add_noise_to_batch(
         t = torch.full_like(t, config.fix_timestep)
     noise, t = noise.to(latents.device, non_blocking=True), t.to(latents.device, non_blocking=True)
     noisy = torch.stack([backbone.noise.add_noise(kind, noise, t) for kind in latents])
-    return NoisedBatch(texts, latents, noise, t, noisy, batch.weights)
+    return NoisedBatch(texts, latents, noise, t, noisy, batch.weights, sizes_of(batch))
 
 
 DENOISED = Pair(TRUE, CAPTION)
