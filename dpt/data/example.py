@@ -205,7 +205,7 @@ class Batch:
     encoded: EncodedTexts | None = None
     """Those of its texts that need no text encoder."""
     sizes: Tensor | None = None
-    """(B, 6), on the CPU: `ImageSizes.row` of each image, for a model that is conditioned on them."""
+    """(B, 6): `ImageSizes.row` of each image, for a model that is conditioned on them."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -222,9 +222,7 @@ class Batch:
             expressions = replace(expressions, boxes=move(expressions.boxes))
         if negatives is not None:
             hard, random = negatives.hard, negatives.random
-            negatives = NegativesBatch(
-                replace(hard, images=move(hard.images)), random and replace(random, images=move(random.images))
-            )
+            negatives = NegativesBatch(_moved(hard, move), random and _moved(random, move))
         encoded = self.encoded and replace(self.encoded, condition=self.encoded.condition.map(move))
         return replace(
             self,
@@ -233,7 +231,13 @@ class Batch:
             weights=move(self.weights),
             expressions=expressions,
             negatives=negatives,
+            sizes=None if self.sizes is None else move(self.sizes),
         )
+
+
+def _moved(negative: NegativeBatch, move: Callable[[Tensor], Tensor]) -> NegativeBatch:
+    sizes = None if negative.sizes is None else move(negative.sizes)
+    return replace(negative, images=move(negative.images), sizes=sizes)
 
 
 def collate(examples: Sequence[Example]) -> Batch:

@@ -16,10 +16,10 @@ from dpt.backbone import Backbone, Condition
 from dpt.backbone.rng import generator_for
 from dpt.errors import UserError
 from dpt.generation_defaults import MAX_SIDE
-from dpt.sampling.guidance import Predict, explain_denoiser, unused_guidance
+from dpt.sampling.guidance import Predict, explain_denoiser, unused_guidance, unused_sizes, with_sizes
 from dpt.sampling.hooks import StepHook
 from dpt.sampling.loop import denoise
-from dpt.sampling.options import ALWAYS, NO_CORRECTION, Correction, Guidance, Interval
+from dpt.sampling.options import ALWAYS, NO_CORRECTION, OWN_SIZE, Correction, Guidance, Interval, SizeConditions
 from dpt.sampling.schedulers import check_name, make_scheduler, set_steps
 from dpt.sampling.self_correction import check_correction, guided
 from dpt.score.matching import CLEAN_NOISE_LEVELS, Scorer
@@ -53,6 +53,7 @@ class SamplingSettings:
     correction: Correction = NO_CORRECTION
     true_cfg_scale: float = 1.0
     """Of a model that takes the guidance scale as an input of its network."""
+    sizes: SizeConditions = OWN_SIZE
 
     def __post_init__(self) -> None:
         check_name(self.scheduler)
@@ -137,6 +138,8 @@ def draw_latents(
     calls_per_picture(backbone, settings)
     for sentence in unused_guidance(backbone, settings.guidance, (request.negative_prompt for request in requests)):
         warnings.warn(sentence, stacklevel=2)
+    for sentence in unused_sizes(backbone, settings.sizes):
+        warnings.warn(sentence, stacklevel=2)
     if settings.correction.on and adapter is None:
         raise UserError("a correction needs an adapter, and there is none")
     scorer = Scorer(backbone, adapter) if settings.correction.on and adapter is not None else None
@@ -191,8 +194,10 @@ def _draw_batches(
     encode = lru_cache(maxsize=64)(lambda prompt: backbone.encode_text([prompt]))
     for start in range(0, len(requests), batch_size):
         batch = requests[start : start + batch_size]
-        text = Condition.stack([encode(request.prompt) for request in batch])
-        negative = Condition.stack([encode(request.negative_prompt) for request in batch])
+        text, negative = (
+            with_sizes(backbone, Condition.stack([encode(prompt) for prompt in prompts]), settings.sizes, latent_size)
+            for prompts in ([r.prompt for r in batch], [r.negative_prompt for r in batch])
+        )
         noise = initial_noise(backbone, batch, latent_size)
         denoiser, hooks = guided(
             backbone, text, negative, settings.guidance, settings.correction, scorer, predict_negative

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from dpt.backbone import Backbone, Condition, NoiseSchedule
+from dpt.backbone.base import Grid, ImageSizes
 from dpt.errors import UserError
 from dpt.sampling.hooks import StepInfo
-from dpt.sampling.options import ALWAYS, Guidance
+from dpt.sampling.options import ALWAYS, OWN_SIZE, Guidance, SizeConditions
 
 Predict: TypeAlias = Callable[[Tensor, Tensor, Condition], Tensor]
 
@@ -84,6 +85,24 @@ def unused_guidance(backbone: Backbone, guidance: Guidance, negative_prompts: It
             "true CFG scale above 1 turns classifier-free guidance on, at twice the time"
         ]
     return []
+
+
+def with_sizes(backbone: Backbone, condition: Condition, sizes: SizeConditions, latent_size: Grid) -> Condition:
+    """The prompts with these size conditions, for images from latents of this size; unchanged without any."""
+    if sizes == OWN_SIZE or not backbone.takes_sizes:
+        return condition
+    height, width = (side * backbone.vae_scale_factor for side in latent_size)
+    own = height, width
+    return condition.with_sizes(
+        ImageSizes(sizes.original_size or own, sizes.target_size or own, sizes.crops_coords_top_left)
+    )
+
+
+def unused_sizes(backbone: Backbone, sizes: SizeConditions) -> list[str]:
+    """A sentence if size conditions have no effect on this model."""
+    if sizes == OWN_SIZE or backbone.takes_sizes:
+        return []
+    return ["the size conditions have no effect: only Stable Diffusion XL is conditioned on sizes"]
 
 
 def combine(uncond: Tensor, cond: Tensor, scale: float, rescale: float = 0.0) -> Tensor:

@@ -44,6 +44,32 @@ ALWAYS = Interval()
 
 
 @dataclass(frozen=True)
+class SizeConditions:
+    """What SDXL is conditioned on beside the prompt, in pixels, as height and width. Default: the image's own size."""
+
+    original_size: tuple[int, int] | None = None
+    """The size that the image seems to have been scaled from: a small one makes it blurry."""
+    crops_coords_top_left: tuple[int, int] = (0, 0)
+    """Where the image seems to have been cropped: top and left; 0 0 centres its object."""
+    target_size: tuple[int, int] | None = None
+    """The size that the image seems to have been scaled to."""
+
+    def __post_init__(self) -> None:
+        given = {"original_size": self.original_size, "target_size": self.target_size}
+        for name, size in given.items():
+            if size is not None and not all(1 <= side <= LARGEST_SIDE for side in size):
+                raise UserError(f"the {name} must be two sides from 1 to {LARGEST_SIDE}, not {size[0]} {size[1]}")
+        if not all(0 <= side <= LARGEST_SIDE for side in self.crops_coords_top_left):
+            top, left = self.crops_coords_top_left
+            raise UserError(f"the crops_coords_top_left must be from 0 to {LARGEST_SIDE}, not {top} {left}")
+
+
+LARGEST_SIDE = 65536
+
+OWN_SIZE = SizeConditions()
+
+
+@dataclass(frozen=True)
 class Guidance:
     """e = e_neg + scale (e_text - e_neg): Ho and Salimans 2022, the scale as Stable Diffusion counts it."""
 

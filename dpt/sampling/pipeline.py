@@ -20,7 +20,7 @@ from dpt.backbone.rectified_flow import STEP_RULE, is_flow
 from dpt.data.images import to_pil
 from dpt.errors import UserError
 from dpt.sampling.draw import SamplingSettings, calls_per_picture
-from dpt.sampling.guidance import unused_guidance
+from dpt.sampling.guidance import unused_guidance, unused_sizes, with_sizes
 from dpt.sampling.loop import denoise
 from dpt.sampling.options import (
     ALWAYS,
@@ -28,6 +28,7 @@ from dpt.sampling.options import (
     Correction,
     Guidance,
     Interval,
+    SizeConditions,
     recommended_correction,
     resolve_correction,
 )
@@ -98,6 +99,9 @@ class DPTPipeline(PipelineFiles):
         pooled_prompt_embeds: Tensor | None = None,
         negative_pooled_prompt_embeds: Tensor | None = None,
         true_cfg_scale: float = 1.0,
+        original_size: tuple[int, int] | None = None,
+        crops_coords_top_left: tuple[int, int] = (0, 0),
+        target_size: tuple[int, int] | None = None,
         guidance_start: float = 0.0,
         guidance_end: float = 1.0,
         correction_factor: float | None = None,
@@ -129,6 +133,7 @@ class DPTPipeline(PipelineFiles):
                 steps, embeddings, correction_factor, correction_target, correction_norm, *limits
             ),
             true_cfg_scale=true_cfg_scale,
+            sizes=SizeConditions(original_size, crops_coords_top_left, target_size),
         )
         if negative_prompt is None and negative_prompt_embeds is None:
             negative_prompt = self.defaults.negative_prompt or None
@@ -147,7 +152,10 @@ class DPTPipeline(PipelineFiles):
             text, negative, negatives = conditions(
                 self, prompt, negative_prompt, embeddings, negative_embeddings, num_images_per_prompt, clip_skip
             )
-            for sentence in unused_guidance(self.backbone, settings.guidance, negatives):
+            latent_size = self.backbone.latent_size(height, width)
+            text, negative = (with_sizes(self.backbone, own, settings.sizes, latent_size) for own in (text, negative))
+            unused = unused_guidance(self.backbone, settings.guidance, negatives)
+            for sentence in (*unused, *unused_sizes(self.backbone, settings.sizes)):
                 warnings.warn(sentence, stacklevel=2)
             self._prepare_scheduler(settings)
             call = self._guided_call(text, negative, settings)
@@ -156,7 +164,7 @@ class DPTPipeline(PipelineFiles):
                 inputs = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
                 guidance_at = partial(self._guidance, settings)
                 hooks.append(StepEndCallback(self, callback_on_step_end, inputs, call, guidance_at))
-            noise = self._noise(latents, generator, len(text), self.backbone.latent_size(height, width))
+            noise = self._noise(latents, generator, len(text), latent_size)
             with self.progress_bar(total=steps) as bar:
                 latents = denoise(
                     call,

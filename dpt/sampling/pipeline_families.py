@@ -5,11 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from diffusers import AuraFlowPipeline, FluxPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline
+from diffusers import (
+    AuraFlowPipeline,
+    FluxPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 
 from dpt.backbone.base import Backbone, Condition
 from dpt.backbone.folder import ModelFolder
 from dpt.backbone.mmdit import TransformerBackbone
+from dpt.backbone.sdxl import SDXLBackbone
 from dpt.backbone.transformer_families import AURAFLOW, FLUX, SD3, TransformerFamily
 from dpt.backbone.transformer_text import PromptEncoder
 from dpt.backbone.unet import UNetBackbone
@@ -54,6 +61,36 @@ class StableDiffusionDPTPipeline(DPTPipeline, StableDiffusionPipeline):
             raise UserError(f"clip_skip must be between 0 and {len(hidden) - 1} for this text encoder, not {clip_skip}")
         norm: Any = getattr(encoder, "text_model", encoder).final_layer_norm
         return replace(condition, states=norm(hidden[-1 - clip_skip]))
+
+
+class StableDiffusionXLDPTPipeline(DPTPipeline, StableDiffusionXLPipeline):
+    """Stable Diffusion XL."""
+
+    deprecated_arguments = ("callback", "callback_steps")
+
+    @classmethod
+    def stock_name(cls) -> str:
+        return StableDiffusionXLPipeline.__name__
+
+    @classmethod
+    def parts_of(cls, backbone: Any) -> dict[str, Any]:
+        models = {name: encoder.model for name, encoder in backbone.encoders.items()}
+        tokenizers = {_tokenizer_of(name): encoder.tokenizer for name, encoder in backbone.encoders.items()}
+        zeros = {"force_zeros_for_empty_prompt": backbone.zeros_for_empty, "add_watermarker": False}
+        return {**models, **tokenizers, **zeros, "vae": backbone.vae, "unet": backbone.unet}
+
+    def make_backbone(self, scheduler_config: dict[str, Any], folder: ModelFolder) -> Backbone:
+        parts = self.components
+        names = [name for name in ("text_encoder", "text_encoder_2") if parts[name] is not None]
+        return SDXLBackbone(
+            encoders={name: PromptEncoder(parts[_tokenizer_of(name)], parts[name]) for name in names},
+            zeros_for_empty=bool(self.config.force_zeros_for_empty_prompt),
+            vae=self.vae,
+            unet=self.unet,
+            scheduler_config=scheduler_config,
+            folder=folder,
+            generation_defaults=generation_defaults(folder.path),
+        )
 
 
 class TransformerDPTPipeline(DPTPipeline):
@@ -115,10 +152,10 @@ FAMILIES = {
 """By the class of the transformer."""
 
 
-def family_of(network_class: str) -> type[DPTPipeline]:
-    """The pipeline class for a denoising network of this class."""
+def family_of(network_class: str, has_second: bool = False) -> type[DPTPipeline]:
+    """The pipeline class for a denoising network of this class, and with a second text encoder or without."""
     if network_class == "UNet2DConditionModel":
-        return StableDiffusionDPTPipeline
+        return StableDiffusionXLDPTPipeline if has_second else StableDiffusionDPTPipeline
     if network_class in FAMILIES:
         return FAMILIES[network_class]
     raise UserError(f"DPTPipeline has no family for a {network_class}")

@@ -25,6 +25,8 @@ from dpt.sampling.schedulers import MODELS_OWN, make_scheduler
 ADAPTER = "adapter"
 """The sub-folder of the adapter."""
 
+SECOND_TEXT_ENCODER = "text_encoder_2"
+
 CUSTOM_PIPELINE = "pipeline.py"
 
 CUSTOM_PIPELINE_CODE = '''"""What `custom_pipeline=` of diffusers opens this folder with."""
@@ -102,7 +104,8 @@ class PipelineFiles(DiffusionPipeline):
     def _load_with_diffusers(cls, model: str, revision: str | None, dtype: Any, kwargs: dict[str, Any]) -> Self:
         where = {name: kwargs[name] for name in ("cache_dir", "token", "local_files_only") if name in kwargs}
         index = cls.load_config(model, revision=revision, **where)
-        kind = cls._kind(str((index.get("transformer") or index.get("unet") or ["", "model without a network"])[1]))
+        network = (index.get("transformer") or index.get("unet") or ["", "model without a network"])[1]
+        kind = cls._kind(str(network), (index.get(SECOND_TEXT_ENCODER) or [None])[0] is not None)
         options = {"use_safetensors": True, "revision": revision, "dtype": dtype or torch.float32, **kwargs}
         if not options["use_safetensors"]:
             raise UserError("use_safetensors=False: dpt opens safetensors files only")
@@ -119,7 +122,7 @@ class PipelineFiles(DiffusionPipeline):
         defaults: GenerationDefaults | None = None,
     ) -> Self:
         """The pipeline around an open model. `defaults` are the model's own if not given."""
-        kind = cls._kind(type(backbone.network).__name__)
+        kind = cls._kind(type(backbone.network).__name__, SECOND_TEXT_ENCODER in backbone.text_networks())
         pipeline = kind(**kind.parts_of(backbone), scheduler=_scheduler(scheduler, backbone))
         pipeline._opened = (pipeline._identities(), backbone)
         pipeline._read_folder(backbone.folder)
@@ -131,7 +134,8 @@ class PipelineFiles(DiffusionPipeline):
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
         """This pipeline with the components of another; `checkpoint` and `allow_other_base` as in from_pretrained."""
         checkpoint, allowed = kwargs.pop("checkpoint", None), kwargs.pop("allow_other_base", False)
-        kind = cls._kind(type(_network(pipeline.components)).__name__)
+        parts = pipeline.components
+        kind = cls._kind(type(_network(parts)).__name__, parts.get(SECOND_TEXT_ENCODER) is not None)
         made = DiffusionPipeline.from_pipe.__func__(kind, pipeline, **kwargs)
         if isinstance(pipeline, PipelineFiles):
             _ = pipeline.backbone
@@ -141,11 +145,12 @@ class PipelineFiles(DiffusionPipeline):
         return made
 
     @classmethod
-    def _kind(cls, network_class: str) -> type[Self]:
-        """The class for a pipeline with this denoising network: this one, if it is a family's."""
+    def _kind(cls, network_class: str, has_second: bool) -> type[Self]:
+        """The class for a pipeline with this denoising network, and with a second text encoder or without: this one,
+        if it is a family's."""
         from dpt.sampling.pipeline_families import family_of
 
-        kind = family_of(network_class)
+        kind = family_of(network_class, has_second)
         if issubclass(kind, cls):
             return kind
         if issubclass(cls, kind):

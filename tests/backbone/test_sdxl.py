@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,21 @@ from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
 from dpt.backbone import Backbone, open_backbone
+from dpt.backbone.base import ImageSizes
+from dpt.backbone.rng import SampleRNG
 from dpt.backbone.sdxl import SDXLBackbone
 from dpt.backbone.unet_features import default_feature
+from dpt.data.example import collate
+from dpt.data.images import Framing
+from dpt.data.pairs import CAPTION, HARD, Pair
+from dpt.data.scenes.source import SceneSource
+from dpt.data.scenes.world import POCKET_WORLD
+from dpt.errors import UserError
+from dpt.sampling.draw import Request, SamplingSettings, draw
+from dpt.sampling.options import OWN_SIZE, SizeConditions
 from dpt.sampling.pipeline import DPTPipeline
 from dpt.sampling.schedulers import make_scheduler
+from dpt.training.tasks.denoising import DENOISED, NoiseConfig, add_noise_to_batch
 from tests import tiny_models, tiny_sdxl
 from tests.backbone.test_seam import members
 from tests.tiny_sdxl import LATENT_SIZE, PROMPTS
@@ -56,6 +68,42 @@ def test_images_equal_those_of_the_stock_pipeline(
     images = DPTPipeline(backbone, scheduler=scheduler)(prompts, negative or "", latents=z, **arguments).images
     assert expected.std() > 0.01
     assert (images - expected).abs().max() < 1e-5
+
+
+def test_size_conditions_are_those_of_the_stock_pipeline(stock: Any, backbone: Any) -> None:
+    stock.scheduler = make_scheduler("own", backbone.scheduler_config)
+    arguments = {"num_inference_steps": 2, "guidance_scale": 4.0, "output_type": "pt", "latents": noise(1)}
+    sizes = {"original_size": (20, 50), "crops_coords_top_left": (3, 9), "target_size": (70, 40)}
+    expected = stock(PROMPTS[0], **arguments, **sizes).images
+    pipe = DPTPipeline(backbone)
+    images = pipe(PROMPTS[0], **arguments, **sizes).images
+    assert (images - expected).abs().max() < 1e-5
+    assert (pipe(PROMPTS[0], **arguments).images - expected).abs().max() > 1e-4
+    request, settings = Request(PROMPTS[0], 0, 0), SamplingSettings(2, 4.0)
+    drawn = [
+        list(draw(backbone, [request], replace(settings, sizes=own)))[0] for own in (OWN_SIZE, SizeConditions((9, 9)))
+    ]
+    assert not torch.equal(*drawn)
+    with pytest.raises(UserError, match="the target_size must be two sides from 1 to 65536, not 0 5"):
+        SizeConditions(target_size=(0, 5))
+
+
+def test_training_conditions_on_the_sizes_of_each_image(backbone: Any) -> None:
+    squashed, cropped = (Framing.for_model(backbone, 32, center_crop=crop) for crop in (False, True))
+    assert squashed.sizes((80, 64)) == ImageSizes((64, 80), (32, 32))
+    assert cropped.sizes((80, 64)) == ImageSizes((64, 80), (32, 32), (0, 4))
+    batch = collate([SceneSource(POCKET_WORLD, 0, "train", squashed).example(index) for index in range(2)])
+    small = replace(batch, sizes=torch.full_like(batch.sizes, 8.0))
+    pairs, rng = (DENOISED, Pair(HARD, CAPTION)), SampleRNG(0, range(2))
+    side = float(POCKET_WORLD.image_size)
+    conditions = [add_noise_to_batch(backbone, b, pairs, rng, NoiseConfig()).inputs(pairs) for b in (batch, small)]
+    assert conditions[0][2].time_ids.tolist() == [[side, side, 0, 0, 32, 32]] * 4
+    assert (
+        conditions[1][2].time_ids[:2].eq(8).all()
+        and conditions[1][2].time_ids[2:].eq(conditions[0][2].time_ids[2:]).all()
+    )
+    outputs = [backbone.predict(*inputs) for inputs in conditions]
+    assert (outputs[0] - outputs[1])[:2].abs().max() > 1e-5 and torch.equal(outputs[0][2:], outputs[1][2:])
 
 
 def test_partial_forward_equals_the_full_forward(backbone: Any) -> None:

@@ -127,6 +127,7 @@ def settings_of(options: Options, correction: Correction) -> SamplingSettings:
         guidance_rescale=options.guidance_rescale,
         correction=correction,
         true_cfg_scale=options.true_cfg_scale,
+        sizes=options.sizes,
     )
 
 

@@ -18,6 +18,7 @@ from dpt.sampling.options import (
     Correction,
     Guidance,
     Interval,
+    SizeConditions,
     recommended_correction,
     resolve_correction,
 )
@@ -189,6 +190,7 @@ class Options:
     """Store convolution weights channels last, which GPU tensor cores prefer."""
     allow_tf32: Flag = False
     """Let Ampere and later GPUs round float32 matrix products: faster, slightly different numbers."""
+    sizes: SizeConditions = field(default_factory=SizeConditions)
     correction: CorrectionOptions = field(default_factory=CorrectionOptions)
     shape: ShapeOptions = field(default_factory=ShapeOptions)
 
