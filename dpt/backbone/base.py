@@ -258,6 +258,12 @@ class Backbone(Protocol):
     def lora_targets(self, blocks: Sequence[str]) -> list[str]:
         """Names of the attention projections in these blocks, in the network's order."""
 
+    def text_networks(self) -> Mapping[str, Any]:
+        """The CLIP text encoders that a LoRA can join, by component; empty if there are none."""
+
+    def text_lora_targets(self) -> list[str]:
+        """`COMPONENT.MODULE` of their attention projections, as far as the condition depends on them."""
+
     def prepare_for_gradients(self) -> None:
         """Swap in layers that save less for the backward pass. Numbers differ by rounding at most."""
 
@@ -266,6 +272,10 @@ class Backbone(Protocol):
         """Whether attention is faster to differentiate as plain matrix products than fused."""
 
     # Facts
+
+    @property
+    def architecture(self) -> str:
+        """What results can be exchanged between models of: Stable Diffusion, Stable Diffusion XL, …"""
 
     @property
     def device(self) -> torch.device: ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -94,6 +94,12 @@ class DiffusersModel:
     @property
     def takes_sizes(self) -> bool:
         return False
+
+    def text_networks(self) -> Mapping[str, Any]:
+        return {}
+
+    def text_lora_targets(self) -> list[str]:
+        return []
 
     # Facts
 

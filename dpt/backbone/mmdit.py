@@ -225,6 +225,10 @@ class TransformerBackbone(DiffusersModel):
 
     # Facts
 
+    @property
+    def architecture(self) -> str:
+        return self.family.name
+
     def modules(self) -> list[Any]:
         return [*(encoder.model for encoder in self.encoders.values()), self.vae, self.transformer]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpt.backbone import loading
+from dpt.backbone import loading, unet_features
 from dpt.backbone.base import Condition, Grid, ImageSizes
 from dpt.backbone.config_limits import check_whole_numbers
 from dpt.backbone.folder import (
@@ -23,7 +23,7 @@ from dpt.backbone.folder import (
     clip_tokenizer,
     clip_with_projection,
 )
-from dpt.backbone.text import prompt_warnings
+from dpt.backbone.text import prompt_warnings, text_projections, text_transformer
 from dpt.backbone.transformer_text import PromptEncoder
 from dpt.backbone.unet import UNetBackbone
 from dpt.errors import UserError
@@ -134,7 +134,23 @@ class SDXLBackbone(UNetBackbone):
         device = condition.pooled.device if condition.pooled.is_meta else self.device
         return {"text_embeds": condition.pooled.to(device, self.dtype), "time_ids": time_ids.to(device)}
 
+    def text_networks(self) -> Mapping[str, Any]:
+        return {name: text_transformer(encoder.model) for name, encoder in self.encoders.items()}
+
+    def text_lora_targets(self) -> list[str]:
+        """Without the last layer of an encoder whose end token is not projected: its states are not read."""
+        layers = {name: int(encoder.model.config.num_hidden_layers) for name, encoder in self.encoders.items()}
+        return [
+            target
+            for name, count in layers.items()
+            for target in text_projections(name, count if name == POOLED else count - 1)
+        ]
+
     # Facts
+
+    @property
+    def architecture(self) -> str:
+        return unet_features.STABLE_DIFFUSION_XL
 
     def modules(self) -> list[Any]:
         return [*(encoder.model for encoder in self.encoders.values()), self.vae, self.unet]

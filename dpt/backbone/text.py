@@ -35,6 +35,19 @@ def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str], le
     return Condition(states, states[torch.arange(len(states), device=device), end])
 
 
+def text_transformer(text_encoder: Any) -> Any:
+    """The transformer inside a CLIP text encoder; since transformers 5.6, CLIPTextModel is one itself."""
+    return getattr(text_encoder, "text_model", text_encoder)
+
+
+def text_projections(component: str, layers: int) -> list[str]:
+    """The attention projections of the first layers of a `text_transformer`."""
+    projections = ("q_proj", "k_proj", "v_proj", "out_proj")
+    return [
+        f"{component}.encoder.layers.{i}.self_attn.{projection}" for i in range(layers) for projection in projections
+    ]
+
+
 def tokenize(tokenizer: Any, texts: Sequence[str], length: int) -> Any:
     """A transformers encoding, padded to the longest text."""
     return tokenizer(

@@ -36,6 +36,8 @@ class BlockList:
 class TransformerFamily:
     """How dpt reads one transformer class of diffusers."""
 
+    name: str
+    """For messages."""
     pipeline: str
     """The stock pipeline whose folders it opens."""
     transformer: Component
@@ -132,6 +134,7 @@ def _sd3_seams(network: Config, vae: Config, texts: Mapping[str, Config]) -> lis
 
 
 SD3 = TransformerFamily(
+    name="Stable Diffusion 3",
     pipeline="StableDiffusion3Pipeline",
     transformer=_transformer(
         "SD3Transformer2DModel",
@@ -216,6 +219,7 @@ def _flux_seams(network: Config, vae: Config, texts: Mapping[str, Config]) -> li
 
 
 FLUX = TransformerFamily(
+    name="FLUX.1",
     pipeline="FluxPipeline",
     transformer=_transformer(
         "FluxTransformer2DModel",
@@ -258,6 +262,7 @@ FLUX = TransformerFamily(
 )  # fmt: skip
 
 AURAFLOW = TransformerFamily(
+    name="AuraFlow",
     pipeline="AuraFlowPipeline",
     transformer=_transformer(
         "AuraFlowTransformer2DModel",

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from dpt.backbone.diffusers_model import DiffusersModel
 from dpt.backbone.folder import COMPONENTS, UNET, Component, ModelFolder
 from dpt.backbone.memory_saving_layers import use_memory_saving_layers
 from dpt.backbone.noise import DDPMSchedule
-from dpt.backbone.text import encode_prompts, prompt_warnings, tokenize
+from dpt.backbone.text import encode_prompts, prompt_warnings, text_projections, text_transformer, tokenize
 from dpt.backbone.unet_forward import UNetPartialForward, finish_forward, read_feature
 from dpt.generation_defaults import GenerationDefaults, generation_defaults
 
@@ -142,6 +142,13 @@ class UNetBackbone(DiffusersModel):
     def lora_targets(self, blocks: Sequence[str]) -> list[str]:
         return unet_features.lora_targets(self.unet, blocks)
 
+    def text_networks(self) -> Mapping[str, Any]:
+        return {"text_encoder": text_transformer(self.text_encoder)}
+
+    def text_lora_targets(self) -> list[str]:
+        layers = int(self.text_encoder.config.num_hidden_layers)
+        return text_projections("text_encoder", layers)
+
     def prepare_for_gradients(self) -> None:
         use_memory_saving_layers(self.unet)
         if self.prefers_math_attention:
@@ -150,6 +157,10 @@ class UNetBackbone(DiffusersModel):
             self.unet.set_attn_processor(AttnProcessor())
 
     # Facts
+
+    @property
+    def architecture(self) -> str:
+        return unet_features.STABLE_DIFFUSION
 
     def modules(self) -> list[Any]:
         return [self.text_encoder, self.vae, self.unet]

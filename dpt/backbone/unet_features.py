@@ -6,7 +6,7 @@ Everything is derived from the UNet's config. Blocks are counted along the forwa
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dpt.backbone.base import FeatureSpec, Grid
@@ -79,6 +79,21 @@ def block_of(module: str) -> str | None:
         return None
     down, i, mid, _, j = match.groups()
     return f"bottom{i}" if down else "mid" if mid else f"up{j}"
+
+
+STABLE_DIFFUSION, STABLE_DIFFUSION_XL = "Stable Diffusion 1.x or 2.x", "Stable Diffusion XL"
+
+_ONLY_IN = {
+    STABLE_DIFFUSION_XL: re.compile(r"up_blocks\.0\.attentions\..*|.*\.transformer_blocks\.[1-9]\d*\..*"),
+    STABLE_DIFFUSION: re.compile(r"down_blocks\.0\.attentions\..*|up_blocks\.3\..*"),
+}
+"""XL has deep transformers, and attention in the first up block; the others have attention in the first down block."""
+
+
+def lora_architecture(targets: Iterable[str]) -> str:
+    """The architecture of the UNet with these attention modules; "" if several could have them, or none."""
+    targets = [target for target in targets if block_of(target)]
+    return next((name for name, own in _ONLY_IN.items() if any(map(own.fullmatch, targets))), "")
 
 
 def lora_targets(unet: Any, blocks: Sequence[str]) -> list[str]:

@@ -106,9 +106,9 @@ def _open_file(file: Path, config: AdapterConfig | None) -> Checkpoint:
         return _open_published(file, config)
     tensors, metadata = read_lora_file(file)
     first = next(iter(tensors), "")
-    if any(name.startswith((kohya.UNET, kohya.TEXT_ENCODER, *kohya.OTHER_TEXT_ENCODERS)) for name in tensors):
+    if any(name.startswith(kohya.PREFIXES) for name in tensors):
         return Checkpoint(file, "kohya", (file,), lora=kohya.from_kohya(tensors, metadata, str(file)))
-    if any(name.startswith((diffusers.UNET, diffusers.TRANSFORMER, diffusers.TEXT_ENCODER)) for name in tensors):
+    if any(name.startswith((diffusers.UNET, diffusers.TRANSFORMER, *diffusers.TEXT_ENCODERS)) for name in tensors):
         return Checkpoint(file, "diffusers", (file,), lora=diffusers.from_diffusers(tensors, metadata, str(file)))
     for record in (adapter_store.RECORD, lora_store.RECORD):
         if file.with_name(record).is_file():

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from dpt.backbone.rng import derived_seed
 from dpt.errors import UserError
+from dpt.lora.text_encoders import TextEncoderLora, is_text_target
 from dpt.weights import load_strictly
 
 LARGEST_SCALE = 1e4
@@ -28,6 +30,8 @@ class LoraConfig:
     """None: equal to the rank, so that the addition is not scaled, as published."""
     blocks: tuple[str, ...] = ("all",)
     """all as in the published code; down as the paper's figure draws it; mid, up; or blocks by their feature names."""
+    text_encoders: bool = False
+    """Whether the attention of the text encoders has a LoRA too."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -64,6 +68,14 @@ class LoraTarget(Protocol):
     def lora_targets(self, blocks: Sequence[str]) -> list[str]: ...
 
 
+class TextLoraTarget(LoraTarget, Protocol):
+    """The same with text encoders."""
+
+    def text_networks(self) -> Mapping[str, Any]: ...
+
+    def text_lora_targets(self) -> list[str]: ...
+
+
 class Lora:
     """The low-rank pairs of one network, in float32 whatever the dtype of its own weights.
 
@@ -71,31 +83,40 @@ class Lora:
     and `….to_q.lora_B.weight` (out, rank).
     """
 
-    def __init__(self, backbone: LoraTarget, config: LoraConfig, seed: int = 0) -> None:
-        """Inject it, with A ~ N(0, 1/rank) and B = 0: the output does not change yet."""
-        from peft import LoraConfig as PeftConfig
+    def __init__(
+        self, backbone: LoraTarget, config: LoraConfig, seed: int = 0, text_targets: Sequence[str] | None = None
+    ) -> None:
+        """Inject it, with A ~ N(0, 1/rank) and B = 0: the output does not change yet.
 
+        `text_targets` are the modules of the text encoders, if they should not be all that the backbone names.
+        """
         network = backbone.network
         self.network, self.config = network, config
         self.targets = backbone.lora_targets(config.blocks)
+        self.text = _text_lora(cast(TextLoraTarget, backbone), text_targets) if config.text_encoders else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, 0, "lora"))
-            network.add_adapter(
-                PeftConfig(
-                    r=config.rank,
-                    lora_alpha=config.resolved_alpha,  # type: ignore[arg-type]  # peft divides it: a float will do
-                    target_modules=self.targets,
-                    init_lora_weights="gaussian",
-                ),
-                adapter_name=NAME,
-            )
+            network.add_adapter(_peft_config(config, self.targets), adapter_name=NAME)
+            if self.text is not None:
+                torch.manual_seed(derived_seed(seed, 0, "text encoder lora"))
+                self.text.inject(partial(_peft_config, config))
         self.weights = _as_module(self._parameters())
+
+    @property
+    def all_targets(self) -> list[str]:
+        """Modules of the network, then of the text encoders."""
+        return [*self.targets, *(self.text.targets if self.text is not None else ())]
+
+    def _layer(self, target: str) -> Any:
+        if self.text is not None and is_text_target(target):
+            return self.text.layer(target)
+        return self.network.get_submodule(target)
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         """The parameters, converted to float32: half precision would lose the small steps of training."""
         parameters = {}
-        for target in self.targets:
-            layer = self.network.get_submodule(target)
+        for target in self.all_targets:
+            layer = self._layer(target)
             for matrix in ("lora_A", "lora_B"):
                 linear = getattr(layer, matrix)[NAME].float()
                 parameters[f"{target}.{matrix}.weight"] = linear.weight.requires_grad_(True)
@@ -110,12 +131,20 @@ class Lora:
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Inside, the network computes as if it had no LoRA."""
-        self.network.disable_adapters()
+        """Inside, the model computes as if it had no LoRA."""
+        self._enable(False)
         try:
             yield
         finally:
+            self._enable(True)
+
+    def _enable(self, on: bool) -> None:
+        if on:
             self.network.enable_adapters()
+        else:
+            self.network.disable_adapters()
+        if self.text is not None:
+            self.text.enable(on)
 
     def delta_weight(self, target: str) -> Tensor:
         """(alpha / rank) B A, the addition to the weight of one module."""
@@ -125,16 +154,36 @@ class Lora:
     @torch.no_grad()
     def merge(self) -> None:
         """Add it to the network's weights and remove it: the same output at the speed of the bare model."""
-        deltas = {target: self.delta_weight(target) for target in self.targets}
+        deltas = {target: self.delta_weight(target) for target in self.all_targets}
         self.remove()
         for target, delta in deltas.items():
-            weight = self.network.get_submodule(target).weight
+            weight = self._layer(target).weight
             weight.copy_((weight.float() + delta).to(weight.dtype))
 
     def remove(self) -> None:
-        """Remove it: the network is bit for bit as it was before."""
+        """Remove it: the model is bit for bit as it was before."""
         self.network.delete_adapters(NAME)
         self.network.unload_lora()
+        if self.text is not None:
+            self.text.remove()
+
+
+def _text_lora(backbone: TextLoraTarget, targets: Sequence[str] | None) -> TextEncoderLora:
+    networks = backbone.text_networks()
+    if not networks:
+        raise UserError("this model's text encoders cannot have a LoRA: only those of Stable Diffusion with a UNet can")
+    return TextEncoderLora(networks, backbone.text_lora_targets() if targets is None else targets, NAME)
+
+
+def _peft_config(config: LoraConfig, modules: list[str]) -> Any:
+    from peft import LoraConfig as PeftConfig
+
+    return PeftConfig(
+        r=config.rank,
+        lora_alpha=config.resolved_alpha,  # type: ignore[arg-type]  # peft divides it: a float will do
+        target_modules=modules,
+        init_lora_weights="gaussian",
+    )
 
 
 def _as_module(named: Mapping[str, nn.Parameter]) -> nn.Module:

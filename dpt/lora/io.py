@@ -11,9 +11,11 @@ from torch import Tensor
 
 from dpt.backbone import Backbone
 from dpt.backbone.identity import check_base
+from dpt.backbone.unet_features import lora_architecture
 from dpt.errors import UserError
 from dpt.files import atomic_folder
 from dpt.lora.injection import Lora, LoraConfig
+from dpt.lora.text_encoders import is_text_target
 from dpt.records import read_record, to_plain
 from dpt.weights import check_numbers, read_weights, write_weights
 
@@ -72,7 +74,9 @@ def attach_lora(backbone: Backbone, stored: StoredLora, where: str, allow_other_
     """Put a stored LoRA into the model it was trained in; another model only if allowed."""
     record = stored.record
     check_base(backbone, record, f"the LoRA {where} was trained in", allow_other_base)
-    lora = Lora(backbone, record.config)
+    _check_architecture(backbone, stored, where)
+    texts = [target for target in _targets(stored) if is_text_target(target)]
+    lora = Lora(backbone, record.config, text_targets=texts)
     try:
         lora.load(stored.tensors, where)
     except UserError:
@@ -84,6 +88,17 @@ def attach_lora(backbone: Backbone, stored: StoredLora, where: str, allow_other_
             stacklevel=2,
         )
     return lora
+
+
+def _targets(stored: StoredLora) -> list[str]:
+    return list(dict.fromkeys(name.rpartition(".lora_")[0] for name in stored.tensors))
+
+
+def _check_architecture(backbone: Backbone, stored: StoredLora, where: str) -> None:
+    targets = [target for target in _targets(stored) if not is_text_target(target)]
+    known = lora_architecture(targets) or ("" if any(map(backbone.block_of, targets)) else "another architecture")
+    if known and known != backbone.architecture:
+        raise UserError(f"{where} is a LoRA of {known}, and this model is {backbone.architecture}")
 
 
 def _blocks_without(backbone: Backbone, lora: Lora) -> list[str]:

@@ -95,7 +95,8 @@ def test_text_encoder_names_have_the_prefix_of_stable_diffusion_1_and_2(module: 
     name = kohya_name("text_encoder", module)
     assert name.startswith("lora_te_text_model_encoder_layers_")
     assert module_of(name) == ("text_encoder", f"text_model.{module.removeprefix('text_model.')}")
-    assert module_of(name.replace("lora_te_", "lora_te1_")) is None
+    assert module_of(name.replace("lora_te_", "lora_te1_")) == module_of(name)
+    assert module_of(name.replace("lora_te_", "lora_te3_")) is None
 
 
 def test_diffusers_reads_our_text_encoder_names(tmp_path: Path) -> None:
@@ -164,6 +165,8 @@ def test_all_diffusers_spellings_are_read(diffusers: Path) -> None:
         assert lora and all(torch.equal(tensor, lora.tensors[name]) for name, tensor in tensors.items())
 
 
+TEXT = "text_model.encoder.layers.0.self_attn.q_proj"
+TEXT_ONLY = {f"{kohya_name('text_encoder', TEXT)}.lora_down.weight": torch.zeros(2, 5)}
 LACKS = r"is not whole: it lacks mid_block.attentions.0.transformer_blocks.0.attn2.to_q.lora"
 KOHYA_FAULTS = {
     "half a pair": (drop(f"{KOHYA}.lora_up"), rf"{LACKS}_B.weight$"),
@@ -190,8 +193,12 @@ KOHYA_FAULTS = {
     ),
     "infinity": (put(f"{KOHYA}.lora_down.weight", torch.full((2, 5), math.inf)), "NaN or infinite weights, in "),
     "a huge alpha": (with_alpha(1e30), "alpha of a LoRA of rank 2 must be at most 20000, not 1e\\+30"),
-    "a text encoder": (put("lora_te_text_model_x.alpha", torch.zeros(1)), "changes the text encoder too .1 tensors"),
-    "two text encoders": (put("lora_te2_text_model_x.alpha", torch.zeros(1)), "changes the text encoder too"),
+    "a text encoder": (put("lora_te_text_model_x.alpha", torch.zeros(1)), "no LoRA of attention layers has: lora_te_"),
+    "half a text layer": (
+        put("lora_te2_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight", torch.zeros(3, 2)),
+        "is not whole: it lacks text_encoder_2.encoder.layers.0.self_attn.q_proj.lora_A.weight",
+    ),
+    "only text encoders": (lambda named: TEXT_ONLY, "changes text encoders only"),
     "a fifth wheel": (drop("up_blocks_1_attentions_0"), r"it lacks up_blocks.1.attentions.0"),
 }
 
@@ -208,7 +215,12 @@ DIFFUSERS_FAULTS = {
     "half a pair": (drop(f"{DIFFUSERS}.lora.up"), {}, rf"{LACKS}_B.weight$"),
     "an unknown key": (put("unet.conv_in.lora.up.weight", torch.zeros(1)), {}, "no LoRA of attention .*: unet.conv"),
     "the same twice": (put(f"{DIFFUSERS}.lora_A.weight", torch.zeros(2, 5)), {}, "holds .*to_q.lora_A.weight twice"),
-    "a text encoder": (put("text_encoder.x.lora.up.weight", torch.zeros(1)), {}, "changes the text encoder too"),
+    "a text encoder": (put("text_encoder.x.lora.up.weight", torch.zeros(1)), {}, "no LoRA of attention .*: text_enc"),
+    "two scales": (
+        put(f"text_encoder.{TEXT}.lora_A.weight", torch.zeros(2, 5)),
+        {"unet.lora_alpha": 1, "text_encoder.lora_alpha": 2},
+        "has more than one alpha",
+    ),
     "another rank message": (dict, {"unet.r": 5}, "has rank 5 in its metadata and 2 in its tensors"),
     "alpha is a word": (dict, {"unet.lora_alpha": "big"}, "has 'big' as its lora_alpha, which is not a number"),
     "alpha is nought": (dict, {"unet.lora_alpha": 0}, "alpha of a LoRA must be positive, not 0"),

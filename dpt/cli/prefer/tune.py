@@ -203,7 +203,8 @@ EPOCHS = 1
 def check(options: HpsOptions) -> None:
     data = options.data
     unused = {"unet_feature": "there is no adapter", "adapter_precision": "there is no adapter"}
-    unused["text_encoder_lr"] = "no text encoder is trained"
+    if not options.lora.lora_text_encoders:
+        unused["text_encoder_lr"] = "only --lora_text_encoders trains a text encoder"
     if data.negative == "none":
         unused["negative_prefix"] = "--negative none leaves losers out"
     warn_unused([options.model, options.optimisation, options.data], unused)
@@ -246,28 +247,27 @@ VALIDATION_SEED = 0
 
 
 def make_task(options: HpsOptions, backbone: Backbone, data: TuningData) -> HpsTuning:
+    from dpt.cli.train.tasks import grouping_with
     from dpt.data.mixture import EveryNth
     from dpt.data.stream import Stream
-    from dpt.lora import Lora, LoraConfig
-    from dpt.training.engine.task import all_decay, matrices_decay
+    from dpt.lora import Lora
     from dpt.training.tasks.denoising import DenoisingConfig
     from dpt.training.tasks.hps import HpsTuning
 
     backbone.prepare_for_gradients()
     d, shape = options.denoising, options.lora
-    config = LoraConfig(shape.lora_rank, shape.lora_alpha, shape.lora_blocks)
     validation = {
         kind: Stream(EveryNth(source, -(-len(source) // VALIDATED_PER_TYPE)), VALIDATION_SEED, shuffle=False)
         for kind, source in data.parts.items()
     }
     return HpsTuning(
         backbone,
-        Lora(backbone, config, options.optimisation.seed),
+        Lora(backbone, shape.config, options.optimisation.seed),
         validation,
         DenoisingConfig(d.mse_loss_coef, d.snr_gamma, d.detach_unet_feature),
         val_batch_size=options.data.val_batch_size,
         gradient_checkpointing=options.model.gradient_checkpointing,
-        grouping=all_decay if options.optimisation.weight_decay_on == "all" else matrices_decay,
+        grouping=grouping_with(options.optimisation),
         negative_prompt=options.data.negative_prefix if options.data.negative == "prefix" else "",
     )
 

@@ -85,6 +85,8 @@ def run(options: TrainOptions, builder: str) -> Outcome:
     options = replace(options, model=with_feature(options.model, backbone))
     framing = framing_of(options.data, backbone)
     cache = open_cache(options.data, framing, backbone)
+    if options.trains_text_encoders:
+        cache = replace(cache, texts=None)  # its states were computed without the LoRA
     source, validation = open_data(options.data, framing, options.optimisation.seed, cache)
     module, function = builder.split(":")
     task, initial_weights = getattr(import_module(module), function)(options, backbone, validation)

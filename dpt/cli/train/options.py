@@ -30,7 +30,8 @@ class OptimisationOptions:
     """Forward passes per optimizer step."""
     learning_rate: float = 1e-4
     text_encoder_lr: float | None = None
-    """Learning rate of the text encoder that --no_freeze_text_encoder trains. Default: --learning_rate."""
+    """Learning rate of the text encoder that --no_freeze_text_encoder trains, or of the LoRA of
+    --lora_text_encoders. Default: --learning_rate."""
     scale_lr: Flag = False
     """Multiply the learning rate by the effective batch."""
     lr_scheduler: str = "constant"
@@ -278,6 +279,11 @@ class TrainOptions:
     def base_model(self) -> str:
         return self.model.pretrained_model_name_or_path
 
+    @property
+    def trains_text_encoders(self) -> bool:
+        """Whether those of the frozen model have a LoRA."""
+        return False
+
     def check(self) -> None:
         """Check the flags that only this command has."""
 
@@ -321,8 +327,8 @@ def unused_flags(options: TrainOptions) -> dict[str, str]:
         (output.validation_steps == 0, "--validation_steps 0 turns validation off",
          "val_batch_size validation_scenes val_fullset combine_datasets_val dataset_name_val no_detection"),
         (options.optimisation.max_train_steps is not None, "--max_train_steps sets the length", "num_train_epochs"),
-        (not options.adapter.no_freeze_text_encoder, "only --no_freeze_text_encoder trains a text encoder",
-         "text_encoder_lr"),
+        (not (options.adapter.no_freeze_text_encoder or options.trains_text_encoders),
+         "only --no_freeze_text_encoder and --lora_text_encoders train a text encoder", "text_encoder_lr"),
         (output.report_to == "none", "--report_to none uses no tracker", "logging_dir"),
         (alignment_off, "--no_contrastive_align_loss leaves that loss out",
          "contrastive_align_loss_coef contrastive_loss_hdim temperature_NCE"),

@@ -49,7 +49,7 @@ NOT_COMPARED = frozenset({
 
 OPTIONAL = {
     "use_8bit_adam", "no_freeze_text_encoder", "ema_decay", "compile", "channels_last", "text_encoder_lr",
-    "weight_decay_on",
+    "weight_decay_on", "lora_text_encoders",
 }  # fmt: skip
 """Flags recorded only where they are given: earlier versions did not have them."""
 

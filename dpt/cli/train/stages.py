@@ -17,6 +17,7 @@ from dpt.cli.train.options import PUBLISHED, Flag, TrainOptions
 from dpt.errors import fail
 
 if TYPE_CHECKING:
+    from dpt.lora import LoraConfig
     from dpt.score.clip import Clip
 
 
@@ -65,6 +66,15 @@ class LoraShapeOptions:
     lora_blocks: tuple[str, ...] = ("all",)
     """Blocks whose attention gets a LoRA: all (the published code), down (the paper's figure), mid, up, or feature
     names of blocks. Of a transformer: all, or block0 …"""
+    lora_text_encoders: Flag = False
+    """Give the attention of the CLIP text encoders a LoRA too; it learns at --text_encoder_lr. A cache of text states
+    is then not read."""
+
+    @property
+    def config(self) -> LoraConfig:
+        from dpt.lora import LoraConfig
+
+        return LoraConfig(self.lora_rank, self.lora_alpha, self.lora_blocks, self.lora_text_encoders)
 
 
 @dataclass(frozen=True)
@@ -108,6 +118,10 @@ class Stage2Options(TrainOptions):
     lora: LoraOptions = field(default_factory=LoraOptions)
     denoising: DenoisingOptions = field(default_factory=DenoisingOptions)
     samples: SampleOptions = field(default_factory=SampleOptions)
+
+    @property
+    def trains_text_encoders(self) -> bool:
+        return self.lora.lora_text_encoders
 
     def check(self) -> None:
         if self.lora.plain_lora and self.adapter.qformer_ckpt is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from dpt.adapter import Adapter, config_for
 from dpt.adapter.config import AdapterConfig
@@ -17,13 +18,14 @@ from dpt.adapter.phrase_encoder import PhraseEncoder, PretrainedPhraseEncoder, o
 from dpt.backbone import Backbone
 from dpt.backbone.device import resolve_matmul_dtype
 from dpt.backbone.rng import derived_seed
-from dpt.cli.train.options import AdapterOptions, ObjectiveOptions, TrainOptions
+from dpt.cli.train.options import AdapterOptions, ObjectiveOptions, OptimisationOptions, TrainOptions
 from dpt.data.stream import Stream
 from dpt.errors import UserError
 from dpt.files import sha256
-from dpt.lora import Lora, LoraConfig
+from dpt.lora import Lora
+from dpt.lora.text_encoders import COMPONENTS as TEXT_ENCODERS
 from dpt.objectives.boxes import AssignmentCosts
-from dpt.training.engine.task import Grouping, all_decay, matrices_decay, with_own_rate
+from dpt.training.engine.task import Grouping, ParameterGroup, all_decay, matrices_decay, with_own_rate
 from dpt.training.tasks.denoising import DenoisingConfig, NoiseConfig, PlainLora
 from dpt.training.tasks.discriminative import ObjectiveConfig
 from dpt.training.tasks.stage1 import Stage1
@@ -61,7 +63,7 @@ def stage2(options: Stage2Options, backbone: Backbone, validation: Validation) -
     lora_options, d = options.lora, options.denoising
     backbone.prepare_for_gradients()
     denoising = DenoisingConfig(d.mse_loss_coef, d.snr_gamma, d.detach_unet_feature)
-    lora_config = LoraConfig(lora_options.lora_rank, lora_options.lora_alpha, lora_options.lora_blocks)
+    lora_config = lora_options.config
     size, checkpointing = options.data.val_batch_size, options.model.gradient_checkpointing
     noise, grouping = noise_of(options.objective), grouping_of(options)
     if lora_options.plain_lora:
@@ -86,11 +88,20 @@ def stage2(options: Stage2Options, backbone: Backbone, validation: Validation) -
 
 def grouping_of(options: TrainOptions) -> Grouping:
     """The parameter groups: which weights decay, and which have their own learning rate."""
-    grouping = all_decay if options.optimisation.weight_decay_on == "all" else matrices_decay
-    rate = options.optimisation.text_encoder_lr
+    return grouping_with(options.optimisation)
+
+
+def grouping_with(optimisation: OptimisationOptions) -> Grouping:
+    grouping = all_decay if optimisation.weight_decay_on == "all" else matrices_decay
+    rate = optimisation.text_encoder_lr
     if rate is None:
         return grouping
-    return lambda module: with_own_rate(grouping(module), "text_encoder", rate)
+
+    def groups(module: nn.Module) -> list[ParameterGroup]:
+        first, second = TEXT_ENCODERS
+        return with_own_rate(with_own_rate(grouping(module), first, rate), second, rate)
+
+    return groups
 
 
 def open_adapter(

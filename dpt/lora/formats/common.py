@@ -20,6 +20,7 @@ from dpt.backbone.unet_features import PROJECTIONS, block_of
 from dpt.errors import UserError
 from dpt.lora.injection import LoraConfig
 from dpt.lora.io import LoraRecord, StoredLora
+from dpt.lora.text_encoders import is_text_target, whole_layers
 from dpt.records import from_plain, to_plain
 from dpt.untrusted import parse_json
 from dpt.weights import check_numbers, listed, read_weights, shape, write_weights
@@ -99,6 +100,8 @@ def lora_from(
             parts[name] = tensor
     if unknown:
         raise UserError(f"{where} holds what no LoRA of attention layers has: {listed(unknown)}")
+    if parts and all(is_text_target(name.rpartition(".lora_")[0] or name.removesuffix(f".{ALPHA}")) for name in parts):
+        raise UserError(f"{where} changes text encoders only, and dpt uses a LoRA that changes the network too")
     alphas = {name: tensor for name, tensor in parts.items() if name.endswith(f".{ALPHA}")}
     tensors = {name: tensor for name, tensor in parts.items() if name not in alphas}
     check_numbers(tensors, where)
@@ -106,7 +109,9 @@ def lora_from(
     rank = check_shape(tensors, where)
     resolved = _single_alpha(alphas, tensors, where) if alphas else alpha
     try:
-        config = LoraConfig(rank, None if resolved == rank else resolved, blocks_of(targets_in(tensors)))
+        targets = targets_in(tensors)
+        texts = any(map(is_text_target, targets))
+        config = LoraConfig(rank, None if resolved == rank else resolved, blocks_of(targets), texts)
     except UserError as error:
         raise UserError(f"{where} cannot be used: {error}") from None
     if record:
@@ -124,7 +129,9 @@ def check_shape(tensors: Mapping[str, Tensor], where: str) -> int:
     if any(map(is_lora_target, present)) and not of_transformer(present):
         raise UserError(f"{where} holds the LoRA of a transformer and that of a UNet")
     # Which projections a transformer has shows only on the model itself, when the LoRA is loaded into it.
-    whole = present if of_transformer(present) else expected_targets(present)
+    texts = [target for target in present if is_text_target(target)]
+    networks = [target for target in present if not is_text_target(target)]
+    whole = [*(networks if of_transformer(networks) else expected_targets(networks)), *whole_layers(texts)]
     expected = [f"{target}.{matrix}" for target in whole for matrix in (A, B)]
     missing = [name for name in expected if name not in tensors]
     if missing:
@@ -186,7 +193,7 @@ def stable_diffusion_targets() -> list[str]:
 
 def blocks_of(present: Iterable[str]) -> tuple[str, ...]:
     """The blocks by name; `all` for a transformer, and if that is certain without the UNet at hand."""
-    present = set(present)
+    present = {target for target in present if not is_text_target(target)}
     if of_transformer(present) or present == set(stable_diffusion_targets()):
         return ("all",)
     order = {"bottom": 0, "mid": 1, "up": 2}
@@ -207,11 +214,11 @@ def missing_blocks(present: Iterable[str]) -> list[str]:
 
 def of_transformer(targets: Iterable[str]) -> bool:
     """Whether these are modules of a transformer, rather than of a UNet."""
-    return all(map(is_lora_target, targets))
+    return all(map(is_lora_target, (target for target in targets if not is_text_target(target))))
 
 
 def _is_target(name: str) -> bool:
-    return bool(block_of(name) and _TARGET.fullmatch(name)) or is_lora_target(name)
+    return bool(block_of(name) and _TARGET.fullmatch(name)) or is_lora_target(name) or is_text_target(name)
 
 
 def require_unet(stored: StoredLora, format: str, where: str) -> None:

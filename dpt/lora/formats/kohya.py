@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dpt.errors import UserError
+from dpt.backbone.unet_features import STABLE_DIFFUSION_XL, lora_architecture
 from dpt.lora.formats.common import (
     ALPHA,
     RECORD_KEY,
@@ -22,11 +22,14 @@ from dpt.lora.formats.common import (
     write_lora_file,
 )
 from dpt.lora.io import StoredLora
+from dpt.lora.text_encoders import component_of
 
-UNET, TEXT_ENCODER = "lora_unet_", "lora_te_"
-"""Stable Diffusion 1.x and 2.x have one text encoder; the other prefixes belong to models with two."""
+UNET = "lora_unet_"
 
-OTHER_TEXT_ENCODERS = ("lora_te1_", "lora_te2_")
+TEXT_ENCODERS = {"lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}
+"""Stable Diffusion 1.x and 2.x have one text encoder; the numbered ones belong to XL."""
+
+PREFIXES = (UNET, *TEXT_ENCODERS)
 
 PARTS = {"lora_down.weight": A, "lora_up.weight": B, "alpha": ALPHA}
 
@@ -36,18 +39,41 @@ _UNET = re.compile(
     r"lora_unet_((?:down|up)_blocks_\d+|mid_block)_attentions_(\d+)_transformer_blocks_(\d+)_(attn[12])_(to_[qkv]|to_out_0)"
 )
 
-_TEXT = re.compile(r"lora_te_text_model_encoder_layers_(\d+)_(self_attn|mlp)_(q_proj|k_proj|v_proj|out_proj|fc1|fc2)")
+_TEXT = re.compile(
+    r"(lora_te[12]?_)text_model_encoder_layers_(\d+)_(self_attn|mlp)_(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
+)
+
+_XL = re.compile(
+    r"lora_unet_(?:(input|output)_blocks_(\d+)|middle_block)_1_transformer_blocks_(\d+)_(attn[12])_(to_[qkv]|to_out_0)"
+)
+"""kohya's scripts train Stable Diffusion XL under the module names of its first code base."""
+
+_MODULE = re.compile(r"(down|up)_blocks\.(\d+)\.attentions\.(\d+)\.(.*)|mid_block\.attentions\.0\.(.*)")
+
+XL_LAYERS = 2
+"""Residual layers of each down block of Stable Diffusion XL; up blocks have one more."""
 
 
-def kohya_name(component: str, module: str) -> str:
-    """The name of a module of the `unet` or the `text_encoder`.
+def kohya_name(component: str, module: str, is_xl: bool = False) -> str:
+    """The name of a module of the `unet`, the `text_encoder` or the `text_encoder_2`.
 
     transformers 5.6 removed `text_model` from CLIP's module names; the format still has it.
     """
     if component == "unet":
-        return UNET + module.replace(".", "_")
+        return UNET + (_xl_name(module) if is_xl else module).replace(".", "_")
     whole = module if module.startswith("text_model.") else f"text_model.{module}"
-    return TEXT_ENCODER + whole.replace(".", "_")
+    prefix = "lora_te2_" if component == "text_encoder_2" else "lora_te1_" if is_xl else "lora_te_"
+    return prefix + whole.replace(".", "_")
+
+
+def _xl_name(module: str) -> str:
+    match = _MODULE.fullmatch(module)
+    assert match is not None  # an attention module of a UNet
+    side, block, attention, rest, of_middle = match.groups()
+    if side is None:
+        return f"middle_block.1.{of_middle}"
+    position = int(block) * (XL_LAYERS + 1) + int(attention)
+    return f"input_blocks.{position + 1}.1.{rest}" if side == "down" else f"output_blocks.{position}.1.{rest}"
 
 
 def module_of(name: str) -> tuple[str, str] | None:
@@ -57,8 +83,15 @@ def module_of(name: str) -> tuple[str, str] | None:
         block = re.sub(r"_(\d+)$", r".\1", block)
         target = f"{block}.attentions.{attention}.transformer_blocks.{transformer}.{attn}"
         return "unet", f"{target}.{projection.replace('to_out_0', 'to_out.0')}"
+    if match := _XL.fullmatch(name):
+        side, number, transformer, attn, projection = match.groups()
+        block, attention = divmod(int(number or 0) - (side == "input"), XL_LAYERS + 1)
+        where = "mid_block" if side is None else f"{'down' if side == 'input' else 'up'}_blocks.{block}"
+        target = f"{where}.attentions.{attention}.transformer_blocks.{transformer}.{attn}"
+        return "unet", f"{target}.{projection.replace('to_out_0', 'to_out.0')}"
     if match := _TEXT.fullmatch(name):
-        return "text_encoder", "text_model.encoder.layers.{}.{}.{}".format(*match.groups())
+        prefix, *rest = match.groups()
+        return TEXT_ENCODERS[prefix], "text_model.encoder.layers.{}.{}.{}".format(*rest)
     return None
 
 
@@ -66,10 +99,12 @@ def write_kohya(stored: StoredLora, file: Path, where: str, negative_prompt: str
     """`negative_prompt`: stated in the metadata, where web UIs show it."""
     check_lora(stored, where)
     require_unet(stored, "kohya", where)
-    config = stored.record.config
+    config, targets = stored.record.config, targets_in(stored.tensors)
+    is_xl = lora_architecture(targets) == STABLE_DIFFUSION_XL
     tensors: dict[str, Tensor] = {}
-    for target in targets_in(stored.tensors):
-        name = kohya_name("unet", target)
+    for target in targets:
+        component = component_of(target)
+        name = kohya_name(component or "unet", target.removeprefix(f"{component}."), is_xl)
         tensors[f"{name}.lora_down.weight"] = stored.tensors[f"{target}.{A}"].float()
         tensors[f"{name}.lora_up.weight"] = stored.tensors[f"{target}.{B}"].float()
         tensors[f"{name}.alpha"] = torch.tensor(config.resolved_alpha)
@@ -79,6 +114,8 @@ def write_kohya(stored: StoredLora, file: Path, where: str, negative_prompt: str
         "ss_network_alpha": f"{config.resolved_alpha:g}",
         "ss_v2": str(_text_width(stored.tensors) == SECOND_GENERATION_WIDTH),
     }
+    if is_xl:
+        metadata["ss_base_model_version"] = "sdxl_base_v1-0"
     if negative_prompt:
         metadata["modelspec.usage_hint"] = f"negative prompt: {negative_prompt!r}"
     write_lora_file(tensors, stored.record, file, metadata, hash_key="sshs_model_hash")
@@ -86,20 +123,15 @@ def write_kohya(stored: StoredLora, file: Path, where: str, negative_prompt: str
 
 def from_kohya(named: Mapping[str, Tensor], metadata: Mapping[str, str], where: str) -> StoredLora:
     """Without an alpha it is the rank, as in kohya's scripts."""
-    texts = [key for key in named if key.startswith((TEXT_ENCODER, *OTHER_TEXT_ENCODERS))]
-    if texts:
-        raise UserError(
-            f"{where} changes the text encoder too ({len(texts)} tensors, the first is {texts[0]}); "
-            "dpt supports LoRAs of the UNet only"
-        )
     return lora_from(named, _recognise, where, record=metadata.get(RECORD_KEY, ""))
 
 
 def _recognise(key: str) -> tuple[str, str] | None:
     name, _, part = key.partition(".")
-    if not name.startswith(UNET) or part not in PARTS or not (module := module_of(name)):
+    if part not in PARTS or not (known := module_of(name)):
         return None
-    return module[1], PARTS[part]
+    component, module = known
+    return module if component == "unet" else f"{component}.{module.removeprefix('text_model.')}", PARTS[part]
 
 
 def _text_width(tensors: Mapping[str, Tensor]) -> int:

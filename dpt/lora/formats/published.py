@@ -11,6 +11,7 @@ from torch import Tensor
 from dpt.errors import UserError
 from dpt.lora.formats.common import A, B, check_lora, lora_from, require_unet, targets_in
 from dpt.lora.io import StoredLora
+from dpt.lora.text_encoders import is_text_target
 from dpt.weights import listed
 
 PREFIX = "unet."
@@ -32,6 +33,11 @@ def to_published(stored: StoredLora, where: str) -> dict[str, Tensor]:
     """With the scale multiplied into B."""
     check_lora(stored, where)
     require_unet(stored, "published", where)
+    if any(map(is_text_target, targets_in(stored.tensors))):
+        raise UserError(
+            f"{where} is a LoRA of text encoders too, for which the format published has no names: use --format "
+            "diffusers or kohya"
+        )
     named = {}
     for target in targets_in(stored.tensors):
         layer, _, projection = target.rpartition(".attn")

@@ -66,12 +66,26 @@ class NoisedBatch:
         return z, self.t.repeat(len(pairs)), pair_condition(self.texts, self.sizes, pairs)
 
 
-@torch.no_grad()
 def add_noise_to_batch(
     backbone: Backbone, batch: Batch, pairs: Sequence[Pair], rng: SampleRNG, config: NoiseConfig
 ) -> NoisedBatch:
-    """Noised latents and encoded texts of those pairs, with one call of each frozen encoder."""
+    """Noised latents and encoded texts of those pairs, with one call of each encoder.
+
+    Gradients reach text encoders that have a LoRA, and nothing else.
+    """
     texts = encode_texts(backbone, batch, {pair.text for pair in pairs})
+    with torch.no_grad():
+        return _noised(backbone, batch, pairs, rng, config, texts)
+
+
+def _noised(
+    backbone: Backbone,
+    batch: Batch,
+    pairs: Sequence[Pair],
+    rng: SampleRNG,
+    config: NoiseConfig,
+    texts: dict[str, Condition],
+) -> NoisedBatch:
     kinds = (TRUE, HARD, RANDOM) if any(pair.picture != TRUE for pair in pairs) else (TRUE,)
     latents = encode_pair_images(backbone, batch, kinds)
     shape = latents.shape[2:]
