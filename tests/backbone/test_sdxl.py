@@ -65,7 +65,9 @@ def test_images_equal_those_of_the_stock_pipeline(
     arguments = {"num_inference_steps": 3, "guidance_scale": 5.0, "output_type": "pt", "height": 32, "width": 24}
     negatives = None if negative is None else [negative] * count
     expected = stock(prompts, negative_prompt=negatives, latents=z, **arguments).images
-    images = DPTPipeline(backbone, scheduler=scheduler)(prompts, negative or "", latents=z, **arguments).images
+    images = DPTPipeline.from_backbone(backbone, scheduler=scheduler)(
+        prompts, negative or "", latents=z, **arguments
+    ).images
     assert expected.std() > 0.01
     assert (images - expected).abs().max() < 1e-5
 
@@ -75,7 +77,7 @@ def test_size_conditions_are_those_of_the_stock_pipeline(stock: Any, backbone: A
     arguments = {"num_inference_steps": 2, "guidance_scale": 4.0, "output_type": "pt", "latents": noise(1)}
     sizes = {"original_size": (20, 50), "crops_coords_top_left": (3, 9), "target_size": (70, 40)}
     expected = stock(PROMPTS[0], **arguments, **sizes).images
-    pipe = DPTPipeline(backbone)
+    pipe = DPTPipeline.from_backbone(backbone)
     images = pipe(PROMPTS[0], **arguments, **sizes).images
     assert (images - expected).abs().max() < 1e-5
     assert (pipe(PROMPTS[0], **arguments).images - expected).abs().max() > 1e-4
