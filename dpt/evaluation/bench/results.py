@@ -76,6 +76,14 @@ class ImageResult:
     def key(self) -> Key:
         return self.prompt_id, self.index
 
+    @property
+    def verdict(self) -> str:
+        """Right, or wrong and the first claim that does not hold."""
+        if self.passed is None:
+            return "not judged"
+        fault = next((atom.text for atom in self.atoms if not atom.met), None)
+        return "right" if fault is None else f"wrong, not {fault}"
+
 
 _OPTIONAL: dict[str, Any] = {"clip": None, "clipped": 0, "outside": 0, "itm": None, "hps": None}
 

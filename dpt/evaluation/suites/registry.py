@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dpt.claims.facts import Prompt
+from dpt.claims.parse import UnsupportedPrompt, parse_prompt
 from dpt.errors import UserError
 from dpt.evaluation.suites import files as unjudged
 from dpt.evaluation.suites import geneval, lmd, pocket, sr2d
@@ -57,6 +58,18 @@ def load(spec: str, categories: Sequence[str] = (), per_category: int | None = N
         for category in categories or whole.categories
     ]
     return replace(whole, prompts=tuple(prompt for part in parts for prompt in part))
+
+
+def texts_suite(texts: Sequence[str], judged: bool = True, seed: int = 0) -> Suite:
+    """Any prompts, with the claims that the rules read from them."""
+    prompts = []
+    for number, text in enumerate(texts):
+        try:
+            claims = parse_prompt(text).claims if judged else Prompt("", "", text, (), closed=False)
+        except UnsupportedPrompt as reason:
+            raise UserError(f"{reason}; with --detector none its images are not judged") from None
+        prompts.append(replace(claims, id=f"{seed}-{number:02d}", category="prompts"))
+    return Suite("prompts", "texts-1", tuple(prompts), pocket.DETECT if judged else None)
 
 
 def spread(prompts: Sequence[Prompt], n: int | None) -> list[Prompt]:
