@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from dpt.demo.studio import MOST_IMAGES, MOST_SEED, Drawing, JudgedImage, Studio
+from dpt.demo.studio import MOST_IMAGES, MOST_SEED, DemoImage, Drawing, Studio
 from dpt.embedded import EMBEDDED, EMBEDDED_MODELS
 from dpt.errors import UserError, fail
 
@@ -158,14 +158,14 @@ def on_draw(
     return [*shown(left, drawn[left]), *shown(right, drawn[right]), gr.DownloadButton(value=str(file), visible=True)]
 
 
-def shown(name: str, images: Sequence[JudgedImage]) -> tuple[str, str]:
+def shown(name: str, images: Sequence[DemoImage]) -> tuple[str, str]:
     """A title with the count of right images, and the images with their verdicts as HTML."""
     judged = [image for image in images if image.passed is not None]
     count = f": {sum(bool(image.passed) for image in judged)} of {len(judged)} right" if judged else ""
     return f"### {name}{count}", f'<div class="drawn">{"".join(map(figure, images))}</div>'
 
 
-def figure(drawn: JudgedImage) -> str:
+def figure(drawn: DemoImage) -> str:
     png = BytesIO()
     drawn.image.save(png, "PNG")
     data, caption = base64.b64encode(png.getvalue()).decode(), html.escape(drawn.caption)

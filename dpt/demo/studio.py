@@ -58,7 +58,7 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class JudgedImage:
+class DemoImage:
     method: str
     image: Image.Image
     passed: bool | None
@@ -129,34 +129,34 @@ class Studio:
             scale = generation_defaults(locate_model(model_location(model))).guidance_scale
         return GenerationConfig(model, self.num_timesteps, scale, self.scheduler)
 
-    def draw(self, drawing: Drawing) -> dict[str, list[JudgedImage]]:
+    def draw(self, drawing: Drawing) -> dict[str, list[DemoImage]]:
         """The images of each method, from the same noise."""
         from dpt.sampling.draw import Request
 
         requests = [
             Request(drawing.prompt, drawing.seed, index, drawing.negative_prompt) for index in range(drawing.images)
         ]
-        drawn: dict[str, list[JudgedImage]] = {}
+        drawn: dict[str, list[DemoImage]] = {}
         for name in dict.fromkeys(drawing.methods):
             images = list(self.method(drawing.model, name).make(requests))
             drawn[name] = [self.judged(drawing, name, image) for image in images]
         return drawn
 
-    def judged(self, drawing: Drawing, method: str, image: Image.Image) -> JudgedImage:
+    def judged(self, drawing: Drawing, method: str, image: Image.Image) -> DemoImage:
         import numpy as np
 
         from dpt.claims.judge import judge
 
         if drawing.model not in EMBEDDED_MODELS:
-            return JudgedImage(method, image, None, "not judged")
+            return DemoImage(method, image, None, "not judged")
         pixels = np.asarray(image)
         (cosine,) = self.clip.cosine([pixels], [drawing.prompt])
         claims = self.claims(drawing.prompt)
         if claims is None:
-            return JudgedImage(method, image, None, "not judged: the rules do not understand this prompt", cosine)
+            return DemoImage(method, image, None, "not judged: the rules do not understand this prompt", cosine)
         verdict = judge(claims, self.oracle.read(pixels))
         fault = verdict.first_fault
-        return JudgedImage(method, image, verdict.passed, f"wrong, not {fault.text}" if fault else "right", cosine)
+        return DemoImage(method, image, verdict.passed, f"wrong, not {fault.text}" if fault else "right", cosine)
 
     @staticmethod
     def claims(prompt: str) -> Prompt | None:
@@ -180,7 +180,7 @@ class Studio:
 
         return Clip.open(str(CHECKOUT / EMBEDDED_CLIP))
 
-    def manifest(self, drawing: Drawing, drawn: Mapping[str, Sequence[JudgedImage]]) -> dict[str, object]:
+    def manifest(self, drawing: Drawing, drawn: Mapping[str, Sequence[DemoImage]]) -> dict[str, object]:
         """Everything needed to draw these images again."""
         from dpt.cli.common.console import versions
         from dpt.records import to_plain
@@ -197,7 +197,7 @@ class Studio:
             "versions": versions(),
         }
 
-    def archive(self, drawing: Drawing, drawn: Mapping[str, Sequence[JudgedImage]], file: Path) -> Path:
+    def archive(self, drawing: Drawing, drawn: Mapping[str, Sequence[DemoImage]], file: Path) -> Path:
         """A zip file with the images and manifest.json."""
         from io import BytesIO
 
