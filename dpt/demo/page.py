@@ -47,7 +47,7 @@ footer {display: none !important}
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
-class DemoOptions:
+class PageOptions:
     """Serve a page that draws a prompt with two methods side by side, from the same noise.
 
     The page listens on this machine only, unless --host says otherwise.
@@ -67,7 +67,7 @@ class DemoOptions:
     """Methods that stay in memory. Each holds a copy of the model."""
 
 
-def demo(options: DemoOptions) -> None:
+def demo(options: PageOptions) -> None:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
         import gradio  # noqa: F401
