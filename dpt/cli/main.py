@@ -32,7 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("dpt.cli.commands.compare:compare", "sample a few prompts with several methods, side by side, judged"),
     "data check": ("dpt.cli.commands.data:check", "report what is missing or broken in a data folder, file by file"),
     "data prepare": ("dpt.cli.commands.data:prepare", "write the per-caption hard negatives from their table"),
-    "demo": ("dpt.demo.page:demo", "serve a page that draws a prompt with two methods side by side"),
+    "demo": ("dpt.cli.commands.demo:demo", "serve a page that draws a prompt with two methods side by side"),
     "download": ("dpt.cli.commands.checkpoints:download", "download the published checkpoint from the hub"),
     "evaluate_hps": ("dpt.cli.prefer.score:score", "published name of dpt prefer score"),
     "export": ("dpt.cli.commands.checkpoints:export", "convert a checkpoint for diffusers, ComfyUI or A1111"),
