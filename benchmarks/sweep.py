@@ -23,6 +23,7 @@ from dpt.cli.bench import report as bench_report
 from dpt.cli.bench import run as bench
 from dpt.cli.common.console import parse_options, versions
 from dpt.embedded import CHECKOUT
+from dpt.methods.base import GenerationConfig
 from dpt.methods.registry import parse_method
 from dpt.sampling.draw import Request, draw
 from dpt.sampling.options import ALWAYS, Correction
@@ -71,10 +72,8 @@ def main(options: Options) -> None:
         bench.RunOptions(
             tuple(said[name] for name in options.only or words),
             out=options.out,
-            prompts=options.prompts,
-            per_prompt=options.per_prompt,
-            seed=options.seed,
-            mixed_precision=options.mixed_precision,
+            suite=bench.SuiteOptions(prompts=options.prompts, per_prompt=options.per_prompt, seed=options.seed),
+            generation=GenerationConfig(mixed_precision=options.mixed_precision),
         )
     )
     bench.run(asked)
@@ -101,7 +100,7 @@ def main(options: Options) -> None:
 def seconds(ways: Mapping[str, Correction], asked: bench.RunOptions, ckpt: Path) -> dict[str, list[float]]:
     """A picture's drawing as a multiple of the plain one's, in rounds; the ways take turns."""
     method = replace(parse_method(f"timed={ckpt},factor=1"))
-    opened = method.open(bench.generation_config(asked))
+    opened = method.open(asked.generation)
     settings = replace(opened.settings, correction=Correction())
     requests = [Request(TIMED, 0, index) for index in range(PICTURES)]
     took: dict[str, list[float]] = {name: [] for name in ways}

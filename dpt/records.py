@@ -24,6 +24,15 @@ def to_plain(record: Any) -> dict[str, Any]:
     return plain
 
 
+def to_flat(record: Any) -> dict[str, Any]:
+    """As `to_plain`, with the fields of nested dataclasses beside the others: their names must differ."""
+    flat: dict[str, Any] = {}
+    for f in fields(record):
+        value = getattr(record, f.name)
+        flat |= to_flat(value) if is_dataclass(value) else {f.name: parse_json(json.dumps(value, default=str))}
+    return flat
+
+
 def from_plain(kind: type[T], content: Any, where: str) -> T:
     """`content` as a `kind`: a dataclass, int, float, str, bool, tuple, list, dict, Literal or union of these.
 

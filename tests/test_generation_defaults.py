@@ -15,6 +15,7 @@ from dpt.cli.txt2img import main as txt2img
 from dpt.embedded import CHECKOUT, embedded_defaults
 from dpt.errors import UserError
 from dpt.generation_defaults import FILE_NAME, GenerationDefaults, generation_defaults
+from dpt.methods.base import GenerationConfig
 from dpt.sampling.draw import SamplingSettings
 from dpt.sampling.options import Interval, recommended_correction
 from dpt.sampling.pipeline import DPTPipeline
@@ -93,8 +94,8 @@ def test_every_command_samples_with_the_models_guidance_scale(
     assert f"guidance_scale 2.5 from {model / FILE_NAME}" in capsys.readouterr().out
     (folder,) = Path("outputs").iterdir()
     scales["txt2img"] = json.loads((folder / "manifest.json").read_text())["settings"]["guidance_scale"]
-    bench_options = bench.RunOptions(("base",), pretrained_model_name_or_path=str(model))
-    scales["bench"] = bench.with_defaults(bench_options).guidance_scale
+    bench_options = bench.RunOptions(("base",), generation=GenerationConfig(str(model)))
+    scales["bench"] = bench.with_defaults(bench_options).generation.sampler.guidance_scale
     used_settings: list[SamplingSettings] = []
     monkeypatch.setattr("dpt.pocket.measure.measure", lambda *args: used_settings.append(args[4]))
     pocket.measure(pocket.MeasureOptions(model=model))

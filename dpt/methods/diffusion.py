@@ -68,18 +68,14 @@ class DiffusionConfig:
             raise UserError(f"the method {self.name!r} has no checkpoint: use {self.name}=FOLDER")
 
     def open(self, generation: GenerationConfig) -> DiffusionMethod:
-        from dpt.backbone import open_backbone
         from dpt.checkpoints import open_checkpoint
-        from dpt.embedded import model_location
         from dpt.records import to_plain
         from dpt.sampling.draw import SamplingSettings
         from dpt.weights import content_hash
 
-        settings = SamplingSettings(
-            generation.num_timesteps, generation.guidance_scale, generation.scheduler, correction=self.correction
-        )
-        dtype = "float32" if generation.mixed_precision == "no" else generation.mixed_precision
-        backbone = open_backbone(model_location(generation.model), dtype=dtype)
+        sampler, scale = generation.sampler, generation.guidance_scale
+        settings = SamplingSettings(sampler.num_timesteps, scale, sampler.scheduler, correction=self.correction)
+        backbone = generation.open_backbone()
         identity: dict[str, Any] = {"model": backbone.model_hash}
         negative = generation_defaults(self.checkpoint).negative_prompt
         negative = negative if self.negative_prompt is None else self.negative_prompt
@@ -87,7 +83,7 @@ class DiffusionConfig:
             identity["negative_prompt"] = negative
         predict_negative = None
         if self.negative_lora is not None:
-            predict_negative = self._open_negative(generation, dtype, identity)
+            predict_negative = self._open_negative(generation, identity)
         if self.checkpoint is None:
             return DiffusionMethod(
                 backbone, settings, identity=identity, negative_prompt=negative, predict_negative=predict_negative
@@ -115,18 +111,16 @@ class DiffusionConfig:
         }
         return DiffusionMethod(backbone, settings, adapter, self.candidates, identity, negative)
 
-    def _open_negative(self, generation: GenerationConfig, dtype: str | None, identity: dict[str, Any]) -> Predict:
+    def _open_negative(self, generation: GenerationConfig, identity: dict[str, Any]) -> Predict:
         """A second copy of the model with the negative LoRA merged."""
-        from dpt.backbone import open_backbone
         from dpt.checkpoints import open_checkpoint
-        from dpt.embedded import model_location
         from dpt.weights import content_hash
 
         assert self.negative_lora is not None
         checkpoint = open_checkpoint(self.negative_lora)
         if checkpoint.lora is None:
             fail(f"{self.negative_lora} has no LoRA, which {self.name} needs for the negative half of guidance")
-        backbone = open_backbone(model_location(generation.model), dtype=dtype)
+        backbone = generation.open_backbone()
         lora = checkpoint.attach(backbone, generation.allow_other_base)
         assert lora is not None
         lora.merge()

@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dpt.errors import UserError
-from dpt.generation_defaults import RecommendedCorrection
+from dpt.generation_defaults import GenerationDefaults, RecommendedCorrection
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """Steps, guidance scale and scheduler."""
+
+    num_timesteps: int = 25
+    """Denoising steps. The embedded model is evaluated with 25; the published script uses 50."""
+    guidance_scale: float | None = None
+    """Strength of classifier-free guidance; 1 turns it off and is twice as fast. Default: what the checkpoint's or the
+    model's generation_defaults.json says, else 7.5."""
+    scheduler: str = "ddim"
+    """One of own, ddim, ddpm, dpm++, dpm++_sde, euler, euler_a, heun, lms, pndm, unipc; own is the one in the
+    model's folder."""
+
+    def with_defaults(self, defaults: GenerationDefaults) -> SamplerConfig:
+        """With a guidance scale in any case."""
+        return self if self.guidance_scale is not None else replace(self, guidance_scale=defaults.guidance_scale)
+
 
 TARGETS = ("state", "input", "fused")
 

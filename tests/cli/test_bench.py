@@ -18,6 +18,7 @@ from dpt.errors import UserError
 from dpt.lora import LoraConfig
 from dpt.lora.io import save_lora
 from tests import tiny_models
+from tests.flags import with_flags
 from tests.lora.test_injection import filled
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +39,8 @@ def tuned(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(model: Path, out: Path, *methods: str, **changes: object) -> RunOptions:
-    return RunOptions(methods, out, str(model), **{**SMALL, **changes})  # type: ignore[arg-type]
+    flags = {**SMALL, **changes}
+    return with_flags(RunOptions(methods, out), pretrained_model_name_or_path=str(model), **flags)
 
 
 @pytest.fixture(scope="module")
@@ -219,10 +221,11 @@ def test_candidates_keep_the_picture_with_the_best_score(whole: Path, model: Pat
 
 
 def test_judging_again_keeps_the_methods_identity(whole: Path, model: Path, tmp_path: Path) -> None:
+    from dpt.cli.bench.judges import JudgeOptions
     from dpt.cli.bench.score import ScoreOptions, score
 
     run(options(model, tmp_path / "drawn", f"best={whole},candidates=2", categories=("single",), prompts=1))
-    score(ScoreOptions(tmp_path / "drawn", tmp_path / "again", detector="oracle"))
+    score(ScoreOptions(tmp_path / "drawn", tmp_path / "again", judge=JudgeOptions("oracle")))
     records = [json.loads((tmp_path / out / "bench.json").read_text()) for out in ("drawn", "again")]
     first, second = (record["methods"]["best"] for record in records)
     assert first == second and first["candidates"] == 2

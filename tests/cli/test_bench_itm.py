@@ -12,6 +12,7 @@ from PIL import Image
 
 from dpt.backbone import open_backbone
 from dpt.checkpoints import open_checkpoint
+from dpt.cli.bench.judges import JudgeOptions
 from dpt.cli.bench.report import ReportOptions, report
 from dpt.cli.bench.run import run
 from dpt.cli.bench.score import ScoreOptions, score
@@ -47,7 +48,7 @@ def test_the_score_is_computed_from_the_saved_picture(scored: Path, whole: Path,
 
 
 def test_scores_are_added_to_existing_results(scored: Path, drawn: Path, whole: Path, tmp_path: Path) -> None:
-    score(ScoreOptions(drawn, tmp_path / "added", itm=whole))
+    score(ScoreOptions(drawn, tmp_path / "added", judge=JudgeOptions(itm=whole)))
     assert (tmp_path / "added/base.jsonl").read_text() == (scored / "base.jsonl").read_text()
     first, second = (json.loads((folder / "bench.json").read_text()) for folder in (scored, tmp_path / "added"))
     assert first["methods"]["base"] == second["methods"]["base"] and "adapter" in first["methods"]["base"]["itm"]

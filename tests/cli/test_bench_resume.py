@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from dpt.cli.bench.judges import JudgeOptions
 from dpt.cli.bench.record import method_lock
 from dpt.cli.bench.report import ReportOptions, report
 from dpt.cli.bench.run import run
@@ -49,7 +50,9 @@ def test_concurrent_runs_of_a_method_in_a_folder_are_refused(folder: Path, model
     with held_by_another_process(folder):
         for command in (
             lambda: run(options(model, folder, "base")),
-            lambda: score(ScoreOptions(drawn_elsewhere(folder), folder, detector="oracle", methods=("base",))),
+            lambda: score(
+                ScoreOptions(drawn_elsewhere(folder), folder, methods=("base",), judge=JudgeOptions(detector="oracle"))
+            ),
         ):
             with pytest.raises(UserError, match="another `dpt bench` command is writing base in"):
                 command()
@@ -127,7 +130,7 @@ def test_a_full_disk_is_a_user_error_and_the_run_resumes(drawn: Path, model: Pat
     with largest_file(size), pytest.raises(UserError, match=r"cannot write .*: File too large"):
         report(ReportOptions(tmp_path / "out", out=tmp_path / "report"))
     assert not (tmp_path / "report/manifest.json").exists()
-    again = ScoreOptions(tmp_path / "out", tmp_path / "again", detector="oracle")
+    again = ScoreOptions(tmp_path / "out", tmp_path / "again", judge=JudgeOptions(detector="oracle"))
     with largest_file(size), pytest.raises(UserError, match=r"cannot write .*: File too large"):
         score(again)
     score(again)

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from dpt.cli.bench.judges import JudgeOptions
 from dpt.cli.bench.report import ReportOptions, report
 from dpt.cli.bench.run import RunOptions, run
 from dpt.cli.bench.score import ScoreOptions, score
 from dpt.errors import UserError
 from tests import tiny_models
 from tests.evaluation import tiny_vision
+from tests.flags import with_flags
 
 SMALL = {"prompts": 2, "per_prompt": 2, "num_timesteps": 2}
 LINES = [
@@ -36,7 +38,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def draw(models: dict[str, str], out: Path, suite: str, **changes: Any) -> list[dict[str, Any]]:
-    run(RunOptions(("base",), out, models["base"], suite, **{**SMALL, **changes}))
+    flags = {"pretrained_model_name_or_path": models["base"], "suite": suite, **SMALL, **changes}
+    run(with_flags(RunOptions(("base",), out), **flags))
     return lines(out)
 
 
@@ -85,10 +88,10 @@ def test_a_killed_run_resumes_with_detector_and_clip(lmd: Path, models: dict[str
 
 def test_results_of_two_judges_cannot_share_a_table(lmd: Path, models: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    score(ScoreOptions(lmd, out, models["owl"]))
+    score(ScoreOptions(lmd, out, judge=JudgeOptions(models["owl"])))
     record = json.loads((out / "bench.json").read_text())
     with pytest.raises(UserError, match="run with other options"):
-        score(ScoreOptions(lmd, out, models["dino"]))
+        score(ScoreOptions(lmd, out, judge=JudgeOptions(models["dino"])))
     record["methods"]["tuned"] = {**record["methods"]["base"], "detector": "another"}
     (out / "bench.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="base and tuned differ in their detector and cannot share a table"):
@@ -97,9 +100,9 @@ def test_results_of_two_judges_cannot_share_a_table(lmd: Path, models: dict[str,
 
 def test_stored_pictures_are_judged_by_another_detector(lmd: Path, models: dict[str, str], tmp_path: Path) -> None:
     drawn = sorted(file.stat().st_mtime_ns for file in (lmd / "base").iterdir())
-    score(ScoreOptions(lmd, tmp_path / "owl", models["owl"], clip=models["clip"]))
+    score(ScoreOptions(lmd, tmp_path / "owl", judge=JudgeOptions(models["owl"], clip=models["clip"])))
     assert lines(tmp_path / "owl") == lines(lmd)
-    score(ScoreOptions(lmd, tmp_path / "dino", models["dino"]))
+    score(ScoreOptions(lmd, tmp_path / "dino", judge=JudgeOptions(models["dino"])))
     results = lines(tmp_path / "dino")
     assert len(results) == 16 and "clip" not in results[0]
     assert [result["noise_seed"] for result in results] == [result["noise_seed"] for result in lines(lmd)]
@@ -111,7 +114,7 @@ def test_stored_pictures_are_judged_by_another_detector(lmd: Path, models: dict[
 
 def test_adding_clip_scores_keeps_the_verdicts(models: dict[str, str], lmd: Path, tmp_path: Path) -> None:
     draw(models, tmp_path / "drawn", "lmd", detector=models["owl"])
-    score(ScoreOptions(tmp_path / "drawn", tmp_path / "scored", clip=models["clip"]))
+    score(ScoreOptions(tmp_path / "drawn", tmp_path / "scored", judge=JudgeOptions(clip=models["clip"])))
     assert lines(tmp_path / "scored") == lines(lmd)
     bare = [{key: value for key, value in result.items() if key != "clip"} for result in lines(tmp_path / "scored")]
     assert bare == lines(tmp_path / "drawn")
@@ -130,8 +133,10 @@ def test_geneval_pictures_use_its_file_layout(models: dict[str, str], tmp_path: 
     assert "geneval-owl" in (out / "report.html").read_text()
     moved = file.rename(tmp_path / "moved.jsonl")
     with pytest.raises(UserError, match="cannot read"):
-        score(ScoreOptions(out, tmp_path / "again", models["dino"], colours=models["clip"]))
-    again = ScoreOptions(out, tmp_path / "again", models["dino"], models["clip"], suite=f"geneval={moved}")
+        score(ScoreOptions(out, tmp_path / "again", judge=JudgeOptions(models["dino"], colours=models["clip"])))
+    again = ScoreOptions(
+        out, tmp_path / "again", suite=f"geneval={moved}", judge=JudgeOptions(models["dino"], models["clip"])
+    )
     score(again)
     assert len(lines(tmp_path / "again")) == 4
     moved.write_text(json.dumps(LINES[0]) + "\n")
@@ -159,7 +164,7 @@ def test_prompts_are_drawn_and_scored_but_not_judged(
 def test_pictures_without_a_detector_can_be_judged_later(models: dict[str, str], tmp_path: Path, lmd: Path) -> None:
     results = draw(models, tmp_path / "drawn", "lmd", detector="none")
     assert {result["passed"] for result in results} == {None}
-    score(ScoreOptions(tmp_path / "drawn", tmp_path / "judged", models["owl"], clip=models["clip"]))
+    score(ScoreOptions(tmp_path / "drawn", tmp_path / "judged", judge=JudgeOptions(models["owl"], clip=models["clip"])))
     assert lines(tmp_path / "judged") == lines(lmd)
 
 
@@ -206,11 +211,14 @@ def test_invalid_score_options_are_user_errors(lmd: Path, models: dict[str, str]
     out, owl = tmp_path / "out", models["owl"]
     for wrong, message in [
         (ScoreOptions(lmd, out), "pass --detector to judge again"),
-        (ScoreOptions(lmd, out, colours=models["clip"], clip=models["clip"]), "--colours needs --detector"),
-        (ScoreOptions(lmd, lmd, owl), "holds the images and their results; choose another --out"),
-        (ScoreOptions(tmp_path, out, owl), "is not the folder of a benchmark"),
-        (ScoreOptions(lmd, out, owl, methods=("tuned",)), "there is no method 'tuned'"),
-        (ScoreOptions(lmd, out, owl, suite="sr2d"), "the images are of the suite lmd, not sr2d"),
+        (
+            ScoreOptions(lmd, out, judge=JudgeOptions(colours=models["clip"], clip=models["clip"])),
+            "--colours needs --detector",
+        ),
+        (ScoreOptions(lmd, lmd, judge=JudgeOptions(owl)), "holds the images and their results; choose another --out"),
+        (ScoreOptions(tmp_path, out, judge=JudgeOptions(owl)), "is not the folder of a benchmark"),
+        (ScoreOptions(lmd, out, methods=("tuned",), judge=JudgeOptions(owl)), "there is no method 'tuned'"),
+        (ScoreOptions(lmd, out, suite="sr2d", judge=JudgeOptions(owl)), "the images are of the suite lmd, not sr2d"),
     ]:
         with pytest.raises(UserError, match=message):
             score(wrong)

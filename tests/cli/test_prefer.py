@@ -21,6 +21,7 @@ from dpt.cli.prefer import tune
 from dpt.methods.base import GenerationConfig
 from dpt.methods.diffusion import DiffusionConfig
 from dpt.sampling.draw import Request
+from dpt.sampling.options import SamplerConfig
 from dpt.sampling.pipeline import DPTPipeline
 from tests import tiny_models
 from tests.evaluation import tiny_vision
@@ -109,7 +110,7 @@ def request(prompt: str = "a red circle", negative: str = "") -> Request:
 
 
 def made(config: DiffusionConfig, model: Path, **changes: Any) -> Any:
-    method = config.open(GenerationConfig(str(model), 2, mixed_precision="no", **changes))
+    method = config.open(GenerationConfig(str(model), SamplerConfig(2), mixed_precision="no", **changes))
     return np.asarray(next(iter(method.make([request()])))), method.identity
 
 

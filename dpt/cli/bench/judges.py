@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
 
 from dpt.cli.common.console import warn
 from dpt.detect.registry import ORACLE
@@ -19,6 +22,39 @@ if TYPE_CHECKING:
 
 
 NO_DETECTOR = "none"
+
+ModelName = Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")]
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """The models that judge and score the images."""
+
+    detector: Annotated[str | None, tyro.conf.arg(metavar="oracle|none|FOLDER|HUB_ID")] = None
+    """The judge: oracle for the pocket suite; owlv2, owlvit, grounding-dino, detr, rt-detr, d-fine, or any
+    checkpoint of one of these; none to sample now and judge later with `dpt bench score`. Default: the suite's own for
+    `dpt bench run`; `dpt bench score` keeps the verdicts and adds only the scores of --clip, --itm and --hps."""
+    colours: ModelName = None
+    """A CLIP model that names the colour of each box, for suites with colours and detectors that do not read them."""
+    clip: ModelName = None
+    """A CLIP model that also scores each image with its prompt; the pocket's own is ckpt/pocket/clip."""
+    itm: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """A checkpoint whose adapter scores each image with its prompt. Not a fair test of images that were corrected
+    or chosen by such a score."""
+    hps: ModelName = None
+    """A preference classifier of `dpt prefer train`, PickScore, or any CLIP or SigLIP, that scores each image. Use
+    one that did not select what a method was tuned on."""
+
+    def open_scores(self, suite: Suite, model: str) -> ExtraScores:
+        """`model`: the base model of the images."""
+        from dpt.evaluation.bench.judging import ExtraScores
+        from dpt.score.preference import open_preference_model
+
+        preference = None if self.hps is None else open_preference_model(clip_location(self.hps))
+        return ExtraScores(_open_clip(self.clip, suite), _open_matching(self.itm, model), preference)
+
+    def open(self, suite: Suite, model: str) -> ImageJudge:
+        return open_judge(suite, self.detector, self.colours, self.open_scores(suite, model))
 
 
 def open_judge(suite: Suite, detector: str | None, colours: str | None, extra_scores: ExtraScores) -> ImageJudge:
@@ -53,14 +89,6 @@ def _open_detector(suite: Suite, name: str, colours: str | None) -> Detector:
         if not colours and suite.needs_colours and not suite.detect_config.coloured:
             fail(f"the suite {suite.name} has claims about colours, which this detector does not read: pass --colours")
     return open_detector(name, suite.detect_config, Clip.open(clip_location(colours)) if colours else None)
-
-
-def open_extra_scores(suite: Suite, clip: str | None, itm: Path | None, model: str, hps: str | None) -> ExtraScores:
-    from dpt.evaluation.bench.judging import ExtraScores
-    from dpt.score.preference import open_preference_model
-
-    preference = None if hps is None else open_preference_model(clip_location(hps))
-    return ExtraScores(_open_clip(clip, suite), _open_matching(itm, model), preference)
 
 
 def _open_matching(folder: Path | None, model: str) -> MatchingScorer | None:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from dpt.cli.bench.judges import judge_identity, open_extra_scores, open_judge
+from dpt.cli.bench.judges import JudgeOptions, judge_identity
 from dpt.cli.bench.record import method_lock, register_method, write_errors
 from dpt.cli.common.console import warn
 from dpt.distributed import Processes, processes, take_own_gpu
-from dpt.embedded import EMBEDDED, model_location
 from dpt.errors import fail
 from dpt.evaluation.bench.results import repair
-from dpt.generation_defaults import GenerationDefaults, generation_defaults
 from dpt.methods.base import GenerationConfig, MethodConfig
 from dpt.methods.registry import BASE, parse_methods
 from dpt.untrusted import MOST_IMAGES
@@ -28,9 +26,37 @@ if TYPE_CHECKING:
 
 __all__ = ["BASE", "RunOptions", "run"]
 
-SUITE_HELP = "pocket, lmd, sr2d, geneval=FILE, coco-nss1k=FILE or prompts=FILE."
+
+@dataclass(frozen=True)
+class SuiteOptions:
+    """The prompts."""
+
+    suite: Annotated[str, tyro.conf.arg(metavar="NAME[=FILE]")] = "pocket"
+    """pocket, lmd, sr2d, geneval=FILE, coco-nss1k=FILE or prompts=FILE."""
+    categories: tuple[str, ...] = ()
+    """Categories to sample. Default: all of the suite's; for pocket, all but complex."""
+    prompts: int | None = None
+    """Prompts per category, spread evenly over the suite. Default: all; for pocket, 300."""
+    per_prompt: int = 4
+    """Images per prompt."""
+    seed: int = 0
+    """Another seed gives other prompts; the pocket suite only."""
+
+    def with_defaults(self) -> SuiteOptions:
+        from dpt.evaluation.suites.pocket import DEFAULT_CATEGORIES, DEFAULT_PROMPTS
+
+        if self.suite != "pocket":
+            return self
+        prompts = DEFAULT_PROMPTS if self.prompts is None else self.prompts
+        return replace(self, categories=self.categories or DEFAULT_CATEGORIES, prompts=prompts)
+
+    def load(self) -> Suite:
+        from dpt.evaluation.suites.registry import load
+
+        return load(self.suite, self.categories, self.prompts, self.seed)
 
 
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 @dataclass(frozen=True)
 class RunOptions:
     """Sample a suite with each method, from the same noise, and judge every image with a detector.
@@ -47,46 +73,20 @@ class RunOptions:
     and ,negative_lora=PATH for a LoRA that predicts the negative half of guidance. sld repairs the images of base, and
     METHOD+sld=DETECTOR those of any method (docs/sld.md)."""
     out: Path = Path("outputs/bench")
-    pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
-    suite: Annotated[str, tyro.conf.arg(metavar="NAME[=FILE]", help=SUITE_HELP)] = "pocket"
-    detector: Annotated[str | None, tyro.conf.arg(metavar="oracle|none|FOLDER|HUB_ID")] = None
-    """The judge: oracle for the pocket suite; owlv2, owlvit, grounding-dino, detr, rt-detr, d-fine, or any
-    checkpoint of one of these; none to sample now and judge later with `dpt bench score`. Default: the suite's own."""
-    colours: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
-    """A CLIP model that names the colour of each box, for suites with colours and detectors that do not read them."""
-    clip: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
-    """A CLIP model that also scores each image with its prompt; the pocket's own is ckpt/pocket/clip."""
-    itm: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """A checkpoint whose adapter scores each image with its prompt. Not a fair test of images that were corrected
-    or chosen by such a score."""
-    hps: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
-    """A preference classifier of `dpt prefer train`, PickScore, or any CLIP or SigLIP, that scores each image. Use
-    one that did not select what a method was tuned on."""
-    categories: tuple[str, ...] = ()
-    """Categories to sample. Default: all of the suite's; for pocket, all but complex."""
-    prompts: int | None = None
-    """Prompts per category, spread evenly over the suite. Default: all; for pocket, 300."""
-    per_prompt: int = 4
-    """Images per prompt."""
-    seed: int = 0
-    """Another seed gives other prompts; the pocket suite only."""
-    num_timesteps: int = 25
-    guidance_scale: float | None = None
-    """Default: that of the model's generation_defaults.json, else 7.5."""
-    scheduler: str = "ddim"
-    allow_other_base: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Use checkpoints that were trained on another base model, with a warning."""
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
-    """Number format of the UNet and the text encoder; default: by the device. A CPU with bf16 instructions samples more
-    than twice as fast with bf16."""
+    suite: SuiteOptions = field(default_factory=SuiteOptions)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    judge: JudgeOptions = field(default_factory=JudgeOptions)
 
 
 def run(options: RunOptions) -> None:
-    if options.guidance_scale is None and (line := model_defaults(options).describe(["guidance_scale"])):
+    generation = options.generation
+    if generation.sampler.guidance_scale is None and (line := generation.defaults().describe(["guidance_scale"])):
         print(line)
     options = with_defaults(options)
     check_numbers(options)
-    methods = parse_methods(options.methods, options.num_timesteps, options.pretrained_model_name_or_path)
+    generation = options.generation
+    model = generation.pretrained_model_name_or_path
+    methods = parse_methods(options.methods, generation.sampler.num_timesteps, model)
     with processes() as group:
         take_own_gpu()
         run_methods(methods, options, group)
@@ -94,23 +94,23 @@ def run(options: RunOptions) -> None:
 
 def check_numbers(options: RunOptions) -> None:
     """Check limits before any prompt is generated."""
-    for name in ("prompts", "per_prompt", "num_timesteps"):
-        value = getattr(options, name)
+    suite = options.suite
+    limited = {
+        "prompts": suite.prompts,
+        "per_prompt": suite.per_prompt,
+        "num_timesteps": options.generation.sampler.num_timesteps,
+    }
+    for name, value in limited.items():
         if value is not None and not 1 <= value <= MOST_IMAGES:
             fail(f"--{name} must be from 1 to {MOST_IMAGES:,}, not {value}")
-    total = (options.prompts or 1) * max(1, len(options.categories)) * options.per_prompt
+    total = (suite.prompts or 1) * max(1, len(suite.categories)) * suite.per_prompt
     if total > MOST_IMAGES:
         fail(f"--prompts and --per_prompt give {total:,} images per method; at most {MOST_IMAGES:,} are possible")
 
 
 def run_methods(methods: Sequence[MethodConfig], options: RunOptions, group: Processes) -> None:
-    from dpt.evaluation.suites.registry import load
-
-    suite = load(options.suite, options.categories, options.prompts, options.seed)
-    extra_scores = open_extra_scores(
-        suite, options.clip, options.itm, options.pretrained_model_name_or_path, options.hps
-    )
-    judge = open_judge(suite, options.detector, options.colours, extra_scores)
+    suite = options.suite.load()
+    judge = options.judge.open(suite, options.generation.pretrained_model_name_or_path)
     for method in methods:
         run_method(method, options, group, suite, judge)
     if group.is_main:
@@ -130,8 +130,8 @@ def run_method(config: MethodConfig, options: RunOptions, group: Processes, suit
     from dpt.evaluation.bench import run as bench
     from dpt.evaluation.bench.requests import Shard, all_requests, merge_shards
 
-    requests, lines = all_requests(suite, options.per_prompt), options.out / f"{config.name}.jsonl"
-    method = config.open(generation_config(options))
+    requests, lines = all_requests(suite, options.suite.per_prompt), options.out / f"{config.name}.jsonl"
+    method = config.open(options.generation)
     shard = Shard(group.rank, group.count)
     with ExitStack() as stack:
 
@@ -161,37 +161,14 @@ def run_method(config: MethodConfig, options: RunOptions, group: Processes, suit
             group.from_main(lambda: merge_shards(lines, requests))
 
 
-def model_defaults(options: RunOptions) -> GenerationDefaults:
-    from dpt.backbone.loading import locate_model
-
-    return generation_defaults(locate_model(model_location(options.pretrained_model_name_or_path)))
-
-
 def with_defaults(options: RunOptions) -> RunOptions:
     """Fill in the defaults of the model and of the pocket suite, as they are recorded."""
-    from dpt.evaluation.suites.pocket import DEFAULT_CATEGORIES, DEFAULT_PROMPTS
-
-    if options.guidance_scale is None:
-        options = replace(options, guidance_scale=model_defaults(options).guidance_scale)
-    if options.suite != "pocket":
-        return options
-    prompts = DEFAULT_PROMPTS if options.prompts is None else options.prompts
-    return replace(options, categories=options.categories or DEFAULT_CATEGORIES, prompts=prompts)
+    return replace(options, suite=options.suite.with_defaults(), generation=options.generation.with_defaults())
 
 
 def recorded_options(options: RunOptions) -> dict[str, Any]:
-    from dpt.records import to_plain
+    """The values of the flags, under the flags' names."""
+    from dpt.records import to_flat
 
-    return {key: value for key, value in to_plain(options).items() if key not in ("methods", "out", "allow_other_base")}
-
-
-def generation_config(options: RunOptions) -> GenerationConfig:
-    assert options.guidance_scale is not None, "with_defaults sets it"
-    return GenerationConfig(
-        options.pretrained_model_name_or_path,
-        options.num_timesteps,
-        options.guidance_scale,
-        options.scheduler,
-        options.mixed_precision,
-        options.allow_other_base,
-    )
+    groups = (options.suite, options.generation, options.judge)
+    return {key: value for group in groups for key, value in to_flat(group).items() if key != "allow_other_base"}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from dpt.cli.bench.judges import judge_identity, open_extra_scores, open_judge
+from dpt.cli.bench.judges import JudgeOptions, judge_identity
 from dpt.cli.bench.record import (
     JUDGE_KEYS,
     image_folder,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dpt.evaluation.suites.base import Suite
 
 
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class ScoreOptions:
     """Judge the images of `dpt bench run` with another detector, or add scores to its results.
@@ -40,28 +41,18 @@ class ScoreOptions:
     folder: tyro.conf.Positional[Path]
     out: Path
     """Folder for the results. It must not be FOLDER: the results of two detectors never share a folder."""
-    detector: Annotated[str | None, tyro.conf.arg(metavar="oracle|none|FOLDER|HUB_ID")] = None
-    """As for `dpt bench run`. Without it the verdicts are kept and only the scores of --clip, --itm and --hps are
-    added."""
-    colours: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
-    """A CLIP model that names the colour of each box, for suites with colours and detectors that do not read them."""
-    clip: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
-    """A CLIP model that scores each image with its prompt."""
-    itm: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """A checkpoint whose adapter scores each image with its prompt. Not a fair test of images that were corrected
-    or chosen by such a score."""
-    hps: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
-    """A preference classifier of `dpt prefer train`, PickScore, or any CLIP or SigLIP, that scores each image."""
     suite: Annotated[str | None, tyro.conf.arg(metavar="NAME=FILE")] = None
     """NAME=FILE with the new path of the suite's file, if it has been moved."""
     methods: tuple[str, ...] = ()
     """Default: all methods in FOLDER."""
+    judge: JudgeOptions = field(default_factory=JudgeOptions)
 
 
 def score(options: ScoreOptions) -> None:
-    if not (options.detector or options.clip or options.itm or options.hps):
+    judges = options.judge
+    if not (judges.detector or judges.clip or judges.itm or judges.hps):
         fail("pass --detector to judge again, and --clip, --itm or --hps to add scores")
-    if options.colours and not options.detector:
+    if judges.colours and not judges.detector:
         fail("--colours needs --detector")
     if options.out.resolve() == options.folder.resolve():
         fail(f"{options.out} holds the images and their results; choose another --out")
@@ -70,15 +61,11 @@ def score(options: ScoreOptions) -> None:
     record = read_record(options.folder)
     suite = recorded_suite(record, options.suite)
     model = str(record[OPTIONS_KEY]["pretrained_model_name_or_path"])
-    extra_scores = open_extra_scores(suite, options.clip, options.itm, model, options.hps)
-    judge = open_judge(suite, options.detector, options.colours, extra_scores) if options.detector else None
-    recorded = {
-        **record[OPTIONS_KEY],
-        **{key: to_plain(options)[key] for key in ("detector", "colours", "clip", "itm", "hps")},
-    }
+    judge = judges.open(suite, model) if judges.detector else judges.open_scores(suite, model)
+    recorded = {**record[OPTIONS_KEY], **to_plain(judges)}
     methods = selected_methods(options, record)
     for name in methods:
-        score_method(name, options, record, recorded, suite, judge or extra_scores)
+        score_method(name, options, record, recorded, suite, judge)
     print(f"results: {', '.join(str(options.out / f'{name}.jsonl') for name in methods)}")
     print(f"next:    dpt bench report {options.out}{'' if 'base' in methods else f' --baseline {methods[0]}'}")
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import tyro
+
 from dpt.errors import fail
 from dpt.generation_defaults import generation_defaults
+from dpt.sampling.options import SamplerConfig
 
 if TYPE_CHECKING:
     from dpt.distributed import Processes
@@ -98,6 +101,7 @@ def _build(options: BuildOptions, until: float | None, processes: Processes) -> 
         print("every stage is complete" if done else "not complete yet: run the same command again to continue")
 
 
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class MeasureOptions:
     """Sample the pocket suite with a model, judge the images with the oracle, and write a table and contact sheets."""
@@ -110,24 +114,23 @@ class MeasureOptions:
     per_prompt: int = 1
     """Images per prompt."""
     seed: int = 0
-    num_timesteps: int = 25
-    guidance_scale: float | None = None
-    """Default: that of the model's generation_defaults.json, else 7.5."""
-    scheduler: str = "ddim"
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
 
 
 def measure(options: MeasureOptions) -> None:
-    for name in ("prompts", "per_prompt", "num_timesteps"):
-        if getattr(options, name) < 1:
-            fail(f"--{name} must be at least 1, not {getattr(options, name)}")
+    sampler = options.sampler
+    limited = {"prompts": options.prompts, "per_prompt": options.per_prompt, "num_timesteps": sampler.num_timesteps}
+    for name, value in limited.items():
+        if value < 1:
+            fail(f"--{name} must be at least 1, not {value}")
     from dpt.backbone import open_backbone
     from dpt.pocket.measure import measure as measure_pocket
     from dpt.sampling.draw import SamplingSettings
 
     defaults = generation_defaults(options.model)
-    scale = defaults.guidance_scale if options.guidance_scale is None else options.guidance_scale
-    settings = SamplingSettings(options.num_timesteps, scale, options.scheduler)
-    if options.guidance_scale is None and (line := defaults.describe(["guidance_scale"])):
+    scale = defaults.guidance_scale if sampler.guidance_scale is None else sampler.guidance_scale
+    settings = SamplingSettings(sampler.num_timesteps, scale, sampler.scheduler)
+    if sampler.guidance_scale is None and (line := defaults.describe(["guidance_scale"])):
         print(line)
     backbone = open_backbone(options.model)
     print(measure_pocket(backbone, options.out, options.prompts, options.seed, settings, options.per_prompt))

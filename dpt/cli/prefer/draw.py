@@ -12,8 +12,8 @@ import tyro
 
 from dpt.cli.common.run_folder import read_prompts
 from dpt.distributed import Processes, processes, take_own_gpu
-from dpt.embedded import EMBEDDED
 from dpt.errors import fail
+from dpt.methods.base import GenerationConfig
 from dpt.pocket.taste import Taste
 
 if TYPE_CHECKING:
@@ -33,21 +33,15 @@ SEED_OFFSET = 1000
 class DrawingOptions:
     """The model and the sampling settings."""
 
-    pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
     ckpt: Annotated[Path | None, tyro.conf.arg(metavar="PATH", aliases=["--unet_weight"])] = None
     """Sample with this LoRA. Default: the model alone."""
     n_samples: int = 4
     """Images per prompt."""
-    num_timesteps: int = 25
-    guidance_scale: float | None = None
-    """Default: the model's own."""
-    scheduler: str = "ddim"
     seed: int = 0
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
-    """Number format of the UNet and the text encoder. Default: by the device."""
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
 
 
-@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 @dataclass(frozen=True)
 class DrawOptions:
     """Sample several images for each prompt into a folder with metadata.jsonl. The same command resumes.
@@ -66,7 +60,7 @@ class DrawOptions:
     drawing: DrawingOptions = field(default_factory=DrawingOptions)
 
 
-@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 @dataclass(frozen=True)
 class SynthesizeOptions:
     """Make preference data for the embedded model: sample scene prompts and choose among the images by a known taste.
@@ -111,9 +105,9 @@ def read_prompt_file(file: Path) -> list[str]:
 
 
 def check(options: DrawingOptions) -> None:
-    for name in ("n_samples", "num_timesteps"):
-        if getattr(options, name) < 1:
-            fail(f"--{name} must be at least 1, not {getattr(options, name)}")
+    for name, value in (("n_samples", options.n_samples), ("num_timesteps", options.generation.sampler.num_timesteps)):
+        if value < 1:
+            fail(f"--{name} must be at least 1, not {value}")
 
 
 def draw_into(
@@ -121,21 +115,12 @@ def draw_into(
 ) -> list[CandidateRequest]:
     from tqdm import tqdm
 
-    from dpt.backbone.loading import locate_model
-    from dpt.embedded import model_location
-    from dpt.generation_defaults import generation_defaults
-    from dpt.methods.base import GenerationConfig
     from dpt.methods.candidates import candidate_requests, draw_candidates
     from dpt.methods.diffusion import BASE, DiffusionConfig
 
     take_own_gpu()
-    model = locate_model(model_location(options.pretrained_model_name_or_path))
-    defaults = generation_defaults(model, options.ckpt)
-    scale = defaults.guidance_scale if options.guidance_scale is None else options.guidance_scale
-    negative = defaults.negative_prompt if negative_prompt is None else negative_prompt
-    generation = GenerationConfig(
-        options.pretrained_model_name_or_path, options.num_timesteps, scale, options.scheduler, options.mixed_precision
-    )
+    generation = options.generation.with_defaults(options.ckpt)
+    negative = generation.defaults(options.ckpt).negative_prompt if negative_prompt is None else negative_prompt
     name = BASE if options.ckpt is None else "tuned"
     config = DiffusionConfig(name, options.ckpt, negative_prompt="")  # the requests have it
     method = config.open(generation)

@@ -58,10 +58,10 @@ def run(options: Options, group: Processes) -> None:
     from dpt.cli.txt2img.sampling import variants_for
     from dpt.sampling.draw import calls_per_picture, intervals_without_a_step
 
-    named = options.pretrained_model_name_or_path
-    tuned = open_tuned_model(options, model_location(named), choose_device(options.gpu), checkpoint_for(named))
+    named = options.model.pretrained_model_name_or_path
+    tuned = open_tuned_model(options, model_location(named), choose_device(options.model.gpu), checkpoint_for(named))
     has_adapter = tuned.adapter is not None
-    correction = options.correction.correction(options.num_timesteps, tuned.defaults, has_adapter)
+    correction = options.correction.correction(options.sampler.num_timesteps, tuned.defaults, has_adapter)
     check_parts(options, tuned, correction)
     applied = tuned.defaults.describe(options.applied_defaults(correction))
     options = options.with_defaults(tuned.defaults)
@@ -115,18 +115,18 @@ def settings_of(options: Options, correction: Correction) -> SamplingSettings:
     """The sampler's settings; the generation defaults must have been filled in."""
     from dpt.sampling.draw import SamplingSettings
 
-    assert options.guidance_scale is not None
-    height, width = options.size
+    assert options.sampler.guidance_scale is not None
+    height, width = options.size.sides
     return SamplingSettings(
-        steps=options.num_timesteps,
-        guidance_scale=options.guidance_scale,
-        scheduler=options.scheduler,
+        steps=options.sampler.num_timesteps,
+        guidance_scale=options.sampler.guidance_scale,
+        scheduler=options.sampler.scheduler,
         height=height,
         width=width,
-        guidance_interval=options.guidance_interval,
-        guidance_rescale=options.guidance_rescale,
+        guidance_interval=options.guidance.interval,
+        guidance_rescale=options.guidance.guidance_rescale,
         correction=correction,
-        true_cfg_scale=options.true_cfg_scale,
+        true_cfg_scale=options.guidance.true_cfg_scale,
         sizes=options.sizes,
     )
 
@@ -185,7 +185,7 @@ def prompt_warnings(options: Options, tuned: TunedModel, own_prompts: Sequence[t
         for sentence in tuned.backbone.prompt_warnings(prompt)
     ]
     prompts = [prompt for _, prompt in own_prompts]
-    negative = options.negative_prompt or ""
+    negative = options.guidance.negative_prompt or ""
     if negative in prompts or not any(number == 0 for number, _ in own_prompts):
         return sentences
     return [*sentences, *tuned.backbone.prompt_warnings(negative)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from dpt.cli.common.console import versions, warn
@@ -13,6 +12,7 @@ from dpt.cli.txt2img.options import Options
 from dpt.errors import fail
 from dpt.methods.base import GenerationConfig
 from dpt.methods.registry import parse_methods
+from dpt.records import to_flat
 
 if TYPE_CHECKING:
     from dpt.distributed import Processes
@@ -28,47 +28,33 @@ PRECISIONS = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
 
 def check_method(options: Options) -> None:
     """Refuse flags that the method sets itself."""
-    given = [
-        field.name
-        for field in fields(Options)
-        if field.name not in COMPATIBLE and getattr(options, field.name) != getattr(Options(), field.name)
-    ]
+    defaults = to_flat(Options())
+    given = [name for name, value in to_flat(options).items() if name not in COMPATIBLE and value != defaults[name]]
     if given:
-        name = given[0]
-        nested = getattr(getattr(options, name), "given", None)
-        fail(f"--{next(iter(nested)) if nested else name} and --method cannot be combined: the method sets it itself")
-    if options.gpu not in (None, "cpu"):
+        fail(f"--{given[0]} and --method cannot be combined: the method sets it itself")
+    if options.model.gpu not in (None, "cpu"):
         fail("--gpu and --method cannot be combined: set CUDA_VISIBLE_DEVICES")
 
 
 def run_method(options: Options, prompts: Sequence[str], group: Processes) -> None:
     """Sample the prompts by the method and write images, contact sheet and manifest.json."""
     assert options.method is not None
-    (config,) = parse_methods([options.method], options.num_timesteps, options.pretrained_model_name_or_path)
+    model = options.model
+    (config,) = parse_methods(
+        [options.method], options.sampler.num_timesteps, model.pretrained_model_name_or_path
+    )
     if group.count > 1:
         fail("--method samples in one process: start it without a launcher")
-    from dpt.backbone.loading import locate_model
     from dpt.cli.txt2img.output import SHEET, write_sheet
     from dpt.cli.txt2img.sampling import ImageRecord
-    from dpt.embedded import model_location
-    from dpt.generation_defaults import generation_defaults
     from dpt.sampling.draw import Request
 
-    model = model_location(options.pretrained_model_name_or_path)
-    defaults = generation_defaults(locate_model(model))
-    options = replace(options, guidance_scale=options.guidance_scale or defaults.guidance_scale)
-    assert options.guidance_scale is not None
-    precision: Any = PRECISIONS.get(options.dtype or "")
+    precision: Any = PRECISIONS.get(model.dtype or "")
     generation = GenerationConfig(
-        options.pretrained_model_name_or_path,
-        options.num_timesteps,
-        options.guidance_scale,
-        options.scheduler,
-        precision,
-        options.allow_other_base,
-    )
+        model.pretrained_model_name_or_path, options.sampler, precision, model.allow_other_base
+    ).with_defaults()
     method = config.open(generation)
-    negative = options.negative_prompt or ""
+    negative = options.guidance.negative_prompt or ""
     name = options.prompt if options.prompts_file is None else options.prompts_file.stem
     records: list[ImageRecord] = []
     with new_run_folder(options.outdir, name) as folder:
@@ -86,15 +72,15 @@ def run_method(options: Options, prompts: Sequence[str], group: Processes) -> No
             "seed": options.seed,
             "method": {"name": options.method, **dict(method.identity)},
             "settings": {
-                "steps": options.num_timesteps,
-                "guidance_scale": options.guidance_scale,
-                "scheduler": options.scheduler,
+                "steps": options.sampler.num_timesteps,
+                "guidance_scale": generation.guidance_scale,
+                "scheduler": options.sampler.scheduler,
             },
             "images": [{"file": r.file, "prompt": r.prompt, "index": r.index} for r in records],
             "versions": versions(),
         }
         text = json.dumps(record, indent=2, ensure_ascii=False)
         (folder.work / "manifest.json").write_bytes(f"{text}\n".encode("utf-8", "backslashreplace"))
-    if options.gpu == "cpu":
+    if options.model.gpu == "cpu":
         warn("--gpu cpu has no effect with --method: it runs on the CPU only where there is no GPU")
     print(f"{len(records)} image{'' if len(records) == 1 else 's'} by {config.name}: see {SHEET} in {folder.final}")

@@ -62,22 +62,27 @@ class TunedModel:
 
 
 def open_tuned_model(options: Options, model: str, device: str, default_ckpt: Path | None) -> TunedModel:
-    backbone = open_backbone(model, revision=options.revision, device=device, dtype=options.dtype)
-    path = default_ckpt if options.ckpt is None else None if options.ckpt == NONE else Path(options.ckpt)
+    backbone = open_backbone(model, revision=options.model.revision, device=device, dtype=options.model.dtype)
+    path = (
+        default_ckpt if options.model.ckpt is None else None if options.model.ckpt == NONE else Path(options.model.ckpt)
+    )
     if path is None:
         if options.shape.given:
             fail(f"--{next(iter(options.shape.given))} describes an adapter, and there is none: give --ckpt")
         tuned = TunedModel(backbone)
     else:
         checkpoint = open_checkpoint_with_shape(path, options.shape)
-        lora = checkpoint.attach(backbone, options.allow_other_base)
+        lora = checkpoint.attach(backbone, options.model.allow_other_base)
         if lora is not None and not options.compare:
             lora.merge()  # merged weights are faster, and only --compare switches the LoRA off
             lora = None
         tuned = TunedModel(backbone, checkpoint, lora)
     tuned.defaults = generation_defaults(backbone.folder.path, path)
     tuned.speedups = apply_speedups(
-        backbone, compiled=options.compile, channels_last=options.channels_last, tf32=options.allow_tf32
+        backbone,
+        compiled=options.model.compile,
+        channels_last=options.model.channels_last,
+        tf32=options.model.allow_tf32,
     )
     return tuned
 

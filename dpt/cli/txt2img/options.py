@@ -18,15 +18,14 @@ from dpt.sampling.options import (
     Correction,
     Guidance,
     Interval,
+    SamplerConfig,
     SizeConditions,
     recommended_correction,
     resolve_correction,
 )
-from dpt.sampling.schedulers import SCHEDULER_NAMES, check_name
+from dpt.sampling.schedulers import check_name
 
 DEFAULT_PROMPT = "a red circle to the left of a blue square"
-
-SCHEDULER_HELP = f"One of {', '.join(SCHEDULER_NAMES)}; own is the one in the model's folder."
 
 NONE = "none"
 
@@ -124,50 +123,11 @@ PUBLISHED = PublishedFlags(
 
 
 @dataclass(frozen=True)
-class Options:
-    """Sample images for a prompt, or for each prompt of a file."""
+class GuidanceOptions:
+    """The negative prompt, and what guidance does beside its scale."""
 
-    prompt: str = DEFAULT_PROMPT
-    prompts_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Instead of --prompt: one prompt a line, or a .jsonl file with a "prompt" key. Launched processes share them."""
-    n_samples: int = 3
-    """Images per prompt."""
-    num_timesteps: int = 25
-    """Denoising steps. The embedded model is evaluated with 25; the published script uses 50."""
-    guidance_scale: float | None = None
-    """Strength of classifier-free guidance; 1 turns it off and is twice as fast. Default: what the checkpoint's or the
-    model's generation_defaults.json says, else 7.5."""
     negative_prompt: str | None = None
     """The negative prompt. Default: from the generation_defaults.json of the checkpoint or the model, else empty."""
-    seed: int = 42
-    """Image k depends on the model, the prompt, the seed, k and the settings, and on nothing else."""
-    height: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
-    """Default: the size the model was trained at."""
-    width: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
-    """Default: the size the model was trained at."""
-    resolution: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
-    """Height and width at once."""
-    batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Images sampled together on a GPU (default 4). A CPU always samples one at a time."""
-    outdir: Path = Path("outputs")
-    """Parent folder: each run makes a new folder in it."""
-    pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
-    """A Stable Diffusion model in the diffusers layout. A folder is used without network access."""
-    revision: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Revision of a hub model."""
-    ckpt: Annotated[str | None, tyro.conf.arg(metavar="PATH|none")] = None
-    """An adapter, a LoRA or both: a training result, the published checkpoint, or a LoRA file. Default: the embedded
-    model's own checkpoint, for the embedded model."""
-    allow_other_base: Flag = False
-    """Use a checkpoint that was trained on another base model, with a warning."""
-    method: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """A method of dpt bench run instead of --ckpt and the correction's flags: sld repairs each image until its prompt
-    holds; METHOD+sld does so after another method."""
-    gpu: Annotated[str | None, tyro.conf.arg(aliases=["-g", "--gpuid"], metavar="N|cpu")] = None
-    """Index of the GPU, or cpu. Default: the first GPU, or the CPU if there is none."""
-    dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """Number format on a GPU, by default a half format; a CPU uses float32, or bfloat16 on request."""
-    scheduler: Annotated[str, tyro.conf.arg(metavar="NAME", help=SCHEDULER_HELP)] = "ddim"
     guidance_start: float = 0.0
     """Start of guidance, as a fraction of the way from noise to image."""
     guidance_end: float = 1.0
@@ -177,6 +137,72 @@ class Options:
     true_cfg_scale: float = 1.0
     """Classifier-free guidance of a distilled model (FLUX), which takes --guidance_scale as an input of its network;
     1 is none, and then a negative prompt has no effect."""
+
+    @property
+    def interval(self) -> Interval:
+        return Interval(self.guidance_start, self.guidance_end)
+
+
+@dataclass(frozen=True)
+class SizeOptions:
+    """The size of the images. Default: the size the model was trained at."""
+
+    height: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
+    width: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
+    resolution: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
+    """Height and width at once."""
+
+    @property
+    def sides(self) -> tuple[int | None, int | None]:
+        """Height and width."""
+        if self.resolution is None:
+            return self.height, self.width
+        return self.resolution, self.resolution
+
+
+@dataclass(frozen=True)
+class TunedModelOptions:
+    """The model, the checkpoint, and where and in which number format they run."""
+
+    pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
+    """A model in the diffusers layout (docs/models.md). A folder is used without network access."""
+    revision: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Revision of a hub model."""
+    ckpt: Annotated[str | None, tyro.conf.arg(metavar="PATH|none")] = None
+    """An adapter, a LoRA or both: a training result, the published checkpoint, or a LoRA file. Default: the embedded
+    model's own checkpoint, for the embedded model."""
+    allow_other_base: Flag = False
+    """Use a checkpoint that was trained on another base model, with a warning."""
+    gpu: Annotated[str | None, tyro.conf.arg(aliases=["-g", "--gpuid"], metavar="N|cpu")] = None
+    """Index of the GPU, or cpu. Default: the first GPU, or the CPU if there is none."""
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """Number format on a GPU, by default a half format; a CPU uses float32, or bfloat16 on request."""
+    compile: Flag = False
+    """Compile the UNet's transformer blocks on first use."""
+    channels_last: Flag = False
+    """Store convolution weights channels last, which GPU tensor cores prefer."""
+    allow_tf32: Flag = False
+    """Let Ampere and later GPUs round float32 matrix products: faster, slightly different numbers."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Sample images for a prompt, or for each prompt of a file."""
+
+    prompt: str = DEFAULT_PROMPT
+    prompts_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Instead of --prompt: one prompt a line, or a .jsonl file with a "prompt" key. Launched processes share them."""
+    n_samples: int = 3
+    """Images per prompt."""
+    seed: int = 42
+    """Image k depends on the model, the prompt, the seed, k and the settings, and on nothing else."""
+    batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Images sampled together on a GPU (default 4). A CPU always samples one at a time."""
+    outdir: Path = Path("outputs")
+    """Parent folder: each run makes a new folder in it."""
+    method: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """A method of dpt bench run instead of --ckpt and the correction's flags: sld repairs each image until its prompt
+    holds; METHOD+sld does so after another method."""
     n_candidates: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Sample this many per prompt and keep the --n_samples with the best matching score, best first."""
     compare: Flag = False
@@ -184,25 +210,13 @@ class Options:
     same noise, with the adapter's score and, for rendered scenes, the oracle's verdict."""
     trace: Flag = False
     """Plot the adapter's score along the steps, and the predicted x0 at some of them."""
-    compile: Flag = False
-    """Compile the UNet's transformer blocks on first use."""
-    channels_last: Flag = False
-    """Store convolution weights channels last, which GPU tensor cores prefer."""
-    allow_tf32: Flag = False
-    """Let Ampere and later GPUs round float32 matrix products: faster, slightly different numbers."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    guidance: GuidanceOptions = field(default_factory=GuidanceOptions)
+    size: SizeOptions = field(default_factory=SizeOptions)
+    model: TunedModelOptions = field(default_factory=TunedModelOptions)
     sizes: SizeConditions = field(default_factory=SizeConditions)
     correction: CorrectionOptions = field(default_factory=CorrectionOptions)
     shape: ShapeOptions = field(default_factory=ShapeOptions)
-
-    @property
-    def guidance_interval(self) -> Interval:
-        return Interval(self.guidance_start, self.guidance_end)
-
-    @property
-    def size(self) -> tuple[int | None, int | None]:
-        if self.resolution is None:
-            return self.height, self.width
-        return self.resolution, self.resolution
 
     @property
     def sheet_per_prompt(self) -> bool:
@@ -216,13 +230,18 @@ class Options:
 
     def with_defaults(self, defaults: GenerationDefaults) -> Options:
         """These options with the defaults in place of flags that were not given."""
-        scale = defaults.guidance_scale if self.guidance_scale is None else self.guidance_scale
-        negative = defaults.negative_prompt if self.negative_prompt is None else self.negative_prompt
-        return replace(self, guidance_scale=scale, negative_prompt=negative)
+        guidance = self.guidance
+        if guidance.negative_prompt is None:
+            guidance = replace(guidance, negative_prompt=defaults.negative_prompt)
+        return replace(self, sampler=self.sampler.with_defaults(defaults), guidance=guidance)
 
     def applied_defaults(self, correction: Correction) -> Collection[str]:
         """The entries of the generation defaults that these flags leave in force."""
-        names = [name for name in ("guidance_scale", "negative_prompt") if getattr(self, name) is None]
+        values = {
+            "guidance_scale": self.sampler.guidance_scale,
+            "negative_prompt": self.guidance.negative_prompt,
+        }
+        names = [name for name, value in values.items() if value is None]
         return [*names, "correction"] if correction.on and self.correction.correction_factor is None else names
 
     def unused_flags(self, has_adapter: bool, correction: Correction) -> list[str]:
@@ -236,9 +255,10 @@ class Options:
         elif not correction.on:
             why = "the checkpoint recommends no correction, and there is no --correction_factor"
             reasons += [(name, why) for name in beside]
-        if self.guidance_scale == 1:
+        if self.sampler.guidance_scale == 1:
             guiding = ("guidance_start", "guidance_end", "guidance_rescale", "negative_prompt")
-            given = [name for name in guiding if getattr(self, name) not in (getattr(Options, name), "")]
+            default = GuidanceOptions()
+            given = [name for name in guiding if getattr(self.guidance, name) not in (getattr(default, name), "")]
             reasons += [(name, "--guidance_scale 1 is no guidance") for name in given]
         return [f"--{name} has no effect: {why}" for name, why in reasons]
 
@@ -249,18 +269,20 @@ def check(options: Options) -> None:
         fail("give either --prompt or --prompts_file, not both")
     if not options.prompt.strip():
         fail("the prompt is empty")
+    flags = {**vars(options), **vars(options.sampler), **vars(options.size)}
     for name, limit in LIMITS.items():
-        value = getattr(options, name)
+        value = flags[name]
         if value is not None and not 1 <= value <= limit:
             fail(f"--{name} must be between 1 and {limit}, not {value}")
     if options.n_candidates is not None and options.n_candidates < options.n_samples:
         fail(f"--n_candidates {options.n_candidates} must be at least --n_samples {options.n_samples}")
-    if options.resolution is not None and (options.height is not None or options.width is not None):
+    size = options.size
+    if size.resolution is not None and (size.height is not None or size.width is not None):
         fail("give either --resolution or --height and --width, not both")
     for first, second in (("compare", "n_candidates"), ("compare", "trace"), ("trace", "n_candidates")):
         if getattr(options, first) and getattr(options, second):
             fail(f"--{first} and --{second} cannot be combined")
-    check_name(options.scheduler)
-    scale = 1.0 if options.guidance_scale is None else options.guidance_scale
-    Guidance(scale, options.guidance_interval, options.guidance_rescale, options.true_cfg_scale)
+    check_name(options.sampler.scheduler)
+    scale = 1.0 if options.sampler.guidance_scale is None else options.sampler.guidance_scale
+    Guidance(scale, options.guidance.interval, options.guidance.guidance_rescale, options.guidance.true_cfg_scale)
     resolve_correction(NO_CORRECTION, **{k.removeprefix("correction_"): v for k, v in options.correction.given.items()})

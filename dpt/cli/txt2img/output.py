@@ -58,17 +58,17 @@ def write_record(
 ) -> None:
     """Write manifest.json: everything needed to sample these images again."""
     backbone = tuned.backbone
-    height, width = (side * backbone.vae_scale_factor for side in backbone.latent_size(*options.size))
+    height, width = (side * backbone.vae_scale_factor for side in backbone.latent_size(*options.size.sides))
     numbered = options.prompts_file is not None
     record: dict[str, Any] = {
         **({"prompts": list(prompts)} if numbered else {"prompt": prompts[0]}),
-        "negative_prompt": options.negative_prompt,
+        "negative_prompt": options.guidance.negative_prompt,
         "seed": options.seed,
         "images": [_image_record(entry, options.seed, numbered) for entry in entries],
         "settings": {**asdict(settings), "height": height, "width": width},
         "model": {
-            "name": options.pretrained_model_name_or_path,
-            "revision": options.revision,
+            "name": options.model.pretrained_model_name_or_path,
+            "revision": options.model.revision,
             "sha256": backbone.model_hash,
             "prediction_type": backbone.noise.prediction_type,
         },

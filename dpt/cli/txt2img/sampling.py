@@ -115,7 +115,7 @@ class ImageWriter:
     def _sample(self, prompt: str, variant: SamplingVariant) -> Iterator[tuple[int, Tensor, float | None]]:
         """Index, image and score of each image to keep."""
         options, backbone = self.options, self.tuned.backbone
-        negative = options.negative_prompt or ""
+        negative = options.guidance.negative_prompt or ""
         requests = [Request(prompt, options.seed, k, negative) for k in range(options.num_candidates)]
         with self.tuned.with_lora(variant.lora):
             batches: Iterable[SampledBatch] = draw_latents(

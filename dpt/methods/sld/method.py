@@ -56,7 +56,7 @@ class SLDConfig:
             base.backbone,
             open_detector(self.detector, QUERIES),
             open_segmenter(self.masks),
-            EngineSettings(num_timesteps=generation.num_timesteps),
+            EngineSettings(num_timesteps=generation.sampler.num_timesteps),
             loop,
             generation.guidance_scale,
         )
