@@ -29,7 +29,11 @@ def to_flat(record: Any) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for f in fields(record):
         value = getattr(record, f.name)
-        flat |= to_flat(value) if is_dataclass(value) else {f.name: parse_json(json.dumps(value, default=str))}
+        flat |= (
+            to_flat(value)
+            if is_dataclass(value)
+            else {f.name: parse_json(json.dumps(value, default=str), surrogates=True)}
+        )
     return flat
 
 

@@ -15,8 +15,10 @@ from dpt.errors import UserError, run_command
 SCRIPTS: dict[str, tuple[str, str]] = {
     "prefer train": ("dpt.cli.prefer.train:main", "train a preference classifier on human choices"),
     "prefer tune": ("dpt.cli.prefer.tune:main", "tune a LoRA on selected images: train_hps.py"),
-    "train-stage1": ("dpt.cli.train.stages:main_stage1", "train an adapter on a frozen UNet: train_stage1.py"),
-    "train-stage2": ("dpt.cli.train.stages:main_stage2", "train an adapter and a LoRA together: train_stage2.py"),
+    "train hps": ("dpt.cli.prefer.tune:main", "tune a LoRA on selected images: train_hps.py"),
+    "train ipr": ("dpt.cli.ipr.run:main", "train on relabelled samples, round after round: train_ipr.py"),
+    "train stage1": ("dpt.cli.train.stages:main_stage1", "train an adapter on a frozen UNet: train_stage1.py"),
+    "train stage2": ("dpt.cli.train.stages:main_stage2", "train an adapter and a LoRA together: train_stage2.py"),
     "txt2img": ("dpt.cli.txt2img.main:main", "sample images for a prompt or a file of prompts: txt2img.py"),
 }
 """Commands with exit codes of their own, most of them aliases of the scripts: main(words) -> exit code."""
@@ -72,13 +74,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sld edit": ("dpt.cli.sld.correct:edit", "edit images by an instruction in words"),
 }
 
-GROUPS = sorted({name.split()[0] for name in COMMANDS if " " in name})
+GROUPS = sorted({name.split()[0] for name in {**COMMANDS, **SCRIPTS} if " " in name})
+
+HYPHENATED = ("train-stage1", "train-stage2")
+"""Earlier names of `train stage1` and `train stage2`."""
 
 TITLE = "Discriminative probing and tuning for text-to-image models."
 
 
 def main() -> None:
     words = sys.argv[1:]
+    if words and words[0] in HYPHENATED:
+        words = [*words[0].split("-"), *words[1:]]
     for name, (entry, _) in SCRIPTS.items():
         if words[: len(name.split())] == name.split():
             sys.exit(load(entry)(words[len(name.split()) :]))

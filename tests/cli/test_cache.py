@@ -327,8 +327,9 @@ def test_invalid_cache_folders_are_refused(run: Commands, root: Path, tmp_path: 
 def test_cache_and_training_have_the_same_defaults() -> None:
     from dpt.cli.commands.cache import CacheOptions
     from dpt.cli.train.options import DataOptions, ModelOptions
+    from dpt.records import to_flat
 
-    shared = {**vars(ModelOptions()), **vars(DataOptions())}
-    for name, value in vars(CacheOptions(SAMPLE)).items():
+    shared = {**to_flat(ModelOptions()), **to_flat(DataOptions())}
+    for name, value in to_flat(CacheOptions(SAMPLE)).items():
         if name in shared:
             assert value == shared[name], name

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import inspect
 import json
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
@@ -18,6 +20,8 @@ from dpt.cli.common.console import parse_options
 from dpt.cli.train.options import given_flags
 from dpt.cli.train.stages import Stage1Options, Stage2Options, main_stage1, main_stage2
 from dpt.cli.txt2img import main as txt2img
+from dpt.sampling.options import SamplerConfig
+from dpt.sampling.schedulers import SCHEDULER_NAMES
 from dpt.training.engine.settings import TrainSettings
 from tests import tiny_models
 from tests.checkpoints.making import tiny_result
@@ -152,6 +156,10 @@ def test_flags_without_effect_beside_others_are_reported() -> None:
         options = parse_options(kind, words.split(), "train")
         given = given_flags([getattr(options, group.name) for group in fields(options)])
         assert {name for name in given if name in options.unused_flags()} == set(unused.split()), words
+
+
+def test_every_scheduler_is_listed_in_the_help() -> None:
+    assert set(SCHEDULER_NAMES) <= set(re.split(r"[\s,;]+", inspect.getsource(SamplerConfig)))
 
 
 REFUSED = [

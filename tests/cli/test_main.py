@@ -11,7 +11,7 @@ import pytest
 
 import dpt
 from dpt.cli.commands.checkpoints import InfoOptions, info
-from dpt.cli.main import COMMANDS, GROUPS, SCRIPTS, load, run
+from dpt.cli.main import COMMANDS, GROUPS, SCRIPTS, load, main, run
 from dpt.errors import UserError
 from tests.cli.test_train import SMALL
 from tests.training import tiny_stage1
@@ -47,6 +47,7 @@ def test_every_command_can_be_loaded() -> None:
     [
         ("bench rum", "there is no command 'dpt bench rum', did you mean 'dpt bench run'?"),
         ("txt2image", "did you mean 'dpt txt2img'?"),
+        ("train stage3", "there is no command 'dpt train stage3', did you mean 'dpt train stage2'?"),
         ("data", ""),
         ("zzz", "the commands are: bench report"),
         ("bench run base --guidence_scale 3", "has no flag --guidence_scale, did you mean --guidance_scale?"),
@@ -62,15 +63,18 @@ def test_unknown_words_get_a_suggestion(words: str, sentence: str) -> None:
     assert sentence in str(error.value)
 
 
-def test_scripts_are_also_commands() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "dpt", "txt2img", "--n_samples", "0"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (2, "error: --n_samples must be between 1 and 100000, not 0\n")
+def test_scripts_are_also_commands(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words, sentence in (
+        ("txt2img --n_samples 0", "--n_samples must be between 1 and 100000, not 0"),
+        ("train stage1 --val_batch_size 0", "--val_batch_size must be at least 1, not 0"),
+        ("train-stage2 --val_batch_size 0", "--val_batch_size must be at least 1, not 0"),
+        ("train hps", "--dataset_folder is missing: the folder of `dpt prefer select`"),
+        ("train ipr --rounds 0", "--rounds is from 1 to 100, not 0"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["dpt", *words.split()])
+        with pytest.raises(SystemExit) as done:
+            main()
+        assert (done.value.code, capsys.readouterr().err) == (2, f"error: {sentence}\n"), words
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")

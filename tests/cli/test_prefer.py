@@ -109,8 +109,8 @@ def request(prompt: str = "a red circle", negative: str = "") -> Request:
     return Request(prompt, 1, 0, negative)
 
 
-def made(config: DiffusionConfig, model: Path, **changes: Any) -> Any:
-    method = config.open(GenerationConfig(str(model), SamplerConfig(2), mixed_precision="no", **changes))
+def made(config: DiffusionConfig, model: Path, **sampler: Any) -> Any:
+    method = config.open(GenerationConfig(str(model), SamplerConfig(2, **sampler), mixed_precision="no"))
     return np.asarray(next(iter(method.make([request()])))), method.identity
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from dpt.backbone.rng import SampleRNG
 from dpt.distributed import Processes
@@ -214,6 +216,56 @@ def test_validation_runs_on_schedule_and_is_logged(tmp_path: Path) -> None:
     assert lines[-1]["validation"].keys() == {"positive"}
     trained(tmp_path / "never", validation_steps=0)
     assert "validation" not in (tmp_path / "never" / "log.jsonl").read_text()
+
+
+class ReadsTen(Line):
+    num_validation_examples = 10
+
+    def validate(self, part: int, parts: int, on_batch: Any) -> Any:
+        for examples in (4, 4, 2):
+            on_batch(examples)
+        return super().validate(part, parts, lambda n: None)
+
+
+@pytest.mark.parametrize(
+    ("steps", "validation_steps", "validated"),
+    [(2, None, []), (3, None, [3]), (2, 1, [1, 2])],
+    ids=["trains on 8 and would read 10", "trains on 12", "on request"],
+)
+def test_run_shorter_than_a_validation_is_validated_only_on_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], steps: int, validation_steps: int | None, validated: list[int]
+) -> None:
+    trained(tmp_path, ReadsTen(), max_train_steps=steps, validation_steps=validation_steps)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "validation" in line] == validated
+    sentence = "no validation: this run trains on 8 examples and a validation reads 10; give --validation_steps"
+    assert (sentence in capsys.readouterr().out) == (not validated)
+
+
+def test_validation_has_a_progress_bar_and_a_clock_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = iter(range(0, 100_000, 1000))
+    clock = SimpleNamespace(monotonic=lambda: float(next(ticks)))
+    monkeypatch.setattr("dpt.training.engine.loop.time", clock)
+    bars: list[tuple[int, int]] = []
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        def close(self) -> None:
+            if not self.disable and self.desc == "validation":
+                bars.append((self.n, self.total))
+            super().close()
+
+    monkeypatch.setattr("dpt.training.engine.validation.tqdm", Bar)
+    run = loop(tmp_path, ReadsTen(), max_train_steps=6, validation_steps=3, checkpointing_steps=6)
+    started: list[float] = []
+    monkeypatch.setattr(type(run.log), "clock", lambda log: started.append(log.started) or {})
+    run.run()
+    assert bars == [(10, 10), (10, 10)], "one bar per validation, up to its last example"
+    first, second = started
+    assert second - first == 1000, "the training clock stands still while the first validation runs"
+    printed = capsys.readouterr()
+    assert "step 3: positive 1.000 (validated in 1000 s)" in printed.out + printed.err
 
 
 def test_step_does_not_synchronise_with_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from dpt.cli.train.options import Flag
+from dpt.cli.train.options import Flag, FramingOptions, LoadingOptions
 from dpt.embedded import EMBEDDED
 from dpt.errors import UserError, fail
 
 
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class CacheOptions:
     """Encode the images of a data folder once, and with --texts its texts, so that training does not have to.
@@ -28,24 +29,16 @@ class CacheOptions:
     """Revision of a hub model."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     """Number format of the text encoder on a GPU; use that of the training. Only --texts depends on it."""
-    resolution: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
-    """Side of the square training images. Default: the size the model was trained at."""
-    center_crop: Flag = False
-    """Crop the middle square instead of squashing the image."""
-    random_flip: Flag = False
-    """Also store what training with --random_flip needs: twice the latents, and the mirrored texts."""
     texts: Flag = False
     """Also store the text states of every caption and expression. Large: the command prints the size first."""
     dtype: Literal["float32", "float16"] = "float32"
     """Number format of the stored latents. float16 halves the size and rounds to 11 binary digits."""
     batch_size: int = 16
     """Images, or texts, encoded per forward pass."""
-    dataloader_num_workers: int = 0
-    """Processes that read images in advance."""
-    corrupt_budget: int = 0
-    """Number of broken images to skip before stopping."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Folder for the cache. Default: cache/ in the data folder, where training looks for it."""
+    framing: FramingOptions = field(default_factory=FramingOptions)
+    loading: LoadingOptions = field(default_factory=LoadingOptions)
 
 
 def cache(options: CacheOptions) -> None:
@@ -61,28 +54,27 @@ def _cache(options: CacheOptions) -> None:
     import torch
 
     from dpt.backbone import open_backbone
-    from dpt.cli.train.data import CACHE_FOLDER
+    from dpt.cli.train.data import CACHE_FOLDER, framing_of
     from dpt.data.cache.contents import cache_contents
     from dpt.data.cache.latents import CachedLatents, LatentsMaker
     from dpt.data.cache.make import PartMaker, make
     from dpt.data.cache.texts import CachedTexts, TextsMaker
     from dpt.data.files.root import DataRoot
-    from dpt.data.images import Framing
     from dpt.embedded import model_location
 
     root = DataRoot.open(options.root)
-    contents = cache_contents(root, options.texts, options.random_flip)
+    contents = cache_contents(root, options.texts, options.framing.random_flip)
     backbone = open_backbone(
         model_location(options.pretrained_model_name_or_path),
         revision=options.revision,
         dtype="float32" if options.mixed_precision == "no" else options.mixed_precision,
     )
-    framing = Framing.for_model(backbone, options.resolution, options.center_crop, options.random_flip)
+    framing = framing_of(options.framing, backbone)
     out = options.root / CACHE_FOLDER if options.out is None else options.out
     images, dtype = root.images(""), getattr(torch, options.dtype)
     latents = LatentsMaker(
         backbone, images, framing, contents.pictures, out, dtype,
-        options.batch_size, options.dataloader_num_workers, options.corrupt_budget,
+        options.batch_size, options.loading.dataloader_num_workers, options.loading.corrupt_budget,
     )  # fmt: skip
     makers: list[PartMaker] = [latents]
     if options.texts:
@@ -100,6 +92,6 @@ def _cache(options: CacheOptions) -> None:
 
 def _check(options: CacheOptions) -> None:
     """Check the options before anything is loaded."""
-    for name, least in (("batch_size", 1), ("dataloader_num_workers", 0), ("corrupt_budget", 0)):
-        if getattr(options, name) < least:
-            fail(f"--{name} must be at least {least}, not {getattr(options, name)}")
+    options.loading.check()
+    if options.batch_size < 1:
+        fail(f"--batch_size must be at least 1, not {options.batch_size}")

@@ -123,6 +123,15 @@ def flag_names(options: Any) -> set[str]:
     return names
 
 
+def flag_value(words: Sequence[str], flag: str) -> str | None:
+    """The value of a flag that decides the defaults of others, given as `--flag value` or `--flag=value`."""
+    for position, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name == f"--{flag}":
+            return value if equals else "".join(words[position + 1 : position + 2])
+    return None
+
+
 def _check_flags(words: Sequence[str], known: set[str], prog: str, published: PublishedFlags) -> list[str]:
     """The words with aliases replaced and ignored flags left out; fails at the first flag that cannot be used."""
     kept: list[str] = []

@@ -3,15 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from dpt.embedded import EMBEDDED
 
 if TYPE_CHECKING:
     from dpt.claims.facts import Prompt
     from dpt.evaluation.suites.base import Suite
     from dpt.methods.ipr.config import DetectorConfig
     from dpt.methods.ipr.detecting import OpenedDetector
+    from dpt.methods.ipr.sampling import ModelState
 
 Precision = Literal["no", "fp16", "bf16"]
+
+
+@dataclass(frozen=True)
+class IPRModelOptions:
+    """The model of a round."""
+
+    pretrained_model_name_or_path: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED
+    ckpt: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER|FILE")] = None
+    """A LoRA to sample with, or to start the training from."""
+    round: int = 0
+    """Number of the round. File names and noise depend on it, and so does the entry of --num_train_epochs, if that has
+    several."""
+    seed: int = 0
+    mixed_precision: Annotated[Precision | None, tyro.conf.arg(metavar="no|fp16|bf16")] = None
+    """Number format of the UNet and the text encoder; default: by the device."""
+
+    @property
+    def state(self) -> ModelState:
+        from dpt.methods.ipr.sampling import ModelState
+
+        return ModelState(self.pretrained_model_name_or_path, self.ckpt)
 
 
 def dtype_of(precision: Precision | None) -> str | None:

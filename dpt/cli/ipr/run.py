@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from dpt.cli.common.console import parse, plain_warnings, warn
+from dpt.cli.common.console import flag_value, parse, plain_warnings, warn
 from dpt.cli.ipr.common import Precision, dtype_of, no_progress, show_progress
 from dpt.distributed import processes, take_own_gpu
 from dpt.errors import fail, run_command
@@ -39,7 +38,7 @@ class IPRRunOptions(IPRConfig):
     @classmethod
     def preset(cls, words: Sequence[str]) -> IPRRunOptions | None:
         """The options of the recipe that the command line names."""
-        name = next((value for word, value in _flags(words) if word == "--recipe"), None)
+        name = flag_value(words, "recipe")
         if name is None:
             return None
         if name not in RECIPES:
@@ -50,12 +49,6 @@ class IPRRunOptions(IPRConfig):
     @property
     def config(self) -> IPRConfig:
         return IPRConfig(**{field.name: getattr(self, field.name) for field in fields(IPRConfig)})
-
-
-def _flags(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Flags with their values, given as `--flag=value` or `--flag value`."""
-    pairs = [(word.partition("=")[0], word.partition("=")[2]) for word in words if "=" in word]
-    return [*pairs, *pairwise(words)]
 
 
 def run(options: IPRRunOptions) -> None:

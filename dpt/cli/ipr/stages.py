@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
 from dpt.claims.relabel import RelabelConfig
-from dpt.cli.ipr.common import Precision, detector_for, dtype_of, no_progress, show_progress
+from dpt.cli.ipr.common import IPRModelOptions, detector_for, dtype_of, no_progress, show_progress
 from dpt.distributed import processes, take_own_gpu
 from dpt.errors import fail
 from dpt.methods.ipr.config import (
@@ -22,8 +21,6 @@ from dpt.methods.ipr.config import (
     WeightConfig,
 )
 from dpt.training.engine.interrupts import EXIT_STOPPED
-
-Model = Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")]
 
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
@@ -56,31 +53,24 @@ class IPRSampleOptions:
     prompts: tyro.conf.Positional[Path]
     """A JSON list in the format of SR2D, or a file of `dpt ipr prompts`."""
     out: Path
-    pretrained_model_name_or_path: Model = "ckpt/pocket"
-    ckpt: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER|FILE")] = None
-    """A LoRA to sample with."""
-    round: int = 0
-    """Number of the round. File names and noise depend on it."""
-    seed: int = 0
+    model: IPRModelOptions = field(default_factory=IPRModelOptions)
     sample: SampleConfig = field(default_factory=SampleConfig)
-    mixed_precision: Annotated[Precision | None, tyro.conf.arg(metavar="no|fp16|bf16")] = None
 
 
 def sample(options: IPRSampleOptions) -> None:
     from dpt.methods.ipr.prompts import read_prompts
-    from dpt.methods.ipr.sampling import ModelState
     from dpt.methods.ipr.sampling import sample as sample_images
 
-    if options.round < 0:
-        fail(f"--round must be at least 0, not {options.round}")
+    model = options.model
+    if model.round < 0:
+        fail(f"--round must be at least 0, not {model.round}")
     rows = read_prompts(options.prompts)
-    model = ModelState(options.pretrained_model_name_or_path, options.ckpt)
     with processes() as group:
         take_own_gpu()
         progress = show_progress if group.is_main else no_progress
         sample_images(
-            rows, model, options.sample, options.out, round_=options.round, seed=options.seed,
-            dtype=dtype_of(options.mixed_precision), group=group,
+            rows, model.state, options.sample, options.out, round_=model.round, seed=model.seed,
+            dtype=dtype_of(model.mixed_precision), group=group,
             on_done=progress("sampling", len(rows) * options.sample.per_prompt),
         )  # fmt: skip
         if group.is_main:
@@ -174,26 +164,19 @@ class IPRTrainOptions:
 
     data: tyro.conf.Positional[Path]
     out: Path
-    pretrained_model_name_or_path: Model = "ckpt/pocket"
-    ckpt: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER|FILE")] = None
-    """A LoRA to start from."""
-    round: int = 0
-    """Number of the round; selects the entry of --num_train_epochs if that has several."""
-    seed: int = 0
+    model: IPRModelOptions = field(default_factory=IPRModelOptions)
     train: FineTuneConfig = field(default_factory=FineTuneConfig)
-    mixed_precision: Annotated[Precision | None, tyro.conf.arg(metavar="no|fp16|bf16")] = None
 
 
 def train(options: IPRTrainOptions) -> None:
-    from dpt.methods.ipr.sampling import ModelState
     from dpt.methods.ipr.training import train as train_round
 
-    model = ModelState(options.pretrained_model_name_or_path, options.ckpt)
+    model = options.model
     with processes(cuda=True) as group:
         take_own_gpu()
         trained = train_round(
-            options.data, model, options.train, options.out, round_=options.round, seed=options.seed,
-            dtype=dtype_of(options.mixed_precision), group=group,
+            options.data, model.state, options.train, options.out, round_=model.round, seed=model.seed,
+            dtype=dtype_of(model.mixed_precision), group=group,
         )  # fmt: skip
     if trained.model is None:
         print(f"stopped after step {trained.steps}: run the same command again to continue")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from dpt.cli.train.options import OptimisationOptions, OutputOptions
+from dpt.cli.train.options import LoadingOptions, OptimisationOptions, OutputOptions
 from dpt.embedded import EMBEDDED_CLIP, clip_location
 from dpt.errors import fail
 
@@ -36,9 +36,7 @@ class PreferenceDataOptions:
     split_seed: int = 0
     """Seed of the split into training and validation records, without --test_file."""
     val_batch_size: int = 16
-    dataloader_num_workers: int = 0
-    corrupt_budget: int = 0
-    """Number of broken images whose records are replaced by others before stopping."""
+    loading: LoadingOptions = field(default_factory=LoadingOptions)
 
     @property
     def image_folder(self) -> Path:
@@ -69,9 +67,9 @@ class PreferTrainOptions:
     and saved.
     """
 
+    optimisation: OptimisationOptions = V1
     data: PreferenceDataOptions = field(default_factory=PreferenceDataOptions)
     classifier: ClassifierOptions = field(default_factory=ClassifierOptions)
-    optimisation: OptimisationOptions = V1
     output: OutputOptions = field(default_factory=OutputOptions)
 
     @property
@@ -114,13 +112,15 @@ def train(options: PreferTrainOptions) -> Any:
     if accelerator.is_main_process:
         announce(train_records, test_records, model)
     folder = data.image_folder
-    validation = PreferenceStream(test_records, folder, model.inputs, 0, False, data.corrupt_budget)
+    validation = PreferenceStream(test_records, folder, model.inputs, 0, False, data.loading.corrupt_budget)
     precision = "bf16" if options.classifier.mixed_precision == "bf16" else "fp32"
     task = PreferenceTask(
         model, validation, blocks, data.val_batch_size, resolve_matmul_dtype(accelerator.device, precision)
     )
-    stream = PreferenceStream(train_records, folder, model.inputs, options.optimisation.seed, True, data.corrupt_budget)
-    settings = loop_settings(options, len(stream), accelerator.num_processes, data.dataloader_num_workers)
+    stream = PreferenceStream(
+        train_records, folder, model.inputs, options.optimisation.seed, True, data.loading.corrupt_budget
+    )
+    settings = loop_settings(options, len(stream), accelerator.num_processes, data.loading.dataloader_num_workers)
     flags = [options.optimisation, options.output]
     config = config_of_groups(
         flags,
@@ -142,8 +142,7 @@ def check(options: PreferTrainOptions) -> None:
         fail("--train_file is missing: preference records to train on, such as preference_train.json")
     if data.val_batch_size < 1:
         fail(f"--val_batch_size must be at least 1, not {data.val_batch_size}")
-    if data.corrupt_budget < 0:
-        fail("--corrupt_budget cannot be negative")
+    data.loading.check()
     if not 0 < data.test_fraction < 1:
         fail(f"--test_fraction is between 0 and 1, not {data.test_fraction}")
 

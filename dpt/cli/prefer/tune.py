@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from dpt.cli.common.console import PublishedFlags
+from dpt.cli.common.console import PublishedFlags, flag_value
 from dpt.cli.train.options import (
-    Flag,
+    FramingOptions,
     HubOptions,
+    LoadingOptions,
     ModelOptions,
     OptimisationOptions,
     OutputOptions,
@@ -53,17 +54,9 @@ class TuningDataOptions:
     """Fraction of the captions of winners and regularisation images to leave empty."""
     negative_dropout: float = 0.0
     """Fraction of losers' captions to reduce to the prefix, which will be the negative prompt."""
-    resolution: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
-    """Side of the square training images. Default: the size the model was trained at."""
-    center_crop: Flag = False
-    """Crop the middle square instead of squashing the image."""
-    random_flip: Flag = False
-    """Mirror half of the images, and left and right in their captions."""
-    corrupt_budget: int = 0
-    """Number of broken images to skip before stopping."""
     val_batch_size: int = 16
-    dataloader_num_workers: int = 0
-    """Processes that prepare batches in advance."""
+    framing: FramingOptions = field(default_factory=FramingOptions)
+    loading: LoadingOptions = field(default_factory=LoadingOptions)
 
 
 @dataclass(frozen=True)
@@ -89,8 +82,8 @@ class HpsOptions:
 
     recipe: Literal["", "align-sd"] = ""
     """align-sd: the published hyperparameters as defaults, for 40 examples per step on one device."""
-    data: TuningDataOptions = field(default_factory=TuningDataOptions)
     optimisation: OptimisationOptions = field(default_factory=OptimisationOptions)
+    data: TuningDataOptions = field(default_factory=TuningDataOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     lora: LoraShapeOptions = field(default_factory=LoraShapeOptions)
     denoising: DenoisingOptions = field(default_factory=DenoisingOptions)
@@ -140,21 +133,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from dpt.cli.train.main import run_to_exit_code
 
     words = sys.argv[1:] if arguments is None else list(arguments)
-    return run_to_exit_code(HpsOptions, "train_hps.py", run, words, PUBLISHED, RECIPES.get(recipe_of(words)))
-
-
-def recipe_of(words: Sequence[str]) -> str:
-    """The value of --recipe, which decides the defaults of the other flags."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        name, equals, value = word.partition("=")
-        if name == "--recipe":
-            return value if equals else following
-    return ""
+    return run_to_exit_code(
+        HpsOptions, "train_hps.py", run, words, PUBLISHED, RECIPES.get(flag_value(words, "recipe") or "")
+    )
 
 
 def run(options: HpsOptions) -> Any:
     check(options)
     from dpt.backbone.identity import hash_as_recorded
+    from dpt.cli.train.data import framing_of
     from dpt.cli.train.hub import open_hub
     from dpt.cli.train.main import recorded_model, train_task
     from dpt.cli.train.setup import (
@@ -165,7 +152,6 @@ def run(options: HpsOptions) -> Any:
         start_processes,
         with_feature,
     )
-    from dpt.data.images import Framing
     from dpt.data.stream import Stream
     from dpt.training.engine.optim import require_eight_bit
 
@@ -175,13 +161,12 @@ def run(options: HpsOptions) -> Any:
     hub = open_hub(options.hub, options.root) if accelerator.is_main_process else None
     backbone = open_training_backbone(options.model, accelerator)
     options = replace(options, model=with_feature(options.model, backbone))
-    data_options, seed = options.data, options.optimisation.seed
-    framing = Framing.for_model(backbone, data_options.resolution, data_options.center_crop, data_options.random_flip)
-    data = open_tuning_data(options, framing)
+    loading = options.data.loading
+    data = open_tuning_data(options, framing_of(options.data.framing, backbone))
     task = make_task(options, backbone, data)
     if accelerator.is_main_process:
         print(f"training on {', '.join(f'{len(source)} {kind}' for kind, source in data.parts.items())} images")
-    workers = data_options.dataloader_num_workers
+    workers = loading.dataloader_num_workers
     settings = loop_settings(options, len(data.source), accelerator.num_processes, workers, default_epochs=EPOCHS)
     config = config_of_groups(
         [options.optimisation, options.model, options.lora, options.denoising, options.output, options.data],
@@ -191,7 +176,7 @@ def run(options: HpsOptions) -> Any:
         data=data.identity,
         **resolved_formats(backbone, task),
     )
-    stream = Stream(data.source, seed, corrupt_budget=data_options.corrupt_budget)
+    stream = Stream(data.source, options.optimisation.seed, corrupt_budget=loading.corrupt_budget)
     on_validation = triple_drawer(options, task)
     return train_task(options, accelerator, task, stream, settings, config, hub, on_validation)
 
@@ -214,9 +199,9 @@ def check(options: HpsOptions) -> None:
         fail("--negative_prefix is empty: losers would be trained as winners; give a phrase, or --negative none")
     if data.regularization_annotation is None and data.regularization_folder == data.dataset_folder:
         fail("--regularization_folder is the --dataset_folder: give another folder, or --regularization_annotation")
-    for name, least in (("val_batch_size", 1), ("dataloader_num_workers", 0), ("corrupt_budget", 0)):
-        if getattr(data, name) < least:
-            fail(f"--{name} must be at least {least}, not {getattr(data, name)}")
+    data.loading.check()
+    if data.val_batch_size < 1:
+        fail(f"--val_batch_size must be at least 1, not {data.val_batch_size}")
     for name in ("num_validation_images", "validation_timesteps"):
         if getattr(options.triple, name) < 1:
             fail(f"--{name} must be at least 1, not {getattr(options.triple, name)}")

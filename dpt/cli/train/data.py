@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dpt.backbone import Backbone
-from dpt.cli.train.options import DataOptions
+from dpt.cli.train.options import DataOptions, FramingOptions
 from dpt.data.cache import latents, texts
 from dpt.data.cache.contents import FREE, differences, latents_key, texts_key
 from dpt.data.cache.latents import CachedLatents, NpyLatents
@@ -31,7 +31,7 @@ STRIDES = {"refcoco": 8, "refcoco+": 16, "refcocog": 8, "captions": 20}
 """Validation reads every n-th example of these, unless --val_fullset."""
 
 
-def framing_of(options: DataOptions, backbone: Backbone) -> Framing:
+def framing_of(options: FramingOptions, backbone: Backbone) -> Framing:
     return Framing.for_model(backbone, options.resolution, options.center_crop, options.random_flip)
 
 
@@ -48,7 +48,7 @@ def open_data(
         source, held_out = FolderSource(options.data_root, framing, seed), {}
     else:
         source, held_out = _file_sources(options, DataRoot.open(options.data_root), framing, seed, cache.latents)
-    budget = options.corrupt_budget
+    budget = options.loading.corrupt_budget
     return source, {
         name: Stream(examples, VALIDATION_SEED, shuffle=False, corrupt_budget=budget, text_cache=cache.texts)
         for name, examples in held_out.items()

@@ -83,7 +83,7 @@ def run(options: TrainOptions, builder: str) -> Outcome:
     hub = open_hub(options.hub, options.root) if accelerator.is_main_process else None
     backbone = open_training_backbone(options.model, accelerator)
     options = replace(options, model=with_feature(options.model, backbone))
-    framing = framing_of(options.data, backbone)
+    framing = framing_of(options.data.framing, backbone)
     cache = open_cache(options.data, framing, backbone)
     if options.trains_text_encoders:
         cache = replace(cache, texts=None)  # its states were computed without the LoRA
@@ -110,7 +110,7 @@ def run(options: TrainOptions, builder: str) -> Outcome:
         **resolved_formats(backbone, task),
         **initial_weights,
     )
-    stream = Stream(source, settings.seed, corrupt_budget=options.data.corrupt_budget, text_cache=cache.texts)
+    stream = Stream(source, settings.seed, corrupt_budget=options.data.loading.corrupt_budget, text_cache=cache.texts)
     return train_task(options, accelerator, task, stream, settings, config, hub)
 
 
@@ -225,8 +225,7 @@ def check(options: TrainOptions) -> None:
     for name in ("val_batch_size", "validation_scenes"):
         if getattr(options.data, name) < 1:
             fail(f"--{name} must be at least 1, not {getattr(options.data, name)}")
-    if options.data.corrupt_budget < 0:
-        fail("--corrupt_budget cannot be negative")
+    options.data.loading.check()
     for name in ("hub_token", "hub_model_id"):
         if getattr(options.hub, name) is not None and not options.hub.push_to_hub:
             fail(f"--{name} has no effect without --push_to_hub")

@@ -12,6 +12,8 @@ import tyro
 
 from dpt.cli.common.console import PublishedFlags
 from dpt.embedded import EMBEDDED
+from dpt.errors import fail
+from dpt.records import to_flat
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 
@@ -86,6 +88,35 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
+class FramingOptions:
+    """How images become squares."""
+
+    resolution: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
+    """Side of the square training images. Default: the size the model was trained at."""
+    center_crop: Flag = False
+    """Crop the middle square instead of squashing the image. Boxes are cropped too; expressions for what is cut off are
+    left out."""
+    random_flip: Flag = False
+    """Mirror half of the images and swap left and right in their texts, where that is safe. A cache then also holds the
+    mirrored latents and texts."""
+
+
+@dataclass(frozen=True)
+class LoadingOptions:
+    """How images are read."""
+
+    corrupt_budget: int = 0
+    """Number of broken images to skip, or to replace by others, before stopping."""
+    dataloader_num_workers: int = 0
+    """Processes that prepare batches in advance."""
+
+    def check(self) -> None:
+        for name in ("corrupt_budget", "dataloader_num_workers"):
+            if getattr(self, name) < 0:
+                fail(f"--{name} must be at least 0, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
 class DataOptions:
     data_root: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """A folder that holds coco/, ReC/ and ITM/; for --plain_lora also images with metadata.jsonl or .txt files.
@@ -104,20 +135,11 @@ class DataOptions:
     """The world of rendered scenes, without --data_root."""
     validation_scenes: int = 256
     """Number of held-out scenes to validate on, without --data_root."""
-    resolution: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
-    """Side of the square training images. Default: the size the model was trained at."""
-    center_crop: Flag = False
-    """Crop the middle square instead of squashing the image. Boxes are cropped too; expressions for what is cut off are
-    left out."""
-    random_flip: Flag = False
-    """Mirror half of the examples and swap left and right in their texts, where that is safe."""
     cache: Annotated[str, tyro.conf.arg(metavar="auto|none|FOLDER")] = "auto"
     """Cached latents and text states: auto uses what `dpt cache` wrote beside the data, if anything."""
-    corrupt_budget: int = 0
-    """Number of broken images to skip before stopping."""
     val_batch_size: int = 16
-    dataloader_num_workers: int = 0
-    """Processes that prepare batches in advance."""
+    framing: FramingOptions = field(default_factory=FramingOptions)
+    loading: LoadingOptions = field(default_factory=LoadingOptions)
 
 
 @dataclass(frozen=True)
@@ -309,8 +331,8 @@ def warn_unused(groups: Iterable[Any], unused: Mapping[str, str]) -> None:
 def given_flags(groups: Iterable[Any]) -> Iterator[str]:
     """Flags whose value is not the default."""
     for group in groups:
-        defaults = type(group)()
-        yield from (f.name for f in fields(group) if getattr(group, f.name) != getattr(defaults, f.name))
+        defaults = to_flat(type(group)())
+        yield from (name for name, value in to_flat(group).items() if value != defaults[name])
 
 
 def unused_flags(options: TrainOptions) -> dict[str, str]:

@@ -61,7 +61,7 @@ REMOVED = frozenset({"mend_loss_coef"})
 
 
 def settings_for(options: TrainOptions, examples: int, processes: int) -> TrainSettings:
-    workers = options.data.dataloader_num_workers
+    workers = options.data.loading.dataloader_num_workers
     if options.data.data_root is None and options.optimisation.num_train_epochs is None:
         return loop_settings(options, examples, processes, workers, default_steps=STEPS_ON_SCENES)
     return loop_settings(options, examples, processes, workers, default_epochs=EPOCHS_ON_FILES)
@@ -109,11 +109,11 @@ def run_config(options: TrainOptions, settings: TrainSettings, **resolved: Any) 
 
 def config_of_groups(groups: Sequence[Any], settings: TrainSettings, **resolved: Any) -> RunConfig:
     """The same for any groups of flags; each is a dataclass whose fields have defaults."""
-    from dpt.records import to_plain
+    from dpt.records import to_flat
     from dpt.training.engine.run_folder import RunConfig
 
-    flags = {name: value for group in groups for name, value in to_plain(group).items() if name not in NOT_COMPARED}
-    defaults = {name: value for group in groups for name, value in to_plain(type(group)()).items()}
+    flags = {name: value for group in groups for name, value in to_flat(group).items() if name not in NOT_COMPARED}
+    defaults = {name: value for group in groups for name, value in to_flat(type(group)()).items()}
     flags = {name: value for name, value in flags.items() if name not in OPTIONAL or value != defaults[name]}
     # the record holds the hash of the cache instead of its path
     not_compared = (NOT_COMPARED | REMOVED) - resolved.keys()
