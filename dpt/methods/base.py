@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from dpt.backbone import Backbone
+    from dpt.backbone.folder import ModelFolder
     from dpt.sampling.draw import Request
 
 
@@ -40,6 +41,12 @@ class GenerationConfig:
     def with_defaults(self, checkpoint: Path | None = None) -> GenerationConfig:
         """With a guidance scale in any case."""
         return replace(self, sampler=self.sampler.with_defaults(self.defaults(checkpoint)))
+
+    def model_folder(self) -> ModelFolder:
+        from dpt.backbone.loading import locate_model
+        from dpt.backbone.opening import model_folder
+
+        return model_folder(locate_model(model_location(self.pretrained_model_name_or_path)))
 
     @property
     def guidance_scale(self) -> float:

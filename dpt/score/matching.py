@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image as PILImage
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -18,6 +20,7 @@ from dpt.backbone import Backbone, Condition
 from dpt.backbone.base import PartialForward
 from dpt.backbone.rng import generator_for
 from dpt.detect.base import Image
+from dpt.errors import UserError
 from dpt.objectives.losses import match_score
 
 CLEAN_NOISE_LEVELS = (0.1, 0.2, 0.3)
@@ -116,6 +119,37 @@ class MatchingScorer:
     backbone: Backbone
     adapter: Adapter
     identity: str
+    resize: bool = False
+    """Resize images to the backbone's own size: they come from a model of another size."""
+
+    @classmethod
+    def open(
+        cls, path: Path, model: str, flag: str, name: str = "", other_model: str | None = None, advice: str = ""
+    ) -> MatchingScorer:
+        """Open the adapter of the checkpoint at `path`, given by `flag`, on the model that it was trained on: `model`,
+        which made the images, or `other_model`. A LoRA of the checkpoint is merged."""
+        from dpt.backbone import open_backbone
+        from dpt.checkpoints import open_checkpoint
+        from dpt.embedded import model_location
+        from dpt.weights import content_hash
+
+        checkpoint = open_checkpoint(path)
+        if checkpoint.adapter is None:
+            raise UserError(f"{flag} {path} has no adapter")
+        backbone = open_backbone(model_location(other_model or model), dtype="float32")
+        record = checkpoint.adapter_record
+        if record is not None and not backbone.is_model(record.base_hash):
+            trained = f"on another model{f', {record.base}' if record.base else ''}"
+            raise UserError(
+                f"the adapter of {flag} {path} was trained {trained}, and not on {other_model or model}{advice}"
+            )
+        if lora := checkpoint.attach(backbone):
+            lora.merge()
+        tensors = {**checkpoint.adapter.state_dict(), **(checkpoint.lora.tensors if checkpoint.lora else {})}
+        identity = " ".join(filter(None, ("adapter", name, content_hash(tensors)[:12])))
+        if other_model is not None and (record is None or not record.base_hash):
+            identity += f" on {backbone.model_hash[:12]}"  # the checkpoint does not tell
+        return cls(backbone, checkpoint.adapter, identity, resize=other_model is not None)
 
     @torch.no_grad()
     def scores(self, images: Sequence[Image], texts: Sequence[str]) -> list[float]:
@@ -124,5 +158,8 @@ class MatchingScorer:
         return [self._score(scorer, image, text) for image, text in zip(images, texts, strict=True)]
 
     def _score(self, scorer: Scorer, image: Image, text: str) -> float:
+        if self.resize:
+            height, width = self.backbone.default_image_size
+            image = np.asarray(PILImage.fromarray(image).resize((width, height), PILImage.Resampling.BICUBIC))
         pixels = torch.from_numpy(np.array(image, np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
         return float(scorer.clean_score(self.backbone.encode_images(pixels), self.backbone.encode_text([text])))

@@ -20,6 +20,8 @@ from dpt.errors import UserError
 from dpt.evaluation.bench import results as rows
 from dpt.evaluation.bench.tables import NOT_HELD_OUT
 from dpt.score.matching import Scorer
+from tests import tiny_models
+from tests.checkpoints.making import tiny_result
 from tests.cli.test_bench import drawn, model, options, tuned, whole
 
 __all__ = ["drawn", "model", "tuned", "whole"]
@@ -52,6 +54,34 @@ def test_scores_are_added_to_existing_results(scored: Path, drawn: Path, whole: 
     assert (tmp_path / "added/base.jsonl").read_text() == (scored / "base.jsonl").read_text()
     first, second = (json.loads((folder / "bench.json").read_text()) for folder in (scored, tmp_path / "added"))
     assert first["methods"]["base"] == second["methods"]["base"] and "adapter" in first["methods"]["base"]["itm"]
+
+
+def test_an_adapter_of_another_model_reads_the_images_with_its_own_model(
+    drawn: Path, whole: Path, tmp_path: Path
+) -> None:
+    other = tiny_models.save(tiny_models.SD2_V, tmp_path / "other", seed=4)
+    backbone = open_backbone(other, device="cpu")
+    judge = tiny_result(backbone, tmp_path / "judge")
+    with pytest.raises(UserError, match=r"--itm .*judge was trained on another model, tiny, and not on .*: give the "
+                                        r"model that it was trained on as --itm_model"):  # fmt: skip
+        score(ScoreOptions(drawn, tmp_path / "refused", judge=JudgeOptions(itm=judge)))
+    with pytest.raises(UserError, match="--itm_model needs --itm"):
+        score(ScoreOptions(drawn, tmp_path / "refused", judge=JudgeOptions(clip="x", itm_model=str(other))))
+    score(ScoreOptions(drawn, tmp_path / "added", judge=JudgeOptions(itm=judge, itm_model=str(other))))
+    checkpoint = open_checkpoint(judge)
+    lora = checkpoint.attach(backbone)
+    assert checkpoint.adapter is not None and lora is not None
+    lora.merge()
+    scorer = Scorer(backbone, checkpoint.adapter)
+    height, width = backbone.default_image_size
+    result = rows.read_results(tmp_path / "added/base.jsonl")[0]
+    picture = Image.open(drawn / "base" / f"{result.prompt_id}-{result.index}.png")
+    assert picture.size != (width, height)
+    resized = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC), np.float32)
+    pixels = torch.from_numpy(resized).permute(2, 0, 1)[None] / 127.5 - 1
+    with torch.no_grad():
+        value = scorer.clean_score(backbone.encode_images(pixels), backbone.encode_text([result.prompt]))
+    assert result.itm == pytest.approx(float(value), abs=2e-5)
 
 
 def test_the_report_notes_that_the_score_is_not_held_out(scored: Path, capsys: pytest.CaptureFixture[str]) -> None:

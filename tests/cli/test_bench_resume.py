@@ -15,12 +15,15 @@ from pathlib import Path
 
 import pytest
 
+from dpt.backbone.folder import ModelFolder
+from dpt.backbone.identity import file_hash
 from dpt.cli.bench.judges import JudgeOptions
-from dpt.cli.bench.record import method_lock
+from dpt.cli.bench.record import LATER_OPTIONS, method_lock
 from dpt.cli.bench.report import ReportOptions, report
 from dpt.cli.bench.run import run
 from dpt.cli.bench.score import ScoreOptions, score
 from dpt.errors import UserError
+from tests import tiny_models
 from tests.cli.test_bench import ROOT, drawn, model, options, tuned
 
 __all__ = ["drawn", "model", "tuned"]
@@ -60,6 +63,34 @@ def test_concurrent_runs_of_a_method_in_a_folder_are_refused(folder: Path, model
             pass
     run(options(model, folder, "base"))
     assert (folder / "base.jsonl").read_bytes() == before
+
+
+def test_a_folder_that_an_earlier_version_wrote_is_continued_and_reported(
+    folder: Path, model: Path, tuned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It names the base model by a hash of its files, and lacks the options and hashes that came later."""
+    record = json.loads((folder / "bench.json").read_text())
+    old = file_hash(ModelFolder.check(model))
+    del record["methods"]["tuned"]
+    for identity in record["methods"].values():
+        identity["model"] = old
+        del identity["suite_hash"]
+    for later in LATER_OPTIONS:
+        del record["asked"][later]
+    (folder / "bench.json").write_text(json.dumps(record))
+    before = (folder / "base.jsonl").read_bytes(), (folder / "tuned.jsonl").read_bytes()
+    (folder / "tuned.jsonl").unlink()
+    run(options(model, folder, "base", f"tuned={tuned}"))
+    assert ((folder / "base.jsonl").read_bytes(), (folder / "tuned.jsonl").read_bytes()) == before
+    methods = json.loads((folder / "bench.json").read_text())["methods"]
+    assert methods["base"]["model"] == methods["tuned"]["model"] == old
+    report(ReportOptions(folder))
+    assert "| tuned - base |" in capsys.readouterr().out
+    other = tiny_models.save(tiny_models.POCKET, folder.with_name("other"), seed=5)
+    with pytest.raises(UserError, match="was run with other options; choose another --out"):
+        run(options(model, folder, "base", num_timesteps=3))
+    with pytest.raises(UserError, match="other options; choose another --out"):
+        run(options(other, folder, "base"))
 
 
 def drawn_elsewhere(folder: Path) -> Path:

@@ -10,7 +10,7 @@ import tyro
 
 from dpt.cli.common.console import warn
 from dpt.detect.registry import ORACLE
-from dpt.embedded import clip_location, model_location
+from dpt.embedded import clip_location
 from dpt.errors import fail
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ class JudgeOptions:
     itm: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """A checkpoint whose adapter scores each image with its prompt. Not a fair test of images that were corrected
     or chosen by such a score."""
+    itm_model: ModelName = None
+    """The model that the adapter of --itm was trained on, if it is not that of the images: it reads them at its own
+    size. An adapter of another model is a judge that the images were not made with."""
     hps: ModelName = None
     """A preference classifier of `dpt prefer train`, PickScore, or any CLIP or SigLIP, that scores each image. Use
     one that did not select what a method was tuned on."""
@@ -50,8 +53,18 @@ class JudgeOptions:
         from dpt.evaluation.bench.judging import ExtraScores
         from dpt.score.preference import open_preference_model
 
+        if self.itm_model is not None and self.itm is None:
+            fail("--itm_model needs --itm")
         preference = None if self.hps is None else open_preference_model(clip_location(self.hps))
-        return ExtraScores(_open_clip(self.clip, suite), _open_matching(self.itm, model), preference)
+        return ExtraScores(_open_clip(self.clip, suite), self._open_matching(model), preference)
+
+    def _open_matching(self, model: str) -> MatchingScorer | None:
+        if self.itm is None:
+            return None
+        from dpt.score.matching import MatchingScorer
+
+        advice = ": give the model that it was trained on as --itm_model"
+        return MatchingScorer.open(self.itm, model, "--itm", self.itm.resolve().name, self.itm_model, advice)
 
     def open(self, suite: Suite, model: str) -> ImageJudge:
         return open_judge(suite, self.detector, self.colours, self.open_scores(suite, model))
@@ -89,25 +102,6 @@ def _open_detector(suite: Suite, name: str, colours: str | None) -> Detector:
         if not colours and suite.needs_colours and not suite.detect_config.coloured:
             fail(f"the suite {suite.name} has claims about colours, which this detector does not read: pass --colours")
     return open_detector(name, suite.detect_config, Clip.open(clip_location(colours)) if colours else None)
-
-
-def _open_matching(folder: Path | None, model: str) -> MatchingScorer | None:
-    """Open the checkpoint's adapter on the model it was trained with: with the checkpoint's LoRA, if any."""
-    if folder is None:
-        return None
-    from dpt.backbone import open_backbone
-    from dpt.checkpoints import open_checkpoint
-    from dpt.score.matching import MatchingScorer
-    from dpt.weights import content_hash
-
-    checkpoint = open_checkpoint(folder)
-    if checkpoint.adapter is None:
-        fail(f"--itm {folder} has no adapter")
-    backbone = open_backbone(model_location(model), dtype="float32")
-    if lora := checkpoint.attach(backbone):
-        lora.merge()
-    digest = content_hash({**checkpoint.adapter.state_dict(), **(checkpoint.lora.tensors if checkpoint.lora else {})})
-    return MatchingScorer(backbone, checkpoint.adapter, f"adapter {folder.resolve().name} {digest[:12]}")
 
 
 def _open_clip(name: str | None, suite: Suite) -> Clip | None:

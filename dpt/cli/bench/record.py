@@ -28,6 +28,8 @@ LATER_OPTIONS = {"suite": "pocket", "detector": None, "colours": None, "clip": N
 
 JUDGE_KEYS = ("detector", "judge", "suite", "clip", "itm", "hps")
 
+JUDGE_PATHS = ("detector", "colours", "clip", "itm", "itm_model", "hps")
+
 LOCK_PATIENCE = 10.0
 """Seconds to wait for another command that is writing bench.json."""
 
@@ -95,6 +97,15 @@ def register_method(
         fail(f"cannot write into {out}: {error.strerror or error}")
 
 
+def recorded_models(out: Path) -> set[str]:
+    """The hashes of base models in the folder's record; none if there is no valid one."""
+    try:
+        methods = parse_json(read_text(out / RECORD))["methods"].values()
+        return {str(identity["model"]) for identity in methods if "model" in identity}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, UserError):
+        return set()  # register_method reports what is wrong with it
+
+
 def check_one_judge(methods: Mapping[str, Mapping[str, Any]], folder: Path, keys: Sequence[str] = JUDGE_KEYS) -> None:
     """Raise if methods were judged or scored by different models, and so cannot share a table."""
     (first, first_identity), *others = methods.items()
@@ -114,7 +125,7 @@ def check_same_options(options: Mapping[str, Any], earlier: Mapping[str, Any], w
 
 def _comparable(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options without paths of models and files, which may move: their identities are compared instead."""
-    kept = {key: value for key, value in options.items() if key not in ("detector", "colours", "clip", "itm", "hps")}
+    kept = {key: value for key, value in options.items() if key not in JUDGE_PATHS}
     return {**kept, "suite": str(options["suite"]).partition("=")[0]}
 
 

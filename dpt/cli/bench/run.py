@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from dpt.cli.bench.judges import JudgeOptions, judge_identity
-from dpt.cli.bench.record import method_lock, register_method, write_errors
+from dpt.cli.bench.record import method_lock, recorded_models, register_method, write_errors
 from dpt.cli.common.console import warn
 from dpt.distributed import Processes, processes, take_own_gpu
 from dpt.errors import fail
@@ -137,7 +137,7 @@ def run_method(config: MethodConfig, options: RunOptions, group: Processes, suit
 
         def start() -> None:
             stack.enter_context(method_lock(options.out, config.name))
-            identity = {**judge_identity(suite, judge), **method.identity}
+            identity = {**judge_identity(suite, judge), **model_as_recorded(options, method.identity)}
             register_method(options.out, recorded_options(options), config.name, identity)
             with write_errors(options.out):
                 if repeated := repair(lines):
@@ -159,6 +159,17 @@ def run_method(config: MethodConfig, options: RunOptions, group: Processes, suit
             # Every process has written its part before the main one merges them.
             group.gather(draw_own_part)
             group.from_main(lambda: merge_shards(lines, requests))
+
+
+def model_as_recorded(options: RunOptions, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity, with the model's hash in the form that an earlier version wrote into the folder."""
+    from dpt.backbone.identity import is_model
+
+    others = recorded_models(options.out) - {identity.get("model")}
+    if "model" not in identity or not others:
+        return dict(identity)
+    folder = options.generation.model_folder()
+    return {**identity, "model": next((old for old in sorted(others) if is_model(old, folder)), identity["model"])}
 
 
 def with_defaults(options: RunOptions) -> RunOptions:

@@ -15,7 +15,6 @@ from dpt.claims.facts import Prompt
 from dpt.claims.relabel import DROPPED, RelabelConfig
 from dpt.data.images import read_image
 from dpt.distributed import ONE_PROCESS, Processes
-from dpt.errors import UserError
 from dpt.methods.ipr.config import WeightConfig
 from dpt.methods.ipr.datasets import RelabelCounts, counts_of, write_relabelled
 from dpt.methods.ipr.folders import StageFolder, digest_of
@@ -36,20 +35,9 @@ class AdapterJudge:
     @classmethod
     def open(cls, base: str, checkpoint: Path) -> AdapterJudge:
         """Open the adapter of a checkpoint on the model `base`, with the checkpoint's LoRA merged."""
-        from dpt.backbone import open_backbone
-        from dpt.checkpoints import open_checkpoint
-        from dpt.embedded import model_location
         from dpt.score.matching import MatchingScorer
-        from dpt.weights import content_hash
 
-        opened = open_checkpoint(checkpoint)
-        if opened.adapter is None:
-            raise UserError(f"--judge_ckpt {checkpoint} has no adapter, which --judge adapter needs")
-        backbone = open_backbone(model_location(base), dtype="float32")
-        if lora := opened.attach(backbone):
-            lora.merge()
-        tensors = {**opened.adapter.state_dict(), **(opened.lora.tensors if opened.lora else {})}
-        return cls(MatchingScorer(backbone, opened.adapter, f"adapter {content_hash(tensors)[:12]}"))
+        return cls(MatchingScorer.open(checkpoint, base, "--judge_ckpt"))
 
     @property
     def identity(self) -> str:
