@@ -11,13 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpt.embedded import CHECKOUT, EMBEDDED_CLIP, EMBEDDED_MODELS, model_location
+from dpt.embedded import CHECKOUT, EMBEDDED_CLIP, EMBEDDED_MODELS
 from dpt.errors import UserError, fail
 from dpt.generation_defaults import generation_defaults
 from dpt.methods.base import GenerationConfig, Method, MethodConfig
 from dpt.methods.diffusion import DiffusionConfig
 from dpt.methods.registry import known_methods, parse_methods
 from dpt.methods.sld.method import SLDConfig
+from dpt.sampling.options import SamplerConfig
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -122,12 +123,8 @@ class Studio:
         return self.opened[key]
 
     def generation(self, model: str) -> GenerationConfig:
-        from dpt.backbone.loading import locate_model
-
-        scale = self.guidance_scale
-        if scale is None:
-            scale = generation_defaults(locate_model(model_location(model))).guidance_scale
-        return GenerationConfig(model, self.num_timesteps, scale, self.scheduler)
+        sampler = SamplerConfig(self.num_timesteps, self.guidance_scale, self.scheduler)
+        return GenerationConfig(model, sampler).with_defaults()
 
     def draw(self, drawing: Drawing) -> dict[str, list[DemoImage]]:
         """The images of each method, from the same noise."""

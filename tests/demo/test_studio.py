@@ -17,6 +17,7 @@ from dpt.generation_defaults import GenerationDefaults
 from dpt.methods.base import GenerationConfig
 from dpt.methods.registry import parse_methods
 from dpt.sampling.draw import Request
+from dpt.sampling.options import SamplerConfig
 
 PROMPT = "two green crosses"
 
@@ -31,7 +32,9 @@ def test_both_methods_draw_the_registrys_images_from_the_same_noise(studio: Stud
     drawn = studio.draw(drawing)
     assert list(drawn) == ["base", "sld"] and [len(images) for images in drawn.values()] == [2, 2]
     (config,) = parse_methods(["base"], 2)
-    expected = config.open(GenerationConfig(EMBEDDED, 2, 3.0)).make([Request(PROMPT, 3, index) for index in range(2)])
+    expected = config.open(GenerationConfig(EMBEDDED, SamplerConfig(2, 3.0))).make(
+        [Request(PROMPT, 3, index) for index in range(2)]
+    )
     for image, other in zip(drawn["base"], expected, strict=True):
         assert np.array_equal(np.asarray(image.image), np.asarray(other))
     for image in (*drawn["base"], *drawn["sld"]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,10 +13,11 @@ from dpt.cli.bench.judges import NO_DETECTOR, open_judge
 from dpt.cli.common.console import plain_warnings
 from dpt.cli.common.run_folder import new_run_folder
 from dpt.detect.registry import ORACLE
-from dpt.embedded import EMBEDDED, EMBEDDED_MODELS, model_location
+from dpt.embedded import EMBEDDED, EMBEDDED_MODELS
 from dpt.errors import fail
 from dpt.methods.base import GenerationConfig, MethodConfig
 from dpt.methods.registry import BASE, known_methods, parse_methods
+from dpt.sampling.options import SamplerConfig
 from dpt.untrusted import MOST_IMAGES
 
 if TYPE_CHECKING:
@@ -56,15 +57,12 @@ class CompareOptions:
     """Of the pocket suite."""
     seed: int = 0
     """Another seed gives other noise, and other prompts of the pocket suite."""
-    num_timesteps: int = 25
-    guidance_scale: float | None = None
-    """Default: that of the model's generation_defaults.json, else 7.5."""
-    scheduler: str = "ddim"
     detector: Annotated[str | None, tyro.conf.arg(metavar="oracle|none|FOLDER|HUB_ID")] = None
     """The judge. Default: oracle for embedded models, which reads rendered scenes only; else none."""
     colours: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
     """A CLIP model that names the colour of each box, for detectors that do not read colours."""
     outdir: Path = Path("outputs/compare")
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
 
 
 def compare(options: CompareOptions) -> None:
@@ -80,7 +78,7 @@ def compare(options: CompareOptions) -> None:
 
     judge = open_judge(suite, detector, options.colours, NO_EXTRA_SCORES)
     requests = all_requests(suite, options.per_prompt)
-    generation = generation_of(options)
+    generation = GenerationConfig(options.pretrained_model_name_or_path, options.sampler).with_defaults()
     results: dict[str, list[ImageResult]] = {}
     name = options.prompt[0] if options.prompt else suite.name
     with new_run_folder(options.outdir, name) as folder, plain_warnings():
@@ -94,7 +92,7 @@ def compare(options: CompareOptions) -> None:
 
 
 def methods_of(options: CompareOptions) -> list[MethodConfig]:
-    model, steps = options.pretrained_model_name_or_path, options.num_timesteps
+    model, steps = options.pretrained_model_name_or_path, options.sampler.num_timesteps
     if options.methods:
         return parse_methods(options.methods, steps, model)
     known = known_methods(steps, model)
@@ -107,22 +105,17 @@ def suite_of(options: CompareOptions, judged: bool) -> Suite:
     from dpt.evaluation.suites import pocket
     from dpt.evaluation.suites.registry import texts_suite
 
-    for name in ("per_prompt", "prompts_per_category", "num_timesteps"):
-        if not 1 <= getattr(options, name) <= MOST_IMAGES:
-            fail(f"--{name} must be from 1 to {MOST_IMAGES:,}, not {getattr(options, name)}")
+    limited = {
+        "per_prompt": options.per_prompt,
+        "prompts_per_category": options.prompts_per_category,
+        "num_timesteps": options.sampler.num_timesteps,
+    }
+    for name, value in limited.items():
+        if not 1 <= value <= MOST_IMAGES:
+            fail(f"--{name} must be from 1 to {MOST_IMAGES:,}, not {value}")
     if options.prompt:
         return texts_suite(options.prompt, judged, options.seed)
     return pocket.suite(per_category=options.prompts_per_category, seed=options.seed)
-
-
-def generation_of(options: CompareOptions) -> GenerationConfig:
-    from dpt.backbone.loading import locate_model
-    from dpt.generation_defaults import generation_defaults
-
-    scale = options.guidance_scale
-    if scale is None:
-        scale = generation_defaults(locate_model(model_location(options.pretrained_model_name_or_path))).guidance_scale
-    return GenerationConfig(options.pretrained_model_name_or_path, options.num_timesteps, scale, options.scheduler)
 
 
 def sample(

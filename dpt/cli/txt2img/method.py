@@ -40,9 +40,7 @@ def run_method(options: Options, prompts: Sequence[str], group: Processes) -> No
     """Sample the prompts by the method and write images, contact sheet and manifest.json."""
     assert options.method is not None
     model = options.model
-    (config,) = parse_methods(
-        [options.method], options.sampler.num_timesteps, model.pretrained_model_name_or_path
-    )
+    (config,) = parse_methods([options.method], options.sampler.num_timesteps, model.pretrained_model_name_or_path)
     if group.count > 1:
         fail("--method samples in one process: start it without a launcher")
     from dpt.cli.txt2img.output import SHEET, write_sheet
