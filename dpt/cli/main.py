@@ -24,6 +24,7 @@ SCRIPTS: dict[str, tuple[str, str]] = {
 """Commands with exit codes of their own, most of them aliases of the scripts: main(words) -> exit code."""
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "bench diff": ("dpt.cli.bench.diff:diff", "list what differs between two benchmarks, then compare their numbers"),
     "bench report": (
         "dpt.cli.bench.report:report",
         "count verdicts, compare methods in pairs, write tables and a page",

@@ -280,6 +280,56 @@ def summary(methods: Mapping[str, MethodResults]) -> Iterator[str]:
             yield json.dumps({"method": method, "category": category, "prompt": prompt, "right": verdicts}) + "\n"
 
 
+Verdicts = Mapping[str, tuple[bool | None, ...]]
+"""By prompt, in the order of its pictures."""
+
+
+def verdicts_of(results: MethodResults) -> Verdicts:
+    verdicts: dict[str, list[bool | None]] = {}
+    for line in results.by_key.tolist():
+        passed = int(results.passed[line])
+        verdict = None if passed == UNJUDGED else bool(passed)
+        verdicts.setdefault(results.prompt_ids[results.prompt[line]], []).append(verdict)
+    return {prompt: tuple(of_prompt) for prompt, of_prompt in verdicts.items()}
+
+
+@dataclass(frozen=True)
+class VerdictChange:
+    """Two verdicts on the same pictures of the same prompts, of two runs."""
+
+    pictures: int
+    first: float
+    """Share of right pictures."""
+    second: float
+    difference: Estimate
+    became_right: int
+    became_wrong: int
+
+    def __str__(self) -> str:
+        return (
+            f"{100 * self.first:.1f} % | {100 * self.second:.1f} % of {self.pictures:,} images right, difference "
+            f"{self.difference.signed}; {self.became_right} became right, {self.became_wrong} wrong"
+        )
+
+
+def verdict_change(first: Verdicts, second: Verdicts) -> VerdictChange:
+    for prompt in {**first, **second}:
+        if len(first.get(prompt, ())) != len(second.get(prompt, ())):
+            raise UserError(f"the images of {prompt} are not in both")
+    pairs = [[*zip(first[prompt], second[prompt], strict=True)] for prompt in sorted(first)]
+    if any(None in pair for of_prompt in pairs for pair in of_prompt):
+        raise UserError("not all images are judged in both")
+    means = np.array([[np.mean([pair[side] for pair in of_prompt]) for side in (0, 1)] for of_prompt in pairs])
+    flat = [pair for of_prompt in pairs for pair in of_prompt]
+    return VerdictChange(
+        len(flat),
+        *(float(np.mean([pair[side] for pair in flat])) for side in (0, 1)),
+        bootstrap([means[:, 1] - means[:, 0]], DIFFERENCE),
+        became_right=sum(pair == (False, True) for pair in flat),
+        became_wrong=sum(pair == (True, False) for pair in flat),
+    )
+
+
 @dataclass(frozen=True)
 class SavedSummary:
     """An earlier report."""

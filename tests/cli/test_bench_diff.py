@@ -1,0 +1,91 @@
+"""`dpt bench diff`: what differs between two benchmarks, then their numbers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dpt.cli.bench.report import ReportOptions, report
+from dpt.cli.main import run
+from dpt.errors import UserError
+from tests.cli.test_bench import drawn, model, options, tuned
+
+__all__ = ["drawn", "model", "options", "tuned"]
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def first(drawn: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(drawn, tmp_path / "first")
+
+
+@pytest.fixture
+def other(drawn: Path, tmp_path: Path) -> Path:
+    """The same benchmark with other records and verdicts."""
+    return shutil.copytree(drawn, tmp_path / "other")
+
+
+def change_record(folder: Path, **methods: dict[str, str]) -> None:
+    record = json.loads((folder / "bench.json").read_text())
+    for name, identity in methods.items():
+        record["methods"][name] |= identity
+    (folder / "bench.json").write_text(json.dumps(record))
+
+
+def set_verdicts(folder: Path, right: list[int]) -> int:
+    file = folder / "base.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for number, line in enumerate(lines):
+        line["passed"] = number in right
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return len(lines)
+
+
+def compare(first: Path, second: Path, capsys: Capture) -> str:
+    capsys.readouterr()
+    run(["bench", "diff", str(first), str(second)])
+    return capsys.readouterr().out
+
+
+def test_equal_benchmarks_differ_in_nothing(first: Path, other: Path, capsys: Capture) -> None:
+    for folder in (first, other):
+        report(ReportOptions(folder, out=folder / "report"))
+        shutil.copy(folder / "report" / "manifest.json", folder)
+    printed = compare(first, other, capsys)
+    assert printed.startswith("no setting, model, judge or library differs\n")
+    assert "0 became right, 0 wrong" in printed
+
+
+def test_each_difference_is_named_before_the_numbers(first: Path, other: Path, capsys: Capture) -> None:
+    change_record(other, base={"detector": "another oracle", "model": "f" * 64})
+    total = set_verdicts(first, [0, 1])
+    set_verdicts(other, [1, 2, 3])
+    printed = compare(first, other, capsys)
+    assert "base, judge's detector: oracle" in printed and "| another oracle" in printed
+    assert "| ffffffffffff\n" in printed, "a hash is shortened"
+    assert "libraries of" in printed and "unknown" in printed
+    line = next(line for line in printed.splitlines() if line.startswith("base: "))
+    assert f"{200 / total:.1f} % | {300 / total:.1f} % of {total} images right, difference +{100 / total:.1f}" in line
+    assert line.endswith("2 became right, 1 wrong")
+
+
+def test_a_report_can_stand_for_its_run(first: Path, other: Path, tmp_path: Path, capsys: Capture) -> None:
+    report(ReportOptions(other, out=tmp_path / "report"))
+    printed = compare(first, tmp_path / "report", capsys)
+    assert "libraries of" in printed and "0 became right, 0 wrong" in printed
+
+
+def test_numbers_of_other_prompts_are_not_compared(first: Path, other: Path, capsys: Capture) -> None:
+    record = json.loads((other / "bench.json").read_text())
+    for identity in record["methods"].values():
+        identity["suite_hash"] = "0" * 64
+    (other / "bench.json").write_text(json.dumps(record))
+    assert "numbers are not compared" in compare(first, other, capsys)
+    with pytest.raises(UserError, match="the same folder"):
+        run(["bench", "diff", str(other), str(other)])
+    with pytest.raises(UserError, match="holds no report"):
+        run(["bench", "diff", str(other), str(other.parent)])
