@@ -322,9 +322,10 @@ def verdict_change(first: Verdicts, second: Verdicts) -> VerdictChange:
     means = np.array([[np.mean([pair[side] for pair in of_prompt]) for side in (0, 1)] for of_prompt in pairs])
     flat = [pair for of_prompt in pairs for pair in of_prompt]
     return VerdictChange(
-        len(flat),
-        *(float(np.mean([pair[side] for pair in flat])) for side in (0, 1)),
-        bootstrap([means[:, 1] - means[:, 0]], DIFFERENCE),
+        pictures=len(flat),
+        first=float(np.mean([pair[0] for pair in flat])),
+        second=float(np.mean([pair[1] for pair in flat])),
+        difference=bootstrap([means[:, 1] - means[:, 0]], DIFFERENCE),
         became_right=sum(pair == (False, True) for pair in flat),
         became_wrong=sum(pair == (True, False) for pair in flat),
     )
