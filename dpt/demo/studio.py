@@ -6,7 +6,7 @@ import json
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -180,11 +180,11 @@ class Studio:
     def manifest(self, drawing: Drawing, drawn: Mapping[str, Sequence[DemoImage]]) -> dict[str, object]:
         """Everything needed to draw these images again."""
         from dpt.cli.common.console import versions
-        from dpt.records import to_plain
+        from dpt.records import to_flat
 
         return {
             **to_plain(drawing),
-            "settings": to_plain(replace(self.generation(drawing.model))),
+            "settings": to_flat(self.generation(drawing.model)),
             "methods": {name: dict(self.method(drawing.model, name).identity) for name in drawn},
             "images": [
                 {"file": f"{name}-{index}.png", "verdict": image.verdict, "clip": image.clip}
