@@ -183,7 +183,7 @@ class Studio:
         from dpt.records import to_flat
 
         return {
-            **to_plain(drawing),
+            **to_flat(drawing),
             "settings": to_flat(self.generation(drawing.model)),
             "methods": {name: dict(self.method(drawing.model, name).identity) for name in drawn},
             "images": [
