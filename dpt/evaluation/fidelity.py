@@ -1,9 +1,9 @@
-"""Fréchet distance between sets of pictures, and its table."""
+"""Fréchet distance between sets of pictures, diversity within each prompt, and their table."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +16,10 @@ from dpt.data.scenes.world import POCKET_WORLD, make_scene
 from dpt.detect.base import Image
 from dpt.errors import UserError
 from dpt.evaluation.bench.requests import open_image
+from dpt.intervals import Estimate, bootstrap
 
 if TYPE_CHECKING:
-    from dpt.score.clip import Clip
+    from dpt.score.encoder import ImageEncoder
 
 
 Floats = NDArray[np.float64]
@@ -67,6 +68,8 @@ class Fidelity:
     distances: dict[str, float]
     floor: float | None
     """Distance between two disjoint sets of scenes: that of a perfect model."""
+    diversity: dict[str, Estimate] = field(default_factory=dict)
+    """Mean distance (1 - cosine) between the features of two pictures of one prompt."""
 
     @property
     def named(self) -> dict[str, float]:
@@ -84,36 +87,73 @@ class Fidelity:
 
     @property
     def table(self) -> str:
-        lines = ["| Fréchet distance | value |", "|---|---|"]
-        lines += [f"| {name} | {value:.3f} |" for name, value in self.named.items()]
+        lines = ["| | Fréchet distance | diversity |", "|---|---|---|"]
+        lines += [f"| {name} | {value:.3f} | {self.diversity_of(name)} |" for name, value in self.named.items()]
         return "\n".join([*lines, "", self.note])
 
+    def diversity_of(self, name: str) -> str:
+        return self.diversity[name].plain if name in self.diversity else ""
 
-def fidelity(files: Mapping[str, Sequence[Path]], reference: str, clip: Clip) -> Fidelity:
-    """Fréchet distance of each method. All sets are truncated to the smallest: the distance depends on their size."""
+
+def diversity(features: Floats, prompts: Sequence[str]) -> Estimate | None:
+    """Mean of 1 - cosine over the pairs of pictures of a prompt, then over prompts. None without any pair."""
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
+    groups: dict[str, list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        groups.setdefault(prompt, []).append(number)
+    means = []
+    for rows in groups.values():
+        if len(rows) > 1:
+            total = len(rows) * (len(rows) - 1)
+            cosines = unit[rows] @ unit[rows].T
+            means.append(1 - (cosines.sum() - np.trace(cosines)) / total)
+    return bootstrap([means]) if means else None
+
+
+def fidelity(
+    files: Mapping[str, Sequence[Path]],
+    reference: str,
+    encoder: ImageEncoder,
+    prompts: Mapping[str, Sequence[str]] | None = None,
+) -> Fidelity:
+    """Fréchet distance and diversity of each method; `prompts` names the prompt of each file.
+
+    All sets are truncated to the smallest: the distance depends on their size.
+    """
     reference_files = None if reference == SCENES else _pictures_in(Path(reference))
     n = min([len(paths) for paths in files.values()] + ([] if reference_files is None else [len(reference_files)]))
     if n < 2:
         raise UserError("a Fréchet distance needs at least two images in each set")
-    features = {method: _features((_read_pixels(file) for file in paths[:n]), clip) for method, paths in files.items()}
+    features = {
+        method: _features((_read_pixels(file) for file in paths[:n]), encoder) for method, paths in files.items()
+    }
     if reference_files is None:
-        real, more_scenes = (_features(_scenes(start, n), clip) for start in (0, n))
+        real, more_scenes = (_features(_scenes(start, n), encoder) for start in (0, n))
         floor = frechet(real, more_scenes)
     else:
-        real, floor = _features((_read_pixels(file) for file in reference_files[:n]), clip), None
+        real, floor = _features((_read_pixels(file) for file in reference_files[:n]), encoder), None
     distances = {method: frechet(method_features, real) for method, method_features in features.items()}
     name = "rendered scenes" if reference_files is None else f"pictures in {Path(reference).name}"
-    return Fidelity(clip.identity, name, n, real.shape[1], distances, floor)
+    spread = {method: diversity(features[method], names[:n]) for method, names in (prompts or {}).items()}
+    return Fidelity(
+        encoder.identity,
+        name,
+        n,
+        real.shape[1],
+        distances,
+        floor,
+        {method: estimate for method, estimate in spread.items() if estimate},
+    )
 
 
 def _scenes(start: int, n: int) -> Iterable[Image]:
     return (render(make_scene(SCENE_SEED, i, POCKET_WORLD)) for i in range(start, start + n))
 
 
-def _features(images: Iterable[Image], clip: Clip) -> Floats:
+def _features(images: Iterable[Image], encoder: ImageEncoder) -> Floats:
     remaining, features = iter(images), []
     while batch := list(islice(remaining, BATCH_SIZE)):
-        features.append(clip.features(batch))
+        features.append(encoder.features(batch))
     return np.concatenate(features)
 
 

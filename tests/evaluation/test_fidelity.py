@@ -12,7 +12,7 @@ from scipy.linalg import sqrtm
 from dpt.data.scenes.render import render
 from dpt.data.scenes.world import POCKET_WORLD, make_scene
 from dpt.errors import UserError
-from dpt.evaluation.fidelity import fidelity, frechet
+from dpt.evaluation.fidelity import diversity, fidelity, frechet
 from dpt.score.clip import Clip
 
 SHIPPED = Path(__file__).parents[2] / "ckpt/pocket/clip"
@@ -55,7 +55,10 @@ def test_scenes_are_nearer_to_scenes_than_noise_is(tmp_path: Path) -> None:
         "scenes": saved(tmp_path / "scenes", [render(make_scene(3, i, POCKET_WORLD)) for i in range(40)]),
         "noise": saved(tmp_path / "noise", [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(50)]),
     }
-    result = fidelity(files, "scenes", clip)
+    prompts = {"scenes": [f"{number // 4}" for number in range(40)], "noise": [str(number) for number in range(50)]}
+    result = fidelity(files, "scenes", clip, prompts)
+    assert list(result.diversity) == ["scenes"], "a prompt with one picture has no pairs"
+    assert 0 < result.diversity["scenes"].value < 1 and result.diversity_of("scenes") in result.table
     assert result.floor is not None and result.pictures == 40
     assert result.distances["scenes"] < 2 * result.floor < result.distances["noise"]
     assert "scenes against other scenes" in result.table and "compare only within this table" in result.note
@@ -65,3 +68,10 @@ def test_scenes_are_nearer_to_scenes_than_noise_is(tmp_path: Path) -> None:
         fidelity({"small": files["noise"][:1]}, "scenes", clip)
     with pytest.raises(UserError, match="--reference must be scenes or a folder"):
         fidelity(files, str(tmp_path / "none"), clip)
+
+
+def test_diversity_is_the_mean_distance_of_the_pairs_of_a_prompt() -> None:
+    features = np.array([[1.0, 0], [0, 2], [3, 0], [1, 1], [5, 5], [9, 0]])
+    pairs = diversity(features, ["a", "a", "a", "b", "b", "c"])
+    assert pairs is not None and pairs.value == pytest.approx((2 / 3 + 0) / 2)
+    assert diversity(features[:2], ["a", "b"]) is None

@@ -23,7 +23,9 @@ from dpt.cli.common.console import warn
 from dpt.embedded import EMBEDDED_CLIP, clip_location
 from dpt.errors import fail
 from dpt.evaluation.bench.results import OPTIONS_KEY
+from dpt.intervals import Estimate
 from dpt.methods.diffusion import BASE
+from dpt.records import from_plain
 from dpt.untrusted import parse_json, read_text
 
 if TYPE_CHECKING:
@@ -62,9 +64,10 @@ class ReportOptions:
     out: Path | None = None
     """Where the files go; default: the folder itself."""
     reference: Annotated[str | None, tyro.conf.arg(metavar="scenes|FOLDER")] = None
-    """Also report the Fréchet distance of each method's images to these: rendered scenes, or a folder of images."""
-    encoder: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = EMBEDDED_CLIP
-    """The CLIP model whose image features the Fréchet distance compares."""
+    """Also report the Fréchet distance of each method's images to these, rendered scenes or a folder of images, and
+    their diversity: the mean distance between two images of a prompt."""
+    encoder: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID|timm:NAME")] = EMBEDDED_CLIP
+    """The CLIP, SigLIP, DINOv2, DINOv3 or timm model whose image features --reference compares."""
     budget_mb: float = 8.0
     """Largest size of the images in report.html together, in megabytes."""
 
@@ -118,13 +121,15 @@ def measure_fidelity(
     if options.reference is None:
         return None
     from dpt.evaluation.fidelity import fidelity
-    from dpt.score.clip import Clip
+    from dpt.score.encoder import open_encoder
 
+    keys = {name: [results.key(line) for line in range(len(results))] for name, results in methods.items()}
     files = {
-        name: [picture_file(options.folder, record, name, *results.key(line)) for line in range(len(results))]
-        for name, results in methods.items()
+        name: [picture_file(options.folder, record, name, *key) for key in of_method]
+        for name, of_method in keys.items()
     }
-    return fidelity(files, options.reference, Clip.open(clip_location(options.encoder)))
+    prompts = {name: [prompt for prompt, _ in of_method] for name, of_method in keys.items()}
+    return fidelity(files, options.reference, open_encoder(clip_location(options.encoder)), prompts)
 
 
 def picture_file(folder: Path, record: Mapping[str, Any], method: str, prompt_id: str, index: int) -> Path:
@@ -228,11 +233,21 @@ class EarlierReport:
         earlier = self.fidelity
         if fidelity is None or earlier is None:
             return fidelity
-        settings = {key: value for key, value in asdict(fidelity).items() if key not in ("distances", "floor")}
+        measured = ("distances", "floor", "diversity")
+        settings = {key: value for key, value in asdict(fidelity).items() if key not in measured}
         if any(earlier.get(key) != value for key, value in settings.items()):
             return fidelity
         distances = {name: earlier["distances"][name] for name in self.methods if name in earlier["distances"]}
-        return replace(fidelity, distances={**distances, **fidelity.distances})
+        spread = {
+            name: from_plain(Estimate, value, "the earlier report")
+            for name, value in earlier.get("diversity", {}).items()
+            if name in self.methods
+        }
+        return replace(
+            fidelity,
+            distances={**distances, **fidelity.distances},
+            diversity={**spread, **fidelity.diversity},
+        )
 
 
 def open_earlier(folder: Path | None, record: Mapping[str, Any], methods: Mapping[str, MethodResults]) -> EarlierReport:

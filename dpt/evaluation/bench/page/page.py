@@ -124,6 +124,7 @@ def _other_metrics(data: ReportData) -> str:
         distances = {name: f"{value:.3f}" for name, value in data.fidelity.named.items()}
         notes.append(data.fidelity.note)
         cards.append(_card("Fréchet distance", distances))
+        cards.append(_card("diversity within a prompt", _formatted(data.fidelity.diversity, "plain")))
     shown = "".join(cards)
     paragraphs = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
     return f'<h2>Other metrics</h2>{paragraphs}<div class="facts">{shown}</div>' if shown else ""
