@@ -34,6 +34,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "cache": ("dpt.cli.commands.cache:cache", "encode the images, and optionally the texts, of a data folder once"),
     "compare": ("dpt.cli.commands.compare:compare", "sample a few prompts with several methods, side by side, judged"),
     "data check": ("dpt.cli.commands.data:check", "report what is missing or broken in a data folder, file by file"),
+    "data from-folder": (
+        "dpt.cli.commands.from_folder:from_folder",
+        "make a data folder for training from your images and captions",
+    ),
     "data prepare": ("dpt.cli.commands.data:prepare", "write the per-caption hard negatives from their table"),
     "demo": ("dpt.cli.commands.demo:demo", "serve a page that draws a prompt with two methods side by side"),
     "download": ("dpt.cli.commands.checkpoints:download", "download the published checkpoint from the hub"),

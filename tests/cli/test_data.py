@@ -58,7 +58,8 @@ def test_folder_of_captioned_images_trains_only_a_plain_lora(
         rows.append({"file_name": picture.name, "text": "a red circle", "weight": 0.5})
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert exit_code(monkeypatch, "data", "check", str(folder)) == 0
-    assert capsys.readouterr().out == f"{folder} can be used with --plain_lora: 4 images with captions\n"
+    following = f"for stage 1 and stage 2: dpt data from-folder {folder} --out FOLDER\n"
+    assert capsys.readouterr().out == f"{folder} can be used with --plain_lora: 4 captions of images\n{following}"
 
     model = str(tiny_stage1.model(tmp_path / "model"))
     short = ["--train_batch_size", "2", "--max_train_steps", "2", "--logging_steps", "1", "--unet_feature", "up0"]

@@ -60,7 +60,8 @@ def check_picture_folder(options: DataCheckOptions) -> None:
     rows = read_picture_folder(options.root)
     for name in dict.fromkeys(row.file_name for row in rows):
         (read_image if options.decode else read_header)(options.root / name, options.root)
-    print(f"{options.root} can be used with --plain_lora: {len(rows)} images with captions")
+    print(f"{options.root} can be used with --plain_lora: {len(rows)} captions of images")
+    print(f"for stage 1 and stage 2: dpt data from-folder {options.root} --out FOLDER")
 
 
 def prepare(options: DataPrepareOptions) -> None:

@@ -16,7 +16,7 @@ from dpt.data.cache.storage import CachePart, UnfinishedPartError
 from dpt.data.cache.texts import CachedTexts
 from dpt.data.example import CAPTION_ONLY, ExampleParts, Source
 from dpt.data.files.root import DataRoot
-from dpt.data.files.source import FileSelection, LatentStore, open_training_data
+from dpt.data.files.source import FileSelection, FileSource, LatentStore, open_training_data
 from dpt.data.folder import FolderSource, is_picture_folder
 from dpt.data.images import Framing
 from dpt.data.mixture import EveryNth
@@ -77,9 +77,16 @@ def require_parts(source: Source, parts: ExampleParts) -> None:
     """Refuse a folder of captioned images for a task that also needs expressions or negatives."""
     if isinstance(source, FolderSource) and parts != CAPTION_ONLY:
         raise UserError(
-            f"{source.folder} holds images and captions, which only train_stage2.py --plain_lora trains on: matching"
-            " and grounding need a --data_root with ReC/ and ITM/"
+            f"{source.folder} holds images and captions, which only train_stage2.py --plain_lora trains on: for"
+            f" matching, make a data folder of it with `dpt data from-folder {source.folder} --out FOLDER`"
         )
+
+
+def missing_parts(source: Source, parts: ExampleParts) -> list[str]:
+    """A sentence for what the task would learn from and the data lack."""
+    if parts.expression and isinstance(source, FileSource) and source.expressions is None:
+        return ["the data have no referring expressions (ReC/): matching is trained, grounding is not"]
+    return []
 
 
 def data_identity(options: DataOptions, source: Source) -> str:

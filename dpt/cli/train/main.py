@@ -70,7 +70,7 @@ def run_to_exit_code(
 def run(options: TrainOptions, builder: str) -> Outcome:
     check(options)
     from dpt.backbone.identity import hash_as_recorded
-    from dpt.cli.train.data import data_identity, framing_of, open_cache, open_data, require_parts
+    from dpt.cli.train.data import data_identity, framing_of, missing_parts, open_cache, open_data, require_parts
     from dpt.cli.train.hub import open_hub
     from dpt.data.stream import Stream
     from dpt.training.engine.optim import require_eight_bit
@@ -92,7 +92,7 @@ def run(options: TrainOptions, builder: str) -> Outcome:
     task, initial_weights = getattr(import_module(module), function)(options, backbone, validation)
     require_parts(source, task.parts)
     if accelerator.is_main_process:
-        for sentence in cache.messages:
+        for sentence in (*cache.messages, *missing_parts(source, task.parts)):
             print(sentence)
     settings = settings_for(options, len(source), accelerator.num_processes)
     if settings.lr_warmup_steps >= settings.max_train_steps and accelerator.is_main_process:

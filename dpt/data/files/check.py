@@ -121,7 +121,10 @@ class _Check:
             yield self._captions(split)
         negatives, reports = self._hard_negatives("train")
         yield from reports
-        yield from self._expressions(negatives)
+        if self.root.has_expressions:
+            yield from self._expressions(negatives)
+        else:
+            yield FileReport(REC.parts[0], "grounding; without it training is matching only", False, present=False)
         yield from self._hard_negatives("val")[1]
         yield self._prompts()
         if self.root.negative_types.exists():

@@ -62,6 +62,11 @@ class DataRoot:
         """dataset: refall, refcoco, refcoco+ or refcocog; split: train, val, testA, testB or test."""
         return self.path / REC / f"finetune_{dataset}_{split}.json"
 
+    @property
+    def has_expressions(self) -> bool:
+        """Whether there are referring expressions at all; without them, training is matching only."""
+        return (self.path / REC.parts[0]).is_dir()
+
     def require_expressions(self, dataset: str, split: str) -> Path:
         """The same file, or a DataError that names the datasets that are there and the flag that chooses one."""
         file = self.expressions(dataset, split)

@@ -223,9 +223,8 @@ def open_training_data(
 ) -> tuple[FileSource, dict[str, FileSource]]:
     """The training source, and validation sources by name. `dpt data check` calls this too."""
     unflipped = replace(framing, random_flip=False)
-    validation = {
-        name: expression_files(root, name, "val", unflipped, validation_seed, latents) for name in selection.validation
-    }
+    names = selection.validation if root.has_expressions else ()
+    validation = {name: expression_files(root, name, "val", unflipped, validation_seed, latents) for name in names}
     validation["captions"] = matching_files(root, "val", unflipped, validation_seed, latents)
     return training_files(root, selection.dataset, framing, seed, latents), validation
 
@@ -233,12 +232,15 @@ def open_training_data(
 def training_files(
     root: DataRoot, dataset: str, framing: Framing, seed: int, latents: LatentStore | None = None
 ) -> FileSource:
-    """Expressions of `dataset` (published: refall) with the captions and negatives of their images."""
+    """Expressions of `dataset` (published: refall) with the captions and negatives of their images.
+
+    A root without ReC/ has captions and negatives only.
+    """
     return FileSource(
         root.images("train2014"),
         framing,
         seed,
-        read_expressions(root.require_expressions(dataset, "train")),
+        read_expressions(root.require_expressions(dataset, "train")) if root.has_expressions else None,
         open_hard_negatives(root, "train"),
         read_negative_types(root.negative_types, "train"),
         latents,
