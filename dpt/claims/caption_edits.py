@@ -67,7 +67,7 @@ class FalseCaption:
 
 
 @dataclass(frozen=True)
-class NounPhrase:
+class CaptionNoun:
     """A noun in a caption with the words before it that belong to it."""
 
     start: int
@@ -104,7 +104,7 @@ def heads_with(nouns: Sequence[str] = ()) -> Heads:
     return {**scene_heads(), **photo_heads(), **{plural(noun): (noun, True) for noun in own}, **own}
 
 
-def noun_phrases(caption: str, heads: Heads) -> list[NounPhrase]:
+def noun_phrases(caption: str, heads: Heads) -> list[CaptionNoun]:
     """The known nouns of a caption, in order; the longest one wins, so that a "hot dog" is no dog."""
     words, phrases, at = _words_of(caption), [], 0
     while at < len(words):
@@ -119,7 +119,7 @@ def noun_phrases(caption: str, heads: Heads) -> list[NounPhrase]:
     return phrases
 
 
-def _phrase(words: list[_Word], at: int, span: list[_Word], head: tuple[str, bool]) -> NounPhrase:
+def _phrase(words: list[_Word], at: int, span: list[_Word], head: tuple[str, bool]) -> CaptionNoun:
     sizes = {word: size for size, synonyms in SIZE_WORDS.items() for word in synonyms}
     first = at
     colour = size = None
@@ -128,7 +128,7 @@ def _phrase(words: list[_Word], at: int, span: list[_Word], head: tuple[str, boo
     if first and (size := sizes.get(words[first - 1].lower)):
         first -= 1
     number = _number(words[first - 1]) if first else None
-    return NounPhrase(words[first].start, (span[0].start, span[-1].end), Noun(colour, head[0], size), head[1], number)
+    return CaptionNoun(words[first].start, (span[0].start, span[-1].end), Noun(colour, head[0], size), head[1], number)
 
 
 def _number(word: _Word) -> int | None:
@@ -188,7 +188,7 @@ def _relations(caption: str) -> list[str]:
     return [_replaced(caption, [(*match.span(), RELATIONS[match[0].lower()])]) for match in found if match.end() <= end]
 
 
-def _colours(caption: str, words: list[_Word], phrases: list[NounPhrase]) -> list[str]:
+def _colours(caption: str, words: list[_Word], phrases: list[CaptionNoun]) -> list[str]:
     places = [at for at in range(len(words)) if _is_colour(words, at)]
     texts = []
     for first, second in pairwise(places):
@@ -205,7 +205,7 @@ def _colours(caption: str, words: list[_Word], phrases: list[NounPhrase]) -> lis
     return texts
 
 
-def _coloured(words: list[_Word], at: int, phrases: list[NounPhrase]) -> str | None:
+def _coloured(words: list[_Word], at: int, phrases: list[CaptionNoun]) -> str | None:
     """What a colour word describes: the known noun, whichever synonym names it, or else the next word."""
     if at + 1 == len(words):
         return None
@@ -214,7 +214,7 @@ def _coloured(words: list[_Word], at: int, phrases: list[NounPhrase]) -> str | N
     return next(known, following.lower)
 
 
-def _counts(caption: str, words: list[_Word], phrases: list[NounPhrase]) -> list[str]:
+def _counts(caption: str, words: list[_Word], phrases: list[CaptionNoun]) -> list[str]:
     texts = []
     for before, phrase in ((_word_before(words, phrase), phrase) for phrase in phrases):
         if before is None or phrase.number is None:
@@ -233,7 +233,7 @@ def _counts(caption: str, words: list[_Word], phrases: list[NounPhrase]) -> list
     return texts
 
 
-def _word_before(words: list[_Word], phrase: NounPhrase) -> _Word | None:
+def _word_before(words: list[_Word], phrase: CaptionNoun) -> _Word | None:
     return next((word for word in reversed(words) if word.end <= phrase.start), None)
 
 
@@ -241,11 +241,11 @@ def _plural(noun: str) -> str:
     return IRREGULAR_PLURALS.get(noun) or (scene_plural(noun) if noun in scene_heads() else plural(noun))
 
 
-def _attributes(phrase: NounPhrase) -> tuple[str | None, str | None, int]:
+def _attributes(phrase: CaptionNoun) -> tuple[str | None, str | None, int]:
     return phrase.noun.colour, phrase.noun.size, phrase.number or 1
 
 
-def _nouns(caption: str, words: list[_Word], phrases: list[NounPhrase], heads: Heads, own: Sequence[str]) -> list[str]:
+def _nouns(caption: str, words: list[_Word], phrases: list[CaptionNoun], heads: Heads, own: Sequence[str]) -> list[str]:
     """Two nouns exchanged where their order means something; each noun replaced by another of its kind."""
     texts = []
     for first, second in pairwise(phrases):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dpt.claims.boxes import Box
-from dpt.claims.caption_edits import NounPhrase, false_captions, heads_with, noun_phrases
+from dpt.claims.caption_edits import CaptionNoun, false_captions, heads_with, noun_phrases
 from dpt.claims.detections import Detection
 from dpt.data.files import root as layout
 from dpt.data.files.hard_negatives import HardNegatives, captions_of_images
@@ -232,7 +232,7 @@ def _expressions(
 ) -> list[tuple[Record, Record]]:
     """An image entry and its annotations for each noun phrase whose boxes were found in the stated number."""
     heads, images = heads_with(config.nouns), _image_records(pictures, part.rows)
-    phrases_of: dict[str, dict[str, NounPhrase]] = defaultdict(dict)
+    phrases_of: dict[str, dict[str, CaptionNoun]] = defaultdict(dict)
     for row in part.rows:
         phrases = noun_phrases(row.caption, heads)
         alone = Counter(phrase.noun.shape for phrase in phrases)
@@ -264,12 +264,12 @@ class _Seen:
     box: Box
 
     @classmethod
-    def of(cls, detection: Detection, phrase: NounPhrase) -> _Seen:
+    def of(cls, detection: Detection, phrase: CaptionNoun) -> _Seen:
         colour, size = detection.colour or phrase.noun.colour or "", detection.size or phrase.noun.size or ""
         return cls(detection.label, colour, size, detection.box)
 
 
-def _is_stated(boxes: int, phrase: NounPhrase) -> bool:
+def _is_stated(boxes: int, phrase: CaptionNoun) -> bool:
     if phrase.number is not None:
         return boxes == phrase.number
     return boxes >= 2 if phrase.plural else boxes == 1
