@@ -95,7 +95,10 @@ def _targets(stored: StoredLora) -> list[str]:
 
 
 def _check_architecture(backbone: Backbone, stored: StoredLora, where: str) -> None:
+    """A LoRA whose layers the model does not all have is refused, by the name of its architecture if that is known."""
     targets = [target for target in _targets(stored) if not is_text_target(target)]
+    if not {*targets} - {*backbone.lora_targets(["all"])}:
+        return
     known = lora_architecture(targets) or ("" if any(map(backbone.block_of, targets)) else "another architecture")
     if known and known != backbone.architecture:
         raise UserError(f"{where} is a LoRA of {known}, and this model is {backbone.architecture}")
