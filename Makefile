@@ -7,13 +7,14 @@
 # make ipr    two rounds of IPR and their sheet (hours)
 # make hps    preference data, classifier, selection, tuning, table (two hours on one core)
 # make sld    SLD against its base, and instructions (hours)
+# make docs   the documentation site in build/site
 # make fuzz   broken input for every parser (10 minutes) make faults  kills, lost processes, bad disks (half an hour)
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 export TORCH_INDEX TORCH_BUILD
 
-.PHONY: ipr hps sld faults demo check test nightly lint tables stage1 stage2 results sweep pictures study environment dev-environment
+.PHONY: docs ipr hps sld faults demo check test nightly lint tables stage1 stage2 results sweep pictures study environment dev-environment
 
 demo: environment
 	$(RUN) txt2img.py --prompt "a red circle to the left of a blue square" --n_samples 4 --seed 1 --guidance_scale 3
@@ -142,3 +143,7 @@ dev-environment:
 .PHONY: fuzz
 fuzz: dev-environment
 	$(RUN) -m tests.fuzz --write docs/results/reliability
+
+docs: environment
+	$(RUN) -m pip install --quiet zensical==0.0.73
+	$(RUN) tools/build_docs.py

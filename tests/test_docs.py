@@ -15,6 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import yaml
 
 from dpt.detect.accuracy import AccuracyRow, DetectionCounts
 from dpt.embedded import embedded_defaults
@@ -261,3 +262,17 @@ def test_the_fault_runs_found_no_difference() -> None:
 def test_the_pocket_stays_small() -> None:
     sizes = [file.stat().st_size for file in (ROOT / "ckpt/pocket").rglob("*") if file.is_file()]
     assert sum(sizes) <= 30e6 and max(sizes) < 20e6
+
+
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    pages = {page for entry in site["nav"] for page in pages_of(next(iter(entry.values())))}
+    written = {
+        str(file.relative_to(ROOT)) for pattern in ("docs/*.md", "docs/results/*.md") for file in ROOT.glob(pattern)
+    }
+    assert written <= pages
+    assert not [page for page in pages if not (ROOT / page).is_file()]
+
+
+def pages_of(entry: str | list[dict[str, str]]) -> list[str]:
+    return [entry] if isinstance(entry, str) else [page for item in entry for page in item.values()]
