@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from dpt.backbone import open_backbone
 from dpt.cli.bench import run as bench
 from dpt.cli.commands import pocket
+from dpt.cli.train.options import OutputOptions
+from dpt.cli.train.stages import SampleOptions, Stage2Options
 from dpt.cli.txt2img import main as txt2img
 from dpt.embedded import CHECKOUT, embedded_defaults
 from dpt.errors import UserError
@@ -100,6 +104,13 @@ def test_every_command_samples_with_the_models_guidance_scale(
     monkeypatch.setattr("dpt.pocket.measure.measure", lambda *args: used_settings.append(args[4]))
     pocket.measure(pocket.MeasureOptions(model=model))
     scales["pocket measure"] = used_settings[0].guidance_scale
+    sheets: list[SamplingSettings] = []
+    with monkeypatch.context() as patched:
+        patched.setattr("dpt.sampling.draw.draw", lambda *args, **_: sheets.append(args[2]) or [torch.zeros(3, 8, 8)])
+        samples = SampleOptions(validation_prompts=(PROMPT,), num_validation_images=1)
+        task = SimpleNamespace(backbone=open_backbone(model, device="cpu"))
+        Stage2Options(samples=samples, output=OutputOptions(output_dir=tmp_path))._draw_samples(task)
+    scales["sample sheet"] = sheets[0].guidance_scale
     pipe = DPTPipeline.from_pretrained(model, device="cpu")
     scales["pipeline"] = pipe.defaults.guidance_scale
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -117,8 +128,6 @@ def test_every_command_samples_with_the_models_guidance_scale(
 def test_correction_is_on_only_if_the_checkpoint_recommends_it(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from dpt.backbone import open_backbone
-
     monkeypatch.chdir(tmp_path)
     result = tiny_result(open_backbone(model, device="cpu"), tmp_path / "result")
     words = ["--pretrained_model_name_or_path", str(model), "--num_timesteps", "2", "--n_samples", "1", "--gpu", "cpu"]

@@ -17,6 +17,9 @@ from typing import Any, get_type_hints
 import pytest
 
 from dpt.cli.common.console import parse_options
+from dpt.cli.main import COMMANDS, load
+from dpt.cli.prefer.train import PreferTrainOptions
+from dpt.cli.prefer.tune import HpsOptions
 from dpt.cli.train.options import given_flags
 from dpt.cli.train.stages import Stage1Options, Stage2Options, main_stage1, main_stage2
 from dpt.cli.txt2img import main as txt2img
@@ -160,6 +163,31 @@ def test_flags_without_effect_beside_others_are_reported() -> None:
 
 def test_every_scheduler_is_listed_in_the_help() -> None:
     assert set(SCHEDULER_NAMES) <= set(re.split(r"[\s,;]+", inspect.getsource(SamplerConfig)))
+
+
+@pytest.mark.parametrize("options", [Stage1Options, Stage2Options, HpsOptions, PreferTrainOptions])
+def test_help_of_a_training_shows_length_batch_and_rate_first(options: Any, capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        parse_options(options, ["--help"], "train")
+    flags = re.findall(r"^\W*(--[a-z_A-Z0-9]+)", capsys.readouterr().out, re.M)
+    assert [flag for flag in flags if flag not in ("--help", "--recipe")][:5] == [
+        "--max_train_steps", "--num_train_epochs", "--train_batch_size", "--gradient_accumulation_steps",
+        "--learning_rate",
+    ]  # fmt: skip
+
+
+def test_no_command_writes_over_tracked_files_by_default() -> None:
+    """But for `dpt pocket build`, which makes them, and `dpt download`, which replaces no file."""
+    written: dict[str, str] = {}
+    for name, (entry, _) in COMMANDS.items():
+        (options,) = [kind for key, kind in get_type_hints(load(entry)).items() if key != "return"]
+        for field in fields(options):
+            if field.name in ("out", "outdir", "output_dir") and isinstance(field.default, Path):
+                written[name] = field.default.parts[0]
+    assert {"bench run", "pocket measure", "sld bench"} <= written.keys()
+    del written["pocket build"], written["download"]
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert not {name: folder for name, folder in written.items() if f"/{folder}/" not in ignored}
 
 
 REFUSED = [
