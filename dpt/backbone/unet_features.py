@@ -33,9 +33,9 @@ def block_names(config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def default_feature(config: Mapping[str, Any]) -> str:
-    """The first up block that reads the text: of the models of Stable Diffusion, 1280 channels at 1/16 of the image."""
-    reads_text = [i for i, kind in enumerate(config["up_block_types"]) if "CrossAttn" in kind]
-    return f"up{min([*reads_text, _depth(config) - 1])}"
+    """The published up1; of XL up0, its first up block that reads the text too. Both have 1280 channels at 1/16 of the
+    image."""
+    return "up0" if config.get("addition_embed_type") else f"up{min(1, _depth(config) - 1)}"
 
 
 def parse_feature(config: Mapping[str, Any], name: str) -> FeatureSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
+from dpt.adapter.io.native import load_adapter
 from dpt.backbone import Backbone, open_backbone
 from dpt.backbone.base import ImageSizes
 from dpt.backbone.rng import SampleRNG
@@ -21,13 +23,14 @@ from dpt.data.images import Framing
 from dpt.data.pairs import CAPTION, HARD, Pair
 from dpt.data.scenes.source import SceneSource
 from dpt.data.scenes.world import POCKET_WORLD
+from dpt.embedded import CHECKOUT
 from dpt.errors import UserError
 from dpt.sampling.draw import Request, SamplingSettings, draw
 from dpt.sampling.options import OWN_SIZE, SizeConditions
 from dpt.sampling.pipeline import DPTPipeline
 from dpt.sampling.schedulers import make_scheduler
 from dpt.training.tasks.denoising import DENOISED, NoiseConfig, add_noise_to_batch
-from tests import tiny_models, tiny_sdxl
+from tests import tiny_sdxl
 from tests.backbone.test_seam import members
 from tests.tiny_sdxl import LATENT_SIZE, PROMPTS
 
@@ -134,14 +137,14 @@ def test_partial_forward_equals_the_full_forward(backbone: Any) -> None:
     assert backbone.feature_spec("up0").channels == (16,) and backbone.feature_grid("up0") == (4, 4)
 
 
-def test_the_default_feature_is_the_first_up_block_that_reads_text() -> None:
-    named = {
-        model.name: default_feature(
-            vars(model) | {"up_block_types": model.up_blocks, "block_out_channels": model.widths}
-        )
-        for model in tiny_models.ALL
-    }
-    assert named == dict.fromkeys(named, "up1")
+def test_the_default_feature_is_the_published_one_and_up0_of_xl(backbone: Backbone) -> None:
+    shipped = json.loads((CHECKOUT / "ckpt/pocket/unet/config.json").read_text())
+    assert (
+        default_feature(shipped)
+        == load_adapter(CHECKOUT / "ckpt/pocket-stage1/adapter")[1].config.unet_feature
+        == "up1"
+    )
+    assert backbone.default_feature == "up0"
 
 
 def test_the_protocol_is_complete() -> None:

@@ -65,9 +65,9 @@ class ModelOptions:
     revision: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Revision of a hub model."""
     unet_feature: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """The feature that the adapter reads. Default: the first up block that reads the text (up1 of Stable Diffusion 1.x
-    and 2.x, up0 of XL), or a third of a transformer's blocks. Of a UNet: bottom0 …, mid, up0 …, several of equal grid
-    joined by _, or all-CHANNELS-SIDE. Of a transformer: block0 …, or several joined by _."""
+    """The feature that the adapter reads. Default: up1, as published; up0 of Stable Diffusion XL; the block after a
+    third of a transformer. Of a UNet: bottom0 …, mid, up0 …, several of equal grid joined by _, or all-CHANNELS-SIDE.
+    Of a transformer: block0 …, or several joined by _."""
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
     """Overrides the prediction type of the model's scheduler."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
