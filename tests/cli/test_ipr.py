@@ -39,6 +39,8 @@ def test_flags_without_effect_are_named() -> None:
     assert set(options(*words.split()).config.unused_flags()) == {"lora_rank", "also_weight", "counting", "judge_ckpt"}
     by_adapter = options("--judge", "adapter", "--tie_margin", "3", "--weight_by_confidence").config.unused_flags()
     assert set(by_adapter) == {"tie_margin", "weight_by_confidence"}
+    words = "--categories spatial --prompts_per_category 4 --prompts 5 --held_out 0 --measure_per_prompt 2"
+    assert set(options(*words.split()).config.unused_flags()) == {"prompts", "measure_per_prompt"}
 
 
 @pytest.mark.parametrize(
@@ -46,6 +48,8 @@ def test_flags_without_effect_are_named() -> None:
     [
         ("--rounds 0", "--rounds is from 1 to 100, not 0"),
         ("--prompts 0", "--prompts must be at least 1"),
+        ("--categories spatial single --prompts_per_category 4", "has 1 numbers for 2 --categories: give one for each"),
+        ("--measure_timesteps 0", "--measure_timesteps must be at least 1"),
         ("--suite pocket --categories nothing", "there is no category 'nothing'"),
         ("--suite prompts=x", "cannot read x"),
         ("--suite lmd --prompts_seed 3", "--prompts_seed changes the prompts of the pocket suite"),

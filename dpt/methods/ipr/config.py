@@ -28,6 +28,8 @@ class PromptConfig:
     """Default: all of the suite's, for pocket all but complex."""
     prompts: int = 100
     """Training prompts per category."""
+    prompts_per_category: tuple[int, ...] = ()
+    """Training prompts of each category, in the order of --categories, instead of --prompts."""
     held_out: int = 100
     """Prompts per category to measure on. None of their pairs of nouns is trained on."""
     held_out_fraction: float = 0.25
@@ -37,11 +39,26 @@ class PromptConfig:
 
     def __post_init__(self) -> None:
         _at_least("prompts", self.prompts, 1)
+        for number in self.prompts_per_category:
+            _at_least("prompts_per_category", number, 1)
+        if self.prompts_per_category and len(self.prompts_per_category) != len(self.categories):
+            raise UserError(
+                f"--prompts_per_category has {len(self.prompts_per_category)} numbers for {len(self.categories)} "
+                "--categories: give one for each"
+            )
         _at_least("held_out", self.held_out, 0)
         if not 0 <= self.held_out_fraction < 1:
             raise UserError(f"--held_out_fraction is at least 0 and below 1, not {self.held_out_fraction:g}")
         if self.held_out and not self.held_out_fraction:
             raise UserError("--held_out_fraction 0 leaves no prompt to measure on: give --held_out 0 as well")
+
+    def training_prompts(self, nth: int) -> int:
+        """How many to train on, of category number `nth`."""
+        return self.prompts_per_category[nth] if self.prompts_per_category else self.prompts
+
+    @property
+    def most_training_prompts(self) -> int:
+        return max(self.prompts_per_category, default=self.prompts)
 
 
 @dataclass(frozen=True)
@@ -61,6 +78,27 @@ class SampleConfig:
     def __post_init__(self) -> None:
         _at_least("per_prompt", self.per_prompt, 1)
         _at_least("num_timesteps", self.num_timesteps, 1)
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """How held-out prompts are sampled, where that differs from the training images."""
+
+    measure_per_prompt: int | None = None
+    """Images per held-out prompt; default: --per_prompt."""
+    measure_timesteps: int | None = None
+    """Sampling steps of held-out images; default: --num_timesteps."""
+
+    def __post_init__(self) -> None:
+        _at_least("measure_per_prompt", self.measure_per_prompt, 1)
+        _at_least("measure_timesteps", self.measure_timesteps, 1)
+
+    def of(self, sample: SampleConfig) -> SampleConfig:
+        return replace(
+            sample,
+            per_prompt=self.measure_per_prompt or sample.per_prompt,
+            num_timesteps=self.measure_timesteps or sample.num_timesteps,
+        )
 
 
 @dataclass(frozen=True)
@@ -194,6 +232,7 @@ class IPRConfig:
     seed: int = 0
     prompt: PromptConfig = field(default_factory=PromptConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
     detect: DetectorConfig = field(default_factory=DetectorConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     relabel: RelabelConfig = field(default_factory=RelabelConfig)
@@ -228,6 +267,10 @@ class IPRConfig:
         if self.relabel.failures != "relabel":
             reason = f"--failures {self.relabel.failures} writes no new captions"
             flag(self.relabel, reason, "relation_policy", "empty_policy", "counting", "articles")
+        if self.prompt.prompts_per_category:
+            flag(self.prompt, "--prompts_per_category sets the numbers", "prompts")
+        if not self.prompt.held_out:
+            flag(self.measure, "--held_out 0 measures nothing", "measure_per_prompt", "measure_timesteps")
         if not self.merging.also:
             flag(self.merging, "there is no --also", "also_weight")
         return unused

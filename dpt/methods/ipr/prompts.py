@@ -73,7 +73,7 @@ def load_prompts(config: PromptConfig) -> tuple[PromptSet, PromptSet]:
     fraction, seed = config.held_out_fraction, config.prompts_seed
     training: list[Prompt] = []
     held_out: list[Prompt] = []
-    for category in config.categories or suite.categories:
+    for nth, category in enumerate(config.categories or suite.categories):
         own = [prompt for prompt in suite.prompts if prompt.category == category]
         if not own:
             raise UserError(f"there is no category {category!r} in {config.suite}: {', '.join(suite.categories)}")
@@ -82,7 +82,8 @@ def load_prompts(config: PromptConfig) -> tuple[PromptSet, PromptSet]:
             raise UserError(f"no prompt of {category} is held out: raise --held_out_fraction, or give --held_out 0")
         if all(is_test):
             raise UserError(f"all prompts of {category} are held out: lower --held_out_fraction")
-        training += registry.spread([p for p, out in zip(own, is_test, strict=True) if not out], config.prompts)
+        n = config.training_prompts(nth)
+        training += registry.spread([p for p, out in zip(own, is_test, strict=True) if not out], n)
         if config.held_out:
             held_out += registry.spread([p for p, out in zip(own, is_test, strict=True) if out], config.held_out)
     assert suite.detect_config is not None
@@ -105,7 +106,7 @@ def _suite(config: PromptConfig) -> Suite:
     if name not in registry.NAMES:
         return suite_of_file(Path(config.suite))
     if name == "pocket":
-        n = POOL * (config.prompts + config.held_out)
+        n = POOL * (config.most_training_prompts + config.held_out)
         return pocket.suite(config.categories, n, config.prompts_seed)
     if config.prompts_seed:
         raise UserError(f"--prompts_seed changes the prompts of the pocket suite; those of {name} are fixed")

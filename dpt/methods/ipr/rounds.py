@@ -47,6 +47,9 @@ NOT_COMPARED = frozenset(
 )
 """Options that may change when a run resumes."""
 
+NEWER = frozenset({"prompts_per_category", "measure_per_prompt", "measure_timesteps"})
+"""Options that earlier versions did not have."""
+
 Progress = Callable[[str, int], Callable[[int], None]]
 """(what, total) -> a function that takes how many more are done."""
 
@@ -150,7 +153,8 @@ class IPRRun:
             return None
         detector = self._detector(held_out)
         judge = ImageJudge(detector.detector, detector.config)
-        return Measurement(held_out, self.config.sample, judge, self.out / "measured", self.dtype)
+        sampling = self.config.measure.of(self.config.sample)
+        return Measurement(held_out, sampling, judge, self.out / "measured", self.dtype)
 
     def _record(self, training: PromptSet, held_out: PromptSet) -> RunConfig:
         model = ModelState(self.config.pretrained_model_name_or_path)
@@ -158,7 +162,7 @@ class IPRRun:
         for group in to_plain(self.config).values():
             if isinstance(group, dict):
                 values |= {name: value for name, value in group.items() if name not in NOT_COMPARED}
-        return RunConfig({**values, **model.identity()}, frozenset({"rounds", "suite"}), choose="--out")
+        return RunConfig({**values, **model.identity()}, frozenset({"rounds", "suite"}), NEWER, choose="--out")
 
     def _keep_prompts(self, training: PromptSet, held_out: PromptSet) -> None:
         """Write the prompts of a new run; refuse others in a run that is continued."""

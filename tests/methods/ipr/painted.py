@@ -17,7 +17,7 @@ from dpt.data.images import from_pil
 from dpt.data.scenes.render import render
 from dpt.data.scenes.world import Scene, SceneObject
 from dpt.keyed_random import KeyedRandom
-from dpt.methods.ipr.config import FineTuneConfig, IPRConfig, PromptConfig, SampleConfig
+from dpt.methods.ipr.config import FineTuneConfig, IPRConfig, MeasureConfig, PromptConfig, SampleConfig
 from dpt.sampling.draw import Request
 from tests import tiny_models
 
@@ -67,6 +67,7 @@ def config(model: Path, **changes: Any) -> IPRConfig:
         rounds=2,
         prompt=PromptConfig("pocket", ("spatial",), prompts=6, held_out=3),
         sample=SampleConfig(per_prompt=2, num_timesteps=2),
+        measure=MeasureConfig(measure_per_prompt=1),
         train=FineTuneConfig(max_train_steps=2, train_batch_size=4, lora_rank=2, checkpointing_steps=1),
     )
     return replace(small, **changes)

@@ -62,6 +62,7 @@ def test_every_stage_leaves_its_folder_and_the_captions_hold(finished: Path) -> 
     assert len(names) == len(set(names)) and {name[0] for name in names} == {"0", "1"}
     assert (finished / "lora/lora.json").is_file()
     table = (finished / "measured/table.md").read_text()
+    assert len(list((finished / "measured/round-2").glob("*.png"))) == 3
     assert all(f"| round-{round_} |" in table for round_ in (0, 1, 2)) and "| round-2 - round-0 |" in table
 
 

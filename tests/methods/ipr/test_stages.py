@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,10 @@ def test_prompt_files_round_trip_and_bad_rows_are_named(tmp_path: Path) -> None:
     says("entry 0: there is no claim 'Heavy'", {"text": "x", "claims": [{"claim": "Heavy"}]})
     says("'rel_type' 'beside' does not fit 2 nouns", {**row_of(KITE), "rel_type": "beside"})
     says("entry 1: duplicate id", row_of(KITE), row_of(KITE))
+    mixed = PromptConfig("pocket", ("spatial", "count"), prompts_per_category=(6, 2), held_out=3)
+    assert [Counter(p.category for p in part.prompts) for part in load_prompts(mixed)] == [
+        {"spatial": 6, "count": 2}, {"spatial": 3, "count": 3},
+    ]  # fmt: skip
     with pytest.raises(UserError, match="there is no suite or file 'nothing'"):
         load_prompts(PromptConfig("nothing"))
     with pytest.raises(UserError, match="leaves no prompt to measure on"):
