@@ -38,10 +38,16 @@ class RectifiedFlow:
 
     def sample_t(self, rng: SampleRNG, purpose: str = "timestep") -> Tensor:
         """Logit-normal in the scheduler's shifted timesteps, (B,), float32."""
+        return self.sample_logit_normal(rng, 0.0, 1.0, purpose)
+
+    def sample_logit_normal(self, rng: SampleRNG, mean: float, std: float, purpose: str = "timestep") -> Tensor:
+        """As diffusers' training scripts draw it: a negative mean draws more noise."""
         from diffusers.training_utils import compute_density_for_timestep_sampling
 
         draws = [
-            compute_density_for_timestep_sampling("logit_normal", 1, logit_mean=0.0, logit_std=1.0, generator=generator)
+            compute_density_for_timestep_sampling(
+                "logit_normal", 1, logit_mean=mean, logit_std=std, generator=generator
+            )
             for generator in rng.generators(purpose)
         ]
         places = (torch.cat(draws) * self.num_timesteps).long().clamp(max=self.num_timesteps - 1)

@@ -204,6 +204,10 @@ class FineTuneConfig:
     gradient_checkpointing: bool = False
     snr_gamma: float | None = None
     noise_offset: float = 0.0
+    logit_mean: float = 0.0
+    """Mean of the logit-normal timesteps of a flow matching model. Below 0 more of them are noisy, where the layout is
+    decided."""
+    logit_std: float = 1.0
     checkpointing_steps: int | None = None
     logging_steps: int = 10
     dataloader_num_workers: int = 0
@@ -217,6 +221,10 @@ class FineTuneConfig:
         if not self.num_train_epochs or min(self.num_train_epochs) < 1:
             raise UserError("--num_train_epochs needs at least one number, each at least 1")
         _at_least("max_train_steps", self.max_train_steps, 1)
+        if not (isfinite(self.logit_mean) and isfinite(self.logit_std) and self.logit_std > 0):
+            raise UserError(
+                f"--logit_mean must be a number and --logit_std positive, not {self.logit_mean:g} and {self.logit_std:g}"
+            )
 
     def epochs(self, round_: int) -> int:
         return self.num_train_epochs[min(round_, len(self.num_train_epochs) - 1)]

@@ -36,6 +36,7 @@ from dpt.methods.ipr.measuring import Measurement, report
 from dpt.methods.ipr.prompts import PromptSet, load_prompts, read_prompts, row_of, write_prompts
 from dpt.methods.ipr.sampling import ModelState, images_in, sample
 from dpt.methods.ipr.sheet import SHEET, write_sheet
+from dpt.methods.ipr.training import NEWER as NEWER_IN_TRAINING
 from dpt.methods.ipr.training import train
 from dpt.records import to_plain
 from dpt.training.engine.run_folder import RunConfig, claimed
@@ -47,7 +48,7 @@ NOT_COMPARED = frozenset(
 )
 """Options that may change when a run resumes."""
 
-NEWER = frozenset({"prompts_per_category", "measure_per_prompt", "measure_timesteps"})
+NEWER = NEWER_IN_TRAINING | {"prompts_per_category", "measure_per_prompt", "measure_timesteps"}
 """Options that earlier versions did not have."""
 
 Progress = Callable[[str, int], Callable[[int], None]]

@@ -25,6 +25,9 @@ NOT_RECORDED = frozenset({
 })  # fmt: skip
 """Options that change no number of a step, or are recorded as what they resolve to."""
 
+NEWER = frozenset({"logit_mean", "logit_std"})
+"""Options that earlier versions did not have: recorded only where they differ from their default."""
+
 
 @dataclass(frozen=True)
 class TrainedRound:
@@ -64,8 +67,9 @@ def train(
     framing = Framing.for_model(backbone, config.resolution, config.center_crop, config.random_flip)
     source = FolderSource(dataset, framing, seed)
     settings = settings_of(config, len(source), round_, seed, group.count)
+    omitted = NOT_RECORDED | {name for name in NEWER if getattr(config, name) == getattr(FineTuneConfig, name)}
     values: dict[str, Any] = {
-        **{name: value for name, value in to_plain(config).items() if name not in NOT_RECORDED},
+        **{name: value for name, value in to_plain(config).items() if name not in omitted},
         **model.identity(),
         "data": source.identity(),
         "steps": settings.max_train_steps,
@@ -135,7 +139,8 @@ def _task(backbone: Backbone, model: ModelState, config: FineTuneConfig, seed: i
     from dpt.lora import Lora, LoraConfig
     from dpt.training.tasks.denoising import DenoisingConfig, NoiseConfig, PlainLora
 
-    denoising, noise = DenoisingConfig(snr_gamma=config.snr_gamma), NoiseConfig(noise_offset=config.noise_offset)
+    denoising = DenoisingConfig(snr_gamma=config.snr_gamma)
+    noise = NoiseConfig(noise_offset=config.noise_offset, logit_mean=config.logit_mean, logit_std=config.logit_std)
     checkpointing = config.gradient_checkpointing
     if config.full:
         from dpt.backbone.device import resolve_dtype

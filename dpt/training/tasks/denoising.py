@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dpt.backbone import Backbone, Condition
-from dpt.backbone.base import PartialForward
+from dpt.backbone.base import NoiseSchedule, PartialForward
+from dpt.backbone.rectified_flow import RectifiedFlow
 from dpt.backbone.rng import SampleRNG
 from dpt.data.example import CAPTION_ONLY, Batch, ExampleParts
 from dpt.data.pairs import (
@@ -38,11 +39,26 @@ from dpt.training.tasks.memory import tuning_memory
 class NoiseConfig:
     fix_timestep: int | None = None
     noise_offset: float = 0.0
+    logit_mean: float = 0.0
+    """Of the logit-normal timesteps of a flow matching model: below 0, more of them are noisy."""
+    logit_std: float = 1.0
+
+    def sample_t(self, noise: NoiseSchedule, rng: SampleRNG) -> Tensor:
+        if self._has_own_density:
+            assert isinstance(noise, RectifiedFlow), "check() was called"
+            return noise.sample_logit_normal(rng, self.logit_mean, self.logit_std)
+        return noise.sample_t(rng)
+
+    @property
+    def _has_own_density(self) -> bool:
+        return (self.logit_mean, self.logit_std) != (0.0, 1.0)
 
     def check(self, backbone: Backbone) -> None:
         last = backbone.noise.num_timesteps - 1
         if self.fix_timestep is not None and not 0 <= self.fix_timestep <= last:
             raise UserError(f"--fix_timestep is between 0 and {last}, not {self.fix_timestep}")
+        if self._has_own_density and not isinstance(backbone.noise, RectifiedFlow):
+            raise UserError("--logit_mean and --logit_std are for flow matching models; this model draws t uniformly")
 
     def validation_timestep(self, backbone: Backbone) -> int:
         return backbone.noise.num_timesteps // 2 if self.fix_timestep is None else self.fix_timestep
@@ -92,7 +108,7 @@ def _noised(
     noise = rng.normal(shape, "noise")
     if config.noise_offset:
         noise = noise + config.noise_offset * rng.normal((shape[0], 1, 1), "noise offset")
-    t = backbone.noise.sample_t(rng)
+    t = config.sample_t(backbone.noise, rng)
     if config.fix_timestep is not None:
         t = torch.full_like(t, config.fix_timestep)
     noise, t = noise.to(latents.device, non_blocking=True), t.to(latents.device, non_blocking=True)
