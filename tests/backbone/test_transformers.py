@@ -25,6 +25,7 @@ from dpt.errors import UserError
 from dpt.sampling.loop import denoise
 from dpt.sampling.pipeline import DPTPipeline
 from dpt.sampling.schedulers import FLOW_SCHEDULERS, make_scheduler, set_steps
+from dpt.training.tasks.denoising import NoiseConfig
 from tests import tiny_transformers
 from tests.backbone.test_seam import members
 from tests.tiny_transformers import PROMPTS
@@ -159,6 +160,8 @@ def test_training_timesteps_are_logit_normal_and_shifted() -> None:
     assert abs(float(plain.logit().mean())) < 0.1 and abs(float(plain.logit().std()) - 1) < 0.1
     torch.testing.assert_close(shifted, 3 * plain / (1 + 2 * plain))
     assert torch.equal(RectifiedFlow({}, 16).sample_t(SampleRNG(0, [7])), plain[7:8] * 1000)
+    noisy = NoiseConfig(logit_mean=-1.0, logit_std=0.5).sample_t(RectifiedFlow({}, 16), rng) / 1000
+    assert abs(float(noisy.logit().mean()) - 1) < 0.1 and abs(float(noisy.logit().std()) - 0.5) < 0.05
     dynamic = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
     small, large = (RectifiedFlow(dynamic, tokens).sample_t(rng) / 1000 for tokens in (256, 4096))
     for t, mu in ((small, 0.5), (large, 1.15)):

@@ -49,6 +49,7 @@ def test_flags_without_effect_are_named() -> None:
         ("--rounds 0", "--rounds is from 1 to 100, not 0"),
         ("--prompts 0", "--prompts must be at least 1"),
         ("--categories spatial single --prompts_per_category 4", "has 1 numbers for 2 --categories: give one for each"),
+        ("--logit_std 0", "--logit_mean must be a number and --logit_std positive, not 0 and 0"),
         ("--measure_timesteps 0", "--measure_timesteps must be at least 1"),
         ("--suite pocket --categories nothing", "there is no category 'nothing'"),
         ("--suite prompts=x", "cannot read x"),

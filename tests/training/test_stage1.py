@@ -207,9 +207,11 @@ def test_options_change_the_losses(backbone: Backbone, batch: Batch, changes: di
         assert values["i2t"] != losses_of(task(backbone), batch)["i2t"]
 
 
-def test_timestep_out_of_range_is_refused(backbone: Backbone) -> None:
+def test_timesteps_that_the_model_lacks_are_refused(backbone: Backbone) -> None:
     with pytest.raises(UserError, match="--fix_timestep is between 0 and 999, not 1000"):
         task(backbone, noise=NoiseConfig(fix_timestep=1000))
+    with pytest.raises(UserError, match="--logit_mean and --logit_std are for flow matching models"):
+        task(backbone, noise=NoiseConfig(logit_mean=-1.0))
 
 
 def test_validation_is_deterministic_and_independent_of_the_split(backbone: Backbone) -> None:

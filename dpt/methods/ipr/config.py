@@ -222,9 +222,8 @@ class FineTuneConfig:
             raise UserError("--num_train_epochs needs at least one number, each at least 1")
         _at_least("max_train_steps", self.max_train_steps, 1)
         if not (isfinite(self.logit_mean) and isfinite(self.logit_std) and self.logit_std > 0):
-            raise UserError(
-                f"--logit_mean must be a number and --logit_std positive, not {self.logit_mean:g} and {self.logit_std:g}"
-            )
+            values = f"{self.logit_mean:g} and {self.logit_std:g}"
+            raise UserError(f"--logit_mean must be a number and --logit_std positive, not {values}")
 
     def epochs(self, round_: int) -> int:
         return self.num_train_epochs[min(round_, len(self.num_train_epochs) - 1)]
