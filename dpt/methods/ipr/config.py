@@ -187,6 +187,8 @@ class FineTuneConfig:
     lora_alpha: float | None = None
     """Default: the rank."""
     lora_blocks: tuple[str, ...] = ("all",)
+    lora_text_encoders: bool = False
+    """Give the CLIP text encoders a LoRA too."""
     num_train_epochs: tuple[int, ...] = (4,)
     """Per round; the last number counts for all further rounds."""
     max_train_steps: int | None = None
@@ -261,7 +263,7 @@ class IPRConfig:
                     unused[name] = reason
 
         if self.train.full:
-            flag(self.train, "--full trains the whole UNet", "lora_rank", "lora_alpha", "lora_blocks")
+            flag(self.train, "--full trains the whole UNet", "lora_rank", "lora_alpha", "lora_blocks", "lora_text_encoders")
         if self.train.max_train_steps is not None:
             flag(self.train, "--max_train_steps sets the length", "num_train_epochs")
         if self.judge.judge == "detector":
@@ -322,7 +324,7 @@ RECIPES: dict[str, IPRConfig] = {
         prompt=_SPATIAL,
         sample=SampleConfig(num_timesteps=30, guidance_scale=7.5),
         detect=_GROUNDING,
-        train=replace(_LORA, num_train_epochs=(4, 2)),
+        train=replace(_LORA, num_train_epochs=(4, 2), lora_text_encoders=True),
     ),
 }
 """The published hyper-parameters (docs/ipr.md says what is changed on purpose)."""

@@ -25,7 +25,7 @@ NOT_RECORDED = frozenset({
 })  # fmt: skip
 """Options that change no number of a step, or are recorded as what they resolve to."""
 
-NEWER = frozenset({"logit_mean", "logit_std"})
+NEWER = frozenset({"logit_mean", "logit_std", "lora_text_encoders"})
 """Options that earlier versions did not have: recorded only where they differ from their default."""
 
 
@@ -149,14 +149,15 @@ def _task(backbone: Backbone, model: ModelState, config: FineTuneConfig, seed: i
         compute = resolve_dtype(backbone.device, dtype)
         return FullFineTuning(backbone, denoising, noise, checkpointing, compute_dtype=compute)
     backbone.prepare_for_gradients()
-    lora = Lora(backbone, LoraConfig(config.lora_rank, config.lora_alpha, config.lora_blocks), seed)
+    shape = LoraConfig(config.lora_rank, config.lora_alpha, config.lora_blocks, config.lora_text_encoders)
+    lora = Lora(backbone, shape, seed)
     if model.lora is not None:
         stored = open_checkpoint(model.lora).lora
         assert stored is not None, "the identity of the model was read from it"
         if stored.record.config != lora.config:
             raise UserError(
                 f"the LoRA {model.lora} has {stored.record.config}, not {lora.config}: give the same --lora_rank, "
-                "--lora_alpha and --lora_blocks, or --start base"
+                "--lora_alpha, --lora_blocks and --lora_text_encoders, or --start base"
             )
         lora.load(stored.tensors, str(model.lora))
     return PlainLora(backbone, lora, None, denoising, noise, gradient_checkpointing=checkpointing)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from dpt.errors import UserError
 from dpt.methods.ipr.config import FineTuneConfig, MergeConfig
 from dpt.methods.ipr.prompts import read_prompts
 from dpt.methods.ipr.rounds import IPRRun
+from tests import tiny_sdxl, tiny_transformers
 from tests.methods.ipr.painted import config, content, painted, painter, same_weights, tiny_model, weights
 
 __all__ = ["painter", "tiny_model"]
@@ -128,6 +130,21 @@ def test_the_whole_unet_can_be_trained_and_every_round_merged(tiny_model: Path, 
         for path in (tiny_model, model.parents[2] / "round-0/train/model", model)
     }
     assert len(hashes) == 3
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "flags", "trained"),
+    [
+        (tiny_transformers.sd3, {"logit_mean": -1.0}, "add_q_proj"),
+        (tiny_sdxl.sdxl, {"lora_text_encoders": True}, "text_encoder_2"),
+    ],
+)
+def test_other_architectures_are_trained(pipeline: Any, flags: dict[str, Any], trained: str, tmp_path: Path) -> None:
+    model = tiny_transformers.save(pipeline(), tmp_path / "model")
+    train = FineTuneConfig(max_train_steps=1, train_batch_size=4, lora_rank=2, learning_rate=1e-2, **flags)
+    assert IPRRun(config(model, rounds=1, train=train), tmp_path / "out").run()
+    tensors = {name: tensor for name, tensor in weights(tmp_path / "out").items() if "lora_B" in name}
+    assert any(trained in name and bool(tensor.any()) for name, tensor in tensors.items()), list(tensors)
 
 
 @pytest.mark.nightly
