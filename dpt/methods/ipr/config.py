@@ -263,7 +263,14 @@ class IPRConfig:
                     unused[name] = reason
 
         if self.train.full:
-            flag(self.train, "--full trains the whole UNet", "lora_rank", "lora_alpha", "lora_blocks", "lora_text_encoders")
+            flag(
+                self.train,
+                "--full trains the whole UNet",
+                "lora_rank",
+                "lora_alpha",
+                "lora_blocks",
+                "lora_text_encoders",
+            )
         if self.train.max_train_steps is not None:
             flag(self.train, "--max_train_steps sets the length", "num_train_epochs")
         if self.judge.judge == "detector":
