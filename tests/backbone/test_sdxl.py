@@ -69,7 +69,7 @@ def test_images_equal_those_of_the_stock_pipeline(
     negatives = None if negative is None else [negative] * count
     expected = stock(prompts, negative_prompt=negatives, latents=z, **arguments).images
     images = DPTPipeline.from_backbone(backbone, scheduler=scheduler)(
-        prompts, negative or "", latents=z, **arguments
+        prompts, negative_prompt=negative, latents=z, **arguments
     ).images
     assert expected.std() > 0.01
     assert (images - expected).abs().max() < 1e-5
