@@ -118,10 +118,10 @@ class DiffusersModel:
 
     @cached_property
     def model_hash(self) -> str:
-        return identity.model_hash(self.folder)
+        return identity.model_hash(self.folder.original)
 
     def is_model(self, recorded_hash: str) -> bool:
-        return identity.is_model(recorded_hash, self.folder)
+        return identity.is_model(recorded_hash, self.folder.original)
 
     def origin(self, name: str) -> dict[str, str]:
         return {"base": name, "base_hash": self.model_hash, "prediction_type": self.noise.prediction_type}

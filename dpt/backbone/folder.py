@@ -111,6 +111,8 @@ class ModelFolder:
 
     path: Path
     components: tuple[Component, ...] = COMPONENTS
+    other_vae: Path | None = None
+    """The folder of a VAE that is used instead of the model's own."""
 
     @classmethod
     def check(cls, path: Path, components: tuple[Component, ...] = COMPONENTS) -> ModelFolder:
@@ -142,12 +144,32 @@ class ModelFolder:
             raise UserError(f"{self.path / 'model_index.json'}: {name} should be true or false, not {value!r}")
         return value
 
+    @property
+    def original(self) -> ModelFolder:
+        """The same with its own VAE: what results of training belong to."""
+        return replace(self, other_vae=None)
+
+    def with_vae(self, folder: Path) -> ModelFolder:
+        """The same with the VAE in another folder, or in the `vae` sub-folder of another model."""
+        inside = folder / VAE.name
+        changed = replace(self, other_vae=inside if inside.is_dir() else folder)
+        changed._check_config(VAE)
+        for weights in changed.weights(VAE):
+            _check_weights(weights)
+        own, other = (part.config(VAE)["latent_channels"] for part in (self, changed))
+        if own != other:
+            raise UserError(f"the VAE in {folder} has {other} latent channels, and that of {self.path} has {own}")
+        return changed
+
     def component(self, component: Component) -> Path:
-        return self.path / component.name
+        return self.other_vae if component is VAE and self.other_vae is not None else self.path / component.name
 
     def config(self, component: Component) -> dict[str, Any]:
         file = self.component(component) / component.config_file
-        return _read_json_object(file, f"{self.path} has no {component.name}/{component.config_file}")
+        missing = f"{self.path} has no {component.name}/{component.config_file}"
+        if component is VAE and self.other_vae is not None:
+            missing = f"{self.other_vae} is not the folder of a VAE: it has no {component.config_file}"
+        return _read_json_object(file, missing)
 
     def weights(self, component: Component) -> list[Path]:
         """The safetensors files of a component: one, or the shards that its index names."""

@@ -77,11 +77,15 @@ _RENAMED = (
 
 def model_hash(folder: ModelFolder, *components: Component) -> str:
     """SHA-256 of these components, or of the whole model. Remembered in the user's cache folder."""
-    digest = hashlib.sha256()
-    for component in sorted(components or folder.components, key=lambda c: c.name):
+    digest, chosen = hashlib.sha256(), sorted(components or folder.components, key=lambda c: c.name)
+    for component in chosen:
         files = folder.loaded_files(component)
-        part = remembered_hash(folder.path, component.name, files, lambda c=component: _component_hash(folder, c))  # type: ignore[misc]
+        own = folder.component(component)
+        where = folder.path if own.parent == folder.path else own  # another VAE than the model's
+        part = remembered_hash(where, component.name, files, lambda c=component: _component_hash(folder, c))  # type: ignore[misc]
         digest.update(f"{component.name}\0{part}\0".encode())
+    if any(c.is_text_encoder for c in chosen) and not folder.option("force_zeros_for_empty_prompt", default=True):
+        digest.update(b"the empty prompt is encoded")
     return digest.hexdigest()
 
 

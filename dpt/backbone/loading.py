@@ -115,6 +115,11 @@ def load_vae(folder: ModelFolder, dtype: torch.dtype) -> Any:
     return _load(library_class("diffusers", "AutoencoderKL"), folder, VAE, dtype)
 
 
+def vae_dtype(folder: ModelFolder, dtype: torch.dtype) -> torch.dtype:
+    """float32, unless the VAE's config says that it can be used in the model's format, as that of fp16-fix does."""
+    return dtype if folder.config(VAE).get("force_upcast") is False else torch.float32
+
+
 def check_parts_fit(folder: ModelFolder, tokenizer: Any) -> None:
     """Refuse parts that are sound but do not belong together."""
     text, vae, unet = (folder.config(part) for part in (TEXT_ENCODER, VAE, UNET))

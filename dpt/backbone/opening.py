@@ -12,7 +12,7 @@ from dpt.backbone.device import resolve_device, resolve_dtype
 from dpt.backbone.folder import UNET, VAE, ModelFolder, class_in, read_model_index
 from dpt.backbone.loading import locate_model
 from dpt.backbone.mmdit import TransformerBackbone
-from dpt.backbone.sdxl import TEXT_TIME, SDXLBackbone, is_refiner
+from dpt.backbone.sdxl import TEXT_TIME, SDXLBackbone, SDXLRefiner, is_refiner
 from dpt.backbone.transformer_families import FAMILIES, TransformerFamily
 from dpt.backbone.unet import UNetBackbone
 from dpt.errors import UserError
@@ -29,20 +29,41 @@ def open_backbone(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     prediction_type: str | None = None,
+    vae: str | Path | None = None,
 ) -> Backbone:
     """Open a diffusers folder (never touching the network) or a hub id.
 
-    `prediction_type` overrides the config of a DDPM-like scheduler.
+    `prediction_type` overrides the config of a DDPM-like scheduler; `vae` is a folder or hub id of another VAE.
     """
     chosen = resolve_device(device)
     precision = resolve_dtype(chosen, dtype)
     path = locate_model(path_or_hub_id, revision)
     folder, family = model_folder(path), transformer_family(path)
+    if vae is not None:
+        folder = folder.with_vae(locate_model(vae, files=VAE_FILES))
     if family is None:
         return _unet_backbone(path).load(folder, chosen, precision, prediction_type)
     if prediction_type is not None:
         raise UserError(f"--prediction_type is for Stable Diffusion: a {family.pipeline} predicts the flow's velocity")
     return TransformerBackbone.load(family, folder, chosen, precision)
+
+
+VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors", "vae/config.json", "vae/*.safetensors")
+"""Fetched of a VAE on the hub."""
+
+
+def open_refiner(path_or_hub_id: str | Path, base: Backbone, *, dtype: str | torch.dtype | None = None) -> SDXLRefiner:
+    """Open the refiner of Stable Diffusion XL that finishes the latents of this base model, on its device."""
+    path = locate_model(path_or_hub_id)
+    if not is_refiner(read_model_index(path)):
+        raise UserError(
+            f"--refiner {path_or_hub_id} is no SDXL refiner: it has a first text encoder, as base models do"
+        )
+    folder = unet_folder(path, SDXLRefiner)
+    refiner = SDXLRefiner.load(folder, base.device, base.dtype if dtype is None else resolve_dtype(base.device, dtype))
+    if not base.takes_sizes or refiner.latent_channels != base.latent_channels:
+        raise UserError(f"--refiner {path_or_hub_id} is for Stable Diffusion XL, and the model is {base.architecture}")
+    return refiner
 
 
 def model_folder(path: Path) -> ModelFolder:

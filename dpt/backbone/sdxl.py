@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ class SDXLBackbone(UNetBackbone):
     @classmethod
     def load(
         cls, folder: ModelFolder, device: torch.device, dtype: torch.dtype, prediction_type: str | None = None
-    ) -> SDXLBackbone:
+    ) -> Self:
         tokenizers = {part.name: loading.load_tokenizer(folder, part) for part in cls.components if part.is_tokenizer}
         texts = [part for part in cls.components if part.is_text_encoder]
         check_parts_fit(folder, texts, tokenizers)
@@ -72,7 +73,7 @@ class SDXLBackbone(UNetBackbone):
         return cls(
             encoders=encoders,
             zeros_for_empty=folder.option("force_zeros_for_empty_prompt", default=True),
-            vae=loading.load_vae(folder, torch.float32).to(device),
+            vae=loading.load_vae(folder, loading.vae_dtype(folder, dtype)).to(device),
             unet=loading.load_network(folder, dtype, SDXL_UNET).to(device),
             scheduler_config=loading.scheduler_config(folder),
             folder=folder,
@@ -129,10 +130,13 @@ class SDXLBackbone(UNetBackbone):
         time_ids = condition.time_ids
         if time_ids is None:
             height, width = (side * self.vae_scale_factor for side in latent_size)
-            time_ids = condition.with_sizes(ImageSizes((height, width), (height, width))).time_ids
-            assert time_ids is not None
+            rows = [self._default_ids(height, width)] * len(condition)
+            time_ids = torch.tensor(rows, dtype=torch.float32)
         device = condition.pooled.device if condition.pooled.is_meta else self.device
         return {"text_embeds": condition.pooled.to(device, self.dtype), "time_ids": time_ids.to(device)}
+
+    def _default_ids(self, height: int, width: int) -> tuple[float, ...]:
+        return ImageSizes((height, width), (height, width)).row()
 
     def text_networks(self) -> Mapping[str, Any]:
         return {name: text_transformer(encoder.model) for name, encoder in self.encoders.items()}
@@ -154,6 +158,29 @@ class SDXLBackbone(UNetBackbone):
 
     def modules(self) -> list[Any]:
         return [*(encoder.model for encoder in self.encoders.values()), self.vae, self.unet]
+
+
+AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
+"""Of the prompt and of the negative prompt, as the stock pipeline has them."""
+
+
+class SDXLRefiner(SDXLBackbone):
+    """The UNet that finishes images: it has the second text encoder only, and is conditioned on an aesthetic score."""
+
+    components = (*TEXTS[2:], VAE, SDXL_UNET, SCHEDULER)
+
+    @property
+    def architecture(self) -> str:
+        return f"{unet_features.STABLE_DIFFUSION_XL}'s refiner"
+
+    def with_score(self, condition: Condition, score: float, latent_size: Grid) -> Condition:
+        """The same for images from latents of this size and with this aesthetic score."""
+        height, width = (side * self.vae_scale_factor for side in latent_size)
+        rows = [[height, width, 0, 0, score]] * len(condition)
+        return replace(condition, time_ids=torch.tensor(rows, dtype=torch.float32))
+
+    def _default_ids(self, height: int, width: int) -> tuple[float, ...]:
+        return height, width, 0, 0, AESTHETIC_SCORE
 
 
 def is_refiner(index: dict[str, Any]) -> bool:

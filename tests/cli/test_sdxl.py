@@ -118,20 +118,22 @@ def test_plain_lora_tuning_and_full_training_move_the_model(model: Path, out: Pa
         assert not torch.equal(result.open("float32").predict(z, 500, condition), before)
 
 
-def test_sampling_corrects_selects_and_takes_sizes(tuned: Path, model: Path, tmp_path: Path) -> None:
+def test_sampling_corrects_selects_and_refines(tuned: Path, model: Path, tmp_path: Path) -> None:
+    refiner = tiny_sdxl.save(tiny_sdxl.refiner(), tmp_path / "refiner")
     where = ["--pretrained_model_name_or_path", str(model), "--ckpt", str(tuned), "--outdir", str(tmp_path)]
     images = {}
     for name, words in {
         "plain": [],
         "corrected": ["--correction_factor", "0.3", "--correction_target", "fused", "--correction_norm", "rms"],
         "best": ["--n_candidates", "2"],
+        "refined": ["--refiner", str(refiner), "--refiner_strength", "0.7"],
         "sizes": ["--original_size", "9", "9", "--target_size", "32", "16", "--crops_coords_top_left", "1", "2"],
     }.items():
         before = set(tmp_path.iterdir())
         assert txt2img([*where, *words, *DRAW, PROMPT]) == 0
         (folder,) = set(tmp_path.iterdir()) - before
         images[name] = (folder / "000.png").read_bytes()
-    assert images["plain"] not in (images["corrected"], images["sizes"])
+    assert images["plain"] not in (images["corrected"], images["refined"], images["sizes"])
 
 
 def test_probe_and_benchmark_take_it(tuned: Path, model: Path, tmp_path: Path) -> None:

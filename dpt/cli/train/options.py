@@ -68,6 +68,8 @@ class ModelOptions:
     """The feature that the adapter reads. Default: up1, as published; up0 of Stable Diffusion XL; the block after a
     third of a transformer. Of a UNet: bottom0 …, mid, up0 …, several of equal grid joined by _, or all-CHANNELS-SIDE.
     Of a transformer: block0 …, or several joined by _."""
+    vae: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
+    """Another VAE instead of the model's own, such as SDXL's fp16-fix, which then works in half precision."""
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
     """Overrides the prediction type of the model's scheduler."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None

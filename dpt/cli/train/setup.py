@@ -27,7 +27,7 @@ EPOCHS_ON_FILES = 100
 
 NOT_COMPARED = frozenset({
     # paths; the model, the data and the cache are recorded by their content
-    "pretrained_model_name_or_path", "data_root", "cache", "revision", "output_dir", "run_name", "logging_dir",
+    "pretrained_model_name_or_path", "vae", "data_root", "cache", "revision", "output_dir", "run_name", "logging_dir",
     "report_to",
     # how the work is split; the effective batch is recorded
     "train_batch_size", "gradient_accumulation_steps", "val_batch_size", "dataloader_num_workers",
@@ -167,6 +167,7 @@ def open_training_backbone(model: ModelOptions, accelerator: Accelerator) -> Bac
         device=accelerator.device,
         dtype="float32" if precision == "no" else precision,
         prediction_type=model.prediction_type,
+        vae=model.vae,
     )
     if model.enable_xformers_memory_efficient_attention:
         use_xformers(backbone)

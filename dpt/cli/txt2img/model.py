@@ -12,6 +12,8 @@ from dpt.adapter import Adapter, AdapterConfig
 from dpt.adapter.io.native import config_at
 from dpt.adapter.io.published import FILE_NAME, config_of, read_published
 from dpt.backbone import Backbone, open_backbone
+from dpt.backbone.opening import open_refiner
+from dpt.backbone.sdxl import SDXLRefiner
 from dpt.backbone.speedups import apply_speedups
 from dpt.checkpoints import Checkpoint, open_checkpoint
 from dpt.cli.txt2img.options import NONE, Options, ShapeOptions
@@ -20,6 +22,7 @@ from dpt.files import sha256
 from dpt.generation_defaults import GenerationDefaults, generation_defaults
 from dpt.lora import Lora
 from dpt.sampling.options import Correction
+from dpt.sampling.refine import check_strength
 
 
 @dataclass
@@ -30,6 +33,7 @@ class TunedModel:
     checkpoint: Checkpoint | None = None
     lora: Lora | None = None
     """The LoRA, if it is attached and not merged."""
+    refiner: SDXLRefiner | None = None
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     speedups: Sequence[str] = ()
     """One sentence for each speed-up that was applied."""
@@ -62,7 +66,9 @@ class TunedModel:
 
 
 def open_tuned_model(options: Options, model: str, device: str, default_ckpt: Path | None) -> TunedModel:
-    backbone = open_backbone(model, revision=options.model.revision, device=device, dtype=options.model.dtype)
+    backbone = open_backbone(
+        model, revision=options.model.revision, device=device, dtype=options.model.dtype, vae=options.model.vae
+    )
     path = (
         default_ckpt if options.model.ckpt is None else None if options.model.ckpt == NONE else Path(options.model.ckpt)
     )
@@ -77,6 +83,9 @@ def open_tuned_model(options: Options, model: str, device: str, default_ckpt: Pa
             lora.merge()  # merged weights are faster, and only --compare switches the LoRA off
             lora = None
         tuned = TunedModel(backbone, checkpoint, lora)
+    if options.refiner.refiner is not None:
+        check_strength(options.refiner.refiner_strength, options.sampler.num_timesteps)
+        tuned.refiner = open_refiner(options.refiner.refiner, backbone)
     tuned.defaults = generation_defaults(backbone.folder.path, path)
     tuned.speedups = apply_speedups(
         backbone,

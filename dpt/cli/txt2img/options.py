@@ -110,6 +110,16 @@ class ShapeOptions:
         return values
 
 
+@dataclass(frozen=True)
+class RefinerOptions:
+    """The second model of Stable Diffusion XL, which finishes the images of the first."""
+
+    refiner: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
+    """The refiner: it adds noise to each image and removes it again."""
+    refiner_strength: float = 0.3
+    """Share of the steps that the refiner makes anew."""
+
+
 PUBLISHED = PublishedFlags(
     ignored={
         "dropout": "has no effect: sampling uses no dropout",
@@ -177,6 +187,8 @@ class TunedModelOptions:
     """Index of the GPU, or cpu. Default: the first GPU, or the CPU if there is none."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Number format on a GPU, by default a half format; a CPU uses float32, or bfloat16 on request."""
+    vae: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
+    """Another VAE instead of the model's own, such as SDXL's fp16-fix, which then works in half precision."""
     compile: Flag = False
     """Compile the UNet's transformer blocks on first use."""
     channels_last: Flag = False
@@ -214,6 +226,7 @@ class Options:
     guidance: GuidanceOptions = field(default_factory=GuidanceOptions)
     size: SizeOptions = field(default_factory=SizeOptions)
     model: TunedModelOptions = field(default_factory=TunedModelOptions)
+    refiner: RefinerOptions = field(default_factory=RefinerOptions)
     sizes: SizeConditions = field(default_factory=SizeConditions)
     correction: CorrectionOptions = field(default_factory=CorrectionOptions)
     shape: ShapeOptions = field(default_factory=ShapeOptions)
@@ -255,6 +268,8 @@ class Options:
         elif not correction.on:
             why = "the checkpoint recommends no correction, and there is no --correction_factor"
             reasons += [(name, why) for name in beside]
+        if self.refiner.refiner is None and self.refiner.refiner_strength != RefinerOptions.refiner_strength:
+            reasons.append(("refiner_strength", "there is no --refiner"))
         if self.sampler.guidance_scale == 1:
             guiding = ("guidance_start", "guidance_end", "guidance_rescale", "negative_prompt")
             default = GuidanceOptions()

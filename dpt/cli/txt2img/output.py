@@ -72,6 +72,10 @@ def write_record(
             "sha256": backbone.model_hash,
             "prediction_type": backbone.noise.prediction_type,
         },
+        **({} if options.model.vae is None else {"vae": options.model.vae}),
+        **(
+            {} if tuned.refiner is None else {"refiner": asdict(options.refiner) | {"sha256": tuned.refiner.model_hash}}
+        ),
         "checkpoint": tuned.record(),
         "device": str(backbone.device),
         "dtype": str(backbone.dtype).removeprefix("torch."),

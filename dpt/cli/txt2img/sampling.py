@@ -32,6 +32,7 @@ from dpt.sampling.draw import (
 )
 from dpt.sampling.hooks import Trace
 from dpt.sampling.options import NO_CORRECTION
+from dpt.sampling.refine import refine_batch
 from dpt.score.matching import Scorer
 
 if TYPE_CHECKING:
@@ -127,6 +128,9 @@ class ImageWriter:
                 on_step=self.on_step,
                 make_hook=self._trace if options.trace else None,
             )
+            if (refiner := self.tuned.refiner) is not None:
+                strength = options.refiner.refiner_strength
+                batches = (refine_batch(refiner, batch, variant.settings, strength) for batch in batches)
             if self.scorer is None or options.trace:
                 for batch in batches:
                     images = zip(batch.requests, batch.decode(backbone), strict=True)

@@ -100,9 +100,9 @@ class FullFineTuning:
         with atomic_folder(root / MODEL_FOLDER) as work:
             network = _component_of(self.backbone)
             self.backbone.network.save_pretrained(work / network)
-            others = (component for component in source.components if component.name != network)
-            for file in (file for component in others for file in source.loaded_files(component)):
-                target = work / file.relative_to(source.path)
+            others = [component for component in source.components if component.name != network]
+            for component, file in ((part, file) for part in others for file in source.loaded_files(part)):
+                target = work / component.name / file.name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, target)
             if (source.path / FILE_NAME).is_file():
