@@ -32,10 +32,10 @@ def vae() -> AutoencoderKL:
     )  # fmt: skip
 
 
-def unet(text_width: int, size_ids: int) -> UNet2DConditionModel:
+def unet(text_width: int, size_ids: int, side: int = LATENT_SIZE) -> UNet2DConditionModel:
     """Three levels without attention in the first, deeper transformers further down."""
     return UNet2DConditionModel(
-        sample_size=LATENT_SIZE, in_channels=4, out_channels=4, block_out_channels=(8, 8, 16), norm_num_groups=4,
+        sample_size=side, in_channels=4, out_channels=4, block_out_channels=(8, 8, 16), norm_num_groups=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), layers_per_block=2,
         transformer_layers_per_block=(1, 1, 2), attention_head_dim=(1, 2, 4), cross_attention_dim=text_width,
@@ -56,7 +56,7 @@ def _second_encoder() -> CLIPTextModelWithProjection:
     return CLIPTextModelWithProjection(config)
 
 
-def sdxl(seed: int = 0, zeros_for_empty: bool = True) -> StableDiffusionXLPipeline:
+def sdxl(seed: int = 0, zeros_for_empty: bool = True, side: int = LATENT_SIZE) -> StableDiffusionXLPipeline:
     torch.manual_seed(seed)
     pipe = StableDiffusionXLPipeline(
         vae=vae(),
@@ -64,7 +64,7 @@ def sdxl(seed: int = 0, zeros_for_empty: bool = True) -> StableDiffusionXLPipeli
         tokenizer=tiny_models.tokenizer(),
         text_encoder_2=_second_encoder(),
         tokenizer_2=tiny_models.tokenizer(pad_token="!"),
-        unet=unet(sum(WIDTHS), 6),
+        unet=unet(sum(WIDTHS), 6, side),
         scheduler=scheduler(),
         force_zeros_for_empty_prompt=zeros_for_empty,
     )
