@@ -20,6 +20,7 @@ from dpt.data.images import to_pil
 from dpt.evaluation.contact_sheet import contact_sheet
 from dpt.sampling.draw import INITIAL_NOISE, SamplingSettings
 from dpt.sampling.hooks import Trace
+from dpt.sampling.options import OWN_SIZE
 
 SHEET = "contact_sheet.png"
 
@@ -65,7 +66,7 @@ def write_record(
         "negative_prompt": options.guidance.negative_prompt,
         "seed": options.seed,
         "images": [_image_record(entry, options.seed, numbered) for entry in entries],
-        "settings": {**asdict(settings), "height": height, "width": width},
+        "settings": {**_settings(settings), "height": height, "width": width},
         "model": {
             "name": options.model.pretrained_model_name_or_path,
             "revision": options.model.revision,
@@ -95,6 +96,11 @@ def write_record(
     text = json.dumps(record, indent=2, ensure_ascii=False)
     # A path may hold bytes that are not UTF-8: they become \\udcXX, which JSON can hold.
     (folder / "manifest.json").write_bytes(f"{text}\n".encode("utf-8", "backslashreplace"))
+
+
+def _settings(settings: SamplingSettings) -> dict[str, Any]:
+    """Without the size conditions, unless some were given."""
+    return {name: value for name, value in asdict(settings).items() if name != "sizes" or settings.sizes != OWN_SIZE}
 
 
 def _image_record(entry: ImageRecord, seed: int, numbered: bool) -> dict[str, Any]:
