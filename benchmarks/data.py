@@ -94,7 +94,8 @@ def rounding(backbone: Backbone, pixels: Tensor) -> str:
     """What latents lose by another batch size, and by float16, beside how far the posterior is spread."""
     alone = torch.cat([backbone.encode_images(one) for one in pixels.split(1)])
     together = torch.cat([backbone.encode_images(some) for some in pixels.split(BATCH)])
-    spread = backbone.vae.encode(pixels).latent_dist.std * backbone.vae.config.scaling_factor
+    vae = backbone.modules()[-2]
+    spread = vae.encode(pixels).latent_dist.std * vae.config.scaling_factor
     differences = {"another batch": together - alone, "float16": alone.half().float() - alone}
     told = [f"{name} {_size(one):.1e} (at most {one.abs().max():.1e})" for name, one in differences.items()]
     return f"root mean square: {', '.join(told)}, the posterior {_size(spread):.2g}, latents {_size(alone):.2g}"

@@ -35,7 +35,7 @@ def main(options: Options) -> None:
         held = task.memory(options.batch)
         said = "with gradient checkpointing" if checkpointing else "without"
         rows.append([said, *(f"{value / 1e9:.1f}" for value in (*held.values(), sum(held.values())))])
-        backbone.unet.delete_adapters("dpt")
+        backbone.network.delete_adapters("dpt")
     print(table([f"stage 2, {options.size}, batch {options.batch}", *(f"{name}, GB" for name in held), "in all"], rows))
 
 

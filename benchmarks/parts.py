@@ -18,13 +18,13 @@ LEARNT_THROUGH = "UNet"
 
 def parts_of(backbone: Backbone) -> dict[str, list[nn.Module]]:
     """Pieces that are called one after the other, never one within another."""
-    unet = backbone.unet
+    *texts, vae, unet = backbone.modules()
     blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
     rows = ("resnets", "attentions", "downsamplers", "upsamplers")
     inner = [piece for block in blocks for row in rows for piece in getattr(block, row, None) or ()]
     return {
-        "text encoder": [backbone.text_encoder],
-        "VAE": [backbone.vae.encoder],
+        "text encoder": texts,
+        "VAE": [vae.encoder],
         LEARNT_THROUGH: [unet.conv_in, unet.time_embedding, *inner, unet.conv_out],
     }
 

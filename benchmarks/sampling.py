@@ -14,12 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
 from flops import Counted
-from models import FULL, SizeName, adapter_for, open_size, unet_of
+from models import FULL, SIZES, TOKENS, Size, SizeName, adapter_for, network_alone, open_size
 from published_sampling import PublishedState
 from timing import Timed, compared, in_turns, keep, table
 from torch import Tensor
@@ -27,7 +26,6 @@ from torch import Tensor
 from dpt.adapter import Adapter
 from dpt.backbone import Condition
 from dpt.backbone.speedups import apply_speedups
-from dpt.backbone.unet import UNetBackbone
 from dpt.checkpoints import open_checkpoint
 from dpt.cli.common.console import parse_options
 from dpt.embedded import embedded_defaults
@@ -38,7 +36,6 @@ from dpt.sampling.schedulers import make_scheduler
 from dpt.sampling.self_correction import SelfCorrection, guided
 from dpt.score.matching import Scorer
 
-TOKENS = 77
 PUBLISHED = "published"
 FORMATS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 SMALL = 1e-3
@@ -76,14 +73,15 @@ class Options:
     out: Path | None = None
 
 
-def main(options: Options) -> None:
+def main(options: Options) -> dict[str, Any]:
     device = torch.device("cuda" if options.gpu else "cpu")
     backbone = open_size(options.size, device, FORMATS[options.mixed_precision])
     for sentence in apply_speedups(backbone, compiled=options.compile, channels_last=options.channels_last):
         print(sentence)
     stored = None if options.ckpt is None else open_checkpoint(options.ckpt).adapter
     adapter = (stored or adapter_for(backbone)).to(device).eval()
-    tables, numbers = [], {"options": options}
+    tables: list[str] = []
+    numbers: dict[str, Any] = {"options": options}
     for batch in options.batches:
         drawing = {
             way: partial(draw, Drawing(backbone, adapter, batch), way, one, options.steps)
@@ -102,11 +100,14 @@ def main(options: Options) -> None:
         ]
         heads = [title, "ms", "against plain (range)", *passes["plain"], "a corrected step against a plain one"]
         tables.append(table(heads, rows))
-    found = products({way: one for way, one in ways_for(25).items()})
-    numbers["GFLOP a corrected step at the size of Stable Diffusion 2.1"] = found
+    counted = SIZES.get(options.size, FULL)
+    found = products(counted, {way: one for way, one in ways_for(25).items()})
+    numbers[f"GFLOP a corrected step at the size of {counted.name}"] = found
     rows = [[way, f"{flops:,.0f}", f"{flops / found['plain']:.2f}"] for way, flops in found.items()]
-    tables.append(table(["Stable Diffusion 2.1, 64 x 64", "GFLOP a picture and step", "against plain"], rows))
+    heads = [f"{counted.name}, {counted.side} x {counted.side}", "GFLOP a picture and step", "against plain"]
+    tables.append(table(heads, rows))
     keep(options.out, f"sampling-{options.size}", "\n\n".join(tables), numbers, device)
+    return numbers
 
 
 def corrected_step(one: Timed, passes: Mapping[str, Mapping[str, float]], options: Options) -> str:
@@ -164,7 +165,7 @@ def check_passes(
 @contextmanager
 def counting(backbone: Any, adapter: Adapter) -> Any:
     rows = {"begun": 0, "ended": 0, "read": 0}
-    parts = {"begun": backbone.unet.conv_in, "ended": backbone.unet.conv_out, "read": adapter.input_proj}
+    parts = {"begun": backbone.network.conv_in, "ended": backbone.network.conv_out, "read": adapter.input_proj}
 
     def count(name: str, module: object, given: object, out: Tensor) -> None:
         rows[name] += len(out)
@@ -176,14 +177,14 @@ def counting(backbone: Any, adapter: Adapter) -> Any:
 
 
 @torch.no_grad()
-def products(ways: Mapping[str, Correction]) -> dict[str, float]:
+def products(size: Size, ways: Mapping[str, Correction]) -> dict[str, float]:
     """GFLOP a step that is corrected, a multiplication and an addition being two, for one picture at the full size; of
     the default, whose interval ends early, the mean over the whole way."""
     meta = torch.device("meta")
     with meta:
-        backbone = without_texts()
+        backbone = network_alone(size)
         adapter = adapter_for(backbone).eval()
-        text, z = texts(backbone, 1, None), torch.zeros(1, 4, FULL.side, FULL.side)
+        text, z = texts(backbone, 1, None), torch.zeros(1, 4, size.side, size.side)
     found: dict[str, float] = {}
     for way, correction in ways.items():
         corrected = SelfCorrection(backbone, text, text, Guidance(), correction, Scorer(backbone, adapter))
@@ -197,23 +198,12 @@ def products(ways: Mapping[str, Correction]) -> dict[str, float]:
     return found
 
 
-def without_texts() -> Any:
-    """A backbone of a full UNet alone."""
-    return UNetBackbone(
-        tokenizer=None,
-        text_encoder=SimpleNamespace(config=SimpleNamespace(hidden_size=FULL.text_width)),
-        vae=None,
-        unet=unet_of(FULL).eval().requires_grad_(False),
-        scheduler_config={"beta_schedule": "scaled_linear", "prediction_type": "epsilon"},
-        folder=None,  # type: ignore[arg-type]
-    )
-
-
 def texts(backbone: Any, batch: int, generator: torch.Generator | None) -> Condition:
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(backbone.device)
 
-    return Condition(normal(batch, TOKENS, backbone.text_width), normal(batch, backbone.text_width))
+    pooled = normal(batch, backbone.match_width)
+    return Condition(normal(batch, TOKENS, backbone.text_width), pooled, pooled if backbone.takes_sizes else None)
 
 
 if __name__ == "__main__":

@@ -70,12 +70,12 @@ def main(options: Options) -> None:
     wanted += [(options.batches[0], side) for side in options.sides if (options.batches[0], side) not in wanted]
     works = {}
     for batch, side in wanted:
-        data = examples(side * backbone.vae_scale_factor, batch).to(device)
+        data = examples(backbone, side * backbone.vae_scale_factor, batch).to(device)
         works[f"{batch} x {side}"] = stepping(task, ways_for(task, data)["ours"])
     took = in_turns(works, options.rounds, device)
     points = []
     for (batch, side), (name, work) in zip(wanted, works.items(), strict=True):
-        backbone.unet.register_to_config(sample_size=side)
+        backbone.network.register_to_config(sample_size=side)
         estimate = sum(bytes for part, bytes in task.memory(batch).items() if part.endswith("activations"))
         seconds = took[name]
         span = 1e3 * statistics.median(seconds), 1e3 * min(seconds), 1e3 * max(seconds)

@@ -28,7 +28,7 @@ from typing import Any, Literal
 import published_schedule
 import torch
 from flops import Counted, best_rate, dense_rate
-from models import FEATURE, SizeName, adapter_for, as_it_came, open_size
+from models import SizeName, adapter_for, as_it_came, open_size
 from parts import Clock, parts_of
 from timing import compared, in_turns, keep, kept_bytes, peak_bytes, seconds_of, table
 from torch import Tensor
@@ -72,7 +72,7 @@ class Options:
     out: Path | None = None
 
 
-def main(options: Options) -> None:
+def main(options: Options) -> dict[str, Any]:
     device = torch.device("cuda" if options.gpu else "cpu")
     backbone = open_size(options.size, device, FORMATS[options.mixed_precision])
     for sentence in apply_speedups(backbone, compiled=options.compile, channels_last=options.channels_last):
@@ -80,7 +80,7 @@ def main(options: Options) -> None:
     task = task_for(options, backbone)
     side = options.side or backbone.default_latent_size[0]
     begun = time.perf_counter()
-    batch = examples(side * backbone.vae_scale_factor, options.batch)
+    batch = examples(backbone, side * backbone.vae_scale_factor, options.batch)
     loading = time.perf_counter() - begun
     batch = batch.to(device)
     ways = ways_for(task, batch)
@@ -106,6 +106,7 @@ def main(options: Options) -> None:
     }  # fmt: skip
     name = f"stage{options.stage}-{options.size}" + ("-checkpointed" if options.gradient_checkpointing else "")
     keep(options.out, name, f"{table(heads, rows)}\n\n{parts}\n\n{said}", numbers, device)
+    return numbers
 
 
 def task_for(options: Options, backbone: Backbone) -> Task:
@@ -119,8 +120,8 @@ def task_for(options: Options, backbone: Backbone) -> Task:
     return Stage2(backbone, adapter, Lora(backbone, LoraConfig()), phrases, config=config)
 
 
-def examples(pixels: int, count: int) -> Batch:
-    source = SceneSource(POCKET_WORLD, 0, "train", Framing(pixels))
+def examples(backbone: Backbone, pixels: int, count: int) -> Batch:
+    source = SceneSource(POCKET_WORLD, 0, "train", Framing.for_model(backbone, pixels))
     return collate([source.example(index) for index in range(count)])
 
 
@@ -175,15 +176,15 @@ def ways_for(task: Task, batch: Batch) -> dict[str, Callable[[], Tensor]]:
     rest = {"published": published, "ours": ours, "ours, cached": with_cache}
     if isinstance(task, Stage2):
         one = add_noise_to_batch(backbone, batch, (DENOISED,), chance, task.config.noise)
-        target = backbone.noise.target(one.z[0], one.noise, one.t)
-        plain = lambda: (backbone.predict(*one.of((DENOISED,))) - target).square().mean()  # noqa: E731
+        target = backbone.noise.target(one.latents[0], one.noise, one.t)
+        plain = lambda: (backbone.predict(*one.inputs((DENOISED,))) - target).square().mean()  # noqa: E731
         return {"plain": plain, "plain, memory-saving": plain, **rest}
     seen = add_noise_to_batch(backbone, batch, pairs, chance, task.noise)
     z, t, condition = seen.inputs(pairs)
 
     def bare() -> Tensor:
         with torch.no_grad():
-            features, _ = backbone.features(z, t, condition, FEATURE)
+            features, _ = backbone.features(z, t, condition, adapter.config.unet_feature)
         grounding, matching = adapter.decode_split(features, t, len(batch))
         return grounding.square().mean() + matching.square().mean()
 
@@ -194,7 +195,7 @@ def stepping(task: Any, loss: Callable[[], Tensor], its_own: bool = False) -> Ca
     """`its_own`: with the layers that the UNet came with."""
 
     def step() -> None:
-        with as_it_came(task.backbone.unet) if its_own else nullcontext():
+        with as_it_came(task.backbone.network) if its_own else nullcontext():
             loss().backward()
         task.trained.zero_grad(set_to_none=True)
 
@@ -202,8 +203,8 @@ def stepping(task: Any, loss: Callable[[], Tensor], its_own: bool = False) -> Ca
 
 
 def kept(task: Task, loss: Callable[[], Tensor], its_own: bool = False) -> int:
-    with as_it_came(task.backbone.unet) if its_own else nullcontext():
-        return kept_bytes(loss, (task.backbone.unet, task.trained))
+    with as_it_came(task.backbone.network) if its_own else nullcontext():
+        return kept_bytes(loss, (task.backbone.network, task.trained))
 
 
 def shares_of(task: Task, batch: Batch, loading: float, device: torch.device) -> dict[str, float]:
