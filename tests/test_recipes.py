@@ -90,7 +90,7 @@ def test_the_new_guidance_and_task_run(copy: Path, words: str) -> None:
 @pytest.mark.nightly
 def test_the_new_training_command_runs(copy: Path) -> None:
     few = ("--max_train_steps", "1", "--train_batch_size", "1", "--validation_steps", "0", "--output_dir", "logs")
-    run(copy, "-m", "dpt", "train-null-prompt", *few, "--run_name", "null")
+    run(copy, "-m", "dpt", "train", "null-prompt", *few, "--run_name", "null")
     assert (copy / "logs/null/null_prompt/null_prompt.safetensors").is_file()
 
 

@@ -20,7 +20,10 @@ __all__ = ["BASE", "KEYS", "known_methods", "parse_method", "parse_methods"]
 def known_methods(num_timesteps: int, model: str = EMBEDDED) -> dict[str, MethodConfig]:
     """The model itself, SLD after it, and for an embedded model the methods of its checkpoints."""
     checkpoints = EMBEDDED_MODELS[model].checkpoints() if model in EMBEDDED_MODELS else {}
-    entries: list[MethodConfig] = [DiffusionConfig(BASE), SLDConfig("sld")]
+    entries: list[MethodConfig] = [
+        DiffusionConfig(BASE),
+        SLDConfig("sld"),
+    ]
     entries += [DiffusionConfig(name, checkpoint) for name, checkpoint in checkpoints.items()]
     if trained := checkpoints.get("dpt"):
         recommended = recommended_correction(embedded_defaults(model).correction, num_timesteps)

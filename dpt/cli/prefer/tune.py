@@ -27,7 +27,7 @@ from dpt.errors import fail
 if TYPE_CHECKING:
     from dpt.backbone import Backbone
     from dpt.data.preference.tuning import TuningData
-    from dpt.training.tasks.hps import HpsTuning
+    from dpt.training.tasks.denoising import HpsTuning
 
 
 @dataclass(frozen=True)
@@ -236,8 +236,7 @@ def make_task(options: HpsOptions, backbone: Backbone, data: TuningData) -> HpsT
     from dpt.data.mixture import EveryNth
     from dpt.data.stream import Stream
     from dpt.lora import Lora
-    from dpt.training.tasks.denoising import DenoisingConfig
-    from dpt.training.tasks.hps import HpsTuning
+    from dpt.training.tasks.denoising import DenoisingConfig, HpsTuning
 
     backbone.prepare_for_gradients()
     d, shape = options.denoising, options.lora

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from dpt.data.pairs import (
 )
 from dpt.data.stream import Stream
 from dpt.errors import UserError
+from dpt.generation_defaults import write_defaults
 from dpt.lora import Lora
 from dpt.lora.io import save_lora
 from dpt.objectives.losses import denoising_loss, min_snr_weight
@@ -223,6 +225,20 @@ class PlainLora:
 
     def export(self, root: Path, base: str = "") -> list[Path]:
         return [export_lora(self.backbone, self.lora, root, base)]
+
+
+class HpsTuning(PlainLora):
+    """HPS: a LoRA on winners, prefixed losers and regularisation images, exported with its negative prompt."""
+
+    def __init__(self, *arguments: Any, negative_prompt: str = "", **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.negative_prompt = negative_prompt
+
+    def export(self, root: Path, base: str = "") -> list[Path]:
+        folders = super().export(root, base)
+        if self.negative_prompt:
+            write_defaults(root, {"negative_prompt": self.negative_prompt})
+        return folders
 
 
 def export_lora(backbone: Backbone, lora: Lora, root: Path, base: str) -> Path:
