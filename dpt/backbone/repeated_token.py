@@ -35,10 +35,20 @@ class RepeatedLastToken:
         if text.shape[1] <= self.count:
             raised = keys.new_zeros(1, 1, 1, keys.shape[2])
             raised[..., -1] = math.log(self.count)
-        attended = scaled_dot_product_attention(queries, keys, values, attn_mask=raised)
+        attended = attend(queries, keys, values, raised)
         attended = attended.transpose(1, 2).flatten(2)
         image, text = attended[:, : image.shape[1]], attended[:, image.shape[1] :]
         return attn.to_out[1](attn.to_out[0](image)), text if attn.context_pre_only else attn.to_add_out(text)
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, raised: Tensor | None) -> Tensor:
+    """Attention with `raised` added to the scores; for gradients on a CPU written out, since the fused one is slow."""
+    if queries.device.type != "cpu" or not (torch.is_grad_enabled() and queries.requires_grad):
+        return scaled_dot_product_attention(queries, keys, values, attn_mask=raised)
+    scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+    if raised is not None:
+        scores = scores + raised
+    return scores.softmax(dim=-1) @ values
 
 
 def _by_head(attn: Any, *streams: tuple[Tensor, Any, Any]) -> Tensor:

@@ -19,6 +19,7 @@ from dpt.adapter.config import AdapterConfig
 from dpt.backbone import Backbone, NoiseSchedule, open_backbone
 from dpt.backbone.mmdit import TransformerBackbone, normalise_tokens
 from dpt.backbone.rectified_flow import RectifiedFlow
+from dpt.backbone.repeated_token import attend
 from dpt.backbone.rng import SampleRNG
 from dpt.checkpoints.describe import describe_model
 from dpt.errors import UserError
@@ -261,3 +262,20 @@ def test_configs_with_impossible_values_are_refused(
     if file == "transformer":
         with pytest.raises(UserError, match=key):
             describe_model(copy)
+
+
+@pytest.mark.parametrize("raised", [None, 5.5])
+def test_attention_for_gradients_equals_the_fused_one(raised: float | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries, keys, values = (torch.randn(2, 3, 7, 8, generator=generator) for _ in range(3))
+    scores = None if raised is None else torch.cat([torch.zeros(1, 1, 1, 6), torch.full((1, 1, 1, 1), raised)], dim=3)
+    outputs, gradients = [], []
+    for attention in (attend, torch.nn.functional.scaled_dot_product_attention):
+        inputs = [part.clone().requires_grad_() for part in (queries, keys, values)]
+        outputs.append(attention(*inputs, scores))
+        gradients.append(torch.autograd.grad(outputs[-1].square().sum(), inputs))
+    torch.testing.assert_close(*outputs)
+    torch.testing.assert_close(*gradients)
+    with torch.no_grad():
+        fused = attend(queries, keys, values, scores)
+    assert torch.equal(fused, torch.nn.functional.scaled_dot_product_attention(queries, keys, values, scores))
