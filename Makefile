@@ -8,6 +8,7 @@
 # make hps    preference data, classifier, selection, tuning, table (two hours on one core)
 # make sld    SLD against its base, and instructions (hours)
 # make docs   the documentation site in build/site
+# make wheel  dist/*.whl and dist/*.tar.gz, with the embedded models
 # make fuzz   broken input for every parser (10 minutes) make faults  kills, lost processes, bad disks (half an hour)
 PYTHON ?= python3
 VENV ?= .venv
@@ -133,6 +134,12 @@ study: environment
 			--output_dir runs/study --run_name $$feature --qformer_ckpt runs/study/$$feature-grounding || exit 1; \
 	done
 	$(RUN) -m dpt probe $(FEATURES:%=runs/study/%/adapter) --out docs/results/probe --num 500 --timesteps 100 300 500 700 900 --mixed_precision bf16
+
+.PHONY: wheel
+wheel: environment
+	rm -rf build dist
+	$(RUN) -m pip install --quiet build
+	$(RUN) -m build --outdir dist
 
 environment:
 	@$(PYTHON) tools/make_venv.py $(VENV) --goal demo

@@ -1,4 +1,4 @@
-"""The models, CLIP and checkpoints that are part of this checkout."""
+"""The models, CLIP and checkpoints that are part of this checkout, or of the installed package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ EMBEDDED = "ckpt/pocket"
 
 EMBEDDED_CLIP = "ckpt/pocket/clip"
 
-CHECKOUT = Path(__file__).resolve().parents[1]
+FOLDER = "ckpt"
+
+_PLACES = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent
+
+CHECKOUT = next((place for place in _PLACES if (place / EMBEDDED).is_dir()), _PLACES[0])
+"""What holds them: the root of the checkout, or the package itself where it was installed from a wheel."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,13 @@ def model_location(name: str) -> str:
     if not embedded.is_dir():
         raise UserError(f"the embedded model is missing: there is no folder {name} in {CHECKOUT}")
     return str(embedded)
+
+
+def embedded_path(path: str | Path) -> Path:
+    """The path, or the embedded checkpoint of that name if there is nothing at the path."""
+    path = Path(path)
+    embedded = CHECKOUT / path
+    return embedded if path.parts[:1] == (FOLDER,) and not path.exists() and embedded.exists() else path
 
 
 def clip_location(name: str) -> str:

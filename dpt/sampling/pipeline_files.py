@@ -16,6 +16,7 @@ from dpt.backbone import Backbone, identity, open_backbone
 from dpt.backbone.folder import ModelFolder
 from dpt.backbone.opening import model_folder
 from dpt.checkpoints import open_checkpoint
+from dpt.embedded import embedded_path, model_location
 from dpt.errors import UserError
 from dpt.files import atomic_file
 from dpt.generation_defaults import GenerationDefaults, generation_defaults, write_defaults
@@ -84,7 +85,7 @@ class PipelineFiles(DiffusionPipeline):
         The scheduler is an object or one of dpt's names. With other arguments of `DiffusionPipeline.from_pretrained`
         (a component, `variant`, `device_map`, ...) diffusers loads the components, from safetensors only.
         """
-        model = pretrained_model_name_or_path
+        model = model_location(str(pretrained_model_name_or_path))
         precision = torch_dtype if dtype is None else dtype
         if kwargs:
             pipeline = cls._load_with_diffusers(str(model), revision, precision, kwargs)
@@ -159,7 +160,7 @@ class PipelineFiles(DiffusionPipeline):
 
     def load_checkpoint(self, checkpoint: str | Path, allow_other_base: bool = False) -> None:
         """Use a checkpoint's adapter and generation defaults, and add its LoRA to the weights."""
-        opened = open_checkpoint(Path(checkpoint))
+        opened = open_checkpoint(embedded_path(checkpoint))
         if lora := opened.attach(self.backbone, allow_other_base):
             lora.merge()
         self.adapter = opened.adapter or self.adapter

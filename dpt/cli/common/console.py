@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 import tyro
 
 import dpt
+from dpt.embedded import EMBEDDED_CLIP, EMBEDDED_MODELS, FOLDER, embedded_path
 from dpt.errors import fail
 
 
@@ -97,7 +98,7 @@ def parse_options(
     `default` has the values of the flags that are not given, instead of the class's own.
     """
     known = flag_names(options)
-    checked = _check_flags(words, known, prog, published)
+    checked = [_embedded(word) for word in _check_flags(words, known, prog, published)]
     preset: dict[str, Any] = {} if default is None else {"default": default}
     parsed: Any = tyro.cli(options, prog=prog, args=checked, use_underscores=True, **preset)
     return parsed
@@ -159,6 +160,14 @@ def _check_flags(words: Sequence[str], known: set[str], prog: str, published: Pu
         else:
             fail(f"{prog} has no flag --{given}{suggestion(name, known)}; {prog} --help lists them")
     return kept
+
+
+def _embedded(word: str) -> str:
+    """Embedded checkpoints are found from any working directory; embedded models are found by their names later."""
+    flag, equals, value = word.partition("=") if _is_flag(word) else ("", "", word)
+    if value in EMBEDDED_MODELS or value == EMBEDDED_CLIP or not value.startswith(f"{FOLDER}/"):
+        return word
+    return f"{flag}{equals}{embedded_path(value)}"
 
 
 def _is_flag(word: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -91,7 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train(options: PreferTrainOptions) -> Any:
+    from dpt.cli.train.watching import check_output, with_run_name
+
     check(options)
+    check_output(options.output)
+    options = replace(options, output=with_run_name(options.output, "preference", options))
     from dpt.backbone.device import resolve_matmul_dtype
     from dpt.cli.train.main import train_task
     from dpt.cli.train.setup import config_of_groups, loop_settings, start_processes

@@ -139,7 +139,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: HpsOptions) -> Any:
+    from dpt.cli.train.watching import AfterValidation, check_output, with_run_name
+
     check(options)
+    check_output(options.output)
+    options = replace(options, output=with_run_name(options.output, "hps", options))
     from dpt.backbone.identity import hash_as_recorded
     from dpt.cli.train.data import framing_of
     from dpt.cli.train.hub import open_hub
@@ -177,8 +181,8 @@ def run(options: HpsOptions) -> Any:
         **resolved_formats(backbone, task),
     )
     stream = Stream(data.source, options.optimisation.seed, corrupt_budget=loading.corrupt_budget)
-    on_validation = triple_drawer(options, task)
-    return train_task(options, accelerator, task, stream, settings, config, hub, on_validation)
+    sheets = AfterValidation(triple_drawer(options, task))
+    return train_task(options, accelerator, task, stream, settings, config, hub, (sheets,))
 
 
 EPOCHS = 1

@@ -17,13 +17,14 @@ from dpt.data.cache.texts import CachedTexts
 from dpt.data.example import CAPTION_ONLY, ExampleParts, Source
 from dpt.data.files.root import DataRoot
 from dpt.data.files.source import FileSelection, FileSource, LatentStore, open_training_data
-from dpt.data.folder import FolderSource, is_picture_folder
+from dpt.data.folder import FolderSource, is_picture_folder, read_picture_folder
 from dpt.data.images import Framing
 from dpt.data.mixture import EveryNth
 from dpt.data.scenes.source import SceneSource
 from dpt.data.scenes.world import WORLDS
 from dpt.data.stream import Stream
 from dpt.errors import UserError
+from dpt.keyed_random import KeyedRandom
 
 VALIDATION_SEED = 0
 
@@ -45,9 +46,11 @@ def open_data(
     if options.data_root is None:
         source, held_out = _scene_sources(options, framing, seed)
     elif is_picture_folder(options.data_root):
-        source, held_out = FolderSource(options.data_root, framing, seed), {}
+        source, held_out = _folder_sources(options.data_root, options.val_fraction, framing, seed)
     else:
         source, held_out = _file_sources(options, DataRoot.open(options.data_root), framing, seed, cache.latents)
+    if options.val_fraction and not isinstance(source, FolderSource):
+        warnings.warn("--val_fraction has no effect: only a folder of images with captions is split", stacklevel=2)
     budget = options.loading.corrupt_budget
     return source, {
         name: Stream(examples, VALIDATION_SEED, shuffle=False, corrupt_budget=budget, text_cache=cache.texts)
@@ -60,6 +63,25 @@ def _scene_sources(options: DataOptions, framing: Framing, seed: int) -> tuple[S
     unflipped = replace(framing, random_flip=False)
     held_out = SceneSource(world, VALIDATION_SEED, "val", unflipped, options.validation_scenes)
     return SceneSource(world, seed, "train", framing), {"scenes": held_out}
+
+
+def _folder_sources(folder: Path, val_fraction: float, framing: Framing, seed: int) -> tuple[Source, dict[str, Source]]:
+    """Captioned images; those held out do not depend on the seed of the run."""
+    if not val_fraction:
+        return FolderSource(folder, framing, seed), {}
+    rows = read_picture_folder(folder)
+    names = sorted({row.file_name for row in rows})
+    count = max(1, round(val_fraction * len(names)))
+    if count >= len(names):
+        raise UserError(
+            f"--val_fraction {val_fraction:g} of the {len(names)} images of {folder} leaves none to train on"
+        )
+    held_out = set(KeyedRandom("held out", VALIDATION_SEED).sample(names, count))
+    train, validation = ([row for row in rows if (row.file_name in held_out) is out] for out in (False, True))
+    unflipped = replace(framing, random_flip=False)
+    return FolderSource(folder, framing, seed, train), {
+        "captions": FolderSource(folder, unflipped, VALIDATION_SEED, validation)
+    }
 
 
 def _file_sources(

@@ -13,6 +13,7 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dpt.cli.common.config_file import RESOLVED, options_of_file, take_config_flag, to_toml
 from dpt.cli.common.console import NO_PUBLISHED_FLAGS, PublishedFlags, parse_options, plain_warnings
 from dpt.cli.train.options import AdapterOptions, LoopOptions, ObjectiveOptions, TrainOptions, warn_unused_flags
 from dpt.cli.train.setup import (
@@ -23,6 +24,7 @@ from dpt.cli.train.setup import (
     start_processes,
     with_feature,
 )
+from dpt.cli.train.watching import SampleSheets, check_output, observers_for, tracking_line, with_run_name
 from dpt.errors import UserError, fail, run_command
 from dpt.training.engine.interrupts import EXIT_STOPPED
 from dpt.untrusted import read_json_object
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from dpt.cli.train.hub import Hub
     from dpt.training.engine.loop import Loop, Outcome
+    from dpt.training.engine.observers import RunObserver
     from dpt.training.engine.run_folder import RunConfig
     from dpt.training.engine.settings import TrainSettings
     from dpt.training.engine.task import B, BatchStream, Task
@@ -60,15 +63,22 @@ def run_to_exit_code(
     default: Options | None = None,
 ) -> int:
     """Parse the flags and train; 0 if the last step was reached, 75 if the run was stopped and saved."""
-    words = sys.argv[1:] if arguments is None else arguments
+    words = sys.argv[1:] if arguments is None else list(arguments)
     outcomes: list[Outcome] = []
+
+    def parse_and_train() -> None:
+        flags, file = take_config_flag(words)
+        chosen = default if file is None else options_of_file(file, kind, published, default)
+        outcomes.append(train(parse_options(kind, flags, script, published, chosen)))
+
     with plain_warnings():
-        code = run_command(lambda: outcomes.append(train(parse_options(kind, words, script, published, default))))
+        code = run_command(parse_and_train)
     return code or (0 if outcomes[0].finished else EXIT_STOPPED)
 
 
 def run(options: TrainOptions, builder: str) -> Outcome:
     check(options)
+    options = replace(options, output=with_run_name(options.output, options.task_name, options))
     from dpt.backbone.identity import hash_as_recorded
     from dpt.cli.train.data import data_identity, framing_of, missing_parts, open_cache, open_data, require_parts
     from dpt.cli.train.hub import open_hub
@@ -111,7 +121,7 @@ def run(options: TrainOptions, builder: str) -> Outcome:
         **initial_weights,
     )
     stream = Stream(source, settings.seed, corrupt_budget=options.data.loading.corrupt_budget, text_cache=cache.texts)
-    return train_task(options, accelerator, task, stream, settings, config, hub)
+    return train_task(options, accelerator, task, stream, settings, config, hub, options.observers(task))
 
 
 def train_task(
@@ -122,16 +132,23 @@ def train_task(
     settings: TrainSettings,
     config: RunConfig,
     hub: Hub | None = None,
-    on_validation: Callable[[int], None] = lambda step: None,
+    observers: Sequence[RunObserver] = (),
 ) -> Outcome:
-    """Run the loop and export the results. `on_validation` is called with the step that was validated."""
+    """Run the loop and export the results. The observers watch it beside those that the flags ask for."""
     from dpt.distributed import Processes
     from dpt.training.engine.logging import start_trackers
     from dpt.training.engine.loop import Loop
 
     processes = Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
-    loop = Loop(task, stream, settings, options.root, config, processes, accelerator.log, on_validation=on_validation)
+    config = replace(config, files={RESOLVED: to_toml(options)})
+    loop = Loop(task, stream, settings, options.root, config, processes, accelerator.log)
+    loop.observer, best = observers_for(options, loop, observers)
+    for observer in observers:
+        if isinstance(observer, SampleSheets):
+            observer.averaged, observer.accelerator = loop.update.averaged, accelerator
     start_trackers(accelerator, config.values)
+    if accelerator.is_main_process:
+        print(tracking_line(options, accelerator))
     try:
         outcome = loop.run(options.output.resume_from_checkpoint, options.output.reset_optimizer)
     except MemoryError as error:
@@ -145,6 +162,8 @@ def train_task(
         accelerator.end_training()
     if accelerator.is_main_process:
         finish(options, loop, outcome, hub)
+        if best is not None and (sentence := best.describe()):
+            print(sentence)
     return outcome
 
 
@@ -234,6 +253,9 @@ def check(options: TrainOptions) -> None:
         fail(f"--text_encoder_lr must be positive, not {rate}")
     if options.adapter.no_freeze_text_encoder:
         check_text_encoder(options.adapter, options.objective)
+    check_output(options.output)
+    if not 0 <= options.data.val_fraction < 1:
+        fail(f"--val_fraction must be at least 0 and below 1, not {options.data.val_fraction}")
     options.check()
     settings_for(options, 1, 1)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 import tyro
 
@@ -14,6 +14,9 @@ from dpt.cli.common.console import PublishedFlags
 from dpt.embedded import EMBEDDED
 from dpt.errors import fail
 from dpt.records import to_flat
+
+if TYPE_CHECKING:
+    from dpt.training.engine.observers import RunObserver
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 
@@ -140,6 +143,8 @@ class DataOptions:
     cache: Annotated[str, tyro.conf.arg(metavar="auto|none|FOLDER")] = "auto"
     """Cached latents and text states: auto uses what `dpt cache` wrote beside the data, if anything."""
     val_batch_size: int = 16
+    val_fraction: float = 0.0
+    """Of a folder of images with captions: hold out this fraction, and validate the denoising loss on it."""
     framing: FramingOptions = field(default_factory=FramingOptions)
     loading: LoadingOptions = field(default_factory=LoadingOptions)
 
@@ -207,9 +212,12 @@ class ObjectiveOptions:
 
 @dataclass(frozen=True)
 class OutputOptions:
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE.toml")] = None
+    """A TOML file with flags; those on the command line win. Each run writes its own into its folder, as run.toml."""
     output_dir: Path = Path("logs")
     run_name: str = ""
-    """Subfolder of --output_dir for this run."""
+    """Subfolder of --output_dir for this run. Default, if --output_dir is not given either: a name made of the flags,
+    so that the same command finds its run again."""
     checkpointing_steps: int | None = None
     """Steps between checkpoints: 500, or a quarter of a shorter run. A run also saves at its end and when stopped."""
     checkpoints_total_limit: int | None = None
@@ -221,6 +229,11 @@ class OutputOptions:
     validation_steps: int | None = None
     """Steps between validations, 0 for none; by default --checkpointing_steps or 500, and at the end. A run that trains
     on fewer examples than a validation reads is validated only if this is given."""
+    keep_best: Annotated[str | None, tyro.conf.arg(metavar="METRIC")] = None
+    """Also keep the result of the validation with the best METRIC in best/: itm_overall, rec_p1, or mse (lower is
+    better), as the validation prints them."""
+    early_stopping_patience: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """With --keep_best: end the run after N validations without a better one."""
     logging_steps: int = 10
     """Steps between log lines."""
     report_to: Annotated[str | None, tyro.conf.arg(metavar="tensorboard|wandb|all|none")] = None
@@ -307,6 +320,15 @@ class TrainOptions:
     def trains_text_encoders(self) -> bool:
         """Whether those of the frozen model have a LoRA."""
         return False
+
+    @property
+    def task_name(self) -> str:
+        """The beginning of the name of a run that is given none."""
+        return "run"
+
+    def observers(self, task: Any) -> Sequence[RunObserver]:
+        """What watches the run beside the loop's own observers."""
+        return ()
 
     def check(self) -> None:
         """Check the flags that only this command has."""

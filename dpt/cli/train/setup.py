@@ -40,6 +40,8 @@ NOT_COMPARED = frozenset({
     "regularization_folder", "regularization_annotation",
     # the model and the adapter are recorded by their hashes
     "allow_other_base",
+    # what watches the run
+    "config", "keep_best", "early_stopping_patience", "sample_steps",
     # recorded as the number of steps
     "num_train_epochs", "max_train_steps",
     # recorded as the number formats they resolve to
@@ -49,7 +51,7 @@ NOT_COMPARED = frozenset({
 
 OPTIONAL = {
     "use_8bit_adam", "no_freeze_text_encoder", "ema_decay", "compile", "channels_last", "text_encoder_lr",
-    "weight_decay_on", "lora_text_encoders",
+    "weight_decay_on", "lora_text_encoders", "val_fraction",
 }  # fmt: skip
 """Flags recorded only where they are given: earlier versions did not have them."""
 

@@ -14,11 +14,13 @@ import tyro
 from dpt.cli.common.console import PublishedFlags
 from dpt.cli.train import main as train
 from dpt.cli.train.options import PUBLISHED, Flag, TrainOptions
+from dpt.cli.train.watching import SAMPLE_SEED, SampleSheets
 from dpt.errors import fail
 
 if TYPE_CHECKING:
     from dpt.lora import LoraConfig
     from dpt.score.clip import Clip
+    from dpt.training.engine.observers import RunObserver
 
 
 NO_SAMPLES = "has no effect: stage 1 leaves the UNet as it is; sample with txt2img.py"
@@ -37,6 +39,10 @@ class Stage1Options(TrainOptions):
         ignored={**PUBLISHED.ignored, "validation_prompts": NO_SAMPLES, "num_validation_images": NO_SAMPLES},
     )
 
+    @property
+    def task_name(self) -> str:
+        return "stage1"
+
     def unused_flags(self) -> dict[str, str]:
         return {
             **super().unused_flags(),
@@ -51,8 +57,6 @@ def main_stage1(arguments: Sequence[str] | None = None) -> int:
 SAMPLES = "samples.png"
 
 ALIGNMENT = "alignment.json"
-
-SAMPLE_SEED = 0
 
 FOR_ALL_LOSSES = ("fix_timestep", "noise_offset")
 """The flags of the objective that the denoising loss uses too."""
@@ -100,6 +104,9 @@ class SampleOptions:
     """Prompts to sample into samples.png when the run is finished."""
     num_validation_images: int = 4
     """Images per prompt."""
+    sample_steps: int = 0
+    """Also sample the validation prompts every so many steps, from the same noise, without and with the LoRA, into
+    samples/ and the trackers. 0: only at the end."""
     prompts_path_val: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """When the run is finished, sample these with and without the LoRA and measure the CLIP cosine of image and prompt:
     COCO-NSS1K (.json), or one prompt a line. Written to alignment.json."""
@@ -123,6 +130,17 @@ class Stage2Options(TrainOptions):
     def trains_text_encoders(self) -> bool:
         return self.lora.lora_text_encoders
 
+    @property
+    def task_name(self) -> str:
+        return "plain-lora" if self.lora.plain_lora else "stage2"
+
+    def observers(self, task: Any) -> Sequence[RunObserver]:
+        samples = self.samples
+        if not samples.sample_steps:
+            return ()
+        prompts = samples.validation_prompts
+        return (SampleSheets(samples.sample_steps, prompts, samples.num_validation_images, self.root, task),)
+
     def check(self) -> None:
         if self.lora.plain_lora and self.adapter.qformer_ckpt is not None:
             fail("--plain_lora has no adapter: leave --qformer_ckpt out")
@@ -137,6 +155,10 @@ class Stage2Options(TrainOptions):
             fail("--plain_lora has no other loss than denoising: --detach_unet_feature would leave blocks untrained")
         if self.samples.num_validation_images < 1:
             fail(f"--num_validation_images must be at least 1, not {self.samples.num_validation_images}")
+        if self.samples.sample_steps < 0:
+            fail(f"--sample_steps cannot be negative, as {self.samples.sample_steps} is")
+        if self.samples.sample_steps and not self.samples.validation_prompts:
+            fail('--sample_steps needs prompts to sample: give --validation_prompts "…"')
         if self.samples.prompts_path_val is not None:
             from dpt.evaluation.alignment import read_prompts
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic
 
@@ -18,20 +18,14 @@ from dpt.distributed import Processes
 from dpt.errors import UserError
 from dpt.training.engine import checkpoint, run_folder
 from dpt.training.engine.checkpoint import TrainingState
-from dpt.training.engine.interrupts import NonFiniteSteps, StopRequest
+from dpt.training.engine.interrupts import NonFiniteSteps, Outcome, StopRequest
 from dpt.training.engine.logging import Metrics, RunLog, Tracker, banner
+from dpt.training.engine.observers import RunObserver
 from dpt.training.engine.optim import LossScaler, Update
 from dpt.training.engine.run_folder import RunConfig
 from dpt.training.engine.settings import BatchPlan, StepRange, TrainSettings
 from dpt.training.engine.task import B, BatchStream, Task
 from dpt.training.engine.validation import Validation
-
-
-@dataclass(frozen=True)
-class Outcome:
-    step: int
-    finished: bool
-    """False if the run was stopped early."""
 
 
 def run_task(
@@ -60,9 +54,9 @@ class Loop(Generic[B]):
         processes: Processes | None = None,
         tracker: Tracker | None = None,
         update: Update | None = None,
-        on_validation: Callable[[int], None] = lambda step: None,
+        observer: RunObserver | None = None,
     ) -> None:
-        self.task, self.settings, self.root, self.on_validation = task, settings, root, on_validation
+        self.task, self.settings, self.root, self.observer = task, settings, root, observer or RunObserver()
         self.stream = stream.only(task.parts)
         self.processes = processes or Processes()
         self.device = torch.device(self.processes.device)
@@ -87,7 +81,7 @@ class Loop(Generic[B]):
             validation_is_missing = self._start(resume, reset_optimizer)
             with StopRequest(until) as stop, tqdm(total=total, initial=self.step, unit="step", disable=not main) as bar:
                 finished = not validation_is_missing or self._validate(stop, bar)
-                if finished:
+                if finished and not self.processes.any(self.observer.ends_run):
                     finished = self._train(stop, bar)
                 self._save()
         return Outcome(self.step, finished)
@@ -98,10 +92,15 @@ class Loop(Generic[B]):
             self.take_step(micro_batches)
             bar.update()
             self._log_losses(bar)
+            if self.processes.is_main:
+                self.observer.after_step(self.step)
             if self._stop_is_requested(stop):
                 return False
-            if self.validation.is_due(self.step) and not self._validate(stop, bar):
-                return False
+            if self.validation.is_due(self.step):
+                if not self._validate(stop, bar):
+                    return False
+                if self.processes.any(self.observer.ends_run):
+                    return True
             if self.step % self.settings.save_every == 0:
                 self._save()
         return True
@@ -163,6 +162,7 @@ class Loop(Generic[B]):
             own = start is not None and start.resolve().parent == self.root.resolve()
             missing = own and self.validation.is_due(self.step) and not run_folder.is_validated(self.root, self.step)
             self._announce(start)
+            self.observer.started(self.step)
         self.task.trained.train()
         self.processes.barrier()
         return self.processes.any(missing)
@@ -222,8 +222,6 @@ class Loop(Generic[B]):
         """Validate and log; False if a stop cut it short. The training clock does not run meanwhile."""
         began = time.monotonic()
         metrics = self.validation.run(stop)
-        if metrics is not None and self.processes.is_main:
-            self.on_validation(self.step)
         seconds = time.monotonic() - began
         self.log.started += seconds
         bar.unpause()
@@ -233,6 +231,8 @@ class Loop(Generic[B]):
             values = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
             bar.write(f"step {self.step}: {values} (validated in {seconds:.0f} s)")
         self.log.write({"step": self.step, "validation": metrics, "seconds": round(seconds, 3)}, "validation")
+        if self.processes.is_main:
+            self.observer.after_validation(self.step, metrics)
         return True
 
     def _save(self) -> None:

@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class RunConfig:
     """Names that earlier versions recorded although they change no number."""
     newer: frozenset[str] = frozenset()
     """Names that earlier versions did not record: a record without one is compatible with any value."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Further text files to write into the folder, by name: records for people, which are not compared."""
     choose: str = "--output_dir or --run_name"
     """The flags that choose another folder."""
 
@@ -56,6 +58,9 @@ def claimed(root: Path, config: RunConfig) -> Iterator[None]:
             _write(root / CONFIG, json.dumps(dict(config.values), indent=1) + "\n")
     with exclusive_lock(root / CONFIG, f"another process is training in {root}"):
         _remove_leftovers(root)
+        with _writing(root):
+            for name, text in config.files.items():
+                _write(root / name, text)
         yield
 
 

@@ -1,0 +1,144 @@
+"""What watches a run without changing what it trains: the best result so far, an early stop, the time that is left.
+
+They run in the main process only, between steps.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dpt.errors import UserError
+from dpt.files import atomic_folder
+
+BEST, BEST_RECORD = "best", "best.json"
+
+ERRORS = ("mse", "loss", "error")
+"""A metric with one of these words in its name is better when it is lower."""
+
+
+class RunObserver:
+    """Called by the loop. This one does nothing."""
+
+    def started(self, step: int) -> None:
+        """The run starts, or continues after `step`."""
+
+    def after_step(self, step: int) -> None: ...
+
+    def after_validation(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    @property
+    def ends_run(self) -> bool:
+        """Whether the run is finished before its last step."""
+        return False
+
+
+class Observers(RunObserver):
+    def __init__(self, observers: Sequence[RunObserver]) -> None:
+        self.observers = tuple(observers)
+
+    def started(self, step: int) -> None:
+        for observer in self.observers:
+            observer.started(step)
+
+    def after_step(self, step: int) -> None:
+        for observer in self.observers:
+            observer.after_step(step)
+
+    def after_validation(self, step: int, metrics: Mapping[str, float]) -> None:
+        for observer in self.observers:
+            observer.after_validation(step, metrics)
+
+    @property
+    def ends_run(self) -> bool:
+        return any(observer.ends_run for observer in self.observers)
+
+
+class BestResult(RunObserver):
+    """Exports the result of the validation with the best metric, and ends a run that stops improving.
+
+    Its state is a function of the log, so that a resumed run decides as one that was never stopped.
+    """
+
+    def __init__(self, root: Path, metric: str, export: Callable[[Path], object], patience: int | None = None) -> None:
+        self.root, self.metric, self.export, self.patience = root, metric, export, patience
+        self.sign = -1.0 if any(word in metric for word in ERRORS) else 1.0
+        self.history: list[tuple[int, float]] = []
+
+    def started(self, step: int) -> None:
+        from dpt.training.engine.logging import read_log
+
+        validations = []
+        with suppress(UserError):  # there is no log before the first step
+            validations = read_log(self.root)[1]
+        lines = [(line["step"], line["validation"]) for line in validations]
+        self.history = [(at, metrics[self.metric]) for at, metrics in lines if self.metric in metrics]
+
+    def after_validation(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self.metric not in metrics:
+            raise UserError(f"--keep_best {self.metric}: this run's validation has {', '.join(metrics) or 'no metric'}")
+        self.history = [entry for entry in self.history if entry[0] != step] + [(step, metrics[self.metric])]
+        if self.best == (step, metrics[self.metric]):
+            with atomic_folder(self.root / BEST, replace=True) as folder:
+                self.export(folder)
+                record = {"step": step, "metric": self.metric, "value": metrics[self.metric]}
+                (folder / BEST_RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Step and value; of equal values the first."""
+        return max(self.history, key=lambda entry: self.sign * entry[1], default=None)
+
+    @property
+    def ends_run(self) -> bool:
+        if self.patience is None or self.best is None:
+            return False
+        return sum(step > self.best[0] for step, _ in self.history) >= self.patience
+
+    def describe(self) -> str | None:
+        """One line about the best result."""
+        if self.best is None:
+            return None
+        step, value = self.best
+        ended = f"; it did not improve in {self.patience} validations" if self.ends_run else ""
+        return f"best {self.metric}: {value:.4g} at step {step}, in {self.root / BEST}{ended}"
+
+
+WARM_UP, MEASURED = 1, 3
+"""Steps before and during the measurement of a step's time."""
+
+WORTH_SAYING = 60.0
+"""Seconds from which an estimate is printed; the bar shows the rest."""
+
+
+class TimeEstimate(RunObserver):
+    """Prints how long the run will take, once a few steps have been timed."""
+
+    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total, self.clock = total, clock
+        self.first, self.began = 0, 0.0
+
+    def started(self, step: int) -> None:
+        self.first = step
+
+    def after_step(self, step: int) -> None:
+        if step == self.first + WARM_UP:
+            self.began = self.clock()
+        elif step == self.first + WARM_UP + MEASURED:
+            each = (self.clock() - self.began) / MEASURED
+            left = each * (self.total - step)
+            if left >= WORTH_SAYING:
+                tqdm.write(f"about {duration(left)} for {self.total - step:,} more steps, without validation")
+
+
+def duration(seconds: float) -> str:
+    """ "12 minutes", "3 hours 20 minutes"."""
+    minutes = max(1, round(seconds / 60))
+    hours, rest = divmod(minutes, 60)
+    parts = [f"{n} {unit}{'s' if n > 1 else ''}" for n, unit in ((hours, "hour"), (rest, "minute")) if n]
+    return " ".join(parts)
