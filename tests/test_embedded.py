@@ -37,4 +37,4 @@ def test_an_installed_package_finds_its_own(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.syspath_prepend(str(package))
     copy = importlib.import_module("embedded_copy")
     sys.modules.pop("embedded_copy")
-    assert copy.CHECKOUT == package and copy.model_location("ckpt/pocket") == str(package / "ckpt/pocket")
+    assert package == copy.CHECKOUT and copy.model_location("ckpt/pocket") == str(package / "ckpt/pocket")
