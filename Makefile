@@ -4,6 +4,7 @@
 # make stage1 the adapter of ckpt/pocket-stage1 (an hour) make study  adapters of every feature, probed (hours)
 # make stage2 ckpt/pocket-dpt and its control (an hour)   make sweep  ways to correct (an hour)
 # make results the table of docs/results/benchmark (four hours)     make pictures  docs/results/sampling/trace.png
+# make stage1-mmdit stage2-mmdit results-mmdit            the same on ckpt/pocket-mmdit (docs/results/mmdit.md)
 # make ipr    two rounds of IPR and their sheet (hours)
 # make hps    preference data, classifier, selection, tuning, table (two hours on one core)
 # make sld    SLD against its base, and instructions (hours)
@@ -66,6 +67,42 @@ stage2: environment
 results: environment
 	$(RUN) -m dpt bench run base control dpt corrected best4 --mixed_precision bf16 --out runs/results
 	$(RUN) -m dpt bench report runs/results --also control dpt --reference scenes --out docs/results/benchmark
+
+# The transformer pocket. Its scenes are on disk with cached latents: encoding them costs as much as a training step.
+MMDIT = runs/mmdit
+ON_MMDIT = --pretrained_model_name_or_path ckpt/pocket-mmdit --mixed_precision bf16
+MMDIT_STAGE1 = $(ON_MMDIT) --data_root $(MMDIT)/scenes --unet_feature block1_block3 --adapter_precision bf16 \
+	--code_placement sequence --dropout 0 --hidden_dim 192 --nheads 6 --dim_feedforward 384 --num_queries_rec 16 \
+	--train_batch_size 8 --validation_steps 0 --output_dir $(MMDIT)
+MMDIT_TUNING = $(ON_MMDIT) --train_batch_size 16 --max_train_steps 350 --lora_rank 16 --lr_scheduler linear \
+	--lr_warmup_steps 20 --validation_steps 0 --output_dir $(MMDIT)
+
+scenes-mmdit: environment
+	test -d $(MMDIT)/scenes || $(RUN) -m dpt scenes export --out $(MMDIT)/scenes --num 5000 --val 200 --format png
+	$(RUN) -m dpt cache $(MMDIT)/scenes --pretrained_model_name_or_path ckpt/pocket-mmdit
+
+BLOCKS = block0 block1 block2 block3 block4
+features-mmdit: scenes-mmdit
+	$(RUN) benchmarks/features.py --features $(BLOCKS) --data_root $(MMDIT)/scenes --out $(MMDIT)/features
+	$(RUN) -m dpt probe $(BLOCKS:%=$(MMDIT)/features/%/adapter) $(ON_MMDIT) --num 300 --timesteps 500 --out $(MMDIT)/blocks
+
+stage1-mmdit: scenes-mmdit
+	$(RUN) train_stage1.py $(MMDIT_STAGE1) --max_train_steps 412 --learning_rate 5e-4 --lr_warmup_steps 50 --run_name stage1a
+	$(RUN) train_stage1.py $(MMDIT_STAGE1) --max_train_steps 320 --learning_rate 4e-4 --lr_scheduler linear --seed 2 \
+		--qformer_ckpt $(MMDIT)/stage1a --run_name stage1
+
+stage2-mmdit: scenes-mmdit
+	$(RUN) train_stage2.py $(MMDIT_TUNING) --plain_lora --lora_alpha 16 --learning_rate 1e-3 --run_name plain350
+	$(RUN) train_stage2.py $(MMDIT_TUNING) --data_root $(MMDIT)/scenes --unet_feature block1_block3 --adapter_precision bf16 \
+		--dropout 0 --lora_alpha 32 --learning_rate 5e-4 --mse_loss_coef 50 --qformer_ckpt $(MMDIT)/stage1 --run_name dpt
+
+FUSED = target=fused,norm=rms,end=0.6
+results-mmdit: environment
+	$(RUN) -m dpt bench run base plain350=$(MMDIT)/plain350 dpt=$(MMDIT)/dpt \
+		fused02=$(MMDIT)/stage1,factor=0.02,$(FUSED) fused05=$(MMDIT)/stage1,factor=0.05,$(FUSED) $(ON_MMDIT) \
+		--categories single binding count spatial negation --prompts 60 --per_prompt 1 --num_timesteps 20 --seed 1 \
+		--out $(MMDIT)/bench
+	$(RUN) -m dpt bench report $(MMDIT)/bench --also plain350
 
 # Small enough for two cores: 80 training prompts and 80 held out, four images each.
 sld: environment
