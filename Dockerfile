@@ -4,7 +4,7 @@
 # ADDRESS is where PyTorch keeps its CPU wheels: see "Get Started" on pytorch.org.
 #
 #   docker run --rm -v "$PWD:/work" dpt:cpu txt2img --prompt "two green crosses"
-#   docker run --rm --gpus all --ipc host -v "$PWD:/work" dpt train-stage1 --data_root data
+#   docker run --rm --gpus all --ipc host -v "$PWD:/work" dpt train stage1 --data_root data
 ARG PYTHON=3.12
 FROM python:${PYTHON}-slim AS build
 WORKDIR /source

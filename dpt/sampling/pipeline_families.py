@@ -5,16 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from diffusers import (
-    AuraFlowPipeline,
-    FluxPipeline,
-    StableDiffusion3Pipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-)
-
 from dpt.backbone.base import Backbone, Condition
 from dpt.backbone.folder import ModelFolder
+from dpt.backbone.loading import quiet_libraries
 from dpt.backbone.mmdit import TransformerBackbone
 from dpt.backbone.sdxl import SDXLBackbone
 from dpt.backbone.transformer_families import AURAFLOW, FLUX, SD3, TransformerFamily
@@ -23,6 +16,15 @@ from dpt.backbone.unet import UNetBackbone
 from dpt.errors import UserError
 from dpt.generation_defaults import generation_defaults
 from dpt.sampling.pipeline import DPTPipeline
+
+with quiet_libraries():  # they remark on image processors that no pipeline here uses
+    from diffusers import (
+        AuraFlowPipeline,
+        FluxPipeline,
+        StableDiffusion3Pipeline,
+        StableDiffusionPipeline,
+        StableDiffusionXLPipeline,
+    )
 
 
 class StableDiffusionDPTPipeline(DPTPipeline, StableDiffusionPipeline):

@@ -16,6 +16,7 @@ from dpt.backbone import open_backbone
 from dpt.checkpoints import open_checkpoint
 from dpt.checkpoints.export import export_checkpoint
 from dpt.cli import main as dpt_main
+from dpt.cli.common.console import flag_value
 from dpt.cli.prefer import train as prefer_train
 from dpt.cli.prefer import tune
 from dpt.methods.base import GenerationConfig
@@ -162,7 +163,9 @@ def test_tuning_does_not_change_the_base_and_is_deterministic(
 
 def test_recipe_values_are_defaults_that_flags_win_over(drawn: Path) -> None:
     assert (
-        tune.recipe_of(["--seed", "1", "--recipe", "align-sd"]) == "align-sd" == tune.recipe_of(["--recipe=align-sd"])
+        flag_value(["--seed", "1", "--recipe", "align-sd"], "recipe")
+        == "align-sd"
+        == flag_value(["--recipe=align-sd"], "recipe")
     )
     o = tune.ALIGN_SD.optimisation
     assert (o.learning_rate, o.train_batch_size, o.max_train_steps, o.seed) == (1e-5, 40, 10_000, 42)

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from dpt.cli.prefer.tune import HpsOptions
 from dpt.cli.train.options import OptimisationOptions
 from dpt.cli.train.setup import NOT_COMPARED, OPTIONAL, run_config, settings_for
 from dpt.cli.train.stages import Stage1Options, Stage2Options, main_stage1
+from dpt.records import to_flat
 from dpt.training.engine.interrupts import EXIT_STOPPED
 from tests.training import tiny_stage1
 
@@ -99,9 +99,7 @@ def test_dead_published_flags_are_refused_with_a_reason(capsys: pytest.CaptureFi
 
 def test_flags_not_compared_on_resume_exist() -> None:
     options = (Stage2Options(), HpsOptions())
-    values = [getattr(each, field.name) for each in options for field in fields(each)]
-    groups = [value for value in values if is_dataclass(value)]
-    assert {field.name for group in groups for field in fields(group)} >= NOT_COMPARED | OPTIONAL
+    assert {name for each in options for name in to_flat(each)} >= NOT_COMPARED | OPTIONAL
 
 
 def test_runs_recorded_before_a_flag_existed_resume() -> None:
