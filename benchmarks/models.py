@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from dpt.adapter import Adapter, config_for
 from dpt.backbone import Backbone, memory_saving_layers, open_backbone
@@ -90,6 +90,11 @@ TINY_XL = Size(
     depths=(0, 1, 2), size_ids_width=16, vae_widths=(8, 8, 8, 8), layers=1, groups=8,
 )  # fmt: skip
 
+SMALL_ADAPTER: dict[str, Any] = {
+    "hidden_dim": 16, "nheads": 2, "dim_feedforward": 32, "num_queries_matching": 3, "num_queries_rec": 4,
+}  # fmt: skip
+"""The shape of an adapter for the shrunk models."""
+
 SIZES = {"full": FULL, "xl": XL, "tiny": TINY, "tiny-xl": TINY_XL}
 
 
@@ -132,11 +137,14 @@ def open_size(name: SizeName, device: torch.device, dtype: str | None = None) ->
     size = SIZES[name]
     words = pocket.tokenizer
     words.model_max_length = TOKENS
+    special = {name: getattr(words, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     with device, _default_dtype(precision):  # XL in float32 would take twice the memory for a moment
-        encoders = [_frozen(_text_encoder(size, number, words), precision) for number in range(len(size.texts))]
+        encoders = [
+            _frozen(text_encoder(size, number, len(words), **special), precision) for number in range(len(size.texts))
+        ]
         unet = _frozen(unet_of(size), precision)
     with device:
-        vae = _frozen(_vae(size), torch.float32)
+        vae = _frozen(vae_of(size), torch.float32)
     parts = {"vae": vae, "unet": unet, "scheduler_config": SCHEDULER, "folder": pocket.folder}
     if size.is_xl:
         named = {f"text_encoder{'_2' * number}": PromptEncoder(words, model) for number, model in enumerate(encoders)}
@@ -185,11 +193,11 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _text_encoder(size: Size, number: int, words: CLIPTokenizer) -> Any:
-    """A text tower of the true size but for its words, which are the pocket's."""
+def text_encoder(size: Size, number: int, words: int, **special: Any) -> Any:
+    """A text tower with a vocabulary of so many words."""
     text = size.texts[number]
     config = CLIPTextConfig(
-        vocab_size=len(words),
+        vocab_size=words,
         hidden_size=text.width,
         intermediate_size=4 * text.width,
         num_hidden_layers=text.layers,
@@ -197,14 +205,12 @@ def _text_encoder(size: Size, number: int, words: CLIPTokenizer) -> Any:
         max_position_embeddings=TOKENS,
         projection_dim=text.projection,
         hidden_act=text.activation,
-        bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id,
-        pad_token_id=words.pad_token_id,
+        **special,
     )
     return CLIPTextModelWithProjection(config) if number else CLIPTextModel(config)
 
 
-def _vae(size: Size) -> Any:
+def vae_of(size: Size) -> Any:
     n = len(size.vae_widths)
     return AutoencoderKL(
         block_out_channels=size.vae_widths,

@@ -193,7 +193,7 @@ def products(size: Size, ways: Mapping[str, Correction]) -> dict[str, float]:
         call = StepInfo(0, 2, torch.tensor(900), torch.ones(1, device=meta), continues=True)
         with Counted() as counter:
             x = step.before(z, call) if correction.on else z
-            step(x, step.t)
+            step(x, call.t)
         found[way] = share * counter.total / 1e9 + (1 - share) * found.get("plain", 0.0)
     return found
 

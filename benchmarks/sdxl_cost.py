@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from flops import Counted
-from models import FULL, XL, Size, adapter_for, network_alone
+from models import FULL, TOKENS, XL, Size, adapter_for, network_alone, text_encoder, vae_of
 from timing import table
 from torch import Tensor
 
@@ -23,8 +23,11 @@ from dpt.cli.common.console import parse_options
 from dpt.data.pairs import MATCHING
 from dpt.lora import Lora, LoraConfig
 
-TOKENS, PAIRS = 77, 1 + len(MATCHING)
+PAIRS = 1 + len(MATCHING)
 """Pairs of an example in stage 2; one of them is completed for the denoising loss."""
+
+WORDS = 49408
+"""Entries of CLIP's vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,21 @@ def main(options: Options) -> None:
                 f"{cost.stage2:.2f}", f"{cost.corrected:.2f}",
             ])  # fmt: skip
     print(table(heads, rows))
+    heads = ["a LoRA of XL, bf16, batch 1, 1024 x 1024", "weights, GB", "activations, GB", "in all, GB"]
+    with torch.device("meta"):
+        print(f"\n{table(heads, [memory(checkpointing) for checkpointing in (False, True)])}")
+
+
+def memory(checkpointing: bool) -> list[str]:
+    """As a run estimates it before its first step, without what PyTorch itself takes."""
+    backbone: Any = network_alone(XL)
+    backbone.unet.to(torch.bfloat16)
+    halves = [backbone.unet, *(text_encoder(XL, number, WORDS) for number in range(len(XL.texts)))]
+    weights = 2 * sum(p.numel() for part in halves for p in part.parameters())
+    weights += 4 * sum(p.numel() for p in vae_of(XL).parameters())
+    activations = backbone.activation_bytes(None, checkpointing)
+    name = "with gradient checkpointing" if checkpointing else "without"
+    return [name, *(f"{size / 1e9:.1f}" for size in (weights, activations, weights + activations))]
 
 
 @dataclass(frozen=True)

@@ -109,8 +109,9 @@ def main(options: Options) -> dict[str, Any]:
     return numbers
 
 
-def task_for(options: Options, backbone: Backbone) -> Task:
-    adapter = adapter_for(backbone, text_encoder_type="backbone", dropout=0.0)
+def task_for(options: Options, backbone: Backbone, shape: Mapping[str, Any] | None = None) -> Task:
+    """`shape`: of the adapter, if not the published one."""
+    adapter = adapter_for(backbone, text_encoder_type="backbone", dropout=0.0, **(shape or {}))
     adapter.matmul_dtype = torch.bfloat16 if options.adapter_precision == "bf16" else torch.float32
     phrases, checkpointing = BackbonePhraseEncoder(backbone), options.gradient_checkpointing
     backbone.prepare_for_gradients()
@@ -220,21 +221,26 @@ def shares_of(task: Task, batch: Batch, loading: float, device: torch.device) ->
     return {**found, "adapter, losses, the rest": 1 - sum(found.values())}
 
 
+def operations(step: Callable[[], object], device: torch.device) -> int:
+    # Fused attention is not among what can be counted on a CPU.
+    with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext(), Counted() as counter:
+        step()
+    return counter.total
+
+
 def utilisation(
     backbone: Backbone, step: Callable[[], None], device: torch.device
 ) -> tuple[dict[str, float | None], str]:
     """Products of our step a second, beside what one large product reaches here, and beside what the maker says."""
-    # Fused attention is not among what can be counted on a CPU.
-    with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext(), Counted() as counter:
-        step()
+    flop = operations(step, device)
     seconds = min(seconds_of(step, device) for _ in range(3))
-    achieved, best, dense = counter.total / seconds, best_rate(device, backbone.dtype), dense_rate(device)
+    achieved, best, dense = flop / seconds, best_rate(device, backbone.dtype), dense_rate(device)
     said = (
-        f"Our step: {counter.total / 1e12:.3g} TFLOP, {achieved / 1e12:.3g} TFLOP/s, "
+        f"Our step: {flop / 1e12:.3g} TFLOP, {achieved / 1e12:.3g} TFLOP/s, "
         f"{100 * achieved / best:.0f} % of one large product's rate in the UNet's format ({best / 1e12:.3g} TFLOP/s)"
     )
     said += f", {100 * achieved / dense:.0f} % of the maker's {dense / 1e12:.0f} TFLOP/s." if dense else "."
-    return {"flop": counter.total, "rate": achieved, "best_rate": best, "makers_rate": dense}, said
+    return {"flop": flop, "rate": achieved, "best_rate": best, "makers_rate": dense}, said
 
 
 if __name__ == "__main__":

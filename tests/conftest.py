@@ -31,6 +31,8 @@ SLOW = (
     "sampling/test_self_correction.py",
     "sampling/test_published_sampling.py",
     "backbone/test_speedups.py",
+    "benchmarks",
+    "gpu",
     "backbone/test_features.py",
     "backbone/test_identity.py",
     "evaluation/bench",
