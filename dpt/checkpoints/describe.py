@@ -11,7 +11,7 @@ from torch import Tensor
 from dpt.adapter.io import native as adapter_store
 from dpt.adapter.io.native import AdapterRecord
 from dpt.adapter.model import Adapter
-from dpt.backbone.folder import SCHEDULER, TEXT_ENCODER, UNET, ModelFolder
+from dpt.backbone.folder import SCHEDULER, UNET, ModelFolder
 from dpt.backbone.identity import model_hash
 from dpt.backbone.opening import model_folder, transformer_family
 from dpt.backbone.rectified_flow import FLOW
@@ -58,7 +58,7 @@ def _unet_model(folder: ModelFolder) -> Summary:
         "prediction_type": scheduler.get("prediction_type", "epsilon"),
         "latent_size": unet["sample_size"],
         "unet_widths": list(unet["block_out_channels"]),
-        "text_width": folder.config(TEXT_ENCODER)["hidden_size"],
+        "text_width": sum(folder.config(part)["hidden_size"] for part in folder.components if part.is_text_encoder),
         "unet_features": list(block_names(unet)),
     }
 

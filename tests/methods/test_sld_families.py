@@ -17,7 +17,7 @@ from dpt.claims.layout import PlacedObject, numbered, to_fractions
 from dpt.detect.masks import BoxSegmenter, dilated
 from dpt.methods.sld.engine import EditEngine
 from dpt.methods.sld.settings import EngineSettings
-from tests import tiny_transformers
+from tests import tiny_sdxl, tiny_transformers
 from tests.methods.test_sld_engine import NoObjects
 from tests.tiny_models import SD1, SD2_V
 from tests.tiny_models import save as save_unet
@@ -26,12 +26,15 @@ from tests.tiny_models import save as save_unet
 def saved(family: str, folder: Path) -> Path:
     if family in ("sd1", "sd2-v"):
         return save_unet({"sd1": SD1, "sd2-v": SD2_V}[family], folder)
+    if family == "sdxl":
+        return tiny_sdxl.save(tiny_sdxl.sdxl(), folder)
     pipeline = tiny_transformers.sd3(pos_embed_max_size=32) if family == "sd3" else tiny_transformers.flux()
     return tiny_transformers.save(pipeline, folder)
 
 
 @pytest.mark.parametrize(
-    ("family", "trajectory"), [("sd1", "noise"), ("sd2-v", "ddim"), ("sd3", "noise"), ("flux", "ddim")]
+    ("family", "trajectory"),
+    [("sd1", "noise"), ("sd2-v", "ddim"), ("sdxl", "ddim"), ("sd3", "noise"), ("flux", "ddim")],
 )
 def test_all_edits_in_one_pass(family: str, trajectory: Any, tmp_path: Path) -> None:
     backbone = open_backbone(str(saved(family, tmp_path / family)), device="cpu")
