@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dpt.backbone import Backbone, Condition
 from dpt.backbone.base import NoiseSchedule, PartialForward
-from dpt.backbone.rectified_flow import RectifiedFlow
+from dpt.backbone.rectified_flow import FLOW, RectifiedFlow
 from dpt.backbone.rng import SampleRNG
 from dpt.data.example import CAPTION_ONLY, Batch, ExampleParts
 from dpt.data.pairs import (
@@ -59,7 +59,7 @@ class NoiseConfig:
         last = backbone.noise.num_timesteps - 1
         if self.fix_timestep is not None and not 0 <= self.fix_timestep <= last:
             raise UserError(f"--fix_timestep is between 0 and {last}, not {self.fix_timestep}")
-        if self._has_own_density and not isinstance(backbone.noise, RectifiedFlow):
+        if self._has_own_density and backbone.noise.prediction_type != FLOW:
             raise UserError("--logit_mean and --logit_std are for flow matching models; this model draws t uniformly")
 
     def validation_timestep(self, backbone: Backbone) -> int:
