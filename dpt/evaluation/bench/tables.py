@@ -27,8 +27,8 @@ OVERALL = "all"
 SCORES = {"clip": "CLIP cosine", "itm": "ITM score", "hps": "preference score"}
 
 NOT_HELD_OUT = (
-    "The ITM score is not held out: corrected and chosen pictures were optimised for such a score, "
-    "so it is no evidence for them."
+    "The ITM score is not held out, unless its adapter reads another model (--itm_model): corrected and chosen "
+    "pictures were optimised for such a score, so it is no evidence for them."
 )
 
 
