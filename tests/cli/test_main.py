@@ -49,7 +49,7 @@ def test_every_command_can_be_loaded() -> None:
         ("txt2image", "did you mean 'dpt txt2img'?"),
         ("train stage3", "there is no command 'dpt train stage3', did you mean 'dpt train stage2'?"),
         ("data", ""),
-        ("zzz", "the commands are: bench report"),
+        ("zzz", "the commands are: bench diff, bench report"),
         ("bench run base --guidence_scale 3", "has no flag --guidence_scale, did you mean --guidance_scale?"),
         ("bench run base --num_inference_steps 0", "--num_timesteps must be from 1 to"),
     ],
