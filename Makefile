@@ -84,7 +84,7 @@ scenes-mmdit: environment
 BLOCKS = block0 block1 block2 block3 block4
 features-mmdit: scenes-mmdit
 	$(RUN) benchmarks/features.py --features $(BLOCKS) --data_root $(MMDIT)/scenes --out $(MMDIT)/features
-	$(RUN) -m dpt probe $(BLOCKS:%=$(MMDIT)/features/%/adapter) $(ON_MMDIT) --num 300 --timesteps 500 --out $(MMDIT)/blocks
+	$(RUN) -m dpt probe $(BLOCKS:%=$(MMDIT)/features/%/adapter) $(ON_MMDIT) --num 200 --timesteps 500 --out $(MMDIT)/blocks
 
 stage1-mmdit: scenes-mmdit
 	$(RUN) train_stage1.py $(MMDIT_STAGE1) --max_train_steps 412 --learning_rate 5e-4 --lr_warmup_steps 50 --run_name stage1a

@@ -160,6 +160,7 @@ TABLES = [
     ("ipr/pilot.md", "docs/ipr.md"),
     ("pocket-mmdit/tuning/table.md", "docs/results/mmdit.md"),
     ("pocket-mmdit/tuning/probe.md", "docs/results/mmdit.md"),
+    ("pocket-mmdit/tuning/blocks.md", "docs/results/mmdit.md"),
     *((f"performance/{file.name}", "docs/results/performance.md") for file in (RESULTS / "performance").glob("*.md")),
 ]
 
