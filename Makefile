@@ -5,7 +5,7 @@
 # make stage2 ckpt/pocket-dpt and its control (an hour)   make sweep  ways to correct (an hour)
 # make results the table of docs/results/benchmark (four hours)     make pictures  docs/results/sampling/trace.png
 # make stage1-mmdit stage2-mmdit results-mmdit            the same on ckpt/pocket-mmdit (docs/results/mmdit.md)
-# make ipr    two rounds of IPR and their sheet (hours)
+# make ipr    two rounds of IPR, their sheet, and the ablations (hours)
 # make hps    preference data, classifier, selection, tuning, table (two hours on one core)
 # make sld    SLD against its base, and instructions (hours)
 # make docs   the documentation site in build/site
@@ -104,15 +104,20 @@ results-mmdit: environment
 		--out $(MMDIT)/bench
 	$(RUN) -m dpt bench report $(MMDIT)/bench --also plain350
 
-# Small enough for two cores: 80 training prompts and 80 held out, four images each.
 sld: environment
 	$(RUN) -m dpt bench run base sld corrected corrected+sld --out runs/sld
 	$(RUN) -m dpt bench report runs/sld
 	$(RUN) -m dpt sld bench --out runs/sld-edits
 
+# One image of each prompt, more of them of pairs of objects, where this model fails. Then the two ablations.
+IPR = $(RUN) -m dpt ipr run --pretrained_model_name_or_path ckpt/pocket-mmdit \
+	--categories spatial binding count single negation --prompts_per_category 450 300 150 50 50 --held_out 300 \
+	--per_prompt 1 --num_timesteps 15 --batched --lora_rank 16 --learning_rate 4e-3 --lr_scheduler linear \
+	--lr_warmup_steps 20 --max_train_steps 400 --logit_mean -0.8 --logit_std 1.2 --mixed_precision bf16
 ipr: environment
-	$(RUN) -m dpt ipr run --out runs/ipr --categories spatial binding --prompts 40 --held_out 40 --num_timesteps 15 \
-		--lora_rank 8 --lora_alpha 40 --learning_rate 3e-4 --max_train_steps 150 --mixed_precision bf16
+	$(IPR) --out runs/ipr
+	$(IPR) --out runs/ipr-drop --failures drop
+	$(IPR) --out runs/ipr-weights --weight_number 1 --weight_colour 1 --weight_location 1
 	mkdir -p docs/results/ipr
 	cp $(addprefix runs/ipr/measured/,results.json table.md summary.jsonl sheet.png) docs/results/ipr/
 

@@ -157,10 +157,10 @@ TABLES = [
     ("probe/table.md", "docs/results/probe.md"),
     ("sweep/table.md", "docs/results/sweep.md"),
     ("ipr/table.md", "docs/ipr.md"),
-    ("ipr/pilot.md", "docs/ipr.md"),
     ("pocket-mmdit/tuning/table.md", "docs/results/mmdit.md"),
     ("pocket-mmdit/tuning/probe.md", "docs/results/mmdit.md"),
     ("pocket-mmdit/tuning/blocks.md", "docs/results/mmdit.md"),
+    ("ipr/trials.md", "docs/ipr.md"),
     *((f"performance/{file.name}", "docs/results/performance.md") for file in (RESULTS / "performance").glob("*.md")),
 ]
 

@@ -34,12 +34,13 @@ def write_sheet(
     query_config: DetectConfig | None,
     file: Path,
 ) -> None:
-    """The first image of evenly spread prompts, as measured in `folder` for each round."""
+    """The first image of evenly spread prompts, as measured in `folder` for each round; of several nouns, if any are."""
     from dpt.evaluation.contact_sheet import contact_sheet
 
     results = {name: {line.key: line for line in read_results(folder / f"{name}.jsonl")} for name in names}
     pictures, captions = [], []
-    for prompt in spread(list(prompts), ROWS):
+    related = [prompt for prompt in prompts if len(prompt.nouns) > 1]
+    for prompt in spread(related or list(prompts), ROWS):
         for name in names:
             result = results[name][(prompt.id, 0)]
             pictures.append(_with_boxes(folder / name / f"{prompt.id}-0.png", result))
