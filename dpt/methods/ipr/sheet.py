@@ -34,7 +34,7 @@ def write_sheet(
     query_config: DetectConfig | None,
     file: Path,
 ) -> None:
-    """The first image of evenly spread prompts, as measured in `folder` for each round; of several nouns, if any are."""
+    """The first image of evenly spread prompts, of several nouns if there are any, as measured in each round."""
     from dpt.evaluation.contact_sheet import contact_sheet
 
     results = {name: {line.key: line for line in read_results(folder / f"{name}.jsonl")} for name in names}
