@@ -13,9 +13,11 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +27,7 @@ import torch
 import train_step
 from flops import dense_rate
 from models import SIZES, SMALL_ADAPTER, SizeName, adapter_for, open_size
-from timing import compared, in_turns, machine, peak_bytes, table
+from timing import command, compared, in_turns, machine, peak_bytes, table
 
 from dpt.cli.common.console import parse_options
 from dpt.cli.train.stages import main_stage1
@@ -75,7 +77,11 @@ def main(options: Options) -> int:
         write(options.out / f"{measurement.name}.json", entry)
         print(f"{measurement.name}: {entry['status']}, {entry.get('seconds', 0):.1f} s", flush=True)
     device = torch.device("cpu" if options.tiny else "cuda")
-    write(options.out / "summary.json", {"machine": machine(device), "results": summary})
+    date = datetime.now(UTC).date().isoformat()
+    write(
+        options.out / "summary.json",
+        {"command": command(), "date": date, "machine": machine(device), "results": summary},
+    )
     rows = [[entry["name"], entry["status"], highlights(entry)] for entry in summary]
     print(table(["measurement", "status", "result"], rows))
     return int(any(entry["status"] == "failed" for entry in summary))
@@ -192,7 +198,7 @@ def pocket(options: Options) -> dict[str, Any]:
     """Stage 1 on the transformer pocket: seconds a step, and the losses at the end."""
     steps, batch = (1, 1) if options.tiny else (300, 64)
     model = EMBEDDED if options.tiny else POCKET
-    words = ["--pretrained_model_name_or_path", model, "--output_dir", str(options.out / "pocket"), "--run_name", "run"]
+    words = ["--pretrained_model_name_or_path", model, "--run_name", "run"]
     words += ["--max_train_steps", str(steps), "--train_batch_size", str(batch), "--report_to", "none"]
     words += [
         "--validation_steps",
@@ -202,18 +208,13 @@ def pocket(options: Options) -> dict[str, Any]:
         "--logging_steps",
         str(max(1, steps // 10)),
     ]
-    started = time.monotonic()
-    if code := main_stage1(words):
-        raise RuntimeError(f"train_stage1.py ended with exit code {code}")
-    seconds = time.monotonic() - started
-    log = (options.out / "pocket/run/log.jsonl").read_text().splitlines()
-    return {
-        "model": model,
-        "steps": steps,
-        "batch": batch,
-        "seconds a step": seconds / steps,
-        "last": json.loads(log[-1]),
-    }
+    with tempfile.TemporaryDirectory() as scratch:
+        started = time.monotonic()
+        if code := main_stage1([*words, "--output_dir", scratch]):
+            raise RuntimeError(f"train_stage1.py ended with exit code {code}")
+        seconds = time.monotonic() - started
+        last = json.loads((Path(scratch) / "run/log.jsonl").read_text().splitlines()[-1])
+    return {"model": model, "steps": steps, "batch": batch, "seconds a step": seconds / steps, "last": last}
 
 
 def highlights(entry: dict[str, Any]) -> str:
@@ -221,6 +222,8 @@ def highlights(entry: dict[str, Any]) -> str:
     if result is None:
         return str(entry.get("reason", "")).splitlines()[-1][:120]
     shown = {name: value for name, value in result.items() if isinstance(value, int | float)}
+    for name in ("time against plain", "operations against plain"):
+        shown |= {f"{way}, {name}": value for way, value in result.get(name, {}).items() if way != "plain"}
     return ", ".join(f"{name} {value:.3g}" for name, value in shown.items())
 
 
