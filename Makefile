@@ -1,4 +1,4 @@
-# make demo    four methods side by side, judged           make check   lint, types and the quick tests (90 seconds)
+# make demo    methods side by side, judged                make check   lint, types and the quick tests (90 seconds)
 # make lint    ruff and mypy                              make test    the test suite (8 minutes on two cores)
 # make nightly every test, fuzzing, faults (an hour)      make tables  the pictures and tables under docs/
 # make stage1 the adapter of ckpt/pocket-stage1 (an hour) make study  adapters of every feature, probed (hours)
@@ -19,7 +19,7 @@ export TORCH_INDEX TORCH_BUILD
 .PHONY: docs ipr hps sld faults demo check test nightly lint tables stage1 stage2 results sweep pictures study environment dev-environment
 
 demo: environment
-	$(RUN) -m dpt compare
+	$(RUN) -m dpt compare --pretrained_model_name_or_path ckpt/pocket-mmdit
 
 # Each test process has one thread, so as many run as there are cores.
 PYTEST = $(RUN) -m pytest -q -n auto --dist worksteal

@@ -35,7 +35,7 @@ VERDICTS = {True: "right", False: "wrong", None: "not judged"}
 MOST_SHOWN = 200
 """Images on the sheet."""
 
-PREFERRED = ("dpt", "corrected", "corrected+sld")
+PREFERRED = ("ipr", "dpt", "corrected")
 
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
@@ -96,8 +96,9 @@ def methods_of(options: CompareOptions) -> list[MethodConfig]:
     if options.methods:
         return parse_methods(options.methods, steps, model)
     known = known_methods(steps, model)
-    names = [name for name in PREFERRED if name.partition("+")[0] in known]
-    return parse_methods([BASE, *(names or ["sld"])], steps, model)
+    names = [name for name in PREFERRED if name in known]
+    repaired = f"{names[-1]}+sld" if names else "sld"
+    return parse_methods([BASE, *names, repaired], steps, model)
 
 
 def suite_of(options: CompareOptions, judged: bool) -> Suite:
