@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import re
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -60,7 +61,9 @@ def test_every_package_is_required(lock: ModuleType) -> None:
 def test_what_the_code_imports_is_pinned(lock: ModuleType) -> None:
     called = {"PIL": "pillow"}
     pinned = set(lock.locked(LOCKS[0])) | {"torch"}
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     optional = {lock.canonical(line) for line in lock.pins(ROOT / "requirements-gpu.txt")}
+    optional |= {lock.canonical(re.split(r"[<>=\[]", line)[0]) for line in (*extras["demo"], *extras["track"])}
     for file in (ROOT / "dpt").rglob("*.py"):
         for name in imported(file):
             if name not in sys.stdlib_module_names and name != "dpt":

@@ -22,6 +22,7 @@ from dpt.files import atomic_file
 from dpt.generation_defaults import GenerationDefaults, generation_defaults, write_defaults
 from dpt.records import to_plain
 from dpt.sampling.schedulers import MODELS_OWN, make_scheduler
+from dpt.untrusted import read_json_object
 
 ADAPTER = "adapter"
 """The sub-folder of the adapter."""
@@ -265,6 +266,6 @@ def _folder_of(components: dict[str, Any]) -> ModelFolder:
 
 
 def _name_stock_class(file: Path, name: str) -> None:
-    index = {**json.loads(file.read_text(encoding="utf-8")), "_class_name": name}
+    index = {**read_json_object(file), "_class_name": name}
     with atomic_file(file) as work:
         work.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

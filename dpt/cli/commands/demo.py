@@ -38,7 +38,7 @@ class PageOptions:
 
 
 def demo(options: PageOptions) -> None:
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False")
     try:
         import gradio  # noqa: F401
     except ImportError:
