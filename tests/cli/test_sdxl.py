@@ -124,7 +124,9 @@ def test_sampling_corrects_selects_and_refines(tuned: Path, model: Path, tmp_pat
     images = {}
     for name, words in {
         "plain": [],
-        "corrected": ["--correction_factor", "0.3", "--correction_target", "fused", "--correction_norm", "rms"],
+        "fused": ["--correction_factor", "0.3", "--correction_target", "fused", "--correction_norm", "rms"],
+        "state": ["--correction_factor", "0.3", "--correction_target", "state", "--correction_norm", "rms"],
+        "input": ["--correction_factor", "9", "--correction_target", "input"],
         "best": ["--n_candidates", "2"],
         "refined": ["--refiner", str(refiner), "--refiner_strength", "0.7"],
         "sizes": ["--original_size", "9", "9", "--target_size", "32", "16", "--crops_coords_top_left", "1", "2"],
@@ -133,7 +135,8 @@ def test_sampling_corrects_selects_and_refines(tuned: Path, model: Path, tmp_pat
         assert txt2img([*where, *words, *DRAW, PROMPT]) == 0
         (folder,) = set(tmp_path.iterdir()) - before
         images[name] = (folder / "000.png").read_bytes()
-    assert images["plain"] not in (images["corrected"], images["refined"], images["sizes"])
+    changed = {name: image for name, image in images.items() if name not in ("plain", "best")}
+    assert images["plain"] not in changed.values() and len(set(changed.values())) == len(changed)
 
 
 def test_probe_and_benchmark_take_it(tuned: Path, model: Path, tmp_path: Path) -> None:
