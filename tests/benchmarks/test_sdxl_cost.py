@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import sampling
 import sdxl_cost
 import torch
 from models import XL
 
 
+@pytest.mark.nightly
 def test_operations_and_memory_at_true_size() -> None:
     cost = sdxl_cost.count(XL, "up0")
     assert 6.7e12 < cost.forward < 6.8e12
