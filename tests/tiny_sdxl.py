@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -16,7 +13,9 @@ from diffusers import (
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from tests import tiny_models
-from tests.tiny_transformers import clip_config
+from tests.tiny_transformers import clip_config, quiet, save
+
+__all__ = ["PROMPTS", "quiet", "refiner", "save", "sdxl"]
 
 PROMPTS = ("a red circle to the left of a blue square", "two green stars")
 LATENT_SIZE, PIXELS_PER_CELL = 8, 4
@@ -68,7 +67,7 @@ def sdxl(seed: int = 0, zeros_for_empty: bool = True, side: int = LATENT_SIZE) -
         scheduler=scheduler(),
         force_zeros_for_empty_prompt=zeros_for_empty,
     )
-    return _quiet(pipe)
+    return quiet(pipe)
 
 
 def refiner(seed: int = 1) -> StableDiffusionXLImg2ImgPipeline:
@@ -84,14 +83,4 @@ def refiner(seed: int = 1) -> StableDiffusionXLImg2ImgPipeline:
         requires_aesthetics_score=True,
         force_zeros_for_empty_prompt=False,
     )
-    return _quiet(pipe)
-
-
-def _quiet(pipe: Any) -> Any:
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def save(pipe: Any, folder: Path) -> Path:
-    pipe.save_pretrained(folder)
-    return folder
+    return quiet(pipe)

@@ -78,7 +78,7 @@ def sd3(seed: int = 0, with_t5: bool = True, shift: float = 3.0, **transformer: 
         text_encoder_3=encoder,
         tokenizer_3=tokenizer,
     )
-    return _quiet(pipe)
+    return quiet(pipe)
 
 
 def flux(seed: int = 0, guidance_embeds: bool = True, **scheduler: Any) -> FluxPipeline:
@@ -98,7 +98,7 @@ def flux(seed: int = 0, guidance_embeds: bool = True, **scheduler: Any) -> FluxP
         text_encoder_2=encoder,
         tokenizer_2=tokenizer,
     )  # fmt: skip
-    return _quiet(pipe)
+    return quiet(pipe)
 
 
 def auraflow(seed: int = 0) -> AuraFlowPipeline:
@@ -118,10 +118,10 @@ def auraflow(seed: int = 0) -> AuraFlowPipeline:
         ),
         tokenizer=tokenizer,
     )  # fmt: skip
-    return _quiet(pipe)
+    return quiet(pipe)
 
 
-def _quiet(pipe: Any) -> Any:
+def quiet(pipe: Any) -> Any:
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -120,19 +120,25 @@ def vae_dtype(folder: ModelFolder, dtype: torch.dtype) -> torch.dtype:
     return dtype if folder.config(VAE).get("force_upcast") is False else torch.float32
 
 
+def check_channels_fit(folder: ModelFolder, network: Component) -> None:
+    """Refuse a UNet that does not read what the VAE writes."""
+    reads, writes = folder.config(network)["in_channels"], folder.config(VAE)["latent_channels"]
+    if reads != writes:
+        raise UserError(
+            f"the parts of {folder.path} do not fit: the UNet reads {reads} channels, "
+            f"the VAE writes {writes} (inpainting and upscaling models are not supported)"
+        )
+
+
 def check_parts_fit(folder: ModelFolder, tokenizer: Any) -> None:
     """Refuse parts that are sound but do not belong together."""
-    text, vae, unet = (folder.config(part) for part in (TEXT_ENCODER, VAE, UNET))
+    text, unet = folder.config(TEXT_ENCODER), folder.config(UNET)
     if unet["cross_attention_dim"] != text["hidden_size"]:
         raise UserError(
             f"the parts of {folder.path} do not fit: the UNet reads text {unet['cross_attention_dim']} wide, "
             f"the text encoder writes {text['hidden_size']}"
         )
-    if unet["in_channels"] != vae["latent_channels"]:
-        raise UserError(
-            f"the parts of {folder.path} do not fit: the UNet reads {unet['in_channels']} channels, "
-            f"the VAE writes {vae['latent_channels']} (inpainting and upscaling models are not supported)"
-        )
+    check_channels_fit(folder, UNET)
     if len(tokenizer) > text["vocab_size"]:
         raise UserError(
             f"the parts of {folder.path} do not fit: the tokenizer has {len(tokenizer)} entries, "

@@ -190,7 +190,7 @@ def is_refiner(index: dict[str, Any]) -> bool:
 
 def check_parts_fit(folder: ModelFolder, texts: Sequence[Component], tokenizers: Mapping[str, Any]) -> None:
     """Refuse parts that are sound but do not belong together."""
-    unet, vae = folder.config(SDXL_UNET), folder.config(VAE)
+    unet = folder.config(SDXL_UNET)
     check_whole_numbers(unet, WIDTHS, folder.component(SDXL_UNET) / SDXL_UNET.config_file)
     for part in texts:
         keys = ("hidden_size", "vocab_size", *(["projection_dim"] if part.name == POOLED else []))
@@ -203,11 +203,7 @@ def check_parts_fit(folder: ModelFolder, texts: Sequence[Component], tokenizers:
             f"the parts of {folder.path} do not fit: the UNet reads text {unet['cross_attention_dim']} wide, "
             f"the text encoders write {width}"
         )
-    if unet["in_channels"] != vae["latent_channels"]:
-        raise UserError(
-            f"the parts of {folder.path} do not fit: the UNet reads {unet['in_channels']} channels, "
-            f"the VAE writes {vae['latent_channels']} (inpainting and upscaling models are not supported)"
-        )
+    loading.check_channels_fit(folder, SDXL_UNET)
     sizes = unet["projection_class_embeddings_input_dim"] - pooled
     if sizes not in (5 * unet["addition_time_embed_dim"], SIZE_IDS * unet["addition_time_embed_dim"]):
         raise UserError(

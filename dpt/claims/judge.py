@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from dpt.claims.boxes import Box
 from dpt.claims.detections import DetectConfig, Detection, Detections
@@ -38,6 +40,20 @@ class Atom:
     """readable, total, count, relation, absence, colour or surplus"""
     text: str
     met: bool
+
+
+class JudgedClaim(Protocol):
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def met(self) -> bool: ...
+
+
+def verdict_text(claims: Iterable[JudgedClaim]) -> str:
+    """Right, or wrong and the first claim that does not hold."""
+    fault = next((claim.text for claim in claims if not claim.met), None)
+    return "right" if fault is None else f"wrong, not {fault}"
 
 
 @dataclass(frozen=True)

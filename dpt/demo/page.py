@@ -44,7 +44,7 @@ def build(studio: Studio) -> tuple[gradio.Blocks, dict[str, Any]]:
 
     first = studio.models[0]
     names = list(studio.methods[first])
-    right = next((name for name in ("corrected-sld", "corrected", "sld") if name in names), names[-1])
+    right = first_shown(names)
     theme = gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"])
     with gr.Blocks(title="DPT", analytics_enabled=False) as page:
         gr.Markdown("# Draw what the prompt says\nThe same noise with two methods, side by side.")
@@ -78,6 +78,11 @@ def build(studio: Studio) -> tuple[gradio.Blocks, dict[str, Any]]:
         model.change(partial(on_model, studio), model, [left_name, right_name, negative], api_visibility="private")
         right_name.change(partial(on_method, studio), [model, right_name], negative, api_visibility="private")
     return page, {"theme": theme, "css": CSS}
+
+
+def first_shown(names: Sequence[str]) -> str:
+    """The method that the right side begins with."""
+    return next((name for name in ("ipr-sld", "corrected-sld", "corrected", "sld") if name in names), names[-1])
 
 
 def on_draw(
@@ -117,7 +122,7 @@ def on_model(studio: Studio, model: str) -> list[Any]:
     import gradio as gr
 
     names = list(studio.methods.get(model, {"base": None}))
-    right = next((name for name in ("corrected-sld", "corrected", "sld") if name in names), names[-1])
+    right = first_shown(names)
     return [gr.Dropdown(names, value=names[0]), gr.Dropdown(names, value=right), on_method(studio, model, right)]
 
 

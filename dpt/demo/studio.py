@@ -94,7 +94,7 @@ class Studio:
         chosen: dict[str, dict[str, MethodConfig]] = {}
         for model in self.models:
             known = known_methods(self.num_timesteps, model)
-            after = [f"{name}+sld" for name in ("dpt", "corrected") if name in known]
+            after = [f"{name}+sld" for name in ("ipr", "dpt", "corrected") if name in known]
             texts = [*known, *after, *(self.extra_methods if model == self.models[0] else ())]
             chosen[model] = {config.name: config for config in parse_methods(texts, self.num_timesteps, model)}
         return chosen
@@ -142,7 +142,7 @@ class Studio:
     def judged(self, drawing: Drawing, method: str, image: Image.Image) -> DemoImage:
         import numpy as np
 
-        from dpt.claims.judge import judge
+        from dpt.claims.judge import judge, verdict_text
 
         if drawing.model not in EMBEDDED_MODELS:
             return DemoImage(method, image, None, "not judged")
@@ -152,8 +152,7 @@ class Studio:
         if claims is None:
             return DemoImage(method, image, None, "not judged: the rules do not understand this prompt", cosine)
         verdict = judge(claims, self.oracle.read(pixels))
-        fault = verdict.first_fault
-        return DemoImage(method, image, verdict.passed, f"wrong, not {fault.text}" if fault else "right", cosine)
+        return DemoImage(method, image, verdict.passed, verdict_text(verdict.atoms), cosine)
 
     @staticmethod
     def claims(prompt: str) -> Prompt | None:

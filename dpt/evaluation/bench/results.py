@@ -12,7 +12,7 @@ from typing import Any
 from dpt.claims.boxes import Box
 from dpt.claims.detections import Detections
 from dpt.claims.facts import Prompt
-from dpt.claims.judge import Verdict
+from dpt.claims.judge import Verdict, verdict_text
 from dpt.errors import UserError
 from dpt.evaluation.suites.files import is_name
 from dpt.files import atomic_file
@@ -78,11 +78,7 @@ class ImageResult:
 
     @property
     def verdict(self) -> str:
-        """Right, or wrong and the first claim that does not hold."""
-        if self.passed is None:
-            return "not judged"
-        fault = next((atom.text for atom in self.atoms if not atom.met), None)
-        return "right" if fault is None else f"wrong, not {fault}"
+        return "not judged" if self.passed is None else verdict_text(self.atoms)
 
 
 _OPTIONAL: dict[str, Any] = {"clip": None, "clipped": 0, "outside": 0, "itm": None, "hps": None}
