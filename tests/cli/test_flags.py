@@ -196,6 +196,8 @@ REFUSED = [
     (main_stage1, "--set_cost_giou inf", "--set_cost_giou must be a number of at least 0, not inf"),
     (main_stage1, "--temperature_NCE 0", "--temperature_NCE must be a positive number, not 0.0"),
     (main_stage1, "--noise_offset nan", "--noise_offset must be a number, not nan"),
+    (main_stage1, "--logit_mean inf", "--logit_mean must be a number, not inf"),
+    (main_stage2, "--logit_std 0", "--logit_std must be a positive number, not 0"),
     (main_stage1, "--learning_rate inf", "--learning_rate must be positive, not inf"),
     (main_stage1, "--adam_weight_decay inf", "--adam_weight_decay must be a number, not inf"),
     (main_stage1, "--lr_scheduler polynomial --learning_rate 1e-8", "polynomial ends at 1e-07"),

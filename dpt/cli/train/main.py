@@ -269,6 +269,10 @@ def check_numbers(objective: ObjectiveOptions) -> None:
         fail(f"--temperature_NCE must be a positive number, not {objective.temperature_NCE}")
     if not isfinite(objective.noise_offset):
         fail(f"--noise_offset must be a number, not {objective.noise_offset}")
+    if not isfinite(objective.logit_mean):
+        fail(f"--logit_mean must be a number, not {objective.logit_mean}")
+    if not 0 < objective.logit_std < inf:
+        fail(f"--logit_std must be a positive number, not {objective.logit_std}")
 
 
 def check_text_encoder(adapter: AdapterOptions, objective: ObjectiveOptions) -> None:

@@ -186,6 +186,10 @@ class ObjectiveOptions:
     fix_timestep: int | None = None
     """Use only this timestep, in training and validation. Default: a random one, and the middle one in validation."""
     noise_offset: float = 0.0
+    logit_mean: float = 0.0
+    """Mean of the logit-normal timesteps of a flow matching model. Below 0 more of them are noisy, where the layout is
+    decided."""
+    logit_std: float = 1.0
     i2t_loss_coef: float = 1.0
     t2i_loss_coef: float = 1.0
     ce_loss_coef: float = 1.0

@@ -51,7 +51,7 @@ NOT_COMPARED = frozenset({
 
 OPTIONAL = {
     "use_8bit_adam", "no_freeze_text_encoder", "ema_decay", "compile", "channels_last", "text_encoder_lr",
-    "weight_decay_on", "lora_text_encoders", "val_fraction",
+    "weight_decay_on", "lora_text_encoders", "val_fraction", "logit_mean", "logit_std",
 }  # fmt: skip
 """Flags recorded only where they are given: earlier versions did not have them."""
 

@@ -58,7 +58,7 @@ SAMPLES = "samples.png"
 
 ALIGNMENT = "alignment.json"
 
-FOR_ALL_LOSSES = ("fix_timestep", "noise_offset")
+FOR_ALL_LOSSES = ("fix_timestep", "noise_offset", "logit_mean", "logit_std")
 """The flags of the objective that the denoising loss uses too."""
 
 

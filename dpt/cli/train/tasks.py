@@ -186,7 +186,7 @@ def init_adapter(adapter: Adapter, path: Path, backbone: Backbone, strict: bool)
 
 
 def noise_of(options: ObjectiveOptions) -> NoiseConfig:
-    return NoiseConfig(options.fix_timestep, options.noise_offset)
+    return NoiseConfig(options.fix_timestep, options.noise_offset, options.logit_mean, options.logit_std)
 
 
 def objective_of(options: ObjectiveOptions) -> ObjectiveConfig:
