@@ -77,6 +77,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sld correct": ("dpt.cli.sld.correct:correct", "repair images that do not show what their prompt says"),
     "sld demo": ("dpt.cli.sld.demo:demo", "correct or edit the images of a published JSON file"),
     "sld edit": ("dpt.cli.sld.correct:edit", "edit images by an instruction in words"),
+    "sld measure": ("dpt.cli.sld.measure:measure", "correct the images of a benchmark, and count"),
 }
 
 GROUPS = sorted({name.split()[0] for name in {**COMMANDS, **SCRIPTS} if " " in name})

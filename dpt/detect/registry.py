@@ -15,19 +15,23 @@ if TYPE_CHECKING:
 ORACLE = "oracle"
 """Reads rendered scenes exactly."""
 
+NOISY_ORACLE = "noisy-oracle"
+"""Reads rendered scenes with the errors of a learned detector."""
+
 
 def open_detector(name: str, config: DetectConfig, colours: Clip | None = None, device: str | None = None) -> Detector:
     """Open the oracle, or a model by type, folder or hub id: OWL-ViT, OWLv2, Grounding DINO; DETR, RT-DETR, D-FINE.
 
     `colours` classifies the colour of each box. To add a detector, implement `Detector` and open it here.
     """
-    if name == ORACLE:
+    if name in (ORACLE, NOISY_ORACLE):
         from dpt.data.scenes.world import POCKET_WORLD
+        from dpt.detect.oracle.noisy import NoisyOracle
         from dpt.detect.oracle.oracle import Oracle
 
         if colours is not None:
             raise UserError("--colours has no effect: the oracle reads colours itself")
-        return Oracle(POCKET_WORLD)
+        return Oracle(POCKET_WORLD) if name == ORACLE else NoisyOracle()
     from dpt.backbone.hf_model import open_hf_model
     from dpt.detect.coco import COCO_CHECKPOINTS, COCO_MODEL_TYPES, open_coco
     from dpt.detect.zero_shot import DEFAULT_CHECKPOINTS, MODEL_TYPES, open_zero_shot

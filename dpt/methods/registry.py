@@ -10,7 +10,7 @@ from dpt.embedded import EMBEDDED, EMBEDDED_MODELS, embedded_defaults
 from dpt.errors import UserError, fail
 from dpt.methods.base import MethodConfig
 from dpt.methods.diffusion import BASE, DiffusionConfig
-from dpt.methods.sld.method import ORACLE, SUFFIX, SLDConfig
+from dpt.methods.sld.method import ORACLE, SUFFIX, SLDConfig, default_masks
 from dpt.methods.sld.settings import LoopSettings
 from dpt.sampling.options import PUBLISHED_TARGET, Correction, Interval, recommended_correction
 
@@ -80,7 +80,13 @@ def parse_method(text: str) -> DiffusionConfig:
     )
 
 
-SLD_KEYS: Mapping[str, Callable[[str], Any]] = {"masks": str, "rounds": int, "strength": float, "policy": str}
+SLD_KEYS: Mapping[str, Callable[[str], Any]] = {
+    "masks": str,
+    "rounds": int,
+    "strength": float,
+    "policy": str,
+    "readings": int,
+}
 """Options after METHOD+sld=DETECTOR, as in base+sld=owlv2,masks=ellipse."""
 
 
@@ -104,7 +110,7 @@ def _method(text: str, known: Mapping[str, MethodConfig]) -> MethodConfig:
             raise UserError(f"{text}: invalid value {pair}") from None
     loop = LoopSettings(options.pop("rounds", LoopSettings.max_rounds), policy=options.pop("policy", "route"))
     if detector not in ("", ORACLE):
-        options.setdefault("masks", "ellipse")
+        options.setdefault("masks", default_masks(detector))
     return SLDConfig(f"{base.name}-sld", base, detector or ORACLE, loop=loop, **options)
 
 

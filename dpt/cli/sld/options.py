@@ -34,6 +34,9 @@ class SLDModelOptions:
     masks: Annotated[str | None, tyro.conf.arg(metavar="oracle|box|ellipse|FOLDER|HUB_ID")] = None
     """Segmentation masks of objects: oracle for rendered scenes (the default with that detector), box, ellipse (the
     default otherwise), or a SAM or SAM 2 model."""
+    readings: int | None = None
+    """Read each image so many times, shifted and flipped, and count what most readings show: from 1 to 9. Default: 1
+    with the oracle, which does not err, 5 otherwise."""
     guidance_scale: float | None = None
     """By default the model's own: its generation_defaults.json, or 7.5."""
     llm: Literal["rules", "openai", "transformers", "replay"] = "rules"
@@ -65,18 +68,21 @@ class SLDModelOptions:
     ) -> Corrector:
         from dpt.backbone import open_backbone
         from dpt.detect.masks import open_segmenter
-        from dpt.detect.registry import ORACLE, open_detector
+        from dpt.detect.registry import open_detector
         from dpt.embedded import model_location
         from dpt.generation_defaults import generation_defaults
-        from dpt.methods.sld.method import Corrector
+        from dpt.methods.sld.method import Corrector, default_masks, default_readings
+        from dpt.methods.sld.readings import check_readings
 
+        readings = default_readings(self.detector) if self.readings is None else self.readings
+        check_readings(readings)
         backbone = open_backbone(model_location(self.pretrained_model_name_or_path), dtype=self.dtype)
         scale = self.guidance_scale
         if scale is None:
             scale = generation_defaults(backbone.folder.path).guidance_scale
-        masks = self.masks or (ORACLE if self.detector == ORACLE else "ellipse")
+        masks = self.masks or default_masks(self.detector)
         detector = open_detector(self.detector, queries)
-        return Corrector(backbone, detector, open_segmenter(masks), engine, loop, scale, queries, planner)
+        return Corrector(backbone, detector, open_segmenter(masks), engine, loop, scale, queries, planner, readings)
 
 
 def read_picture(file: Path) -> Image:

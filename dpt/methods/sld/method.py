@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpt.claims.detections import DetectConfig
 from dpt.claims.parse import ParsedPrompt, UnsupportedPrompt, parse_prompt
-from dpt.detect.registry import ORACLE
+from dpt.detect.registry import NOISY_ORACLE, ORACLE
 from dpt.methods.base import GenerationConfig
 from dpt.methods.diffusion import BASE, DiffusionConfig, DiffusionMethod, check_method_name
 from dpt.methods.sld.detecting import QUERIES
@@ -31,6 +31,16 @@ SUFFIX = "+sld"
 """METHOD+sld is METHOD, then SLD."""
 
 
+def default_masks(detector: str) -> str:
+    """Masks of rendered objects where the detector reads rendered scenes, ellipses in the boxes of others."""
+    return ORACLE if detector in (ORACLE, NOISY_ORACLE) else "ellipse"
+
+
+def default_readings(detector: str) -> int:
+    """The oracle is exact: one reading. Other detectors err, so five readings vote."""
+    return 1 if detector == ORACLE else 5
+
+
 @dataclass(frozen=True)
 class SLDConfig:
     name: str = "sld"
@@ -39,6 +49,8 @@ class SLDConfig:
     detector: str = ORACLE
     masks: str = ORACLE
     """oracle, box, ellipse, or a SAM model."""
+    readings: int | None = None
+    """Readings of an image on which the detector votes; None: the detector's default."""
     loop: LoopSettings = field(default_factory=LoopSettings)
     strength: float | None = None
     """One strength for all rounds instead of the loop's."""
@@ -59,6 +71,7 @@ class SLDConfig:
             EngineSettings(num_timesteps=generation.sampler.num_timesteps),
             loop,
             generation.guidance_scale,
+            readings=default_readings(self.detector) if self.readings is None else self.readings,
         )
         return SLDMethod(base, corrector)
 
@@ -75,6 +88,8 @@ class Corrector:
     guidance_scale: float
     queries: DetectConfig = QUERIES
     planner: Planner = field(default_factory=RulePlanner)
+    readings: int = 1
+    """Shifted and flipped readings of an image on which the detector votes."""
     calls: int = 0
     """Batch rows that the network has computed so far."""
 
@@ -94,6 +109,7 @@ class Corrector:
             "planner": self.planner.identity,
             "engine": to_plain(self.engine),
             "loop": to_plain(self.loop),
+            **({"readings": self.readings} if self.readings != 1 else {}),
         }
 
     def correct(
@@ -147,10 +163,11 @@ class Corrector:
         from dpt.methods.sld.engine import EditEngine
         from dpt.methods.sld.loop import CorrectionLoop
         from dpt.methods.sld.objects import DrawnObjects
+        from dpt.methods.sld.readings import RepeatedReadings
         from dpt.sampling.draw import SamplingSettings
 
         sampling = SamplingSettings(self.engine.num_timesteps, self.guidance_scale)
-        detect = NounDetector(self.detector, self.queries)
+        detect = RepeatedReadings(NounDetector(self.detector, self.queries), self.readings)
         objects = DrawnObjects(self.backbone, detect, self.segmenter, sampling, on_calls=self._count)
         engine = EditEngine(self.backbone, self.segmenter, objects, self.engine, self.guidance_scale, self._count)
         return CorrectionLoop(

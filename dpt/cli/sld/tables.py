@@ -1,0 +1,88 @@
+"""Tables of `dpt sld measure`: right before and after, broken, calls, and the best of n at equal calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+from typing import Any
+
+from dpt.intervals import Share
+
+Rows = Sequence[Mapping[str, Any]]
+
+Candidates = Sequence[tuple[str, Sequence[bool]]]
+"""Category and verdicts of the images of each prompt."""
+
+
+def page(rows: Rows, calls_per_image: int, name: str, candidates: Candidates = ()) -> str:
+    """The table by category, and the totals in sentences."""
+    base = name.removesuffix("-sld")
+    head = f"| category | {base} | {base} + SLD | right that became wrong | calls more per image | per wrong image |"
+    lines = [head, "|---|---|---|---|---|---|"]
+    categories = list(dict.fromkeys(row["category"] for row in rows))
+    for category in (*categories, "all"):
+        lines.append(_line(category, [row for row in rows if category in (row["category"], "all")]))
+    lines += ["", *_sentences(rows, calls_per_image)]
+    if candidates:
+        lines += ["", *_best_of(rows, calls_per_image, base, candidates)]
+    return "\n".join(lines) + "\n"
+
+
+def _line(category: str, rows: Rows) -> str:
+    right = [row for row in rows if row["before"]]
+    wrong = [row for row in rows if not row["before"]]
+    cells = [
+        _share(rows, "before"),
+        _share(rows, "after"),
+        f"{sum(not row['after'] for row in right)} of {len(right)}",
+        f"{_mean(rows, 'calls'):.0f}",
+        f"{_mean(wrong, 'calls'):.0f}",
+    ]
+    return f"| {category} | {' | '.join(cells)} |"
+
+
+def _sentences(rows: Rows, calls_per_image: int) -> list[str]:
+    right = [row for row in rows if row["before"]]
+    broken = Share(sum(not row["after"] for row in right), len(right))
+    gated = Share(sum(row["before"] or row["after"] for row in rows), len(rows))
+    false = Share(sum(row["status"] == "right" and not row["after"] for row in rows), len(rows))
+    by_rounds = [sum(row["after"] and row.get("best_round") == n for row in rows) for n in range(1, 4)]
+    failed = sum(row["status"] == "failed" for row in rows)
+    lines = [
+        f"- {len(rows)} images. An image takes {calls_per_image} calls of the network; SLD took "
+        f"{_mean(rows, 'calls'):.0f} more on average, and {_mean(rows, 'seconds'):.2f} seconds.",
+        f"- Right images that became wrong: {broken} %.",
+        f"- If only images that the judge rejects were corrected (gated): {gated} % right.",
+        f"- Called right by the loop, and wrong by the judge: {false} %.",
+        f"- Right after one round: {by_rounds[0]}, two: {by_rounds[1]}, three: {by_rounds[2]}.",
+    ]
+    return [*lines, f"- Could not be corrected: {failed}."] if failed else lines
+
+
+def _best_of(rows: Rows, calls_per_image: int, base: str, candidates: Candidates) -> list[str]:
+    """Rates of the best of n images: right if any of the first n is."""
+    most = max(len(verdicts) for _, verdicts in candidates)
+    equal = 1 + _mean(rows, "calls") / calls_per_image
+    categories = list(dict.fromkeys(category for category, _ in candidates))
+    lines = [
+        f"The best of n images of {base}, chosen by the judge ({len(candidates)} prompts). SLD cost as much as "
+        f"n = {equal:.2f}, so n = {ceil(equal)} is the comparison at equal calls.",
+        "",
+        f"| n | {' | '.join((*categories, 'all'))} | calls per image |",
+        f"|---|{'---|' * (len(categories) + 2)}",
+    ]
+    for n in range(1, most + 1):
+        cells = []
+        for category in (*categories, "all"):
+            own = [verdicts for name, verdicts in candidates if category in (name, "all")]
+            cells.append(str(Share(sum(any(v[:n]) for v in own), len(own))))
+        lines.append(f"| {n} | {' | '.join(cells)} | {n * calls_per_image} |")
+    return lines
+
+
+def _share(rows: Rows, key: str) -> str:
+    return str(Share(sum(bool(row[key]) for row in rows), len(rows)))
+
+
+def _mean(rows: Rows, key: str) -> float:
+    return sum(row[key] for row in rows) / max(1, len(rows))

@@ -1,0 +1,158 @@
+"""Several readings of one image, shifted and flipped, and what most of them agree on.
+
+A single reading of a detector drops and splits boxes. A plan that trusts it spoils right images.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dpt.claims.boxes import Box, overlap
+from dpt.claims.detections import Detection, Detections, Unreadable
+from dpt.claims.facts import Noun
+from dpt.detect.base import Image
+from dpt.errors import UserError
+
+if TYPE_CHECKING:
+    from dpt.methods.sld.objects import Detect
+
+STEP = 0.02
+"""Shift of a view, as a fraction of the shorter side."""
+
+SAME_OBJECT = 0.6
+"""IoU from which boxes of two readings show one object: more than that of a box with its half."""
+
+
+@dataclass(frozen=True)
+class View:
+    """The image shifted by whole steps, then mirrored left to right if `flip`."""
+
+    flip: bool
+    across: int = 0
+    down: int = 0
+
+    def apply(self, image: Image) -> Image:
+        dx, dy = self._pixels(image)
+        pad = max(abs(dx), abs(dy))
+        padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="edge")
+        height, width = image.shape[:2]
+        shifted = padded[pad - dy : pad - dy + height, pad - dx : pad - dx + width]
+        return np.ascontiguousarray(shifted[:, ::-1] if self.flip else shifted)
+
+    def restore(self, box: Box, image: Image) -> Box:
+        """The box of the view in the image, clipped to it."""
+        (dx, dy), (height, width) = self._pixels(image), image.shape[:2]
+        x0, x1 = (width - box.x1, width - box.x0) if self.flip else (box.x0, box.x1)
+        x0, x1 = (min(max(x - dx, 0.0), float(width)) for x in (x0, x1))
+        y0, y1 = (min(max(y - dy, 0.0), float(height)) for y in (box.y0, box.y1))
+        return Box(x0, y0, x1, y1)
+
+    def _pixels(self, image: Image) -> tuple[int, int]:
+        step = max(1, round(STEP * min(image.shape[:2])))
+        return self.across * step, self.down * step
+
+
+VIEWS = (
+    View(False),
+    View(True),
+    View(False, 1, 1),
+    View(True, -1, 1),
+    View(False, -1, -1),
+    View(True, 1, -1),
+    View(False, 0, 1),
+    View(True, 1, 0),
+    View(False, 0, -1),
+)
+"""The first n are used for n readings; the first is the image itself."""
+
+
+def check_readings(readings: int) -> None:
+    if not 1 <= readings <= len(VIEWS):
+        raise UserError(f"the number of readings must be from 1 to {len(VIEWS)}, not {readings}")
+
+
+@dataclass(frozen=True)
+class RepeatedReadings:
+    """Detects in several views of the image; what fewer than half of them show does not count."""
+
+    detect: Detect
+    readings: int
+
+    def __post_init__(self) -> None:
+        check_readings(self.readings)
+
+    def __call__(self, image: Image, nouns: Sequence[Noun]) -> Detections:
+        if self.readings == 1:
+            return self.detect(image, nouns)
+        return consensus([self._read(view, image, nouns) for view in VIEWS[: self.readings]])
+
+    def _read(self, view: View, image: Image, nouns: Sequence[Noun]) -> Detections:
+        seen = self.detect(view.apply(image), nouns)
+        objects = [replace(d, box=view.restore(d.box, image)) for d in seen.objects]
+        unreadable = [replace(u, box=view.restore(u.box, image)) for u in seen.unreadable]
+        return replace(
+            seen,
+            objects=tuple(d for d in objects if d.box.width > 0 and d.box.height > 0),
+            unreadable=tuple(u for u in unreadable if u.box.width > 0 and u.box.height > 0),
+        )
+
+
+def consensus(readings: Sequence[Detections]) -> Detections:
+    """The objects of more than half of the readings: boxes and scores are medians, colours and sizes by majority."""
+    objects = _grouped([reading.objects for reading in readings])
+    unreadable = _grouped([[_as_detection(region) for region in reading.unreadable] for reading in readings])
+    return replace(
+        readings[0],
+        objects=tuple(_merged(group) for group in objects if 2 * len(group) > len(readings)),
+        unreadable=tuple(
+            Unreadable(_merged(group).box, readings[0].unreadable[0].why if readings[0].unreadable else "unreadable")
+            for group in unreadable
+            if 2 * len(group) > len(readings)
+        ),
+    )
+
+
+def _as_detection(region: Unreadable) -> Detection:
+    return Detection("", region.box, 1.0)
+
+
+def _grouped(readings: Sequence[Sequence[Detection]]) -> list[list[Detection]]:
+    """Detections of one object together, at most one of each reading, the best-overlapping pairs first."""
+    groups: list[list[Detection]] = []
+    for objects in readings:
+        boxes = [_median_box(group) for group in groups]
+        pairs = sorted(
+            (-iou, i, j)
+            for i, detection in enumerate(objects)
+            for j, group in enumerate(groups)
+            if group[0].label == detection.label and (iou := overlap(detection.box, boxes[j])) >= SAME_OBJECT
+        )
+        taken: dict[int, int] = {}
+        for _, i, j in pairs:
+            if i not in taken and j not in taken.values():
+                taken[i] = j
+        for i, detection in enumerate(objects):
+            if i in taken:
+                groups[taken[i]].append(detection)
+            else:
+                groups.append([detection])
+    return groups
+
+
+def _median_box(group: Sequence[Detection]) -> Box:
+    return Box(*np.median([(d.box.x0, d.box.y0, d.box.x1, d.box.y1) for d in group], axis=0).tolist())
+
+
+def _merged(group: Sequence[Detection]) -> Detection:
+    return replace(
+        group[0],
+        box=_median_box(group),
+        confidence=float(np.median([d.confidence for d in group])),
+        colour=Counter(d.colour for d in group).most_common(1)[0][0],
+        size=Counter(d.size for d in group).most_common(1)[0][0],
+    )
