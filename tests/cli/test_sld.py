@@ -18,7 +18,7 @@ from dpt.data.scenes.world import POCKET_WORLD, Scene, SceneObject
 from dpt.detect.oracle.oracle import Oracle
 from dpt.errors import UserError
 from dpt.methods.registry import parse_methods
-from dpt.methods.sld.method import SLDConfig
+from dpt.methods.sld.method import Corrector, SLDConfig
 from dpt.methods.sld.published import read_config, read_entries
 
 Capture = pytest.CaptureFixture[str]
@@ -268,3 +268,57 @@ def test_txt2img_samples_by_a_method(tmp_path: Path, capsys: Capture) -> None:
     ):
         assert txt2img([*words, "--method", "sld", *more]) == 2
         assert why in capsys.readouterr().err
+
+
+def without_seconds(file: Path) -> list[dict[str, Any]]:
+    return [{**json.loads(line), "seconds": None} for line in file.read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_images_of_a_benchmark_are_corrected_counted_and_resumed_bit_for_bit(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--categories", "single", "count", "--prompts", "2", "--per_prompt", "2", "--num_timesteps", "4"]
+    run(["bench", "run", "base", *words, "--out", str(tmp_path / "bench")])
+    measure = ["sld", "measure", str(tmp_path / "bench"), "--max_rounds", "1", "--per_prompt", "1"]
+    measure += ["--candidates", str(tmp_path / "bench")]
+    run([*measure, "--out", str(tmp_path / "whole")])
+    rows = without_seconds(tmp_path / "whole/base-sld.jsonl")
+    assert [row["category"] for row in rows] == ["single", "count"] * 2  # in turn
+    assert all(row["after"] for row in rows if row["before"])
+    assert any(row["calls"] for row in rows)
+    for row in rows:
+        start, end = (Image.open(tmp_path / f"{place}/{row['prompt_id']}-0.png") for place in ("bench/base", "whole/base-sld"))  # fmt: skip  # noqa: E501
+        assert len(row["rounds"]) > 1 or start.tobytes() == end.tobytes()
+    page = (tmp_path / "whole/table.md").read_text()
+    assert "| all |" in page and "best of n images of base" in page and page in capsys.readouterr().out
+    correct, calls = Corrector.correct, []
+
+    def killed_or_failing(self: Corrector, *arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return correct(self, *arguments, **options)
+
+    monkeypatch.setattr(Corrector, "correct", killed_or_failing)
+    with pytest.raises(KeyboardInterrupt):
+        run([*measure, "--out", str(tmp_path / "killed")])
+    lines = tmp_path / "killed/base-sld.jsonl"
+    lines.write_bytes(lines.read_bytes()[:-20])  # in the middle of a line
+    run([*measure, "--out", str(tmp_path / "killed")])
+    assert without_seconds(lines) == rows
+    for file in (tmp_path / "whole/base-sld").iterdir():
+        assert file.read_bytes() == (tmp_path / "killed/base-sld" / file.name).read_bytes()
+    with pytest.raises(UserError, match="choose another --out"):
+        run([*measure[:4], "2", *measure[5:], "--out", str(tmp_path / "killed")])
+    with pytest.raises(UserError, match="no method 'dpt'"):
+        run([*measure, "--method", "dpt", "--out", str(tmp_path / "dpt")])
+
+    def refuse(self: Corrector, *arguments: Any, **options: Any) -> Any:
+        raise UserError("the server is down")
+
+    monkeypatch.setattr(Corrector, "correct", refuse)
+    run([*measure, "--out", str(tmp_path / "failed")])  # one failure does not end the others
+    failed = without_seconds(tmp_path / "failed/base-sld.jsonl")
+    assert [(row["status"], row["before"] == row["after"]) for row in failed] == [("failed", True)] * 4
+    assert "Could not be corrected: 4" in (tmp_path / "failed/table.md").read_text()

@@ -1,4 +1,4 @@
-"""`dpt sld measure`: correct the images of a benchmark, and count what became right, what became wrong, at what cost."""
+"""`dpt sld measure`: correct the images of a benchmark, and count what became right and wrong, and the cost."""
 
 from __future__ import annotations
 

@@ -87,6 +87,8 @@ class CorrectionLoop:
     controller: Controller = propose
     verdict: Judge | None = None
     """None judges by the claims of the prompt."""
+    confirm: Detect | None = None
+    """Detects again, with more care, before an image counts as wrong and is edited. None: the first time counts."""
     restart: bool = False
     """Edit the start image in every round, since instructions are relative to it."""
 
@@ -114,7 +116,13 @@ class CorrectionLoop:
             rounds.append(self._next_round(number, best, action, goal, edits, strength, parsed, seed))
 
     def _evaluate(self, number: int, image: Image, parsed: ParsedPrompt) -> CorrectionRound:
-        detections = self.detect(image, parsed.nouns)
+        evaluated = self._read(number, image, parsed, self.detect)
+        if evaluated.verdict.passed or self.confirm is None:
+            return evaluated
+        return self._read(number, image, parsed, self.confirm)
+
+    def _read(self, number: int, image: Image, parsed: ParsedPrompt, detect: Detect) -> CorrectionRound:
+        detections = detect(image, parsed.nouns)
         layout = layout_of(detections, image.shape[1], image.shape[0])
         verdict = judge(parsed.claims, detections) if self.verdict is None else self.verdict(layout)
         return CorrectionRound(number, image, layout, verdict)

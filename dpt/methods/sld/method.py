@@ -89,7 +89,8 @@ class Corrector:
     queries: DetectConfig = QUERIES
     planner: Planner = field(default_factory=RulePlanner)
     readings: int = 1
-    """Shifted and flipped readings of an image on which the detector votes."""
+    """Shifted and flipped readings of an image that vote on what it shows. With more than one, an image counts as
+    wrong only if all views together say so."""
     calls: int = 0
     """Batch rows that the network has computed so far."""
 
@@ -163,11 +164,12 @@ class Corrector:
         from dpt.methods.sld.engine import EditEngine
         from dpt.methods.sld.loop import CorrectionLoop
         from dpt.methods.sld.objects import DrawnObjects
-        from dpt.methods.sld.readings import RepeatedReadings
+        from dpt.methods.sld.readings import VIEWS, RepeatedReadings
         from dpt.sampling.draw import SamplingSettings
 
         sampling = SamplingSettings(self.engine.num_timesteps, self.guidance_scale)
-        detect = RepeatedReadings(NounDetector(self.detector, self.queries), self.readings)
+        once = NounDetector(self.detector, self.queries)
+        detect = RepeatedReadings(once, self.readings)
         objects = DrawnObjects(self.backbone, detect, self.segmenter, sampling, on_calls=self._count)
         engine = EditEngine(self.backbone, self.segmenter, objects, self.engine, self.guidance_scale, self._count)
         return CorrectionLoop(
@@ -178,6 +180,7 @@ class Corrector:
             objects.draw_prompt if redraw else None,
             self.loop,
             self.planner.plan,
+            confirm=RepeatedReadings(once, len(VIEWS)) if self.readings > 1 else None,
         )
 
     def _count(self, calls: int) -> None:

@@ -104,55 +104,87 @@ class RepeatedReadings:
 
 def consensus(readings: Sequence[Detections]) -> Detections:
     """The objects of more than half of the readings: boxes and scores are medians, colours and sizes by majority."""
-    objects = _grouped([reading.objects for reading in readings])
-    unreadable = _grouped([[_as_detection(region) for region in reading.unreadable] for reading in readings])
+    regions = [[Detection("", region.box, 1.0) for region in reading.unreadable] for reading in readings]
+    why = next((region.why for reading in readings for region in reading.unreadable), "")
     return replace(
         readings[0],
-        objects=tuple(_merged(group) for group in objects if 2 * len(group) > len(readings)),
-        unreadable=tuple(
-            Unreadable(_merged(group).box, readings[0].unreadable[0].why if readings[0].unreadable else "unreadable")
-            for group in unreadable
-            if 2 * len(group) > len(readings)
-        ),
+        objects=_elected([reading.objects for reading in readings]),
+        unreadable=tuple(Unreadable(region.box, why) for region in _elected(regions)),
     )
 
 
-def _as_detection(region: Unreadable) -> Detection:
-    return Detection("", region.box, 1.0)
+Group = dict[int, Detection]
+"""The detections of one object, by reading."""
 
 
-def _grouped(readings: Sequence[Sequence[Detection]]) -> list[list[Detection]]:
+def _elected(readings: Sequence[Sequence[Detection]]) -> tuple[Detection, ...]:
+    groups = _grouped(readings)
+    least = len(readings) // 2 + 1
+    for group in sorted(groups, key=len, reverse=True):
+        rare = [other for other in groups if other is not group and len(other) < least and len(other) <= len(group)]
+        _add_split_votes(group, rare)
+    return tuple(_merged(group) for group in groups if len(group) >= least)
+
+
+def _grouped(readings: Sequence[Sequence[Detection]]) -> list[Group]:
     """Detections of one object together, at most one of each reading, the best-overlapping pairs first."""
-    groups: list[list[Detection]] = []
-    for objects in readings:
+    groups: list[Group] = []
+    for number, objects in enumerate(readings):
         boxes = [_median_box(group) for group in groups]
         pairs = sorted(
             (-iou, i, j)
             for i, detection in enumerate(objects)
             for j, group in enumerate(groups)
-            if group[0].label == detection.label and (iou := overlap(detection.box, boxes[j])) >= SAME_OBJECT
+            if _label(group) == detection.label and (iou := overlap(detection.box, boxes[j])) >= SAME_OBJECT
         )
-        taken: dict[int, int] = {}
+        group_of: dict[int, int] = {}
         for _, i, j in pairs:
-            if i not in taken and j not in taken.values():
-                taken[i] = j
+            if i not in group_of and j not in group_of.values():
+                group_of[i] = j
         for i, detection in enumerate(objects):
-            if i in taken:
-                groups[taken[i]].append(detection)
+            if i in group_of:
+                groups[group_of[i]][number] = detection
             else:
-                groups.append([detection])
+                groups.append({number: detection})
     return groups
 
 
-def _median_box(group: Sequence[Detection]) -> Box:
-    return Box(*np.median([(d.box.x0, d.box.y0, d.box.x1, d.box.y1) for d in group], axis=0).tolist())
+def _add_split_votes(group: Group, rare: Sequence[Group]) -> None:
+    """A reading that shows an object in parts votes for the whole: the box around the parts is that of the group."""
+    box = _median_box(group)
+    parts: dict[int, list[Detection]] = {}
+    for other in rare:
+        for number, detection in other.items():
+            if detection.label == _label(group) and _inside(detection.box, box):
+                parts.setdefault(number, []).append(detection)
+    for number, own in parts.items():
+        corners = np.array([(d.box.x0, d.box.y0, d.box.x1, d.box.y1) for d in own])
+        around = Box(*corners[:, :2].min(0).tolist(), *corners[:, 2:].max(0).tolist())
+        if number not in group and len(own) > 1 and overlap(around, box) >= SAME_OBJECT:
+            group[number] = replace(own[0], box=around)
 
 
-def _merged(group: Sequence[Detection]) -> Detection:
+def _inside(box: Box, other: Box) -> bool:
+    """Whether most of the box is in the other."""
+    width = min(box.x1, other.x1) - max(box.x0, other.x0)
+    height = min(box.y1, other.y1) - max(box.y0, other.y0)
+    return width > 0 and height > 0 and width * height >= 0.7 * box.width * box.height
+
+
+def _label(group: Group) -> str:
+    return next(iter(group.values())).label
+
+
+def _median_box(group: Group) -> Box:
+    return Box(*np.median([(d.box.x0, d.box.y0, d.box.x1, d.box.y1) for d in group.values()], axis=0).tolist())
+
+
+def _merged(group: Group) -> Detection:
+    members = list(group.values())
     return replace(
-        group[0],
+        members[0],
         box=_median_box(group),
-        confidence=float(np.median([d.confidence for d in group])),
-        colour=Counter(d.colour for d in group).most_common(1)[0][0],
-        size=Counter(d.size for d in group).most_common(1)[0][0],
+        confidence=float(np.median([d.confidence for d in members])),
+        colour=Counter(d.colour for d in members).most_common(1)[0][0],
+        size=Counter(d.size for d in members).most_common(1)[0][0],
     )
