@@ -28,7 +28,7 @@ SUFFIX = "-sld"
 
 
 @dataclass(frozen=True)
-class CorrectionOptions:
+class LoopOptions:
     """How the images are corrected."""
 
     detector: str = "oracle"
@@ -44,7 +44,7 @@ class CorrectionOptions:
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
-class MeasureOptions:
+class SLDMeasureOptions:
     """Correct the images of `dpt bench run`, judge them before and after, and count the calls of the network.
 
     Writes OUT/METHOD-sld.jsonl, a line per image with its rounds, OUT/METHOD-sld/ with the images, summary.jsonl and
@@ -63,10 +63,10 @@ class MeasureOptions:
     candidates: Path | None = None
     """Output folder of `dpt bench run METHOD` with several images per prompt: the table then has the best of n at as
     many calls, chosen by the benchmark's detector."""
-    correction: CorrectionOptions = field(default_factory=CorrectionOptions)
+    correction: LoopOptions = field(default_factory=LoopOptions)
 
 
-def measure(options: MeasureOptions) -> None:
+def measure(options: SLDMeasureOptions) -> None:
     from tqdm import tqdm
 
     from dpt.cli.bench.judges import judge_identity, open_judge
@@ -195,7 +195,7 @@ def calls_per_image(method: SLDMethod) -> int:
     return rows * calls_per_picture(method.base.backbone, method.base.settings)
 
 
-def _method(options: MeasureOptions, recorded: Mapping[str, Any]) -> DiffusionConfig:
+def _method(options: SLDMeasureOptions, recorded: Mapping[str, Any]) -> DiffusionConfig:
     from dpt.methods.registry import parse_methods
 
     (config,) = parse_methods([options.method], recorded["num_timesteps"], recorded["pretrained_model_name_or_path"])
@@ -211,7 +211,7 @@ def _generation(recorded: Mapping[str, Any]) -> GenerationConfig:
     return GenerationConfig(recorded["pretrained_model_name_or_path"], sampler, recorded["mixed_precision"])
 
 
-def _open(config: DiffusionConfig, correction: CorrectionOptions, generation: GenerationConfig) -> SLDMethod:
+def _open(config: DiffusionConfig, correction: LoopOptions, generation: GenerationConfig) -> SLDMethod:
     from dpt.methods.sld.method import SLDConfig, default_masks
 
     return SLDConfig(
@@ -231,7 +231,7 @@ def _check_same(known: Mapping[str, Any], own: Mapping[str, Any], name: str, fol
             fail(f"the images of {name} in {folder} are of another {key} than --method names")
 
 
-def _candidates(options: MeasureOptions, name: str) -> list[tuple[str, list[bool]]]:
+def _candidates(options: SLDMeasureOptions, name: str) -> list[tuple[str, list[bool]]]:
     """Category and verdicts of all images of each prompt."""
     if options.candidates is None:
         return []
