@@ -28,7 +28,7 @@ SUFFIX = "-sld"
 
 
 @dataclass(frozen=True)
-class LoopOptions:
+class RepairOptions:
     """How the images are corrected."""
 
     detector: str = "oracle"
@@ -63,7 +63,7 @@ class SLDMeasureOptions:
     candidates: Path | None = None
     """Output folder of `dpt bench run METHOD` with several images per prompt: the table then has the best of n at as
     many calls, chosen by the benchmark's detector."""
-    correction: LoopOptions = field(default_factory=LoopOptions)
+    correction: RepairOptions = field(default_factory=RepairOptions)
 
 
 def measure(options: SLDMeasureOptions) -> None:
@@ -211,7 +211,7 @@ def _generation(recorded: Mapping[str, Any]) -> GenerationConfig:
     return GenerationConfig(recorded["pretrained_model_name_or_path"], sampler, recorded["mixed_precision"])
 
 
-def _open(config: DiffusionConfig, correction: LoopOptions, generation: GenerationConfig) -> SLDMethod:
+def _open(config: DiffusionConfig, correction: RepairOptions, generation: GenerationConfig) -> SLDMethod:
     from dpt.methods.sld.method import SLDConfig, default_masks
 
     return SLDConfig(
