@@ -12,6 +12,7 @@ from dpt.backbone import activation_memory, loading
 from dpt.backbone.base import Condition, FeatureSpec, Grid, NoiseSchedule
 from dpt.backbone.diffusers_model import DiffusersModel
 from dpt.backbone.folder import FLOW_SCHEDULER, VAE, ModelFolder
+from dpt.backbone.passes import add_passes
 from dpt.backbone.rectified_flow import STEP_RULE, RectifiedFlow, StepRule, is_flow
 from dpt.backbone.repeated_token import merge_equal_tokens
 from dpt.backbone.text import prompt_warnings, tokenize
@@ -149,6 +150,7 @@ class TransformerBackbone(DiffusersModel):
         return self.family.guidance_is_embedded
 
     def predict(self, latents: Tensor, t: Tensor | int, condition: Condition) -> Tensor:
+        add_passes(latents)
         return self.walker.run(*self._inputs(latents, t, condition)).to(latents.dtype)
 
     def features(
@@ -156,6 +158,7 @@ class TransformerBackbone(DiffusersModel):
     ) -> tuple[Tensor, TokenPartialForward]:
         spec = self.feature_spec(name)
         needed = [*spec.blocks, *([] if stop_after is None else [stop_after])]
+        add_passes(latents, (max(needed) + 1) / len(self.blocks()))
         passes = self.walker.read(*self._inputs(latents, t, condition), needed)
         grid = self.feature_grid(name, (latents.shape[-2], latents.shape[-1]))
         maps = [
@@ -165,6 +168,7 @@ class TransformerBackbone(DiffusersModel):
         return feature.to(latents.dtype), passes[spec.deepest if stop_after is None else stop_after]
 
     def finish(self, partial: Any, detach_after: int | None = None) -> Tensor:
+        add_passes(partial.tokens.image, 1 - partial.done / len(self.blocks()))
         return self.walker.finish(partial, detach_after).float()
 
     def _inputs(self, latents: Tensor, t: Tensor | int, condition: Condition) -> tuple[Tensor, Tensor, Condition]:

@@ -17,6 +17,7 @@ from dpt.backbone.diffusers_model import DiffusersModel
 from dpt.backbone.folder import COMPONENTS, UNET, Component, ModelFolder
 from dpt.backbone.memory_saving_layers import use_memory_saving_layers
 from dpt.backbone.noise import DDPMSchedule
+from dpt.backbone.passes import add_passes
 from dpt.backbone.text import encode_prompts, prompt_warnings, text_projections, text_transformer, tokenize
 from dpt.backbone.unet_forward import UNetPartialForward, finish_forward, read_feature
 from dpt.generation_defaults import GenerationDefaults, generation_defaults
@@ -100,6 +101,7 @@ class UNetBackbone(DiffusersModel):
     def predict(self, latents: Tensor, t: Tensor | int, condition: Condition) -> Tensor:
         z, states = latents.to(self.device, self.dtype), condition.states.to(self.device, self.dtype)
         added = self._added(condition, (latents.shape[-2], latents.shape[-1]))
+        add_passes(latents)
         return self.unet(z, t, encoder_hidden_states=states, added_cond_kwargs=added).sample.to(latents.dtype)
 
     def features(
@@ -107,10 +109,12 @@ class UNetBackbone(DiffusersModel):
     ) -> tuple[Tensor, UNetPartialForward]:
         z, states = latents.to(self.device, self.dtype), condition.states.to(self.device, self.dtype)
         added = self._added(condition, (latents.shape[-2], latents.shape[-1]))
+        add_passes(latents, (self.feature_spec(name).deepest + 1) / len(self.blocks()))
         feature, partial = read_feature(self.unet, z, t, states, name, stop_after, added)
         return feature.to(latents.dtype), partial
 
     def finish(self, partial: Any, detach_after: int | None = None) -> Tensor:
+        add_passes(partial.hidden, 1 - partial.done / len(self.blocks()))
         return finish_forward(self.unet, partial, detach_after).float()
 
     def _added(self, condition: Condition, latent_size: Grid) -> dict[str, Tensor] | None:

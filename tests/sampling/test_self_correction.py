@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dpt.adapter import Adapter
 from dpt.backbone import Backbone, Condition, open_backbone
+from dpt.backbone.passes import count_passes
 from dpt.errors import UserError
 from dpt.sampling.draw import Request, SamplingSettings, draw
 from dpt.sampling.guidance import Denoiser
@@ -273,8 +274,13 @@ COSTS = [
 @pytest.mark.parametrize(("correction", "passes"), COSTS, ids=str)
 def test_number_of_forward_and_backward_passes(correction: Correction, passes: tuple[int, ...], pocket: World) -> None:
     rows = Rows(pocket)
-    pocket.run(correction, steps=10)
+    with count_passes() as counter:
+        pocket.run(correction, steps=10)
     assert rows.stop() == passes
+    begun, ended, backward = passes
+    spec = pocket.backbone.feature_spec(pocket.adapter.config.unet_feature)
+    share = (spec.deepest + 1) / len(pocket.backbone.blocks())
+    assert counter.passes / 2 == pytest.approx(ended + share * (begun - ended + backward))
 
 
 def test_interval_and_every_select_the_steps(pocket: World) -> None:

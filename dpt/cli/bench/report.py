@@ -74,6 +74,7 @@ class ReportOptions:
 
 def report(options: ReportOptions) -> None:
     from dpt.evaluation.bench import tables
+    from dpt.evaluation.bench.cost import read_costs
     from dpt.evaluation.bench.page.page import ReportData
 
     if not (isfinite(options.budget_mb) and 0 < options.budget_mb <= MOST_MEGABYTES):
@@ -90,7 +91,8 @@ def report(options: ReportOptions) -> None:
             fail(
                 f"there is no method {name!r} in {options.folder}; there are {', '.join(all_methods)}: pass --baseline"
             )
-    results = [*earlier.results, *tables.compute_results(methods, str(record[OPTIONS_KEY]["suite"]))]
+    costs = read_costs(options.folder, methods)
+    results = [*earlier.results, *tables.compute_results(methods, str(record[OPTIONS_KEY]["suite"]), costs)]
     differences = [
         tables.paired_difference(all_methods[name], all_methods[reference])
         for reference in (options.baseline, *options.also)

@@ -128,6 +128,7 @@ def run_method(config: MethodConfig, options: RunOptions, group: Processes, suit
     from tqdm import tqdm
 
     from dpt.evaluation.bench import run as bench
+    from dpt.evaluation.bench.cost import cost_file
     from dpt.evaluation.bench.requests import Shard, all_requests, merge_shards
 
     requests, lines = all_requests(suite, options.suite.per_prompt), options.out / f"{config.name}.jsonl"
@@ -145,7 +146,7 @@ def run_method(config: MethodConfig, options: RunOptions, group: Processes, suit
                 merge_shards(lines, requests)  # of an interrupted run of several processes
 
         group.from_main(start)
-        source = bench.GeneratedImages(method, options.out / config.name)
+        source = bench.GeneratedImages(method, options.out / config.name, cost_file(lines))
 
         def draw_own_part() -> None:
             with write_errors(options.out):

@@ -57,6 +57,8 @@ class MethodResults:
     counts_met: Booleans
     """Whether every `count` atom is met."""
     relations_met: Booleans
+    claims_met: Floats
+    """The share of the prompt's claims (atoms) that the image meets; NaN if it is not judged or not known."""
     queried: bool
     """Whether the detector takes queries."""
     source: tuple[ImageResult, ...] | Offsets | None
@@ -120,8 +122,8 @@ class MethodResults:
         """Results of another method for the same images, of which only the verdicts are known."""
         no_scores, zeros = np.full(len(self), np.nan), np.zeros(len(self), np.int64)
         return replace(
-            self, method=method, passed=passed, clip=no_scores, itm=no_scores, hps=no_scores, objects=zeros,
-            unreadable=zeros, clipped=zeros, outside=zeros, queried=False, source=None,
+            self, method=method, passed=passed, claims_met=no_scores, clip=no_scores, itm=no_scores, hps=no_scores,
+            objects=zeros, unreadable=zeros, clipped=zeros, outside=zeros, queried=False, source=None,
         )  # fmt: skip
 
 
@@ -143,7 +145,8 @@ class _Columns:
         passed = UNJUDGED if fields["passed"] is None else int(fields["passed"])
         self.queried |= bool(atoms) and atoms[0]["sort"] != "readable"
         self.noise_seeds.append(fields["noise_seed"])
-        self.scores.append(tuple(_score(fields.get(name)) for name in ("clip", "itm", "hps")))
+        met = sum(atom["met"] for atom in atoms) / len(atoms) if atoms else None
+        self.scores.append((*(_score(fields.get(name)) for name in ("clip", "itm", "hps")), _score(met)))
         self.rows.append((
             prompt, fields["index"], category, passed, len(fields["objects"]), fields["unreadable"],
             fields.get("clipped", 0), fields.get("outside", 0), _all_met(atoms, "count"), _all_met(atoms, "relation"),
@@ -155,11 +158,11 @@ class _Columns:
         prompt, index, category, passed, objects, unreadable, clipped, outside, counts, relations = np.array(
             self.rows, np.int64
         ).T
-        clip, itm, hps = np.array(self.scores, float).T
+        clip, itm, hps, met = np.array(self.scores, float).T
         return MethodResults(
             method, tuple(self.prompts), prompt, index, tuple(self.categories), category, tuple(self.noise_seeds),
             passed, clip, itm, hps, objects, unreadable, clipped, outside, counts.astype(bool), relations.astype(bool),
-            self.queried, source,
+            met, self.queried, source,
         )  # fmt: skip
 
 

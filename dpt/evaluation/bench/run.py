@@ -11,6 +11,7 @@ import numpy as np
 
 from dpt.data.images import is_whole_image
 from dpt.detect.base import Image
+from dpt.evaluation.bench.cost import measured
 from dpt.evaluation.bench.judging import JudgeImages
 from dpt.evaluation.bench.requests import (
     SINGLE_PROCESS,
@@ -44,12 +45,15 @@ class GeneratedImages:
 
     method: Method
     folder: Path
+    cost: Path | None = None
+    """Also write what each batch cost to this file."""
 
     def is_missing(self, request: ImageRequest) -> bool:
         return not is_whole_image(self.folder / request.file)
 
     def images(self, requests: Sequence[ImageRequest]) -> list[Image]:
-        pictures = list(self.method.make([Request(r.prompt.text, r.seed, r.index) for r in requests]))
+        with measured(self.cost, requests):
+            pictures = list(self.method.make([Request(r.prompt.text, r.seed, r.index) for r in requests]))
         for request, picture in zip(requests, pictures, strict=True):
             save_image(picture, request, self.folder)
         return [np.asarray(picture) for picture in pictures]

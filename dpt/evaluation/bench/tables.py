@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from dpt.errors import UserError
 from dpt.evaluation.bench.columns import UNJUDGED, Booleans, Floats, MethodResults
+from dpt.evaluation.bench.cost import NO_COSTS, Cost
 from dpt.evaluation.bench.results import OPTIONS_KEY
 from dpt.intervals import DIFFERENCE, PROPORTION, Bounds, Estimate, bootstrap, bootstrap_ratio
 from dpt.records import from_plain
@@ -50,6 +51,9 @@ class Result:
     pictures: int = 0
     clipped: int = 0
     outside: int = 0
+    claims_met: Estimate | None = None
+    """Mean share of a prompt's claims that an image meets, over categories with equal weights."""
+    cost: Cost | None = None
     prompts: dict[str, int] = field(default_factory=dict)
     """Number of prompts by category and over all: the n of the intervals."""
 
@@ -64,12 +68,14 @@ class Difference:
     hps: dict[str, Estimate] = field(default_factory=dict)
 
 
-def compute_results(methods: Mapping[str, MethodResults], suite: str = "") -> list[Result]:
+def compute_results(
+    methods: Mapping[str, MethodResults], suite: str = "", costs: Mapping[str, Cost] = NO_COSTS
+) -> list[Result]:
     first = next(iter(methods), "")
     for method, results in methods.items():
         if set(results.categories) != set(methods[first].categories):
             raise UserError(f"{first} and {method} were not judged in the same categories and cannot share a table")
-    computed = [_result(method, results, suite) for method, results in methods.items()]
+    computed = [_result(method, results, suite, costs) for method, results in methods.items()]
     for result in computed:
         if (bool(result.rates), bool(result.clip)) != (bool(computed[0].rates), bool(computed[0].clip)):
             raise UserError(
@@ -78,7 +84,7 @@ def compute_results(methods: Mapping[str, MethodResults], suite: str = "") -> li
     return computed
 
 
-def _result(method: str, results: MethodResults, suite: str) -> Result:
+def _result(method: str, results: MethodResults, suite: str, costs: Mapping[str, Cost]) -> Result:
     values = _values(results)
     rates = _estimates(results.prompt_means(values["passed"]), PROPORTION) if "passed" in values else {}
     clip, itm, hps = (_estimates(results.prompt_means(values[name])) if name in values else {} for name in SCORES)
@@ -87,6 +93,8 @@ def _result(method: str, results: MethodResults, suite: str) -> Result:
         method, rates, _readable(results) if rates else None, clip, itm, hps,
         visor(results) if suite == SR2D and rates else {}, len(results), int(results.clipped.sum()),
         int(results.outside.sum()),
+        _claims_met(results),
+        costs.get(method),
         {**counts, OVERALL: sum(counts.values())},
     )  # fmt: skip
 
@@ -151,6 +159,12 @@ def _readable(results: MethodResults) -> Estimate | None:
     return Estimate(named / total if total else 0.0, None, None)
 
 
+def _claims_met(results: MethodResults) -> Estimate | None:
+    if np.isnan(results.claims_met).any():
+        return None
+    return _estimates(results.prompt_means(results.claims_met), PROPORTION)[OVERALL]
+
+
 def visor(results: MethodResults) -> dict[str, Estimate]:
     """The metrics of SR2D, over the prompts with a relation.
 
@@ -183,6 +197,7 @@ def tables(computed: Sequence[Result], differences: Sequence[Difference]) -> str
         rate_table(computed) if computed[0].rates else "",
         difference_table(differences, _reference(computed)) if differences and differences[0].points else "",
         _measure_table(computed) if computed[0].measures else "",
+        _cost_table(computed),
         *(_score_table(name, title, computed, differences) for name, title in SCORES.items()),
         _sizes(computed),
         NOT_HELD_OUT if computed[0].itm else "",
@@ -215,6 +230,19 @@ def _measure_table(computed: Sequence[Result]) -> str:
     n = sum(_reference(computed).prompts.get(relation, 0) for relation in RELATIONS)
     lines = _heading(f"method (n = {n:,})", *computed[0].measures)
     lines += [_line(result.method, *(value.percent for value in result.measures.values())) for result in computed]
+    return "\n".join(lines)
+
+
+def _cost_table(computed: Sequence[Result]) -> str:
+    """The share of claims met beside what an image costs, of the methods of which either is known."""
+    known = [result for result in computed if result.claims_met or result.cost]
+    if not known:
+        return ""
+    lines = _heading("method", "claims met", "passes per image", "seconds per image")
+    for result in known:
+        met = result.claims_met.percent if result.claims_met else ""
+        cost = (f"{result.cost.passes:.1f}", f"{result.cost.seconds:.2f}") if result.cost else ("", "")
+        lines.append(_line(result.method, met, *cost))
     return "\n".join(lines)
 
 

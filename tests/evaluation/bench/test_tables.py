@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from dpt.errors import UserError
 from dpt.evaluation.bench import tables as report
 from dpt.evaluation.bench.columns import MethodResults
-from dpt.evaluation.bench.results import ImageResult
+from dpt.evaluation.bench.cost import Cost, read_costs
+from dpt.evaluation.bench.results import ImageResult, JudgedAtom
 from dpt.evaluation.bench.tables import read_summary
 from dpt.intervals import PROPORTION, bootstrap
 
@@ -109,3 +111,27 @@ def test_the_committed_rates_and_intervals_follow_from_the_committed_summary() -
             values = list(strata.values()) if category == report.OVERALL else [strata[category]]
             estimate = bootstrap(values, PROPORTION)
             assert (estimate.value, estimate.low, estimate.high) == pytest.approx((rate.value, rate.low, rate.high))
+
+
+def test_claims_met_count_atoms_where_the_rate_counts_images() -> None:
+    atoms = (JudgedAtom("readable", "", True), JudgedAtom("count", "", True), JudgedAtom("relation", "", False))
+    half_met = [replace(line, atoms=atoms[: 3 - line.index]) for line in lines("base", {"single": [[False, True]] * 3})]
+    (result,) = report.compute_results({"base": MethodResults.of(half_met)})
+    assert result.claims_met is not None and result.claims_met.value == pytest.approx((2 / 3 + 1) / 2)
+    assert result.rates["all"].value == 0.5
+
+
+def test_cost_is_read_from_every_batch_once(tmp_path: Path) -> None:
+    def line(first: str, images: int, passes: float, seconds: float) -> str:
+        return json.dumps({"first": [first, 0], "images": images, "passes": passes, "seconds": seconds}) + "\n"
+
+    file = tmp_path / "base.cost.jsonl"
+    batches = [line("a", 16, 640, 1.0), line("b", 16, 640, 3.2), line("c", 8, 480, 0.8), line("a", 16, 640, 4.8)]
+    file.write_text("".join(batches) + '{"first": ["d", 0], "ima')
+    assert read_costs(tmp_path, ["base", "other"]) == {"base": Cost(44.0, 0.2)}
+    results = {"base": method_results("base", HALF)}
+    table = report.tables(report.compute_results(results, costs=read_costs(tmp_path, results)), [])
+    assert "| base |  | 44.0 | 0.20 |" in table
+    file.write_text("[]\n")
+    with pytest.raises(UserError, match="line 1 is not the cost of a batch"):
+        read_costs(tmp_path, ["base"])
