@@ -35,7 +35,8 @@ def alone(both: Path, method: str, folder: Path) -> Path:
     record = json.loads((both / "bench.json").read_text())
     record["methods"] = {method: record["methods"][method]}
     (folder / "bench.json").write_text(json.dumps(record))
-    shutil.copy(both / f"{method}.jsonl", folder)
+    for file in (f"{method}.jsonl", f"{method}.cost.jsonl"):
+        shutil.copy(both / file, folder)
     shutil.copytree(both / method, folder / method)
     return folder
 
