@@ -26,7 +26,7 @@ from dpt.evaluation.bench import tables as report
 from dpt.evaluation.bench.columns import MethodResults
 from dpt.evaluation.bench.page.gallery import Album
 from dpt.evaluation.bench.page.page import ReportData, page
-from dpt.evaluation.bench.tables import NUMBERS, SUMMARY, read_summary, summary
+from dpt.evaluation.bench.verdicts import NUMBERS, SUMMARY, read_summary, summary
 from dpt.evaluation.suites.pocket import DEFAULT_CATEGORIES
 from dpt.files import sha256
 from tests import tiny_models

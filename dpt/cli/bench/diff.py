@@ -17,7 +17,7 @@ from dpt.evaluation.bench.results import OPTIONS_KEY
 from dpt.untrusted import parse_json, read_text
 
 if TYPE_CHECKING:
-    from dpt.evaluation.bench.tables import Verdicts
+    from dpt.evaluation.bench.verdicts import Verdicts
 
 SHOWN = 80
 """Characters of a value; hashes are cut to 12."""
@@ -47,7 +47,7 @@ class Benchmark:
     def open(cls, folder: Path) -> Benchmark:
         if (folder / RECORD).is_file():
             return cls(folder, read_record(folder), True)
-        from dpt.evaluation.bench.tables import read_summary
+        from dpt.evaluation.bench.verdicts import read_summary
 
         saved = read_summary(folder)
         options = {**LATER_OPTIONS, **saved.record[OPTIONS_KEY]}
@@ -63,7 +63,7 @@ class Benchmark:
         return versions if isinstance(versions, dict) else {}
 
     def verdicts(self, method: str) -> Verdicts:
-        from dpt.evaluation.bench.tables import read_summary, verdicts_of
+        from dpt.evaluation.bench.verdicts import read_summary, verdicts_of
 
         if self.is_run:
             return verdicts_of(read_results(self.folder / f"{method}.jsonl"))
@@ -121,7 +121,7 @@ def short(value: Any) -> str:
 
 def numbers(first: Benchmark, second: Benchmark) -> Iterator[str]:
     """A line for each method of both: the rates, their paired difference and the verdicts that changed."""
-    from dpt.evaluation.bench.tables import verdict_change
+    from dpt.evaluation.bench.verdicts import verdict_change
 
     both = [name for name in first.record["methods"] if name in second.record["methods"]]
     if not both:

@@ -145,7 +145,7 @@ def picture_file(folder: Path, record: Mapping[str, Any], method: str, prompt_id
 def write(options: ReportOptions, text: str, data: ReportData) -> Path:
     from dpt.evaluation.bench.page.gallery import Album
     from dpt.evaluation.bench.page.page import page
-    from dpt.evaluation.bench.tables import summary
+    from dpt.evaluation.bench.verdicts import summary
     from dpt.evaluation.suites.registry import layout_of
 
     out, record = options.out or options.folder, data.record
@@ -256,7 +256,7 @@ def open_earlier(folder: Path | None, record: Mapping[str, Any], methods: Mappin
     """Open an earlier report with those of its methods that are not in this benchmark."""
     if folder is None:
         return EarlierReport()
-    from dpt.evaluation.bench.tables import read_summary
+    from dpt.evaluation.bench.verdicts import read_summary
 
     saved = read_summary(folder)
     check_same_options(record[OPTIONS_KEY], saved.record[OPTIONS_KEY], f"the report in {folder}")

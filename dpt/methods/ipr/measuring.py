@@ -69,7 +69,8 @@ def report(
 ) -> str:
     """Write the tables of all measured rounds, each compared with the first, and return them."""
     from dpt.evaluation.bench.columns import MethodResults
-    from dpt.evaluation.bench.tables import compute_results, paired_difference, summary, tables
+    from dpt.evaluation.bench.tables import compute_results, paired_difference, tables
+    from dpt.evaluation.bench.verdicts import summary
 
     methods = {name: MethodResults.read(folder / f"{name}.jsonl") for name in names}
     results = compute_results(methods, suite)

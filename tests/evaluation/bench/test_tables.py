@@ -13,7 +13,7 @@ from dpt.evaluation.bench import tables as report
 from dpt.evaluation.bench.columns import MethodResults
 from dpt.evaluation.bench.cost import Cost, read_costs
 from dpt.evaluation.bench.results import ImageResult, JudgedAtom
-from dpt.evaluation.bench.tables import read_summary
+from dpt.evaluation.bench.verdicts import read_summary
 from dpt.intervals import PROPORTION, bootstrap
 
 

@@ -1,0 +1,140 @@
+"""The verdicts of a report, a line of JSON per prompt: read back by later reports, and compared between two."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpt.errors import UserError
+from dpt.evaluation.bench.columns import UNJUDGED, MethodResults
+from dpt.evaluation.bench.results import OPTIONS_KEY
+from dpt.evaluation.bench.tables import Result, compute_results
+from dpt.intervals import DIFFERENCE, Estimate, bootstrap
+from dpt.records import from_plain
+from dpt.untrusted import parse_json, read_text
+
+NUMBERS, SUMMARY = "results.json", "summary.jsonl"
+
+
+def summary(methods: Mapping[str, MethodResults]) -> Iterator[str]:
+    """Return JSON lines; verdicts are in the order of the prompt's pictures: 1 right, 0 wrong, null not judged."""
+    for method, results in methods.items():
+        lines = results.by_key
+        for pictures in np.split(lines, np.flatnonzero(np.diff(results.prompt[lines])) + 1):
+            first = int(pictures[0])
+            verdicts = [None if passed == UNJUDGED else passed for passed in results.passed[pictures].tolist()]
+            category = results.categories[results.category[first]]
+            prompt = results.prompt_ids[results.prompt[first]]
+            yield json.dumps({"method": method, "category": category, "prompt": prompt, "right": verdicts}) + "\n"
+
+
+Verdicts = Mapping[str, tuple[bool | None, ...]]
+"""By prompt, in the order of its pictures."""
+
+
+def verdicts_of(results: MethodResults) -> Verdicts:
+    verdicts: dict[str, list[bool | None]] = {}
+    for line in results.by_key.tolist():
+        passed = int(results.passed[line])
+        verdict = None if passed == UNJUDGED else bool(passed)
+        verdicts.setdefault(results.prompt_ids[results.prompt[line]], []).append(verdict)
+    return {prompt: tuple(of_prompt) for prompt, of_prompt in verdicts.items()}
+
+
+@dataclass(frozen=True)
+class VerdictChange:
+    """Two verdicts on the same pictures of the same prompts, of two runs."""
+
+    pictures: int
+    first: float
+    """Share of right pictures."""
+    second: float
+    difference: Estimate
+    became_right: int
+    became_wrong: int
+
+    def __str__(self) -> str:
+        return (
+            f"{100 * self.first:.1f} % | {100 * self.second:.1f} % of {self.pictures:,} images right, difference "
+            f"{self.difference.signed}; {self.became_right} became right, {self.became_wrong} wrong"
+        )
+
+
+def verdict_change(first: Verdicts, second: Verdicts) -> VerdictChange:
+    for prompt in {**first, **second}:
+        if len(first.get(prompt, ())) != len(second.get(prompt, ())):
+            raise UserError(f"the images of {prompt} are not in both")
+    pairs = [[*zip(first[prompt], second[prompt], strict=True)] for prompt in sorted(first)]
+    if any(None in pair for of_prompt in pairs for pair in of_prompt):
+        raise UserError("not all images are judged in both")
+    means = np.array([[np.mean([pair[side] for pair in of_prompt]) for side in (0, 1)] for of_prompt in pairs])
+    flat = [pair for of_prompt in pairs for pair in of_prompt]
+    return VerdictChange(
+        pictures=len(flat),
+        first=float(np.mean([pair[0] for pair in flat])),
+        second=float(np.mean([pair[1] for pair in flat])),
+        difference=bootstrap([means[:, 1] - means[:, 0]], DIFFERENCE),
+        became_right=sum(pair == (False, True) for pair in flat),
+        became_wrong=sum(pair == (True, False) for pair in flat),
+    )
+
+
+@dataclass(frozen=True)
+class SavedSummary:
+    """An earlier report."""
+
+    record: Mapping[str, Any]
+    """The options of the run, and the identity of each method."""
+    results: tuple[Result, ...]
+    verdicts: Mapping[str, Mapping[str, tuple[bool | None, ...]]]
+    """By method and prompt."""
+    fidelity: Mapping[str, Any] | None = None
+
+    def method_results(self, method: str, like: MethodResults) -> MethodResults:
+        """Return the method's verdicts on the pictures of `like`."""
+        verdicts_by_prompt = self.verdicts[method]
+        passed = np.empty(len(like), np.int64)
+        for line in range(len(like)):
+            prompt, index = like.key(line)
+            verdicts = verdicts_by_prompt.get(prompt, ())
+            if index >= len(verdicts):
+                raise UserError(f"the earlier report has no verdict of {method} on image {index} of {prompt}")
+            verdict = verdicts[index]
+            passed[line] = UNJUDGED if verdict is None else verdict
+        return like.with_verdicts(method, passed)
+
+    def check(self, method: str, results: MethodResults) -> None:
+        """Raise if the verdicts do not give the saved rates."""
+        (saved,) = (result for result in self.results if result.method == method)
+        (computed,) = compute_results({method: results})
+        rates = [{name: round(rate.value, 9) for name, rate in result.rates.items()} for result in (saved, computed)]
+        if rates[0] != rates[1] or saved.pictures != len(results):
+            raise UserError(f"{NUMBERS} and {SUMMARY} disagree on {method}: they belong to different reports")
+
+
+def read_summary(folder: Path) -> SavedSummary:
+    try:
+        record = parse_json(read_text(folder / NUMBERS))
+        saved = tuple(from_plain(Result, result, f"{folder / NUMBERS}") for result in record["results"])
+        verdicts: dict[str, dict[str, tuple[bool | None, ...]]] = {}
+        for text in read_text(folder / SUMMARY).splitlines():
+            line = parse_json(text)
+            right = tuple(None if verdict is None else bool(verdict) for verdict in line["right"])
+            verdicts.setdefault(line["method"], {})[line["prompt"]] = right
+        names = [result.method for result in saved]
+        if missing := [name for name in names if name not in verdicts]:
+            raise UserError(f"{folder / SUMMARY} has no line for the method {missing[0]} of {NUMBERS}")
+        if sorted(names) != sorted(record["methods"]):
+            raise UserError(f"{folder / NUMBERS} does not have one result for each of its methods")
+        options_and_methods = {OPTIONS_KEY: record[OPTIONS_KEY], "methods": record["methods"]}
+        return SavedSummary(options_and_methods, saved, verdicts, record.get("fidelity"))
+    except OSError as error:
+        raise UserError(f"{folder} holds no report: cannot read {error.filename}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        what = f"{NUMBERS} or {SUMMARY} was not written by `dpt bench report`"
+        raise UserError(f"{folder} holds no report: {what}") from None
