@@ -74,7 +74,7 @@ class ReportOptions:
 
 def report(options: ReportOptions) -> None:
     from dpt.evaluation.bench import tables
-    from dpt.evaluation.bench.cost import read_costs
+    from dpt.evaluation.bench.cost import PLOT, read_costs
     from dpt.evaluation.bench.page.page import ReportData
 
     if not (isfinite(options.budget_mb) and 0 < options.budget_mb <= MOST_MEGABYTES):
@@ -108,6 +108,8 @@ def report(options: ReportOptions) -> None:
     out = write(options, text, data)
     print(text)
     print(f"\npage:   {out / 'report.html'}\nsheet:  {out / 'sheet.png'}\ntables: {out / 'table.md'}")
+    if (out / PLOT).exists():
+        print(f"plot:   {out / PLOT}")
 
 
 def read_results(file: Path) -> MethodResults:
@@ -143,6 +145,7 @@ def picture_file(folder: Path, record: Mapping[str, Any], method: str, prompt_id
 
 
 def write(options: ReportOptions, text: str, data: ReportData) -> Path:
+    from dpt.evaluation.bench.cost import PLOT, plot
     from dpt.evaluation.bench.page.gallery import Album
     from dpt.evaluation.bench.page.page import page
     from dpt.evaluation.bench.verdicts import summary
@@ -167,6 +170,8 @@ def write(options: ReportOptions, text: str, data: ReportData) -> Path:
         with (out / "summary.jsonl").open("w") as lines:
             lines.writelines(list(summary({**data.kept, **data.methods})))
         picture.save(out / "sheet.png", optimize=True)
+        if data.results[0].rates:
+            plot(data.results, out / PLOT)
         (out / "report.html").write_text(html, encoding="utf-8")
         # Written last: a report with a manifest is complete.
         (out / MANIFEST).write_text(json.dumps(manifest_content, indent=1) + "\n")

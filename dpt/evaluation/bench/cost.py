@@ -20,6 +20,7 @@ from dpt.untrusted import parse_json, read_text
 
 if TYPE_CHECKING:
     from dpt.evaluation.bench.requests import ImageRequest
+    from dpt.evaluation.bench.tables import Result
 
 
 @dataclass(frozen=True)
@@ -82,3 +83,39 @@ def _read(file: Path) -> Cost | None:
         return None
     images, passes, _ = (sum(column) for column in zip(*batches.values(), strict=True))
     return Cost(passes / images, median(seconds / count for count, _, seconds in batches.values()))
+
+
+PLOT = "cost.png"
+
+OVERALL = "all"
+
+
+def plot(results: Sequence[Result], file: Path) -> bool:
+    """Plot right images against passes, if two methods have a cost; a line joins those that no cheaper one beats."""
+    known = [(result.cost.passes, result.rates[OVERALL], result.method) for result in results if result.cost]
+    if len(known) < 2:
+        return False
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    best: list[tuple[float, float]] = []
+    for passes, rate, method in sorted(known, key=lambda point: (point[0], -point[1].value)):
+        right = 100 * rate.value
+        if not best or right > best[-1][1]:
+            best.append((passes, right))
+        if rate.low is not None and rate.high is not None:
+            axis.vlines(passes, 100 * rate.low, 100 * rate.high, color="C0", linewidth=1)
+        axis.plot(passes, right, "o", color="C0", markersize=4)
+        axis.annotate(method, (passes, right), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    axis.plot(*zip(*best, strict=True), color="grey", linewidth=0.8, linestyle=":")
+    axis.set(xscale="log", xlabel="passes through the network per image", ylabel="right images, %")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter("{x:g}")
+    axis.tick_params(axis="x", which="minor", labelsize=7)
+    axis.grid(alpha=0.3, which="both")
+    figure.savefig(file, dpi=90)
+    pyplot.close(figure)
+    return True

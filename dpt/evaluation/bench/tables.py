@@ -10,14 +10,12 @@ import numpy.typing as npt
 
 from dpt.errors import UserError
 from dpt.evaluation.bench.columns import UNJUDGED, Booleans, Floats, MethodResults
-from dpt.evaluation.bench.cost import NO_COSTS, Cost
+from dpt.evaluation.bench.cost import NO_COSTS, OVERALL, Cost
 from dpt.intervals import DIFFERENCE, PROPORTION, Bounds, Estimate, bootstrap, bootstrap_ratio
 
 SR2D = "sr2d"
 
 RELATIONS = ("left", "right", "above", "below")
-
-OVERALL = "all"
 
 SCORES = {"clip": "CLIP cosine", "itm": "ITM score", "hps": "preference score"}
 

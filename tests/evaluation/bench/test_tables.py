@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from dpt.data.images import is_whole_image
 from dpt.errors import UserError
 from dpt.evaluation.bench import tables as report
 from dpt.evaluation.bench.columns import MethodResults
-from dpt.evaluation.bench.cost import Cost, read_costs
+from dpt.evaluation.bench.cost import PLOT, Cost, plot, read_costs
 from dpt.evaluation.bench.results import ImageResult, JudgedAtom
 from dpt.evaluation.bench.verdicts import read_summary
 from dpt.intervals import PROPORTION, bootstrap
@@ -132,6 +133,10 @@ def test_cost_is_read_from_every_batch_once(tmp_path: Path) -> None:
     results = {"base": method_results("base", HALF)}
     table = report.tables(report.compute_results(results, costs=read_costs(tmp_path, results)), [])
     assert "| base |  | 44.0 | 0.20 |" in table
+    assert not plot(report.compute_results(results, costs=read_costs(tmp_path, results)), tmp_path / PLOT)
+    results["best4"] = method_results("best4", ALL)
+    assert plot(report.compute_results(results, costs={"base": Cost(40, 1), "best4": Cost(164, 4)}), tmp_path / PLOT)
+    assert is_whole_image(tmp_path / PLOT)
     file.write_text("[]\n")
     with pytest.raises(UserError, match="line 1 is not the cost of a batch"):
         read_costs(tmp_path, ["base"])

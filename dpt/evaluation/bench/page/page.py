@@ -8,10 +8,11 @@ from html import escape
 from typing import Any
 
 from dpt.evaluation.bench.columns import MethodResults
+from dpt.evaluation.bench.cost import OVERALL
 from dpt.evaluation.bench.page.charts import STYLE, difference_charts, rate_charts
 from dpt.evaluation.bench.page.gallery import WIDEST, Album, sections
 from dpt.evaluation.bench.results import OPTIONS_KEY
-from dpt.evaluation.bench.tables import NOT_HELD_OUT, OVERALL, SCORES, Difference, Result
+from dpt.evaluation.bench.tables import NOT_HELD_OUT, SCORES, Difference, Result
 from dpt.evaluation.fidelity import Fidelity
 from dpt.intervals import Estimate
 
