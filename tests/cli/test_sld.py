@@ -20,6 +20,7 @@ from dpt.errors import UserError
 from dpt.methods.registry import parse_methods
 from dpt.methods.sld.method import Corrector, SLDConfig
 from dpt.methods.sld.published import read_config, read_entries
+from tests.tiny_models import POCKET, save
 
 Capture = pytest.CaptureFixture[str]
 
@@ -91,6 +92,9 @@ def test_an_instruction_is_followed(picture: Path, tmp_path: Path) -> None:
         (["correct", "PICTURE", "PICTURE", "--prompt", "a red circle"], "two images are called scene"),
         (["correct", "PICTURE", "--prompt", "a red circle", "--strength", "2"], "--strength"),
         (["correct", "PICTURE", "--prompt", "a red circle", "--llm_model", "m"], "no effect with --llm rules"),
+        (["correct", "PICTURE", "--prompt", "a red circle", "--readings", "0"], "from 1 to 9"),
+        (["correct", "PICTURE", "--prompt", "a red circle", "--editor", "pixels"], "--editor is latents"),
+        (["correct", "PICTURE", "--prompt", "a red circle", "--refiner", "NOTHING"], "no model_index.json"),
         (["edit", "PICTURE", "--instruction", "sing"], "the rules know"),
         (["edit", "PICTURE", "--instruction", "remove the star"], "1 of 1 images"),
     ],
@@ -235,6 +239,22 @@ def test_sld_follows_any_sampling_method_by_name() -> None:
     ):
         with pytest.raises(UserError, match=why):
             parse_methods([text], 25)
+
+
+@pytest.mark.slow
+def test_another_editor_and_a_refiner_are_flags_and_part_of_the_record(picture: Path, tmp_path: Path) -> None:
+    own = save(POCKET, tmp_path / "tiny")
+    words = ["sld", "correct", str(picture), "--prompt", "a blue square", "--out", str(tmp_path / "out")]
+    words += ["--pretrained_model_name_or_path", str(own), "--editor", f"inpaint={own}", "--refiner", str(own)]
+    run([*words, "--readings", "3", "--max_rounds", "1", "--guidance_scale", "2"])
+    report = json.loads((tmp_path / "out/scene/report.json").read_text())
+    inputs = report["inputs"]
+    assert inputs["editor"].startswith("inpaint tiny ") and inputs["refiner"].startswith("tiny ")
+    assert inputs["readings"] == 3
+    assert [round_["action"] for round_ in report["rounds"]] == [None, "edit", "refine"]
+    assert report["best_round"] < 2  # random weights: what they refine is unreadable
+    with pytest.raises(UserError, match="another image, text or setting"):
+        run([*words, "--max_rounds", "1", "--guidance_scale", "2"])
 
 
 @pytest.mark.slow

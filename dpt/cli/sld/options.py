@@ -37,6 +37,13 @@ class SLDModelOptions:
     readings: int | None = None
     """Read each image so many times, shifted and flipped, and count what most readings show: from 1 to 9. Default: 1
     with the oracle, which does not err, 5 otherwise."""
+    editor: Annotated[str, tyro.conf.arg(metavar="latents|inpaint=FOLDER|instruct=FOLDER")] = "latents"
+    """What makes the edits: latents, the model itself; inpaint, an inpainting pipeline of diffusers, or Flux Fill;
+    instruct, a pipeline that follows instructions: Flux Kontext, Qwen-Image-Edit, InstructPix2Pix."""
+    refiner: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """A pipeline of diffusers that refines the result as image to image, such as SDXL's refiner. The refined image is
+    kept if it shows what was right before; pixels away from the edits change too."""
+    refiner_strength: float = 0.3
     guidance_scale: float | None = None
     """By default the model's own: its generation_defaults.json, or 7.5."""
     llm: Literal["rules", "openai", "transformers", "replay"] = "rules"
@@ -72,17 +79,27 @@ class SLDModelOptions:
         from dpt.embedded import model_location
         from dpt.generation_defaults import generation_defaults
         from dpt.methods.sld.method import Corrector, default_masks, default_readings
+        from dpt.methods.sld.pipelines import Refiner, open_pipeline, parse_editor, pipeline_identity
         from dpt.methods.sld.readings import check_readings
 
         readings = default_readings(self.detector) if self.readings is None else self.readings
         check_readings(readings)
+        chosen = parse_editor(self.editor)
+        editor = chosen and (chosen[0], open_pipeline(chosen[1], chosen[0], self.dtype), pipeline_identity(chosen[1]))
+        refiner = None
+        if self.refiner is not None:
+            pipeline = open_pipeline(self.refiner, "refine", self.dtype)
+            refiner = Refiner(pipeline, pipeline_identity(self.refiner), self.refiner_strength)
         backbone = open_backbone(model_location(self.pretrained_model_name_or_path), dtype=self.dtype)
         scale = self.guidance_scale
         if scale is None:
             scale = generation_defaults(backbone.folder.path).guidance_scale
         masks = self.masks or default_masks(self.detector)
         detector = open_detector(self.detector, queries)
-        return Corrector(backbone, detector, open_segmenter(masks), engine, loop, scale, queries, planner, readings)
+        segmenter = open_segmenter(masks)
+        return Corrector(
+            backbone, detector, segmenter, engine, loop, scale, queries, planner, readings, editor, refiner
+        )
 
 
 def read_picture(file: Path) -> Image:

@@ -88,7 +88,7 @@ class EditEngine:
         pasted = np.asarray(to_pil(paste_back(_pixels(image), _pixels(edited), mask, self.backbone.vae_scale_factor)))
         return EditedImage(np.where((plan.kept & ~mask)[..., None], image, pasted), mask)
 
-    def _plan(self, image: Image, edits: Sequence[Edit], seed: int) -> _EditPlan:
+    def _plan(self, image: Image, edits: Sequence[Edit], seed: int) -> EditPlan:
         """Masks and sprites of every edit, composed in pixels."""
         height, width = image.shape[:2]
         present = [edit.current for edit in edits if edit.current is not None]
@@ -120,10 +120,10 @@ class EditEngine:
                 regions.append((ellipse_mask(box, height, width), object_prompt(goal.noun), FRESH))
         kept = [mask_of[edit.current.id] for edit in edits if edit.current is not None and not edit.kinds]
         composition = compose(image, removed, placed, self.settings.margin, kept)
-        return _EditPlan(composition, regions, np.any(kept, axis=0) if kept else np.zeros((height, width), bool))
+        return EditPlan(composition, regions, np.any(kept, axis=0) if kept else np.zeros((height, width), bool))
 
     @torch.no_grad()
-    def _denoise(self, plan: _EditPlan, mask: Mask, prompts: tuple[str, str], seed: int, free_from: int) -> Tensor:
+    def _denoise(self, plan: EditPlan, mask: Mask, prompts: tuple[str, str], seed: int, free_from: int) -> Tensor:
         """Denoise the composed image where it was edited; returns (3,H,W)."""
         backbone, settings = self.backbone, self.settings
         factor = backbone.vae_scale_factor
@@ -172,7 +172,7 @@ class EditEngine:
 
 
 @dataclass(frozen=True)
-class _EditPlan:
+class EditPlan:
     composition: Composition
     regions: list[tuple[Mask, str, int]]
     """Mask, prompt and release step of what is drawn in place."""

@@ -18,7 +18,7 @@ from dpt.methods.sld.engine import EditedImage
 from dpt.methods.sld.objects import Detect
 from dpt.methods.sld.settings import LoopSettings
 
-Action = Literal["edit", "redraw"]
+Action = Literal["edit", "redraw", "refine"]
 
 Status = Literal["right", "unresolved"]
 
@@ -48,6 +48,8 @@ class CorrectionRound:
     @property
     def plan(self) -> list[str]:
         """The edits in words."""
+        if self.action == "refine":
+            return ["refine the image"]
         return ["draw it again with another seed"] if self.action == "redraw" else [e.in_words for e in self.edits]
 
 
@@ -58,8 +60,8 @@ class LoopResult:
 
     @property
     def best(self) -> CorrectionRound:
-        """The best-scoring round; of equal ones the first."""
-        return max(self.rounds, key=lambda r: r.score)
+        """The best-scoring round; of equal ones the refined, else the first."""
+        return max(self.rounds, key=lambda r: (r.score, r.action == "refine"))
 
     @property
     def status(self) -> Status:
@@ -89,10 +91,21 @@ class CorrectionLoop:
     """None judges by the claims of the prompt."""
     confirm: Detect | None = None
     """Detects again, with more care, before an image counts as wrong and is edited. None: the first time counts."""
+    refine: Callable[[Image, ParsedPrompt, int], Image] | None = None
+    """Refines the best image at the end. (image, parsed, seed)"""
     restart: bool = False
     """Edit the start image in every round, since instructions are relative to it."""
 
     def run(self, image: Image, parsed: ParsedPrompt, seed: int) -> LoopResult:
+        """The refined image is the result only if it scores as well."""
+        result = self._correct(image, parsed, seed)
+        if self.refine is None:
+            return result
+        refined = self._evaluate(len(result.rounds), self.refine(result.best.image, parsed, seed), parsed)
+        everywhere = np.ones(image.shape[:2], bool)
+        return replace(result, rounds=(*result.rounds, replace(refined, action="refine", mask=everywhere)))
+
+    def _correct(self, image: Image, parsed: ParsedPrompt, seed: int) -> LoopResult:
         """Every claim is checked in every round; each round starts from the best image so far."""
         rounds = [self._evaluate(0, image, parsed)]
         plans: set[tuple[object, ...]] = set()

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from dpt.claims.layout import Layout
     from dpt.detect.base import Detector, Image
     from dpt.detect.masks import Segmenter
+    from dpt.methods.sld.engine import ObjectSource
     from dpt.methods.sld.loop import CorrectionLoop, LoopResult
+    from dpt.methods.sld.pipelines import Editor, EditorKind, Refiner
     from dpt.sampling.draw import Request
 
 SUFFIX = "+sld"
@@ -91,8 +93,11 @@ class Corrector:
     readings: int = 1
     """Shifted and flipped readings of an image that vote on what it shows. With more than one, an image counts as
     wrong only if all views together say so."""
+    editor: tuple[EditorKind, Any, str] | None = None
+    """Makes the edits instead of the engine: its kind, a pipeline of diffusers, and its identity."""
+    refiner: Refiner | None = None
     calls: int = 0
-    """Batch rows that the network has computed so far."""
+    """Batch rows that the network has computed so far; instruction pipelines and the refiner are not counted."""
 
     def use_queries(self, config: DetectConfig) -> None:
         """Detect with other queries and thresholds from now on."""
@@ -111,6 +116,8 @@ class Corrector:
             "engine": to_plain(self.engine),
             "loop": to_plain(self.loop),
             **({"readings": self.readings} if self.readings != 1 else {}),
+            **({"editor": f"{self.editor[0]} {self.editor[2]}"} if self.editor else {}),
+            **({"refiner": f"{self.refiner.identity} {self.refiner.strength:g}"} if self.refiner else {}),
         }
 
     def correct(
@@ -161,7 +168,6 @@ class Corrector:
 
     def make_loop(self, redraw: bool) -> CorrectionLoop:
         from dpt.methods.sld.detecting import NounDetector
-        from dpt.methods.sld.engine import EditEngine
         from dpt.methods.sld.loop import CorrectionLoop
         from dpt.methods.sld.objects import DrawnObjects
         from dpt.methods.sld.readings import VIEWS, RepeatedReadings
@@ -171,7 +177,7 @@ class Corrector:
         once = NounDetector(self.detector, self.queries)
         detect = RepeatedReadings(once, self.readings)
         objects = DrawnObjects(self.backbone, detect, self.segmenter, sampling, on_calls=self._count)
-        engine = EditEngine(self.backbone, self.segmenter, objects, self.engine, self.guidance_scale, self._count)
+        engine, refiner = self._editor(objects), self.refiner
         return CorrectionLoop(
             detect,
             lambda image, edits, parsed, strength, seed: engine.edit(
@@ -181,7 +187,17 @@ class Corrector:
             self.loop,
             self.planner.plan,
             confirm=RepeatedReadings(once, len(VIEWS)) if self.readings > 1 else None,
+            refine=None if refiner is None else lambda image, parsed, seed: refiner(image, parsed.text, seed),
         )
+
+    def _editor(self, objects: ObjectSource) -> Editor:
+        from dpt.methods.sld.engine import EditEngine
+        from dpt.methods.sld.pipelines import InpaintingEditor, InstructionEditor
+
+        if self.editor is not None and self.editor[0] == "instruct":
+            return InstructionEditor(self.editor[1], self.engine.num_timesteps)
+        engine = (self.backbone, self.segmenter, objects, self.engine, self.guidance_scale, self._count)
+        return EditEngine(*engine) if self.editor is None else InpaintingEditor(self.editor[1], *engine)
 
     def _count(self, calls: int) -> None:
         self.calls += calls
