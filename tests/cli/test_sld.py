@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,25 @@ def picture(tmp_path: Path) -> Path:
     file = tmp_path / "scene.png"
     Image.fromarray(render(Scene((RED, BLUE), "white"))).save(file)
     return file
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """The rules and the oracle open no socket; only the tests of a server may."""
+    if "server" in request.node.name:
+        return
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket.socket, "__init__", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def test_the_fixture_refuses_sockets() -> None:
+    with pytest.raises(AssertionError, match="a socket was opened"):
+        socket.socket()
 
 
 def objects(file: Path) -> list[tuple[str | None, str]]:
@@ -97,10 +117,16 @@ def test_an_instruction_is_followed(picture: Path, tmp_path: Path) -> None:
         (["correct", "PICTURE", "--prompt", "a red circle", "--refiner", "NOTHING"], "no model_index.json"),
         (["edit", "PICTURE", "--instruction", "sing"], "the rules know"),
         (["edit", "PICTURE", "--instruction", "remove the star"], "1 of 1 images"),
+        (["correct", "NO_IMAGE", "--prompt", "a red circle"], "cannot identify image file"),
     ],
 )
 def test_mistakes_are_one_sentence(words: list[str], why: str, picture: Path, tmp_path: Path) -> None:
-    places = {"PICTURE": str(picture), "NOTHING": str(tmp_path / "nothing.png")}
+    (tmp_path / "text.png").write_text("no image")
+    places = {
+        "PICTURE": str(picture),
+        "NOTHING": str(tmp_path / "nothing.png"),
+        "NO_IMAGE": str(tmp_path / "text.png"),
+    }
     with pytest.raises(UserError, match=why):
         run(["sld", *(places.get(word, word) for word in words), "--out", str(tmp_path / "out")])
 
@@ -126,6 +152,18 @@ def test_images_of_every_kind_are_read_or_refused(picture: Path, tmp_path: Path,
     capsys.readouterr()
     with pytest.raises(UserError, match="1x1 pixels"):
         run(["sld", "correct", str(tmp_path / "one.png"), "--prompt", "a blue square", "--out", str(out)])
+
+
+def test_an_object_that_the_detector_cannot_see_leaves_the_image_as_it_was(
+    picture: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    for command in (["correct", "--prompt", "a cat"], ["edit", "--instruction", "add a cat"]):
+        out = tmp_path / command[0]
+        with pytest.raises(UserError, match="1 of 1 images could not be edited"):
+            run(["sld", command[0], str(picture), *command[1:], "--out", str(out)])
+        assert "does not detect 'cat'; its classes are circle" in capsys.readouterr().out
+        assert json.loads((out / "scene/report.json").read_text())["status"] == "failed"
+        assert np.array_equal(np.asarray(Image.open(out / "scene/result.png")), np.asarray(Image.open(picture)))
 
 
 def test_a_server_that_is_down_leaves_the_image_as_it_was(picture: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -148,9 +148,9 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     assert not different[: 15 * CELL].any()  # only where the object was drawn
 
 
-@pytest.mark.parametrize("size", [(250, 256), (72, 260), (131, 97)])
-def test_sizes_that_are_no_whole_cells_are_padded(size: tuple[int, int]) -> None:
-    image = scene(START)[: size[0], : size[1]]
+@pytest.mark.parametrize("size", [(250, 256), (72, 260), (131, 97), (320, 512), (520, 776), (1024, 640)])
+def test_any_size_is_edited_and_what_is_no_whole_cell_padded(size: tuple[int, int]) -> None:
+    image = scene(START, side=128)[: size[0], : size[1]]
     thing = seen(scene(START))[0]
     gone = Edit(replace(thing, box=to_fractions(Box(16, 24, 88, 88), size[1], size[0])), None)
     edited = engine().edit(image, [gone], "green blue", 0)
@@ -200,9 +200,31 @@ def test_the_noised_trajectory_has_the_level_of_each_step(prediction: str) -> No
     z, eps = torch.full((1, 4, 2, 2), 2.0), torch.full((1, 4, 2, 2), -1.0)
     trajectory = noised_trajectory(backbone.noise, z, eps, scheduler.timesteps)
     abar = backbone.noise.alphas_cumprod[scheduler.timesteps]
-    for k in range(10):
-        assert torch.allclose(trajectory[k], abar[k].sqrt() * z + (1 - abar[k]).sqrt() * eps)
-    assert torch.equal(trajectory[10], z)
+
+    def has_the_levels(entries: list[torch.Tensor]) -> bool:
+        expected = [abar[k].sqrt() * z + (1 - abar[k]).sqrt() * eps for k in range(10)]
+        return all(torch.allclose(a, b) for a, b in zip(entries, expected, strict=False)) and torch.equal(
+            entries[10], z
+        )
+
+    assert len(trajectory) == 11 and has_the_levels(trajectory)
+    assert not has_the_levels([*trajectory[1:], z])  # shifted by a step
+    assert not has_the_levels(trajectory[::-1])
+
+
+def test_where_everything_is_frozen_to_the_end_the_composition_comes_back() -> None:
+    backbone: Any = PaletteBackbone()
+    scheduler = make_scheduler("ddim", backbone.scheduler_config)
+    scheduler.set_timesteps(6)
+    z, eps = (torch.randn(1, 4, 5, 5, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    trajectory = noised_trajectory(backbone.noise, z, eps, scheduler.timesteps)
+    hook = FollowTrajectory(trajectory, torch.full((1, 1, 5, 5), 6))
+    condition = backbone.encode_text(["red"])
+    for start in (0, hook.start):
+        latents = denoise(
+            lambda x, t: backbone.predict(x, t, condition), scheduler, trajectory[start], 6, hooks=(hook,), start=start
+        )
+        assert torch.equal(latents, trajectory[6])
 
 
 def test_cells_follow_the_trajectory_until_their_release() -> None:

@@ -33,6 +33,37 @@ DETECT = DetectConfig("image of {a} {noun}", 0.20, thresholds=(("attribution", 0
 
 
 @lru_cache(maxsize=1)
+def two_objects() -> Suite:
+    """Two counted objects, a task that the published code recognises and the published list lacks."""
+    return _two_objects("lmd-two", published=False)
+
+
+@lru_cache(maxsize=1)
+def two_objects_published() -> Suite:
+    """As `two_objects`, judged as the published code does: it reads the first number and noun twice."""
+    return _two_objects("lmd-two-published", published=True)
+
+
+def two_object_claims(first: tuple[Noun, int], second: tuple[Noun, int], published: bool) -> tuple[Claim, ...]:
+    """Both counts; with the published rule the second is not checked."""
+    return (Count(*first),) if published else (Count(*first), Count(*second))
+
+
+def _two_objects(name: str, published: bool) -> Suite:
+    prompts = []
+    for i in range(100):
+        rng = _random_state(i)
+        names, counts = _two(rng, CLASSES), [int(n) for n in rng.randint(1, len(NUMBERS) + 1, 2)]
+        text = " and ".join(
+            f"{NUMBERS[n - 1]} {name if n == 1 else plural(name)}" for name, n in zip(names, counts, strict=True)
+        )
+        pairs = [(Noun(shape=name), n) for name, n in zip(names, counts, strict=True)]
+        facts = two_object_claims(pairs[0], pairs[1], published)
+        prompts.append(Prompt(f"{name}-{i:03d}", "numeracy", f"{LMD_OPENING} with {text}", facts, closed=False))
+    return Suite(name, f"{name}-1", tuple(prompts), DETECT, detector="owlv2")
+
+
+@lru_cache(maxsize=1)
 def suite() -> Suite:
     entries = [*_negation(), *_numeracy(), *_attribution(), *_spatial()]
     prompts = (

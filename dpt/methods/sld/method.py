@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dpt.claims.detections import DetectConfig
-from dpt.claims.parse import ParsedPrompt, UnsupportedPrompt, parse_prompt
+from dpt.claims.parse import ParsedPrompt, parse_prompt
 from dpt.detect.registry import NOISY_ORACLE, ORACLE
+from dpt.errors import UserError
 from dpt.methods.base import GenerationConfig
 from dpt.methods.diffusion import BASE, DiffusionConfig, DiffusionMethod, check_method_name
 from dpt.methods.sld.detecting import QUERIES
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image as PILImage
 
     from dpt.backbone import Backbone
+    from dpt.claims.facts import Noun
     from dpt.claims.instructions import Instruction
     from dpt.claims.layout import Layout
     from dpt.detect.base import Detector, Image
@@ -128,16 +130,26 @@ class Corrector:
         redraw: bool = True,
     ) -> LoopResult:
         """`redraw`: whether the image may be sampled again with another seed."""
+        self.check_known(parsed.nouns)
         return self.make_loop(redraw).run(image, parsed, seed)
 
     def follow(self, image: Image, instruction: Instruction, seed: int) -> LoopResult:
         """Edit by an instruction: one goal layout, failed rounds repeated from the start with another seed."""
         from dpt.claims.layout import layout_of
 
+        self.check_known(instruction.nouns)
         loop = self.make_loop(redraw=False)
         parsed = ParsedPrompt(instruction.text, "llm", instruction.nouns)
         start = layout_of(loop.detect(image, parsed.nouns), image.shape[1], image.shape[0])
         return self.reach(image, instruction.apply(start), parsed, seed)
+
+    def check_known(self, nouns: Sequence[Noun]) -> None:
+        """Raise if the detector cannot see an object: no edit could be checked."""
+        classes = self.detector.classes
+        unknown = next((n.shape for n in nouns if classes is not None and n.shape and n.shape not in classes), None)
+        if unknown is not None:
+            known = ", ".join(classes or ())
+            raise UserError(f"{self.detector.identity} does not detect {unknown!r}; its classes are {known}")
 
     def reach(self, image: Image, goal: Layout, parsed: ParsedPrompt, seed: int) -> LoopResult:
         """Edit until the layout matches the goal. The prompt of the edits describes the objects of the goal."""
@@ -229,8 +241,10 @@ class SLDMethod:
 
     def _parsed(self, prompt: str) -> ParsedPrompt | None:
         try:
-            return parse_prompt(prompt)
-        except UnsupportedPrompt as reason:
+            parsed = parse_prompt(prompt)
+            self.corrector.check_known(parsed.nouns)
+            return parsed
+        except UserError as reason:
             if prompt not in self.unsupported:
                 self.unsupported.add(prompt)
                 warnings.warn(f"left as it is: {reason}", UserWarning, stacklevel=2)

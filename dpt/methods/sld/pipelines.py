@@ -107,13 +107,13 @@ class InstructionEditor:
         background: str = "",
     ) -> EditedImage:
         """Edit after edit; `strength` and `background` have no counterpart."""
-        wanted = changes(edits)
-        if not wanted:
+        to_make = changes(edits)
+        if not to_make:
             return EditedImage(image, np.zeros(image.shape[:2], bool))
         picture = PILImage.fromarray(image)
         size = picture.size
         options = {} if self.guidance_scale is None else {"guidance_scale": self.guidance_scale}
-        for number, edit in enumerate(wanted):
+        for number, edit in enumerate(to_make):
             picture = _run(
                 self.pipeline,
                 seed + number,

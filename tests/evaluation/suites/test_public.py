@@ -87,7 +87,7 @@ def test_the_default_pocket_suite_has_five_categories_of_300() -> None:
 
 @pytest.mark.parametrize(
     ("spec", "options", "message"),
-    [("lmd2", {}, "there is no suite 'lmd2'; the suites are pocket, lmd, sr2d, geneval"),
+    [("lmd2", {}, "there is no suite 'lmd2'; the suites are pocket, lmd, lmd-two, lmd-two-published, sr2d"),
      ("geneval", {}, "use geneval=FILE"),
      ("lmd=x", {}, "lmd takes no file"),
      ("lmd", {"seed": 1}, "those of lmd are fixed"),
