@@ -221,9 +221,49 @@ def test_validation_is_deterministic_and_independent_of_the_split(backbone: Back
     torch.rand(3)
     parts = [stage1.validate(part, 2, print) for part in range(2)]
     assert whole == stage1.validate(0, 1, print)
-    assert whole == {name: tuple(map(sum, zip(parts[0][name], parts[1][name], strict=True))) for name in whole}
-    assert whole.keys() == {"itm_txt", "itm_img", "itm_overall", "rec_p1"}
-    assert [count for _, count in whole.values()] == [6, 6, 12, 6]
+    for name, sums in whole.items():
+        assert sums == pytest.approx(tuple(map(sum, zip(parts[0][name], parts[1][name], strict=True))), rel=1e-5)
+    assert [whole[name][1] for name in ("itm_txt", "itm_img", "itm_overall", "rec_p1")] == [6, 6, 12, 6]
+    assert whole.keys() - LOSS_NAMES == {"itm_txt", "itm_img", "itm_overall", "rec_p1"}
+
+
+def test_held_out_losses_are_the_training_losses_of_fixed_examples(backbone: Backbone) -> None:
+    """Of one batch, timestep and noise, they are what training would minimise."""
+    stage1 = task(backbone)
+    stage1.trained.eval()
+    counted: list[int] = []
+    tally = stage1.validate(0, 1, counted.append)
+    assert sum(counted) == stage1.num_validation_examples == 12
+    examples = [stage1.held_out.streams["scenes"][n] for n in range(6)]
+    held_out = collate(examples)
+    boxes = torch.tensor(float(stage1.count(held_out)))
+    expected = stage1.losses(held_out, SampleRNG(0, range(6)), boxes)
+    for name in LOSS_NAMES:
+        total, count = tally[name]
+        assert count == (6 if name in ("i2t", "t2i") else boxes)
+        assert total / count == pytest.approx(float(expected[name].detach()), rel=1e-4)
+
+
+def test_held_out_losses_are_those_with_a_weight(backbone: Backbone) -> None:
+    weights = {**ObjectiveConfig().weights, "ce": 0.0, "i2t": 0.0}
+    names = task(backbone, objective=ObjectiveConfig(weights)).validate(0, 1, print).keys() & LOSS_NAMES
+    assert names == LOSS_NAMES - {"ce", "i2t"}
+    names = task(backbone, score_grounding=False).validate(0, 1, print).keys() & LOSS_NAMES
+    assert names == {"i2t", "t2i"}
+
+
+def test_validating_changes_no_bit_of_the_training(tmp_path: Path, backbone: Backbone) -> None:
+    for name, every in (("never", 0), ("each", 1)):
+        loop(tmp_path / name, task(backbone), max_train_steps=3, validation_steps=every).run()
+    never, each = (checkpoint.load(tmp_path / name / "checkpoint-3")[0] for name in ("never", "each"))
+    assert all(torch.equal(never[group][name], value) for group in each for name, value in each[group].items())
+    assert losses(tmp_path / "never") == losses(tmp_path / "each")
+    lines = [json.loads(line) for line in (tmp_path / "each" / "log.jsonl").read_text().splitlines()]
+    validated = [line["validation"] for line in lines if "validation" in line]
+    weights = ObjectiveConfig().weights
+    for metrics in validated:
+        assert metrics["loss"] == pytest.approx(sum(weights[name] * metrics[name] for name in LOSS_NAMES))
+    assert len({metrics["loss"] for metrics in validated}) == 3
 
 
 def test_tied_scores_count_as_wrong(backbone: Backbone) -> None:

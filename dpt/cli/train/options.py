@@ -234,8 +234,8 @@ class OutputOptions:
     """Steps between validations, 0 for none; by default --checkpointing_steps or 500, and at the end. A run that trains
     on fewer examples than a validation reads is validated only if this is given."""
     keep_best: Annotated[str | None, tyro.conf.arg(metavar="METRIC")] = None
-    """Also keep the result of the validation with the best METRIC in best/: itm_overall, rec_p1, or mse (lower is
-    better), as the validation prints them."""
+    """Also keep the result of the validation with the best METRIC in best/: itm_overall, rec_p1, or a loss
+    such as loss or mse (lower is better), as the validation prints them."""
     early_stopping_patience: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """With --keep_best: end the run after N validations without a better one."""
     logging_steps: int = 10

@@ -72,7 +72,8 @@ def observers_for(
     output = options.output
     best = None
     if output.keep_best is not None:
-        best = BestResult(options.root, output.keep_best, export, output.early_stopping_patience)
+        patience, losses = output.early_stopping_patience, loop.task.weights
+        best = BestResult(options.root, output.keep_best, export, patience, losses)
     watching = [TimeEstimate(loop.settings.max_train_steps), *further, *([] if best is None else [best])]
     return Observers(watching), best
 

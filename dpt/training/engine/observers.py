@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from dpt.files import atomic_folder
 BEST, BEST_RECORD = "best", "best.json"
 
 ERRORS = ("mse", "loss", "error")
-"""A metric with one of these words in its name is better when it is lower."""
+"""A metric with one of these words in its name is better when it is lower, and so is a loss of the task."""
 
 
 class RunObserver:
@@ -65,9 +65,16 @@ class BestResult(RunObserver):
     Its state is a function of the log, so that a resumed run decides as one that was never stopped.
     """
 
-    def __init__(self, root: Path, metric: str, export: Callable[[Path], object], patience: int | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        metric: str,
+        export: Callable[[Path], object],
+        patience: int | None = None,
+        losses: Collection[str] = (),
+    ) -> None:
         self.root, self.metric, self.export, self.patience = root, metric, export, patience
-        self.sign = -1.0 if any(word in metric for word in ERRORS) else 1.0
+        self.sign = -1.0 if metric in losses or any(word in metric for word in ERRORS) else 1.0
         self.history: list[tuple[int, float]] = []
 
     def started(self, step: int) -> None:

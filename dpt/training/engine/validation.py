@@ -51,7 +51,13 @@ class Validation:
             return None
         totals = torch.tensor(list((tally or {}).values()), dtype=torch.float32, device=self.processes.device)
         sums, counts = self.processes.sum(totals.reshape(-1, 2)).T.tolist()
-        return {name: total / count for name, total, count in zip(tally or {}, sums, counts, strict=True) if count}
+        means = {name: total / count for name, total, count in zip(tally or {}, sums, counts, strict=True) if count}
+        return self._with_total(means)
+
+    def _with_total(self, means: dict[str, float]) -> dict[str, float]:
+        """Where a validation computes several of the training losses, also their weighted sum, as the run logs it."""
+        weighted = [weight * means[name] for name, weight in self.task.weights.items() if name in means and weight]
+        return {**means, "loss": sum(weighted)} if len(weighted) > 1 else means
 
     def _own_tally(self, stop: StopRequest | None) -> Any:
         processes = self.processes

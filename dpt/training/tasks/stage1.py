@@ -20,6 +20,7 @@ from dpt.probes.probe import Probe
 from dpt.training.engine.task import Grouping, OnBatch, ParameterGroup, Tally, all_decay
 from dpt.training.tasks.denoising import NoiseConfig, add_noise_to_batch
 from dpt.training.tasks.discriminative import Discriminative, ObjectiveConfig, boxes_in, pairs_of
+from dpt.training.tasks.held_out import HeldOutLosses
 from dpt.training.tasks.memory import probing_memory
 
 ADAPTER_FOLDER = "adapter"
@@ -51,6 +52,9 @@ class Stage1:
         if validation:
             timesteps = (self.noise.validation_timestep(backbone),)
             self.probe = Probe(backbone, adapter, validation, timesteps, val_batch_size, score_grounding)
+        self.held_out = HeldOutLosses(
+            backbone, self.discriminative, validation or {}, self.noise, val_batch_size, score_grounding
+        )
 
     @property
     def parts(self) -> ExampleParts:
@@ -78,13 +82,16 @@ class Stage1:
 
     @property
     def num_validation_examples(self) -> int:
-        return 0 if self.probe is None else self.probe.num_examples
+        """Examples that are probed, plus those whose losses are computed."""
+        return 0 if self.probe is None else self.probe.num_examples + self.held_out.num_examples
 
     def parameter_groups(self) -> list[ParameterGroup]:
         return self.grouping(self.trained)
 
     def validate(self, part: int, parts: int, on_batch: OnBatch) -> Tally:
-        return {} if self.probe is None else self.probe.tally(part, parts, on_batch)
+        if self.probe is None:
+            return {}
+        return {**self.probe.tally(part, parts, on_batch), **self.held_out.tally(part, parts, on_batch)}
 
     def memory(self, examples: int) -> Mapping[str, int]:
         return probing_memory(self.backbone, self.discriminative.phrases, self.adapter.config, examples)

@@ -31,6 +31,7 @@ from dpt.training.tasks.denoising import (
     require_captions,
 )
 from dpt.training.tasks.discriminative import Discriminative, ObjectiveConfig, boxes_in, pairs_of
+from dpt.training.tasks.held_out import HeldOutLosses
 from dpt.training.tasks.memory import tuning_memory
 from dpt.training.tasks.stage1 import ADAPTER_FOLDER
 
@@ -91,6 +92,14 @@ class Stage2:
         if validation:
             timesteps = (config.noise.validation_timestep(backbone),)
             self.probe = Probe(backbone, adapter, validation, timesteps, config.val_batch_size, config.score_grounding)
+        self.held_out = HeldOutLosses(
+            backbone,
+            self.discriminative,
+            self.validation,
+            config.noise,
+            config.val_batch_size,
+            config.score_grounding,
+        )
 
     def _require_gradients(self) -> None:
         """Refuse a LoRA without gradients: blocks past the feature learn only by the denoising loss."""
@@ -139,8 +148,10 @@ class Stage2:
 
     @property
     def num_validation_examples(self) -> int:
-        """Examples that are probed, plus those that are denoised."""
-        return 0 if self.probe is None else self.probe.num_examples + num_captioned(self.validation)
+        """Examples that are probed, plus those whose losses are computed."""
+        if self.probe is None:
+            return 0
+        return self.probe.num_examples + self.held_out.num_examples + num_captioned(self.validation)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         return self.config.grouping(self.trained)
@@ -149,7 +160,8 @@ class Stage2:
         if self.probe is None:
             return {}
         denoised = denoising_error(self.backbone, self.validation, self.config.val_batch_size, part, parts, on_batch)
-        return {**self.probe.tally(part, parts, on_batch), MSE: denoised}
+        held_out = self.held_out.tally(part, parts, on_batch)
+        return {**self.probe.tally(part, parts, on_batch), **held_out, MSE: denoised}
 
     def memory(self, examples: int) -> Mapping[str, int]:
         config, phrases = self.adapter.config, self.discriminative.phrases
