@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import tempfile
+from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from io import BytesIO
@@ -38,6 +39,32 @@ footer {display: none !important}
 """
 
 
+KEPT_ARCHIVES = 4
+"""Zip files of the last drawings that stay on the disk. gradio serves a copy of its own."""
+
+COPY_CLEANUP = (600, 3600)
+"""Seconds: how often gradio removes its copies, and how old they are then. All go when the page is stopped."""
+
+
+class Archives:
+    """Places for zip files, of which the newest are kept; the folder is removed when the process ends."""
+
+    def __init__(self, keep: int = KEPT_ARCHIVES) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="dpt-demo-")
+        self._keep, self._count, self._files = keep, 0, deque[Path]()
+
+    def new(self) -> Path:
+        folder = Path(self._folder.name) / str(self._count)
+        folder.mkdir()
+        self._count += 1
+        self._files.append(folder / "dpt.zip")
+        while len(self._files) > self._keep:
+            old = self._files.popleft()
+            old.unlink(missing_ok=True)
+            old.parent.rmdir()
+        return self._files[-1]
+
+
 def build(studio: Studio) -> tuple[gradio.Blocks, dict[str, Any]]:
     """The page, and its style for `launch`."""
     import gradio as gr
@@ -46,7 +73,8 @@ def build(studio: Studio) -> tuple[gradio.Blocks, dict[str, Any]]:
     names = list(studio.methods[first])
     right = first_shown(names)
     theme = gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"])
-    with gr.Blocks(title="DPT", analytics_enabled=False) as page:
+    archives = Archives()
+    with gr.Blocks(title="DPT", analytics_enabled=False, delete_cache=COPY_CLEANUP) as page:
         gr.Markdown("# Draw what the prompt says\nThe same noise with two methods, side by side.")
         with gr.Row():
             prompt = gr.Textbox(label="Prompt", value=EXAMPLES[0], scale=4, elem_id="prompt")
@@ -74,7 +102,7 @@ def build(studio: Studio) -> tuple[gradio.Blocks, dict[str, Any]]:
                         "An exact reader of such images, the oracle, judges them.")  # fmt: skip
         inputs = [model, left_name, right_name, prompt, negative, seed, count]
         results = [*outputs, download]
-        gr.on([draw.click, prompt.submit], partial(on_draw, studio), inputs, results, api_name="draw")
+        gr.on([draw.click, prompt.submit], partial(on_draw, studio, archives), inputs, results, api_name="draw")
         model.change(partial(on_model, studio), model, [left_name, right_name, negative], api_visibility="private")
         right_name.change(partial(on_method, studio), [model, right_name], negative, api_visibility="private")
     return page, {"theme": theme, "css": CSS}
@@ -86,7 +114,15 @@ def first_shown(names: Sequence[str]) -> str:
 
 
 def on_draw(
-    studio: Studio, model: str, left: str, right: str, prompt: str, negative: str, seed: float, count: float
+    studio: Studio,
+    archives: Archives,
+    model: str,
+    left: str,
+    right: str,
+    prompt: str,
+    negative: str,
+    seed: float,
+    count: float,
 ) -> list[Any]:
     import gradio as gr
 
@@ -95,8 +131,7 @@ def on_draw(
         drawn = studio.draw(drawing)
     except UserError as error:
         raise gr.Error(str(error), duration=None, print_exception=False) from None
-    folder = Path(tempfile.mkdtemp(prefix="dpt-demo-"))
-    file = studio.archive(drawing, drawn, folder / "dpt.zip")
+    file = studio.archive(drawing, drawn, archives.new())
     return [*shown(left, drawn[left]), *shown(right, drawn[right]), gr.DownloadButton(value=str(file), visible=True)]
 
 

@@ -97,10 +97,25 @@ def test_the_page_shows_verdicts_and_reports_errors(studio: Studio) -> None:
     from dpt.demo import page
 
     blocks, _ = page.build(studio)
-    assert blocks.analytics_enabled is False
-    title, html, *_, download = page.on_draw(studio, EMBEDDED, "sld", "base", PROMPT, "", 3, 1)
+    archives = page.Archives(keep=1)
+    assert blocks.analytics_enabled is False and blocks.delete_cache == page.COPY_CLEANUP
+    title, html, *_, download = page.on_draw(studio, archives, EMBEDDED, "sld", "base", PROMPT, "", 3, 1)
     assert title in ("### sld: 1 of 1 right", "### sld: 0 of 1 right")
     assert ('<figure class="right">' in html and "✓ right" in html) == ("1 of 1" in title)
     assert Path(download.value["path"] if isinstance(download.value, dict) else download.value).suffix == ".zip"
     with pytest.raises(gradio.Error, match="type a prompt"):
-        page.on_draw(studio, EMBEDDED, "sld", "base", "", "", 3, 1)
+        page.on_draw(studio, archives, EMBEDDED, "sld", "base", "", "", 3, 1)
+
+
+def test_the_archives_of_earlier_drawings_are_removed_and_the_folder_at_the_end() -> None:
+    from dpt.demo.page import Archives
+
+    archives = Archives(keep=2)
+    files = []
+    for _ in range(4):
+        files.append(archives.new())
+        files[-1].write_bytes(b"zip")
+    root = files[0].parents[1]
+    assert [file.exists() for file in files] == [False, False, True, True] and len(list(root.iterdir())) == 2
+    archives._folder.cleanup()
+    assert not root.exists() and {file.name for file in files} == {"dpt.zip"}

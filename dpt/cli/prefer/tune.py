@@ -71,6 +71,15 @@ class TripleOptions:
     """Denoising steps of these samples."""
 
 
+@dataclass(frozen=True)
+class TimestepOptions:
+    """The timesteps that a flow matching model (Stable Diffusion 3) is trained at."""
+
+    logit_mean: float = 0.0
+    """Mean of their logit-normal distribution. Below 0, more of them are noisy, where the layout is decided."""
+    logit_std: float = 1.0
+
+
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class HpsOptions:
@@ -87,6 +96,7 @@ class HpsOptions:
     model: ModelOptions = field(default_factory=ModelOptions)
     lora: LoraShapeOptions = field(default_factory=LoraShapeOptions)
     denoising: DenoisingOptions = field(default_factory=DenoisingOptions)
+    timesteps: TimestepOptions = field(default_factory=TimestepOptions)
     triple: TripleOptions = field(default_factory=TripleOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
     hub: HubOptions = field(default_factory=HubOptions)
@@ -173,7 +183,15 @@ def run(options: HpsOptions) -> Any:
     workers = loading.dataloader_num_workers
     settings = loop_settings(options, len(data.source), accelerator.num_processes, workers, default_epochs=EPOCHS)
     config = config_of_groups(
-        [options.optimisation, options.model, options.lora, options.denoising, options.output, options.data],
+        [
+            options.optimisation,
+            options.model,
+            options.lora,
+            options.denoising,
+            options.timesteps,
+            options.output,
+            options.data,
+        ],
         settings,
         task="hps",
         model_sha256=hash_as_recorded(recorded_model(options.root), backbone.folder),
@@ -240,7 +258,7 @@ def make_task(options: HpsOptions, backbone: Backbone, data: TuningData) -> HpsT
     from dpt.data.mixture import EveryNth
     from dpt.data.stream import Stream
     from dpt.lora import Lora
-    from dpt.training.tasks.denoising import DenoisingConfig, HpsTuning
+    from dpt.training.tasks.denoising import DenoisingConfig, HpsTuning, NoiseConfig
 
     backbone.prepare_for_gradients()
     d, shape = options.denoising, options.lora
@@ -253,6 +271,7 @@ def make_task(options: HpsOptions, backbone: Backbone, data: TuningData) -> HpsT
         Lora(backbone, shape.config, options.optimisation.seed),
         validation,
         DenoisingConfig(d.mse_loss_coef, d.snr_gamma, d.detach_unet_feature),
+        NoiseConfig(logit_mean=options.timesteps.logit_mean, logit_std=options.timesteps.logit_std),
         val_batch_size=options.data.val_batch_size,
         gradient_checkpointing=options.model.gradient_checkpointing,
         grouping=grouping_with(options.optimisation),
