@@ -30,19 +30,17 @@ class EmbeddedModel:
     control: str
     """The LoRA of the same training without the adapter's losses."""
     ipr: str
+    hps: str
 
     def checkpoints(self) -> dict[str, Path]:
         """Those that are there, by the name of their method."""
-        named = {"control": self.control, "dpt": self.tuned, "ipr": self.ipr}
+        named = {"control": self.control, "dpt": self.tuned, "ipr": self.ipr, "hps": self.hps}
         return {name: CHECKOUT / folder for name, folder in named.items() if (CHECKOUT / folder).is_dir()}
 
 
 EMBEDDED_MODELS = {
-    embedded.model: embedded
-    for embedded in (
-        EmbeddedModel(EMBEDDED, "ckpt/pocket-dpt", "ckpt/pocket-plain", "ckpt/pocket-ipr"),
-        EmbeddedModel("ckpt/pocket-mmdit", "ckpt/pocket-mmdit-dpt", "ckpt/pocket-mmdit-plain", "ckpt/pocket-mmdit-ipr"),
-    )
+    model: EmbeddedModel(model, *(f"{model}-{kind}" for kind in ("dpt", "plain", "ipr", "hps")))
+    for model in (EMBEDDED, "ckpt/pocket-mmdit")
 }
 
 

@@ -64,7 +64,8 @@ class DiffusionConfig:
             raise UserError(f"the method {self.name} {wrong}")
         if self.negative_lora is not None and self.needs_adapter:
             raise UserError(f"the method {self.name} cannot combine a negative LoRA with correction or candidates")
-        if self.checkpoint is None and self.negative_lora is None and (self.needs_adapter or self.name != BASE):
+        changes = self.negative_lora is not None or bool(self.negative_prompt)
+        if self.checkpoint is None and (self.needs_adapter or (self.name != BASE and not changes)):
             raise UserError(f"the method {self.name!r} has no checkpoint: use {self.name}=FOLDER")
 
     def open(self, generation: GenerationConfig) -> DiffusionMethod:

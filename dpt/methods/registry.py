@@ -50,8 +50,8 @@ KEYS: Mapping[str, Callable[[str], Any]] = {
 
 
 def parse_method(text: str) -> DiffusionConfig:
-    """Parse "NAME=PATH,KEY=VALUE,..."."""
-    name, has_path, rest = text.partition("=")
+    """Parse "NAME=PATH,KEY=VALUE,..."; without a PATH, the model itself with another negative prompt."""
+    name, _, rest = text.partition("=")
     path, *pairs = rest.split(",")
     options: dict[str, Any] = {}
     for pair in pairs:
@@ -76,7 +76,7 @@ def parse_method(text: str) -> DiffusionConfig:
     if options and not correction.on:
         raise UserError(f"the method {name} has correction options but no factor")
     return DiffusionConfig(
-        name, Path(path) if has_path else None, lora, correction, candidates, negative_prompt, negative_lora
+        name, Path(path) if path else None, lora, correction, candidates, negative_prompt, negative_lora
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from dpt.backbone import open_backbone
 from dpt.training.engine.loop import Loop
-from tests.training import tiny_stage1, tiny_stage2, toy
+from tests.training import tiny_hps, tiny_stage1, tiny_stage2, toy
 
 WHOLE: Mapping[str, Any] = {"checkpoints_total_limit": None}
 """Keep all checkpoints."""
@@ -64,3 +64,15 @@ def stage2(model: Path) -> Subject:
         return tiny_stage2.loop(root, task, **{**SETTINGS, **other})
 
     return Subject("stage 2", start_loop)
+
+
+def hps(folder: Path) -> Subject:
+    """To be started in a child process, as stage 2. The model and the images are in a folder of its own."""
+    tiny_hps.model(folder / "hps")
+
+    def start_loop(root: Path, **other: Any) -> Loop:
+        task = tiny_hps.task(open_backbone(folder / "hps", device="cpu"))
+        task.memory = lambda examples: {}  # type: ignore[method-assign]  # slow
+        return tiny_hps.loop(root, folder / "hps", task, **{**SETTINGS, **other})
+
+    return Subject("hps", start_loop)

@@ -35,7 +35,7 @@ VERDICTS = {True: "right", False: "wrong", None: "not judged"}
 MOST_SHOWN = 200
 """Images on the sheet."""
 
-PREFERRED = ("ipr", "dpt", "corrected")
+PREFERRED = ("hps", "ipr", "dpt", "corrected")
 
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
