@@ -17,6 +17,7 @@ from dpt.cli.bench.run import RunOptions, run
 from dpt.errors import UserError
 from dpt.lora import LoraConfig
 from dpt.lora.io import save_lora
+from dpt.methods.registry import parse_method
 from tests import tiny_models
 from tests.flags import with_flags
 from tests.lora.test_injection import filled
@@ -146,6 +147,13 @@ def test_invalid_methods_are_user_errors(model: Path, tmp_path: Path, methods: t
     with pytest.raises(UserError, match=message):
         run(options(model, tmp_path / "out", *methods))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_name_without_a_path_is_the_model_itself_with_another_negative_prompt() -> None:
+    config = parse_method("phrase=,negative_prompt=Weird image. ")
+    assert (config.name, config.checkpoint, config.negative_prompt) == ("phrase", None, "Weird image. ")
+    with pytest.raises(UserError, match="has no checkpoint: use same=FOLDER"):
+        parse_method("same=,negative_prompt=")
 
 
 def test_a_report_without_results_is_a_user_error(drawn: Path, tmp_path: Path) -> None:

@@ -178,6 +178,8 @@ def test_recipe_values_are_defaults_that_flags_win_over(drawn: Path) -> None:
         (["--negative_prefix", " "], "--negative_prefix is empty: losers would be trained as winners"),
         (["--ratios", "1", "1", "1"], "--ratios gives regularization images a share, and there are none"),
         (["--dataset_folder", "nowhere"], "there is no data folder nowhere"),
+        (["--logit_std", "0"], "--logit_mean must be a number and --logit_std positive, not 0 and 0"),
+        (["--logit_mean", "-1"], "--logit_mean and --logit_std are for flow matching models"),
         (["--num_validation_images", "0"], "--num_validation_images must be at least 1, not 0"),
     ],
 )

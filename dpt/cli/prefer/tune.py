@@ -79,6 +79,11 @@ class TimestepOptions:
     """Mean of their logit-normal distribution. Below 0, more of them are noisy, where the layout is decided."""
     logit_std: float = 1.0
 
+    def __post_init__(self) -> None:
+        from dpt.training.engine.settings import check_logit_normal
+
+        check_logit_normal(self.logit_mean, self.logit_std)
+
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Literal
 
 from dpt.claims.relabel import Reason, RelabelConfig
 from dpt.errors import UserError
+from dpt.training.engine.settings import check_logit_normal
 
 MOST_ROUNDS = 100
 
@@ -223,9 +224,7 @@ class FineTuneConfig:
         if not self.num_train_epochs or min(self.num_train_epochs) < 1:
             raise UserError("--num_train_epochs needs at least one number, each at least 1")
         _at_least("max_train_steps", self.max_train_steps, 1)
-        if not (isfinite(self.logit_mean) and isfinite(self.logit_std) and self.logit_std > 0):
-            values = f"{self.logit_mean:g} and {self.logit_std:g}"
-            raise UserError(f"--logit_mean must be a number and --logit_std positive, not {values}")
+        check_logit_normal(self.logit_mean, self.logit_std)
 
     def epochs(self, round_: int) -> int:
         return self.num_train_epochs[min(round_, len(self.num_train_epochs) - 1)]

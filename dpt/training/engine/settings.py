@@ -35,6 +35,11 @@ FLAT = ("constant", "constant_with_warmup")
 """Schedules whose rate at a step does not depend on where the run ends."""
 
 
+def check_logit_normal(mean: float, std: float) -> None:
+    if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
+        raise UserError(f"--logit_mean must be a number and --logit_std positive, not {mean:g} and {std:g}")
+
+
 def check_schedule(name: str) -> None:
     if name not in SHAPES:
         raise UserError(f"--lr_scheduler is one of {', '.join(SHAPES)}, not {name!r}")
