@@ -123,16 +123,19 @@ ipr: environment
 
 # HPS on the embedded model: the second classifier, of other choices, scores what the first one selected.
 HPS = runs/hps
+HPS_MODEL = --pretrained_model_name_or_path ckpt/pocket-mmdit
 CLASSIFIER = --max_train_steps 120 --train_batch_size 12 --learning_rate 2e-4 --adam_weight_decay 0.1 --lr_scheduler linear \
 	--lr_warmup_steps 10 --visual_blocks 2 --text_blocks 0 --validation_steps 1000 --images $(HPS)/data/preference_images \
 	--output_dir $(HPS)
-LORA = --max_train_steps 150 --negative_dropout 0.4 --train_batch_size 8 --lora_rank 8 --lora_alpha 40 \
-	--learning_rate 8e-4 --lr_scheduler linear \
-	--lr_warmup_steps 5 --mixed_precision bf16 --dataset_folder $(HPS)/selected --validation_steps 0 --output_dir $(HPS) \
-	--negative_prefix "shapes "
+LORA = $(HPS_MODEL) --max_train_steps 200 --train_batch_size 16 --lora_rank 16 --learning_rate 4e-3 --lr_scheduler linear \
+	--lr_warmup_steps 20 --logit_mean -0.8 --logit_std 1.2 --mixed_precision bf16 --dataset_folder $(HPS)/selected \
+	--output_dir $(HPS)
 KEPT = --regularization_folder $(HPS)/regularization
+TRIPLE = --validation_steps 100 --validation_prompt_file benchmarks/hps_triple.txt --num_validation_images 2 \
+	--validation_timesteps 15
 hps: environment
-	$(RUN) -m dpt prefer synthesize --out $(HPS)/data --prompts 800 --num_timesteps 15 --mixed_precision bf16 --test_fraction 0.5
+	$(RUN) -m dpt prefer synthesize --out $(HPS)/data --prompts 500 --num_timesteps 15 --mixed_precision bf16 \
+		--test_fraction 0.5 $(HPS_MODEL)
 	$(RUN) -m dpt prefer train $(CLASSIFIER) --run_name selecting --seed 1 \
 		--train_file $(HPS)/data/preference_train.json --test_file $(HPS)/data/preference_test.json
 	$(RUN) -m dpt prefer train $(CLASSIFIER) --run_name measuring --seed 2 \
@@ -141,19 +144,23 @@ hps: environment
 		--scorer $(HPS)/selecting/classifier ckpt/pocket/clip
 	$(RUN) -m dpt prefer score --images $(HPS)/data/preference_images --scorer $(HPS)/selecting/classifier
 	$(RUN) -m dpt prefer select --scores $(HPS)/data/preference_images/scores.jsonl \
-		--images $(HPS)/data/preference_images --out $(HPS)/selected --temperature 4 --negative_prefix "shapes "
+		--images $(HPS)/data/preference_images --out $(HPS)/selected --temperature 4
 	$(RUN) -m dpt prefer draw --prompts $(HPS)/data/prompts.txt --n_samples 1 --seed 5 --num_timesteps 15 \
-		--mixed_precision bf16 --type regularization --out $(HPS)/regularization
+		--mixed_precision bf16 --type regularization --out $(HPS)/regularization $(HPS_MODEL)
 	for seed in 1 2 3; do \
-		$(RUN) train_hps.py $(LORA) $(KEPT) --ratios 1 1 1 --run_name hps$$seed --seed $$seed || exit 1; \
+		$(RUN) train_hps.py $(LORA) $(KEPT) $(TRIPLE) --negative_dropout 0.4 --ratios 1 1 1 --run_name hps$$seed \
+			--seed $$seed || exit 1; \
+		$(RUN) train_hps.py $(LORA) $(KEPT) --validation_steps 0 --ratios 0 0 1 --negative none --run_name kept$$seed \
+			--seed $$seed || exit 1; \
 	done
-	$(RUN) train_hps.py $(LORA) $(KEPT) --ratios 0 0 1 --negative none --run_name kept --seed 1
-	$(RUN) train_hps.py $(LORA) --negative adapter --run_name npo --seed 1
-	$(RUN) -m dpt bench run base kept=$(HPS)/kept npo=$(HPS)/hps1,negative_prompt=,negative_lora=$(HPS)/npo \
-		$(foreach n,1 2 3,hps$(n)=$(HPS)/hps$(n) plain$(n)=$(HPS)/hps$(n),negative_prompt=) \
-		--prompts 20 --per_prompt 1 --num_timesteps 15 --mixed_precision bf16 --out $(HPS)/bench
+	$(RUN) train_hps.py $(LORA) --validation_steps 0 --negative adapter --run_name npo --seed 1
+	$(RUN) -m dpt bench run base "neg=,negative_prompt=Weird image. " ipr \
+		$(foreach n,1 2 3,hps$(n)=$(HPS)/hps$(n) plain$(n)=$(HPS)/hps$(n),negative_prompt= kept$(n)=$(HPS)/kept$(n)) \
+		npo=$(HPS)/hps1,negative_prompt=,negative_lora=$(HPS)/npo \
+		--categories single binding count spatial --prompts 50 --per_prompt 1 --num_timesteps 15 --mixed_precision bf16 \
+		--out $(HPS)/bench $(HPS_MODEL)
 	$(RUN) -m dpt bench score $(HPS)/bench --hps $(HPS)/measuring/classifier --out $(HPS)/scored
-	$(RUN) -m dpt bench report $(HPS)/scored --reference scenes --out docs/results/hps
+	$(RUN) -m dpt bench report $(HPS)/scored --out docs/results/hps
 
 sweep: environment
 	$(RUN) benchmarks/sweep.py --mixed_precision bf16 --out runs/sweep
