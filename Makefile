@@ -7,7 +7,7 @@
 # make stage1-mmdit stage2-mmdit results-mmdit            the same on ckpt/pocket-mmdit (docs/results/mmdit.md)
 # make ipr    two rounds of IPR, their sheet, and the ablations (hours)
 # make hps    preference data, classifier, selection, tuning, table (two hours on one core)
-# make sld    SLD against its base, and instructions (hours)
+# make sld    SLD after base and after IPR, with a noisy detector, by instructions (an hour on one core)
 # make docs   the documentation site in build/site
 # make wheel  dist/*.whl and dist/*.tar.gz, with the embedded models
 # make fuzz   broken input for every parser (10 minutes) make faults  kills, lost processes, bad disks (half an hour)
@@ -104,10 +104,22 @@ results-mmdit: environment
 		--out $(MMDIT)/bench
 	$(RUN) -m dpt bench report $(MMDIT)/bench --also plain350
 
+# Images of the model and of IPR, then each corrected; more candidates for the best of n; instructions.
+SLD = runs/sld
+IPR_METHOD = ipr=ckpt/pocket-mmdit-ipr
 sld: environment
-	$(RUN) -m dpt bench run base sld corrected corrected+sld --out runs/sld
-	$(RUN) -m dpt bench report runs/sld
-	$(RUN) -m dpt sld bench --out runs/sld-edits
+	$(RUN) -m dpt bench run base $(IPR_METHOD) $(ON_MMDIT) --num_timesteps 20 --per_prompt 1 --out $(SLD)/images
+	$(RUN) -m dpt bench run base $(ON_MMDIT) --num_timesteps 20 --prompts 100 --per_prompt 3 --out $(SLD)/candidates
+	$(RUN) -m dpt sld measure $(SLD)/images --candidates $(SLD)/candidates --out $(SLD)/base
+	$(RUN) -m dpt sld measure $(SLD)/images --method $(IPR_METHOD) --out $(SLD)/ipr
+	$(RUN) -m dpt sld measure $(SLD)/images --detector noisy-oracle --num 500 --out $(SLD)/noisy
+	$(RUN) -m dpt sld bench --pretrained_model_name_or_path ckpt/pocket-mmdit --dtype bfloat16 --out $(SLD)/edits
+	for part in base ipr noisy edits; do \
+		mkdir -p docs/results/sld/$$part && cp $(SLD)/$$part/table.md docs/results/sld/$$part/ || exit 1; \
+	done
+	for part in base ipr noisy; do cp $(SLD)/$$part/summary.jsonl docs/results/sld/$$part/ || exit 1; done
+	cp $(SLD)/edits/edits.jsonl docs/results/sld/edits/
+	cp $(SLD)/base/strips.png docs/results/sld/strips.png
 
 # One image of each prompt, more of them of pairs of objects, where this model fails. Then the two ablations.
 IPR = $(RUN) -m dpt ipr run --pretrained_model_name_or_path ckpt/pocket-mmdit \

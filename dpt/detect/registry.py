@@ -24,14 +24,17 @@ def open_detector(name: str, config: DetectConfig, colours: Clip | None = None, 
 
     `colours` classifies the colour of each box. To add a detector, implement `Detector` and open it here.
     """
-    if name in (ORACLE, NOISY_ORACLE):
+    if name == ORACLE:
         from dpt.data.scenes.world import POCKET_WORLD
-        from dpt.detect.oracle.noisy import NoisyOracle
         from dpt.detect.oracle.oracle import Oracle
 
         if colours is not None:
             raise UserError("--colours has no effect: the oracle reads colours itself")
-        return Oracle(POCKET_WORLD) if name == ORACLE else NoisyOracle()
+        return Oracle(POCKET_WORLD)
+    if name == NOISY_ORACLE:
+        from dpt.detect.oracle.noisy import NoisyOracle
+
+        return NoisyOracle()
     from dpt.backbone.hf_model import open_hf_model
     from dpt.detect.coco import COCO_CHECKPOINTS, COCO_MODEL_TYPES, open_coco
     from dpt.detect.zero_shot import DEFAULT_CHECKPOINTS, MODEL_TYPES, open_zero_shot

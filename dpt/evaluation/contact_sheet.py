@@ -76,6 +76,14 @@ def contact_sheet(
     return sheet
 
 
+def stacked(sheets: Sequence[Image.Image]) -> Image.Image:
+    """Sheets one below the other."""
+    page = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), PAPER)
+    for number, sheet in enumerate(sheets):
+        page.paste(sheet, (0, sum(s.height for s in sheets[:number])))
+    return page
+
+
 def wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
     """Wrap text to at most `lines` lines of at most `width` pixels; text that does not fit ends in an ellipsis."""
     wrapped: list[str] = []

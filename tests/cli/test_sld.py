@@ -303,7 +303,7 @@ def test_edits_are_counted_by_kind_and_finished_ones_are_kept(tmp_path: Path, ca
     rows = [json.loads(line) for line in lines]
     assert [row["kind"] for row in rows] == ["remove", "add", "move", "swap", "replace", "resize", "recolour"]
     assert not any(row["passed"] for row in rows)  # without a round nothing is edited
-    assert "all          0 of 7" in capsys.readouterr().out
+    assert "| all | 0 | 7 | 0.0 (0.0-35.4) |" in capsys.readouterr().out
     (tmp_path / "edits.jsonl").write_text("\n".join([*lines[:-1], lines[-1][:20]]))
     run(words)
     again = (tmp_path / "edits.jsonl").read_text().splitlines()
@@ -348,6 +348,8 @@ def test_images_of_a_benchmark_are_corrected_counted_and_resumed_bit_for_bit(
     for row in rows:
         start, end = (Image.open(tmp_path / f"{place}/{row['prompt_id']}-0.png") for place in ("bench/base", "whole/base-sld"))  # fmt: skip  # noqa: E501
         assert len(row["rounds"]) > 1 or start.tobytes() == end.tobytes()
+    strips = Image.open(tmp_path / "whole/strips.png")
+    assert strips.width > 3 * 64 and strips.height > 64
     page = (tmp_path / "whole/table.md").read_text()
     assert "| all |" in page and "best of n images of base" in page and page in capsys.readouterr().out
     correct, calls = Corrector.correct, []

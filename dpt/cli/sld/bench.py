@@ -22,8 +22,8 @@ MAX_CASES = 10_000
 class EditBenchOptions:
     """Follow instructions on rendered scenes and count by the oracle how many images show what they should.
 
-    Writes a line per case to OUT/edits.jsonl; the same command resumes. Correction by prompts is measured by
-    `dpt bench run base sld`, on the LMD tasks by `dpt bench run base base+sld=owlv2 --suite lmd`.
+    Writes a line per case to OUT/edits.jsonl, and OUT/table.md; the same command resumes. Correction by prompts is
+    measured by `dpt sld measure`.
     """
 
     num: int = 29
@@ -69,7 +69,10 @@ def bench(options: EditBenchOptions) -> None:
         rows[case.kind, case.number] = row
         with file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
-    print(table(list(rows.values())))
+    text = table(list(rows.values()))
+    with atomic_file(options.out / "table.md") as work:
+        work.write_text(text, encoding="utf-8")
+    print(text)
 
 
 def _rows(file: Path) -> dict[tuple[str, int], dict[str, Any]]:
@@ -88,16 +91,12 @@ def _rows(file: Path) -> dict[tuple[str, int], dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """A line per kind of edit: how many were right, with the 95 % Wilson interval."""
-    from dpt.intervals import wilson
+    from dpt.intervals import Share
 
-    lines = []
+    lines = ["| kind | followed | of | % | calls of the network |", "|---|---|---|---|---|"]
     for kind in (*dict.fromkeys(row["kind"] for row in rows), "all"):
         own = [row for row in rows if kind in (row["kind"], "all")]
         right = sum(bool(row["passed"]) for row in own)
-        low, high = wilson(right, len(own))
         calls = sum(row["calls"] for row in own) / len(own)
-        lines.append(
-            f"{kind:<9} {right:>4} of {len(own):<4} {100 * right / len(own):5.1f} % "
-            f"({100 * low:.1f} to {100 * high:.1f}), {calls:.0f} network calls each"
-        )
-    return "\n".join(lines)
+        lines.append(f"| {kind} | {right} | {len(own)} | {Share(right, len(own))} | {calls:.0f} |")
+    return "\n".join(lines) + "\n"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from dpt.cli.common.console import plain_warnings
+from dpt.cli.sld.tables import Rows, examples
 from dpt.errors import UserError, fail
 from dpt.files import atomic_file
 from dpt.methods.base import GenerationConfig
@@ -47,8 +48,8 @@ class RepairOptions:
 class SLDMeasureOptions:
     """Correct the images of `dpt bench run`, judge them before and after, and count the calls of the network.
 
-    Writes OUT/METHOD-sld.jsonl, a line per image with its rounds, OUT/METHOD-sld/ with the images, summary.jsonl and
-    table.md. Interrupt and repeat at will: the same command resumes.
+    Writes OUT/METHOD-sld.jsonl, a line per image with its rounds, OUT/METHOD-sld/ with the images, summary.jsonl,
+    table.md, and strips.png with an example of each edit. Interrupt and repeat at will: the same command resumes.
     """
 
     folder: tyro.conf.Positional[Path]
@@ -110,7 +111,8 @@ def measure(options: SLDMeasureOptions) -> None:
                     rows[request.key] = row
                     stream.write(json.dumps(row) + "\n")
                     stream.flush()
-    own = [rows[request.key] for request in requests]
+        own = [rows[request.key] for request in requests]
+        write_strips(method, {request.key: request for request in requests}, own, images, options.out / "strips.png")
     text = page(own, calls_per_image(method), name, _candidates(options, config.name))
     for file, content in (("table.md", text), ("summary.jsonl", summary(own))):
         with atomic_file(options.out / file) as work:
@@ -167,6 +169,29 @@ def correct_one(
     }
 
 
+def write_strips(
+    method: SLDMethod, requests: Mapping[tuple[str, int], ImageRequest], rows: Rows, images: Path, file: Path
+) -> None:
+    """Correct the examples again, which gives the same rounds, and draw them one below the other."""
+    import numpy as np
+    from PIL import Image as PILImage
+
+    from dpt.claims.parse import parse_prompt
+    from dpt.evaluation.bench.requests import open_image
+    from dpt.evaluation.contact_sheet import stacked
+    from dpt.methods.sld.record import strip
+
+    shown: list[PILImage.Image] = []
+    for row in examples(rows):
+        request = requests[row["prompt_id"], row["index"]]
+        image = np.asarray(open_image(images / request.file))
+        result = method.corrector.correct(image, parse_prompt(row["prompt"]), row["seed"])
+        shown.append(strip(result, row["prompt"]))
+    if shown:
+        with atomic_file(file) as work:
+            stacked(shown).save(work, "png")
+
+
 def read_rows(file: Path) -> dict[tuple[str, int], dict[str, Any]]:
     """Finished lines; a line that a kill cut off is done again."""
     from dpt.untrusted import parse_json, read_text
@@ -183,7 +208,7 @@ def read_rows(file: Path) -> dict[tuple[str, int], dict[str, Any]]:
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     """A short line per image."""
-    keys = ("prompt_id", "index", "before", "after", "status", "best_round", "calls")
+    keys = ("prompt_id", "index", "before", "after", "best_round", "calls")
     return "".join(json.dumps({key: row[key] for key in keys if key in row}) + "\n" for row in rows)
 
 

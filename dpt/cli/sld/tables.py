@@ -28,6 +28,29 @@ def page(rows: Rows, calls_per_image: int, name: str, candidates: Candidates = (
     return "\n".join(lines) + "\n"
 
 
+EDITS = ("delete", "move", "add", "make")
+"""The first words of plans; "make red circle #1 a blue circle" recolours."""
+
+
+def examples(rows: Rows) -> list[Mapping[str, Any]]:
+    """For each edit the first image that it alone made right, and one where a round made several kinds at once."""
+    single: dict[str, Mapping[str, Any]] = {}
+    several = None
+    for row in rows:
+        if row["before"] or not row["after"] or len(row["rounds"]) != 2 or row["rounds"][1]["action"] != "edit":
+            continue
+        plan = row["rounds"][1]["plan"]
+        words = {edit.split()[0] for edit in plan}
+        if any("unreadable" in edit for edit in plan):
+            continue
+        if len(plan) == 1:
+            single.setdefault(plan[0].split()[0], row)
+        elif len(words) > 2 and several is None:
+            several = row
+    found = [single[word] for word in EDITS if word in single]
+    return found if several is None else [*found, several]
+
+
 def _line(category: str, rows: Rows) -> str:
     right = [row for row in rows if row["before"]]
     wrong = [row for row in rows if not row["before"]]

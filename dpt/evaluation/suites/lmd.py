@@ -8,7 +8,7 @@ may count for both nouns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -61,6 +61,9 @@ def _two_objects(name: str, published: bool) -> Suite:
         facts = two_object_claims(pairs[0], pairs[1], published)
         prompts.append(Prompt(f"{name}-{i:03d}", "numeracy", f"{LMD_OPENING} with {text}", facts, closed=False))
     return Suite(name, f"{name}-1", tuple(prompts), DETECT, detector="owlv2")
+
+
+TWO_OBJECTS: Mapping[str, Callable[[], Suite]] = {"lmd-two": two_objects, "lmd-two-published": two_objects_published}
 
 
 @lru_cache(maxsize=1)

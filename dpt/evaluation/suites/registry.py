@@ -13,12 +13,7 @@ from dpt.evaluation.suites import files as unjudged
 from dpt.evaluation.suites import geneval, lmd, pocket, sr2d
 from dpt.evaluation.suites.base import Layout, Suite
 
-BY_RULE: dict[str, Callable[[], Suite]] = {
-    "lmd": lmd.suite,
-    "lmd-two": lmd.two_objects,
-    "lmd-two-published": lmd.two_objects_published,
-    "sr2d": sr2d.suite,
-}
+BY_RULE: dict[str, Callable[[], Suite]] = {"lmd": lmd.suite, **lmd.TWO_OBJECTS, "sr2d": sr2d.suite}
 
 FROM_FILE: dict[str, Callable[[Path], Suite]] = {
     "geneval": geneval.suite,
