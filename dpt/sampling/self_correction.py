@@ -90,7 +90,7 @@ class SelfCorrection(StepHook):
         self.any_corrected |= self.due
         if self.due and self.correction.target == "state":
             x = z * step.scale
-            z = z + self._shift(self.scorer.score_gradient(x, step.t, self.text), x, step.t) / step.scale
+            z = z + self.shift_at(x, step.t) / step.scale
         return z
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class SelfCorrection(StepHook):
         return (self.steps_in_interval - 1) % self.correction.every == 0
 
     def _predict_from_moved_input(self, x: Tensor, t: Tensor) -> Tensor:
-        moved = x + self._shift(self.scorer.score_gradient(x, t, self.text), x, t)
+        moved = x + self.shift_at(x, t)
         if not self.guides(t):
             return self.backbone.predict(moved, t, self.text)
         both = Condition.stack([self.negative, self.text])
@@ -139,6 +139,10 @@ class SelfCorrection(StepHook):
         uncond, cond = self.backbone.finish(partial.concat(score.partial)).chunk(2)
         self.shift = self._shift(score, x, t, cond)
         return combine(uncond, cond, self.guidance.scale, self.guidance.rescale)
+
+    def shift_at(self, x: Tensor, t: Tensor) -> Tensor:
+        """By how much the denoiser's input x moves at timestep t."""
+        return self._shift(self.scorer.score_gradient(x, t, self.text), x, t)
 
     def _shift(self, score: ScoreGradient, x: Tensor, t: Tensor, prediction: Tensor | None = None) -> Tensor:
         """eta g, with g normalised as `norm` says: by how much the denoiser's input moves."""
