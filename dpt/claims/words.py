@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from dpt.claims.facts import Noun
 from dpt.keyed_random import KeyedRandom
 
@@ -106,6 +108,12 @@ def vocabulary() -> list[str]:
     phrases += [*OPENINGS, *SCENE_WORDS, BACKGROUND_ENDING, "a an and the without with any"]
     assert set(SHAPE_WORDS) == set(SHAPES)
     return sorted({word for phrase in phrases for word in phrase.split()})
+
+
+def unknown_words(prompt: str) -> list[str]:
+    """The words of a prompt that the grammar cannot produce, each once: a model of rendered scenes never saw them."""
+    known = set(vocabulary())
+    return [word for word in dict.fromkeys(re.findall(r"[^\W_]+", prompt)) if word.lower() not in known]
 
 
 VOWELS = "aeiou"

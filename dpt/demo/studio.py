@@ -143,6 +143,7 @@ class Studio:
         import numpy as np
 
         from dpt.claims.judge import judge, verdict_text
+        from dpt.claims.words import unknown_words
 
         if drawing.model not in EMBEDDED_MODELS:
             return DemoImage(method, image, None, "not judged")
@@ -150,7 +151,11 @@ class Studio:
         (cosine,) = self.clip.cosine([pixels], [drawing.prompt])
         claims = self.claims(drawing.prompt)
         if claims is None:
-            return DemoImage(method, image, None, "not judged: the rules do not understand this prompt", cosine)
+            unknown = unknown_words(drawing.prompt)
+            reason = "the rules do not understand this prompt"
+            if unknown:
+                reason = f"{drawing.model} does not know {', '.join(unknown)}; start the page with --pretrained_model_name_or_path FOLDER"
+            return DemoImage(method, image, None, f"not judged: {reason}", cosine)
         verdict = judge(claims, self.oracle.read(pixels))
         return DemoImage(method, image, verdict.passed, verdict_text(verdict.atoms), cosine)
 

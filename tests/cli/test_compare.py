@@ -48,9 +48,12 @@ def test_prompts_of_ones_own_are_judged_or_refused(tmp_path: Path, capsys: Captu
     assert "right of 4: base 0" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"does not understand 'a dragon'.*--detector none"):
         run([*words, "--prompt", "a dragon"])
+    capsys.readouterr()
     run([*words, "--prompt", "a dragon", "--detector", "none"])
-    printed = capsys.readouterr().out
-    assert "not judged" in printed and "right of" not in printed
+    printed = capsys.readouterr()
+    assert "not judged" in printed.out and "right of" not in printed.out
+    assert "ckpt/pocket is a miniature that does not know 'dragon'; its 73 words are a, above, an," in printed.err
+    assert "give a real model: --pretrained_model_name_or_path FOLDER" in printed.err
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ def test_resolved_flags_read_back(kind: type, tmp_path: Path) -> None:
         ("lr_warmup_steps = 1\n[a]\nlr_warmup_steps = 2", "lr_warmup_steps is given twice"),
         ("masks = true", "masks asks for segmentation"),
         ("a = [", "is not TOML"),
+        ("a = " + "[" * 20_000, "nests too deeply"),
         ("weight_decay_on = 'some'", "weight_decay_on: expected one of 'all', 'matrices'"),
     ],
 )

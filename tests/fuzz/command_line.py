@@ -8,8 +8,11 @@ from random import Random
 
 from dpt.cli.bench.report import ReportOptions
 from dpt.cli.commands.checkpoints import DownloadOptions
+from dpt.cli.common.config_file import options_of_file, to_toml
 from dpt.cli.common.console import parse_options
 from dpt.cli.main import run
+from dpt.cli.train.options import PUBLISHED
+from dpt.cli.train.stages import Stage2Options
 from dpt.errors import UserError, run_command
 from dpt.evaluation.suites import registry
 from dpt.methods.registry import parse_method
@@ -119,7 +122,28 @@ def suite(words: list[str]) -> None:
         registry.load(words[0])
 
 
+def config_file(folder: Path) -> Target:
+    """`--config run.toml`."""
+    file = folder / "run.toml"
+    samples = (
+        to_toml(Stage2Options()).encode(),
+        b'learning-rate = 1e-3\n[samples]\nvalidation_prompts = ["a", "\xc3\xbc"]\nplain_lora = true\n',
+    )
+    return Target(file, samples, lambda: options_of_file(file, Stage2Options, PUBLISHED))
+
+
+HOSTILE_TOML = (
+    b"a = " + b"[" * 20_000,
+    b"a." * 20_000 + b"b = 1",
+    b"seed = " + b"9" * 10_000,
+    b"seed = 0x" + b"f" * 100_000,
+    b"learning_rate = 1e999\nmax_train_steps = nan",
+    b"[seed]\nseed = 1979-05-27T07:32:00Z",
+)
+
+
 PARSERS = (
+    Parser("config files", config_file, hostile=HOSTILE_TOML),
     Parser("methods", words_target(lambda words: parse_method(words[0]), METHODS)),
     Parser("names of suites", words_target(suite, SUITES)),
     Parser("flags", words_target(options, FLAGS), (mutate_words, mutate_words, mutate_bytes)),

@@ -12,7 +12,7 @@ import tyro
 
 from dpt.cli.bench.judges import JudgeOptions, judge_identity
 from dpt.cli.bench.record import method_lock, recorded_models, register_method, write_errors
-from dpt.cli.common.console import warn
+from dpt.cli.common.console import warn, warn_of_unknown_words
 from dpt.distributed import Processes, processes, take_own_gpu
 from dpt.errors import fail
 from dpt.evaluation.bench.results import repair
@@ -110,7 +110,10 @@ def check_numbers(options: RunOptions) -> None:
 
 def run_methods(methods: Sequence[MethodConfig], options: RunOptions, group: Processes) -> None:
     suite = options.suite.load()
-    judge = options.judge.open(suite, options.generation.pretrained_model_name_or_path)
+    model = options.generation.pretrained_model_name_or_path
+    if group.is_main:
+        warn_of_unknown_words(model, (prompt.text for prompt in suite.prompts))
+    judge = options.judge.open(suite, model)
     for method in methods:
         run_method(method, options, group, suite, judge)
     if group.is_main:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from dpt.cli.bench.judges import NO_DETECTOR, open_judge
-from dpt.cli.common.console import plain_warnings
+from dpt.cli.common.console import plain_warnings, warn_of_unknown_words
 from dpt.cli.common.run_folder import new_run_folder
 from dpt.detect.registry import ORACLE
 from dpt.embedded import EMBEDDED, EMBEDDED_MODELS
@@ -69,6 +69,7 @@ def compare(options: CompareOptions) -> None:
     embedded = options.pretrained_model_name_or_path in EMBEDDED_MODELS
     detector = options.detector or (ORACLE if embedded else NO_DETECTOR)
     methods = methods_of(options)
+    warn_of_unknown_words(options.pretrained_model_name_or_path, options.prompt)
     suite = suite_of(options, judged=detector != NO_DETECTOR)
     total = len(suite.prompts) * options.per_prompt * len(methods)
     if not 1 <= total <= MOST_SHOWN:

@@ -57,6 +57,8 @@ def _parsed(file: Path) -> dict[str, Any]:
         return tomllib.loads(read_text(file))
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{file} is not TOML: {error}") from None
+    except (RecursionError, MemoryError):
+        raise UserError(f"{file} nests too deeply: flags are `name = value`, in tables or not") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {error}") from None
 

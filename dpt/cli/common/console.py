@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
@@ -16,12 +16,24 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 import tyro
 
 import dpt
+from dpt.claims.words import unknown_words, vocabulary
 from dpt.embedded import EMBEDDED_CLIP, EMBEDDED_MODELS, FOLDER, embedded_path
 from dpt.errors import fail
 
 
 def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
+
+
+def warn_of_unknown_words(model: str, prompts: Iterable[str]) -> None:
+    """For an embedded model: which words it knows, and how to use another model."""
+    unknown = unknown_words(" ".join(prompts)) if model in EMBEDDED_MODELS else []
+    if unknown:
+        known = vocabulary()
+        warn(
+            f"{model} is a miniature that does not know {', '.join(map(repr, unknown))}; its {len(known)} words are "
+            f"{', '.join(known)}. For other prompts give a real model: --pretrained_model_name_or_path FOLDER"
+        )
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from dpt.cli.common.console import parse_options, plain_warnings, warn
+from dpt.cli.common.console import parse_options, plain_warnings, warn, warn_of_unknown_words
 from dpt.cli.common.run_folder import new_run_folder, read_prompts
 from dpt.cli.txt2img.options import LIMITS, PUBLISHED, Options, check
 from dpt.distributed import Processes, own_gpu, processes
@@ -81,6 +81,7 @@ def run(options: Options, group: Processes) -> None:
     if group.is_main:
         for sentence in (*cut, *notes):
             warn(sentence)
+        warn_of_unknown_words(named, [*prompts, options.guidance.negative_prompt or ""])
         for line in (applied, describe_correction(options, correction), *tuned.speedups):
             if line:
                 print(line)
