@@ -26,7 +26,8 @@ from dpt.sampling.options import Correction, recommended_correction
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs/results"
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "ckpt").rglob("*.md"), *(ROOT / "data").glob("*.md")]
+    [*ROOT.glob("*.md"), *(ROOT / "data").glob("*.md")]
+    + [page for folder in ("docs", "ckpt", "integrations") for page in (ROOT / folder).rglob("*.md")]
 )
 
 PLACE = re.compile(r"`((?:dpt|docs|tests|tools|benchmarks|ckpt/pocket[\w-]*|data/sample)/[\w./-]*)`")

@@ -19,14 +19,15 @@ PAGES = (
     "requirements.audit.md",
     "docs/**/*.md",
     "ckpt/**/README.md",
+    "integrations/**/README.md",
     "CITATION.cff",
     "LICENSE",
 )
 
 IMAGES = ("docs/**/*.png", "ckpt/**/*.png")
 
-LINKED = ("docs/**/*.json", "docs/**/*.jsonl", "docs/**/*.html")
-"""Records that pages link to."""
+LINKED = ("docs/**/*.json", "docs/**/*.jsonl", "docs/**/*.html", "docs/**/*.ipynb")
+"""Records and notebooks that pages link to."""
 
 
 def stage() -> int:

@@ -154,7 +154,8 @@ class Studio:
             unknown = unknown_words(drawing.prompt)
             reason = "the rules do not understand this prompt"
             if unknown:
-                reason = f"{drawing.model} does not know {', '.join(unknown)}; start the page with --pretrained_model_name_or_path FOLDER"
+                other = "start the page with --pretrained_model_name_or_path FOLDER"
+                reason = f"{drawing.model} does not know {', '.join(unknown)}; {other}"
             return DemoImage(method, image, None, f"not judged: {reason}", cosine)
         verdict = judge(claims, self.oracle.read(pixels))
         return DemoImage(method, image, verdict.passed, verdict_text(verdict.atoms), cosine)

@@ -20,6 +20,8 @@ from dpt.sampling.self_correction import SelfCorrection
 from dpt.score.matching import Scorer
 from tests.training import tiny_stage1
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[2] / "integrations/comfyui"
 SIGMA = torch.tensor([3.0, 3.0])
 
