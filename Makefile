@@ -73,9 +73,10 @@ MMDIT = runs/mmdit
 ON_MMDIT = --pretrained_model_name_or_path ckpt/pocket-mmdit --mixed_precision bf16
 MMDIT_STAGE1 = $(ON_MMDIT) --data_root $(MMDIT)/scenes --unet_feature block1_block3 --adapter_precision bf16 \
 	--code_placement sequence --dropout 0 --hidden_dim 192 --nheads 6 --dim_feedforward 384 --num_queries_rec 16 \
-	--train_batch_size 8 --validation_steps 0 --output_dir $(MMDIT)
-MMDIT_TUNING = $(ON_MMDIT) --train_batch_size 16 --max_train_steps 350 --lora_rank 16 --lr_scheduler linear \
-	--lr_warmup_steps 20 --validation_steps 0 --output_dir $(MMDIT)
+	--validation_steps 0 --output_dir $(MMDIT)
+MMDIT_TUNING = $(ON_MMDIT) --data_root $(MMDIT)/scenes --train_batch_size 16 --lora_rank 16 --lora_alpha 16 \
+	--learning_rate 4e-3 --lr_scheduler linear --lr_warmup_steps 20 --logit_mean -0.8 --logit_std 1.2 \
+	--validation_steps 0 --output_dir $(MMDIT)
 
 scenes-mmdit: environment
 	test -d $(MMDIT)/scenes || $(RUN) -m dpt scenes export --out $(MMDIT)/scenes --num 5000 --val 200 --format png
@@ -86,23 +87,33 @@ features-mmdit: scenes-mmdit
 	$(RUN) benchmarks/features.py --features $(BLOCKS) --data_root $(MMDIT)/scenes --out $(MMDIT)/features
 	$(RUN) -m dpt probe $(BLOCKS:%=$(MMDIT)/features/%/adapter) $(ON_MMDIT) --num 200 --timesteps 500 --out $(MMDIT)/blocks
 
+# Two short runs of all losses, then grounding alone until it has begun, then all losses again.
 stage1-mmdit: scenes-mmdit
-	$(RUN) train_stage1.py $(MMDIT_STAGE1) --max_train_steps 412 --learning_rate 5e-4 --lr_warmup_steps 50 --run_name stage1a
-	$(RUN) train_stage1.py $(MMDIT_STAGE1) --max_train_steps 320 --learning_rate 4e-4 --lr_scheduler linear --seed 2 \
-		--qformer_ckpt $(MMDIT)/stage1a --run_name stage1
+	$(RUN) train_stage1.py $(MMDIT_STAGE1) --train_batch_size 8 --max_train_steps 412 --learning_rate 5e-4 \
+		--lr_warmup_steps 50 --run_name stage1a
+	$(RUN) train_stage1.py $(MMDIT_STAGE1) --train_batch_size 8 --max_train_steps 320 --learning_rate 4e-4 \
+		--lr_scheduler linear --seed 2 --qformer_ckpt $(MMDIT)/stage1a --run_name stage1b
+	$(RUN) train_stage1.py $(MMDIT_STAGE1) --train_batch_size 48 --max_train_steps 2830 --learning_rate 4e-4 \
+		--lr_warmup_steps 50 --i2t_loss_coef 0 --t2i_loss_coef 0 --qformer_ckpt $(MMDIT)/stage1b --run_name grounding
+	$(RUN) train_stage1.py $(MMDIT_STAGE1) --train_batch_size 16 --max_train_steps 1600 --learning_rate 4e-4 \
+		--lr_scheduler linear --lr_warmup_steps 50 --seed 3 --qformer_ckpt $(MMDIT)/grounding --run_name stage1
 
 stage2-mmdit: scenes-mmdit
-	$(RUN) train_stage2.py $(MMDIT_TUNING) --plain_lora --lora_alpha 16 --learning_rate 1e-3 --run_name plain350
-	$(RUN) train_stage2.py $(MMDIT_TUNING) --data_root $(MMDIT)/scenes --unet_feature block1_block3 --adapter_precision bf16 \
-		--dropout 0 --lora_alpha 32 --learning_rate 5e-4 --mse_loss_coef 50 --qformer_ckpt $(MMDIT)/stage1 --run_name dpt
+	$(RUN) train_stage2.py $(MMDIT_TUNING) --plain_lora --max_train_steps 400 --run_name plain400
+	$(RUN) train_stage2.py $(MMDIT_TUNING) --plain_lora --max_train_steps 1600 --run_name plain1600
+	$(RUN) train_stage2.py $(MMDIT_TUNING) --unet_feature block1_block3 --adapter_precision bf16 --dropout 0 \
+		--only_train_lora --mse_loss_coef 50 --max_train_steps 400 --qformer_ckpt $(MMDIT)/stage1 --run_name dpt400
 
-FUSED = target=fused,norm=rms,end=0.6
+MMDIT_BENCH = $(ON_MMDIT) --categories single binding count spatial negation --per_prompt 1 --num_timesteps 20
+FUSED = target=fused,norm=rms
 results-mmdit: environment
-	$(RUN) -m dpt bench run base plain350=$(MMDIT)/plain350 dpt=$(MMDIT)/dpt \
-		fused02=$(MMDIT)/stage1,factor=0.02,$(FUSED) fused05=$(MMDIT)/stage1,factor=0.05,$(FUSED) $(ON_MMDIT) \
-		--categories single binding count spatial negation --prompts 60 --per_prompt 1 --num_timesteps 20 --seed 1 \
-		--out $(MMDIT)/bench
-	$(RUN) -m dpt bench report $(MMDIT)/bench --also plain350
+	$(RUN) -m dpt bench run base plain400=$(MMDIT)/plain400 plain1600=$(MMDIT)/plain1600 dpt400=$(MMDIT)/dpt400 \
+		$(MMDIT_BENCH) --prompts 300 --out $(MMDIT)/bench
+	$(RUN) -m dpt bench report $(MMDIT)/bench --also plain400
+	$(RUN) -m dpt bench run base f02=$(MMDIT)/stage1,factor=0.02,$(FUSED),end=0.6 \
+		f05late=$(MMDIT)/stage1,factor=0.05,$(FUSED),start=0.1,end=0.7 best4=$(MMDIT)/stage1,candidates=4 \
+		$(MMDIT_BENCH) --prompts 60 --seed 1 --out $(MMDIT)/trials
+	$(RUN) -m dpt bench report $(MMDIT)/trials
 
 # Images of the model and of IPR, then each corrected; more candidates for the best of n; instructions.
 SLD = runs/sld
