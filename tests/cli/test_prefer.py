@@ -222,3 +222,24 @@ def test_commands_with_exit_codes_of_their_own_are_found(monkeypatch: pytest.Mon
         dpt_main.main()
     assert ended.value.code == 2
     assert "prefer train" in dpt_main.commands_of("prefer")
+
+
+def test_a_long_prompt_is_scored_by_its_beginning_and_the_last_batch_may_have_one_image(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """17 images are a batch of 16 and one of a single image, on which the published script fails."""
+    rows = []
+    for number in range(17):
+        Image.new("RGB", (8, 8), (10 * number, 90, 0)).save(tmp_path / f"{number}.png")
+        rows.append({"file_name": f"{number}.png", "caption": "a red circle " * 40 if number == 3 else "a red circle"})
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dpt_main.run(["prefer", "score", "--images", str(tmp_path), "--scorer", str(clip)])
+    out = capsys.readouterr().out
+    assert "of 17 images" in out and "1 prompts are longer than" in out
+    (tmp_path / "4.png").write_bytes(b"cut off")
+    again = ["--images", str(tmp_path), "--scorer", str(clip), "--out", str(tmp_path / "again.jsonl")]
+    with pytest.raises(Exception, match="1 images cannot be read, more than --corrupt_budget allows"):
+        dpt_main.run(["prefer", "score", *again])
+    dpt_main.run(["prefer", "score", *again, "--corrupt_budget", "1"])
+    lines = [json.loads(line) for line in (tmp_path / "again.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [n for n in range(17) if n != 4]
