@@ -18,18 +18,21 @@ ORACLE = "oracle"
 NOISY_ORACLE = "noisy-oracle"
 """Reads rendered scenes with the errors of a learned detector."""
 
+READS_COLOURS = (ORACLE, NOISY_ORACLE)
+"""Detectors that name the colour of each object themselves."""
+
 
 def open_detector(name: str, config: DetectConfig, colours: Clip | None = None, device: str | None = None) -> Detector:
     """Open the oracle, or a model by type, folder or hub id: OWL-ViT, OWLv2, Grounding DINO; DETR, RT-DETR, D-FINE.
 
     `colours` classifies the colour of each box. To add a detector, implement `Detector` and open it here.
     """
+    if name in READS_COLOURS and colours is not None:
+        raise UserError(f"--colours has no effect: the {name} reads colours itself")
     if name == ORACLE:
         from dpt.data.scenes.world import POCKET_WORLD
         from dpt.detect.oracle.oracle import Oracle
 
-        if colours is not None:
-            raise UserError("--colours has no effect: the oracle reads colours itself")
         return Oracle(POCKET_WORLD)
     if name == NOISY_ORACLE:
         from dpt.detect.oracle.noisy import NoisyOracle

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from dpt.cli.common.console import warn
-from dpt.detect.registry import ORACLE
+from dpt.detect.registry import ORACLE, READS_COLOURS
 from dpt.embedded import clip_location
 from dpt.errors import fail
 
@@ -96,7 +96,7 @@ def _open_detector(suite: Suite, name: str, colours: str | None) -> Detector:
     from dpt.score.clip import Clip
 
     assert suite.detect_config is not None
-    if name != ORACLE:
+    if name not in READS_COLOURS:
         if colours and suite.detect_config.coloured:
             fail(f"the suite {suite.name} has colours in its queries: --colours has no effect")
         if not colours and suite.needs_colours and not suite.detect_config.coloured:

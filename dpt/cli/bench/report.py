@@ -31,6 +31,7 @@ from dpt.untrusted import parse_json, read_text
 if TYPE_CHECKING:
     from dpt.evaluation.bench.columns import MethodResults
     from dpt.evaluation.bench.page.page import ReportData
+    from dpt.evaluation.bench.second_judge import SecondJudgement
     from dpt.evaluation.bench.tables import Result
     from dpt.evaluation.fidelity import Fidelity
 
@@ -61,6 +62,9 @@ class ReportOptions:
     kept: Path | None = None
     """The folder of an earlier report on the same prompts and options: its methods are added to the tables, from its
     summary.jsonl. A method that is in both is taken from FOLDER."""
+    second: Path | None = None
+    """The folder of `dpt bench score FOLDER --detector NAME`: tables of its rates and paired differences are added,
+    and how far the two judges agree."""
     out: Path | None = None
     """Where the files go; default: the folder itself."""
     reference: Annotated[str | None, tyro.conf.arg(metavar="scenes|FOLDER")] = None
@@ -100,12 +104,15 @@ def report(options: ReportOptions) -> None:
         if name not in (options.baseline, reference)
     ]
     fidelity = earlier.with_distances(measure_fidelity(options, record, methods))
+    second = judge_again(options, record, methods)
     text = tables.tables(results, differences)
+    if second:
+        text += f"\n\n{second.table}"
     if fidelity:
         text += f"\n\n{fidelity.table}"
     record = {**record, "methods": {**earlier.identities, **record["methods"]}}
     data = ReportData(record, options.baseline, results, differences, methods, fidelity, earlier.methods)
-    out = write(options, text, data)
+    out = write(options, text, data, second)
     print(text)
     print(f"\npage:   {out / 'report.html'}\nsheet:  {out / 'sheet.png'}\ntables: {out / 'table.md'}")
     if (out / PLOT).exists():
@@ -144,7 +151,41 @@ def picture_file(folder: Path, record: Mapping[str, Any], method: str, prompt_id
     return image_folder(folder, record) / method / image_file(layout, prompt_id, index)
 
 
-def write(options: ReportOptions, text: str, data: ReportData) -> Path:
+def judge_again(
+    options: ReportOptions, record: Mapping[str, Any], methods: Mapping[str, MethodResults]
+) -> SecondJudgement | None:
+    """The verdicts of --second on the images of this benchmark."""
+    if options.second is None:
+        return None
+    from dpt.evaluation.bench.second_judge import second_judgement
+
+    second = read_record(options.second)
+    check_same_options(record[OPTIONS_KEY], second[OPTIONS_KEY], f"the benchmark in {options.second}")
+    check_one_judge(second["methods"], options.second, ("model", *JUDGE_KEYS))
+    names = [name for name in methods if name in second["methods"]]
+    if not names:
+        fail(f"{options.second} has no method of {options.folder}: --second has no effect")
+    for name in names:
+        first, again = (
+            {key: value for key, value in of["methods"][name].items() if key not in JUDGE_KEYS}
+            for of in (record, second)
+        )
+        if first != again:
+            fail(f"the images of {name} in {options.folder} and {options.second} differ and cannot share a table")
+    detectors = [of["methods"][names[0]].get("detector") for of in (record, second)]
+    if detectors[0] == detectors[1]:
+        fail(f"{options.second} was judged by the same detector, {detectors[0]}: pass the folder of another judge")
+    pairs = [
+        (name, reference)
+        for reference in (options.baseline, *options.also)
+        for name in names
+        if reference in names and name not in (options.baseline, reference)
+    ]
+    again_results = {name: read_results(options.second / f"{name}.jsonl") for name in names}
+    return second_judgement(methods, again_results, str(detectors[1]), pairs)
+
+
+def write(options: ReportOptions, text: str, data: ReportData, second: SecondJudgement | None = None) -> Path:
     from dpt.evaluation.bench.cost import PLOT, plot
     from dpt.evaluation.bench.page.gallery import Album
     from dpt.evaluation.bench.page.page import page
@@ -160,6 +201,8 @@ def write(options: ReportOptions, text: str, data: ReportData) -> Path:
     }
     if data.fidelity:
         numbers["fidelity"] = asdict(data.fidelity)
+    if second:
+        numbers["second"] = asdict(second)
     manifest_content = manifest(options, data)
     picture = sheet(options.folder, record, data.methods)
     with write_errors(out):

@@ -1,0 +1,46 @@
+"""`dpt bench report --second`: the verdicts of another judge on the same images."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dpt.cli.bench.judges import JudgeOptions
+from dpt.cli.bench.report import ReportOptions, report
+from dpt.cli.bench.score import ScoreOptions, score
+from dpt.errors import UserError
+from tests.cli.test_bench import drawn, model, tuned
+
+__all__ = ["drawn", "model", "tuned"]
+
+
+def test_both_verdicts_are_in_one_report(drawn: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    score(ScoreOptions(drawn, again, judge=JudgeOptions(detector="noisy-oracle")))
+    report(ReportOptions(drawn, out=tmp_path / "plain"))
+    report(ReportOptions(drawn, out=tmp_path / "both", second=again))
+    plain, both = ((tmp_path / name / "table.md").read_text().rstrip() for name in ("plain", "both"))
+    assert both.startswith(plain), "the first judge's tables are the same"
+    assert "jitter 0.02" in both[len(plain) :] and "| tuned - base |" in both[len(plain) :]
+    second = json.loads((tmp_path / "both" / "results.json").read_text())["second"]
+    assert [result["method"] for result in second["results"]] == ["base", "tuned"]
+    assert "Cohen's kappa" in both
+
+
+def test_a_second_folder_that_does_not_fit_is_an_error(drawn: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="was judged by the same detector"):
+        report(ReportOptions(drawn, out=tmp_path / "out", second=drawn))
+    other = tmp_path / "other"
+    shutil.copytree(drawn, other)
+    record = json.loads((drawn / "bench.json").read_text())
+    record["methods"]["base"]["model"] = record["methods"]["tuned"]["model"] = "another"
+    (other / "bench.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="the images of base in .* differ"):
+        report(ReportOptions(drawn, out=tmp_path / "out", second=other))
+    record["methods"] = {"else": record["methods"]["base"]}
+    (other / "bench.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="--second has no effect"):
+        report(ReportOptions(drawn, out=tmp_path / "out", second=other))
