@@ -38,7 +38,7 @@ def test_a_second_folder_that_does_not_fit_is_an_error(drawn: Path, tmp_path: Pa
     record = json.loads((drawn / "bench.json").read_text())
     record["methods"]["base"]["model"] = record["methods"]["tuned"]["model"] = "another"
     (other / "bench.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match="the images of base in .* differ"):
+    with pytest.raises(UserError, match=r"the images of base in .* differ"):
         report(ReportOptions(drawn, out=tmp_path / "out", second=other))
     record["methods"] = {"else": record["methods"]["base"]}
     (other / "bench.json").write_text(json.dumps(record))
