@@ -21,7 +21,7 @@ from dpt.intervals import PROPORTION, Estimate, bootstrap
 
 
 @dataclass(frozen=True)
-class Agreement:
+class JudgeAgreement:
     """How far two judges agree on the images of a method."""
 
     method: str
@@ -49,7 +49,7 @@ class SecondJudgement:
     """The identity of the second judge."""
     results: Sequence[Result]
     differences: Sequence[Difference]
-    agreements: Sequence[Agreement]
+    agreements: Sequence[JudgeAgreement]
 
     @property
     def table(self) -> str:
@@ -72,7 +72,7 @@ def second_judgement(
     return SecondJudgement(detector, results, differences, agreements)
 
 
-def agreement(first: MethodResults, second: MethodResults) -> Agreement:
+def agreement(first: MethodResults, second: MethodResults) -> JudgeAgreement:
     passed_first, passed_second = _passed(first), _passed(second)
     images = [
         [(*results.key(line), results.noise_seeds[line]) for line in results.by_key.tolist()]
@@ -83,7 +83,7 @@ def agreement(first: MethodResults, second: MethodResults) -> Agreement:
     agree = passed_first == passed_second
     values = np.empty(len(first))
     values[first.by_key] = agree
-    return Agreement(
+    return JudgeAgreement(
         first.method,
         len(first),
         both_right=int((passed_first & passed_second).sum()),
@@ -101,7 +101,7 @@ def _passed(results: MethodResults) -> Booleans:
     return results.passed[results.by_key] == 1
 
 
-def _agreement_table(agreements: Sequence[Agreement]) -> str:
+def _agreement_table(agreements: Sequence[JudgeAgreement]) -> str:
     lines = [
         "| method | judges agree | Cohen's kappa | both right | only the first | only the second | both wrong |",
         "|---" * 7 + "|",
