@@ -18,6 +18,7 @@ from dpt.files import atomic_file
 from dpt.methods.base import GenerationConfig
 from dpt.methods.diffusion import BASE, DiffusionConfig
 from dpt.methods.sld.settings import LoopSettings
+from dpt.untrusted import parse_json
 
 if TYPE_CHECKING:
     from dpt.detect.base import Image
@@ -96,7 +97,7 @@ def measure(options: SLDMeasureOptions) -> None:
         _check_same(record["methods"][config.name], method.base.identity, config.name, options.folder)
         identity = {**method.identity, **judge_identity(suite, judge)}
         refusal = f"{options.out} holds other results of {name}: choose another --out"
-        plain = json.loads(json.dumps(identity, default=str))
+        plain = parse_json(json.dumps(identity, default=str))
         claim_record(
             options.out / f"{name}.json", plain, lambda changed: f"{refusal} ({', '.join(changed)} differ)", False
         )
@@ -194,7 +195,7 @@ def write_strips(
 
 def read_rows(file: Path) -> dict[tuple[str, int], dict[str, Any]]:
     """Finished lines; a line that a kill cut off is done again."""
-    from dpt.untrusted import parse_json, read_text
+    from dpt.untrusted import read_text
 
     rows = {}
     for line in read_text(file).splitlines() if file.exists() else ():
