@@ -153,7 +153,7 @@ def test_prompts_are_drawn_and_scored_but_not_judged(
     assert [result["passed"] for result in results] == [None] * 4 and all("clip" in result for result in results)
     report(ReportOptions(tmp_path / "out", reference="scenes", encoder=models["clip"]))
     printed = capsys.readouterr().out
-    assert "| CLIP cosine | prompts (n = " in printed and "| method |" not in printed
+    assert "| CLIP cosine | prompts (n = " in printed and "| method | prompts" not in printed
     assert "scenes against other scenes" in printed
     draw(models, tmp_path / "bare", f"prompts={file}")
     assert "not judged, and without --clip" in capsys.readouterr().err

@@ -44,7 +44,7 @@ def test_results_of_a_run_are_uploaded(
     command: list[str], hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["train_stage1.py", *command, "--hub_token", TOKEN])
+    monkeypatch.setattr(sys, "argv", ["train_stage1.py", *command, "--validation_steps", "2", "--hub_token", TOKEN])
     assert main_stage1() == 0
     output = capsys.readouterr()
     assert f"uploaded to {hub.address}/someone/probe" in output.out

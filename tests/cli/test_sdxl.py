@@ -57,7 +57,7 @@ def data(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tuned(model: Path, data: Path, out: Path) -> Path:
     """Stage 1 from the cache, then stage 2 with a LoRA of the text encoders that learns at its own rate."""
     where = ["--pretrained_model_name_or_path", str(model), "--output_dir", str(out)]
-    assert main_stage1([*where, *SMALL, "--data_root", str(data), "--run_name", "s1"]) == 0
+    assert main_stage1([*where, *SMALL, "--data_root", str(data), "--run_name", "s1", "--validation_steps", "2"]) == 0
     texts = ["--lora_text_encoders", "--text_encoder_lr", "0.5", "--gradient_checkpointing", "--run_name", "s2"]
     adapter = ["--qformer_ckpt", str(out / "s1"), "--data_root", str(data)]
     assert main_stage2([*where, *SMALL, *adapter, *texts]) == 0

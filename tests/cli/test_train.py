@@ -24,6 +24,7 @@ from dpt.cli.train.setup import NOT_COMPARED, OPTIONAL, run_config, settings_for
 from dpt.cli.train.stages import Stage1Options, Stage2Options, main_stage1
 from dpt.records import to_flat
 from dpt.training.engine.interrupts import EXIT_STOPPED
+from dpt.training.tasks.discriminative import GROUNDING_LOSSES, MATCHING_LOSSES
 from tests.training import tiny_stage1
 
 ROOT = Path(__file__).parents[2]
@@ -217,8 +218,8 @@ def test_training_on_a_data_folder(command: list[str], tmp_path: Path) -> None:
     )
     records = [json.loads(line) for line in (tmp_path / "logs" / "log.jsonl").read_text().splitlines()]
     (validation,) = [record["validation"] for record in records if "validation" in record]
-    assert validation.keys() == {"itm_txt", "itm_img", "itm_overall", "rec_p1", "rec_p1_refcoco", "rec_p1_refcoco+",
-                                 "rec_p1_refcocog"}  # fmt: skip
+    accuracies = {"itm_txt", "itm_img", "itm_overall", "rec_p1", "rec_p1_refcoco", "rec_p1_refcoco+", "rec_p1_refcocog"}
+    assert validation.keys() == accuracies | {*MATCHING_LOSSES, *GROUNDING_LOSSES, "loss"}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from dpt.cli.train import stages as train_stage1
 from dpt.cli.train.stages import Stage2Options, main_stage2
 from dpt.lora.io import read_lora
 from dpt.training.engine import checkpoint
+from dpt.training.tasks.discriminative import GROUNDING_LOSSES, MATCHING_LOSSES
 from tests import tiny_models
 from tests.cli import test_train
 from tests.cli.test_train import PUBLISHED, SMALL, in_a_process
@@ -80,7 +81,16 @@ def test_stage_2_continues_with_the_adapter_of_stage_1_of_any_shape(
     assert (logs / "samples.png").exists() and (logs / "curve.png").exists()
     (validation,) = [v["validation"] for v in map(json.loads, (logs / "log.jsonl").read_text().splitlines())
                      if "validation" in v]  # fmt: skip
-    assert validation.keys() == {"itm_txt", "itm_img", "itm_overall", "rec_p1", "mse"}
+    assert validation.keys() == {
+        "itm_txt",
+        "itm_img",
+        "itm_overall",
+        "rec_p1",
+        "mse",
+        "loss",
+        *MATCHING_LOSSES,
+        *GROUNDING_LOSSES,
+    }
 
 
 def test_published_command_runs(model: Path, first: Path, tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def _validation(lines: Sequence[Mapping[str, Any]]) -> str:
         return "The run was not validated.\n"
     last = validated[-1]
     rates = {f"`{measure}`": f"{value:.3f}" for measure, value in last["validation"].items()}
-    return f"After step {last['step']}.\n\n{_table('measure', 'accuracy', rates)}"
+    return f"After step {last['step']}.\n\n{_table('measure', 'value', rates)}"
 
 
 def _table(left: str, right: str, rows: Mapping[str, str]) -> str:
