@@ -165,6 +165,7 @@ TABLES = [
     ("pocket-mmdit/tuning/blocks.md", "docs/results/mmdit.md"),
     ("ipr/trials.md", "docs/ipr.md"),
     ("ipr/ablations.md", "docs/ipr.md"),
+    ("ipr/four.md", "docs/ipr.md"),
     *((f"performance/{file.name}", "docs/results/performance.md") for file in (RESULTS / "performance").glob("*.md")),
 ]
 
