@@ -10,6 +10,7 @@ from typing import Any
 import tyro
 
 from dpt.cli.sld.options import SLDModelOptions
+from dpt.cli.sld.tables import read_rows
 from dpt.errors import fail
 from dpt.files import atomic_file
 from dpt.methods.sld.settings import EngineSettings, LoopSettings
@@ -46,7 +47,7 @@ def bench(options: EditBenchOptions) -> None:
     corrector = options.model.open(EngineSettings(), loop, options.model.planner(options.out))
     file = options.out / "edits.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
-    rows = _rows(file)
+    rows = read_rows(file, "kind", "number")
     with atomic_file(file) as work:  # without a last line that a kill cut off
         work.write_text("".join(f"{json.dumps(row)}\n" for row in rows.values()), encoding="utf-8")
     cases = [case for kind in KINDS for case in edit_cases(kind, options.num, options.model.seed)]
@@ -73,20 +74,6 @@ def bench(options: EditBenchOptions) -> None:
     with atomic_file(options.out / "table.md") as work:
         work.write_text(text, encoding="utf-8")
     print(text)
-
-
-def _rows(file: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """Finished lines; a line that a kill cut off is done again."""
-    from dpt.untrusted import parse_json, read_text
-
-    rows = {}
-    for line in read_text(file).splitlines() if file.exists() else ():
-        try:
-            row = parse_json(line)
-            rows[str(row["kind"]), int(row["number"])] = row
-        except (ValueError, KeyError, TypeError):
-            continue
-    return rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:

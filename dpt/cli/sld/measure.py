@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from dpt.cli.common.console import plain_warnings
-from dpt.cli.sld.tables import Rows, examples
+from dpt.cli.sld.tables import Rows, examples, read_rows
 from dpt.errors import UserError, fail
 from dpt.files import atomic_file
 from dpt.methods.base import GenerationConfig
@@ -101,7 +101,7 @@ def measure(options: SLDMeasureOptions) -> None:
         claim_record(
             options.out / f"{name}.json", plain, lambda changed: f"{refusal} ({', '.join(changed)} differ)", False
         )
-        rows = read_rows(rows_file)
+        rows = read_rows(rows_file, "prompt_id", "index")
         with atomic_file(rows_file) as work:  # without a last line that a kill cut off
             work.write_text("".join(f"{json.dumps(row)}\n" for row in rows.values()), encoding="utf-8")
         images = image_folder(options.folder, record) / config.name
@@ -191,20 +191,6 @@ def write_strips(
     if shown:
         with atomic_file(file) as work:
             stacked(shown).save(work, "png")
-
-
-def read_rows(file: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """Finished lines; a line that a kill cut off is done again."""
-    from dpt.untrusted import read_text
-
-    rows = {}
-    for line in read_text(file).splitlines() if file.exists() else ():
-        try:
-            row = parse_json(line)
-            rows[str(row["prompt_id"]), int(row["index"])] = row
-        except (ValueError, KeyError, TypeError):
-            continue
-    return rows
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> str:

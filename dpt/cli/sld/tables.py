@@ -1,17 +1,31 @@
-"""Tables of `dpt sld measure`: right before and after, broken, calls, and the best of n at equal calls."""
+"""Finished lines of `dpt sld measure` and `dpt sld bench`, and tables of the first: right before and after, broken, calls, and the best of n at equal calls."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 from dpt.intervals import Share
+from dpt.untrusted import parse_json, read_text
 
 Rows = Sequence[Mapping[str, Any]]
 
 Candidates = Sequence[tuple[str, Sequence[bool]]]
 """Category and verdicts of the images of each prompt."""
+
+
+def read_rows(file: Path, name: str, number: str) -> dict[tuple[str, int], dict[str, Any]]:
+    """Finished lines by these two keys; a line that a kill cut off is done again."""
+    rows = {}
+    for line in read_text(file).splitlines() if file.exists() else ():
+        try:
+            row = parse_json(line)
+            rows[str(row[name]), int(row[number])] = row
+        except (ValueError, KeyError, TypeError):
+            continue
+    return rows
 
 
 def page(rows: Rows, calls_per_image: int, name: str, candidates: Candidates = ()) -> str:
