@@ -1,4 +1,4 @@
-"""Finished lines of `dpt sld measure` and `dpt sld bench`, and tables of the first: right before and after, broken, calls, and the best of n at equal calls."""
+"""The lines of `dpt sld measure` and `dpt sld bench`, and the tables of the first."""
 
 from __future__ import annotations
 
