@@ -53,19 +53,23 @@ class GenerationDefaults:
     sources: Mapping[str, Path] = field(default_factory=dict, compare=False)
     """The file that each entry was read from."""
 
-    def describe(self, names: Collection[str]) -> str | None:
-        """One line about the entries in `names` that came from a file; None if there are none."""
-        lines = [
-            f"{name} {self._value(name)} from {_shown(self.sources[name])}" for name in names if name in self.sources
+    def describe(self, names: Collection[str]) -> list[str]:
+        """A line about each entry in `names` that came from a file."""
+        return [
+            f"by default: {self._words(name)} (from {_shown(self.sources[name])})"
+            for name in names
+            if name in self.sources
         ]
-        return f"generation defaults: {'; '.join(lines)}" if lines else None
 
-    def _value(self, name: str) -> str:
+    def _words(self, name: str) -> str:
         value = getattr(self, name)
         if not isinstance(value, RecommendedCorrection):
-            return f"{value:g}" if isinstance(value, float) else repr(value)
+            return f"{name.replace('_', ' ')} {f'{value:g}' if isinstance(value, float) else repr(value)}"
         measured = f", measured on {value.measured}" if value.measured else ""
-        return f"({value.target}, {value.norm}, strength {value.strength:g}{measured})"
+        return (
+            f"self-correction, which steers each image towards its prompt; strength {value.strength:g}{measured}; "
+            "--correction_factor 0 turns it off"
+        )
 
 
 def _shown(file: Path) -> Path:

@@ -45,8 +45,8 @@ def test_checkpoint_entries_override_the_models(tmp_path: Path) -> None:
     assert (merged.guidance_scale, merged.negative_prompt) == (2.0, "blurry")
     assert merged.correction is not None and merged.correction.measured == "here"
     assert generation_defaults(model, checkpoint / "adapter") == merged, "a part of a result has the result's defaults"
-    line = merged.describe(["guidance_scale", "correction"]) or ""
-    assert f"guidance_scale 2 from {checkpoint / FILE_NAME}" in line and "measured on here" in line
+    scale, correction = merged.describe(["guidance_scale", "correction"])
+    assert scale == f"by default: guidance scale 2 (from {checkpoint / FILE_NAME})" and "measured on here" in correction
     assert "negative_prompt" not in line and merged.describe([]) is None
 
 
@@ -95,7 +95,7 @@ def test_every_command_samples_with_the_models_guidance_scale(
     words = ["--pretrained_model_name_or_path", str(model), "--num_timesteps", "1", "--n_samples", "1", "--gpu", "cpu"]
     scales = {}
     assert txt2img.main(words) == 0
-    assert f"guidance_scale 2.5 from {model / FILE_NAME}" in capsys.readouterr().out
+    assert f"by default: guidance scale 2.5 (from {model / FILE_NAME})" in capsys.readouterr().out
     (folder,) = Path("outputs").iterdir()
     scales["txt2img"] = json.loads((folder / "manifest.json").read_text())["settings"]["guidance_scale"]
     bench_options = bench.RunOptions(("base",), generation=GenerationConfig(str(model)))
@@ -122,7 +122,7 @@ def test_every_command_samples_with_the_models_guidance_scale(
     assert set(scales.values()) == {2.5}, scales
     capsys.readouterr()
     assert txt2img.main([*words, "--guidance_scale", "4", "--outdir", "other"]) == 0
-    assert "generation defaults" not in capsys.readouterr().out
+    assert "by default" not in capsys.readouterr().out
 
 
 def test_correction_is_on_only_if_the_checkpoint_recommends_it(
@@ -156,6 +156,7 @@ def test_a_file_in_the_working_directory_is_shown_by_its_relative_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     defaults = generation_defaults(put(tmp_path / "model", guidance_scale=3.0))
-    assert f"from {tmp_path / 'model' / FILE_NAME}" in str(defaults.describe(["guidance_scale"]))
+    line = "by default: guidance scale 3 (from {})"
+    assert defaults.describe(["guidance_scale"]) == [line.format(tmp_path / "model" / FILE_NAME)]
     monkeypatch.chdir(tmp_path)
-    assert f"from {Path('model', FILE_NAME)}" in str(defaults.describe(["guidance_scale"]))
+    assert defaults.describe(["guidance_scale"]) == [line.format(Path("model", FILE_NAME))]

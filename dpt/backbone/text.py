@@ -60,12 +60,15 @@ def tokenize(tokenizer: Any, texts: Sequence[str], length: int) -> Any:
     )
 
 
+UNKNOWN_WORDS = "the model does not know the "
+
+
 def prompt_warnings(tokenizer: Any, prompt: str, length: int) -> list[str]:
     """A sentence for each part of a prompt that a model with this tokenizer will not see."""
     warnings = []
     if unknown := unknown_words(tokenizer, prompt):
         words = ("word " if len(unknown) == 1 else "words ") + ", ".join(map(repr, unknown))
-        warnings.append(f"the model does not know the {words}")
+        warnings.append(f"{UNKNOWN_WORDS}{words}")
     if lost := truncated_part(tokenizer, prompt, length):
         warnings.append(f"the prompt is longer than {length} tokens; the model does not see {lost!r}")
     return warnings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from dpt.claims.facts import Noun
 from dpt.keyed_random import KeyedRandom
@@ -110,9 +111,9 @@ def vocabulary() -> list[str]:
     return sorted({word for phrase in phrases for word in phrase.split()})
 
 
-def unknown_words(prompt: str) -> list[str]:
-    """The words of a prompt that the grammar cannot produce, each once: a model of rendered scenes never saw them."""
-    known = set(vocabulary())
+def unknown_words(prompt: str, known: Iterable[str] | None = None) -> list[str]:
+    """The words of a prompt that the grammar cannot produce, or that are not among those given, each once."""
+    known = set(vocabulary() if known is None else known)
     return [word for word in dict.fromkeys(re.findall(r"[^\W_]+", prompt)) if word.lower() not in known]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
@@ -136,6 +136,10 @@ class Source(ABC):
     def captioned(self) -> bool:
         """Whether its examples have captions."""
         return True
+
+    def captions(self) -> Iterable[str]:
+        """Captions of the user's that it trains on, for a check of their words; scenes have none."""
+        return ()
 
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):

@@ -115,6 +115,9 @@ class FolderSource(Source):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def captions(self) -> list[str]:
+        return [row.caption for row in self.rows]
+
     def example(self, index: int, epoch: int = 0, parts: ExampleParts = ALL_PARTS) -> Example:
         row = self.rows[index]
         picture, _ = read_image(self.folder / row.file_name, self.folder)

@@ -144,6 +144,7 @@ class Studio:
 
         from dpt.claims.judge import judge, verdict_text
         from dpt.claims.words import unknown_words
+        from dpt.data.scenes.world import POCKET_WORLD, words_of
 
         if drawing.model not in EMBEDDED_MODELS:
             return DemoImage(method, image, None, "not judged")
@@ -151,7 +152,7 @@ class Studio:
         (cosine,) = self.clip.cosine([pixels], [drawing.prompt])
         claims = self.claims(drawing.prompt)
         if claims is None:
-            unknown = unknown_words(drawing.prompt)
+            unknown = unknown_words(drawing.prompt, words_of(POCKET_WORLD))
             reason = "the rules do not understand this prompt"
             if unknown:
                 other = "start the page with --pretrained_model_name_or_path FOLDER"

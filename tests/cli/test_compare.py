@@ -52,7 +52,7 @@ def test_prompts_of_ones_own_are_judged_or_refused(tmp_path: Path, capsys: Captu
     run([*words, "--prompt", "a dragon", "--detector", "none"])
     printed = capsys.readouterr()
     assert "not judged" in printed.out and "right of" not in printed.out
-    assert "ckpt/pocket is a miniature that does not know 'dragon'; its 73 words are a, above, an," in printed.err
+    assert "ckpt/pocket is a miniature that does not know 'dragon'; its 63 words are a, above, an," in printed.err
     assert "give a real model: --pretrained_model_name_or_path FOLDER" in printed.err
 
 

@@ -11,8 +11,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dpt.cli.train.stages import main_stage2
+from dpt.data.files.root import DataRoot
+from dpt.data.files.source import training_files
+from dpt.data.images import Framing
 from dpt.data.scenes.render import render
 from dpt.data.scenes.world import POCKET_WORLD, make_scene
+from dpt.embedded import EMBEDDED, EMBEDDED_MODELS
 from tests.training import tiny_stage1
 
 
@@ -51,6 +55,29 @@ def test_samples_and_the_best_result_do_not_change_the_run(
     capsys.readouterr()
     assert main_stage2(["--config", str(watched / "run.toml")]) == 0
     assert "continuing after step 2" in capsys.readouterr().out
+
+
+def test_captions_with_words_that_an_embedded_model_does_not_know_are_counted(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, caption in enumerate(["a red house", "a boat, a House", "a star"]):
+        (tmp_path / f"pictures/{number}.txt").write_text(caption)
+    for number in range(3, 6):
+        (tmp_path / f"pictures/{number}.txt").write_text("A red circle and two crosses")
+    model = str(tmp_path / "model")
+    for known in (False, True):
+        if known:
+            monkeypatch.setitem(EMBEDDED_MODELS, model, EMBEDDED_MODELS[EMBEDDED])
+        run = ["--run_name", str(known), "--max_train_steps", "1", "--validation_steps", "0", "--report_to", "none"]
+        assert main_stage2([*words, "--val_fraction", "0", *run]) == 0
+        warned = [line for line in capsys.readouterr().err.splitlines() if "miniature" in line]
+        named = "'house' in 2, 'boat' in 1, 'star' in 1"
+        assert warned == [
+            f"warning: 3 of 6 captions have words that {model}, a miniature, does not know: {named}. "
+            "For such images give a real model: --pretrained_model_name_or_path FOLDER"
+        ] * known  # fmt: skip
+    source = training_files(DataRoot(Path("data/sample")), "refall", Framing(64), 0)
+    assert len(list(source.captions())) == len(source.negatives or ()) == 8
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +95,19 @@ def test_an_unknown_metric_names_those_that_there_are(tmp_path: Path) -> None:
 
 
 def test_the_time_is_estimated_from_the_first_steps(capsys: pytest.CaptureFixture[str]) -> None:
-    seconds = iter([100.0, 106.0])
-    estimate = TimeEstimate(1000, lambda: next(seconds))
-    estimate.started(50)
-    for step in range(51, 70):
-        estimate.after_step(step)
-    assert capsys.readouterr().out == "about 32 minutes for 946 more steps, without validation\n"
-    assert [duration(s) for s in (61, 3600, 3660 * 3)] == ["1 minute", "1 hour", "3 hours 3 minutes"]
+    def said(each: float, total: int) -> str:
+        """What a run says that continues after step 50, whose steps take so many seconds."""
+        now = iter(count(100, each))
+        estimate = TimeEstimate(total, lambda: "1.1 GiB", lambda: next(now))
+        estimate.started(50)
+        for step in range(51, min(total + 1, 70)):
+            estimate.after_step(step)
+        return capsys.readouterr().out
+
+    end = "validations and samples come on top)\n"
+    assert said(2.0, 1000) == f"about 32 minutes for 946 more steps, 1.1 GiB (measured on steps 52 to 54; {end}"
+    assert said(20.0, 163) == f"about 37 minutes for 111 more steps, 1.1 GiB (measured on step 52; {end}", "sooner"
+    assert said(0.1, 100) == said(100.0, 52) == said(100.0, 51) == "", "the bar shows it"
+    seconds = (0.2, 40, 61, 3600, 3660 * 3)
+    assert [*map(duration, seconds)] == ["1 second", "40 seconds", "1 minute", "1 hour", "3 hours 3 minutes"]
     RunObserver().after_step(1)

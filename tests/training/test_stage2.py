@@ -282,6 +282,23 @@ def test_validation_is_deterministic_and_independent_of_the_split(backbone: Back
 
 
 @pytest.mark.parametrize("name", TASKS)
+def test_validating_changes_no_bit_of_training(tmp_path: Path, backbone: Backbone, name: str) -> None:
+    """After every step; the adapter has dropout, and moments and the averaged weights are compared too."""
+    changes = {"adapter": {"dropout": 0.3}} if name == "stage2" else {}
+    for label, every in (("without", 0), ("with", 1)):
+        run = loop(
+            tmp_path / label, TASKS[name](backbone, **changes), max_train_steps=3, validation_steps=every, ema_decay=0.9
+        )
+        assert run.run().finished
+        backbone.unet.delete_adapters("dpt")
+    assert (tmp_path / "with/log.jsonl").read_text().count('"validation"') == 3
+    without, validated = (checkpoint.load(tmp_path / label / "checkpoint-3")[0] for label in ("without", "with"))
+    assert without.keys() == validated.keys() and len(without) > 2
+    for group, tensors in without.items():
+        assert all(torch.equal(tensor, validated[group][key]) for key, tensor in tensors.items()), group
+
+
+@pytest.mark.parametrize("name", TASKS)
 def test_resume_after_stop_is_bit_for_bit(tmp_path: Path, backbone: Backbone, name: str) -> None:
     def begin(root: Path) -> Any:
         if getattr(backbone.unet, "peft_config", None):

@@ -130,7 +130,7 @@ def measure(options: MeasureOptions) -> None:
     defaults = generation_defaults(options.model)
     scale = defaults.guidance_scale if sampler.guidance_scale is None else sampler.guidance_scale
     settings = SamplingSettings(sampler.num_timesteps, scale, sampler.scheduler)
-    if sampler.guidance_scale is None and (line := defaults.describe(["guidance_scale"])):
+    for line in defaults.describe(["guidance_scale"] if sampler.guidance_scale is None else []):
         print(line)
     backbone = open_backbone(options.model)
     print(measure_pocket(backbone, options.out, options.prompts, options.seed, settings, options.per_prompt))

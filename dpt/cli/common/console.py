@@ -6,17 +6,20 @@ import os
 import platform
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
 import dpt
-from dpt.claims.words import unknown_words, vocabulary
+from dpt.claims.words import unknown_words
+from dpt.data.scenes.world import POCKET_WORLD, words_of
 from dpt.embedded import EMBEDDED_CLIP, EMBEDDED_MODELS, FOLDER, embedded_path
 from dpt.errors import fail
 
@@ -27,13 +30,33 @@ def warn(message: str) -> None:
 
 def warn_of_unknown_words(model: str, prompts: Iterable[str]) -> None:
     """For an embedded model: which words it knows, and how to use another model."""
-    unknown = unknown_words(" ".join(prompts)) if model in EMBEDDED_MODELS else []
+    unknown = unknown_words(" ".join(prompts), words_of(POCKET_WORLD)) if model in EMBEDDED_MODELS else []
     if unknown:
-        known = vocabulary()
+        known = words_of(POCKET_WORLD)
         warn(
             f"{model} is a miniature that does not know {', '.join(map(repr, unknown))}; its {len(known)} words are "
             f"{', '.join(known)}. For other prompts give a real model: --pretrained_model_name_or_path FOLDER"
         )
+
+
+CAPTIONS_READ, WORDS_NAMED = 2000, 8
+
+
+def warn_of_unknown_captions(model: str, captions: Iterable[str]) -> None:
+    """The same for the captions to train on: in how many of them it knows not every word, and which words."""
+    read = list(islice(captions, CAPTIONS_READ)) if model in EMBEDDED_MODELS else []
+    known = words_of(POCKET_WORLD)
+    unknown = [{word.lower() for word in unknown_words(caption, known)} for caption in read]
+    counts = Counter(word for words in unknown for word in sorted(words))
+    if not counts:
+        return
+    named = ", ".join(f"{word!r} in {count}" for word, count in counts.most_common(WORDS_NAMED))
+    more = f" and {len(counts) - WORDS_NAMED} other words" if len(counts) > WORDS_NAMED else ""
+    among = f"the first {len(read):,} captions" if len(read) == CAPTIONS_READ else f"{len(read):,} captions"
+    warn(
+        f"{sum(map(bool, unknown)):,} of {among} have words that {model}, a miniature, does not know: {named}{more}. "
+        "For such images give a real model: --pretrained_model_name_or_path FOLDER"
+    )
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 import tyro
 
 from dpt.claims.relabel import RelabelConfig
+from dpt.cli.common.console import warn_of_unknown_captions
 from dpt.cli.ipr.common import IPRModelOptions, detector_for, dtype_of, no_progress, show_progress
 from dpt.distributed import processes, take_own_gpu
 from dpt.errors import fail
@@ -169,11 +170,15 @@ class IPRTrainOptions:
 
 
 def train(options: IPRTrainOptions) -> None:
+    from dpt.data.folder import read_picture_folder
     from dpt.methods.ipr.training import train as train_round
 
     model = options.model
     with processes(cuda=True) as group:
         take_own_gpu()
+        if group.is_main:
+            captions = (row.caption for row in read_picture_folder(options.data))
+            warn_of_unknown_captions(model.pretrained_model_name_or_path, captions)
         trained = train_round(
             options.data, model.state, options.train, options.out, round_=model.round, seed=model.seed,
             dtype=dtype_of(model.mixed_precision), group=group,

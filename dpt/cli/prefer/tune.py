@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from dpt.cli.common.console import PublishedFlags, flag_value
+from dpt.cli.common.console import PublishedFlags, flag_value, warn_of_unknown_captions
 from dpt.cli.train.options import (
     FramingOptions,
     HubOptions,
@@ -21,7 +21,7 @@ from dpt.cli.train.options import (
     warn_unused,
 )
 from dpt.cli.train.stages import DenoisingOptions, LoraShapeOptions
-from dpt.data.preference.tuning import NEGATIVE_PREFIX
+from dpt.data.preference.tuning import NEGATIVE_PREFIX, POSITIVE
 from dpt.errors import fail
 
 if TYPE_CHECKING:
@@ -184,6 +184,8 @@ def run(options: HpsOptions) -> Any:
     data = open_tuning_data(options, framing_of(options.data.framing, backbone))
     task = make_task(options, backbone, data)
     if accelerator.is_main_process:
+        winners = data.parts.get(POSITIVE)
+        warn_of_unknown_captions(options.base_model, () if winners is None else winners.captions())
         print(f"training on {', '.join(f'{len(source)} {kind}' for kind, source in data.parts.items())} images")
     workers = loading.dataloader_num_workers
     settings = loop_settings(options, len(data.source), accelerator.num_processes, workers, default_epochs=EPOCHS)

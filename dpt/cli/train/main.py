@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dpt.cli.common.config_file import RESOLVED, options_of_file, take_config_flag, to_toml
-from dpt.cli.common.console import NO_PUBLISHED_FLAGS, PublishedFlags, parse_options, plain_warnings
+from dpt.cli.common.console import (
+    NO_PUBLISHED_FLAGS,
+    PublishedFlags,
+    parse_options,
+    plain_warnings,
+    warn_of_unknown_captions,
+)
 from dpt.cli.train.options import AdapterOptions, LoopOptions, ObjectiveOptions, TrainOptions, warn_unused_flags
 from dpt.cli.train.setup import (
     open_training_backbone,
@@ -104,6 +110,7 @@ def run(options: TrainOptions, builder: str) -> Outcome:
     if accelerator.is_main_process:
         for sentence in (*cache.messages, *missing_parts(source, task.parts)):
             print(sentence)
+        warn_of_unknown_captions(options.base_model, source.captions())
     settings = settings_for(options, len(source), accelerator.num_processes)
     if settings.lr_warmup_steps >= settings.max_train_steps and accelerator.is_main_process:
         warnings.warn(

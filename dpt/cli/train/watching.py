@@ -69,12 +69,18 @@ def observers_for(
         with loop.update.averaged():
             loop.task.export(folder, options.base_model)
 
+    from dpt.training.engine.logging import peak_memory
+
     output = options.output
     best = None
     if output.keep_best is not None:
         patience, losses = output.early_stopping_patience, loop.task.weights
         best = BestResult(options.root, output.keep_best, export, patience, losses)
-    watching = [TimeEstimate(loop.settings.max_train_steps), *further, *([] if best is None else [best])]
+    watching = [
+        TimeEstimate(loop.settings.max_train_steps, lambda: peak_memory(loop.device)),
+        *further,
+        *([] if best is None else [best]),
+    ]
     return Observers(watching), best
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from dpt.cli.common.console import parse_options, plain_warnings, warn, warn_of_
 from dpt.cli.common.run_folder import new_run_folder, read_prompts
 from dpt.cli.txt2img.options import LIMITS, PUBLISHED, Options, check
 from dpt.distributed import Processes, own_gpu, processes
-from dpt.embedded import checkpoint_for, model_location
+from dpt.embedded import EMBEDDED_MODELS, checkpoint_for, model_location
 from dpt.errors import fail, run_command
 from dpt.files import NumberedFolder
 
@@ -53,6 +54,7 @@ def run(options: Options, group: Processes) -> None:
         run_method(options, prompts, group)
         return
     # The checks above are fast; torch is imported from here on.
+    from dpt.backbone.text import UNKNOWN_WORDS
     from dpt.cli.txt2img.model import check_parts, open_tuned_model
     from dpt.cli.txt2img.output import SHEET, write_record, write_sheet
     from dpt.cli.txt2img.sampling import variants_for
@@ -79,10 +81,13 @@ def run(options: Options, group: Processes) -> None:
     if on_cpu and (options.batch_size or 1) > 1:
         notes.append("--batch_size has no effect on a CPU, which samples one image at a time")
     if group.is_main:
+        # The words that an embedded model does not know are named below, with those that it knows.
+        named_below = UNKNOWN_WORDS if named in EMBEDDED_MODELS else ()
         for sentence in (*cut, *notes):
-            warn(sentence)
+            if not sentence.startswith(named_below):
+                warn(sentence)
         warn_of_unknown_words(named, [*prompts, options.guidance.negative_prompt or ""])
-        for line in (applied, describe_correction(options, correction), *tuned.speedups):
+        for line in (*applied, describe_correction(options, correction), *tuned.speedups):
             if line:
                 print(line)
     batch_size = 1 if on_cpu else options.batch_size or GPU_BATCH
@@ -101,7 +106,22 @@ def run(options: Options, group: Processes) -> None:
         sheet = "the contact sheets" if options.sheet_per_prompt else SHEET
         where = "the CPU" if on_cpu else f"GPU {tuned.backbone.device.index}"
         images = f"{len(entries)} image{'' if len(entries) == 1 else 's'}"
+        if verdicts := describe_verdicts(entries):
+            print(verdicts)
         print(f"{images} sampled on {where}: see {sheet} in {folder.final}")
+
+
+def describe_verdicts(entries: Sequence[ImageRecord]) -> str | None:
+    """Of a comparison whose images were all judged: how many are right by each variant."""
+    from dpt.cli.txt2img.sampling import RIGHT
+
+    if not entries or any(entry.verdict is None for entry in entries):
+        return None
+    right: Counter[str] = Counter()
+    for entry in entries:
+        right[entry.method] += entry.verdict == RIGHT
+    total = len(entries) // len(right)
+    return f"right of {total}, from the same noise: {', '.join(f'{name} {count}' for name, count in right.items())}"
 
 
 def describe_correction(options: Options, correction: Correction) -> str | None:
@@ -109,7 +129,8 @@ def describe_correction(options: Options, correction: Correction) -> str | None:
     if not (correction.on and options.correction.correction_factor is not None):
         return None
     published = "" if options.correction.correction_target else ", as in the published code"
-    return f"correction: factor {correction.factor:g}, target {correction.target}{published}, norm {correction.norm}"
+    how = f"target {correction.target}{published}, norm {correction.norm}"
+    return f"self-correction towards the prompt, factor {correction.factor:g} ({how})"
 
 
 def settings_of(options: Options, correction: Correction) -> SamplingSettings:

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from dpt.sampling.hooks import StepHook
 
 
+RIGHT = "right"
+"""The oracle's verdict on an image that shows its prompt."""
+
 TRACE_COLUMNS = 6
 """Number of steps at which a trace shows the predicted x0."""
 
@@ -170,4 +173,4 @@ def oracle_verdict(image: Image.Image, prompt: str) -> str | None:
         return None
     claims = Prompt("", "", prompt, description.facts, closed=description.absent is None)
     fault = judge(claims, Oracle(world).read(np.asarray(image))).first_fault
-    return "right" if fault is None else f"not {fault.text}"
+    return RIGHT if fault is None else f"not {fault.text}"

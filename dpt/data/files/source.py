@@ -79,6 +79,11 @@ class FileSource(Source):
     def captioned(self) -> bool:
         return self.negatives is not None
 
+    def captions(self) -> Iterable[str]:
+        """Read one by one, from as many files where the folder has one for each caption."""
+        if self.negatives is not None:
+            yield from (self.negatives.row(caption_id).title for caption_id in self.negatives.ids)
+
     def example(self, index: int, epoch: int = 0, parts: ExampleParts = ALL_PARTS) -> Example:
         if self.expressions is None:
             assert self.negatives is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from dpt.claims.boxes import Box
-from dpt.claims.words import COLOURS, RGB, SHAPES
+from dpt.claims.words import COLOUR_WORDS, COLOURS, RGB, SHAPE_WORDS, SHAPES, SIZE_WORDS, vocabulary
 from dpt.keyed_random import KeyedRandom
 
 BACKGROUNDS: dict[str, RGB] = {
@@ -174,3 +174,10 @@ def _place(shape: str, colour: str, others: list[SceneObject], rng: KeyedRandom,
         if fits(box, others, world.image_size):
             return SceneObject(shape, colour, size, box)
     return None
+
+
+def words_of(world: World) -> list[str]:
+    """The words of its captions: those of the grammar but for shapes, colours and sizes that it does not show."""
+    tables = ((SHAPE_WORDS, world.shapes), (COLOUR_WORDS, world.colours), (SIZE_WORDS, world.sizes))
+    unseen = {word for table, seen in tables for name in table if name not in seen for word in table[name]}
+    return [word for word in vocabulary() if not {word, word.removesuffix("s")} & unseen]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -170,6 +171,18 @@ def banner(parameters: Iterable[Tensor], bytes_each: int, plan: BatchPlan, memor
             f"estimated memory per device: {_format_bytes(sum(estimate.values()))} ({parts})",
         ]
     )
+
+
+def peak_memory(device: torch.device) -> str:
+    """The most memory used so far: what PyTorch holds on a GPU, or the whole process; "" where it is not known."""
+    if device.type == "cuda":
+        return f"{_format_bytes(torch.cuda.max_memory_allocated(device))} of the GPU's memory used at most"
+    if find_spec("resource") is None:  # Windows
+        return ""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f"{_format_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)} of memory used at most"
 
 
 def _format_bytes(count: int) -> str:

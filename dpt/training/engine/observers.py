@@ -119,33 +119,51 @@ class BestResult(RunObserver):
 WARM_UP, MEASURED = 1, 3
 """Steps before and during the measurement of a step's time."""
 
-WORTH_SAYING = 60.0
+SLOW = 10.0
+"""Seconds after which fewer steps are enough."""
+
+WORTH_SAYING = 10.0
 """Seconds from which an estimate is printed; the bar shows the rest."""
 
 
 class TimeEstimate(RunObserver):
-    """Prints how long the run will take, once a few steps have been timed."""
+    """Prints how long the run will take and what it needs, once the first steps have been timed."""
 
-    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.total, self.clock = total, clock
-        self.first, self.began = 0, 0.0
+    def __init__(
+        self, total: int, memory: Callable[[], str] = lambda: "", clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.total, self.memory, self.clock = total, memory, clock
+        self.first, self.began, self.said = 0, 0.0, False
 
     def started(self, step: int) -> None:
-        self.first = step
+        self.first, self.said = step, False
 
     def after_step(self, step: int) -> None:
-        if step == self.first + WARM_UP:
+        timed = step - self.first - WARM_UP
+        if timed == 0:
             self.began = self.clock()
-        elif step == self.first + WARM_UP + MEASURED:
-            each = (self.clock() - self.began) / MEASURED
-            left = each * (self.total - step)
-            if left >= WORTH_SAYING:
-                tqdm.write(f"about {duration(left)} for {self.total - step:,} more steps, without validation")
+        if timed < 1 or self.said:
+            return
+        seconds = self.clock() - self.began
+        if timed < MEASURED and seconds < SLOW:
+            return
+        self.said = True
+        left = seconds / timed * (self.total - step)
+        if left < WORTH_SAYING:
+            return
+        steps = f"step {step}" if timed == 1 else f"steps {step - timed + 1} to {step}"
+        memory = self.memory()
+        tqdm.write(
+            f"about {duration(left)} for {self.total - step:,} more steps{memory and f', {memory}'} "
+            f"(measured on {steps}; validations and samples come on top)"
+        )
 
 
 def duration(seconds: float) -> str:
-    """ "12 minutes", "3 hours 20 minutes"."""
-    minutes = max(1, round(seconds / 60))
+    """ "40 seconds", "12 minutes", "3 hours 20 minutes"."""
+    if seconds < 60:
+        return f"{max(1, round(seconds))} second{'s' if round(seconds) > 1 else ''}"
+    minutes = round(seconds / 60)
     hours, rest = divmod(minutes, 60)
     parts = [f"{n} {unit}{'s' if n > 1 else ''}" for n, unit in ((hours, "hour"), (rest, "minute")) if n]
     return " ".join(parts)
