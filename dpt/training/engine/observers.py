@@ -133,21 +133,21 @@ class TimeEstimate(RunObserver):
         self, total: int, memory: Callable[[], str] = lambda: "", clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.total, self.memory, self.clock = total, memory, clock
-        self.first, self.began, self.said = 0, 0.0, False
+        self.first, self.began, self.printed = 0, 0.0, False
 
     def started(self, step: int) -> None:
-        self.first, self.said = step, False
+        self.first, self.printed = step, False
 
     def after_step(self, step: int) -> None:
         timed = step - self.first - WARM_UP
         if timed == 0:
             self.began = self.clock()
-        if timed < 1 or self.said:
+        if timed < 1 or self.printed:
             return
         seconds = self.clock() - self.began
         if timed < MEASURED and seconds < SLOW:
             return
-        self.said = True
+        self.printed = True
         left = seconds / timed * (self.total - step)
         if left < WORTH_SAYING:
             return
