@@ -11,7 +11,14 @@ import pytest
 from PIL import Image
 
 from dpt.claims.boxes import Box
-from dpt.cli.prefer.draw import PICTURES, DrawingOptions, SynthesizeOptions, scene_prompts, write_preferences
+from dpt.cli.prefer.draw import (
+    PICTURES,
+    DrawingOptions,
+    SynthesizeOptions,
+    scene_prompts,
+    synthesize,
+    write_preferences,
+)
 from dpt.data.preference.records import read_preferences
 from dpt.data.preference.split import shared_keys
 from dpt.data.scenes.render import render
@@ -71,3 +78,19 @@ def test_preferences_are_written_in_the_published_format_without_leakage(
     assert entry.keys() == {"id", "prompt", "human_preference", "file_path", "user_hash", "contain_name"}
     stated = json.loads((tmp_path / "taste.json").read_text())
     assert stated["chance"] == 0.5 and stated["light"] == Taste.light and 0.5 <= stated["best_possible_top1"] <= 1
+
+
+def test_a_choice_among_some_of_a_prompts_images(tmp_path: Path) -> None:
+    options = SynthesizeOptions(tmp_path, prompts=20, choose_from=2, drawing=DrawingOptions(n_samples=4))
+    prompts = scene_prompts(options)
+    requests = candidate_requests([prompt.text for prompt in prompts], 4)
+    (tmp_path / PICTURES).mkdir()
+    for request in requests:
+        drawn((20 + 4 * request.number, 32)).save(tmp_path / PICTURES / request.file_name)
+    write_preferences(options, prompts, requests)
+    train, test = (read_preferences(tmp_path / f"preference_{part}.json") for part in ("train", "test"))
+    assert len(train) + len(test) == 40 and not shared_keys(train, test)
+    assert {record.pictures for record in (*train, *test)} >= {("0_0.png", "0_1.png"), ("0_2.png", "0_3.png")}
+    assert json.loads((tmp_path / "taste.json").read_text())["chance"] == 0.5
+    with pytest.raises(UserError, match="--choose_from must be at least 2 and divide --n_samples, 4"):
+        synthesize(replace(options, choose_from=3))

@@ -72,12 +72,18 @@ class SynthesizeOptions:
     out: Path
     prompts: int = 400
     """Prompts in all."""
+    choose_from: int | None = None
+    """Images that one choice is among; divides --n_samples. Default: all images of a prompt."""
     test_fraction: float = 0.2
     """Fraction of the choices in preference_test.json; no user and no prompt is in both files."""
     categories: tuple[str, ...] = ("single", "binding", "count", "spatial")
     """Categories of scene prompts, as equal in number as the supply of different prompts allows."""
     taste: Taste = field(default_factory=Taste)
     drawing: DrawingOptions = field(default_factory=DrawingOptions)
+
+    @property
+    def group_size(self) -> int:
+        return self.drawing.n_samples if self.choose_from is None else self.choose_from
 
 
 def draw(options: DrawOptions) -> None:
@@ -134,6 +140,8 @@ def synthesize(options: SynthesizeOptions) -> None:
     check(options.drawing)
     if options.drawing.n_samples < 2:
         fail(f"--n_samples must be at least 2 to choose from, not {options.drawing.n_samples}")
+    if options.group_size < 2 or options.drawing.n_samples % options.group_size:
+        fail(f"--choose_from must be at least 2 and divide --n_samples, {options.drawing.n_samples}")
     if not 0 < options.test_fraction < 1:
         fail(f"--test_fraction is between 0 and 1, not {options.test_fraction}")
     from dpt.methods.candidates import write_metadata
@@ -172,14 +180,17 @@ def write_preferences(
     from dpt.pocket.taste import choose, probabilities, taste_picture
 
     per_user = max(1, min(PROMPTS_PER_USER, len(prompts) // 20))
+    size = options.group_size
+    groups = [requests[start : start + size] for start in range(0, len(requests), size)]
     entries: list[dict[str, Any]] = []
     agreement = 0.0
-    for number, prompt in enumerate(prompts):
-        names = [request.file_name for request in requests if request.prompt_id == number]
+    for number, group in enumerate(groups):
+        prompt_id, names = group[0].prompt_id, [request.file_name for request in group]
+        prompt = prompts[prompt_id]
         pictures = [taste_picture(read_image(options.out / PICTURES / name)[0], prompt) for name in names]
         chosen = choose(pictures, options.taste, KeyedRandom("choice", options.drawing.seed, number))
-        agreement += max(probabilities(pictures, options.taste)) / len(prompts)
-        user = f"{KeyedRandom('user', options.drawing.seed, number // per_user).randrange(16**8):08x}"
+        agreement += max(probabilities(pictures, options.taste)) / len(groups)
+        user = f"{KeyedRandom('user', options.drawing.seed, prompt_id // per_user).randrange(16**8):08x}"
         entries.append({
             "id": number, "prompt": prompt.text, "human_preference": chosen, "file_path": names, "user_hash": user,
             "contain_name": False,
@@ -191,7 +202,7 @@ def write_preferences(
     for part, records in (("train", split.train), ("test", split.test)):
         write_choices(options.out / f"preference_{part}.json", [entries[int(record.id)] for record in records])
     everything.unlink()
-    stated = {**asdict(options.taste), "chance": 1 / options.drawing.n_samples, "best_possible_top1": agreement}
+    stated = {**asdict(options.taste), "chance": 1 / size, "best_possible_top1": agreement}
     with atomic_file(options.out / "taste.json") as work:
         work.write_text(json.dumps(stated, indent=1) + "\n")
     print(
