@@ -19,8 +19,17 @@ from dpt.claims.facts import Absent, Count, Noun
 from dpt.claims.layout import Layout, PlacedObject, box_at, numbered
 from dpt.claims.replies import ReplyError, layout_from_reply, parsed_from_reply
 from dpt.errors import UserError
-from dpt.methods.sld import llm
-from dpt.methods.sld.llm import ATTEMPTS, ChatError, OpenAIChat, Recorded, ReplayChat, open_chat, query
+from dpt.methods.sld.llm import (
+    ATTEMPTS,
+    KEY_VARIABLE,
+    URL_VARIABLE,
+    ChatError,
+    OpenAIChat,
+    Recorded,
+    ReplayChat,
+    open_chat,
+    query,
+)
 from dpt.methods.sld.planner import PROMPTS, LLMPlanner
 
 KEY = "sk-very-secret"
@@ -242,9 +251,7 @@ def test_three_invalid_replies_are_one_sentence() -> None:
     assert len(server.requests) == ATTEMPTS
 
 
-@pytest.mark.parametrize(
-    ("status", "why"), [(401, llm.KEY_VARIABLE), (403, "refuses the key"), (404, "does not exist")]
-)
+@pytest.mark.parametrize(("status", "why"), [(401, KEY_VARIABLE), (403, "refuses the key"), (404, "does not exist")])
 def test_refusals_end_at_once_without_the_key_in_the_message(status: int, why: str) -> None:
     with serving(status) as server, pytest.raises(ChatError, match=why) as error:
         run_query(server)
@@ -302,8 +309,8 @@ def test_a_planner_plans_and_edits(tmp_path: Path) -> None:
 
 
 def test_backends_are_opened_by_name_and_refused_with_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(llm.KEY_VARIABLE, KEY)
-    monkeypatch.setenv(llm.URL_VARIABLE, "http://localhost:8080/v1")
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    monkeypatch.setenv(URL_VARIABLE, "http://localhost:8080/v1")
     chat: Any = open_chat("openai", "m")
     assert (chat.base_url, chat.key, chat.identity) == ("http://localhost:8080/v1", KEY, "m")
     assert open_chat("openai", "m", "http://other/v1").base_url == "http://other/v1"  # type: ignore[attr-defined]

@@ -12,9 +12,9 @@ from torch.nn.functional import normalize
 
 from dpt.backbone.noise import DDPMSchedule
 from dpt.errors import UserError
-from dpt.objectives import boxes
 from dpt.objectives.boxes import (
     Assignment,
+    AssignmentCosts,
     Targets,
     assign,
     cxcywh_to_xyxy,
@@ -320,6 +320,6 @@ def test_min_snr_weight_at_zero_snr() -> None:
 
 def test_assignment_costs_can_be_weighted() -> None:
     outputs, expected_targets = predictions(), targets((2, 1, 0))
-    only_tokens = assign(outputs["logits"], outputs["boxes"], expected_targets, boxes.AssignmentCosts(1, 0, 0))
+    only_tokens = assign(outputs["logits"], outputs["boxes"], expected_targets, AssignmentCosts(1, 0, 0))
     probability = outputs["logits"].softmax(-1)[1] @ expected_targets.tokens[1, 0]
     assert only_tokens.query[1, 0] == probability.argmax()
