@@ -62,7 +62,9 @@ def embedded_path(path: str | Path) -> Path:
 
 
 def clip_location(name: str) -> str:
-    return str(CHECKOUT / EMBEDDED_CLIP) if name == EMBEDDED_CLIP else name
+    if name == EMBEDDED_CLIP:
+        return str(CHECKOUT / EMBEDDED_CLIP)
+    return str(embedded_path(name)) if name.startswith(f"{FOLDER}/") else name
 
 
 def embedded_defaults(model: str = EMBEDDED) -> GenerationDefaults:

@@ -25,6 +25,13 @@ OUTSIDE_FAULTS = {
 """System errors that are not bugs, and what to do about each."""
 
 
+def reason(error: OSError) -> str:
+    """What the system says about a file that cannot be written."""
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return "it, or a folder above it, is a file: choose another name"
+    return error.strerror or str(error)
+
+
 class UserError(Exception):
     """A mistake in the input. The message is one sentence that names the file or flag at fault."""
 
@@ -73,7 +80,7 @@ def system_fault(error: BaseException | None) -> str | None:
     """The sentence for a full disk, a lost reader and the like, whichever library wrapped the error; else None."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
         advice = OUTSIDE_FAULTS.get(error.errno or 0, "")
-        return presentable(f"{error.filename}: {error.strerror}{advice and f'; {advice}'}")
+        return presentable(f"{error.filename}: {reason(error)}{advice and f'; {advice}'}")
     while error is not None:
         wrapped = re.search(r"\(os error (\d+)\)", str(error))  # as safetensors writes it
         number = error.errno if isinstance(error, OSError) else int(wrapped[1]) if wrapped else None

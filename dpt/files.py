@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
-from dpt.errors import UserError
+from dpt.errors import UserError, reason
 
 ABANDONED_AFTER_DAYS = 7
 """A temporary file of an unknown process is removed at that age; one of a dead process on this machine at once."""
@@ -50,7 +50,7 @@ def atomic_folder(final: Path, *, replace: bool = False, advice: str = "") -> It
         work.rename(final)
         flush(final.parent)
     except OSError as error:
-        raise UserError(f"the folder {final} cannot be written: {error.strerror or error}{advice}") from None
+        raise UserError(f"the folder {final} cannot be written: {reason(error)}{advice}") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
         _remove_if_empty(final, made)
@@ -84,7 +84,7 @@ def atomic_new_file(final: Path) -> Iterator[Path]:
         _link_to_final(work, final)
         flush(final.parent)
     except OSError as error:
-        raise UserError(f"the file {final} cannot be written: {error.strerror or error}") from None
+        raise UserError(f"the file {final} cannot be written: {reason(error)}") from None
     finally:
         if work != final:
             with suppress(OSError):
@@ -108,13 +108,13 @@ def numbered_folder(parent: Path, stem: str) -> Iterator[NumberedFolder]:
         work = _make_temporary_folder(parent / "partial")
     except OSError as error:
         _remove_if_empty(parent / "partial", made)
-        raise UserError(f"the output folder {parent} cannot be written to: {error.strerror}") from None
+        raise UserError(f"the output folder {parent} cannot be written to: {reason(error)}") from None
     folder = NumberedFolder(work)
     try:
         yield folder
         folder.final = _rename_to_free_number(work, parent, stem)
     except OSError as error:
-        raise UserError(f"the results cannot be written to {parent}: {error.strerror or error}") from None
+        raise UserError(f"the results cannot be written to {parent}: {reason(error)}") from None
     finally:
         if folder.final is None:
             shutil.rmtree(work, ignore_errors=True)
@@ -159,7 +159,7 @@ def refuse_nonempty(final: Path) -> None:
     try:
         taken = final.is_symlink() or (final.exists() and (not final.is_dir() or any(final.iterdir())))
     except OSError as error:
-        raise UserError(f"the folder {final} cannot be read: {error.strerror or error}") from None
+        raise UserError(f"the folder {final} cannot be read: {reason(error)}") from None
     if taken:
         raise UserError(f"{final} already exists and is not an empty folder; nothing was written")
 

@@ -11,7 +11,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from dpt.errors import UserError
+from dpt.errors import UserError, reason
 from dpt.files import atomic_file
 from dpt.untrusted import parse_json, read_json, read_json_object
 
@@ -73,7 +73,7 @@ def claim_record(file: Path, record: Mapping[str, Any], refusal: Callable[[list[
         with atomic_file(file) as work:
             work.write_text(json.dumps(record, indent=1) + "\n")
     except OSError as error:
-        raise UserError(f"the folder {file.parent} cannot be written: {error.strerror or error}") from None
+        raise UserError(f"the folder {file.parent} cannot be written: {reason(error)}") from None
 
 
 def is_number(content: Any) -> bool:

@@ -222,7 +222,10 @@ class ModelFolder:
 
 
 def read_model_index(path: Path) -> dict[str, Any]:
-    return _read_json_object(path / "model_index.json", f"{path} is not a diffusers model: it has no model_index.json")
+    missing = f"{path} is not a diffusers model: it has no model_index.json"
+    if any((path / part).is_dir() for part in ("adapter", "lora")):
+        missing += "; it is the result of a training, which --ckpt takes in sampling and --qformer_ckpt in training"
+    return _read_json_object(path / "model_index.json", missing)
 
 
 def class_in(index: dict[str, Any], component: Component) -> Any:

@@ -52,7 +52,10 @@ def locate_model(
         raise UserError(f"{path} is a file, not a model folder")
     named = None if isinstance(path_or_hub_id, Path) else _HUB_ID.fullmatch(path_or_hub_id)
     if named is None or not (without_owner or "/" in named[1]):
-        raise UserError(f"there is no model folder {str(path_or_hub_id)!r}")
+        raise UserError(
+            f"there is no model folder {str(path_or_hub_id)!r}: give a folder in the diffusers layout, or a hub id as "
+            "OWNER/NAME"
+        )
     hub_id, pinned = named.groups()
     if pinned and revision not in (None, pinned):
         raise UserError(f"{path_or_hub_id} names one revision, and --revision {revision} another")

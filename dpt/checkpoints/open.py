@@ -12,6 +12,7 @@ from dpt.adapter.io.native import AdapterRecord
 from dpt.adapter.model import Adapter
 from dpt.backbone import Backbone
 from dpt.backbone.identity import check_base
+from dpt.embedded import embedded_path
 from dpt.errors import UserError
 from dpt.lora import io as lora_store
 from dpt.lora.formats import diffusers, kohya
@@ -65,8 +66,9 @@ def open_checkpoint(path: Path, adapter_config: AdapterConfig | None = None) -> 
     `adapter_config` is for the published file, which does not say which feature its adapter reads or how its queries
     are split; by default they are the published ones.
     """
+    path = embedded_path(path)
     if not path.exists():
-        raise UserError(f"there is no checkpoint {path}")
+        raise UserError(f"there is no checkpoint {path}: give the folder of a finished training run, or a LoRA file")
     checkpoint = _open_folder(path, adapter_config) if path.is_dir() else _open_file(path, adapter_config)
     if checkpoint.lora:
         check_lora(checkpoint.lora, str(path))
@@ -83,7 +85,16 @@ def _open_folder(path: Path, config: AdapterConfig | None) -> Checkpoint:
             return _open_file(path / name, config)
     native = [f"adapter/{adapter_store.RECORD}", f"lora/{lora_store.RECORD}"]
     names = ", ".join([*native, published_adapter.FILE_NAME, diffusers.FILE_NAME])
-    raise UserError(f"{path} holds no checkpoint: there is none of {names} in it")
+    raise UserError(f"{path} holds no checkpoint: {what_else_is_in(path) or f'there is none of {names} in it'}")
+
+
+def what_else_is_in(path: Path) -> str | None:
+    """What a folder holds instead of a checkpoint, and what to do with it."""
+    if (path / "model_index.json").is_file():
+        return "it is a model, which --pretrained_model_name_or_path takes"
+    if any(path.glob("checkpoint-*")):
+        return "it is a training run that is not finished; repeat its command to continue it"
+    return None
 
 
 def _folder_with(record: str, *folders: Path) -> Path | None:

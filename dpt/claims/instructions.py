@@ -42,9 +42,12 @@ PLACES = {
 }  # fmt: skip
 
 
+EXAMPLES = "; the rules follow such as 'remove the red circle' or 'move the dog to the left', a language model others"
+
+
 class UnsupportedInstruction(UserError):
     def __init__(self, text: str, reason: str) -> None:
-        super().__init__(f"the instruction {text!r} cannot be followed: {reason}")
+        super().__init__(f"the instruction {text!r} cannot be followed: {reason}{EXAMPLES}")
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def main() -> None:
 
 
 def run(words: list[str]) -> None:
-    if not words or words[0] in ("-h", "--help"):
+    if not words or words[0] in ("-h", "--help", "help"):
         print(overview(TITLE, {**COMMANDS, **SCRIPTS}))
     elif words[0] == "--version":
         print(f"dpt {dpt.__version__}")

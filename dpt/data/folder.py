@@ -44,11 +44,13 @@ def is_picture_folder(folder: Path) -> bool:
 def read_picture_folder(folder: Path) -> list[CaptionedPicture]:
     """Its images and captions; metadata.jsonl comes before text files. Any fault is a DataError."""
     if not folder.is_dir():
-        raise DataError(f"there is no data folder {folder}")
+        raise DataError(f"there is no data folder {folder}{': it is a file' if folder.exists() else ''}")
     metadata = folder / METADATA
     rows = read_metadata(metadata, folder) if metadata.exists() else _read_sidecars(folder)
     if not rows:
-        raise DataError(f"{metadata if metadata.exists() else folder} names no image")
+        if metadata.exists():
+            raise DataError(f"{metadata} names no image")
+        raise DataError(f"there is no image in {folder}: it needs {', '.join(SUFFIXES)} files, each with a caption")
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpt.claims.detections import DetectConfig
@@ -42,12 +43,23 @@ def open_detector(name: str, config: DetectConfig, colours: Clip | None = None, 
     from dpt.detect.coco import COCO_CHECKPOINTS, COCO_MODEL_TYPES, open_coco
     from dpt.detect.zero_shot import DEFAULT_CHECKPOINTS, MODEL_TYPES, open_zero_shot
 
+    check_name(name)
     known = {**DEFAULT_CHECKPOINTS, **COCO_CHECKPOINTS}
     folder = open_hf_model(known.get(name, name), (*MODEL_TYPES, *COCO_MODEL_TYPES), "detector")
     opened: Detector = (open_coco if folder.model_type in COCO_MODEL_TYPES else open_zero_shot)(
         name, config, colours, device
     )
     return opened
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that no detector can have, before anything is opened."""
+    from dpt.detect.coco import COCO_CHECKPOINTS
+    from dpt.detect.zero_shot import DEFAULT_CHECKPOINTS
+
+    known = (*READS_COLOURS, *DEFAULT_CHECKPOINTS, *COCO_CHECKPOINTS)
+    if name not in known and "/" not in name and not Path(name).exists():
+        raise UserError(f"there is no detector {name!r}: give one of {', '.join(known)}, a model's folder or a hub id")
 
 
 def with_config(detector: Detector, config: DetectConfig) -> Detector:

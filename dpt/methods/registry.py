@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from dpt.embedded import EMBEDDED, EMBEDDED_MODELS, embedded_defaults
+from dpt.embedded import EMBEDDED, EMBEDDED_MODELS, embedded_defaults, embedded_path
 from dpt.errors import UserError, fail
 from dpt.methods.base import MethodConfig
 from dpt.methods.diffusion import BASE, DiffusionConfig
@@ -52,6 +54,9 @@ KEYS: Mapping[str, Callable[[str], Any]] = {
 def parse_method(text: str) -> DiffusionConfig:
     """Parse "NAME=PATH,KEY=VALUE,..."; without a PATH, the model itself with another negative prompt."""
     name, _, rest = text.partition("=")
+    if "," in name:
+        first = name.partition(",")[0]
+        raise UserError(f"the options of a method follow its path: {first}=PATH,{text.partition(',')[2]}, not {text!r}")
     path, *pairs = rest.split(",")
     options: dict[str, Any] = {}
     for pair in pairs:
@@ -76,7 +81,7 @@ def parse_method(text: str) -> DiffusionConfig:
     if options and not correction.on:
         raise UserError(f"the method {name} has correction options but no factor")
     return DiffusionConfig(
-        name, Path(path) if path else None, lora, correction, candidates, negative_prompt, negative_lora
+        name, embedded_path(path) if path else None, lora, correction, candidates, negative_prompt, negative_lora
     )
 
 
@@ -94,6 +99,10 @@ def _method(text: str, known: Mapping[str, MethodConfig]) -> MethodConfig:
     """A known name, NAME=PATH, or either with "+sld" or "+sld=DETECTOR,..." for SLD after it."""
     first, has_sld, rest = text.partition(SUFFIX)
     if not has_sld or (rest and not rest.startswith("=")):
+        if text not in known and not re.search("[=,]", text):
+            close = "".join(f", did you mean {name}?" for name in get_close_matches(text, known, n=1))
+            names = ", ".join(known)
+            raise UserError(f"there is no method {text!r}{close or f'; there are {names}'}; or {text}=FOLDER for yours")
         return known.get(text) or parse_method(text)
     base = _method(first, known)
     if not isinstance(base, DiffusionConfig) or SUFFIX in rest:

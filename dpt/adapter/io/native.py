@@ -119,7 +119,9 @@ def _open(path: Path, config: AdapterConfig) -> tuple[Adapter, AdapterRecord]:
     if (folder := _folder(path)) is not None:
         return load_adapter(folder)
     if not path.exists():
-        raise UserError(f"there is no adapter {path}")
+        raise UserError(f"there is no adapter {path}: give the folder of a finished run of stage 1 or stage 2")
     if path.is_dir() and not (path / FILE_NAME).is_file():
-        raise UserError(f"{path} holds no adapter: neither {RECORD} nor {FILE_NAME}")
+        has_lora = (path / "lora").is_dir() or (path / "lora.json").is_file()
+        instead = "; it holds a LoRA alone, which stage 1 has to be trained beside" if has_lora else ""
+        raise UserError(f"{path} holds no adapter: neither {RECORD} nor {FILE_NAME}{instead}")
     return load_published(path, config)[0], AdapterRecord(config)

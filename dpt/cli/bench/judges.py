@@ -92,7 +92,7 @@ def open_judge(suite: Suite, detector: str | None, colours: str | None, extra_sc
 
 
 def _open_detector(suite: Suite, name: str, colours: str | None) -> Detector:
-    from dpt.detect.registry import open_detector
+    from dpt.detect.registry import check_name, open_detector
     from dpt.score.clip import Clip
 
     assert suite.detect_config is not None
@@ -100,7 +100,11 @@ def _open_detector(suite: Suite, name: str, colours: str | None) -> Detector:
         if colours and suite.detect_config.coloured:
             fail(f"the suite {suite.name} has colours in its queries: --colours has no effect")
         if not colours and suite.needs_colours and not suite.detect_config.coloured:
-            fail(f"the suite {suite.name} has claims about colours, which this detector does not read: pass --colours")
+            check_name(name)
+            fail(
+                f"the suite {suite.name} has claims about colours, which {name} does not read: give a CLIP that reads "
+                "them, as --colours FOLDER"
+            )
     return open_detector(name, suite.detect_config, Clip.open(clip_location(colours)) if colours else None)
 
 

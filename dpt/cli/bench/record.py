@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpt.data.files.reading import is_whole
-from dpt.errors import UserError, fail
+from dpt.errors import OUTSIDE_FAULTS, UserError, fail, reason
 from dpt.evaluation.bench.results import OPTIONS_KEY
 from dpt.files import atomic_file, exclusive_lock
 from dpt.methods.diffusion import check_method_name
@@ -41,7 +41,8 @@ def write_errors(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         where = error.filename or out
-        fail(f"cannot write {where}: {error.strerror or error}; once there is room, the same command resumes")
+        resumes = "; the same command then resumes" if error.errno in OUTSIDE_FAULTS else ""
+        fail(f"cannot write {where}: {reason(error)}{resumes}")
 
 
 @contextmanager
@@ -136,7 +137,9 @@ def read_record(folder: Path) -> dict[str, Any]:
         _check_types(complete, folder / RECORD)
         return complete
     except OSError:
-        raise UserError(f"{folder} is not the folder of a benchmark: it has no {RECORD}") from None
+        raise UserError(
+            f"{folder} is not the folder of a benchmark, as `dpt bench run --out` writes it: it has no {RECORD}"
+        ) from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{folder / RECORD} is not the record of a benchmark") from None
 

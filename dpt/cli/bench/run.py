@@ -80,7 +80,7 @@ class RunOptions:
 
 def run(options: RunOptions) -> None:
     generation = options.generation
-    if generation.sampler.guidance_scale is None and (line := generation.defaults().describe(["guidance_scale"])):
+    for line in generation.defaults().describe(["guidance_scale"] if generation.sampler.guidance_scale is None else []):
         print(line)
     options = with_defaults(options)
     check_numbers(options)

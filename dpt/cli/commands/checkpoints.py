@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from dpt.embedded import embedded_path
 from dpt.errors import fail
 
 
@@ -28,14 +29,13 @@ def info(options: InfoOptions) -> None:
     from dpt.checkpoints import open_checkpoint
     from dpt.checkpoints.describe import describe, describe_model, format_summary
 
-    if is_training_state(options.path):
-        state = describe_training_state(options.path)
+    path = embedded_path(options.path)
+    if is_training_state(path):
+        state = describe_training_state(path)
         print(json.dumps(state, indent=1) if options.json else format_training_state(state))
         return
-    if (options.path / "model_index.json").is_file():
-        summary = describe_model(options.path)
-    else:
-        summary = describe(open_checkpoint(options.path))
+    is_model = (path / "model_index.json").is_file()
+    summary = describe_model(path) if is_model else describe(open_checkpoint(path))
     print(json.dumps(summary, indent=1) if options.json else format_summary(summary))
 
 

@@ -78,7 +78,7 @@ def check(options: ProbeOptions) -> None:
     if not options.adapters:
         fail("give at least one adapter folder to probe")
     if not options.timesteps or options.headline not in options.timesteps:
-        fail(f"--headline {options.headline} is not among the --timesteps")
+        fail(f"--headline {options.headline} is not among the --timesteps: give one of them as --headline")
     for name in ("num", "val_batch_size"):
         if getattr(options, name) < 1:
             fail(f"--{name} must be at least 1, not {getattr(options, name)}")

@@ -65,6 +65,8 @@ def _valid_world(options: SceneCheckOptions) -> World:
         fail(f"there is no world {options.world!r}; --world is one of {', '.join(WORLDS)}")
     if options.json_file is not None and not options.json_file.parent.is_dir():
         fail(f"the folder of --json {options.json_file} does not exist")
+    if options.json_file is not None and options.json_file.is_dir():
+        fail(f"--json {options.json_file} is a folder: give a file in it, as {options.json_file / 'oracle.json'}")
     if options.vae is not None and not options.vae.is_dir():
         fail(f"--vae {options.vae} is not a folder")
     return WORLDS[options.world]

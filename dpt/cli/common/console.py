@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import platform
+import re
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +23,7 @@ import dpt
 from dpt.claims.words import unknown_words
 from dpt.data.scenes.world import POCKET_WORLD, words_of
 from dpt.embedded import EMBEDDED_CLIP, EMBEDDED_MODELS, FOLDER, embedded_path
-from dpt.errors import fail
+from dpt.errors import UserError, fail
 
 
 def warn(message: str) -> None:
@@ -135,8 +137,54 @@ def parse_options(
     known = flag_names(options)
     checked = [_embedded(word) for word in _check_flags(words, known, prog, published)]
     preset: dict[str, Any] = {} if default is None else {"default": default}
-    parsed: Any = tyro.cli(options, prog=prog, args=checked, use_underscores=True, **preset)
+    complaint = io.StringIO()
+    try:
+        with redirect_stderr(complaint):
+            parsed: Any = tyro.cli(options, prog=prog, args=checked, use_underscores=True, **preset)
+    except SystemExit as end:
+        if end.code:
+            raise UserError(one_sentence(complaint.getvalue(), checked, prog)) from None
+        raise
     return parsed
+
+
+def one_sentence(box: str, words: Sequence[str], prog: str) -> str:
+    """What is wrong with a command line, from the lines that tyro prints about it."""
+    lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()]
+    lines = [line for line in lines if line and not re.match(r"[╭╰─]|-{4}", line)]
+    text, help_hint = " ".join(lines), f"{prog} --help explains the flags"
+    if "Missing from" in text:
+        entries: list[str] = []
+        for line in lines[[line.startswith("Missing from") for line in lines].index(True) + 1 :]:
+            if line.startswith("For full"):
+                break
+            if entries and re.search(r"--\w+$", entries[-1]):  # its metavar is on the next line
+                entries[-1] += f" {line}"
+            elif line.startswith("--") or line == line.upper():
+                entries.append(line)
+            elif entries and (meaning := line.removesuffix("(required)").strip(" .")):
+                entries[-1] += f" {meaning}" if "(" in entries[-1] else f" ({meaning}"
+        names = [re.sub(r"^(--[^()]*, )+--", "--", entry) for entry in entries]  # the last of its names
+        missing = [f"{name})" if "(" in name else name for name in names]
+        return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; {help_hint}"
+    if found := re.search(r"Missing value for argument '(\S+)'", text):
+        return f"{found[1]} needs a value; {help_hint}"
+    if found := re.search(r"Unrecognized options: (.*?) For full", text):
+        left = found[1].replace(", ", " ")
+        return f"{left!r} belongs to no flag of {prog}: a text of several words needs quotes; {help_hint}"
+    if found := re.search(r"invalid choice '(.*?)' for argument '(\S+)'\. Expected one of \((.*?)\)", text):
+        choices = sorted(set(re.findall(r"'([^']*)'", found[3])) - {"None", ""})
+        close = get_close_matches(found[1], choices, n=1)
+        return f"{found[2]} is one of {', '.join(choices)}, not {found[1]!r}" + "".join(
+            f", did you mean {name}?" for name in close
+        )
+    if found := re.search(r"Error parsing (\S+): ", text):
+        flag = found[1]
+        metavar = next((line.partition(" ")[2] for line in lines if line.startswith(f"{flag} ")), "another value")
+        after = " ".join(words).partition(f"{flag}")[2].partition(" --")[0].strip("= ")
+        kind = metavar.replace("{None}|", "").strip("{}")
+        return f"{flag} takes {kind}, not {after!r}; {help_hint}"
+    return text or f"this is no command line of {prog}; {help_hint}"
 
 
 def flag_names(options: Any) -> set[str]:

@@ -13,6 +13,7 @@ import tyro
 
 from dpt.data.preference.tuning import NEGATIVE, NEGATIVE_PREFIX, POSITIVE
 from dpt.distributed import processes, take_own_gpu
+from dpt.embedded import clip_location
 from dpt.errors import UserError, fail
 from dpt.score.selection import SelectedPicture, SelectionConfig
 
@@ -47,7 +48,7 @@ def score(options: PreferScoreOptions) -> None:
     out = options.images / "scores.jsonl" if options.out is None else options.out
     with processes() as group:
         take_own_gpu()
-        model = open_preference_model(options.scorer, options.clip)
+        model = open_preference_model(clip_location(options.scorer), options.clip)
         with tqdm(total=len(pictures), desc="scoring", unit="image", disable=not group.is_main) as bar:
             result = score_pictures(pictures, options.images, model, out, group, bar.update)
         if not group.is_main:

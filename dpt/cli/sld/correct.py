@@ -92,6 +92,8 @@ def _run(options: CorrectOptions | EditOptions, text: str, loop: LoopSettings, p
 
     if not options.pictures:
         fail("give at least one image")
+    if folder := next((file for file in options.pictures if file.is_dir()), None):
+        fail(f"{folder} is a folder: give the images in it, as {folder}/*.png")
     names = [file.stem for file in options.pictures]
     if repeated := next((name for name in names if names.count(name) > 1), None):
         fail(f"two images are called {repeated}, and would share a folder in --out")

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dpt.data.cache.contents import CacheKey, differences
-from dpt.errors import DataError, UserError
+from dpt.errors import DataError, UserError, reason
 from dpt.files import atomic_file, exclusive_lock, sha256
 from dpt.untrusted import parse_json, read_bytes, read_text
 from dpt.weights import save_tensors
@@ -69,7 +69,7 @@ def read_index(file: Path) -> Index:
         index = Index(**parse_json(read_text(file)))
         _check_index(index)
     except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror or error}") from None
+        raise DataError(f"{file} cannot be read: {reason(error)}") from None
     except (ValueError, TypeError, UserError) as error:
         raise DataError(f"{file} is not the index of a cache: {error}") from None
     return index
@@ -168,7 +168,7 @@ class CachePart:
         except FileNotFoundError:
             raise UnfinishedPartError(f"the cache {folder} is not finished: `dpt cache` continues it") from None
         except OSError as error:
-            raise DataError(f"{file} cannot be read: {error.strerror or error}") from None
+            raise DataError(f"{file} cannot be read: {reason(error)}") from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"{file} is not the manifest of a cache: {error}") from None
 
@@ -216,7 +216,7 @@ class PartBuilder:
                 self._claim()
                 yield
         except OSError as error:
-            raise UserError(f"the cache {self.folder} cannot be written: {error.strerror or error}") from None
+            raise UserError(f"the cache {self.folder} cannot be written: {reason(error)}") from None
 
     def _claim(self) -> None:
         file = self.folder / KEY

@@ -44,10 +44,11 @@ class DataRoot:
     def open(cls, path: Path) -> DataRoot:
         """Raises DataError if the folder is missing or has another layout, with the folder that was probably meant."""
         if not path.is_dir():
-            raise DataError(f"there is no data folder {path}")
+            raise DataError(f"there is no data folder {path}{': it is a file' if path.exists() else ''}")
         if not _has_layout(path):
             meant = _nearby_root(path)
-            hint = f"; did you mean {meant}?" if meant else ": give the folder that holds them"
+            own = "or make such a folder of your own images with `dpt data from-folder`"
+            hint = f"; did you mean {meant}?" if meant else f": give the folder that holds them, {own}"
             raise DataError(f"{path} has none of the folders {', '.join(f'{name}/' for name in TOP_FOLDERS)}{hint}")
         return cls(path)
 

@@ -134,7 +134,10 @@ def read_summary(folder: Path) -> SavedSummary:
         options_and_methods = {OPTIONS_KEY: record[OPTIONS_KEY], "methods": record["methods"]}
         return SavedSummary(options_and_methods, saved, verdicts, record.get("fidelity"))
     except OSError as error:
-        raise UserError(f"{folder} holds no report: cannot read {error.filename}: {error.strerror}") from None
+        raise UserError(
+            f"{folder} holds neither a benchmark of `dpt bench run` nor a report of it: cannot read {error.filename}: "
+            f"{error.strerror}"
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError):
         what = f"{NUMBERS} or {SUMMARY} was not written by `dpt bench report`"
         raise UserError(f"{folder} holds no report: {what}") from None

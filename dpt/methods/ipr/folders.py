@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpt.errors import UserError
+from dpt.errors import UserError, reason
 from dpt.files import atomic_file, flush, sha256
 from dpt.records import changes
 from dpt.untrusted import parse_json, read_json_object
@@ -57,7 +57,7 @@ class StageFolder:
             self.work.mkdir(parents=True, exist_ok=True)
             write_json(self.work / INPUTS, dict(self.inputs))
         except OSError as error:
-            raise UserError(f"{self.path} cannot be written: {error.strerror or error}") from None
+            raise UserError(f"{self.path} cannot be written: {reason(error)}") from None
         return self.work
 
     def _continues(self) -> bool:

@@ -274,5 +274,7 @@ def open_chat(
             raise ChatError(f"the backend transformers needs a model folder, and there is none at {model!r}")
         return TransformersChat(model)
     if backend == "replay":
+        if not model:
+            raise ChatError("the backend replay needs a file of recorded replies: --llm_model")
         return ReplayChat.load(Path(model))
     raise ChatError(f"there is no language model backend {backend!r}: use rules, openai, transformers or replay")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpt.errors import UserError
+from dpt.errors import UserError, reason
 from dpt.files import atomic_file, exclusive_lock
 from dpt.records import changes
 from dpt.training.engine import checkpoint
@@ -116,7 +116,7 @@ def _writing(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"the output folder {root} cannot be written to: {error.strerror or error}") from None
+        raise UserError(f"the output folder {root} cannot be written to: {reason(error)}") from None
 
 
 def _step_of(line: str) -> float:
