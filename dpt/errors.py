@@ -69,11 +69,23 @@ def run_command(command: Callable[[], object]) -> int:
         return _report(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _report("", 130)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "dpt":
+            raise
+        return _report(not_installed(error.name), UserError.exit_code)
     except Exception as error:
         if (message := system_fault(error)) is None:
             raise
         return _report(message, UserError.exit_code)
     return 0
+
+
+def not_installed(package: str) -> str:
+    """The sentence for a Python that lacks a package which dpt requires."""
+    return (
+        f"{package} is not installed for {sys.executable}: activate the environment of dpt (. .venv/bin/activate), or "
+        "make one with `make demo` in a checkout, or with pip install dpt-….whl"
+    )
 
 
 def system_fault(error: BaseException | None) -> str | None:

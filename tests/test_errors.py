@@ -31,6 +31,19 @@ def test_control_characters_are_escaped_in_messages(message: str, shown: str) ->
     assert str(DataError(message)) == shown
 
 
+def test_a_package_that_is_not_installed_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    assert run_command(lambda: missing("torch")) == 2
+    assert capsys.readouterr().err.startswith(f"error: torch is not installed for {sys.executable}: activate")
+    with pytest.raises(ModuleNotFoundError):
+        run_command(lambda: missing("dpt.nothing"))
+    script = "import importlib.util as u; u.find_spec = lambda name: None; import dpt.cli.main"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: tyro is not installed for "), done.stderr
+
+
 def test_long_message_keeps_its_beginning_and_end() -> None:
     sentence = str(UserError(f"the name {'a' * 10**6} is too long"))
     assert len(sentence) == LONGEST

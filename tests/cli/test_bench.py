@@ -136,7 +136,7 @@ def test_a_folder_with_other_options_is_an_error(drawn: Path, model: Path, tuned
 
 @pytest.mark.parametrize(
     ("methods", "message"),
-    [((), "name the methods to run"), (("tuned",), "has no checkpoint: use tuned=FOLDER"),
+    [((), "name the methods to run"), (("tuned",), "there is no method 'tuned'; there are base, sld; or tuned=FOLDER"),
      (("a/b=x",), "is used in file names"),
      (("base", "base"), "listed twice"), (("a=x,factor",), "has no option 'factor'; its options are factor, target"),
      (("a=x,factor=much",), "has an invalid value: factor=much"),

@@ -189,7 +189,7 @@ def test_the_manifest_has_suite_hash_versions_and_files(lmd: Path, tmp_path: Pat
     [("lmd", {"detector": "oracle"}, "prompt lmd-000: the detector oracle v1 .* does not detect 'backpack'"),
      ("lmd", {"detector": "owl", "colours": "clip"}, "lmd has colours in its queries: --colours"),
      ("pocket", {"colours": "clip"}, "--colours has no effect: the oracle reads colours itself"),
-     ("pocket", {"detector": "owl"}, "has claims about colours, which this detector does not read: pass --colours"),
+     ("pocket", {"detector": "owl"}, "does not read: give a CLIP that reads them, as --colours"),
      ("pocket", {"detector": "none", "colours": "clip"}, "--colours has no effect with --detector none"),
      ("prompts={file}", {"detector": "owl"}, "is not judged: --detector has no effect"),
      ("prompts={file}", {"seed": 1}, "--seed changes the prompts of the pocket suite"),

@@ -293,7 +293,7 @@ def test_published_latents_are_used_with_a_warning(run: Commands, root: Path) ->
         ("--batch_size 0", "--batch_size must be at least 1, not 0"),
         ("--corrupt_budget -1", "--corrupt_budget must be at least 0, not -1"),
         ("--resolution 63", "the height must be divisible by 4, not 63"),
-        ("--out FILE", "FILE/latents cannot be written: Not a directory"),
+        ("--out FILE", "FILE/latents cannot be written: it, or a folder above it, is a file"),
     ],
 )
 def test_invalid_requests_are_refused_in_one_sentence(run: Commands, root: Path, words: str, message: str) -> None:

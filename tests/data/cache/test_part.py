@@ -199,7 +199,7 @@ with PartBuilder(Path({str(tmp_path)!r}), {KEY_OF_A!r}, ["x"]).claimed():
 def test_unwritable_folder_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with (
-        pytest.raises(UserError, match="cannot be written: Not a directory"),
+        pytest.raises(UserError, match="cannot be written: it, or a folder above it, is a file"),
         PartBuilder(tmp_path / "file" / "cache", KEY_OF_A, ["x"]).claimed(),
     ):
         pass
