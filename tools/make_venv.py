@@ -119,8 +119,10 @@ def python(folder: Path) -> Path:
     return Path.cwd() / folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
-def pip(folder: Path, *words: str) -> int:
-    return subprocess.run([python(folder), "-m", "pip", "--disable-pip-version-check", *words], check=False).returncode
+def pip(folder: Path, command: str, *words: str) -> int:
+    # --no-compile: of some ten thousand files a command imports a tenth, and Python compiles those when it does.
+    arguments = ("-m", "pip", "--disable-pip-version-check", command, "--no-compile", *words)
+    return subprocess.run([python(folder), *arguments], check=False).returncode
 
 
 @contextmanager

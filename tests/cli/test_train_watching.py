@@ -43,6 +43,7 @@ def test_samples_and_the_best_result_do_not_change_the_run(
     assert main_stage2([*words, "--run_name", "watched", "--keep_best", "mse", *samples]) == 0
     out = capsys.readouterr().out
     assert f"run folder: {watched}; losses in log.jsonl" in out and "best mse: " in out
+    assert f'next: dpt txt2img --prompt "…" --ckpt {watched} --compare --pretrained_model_name_or_path ' in out
     first, second = (load_file(next(root.glob("lora/*.safetensors"))) for root in (plain, watched))
     assert all(torch.equal(first[name], second[name]) for name in first) and first.keys() == second.keys()
     sheets = sorted(file.name for file in (watched / "samples").iterdir())

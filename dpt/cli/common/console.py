@@ -55,8 +55,10 @@ def warn_of_unknown_captions(model: str, captions: Iterable[str]) -> None:
     named = ", ".join(f"{word!r} in {count}" for word, count in counts.most_common(WORDS_NAMED))
     more = f" and {len(counts) - WORDS_NAMED} other words" if len(counts) > WORDS_NAMED else ""
     among = f"the first {len(read):,} captions" if len(read) == CAPTIONS_READ else f"{len(read):,} captions"
+    affected = sum(map(bool, unknown))
+    some = f"{affected:,} of {among} {'has' if affected == 1 else 'have'}"
     warn(
-        f"{sum(map(bool, unknown)):,} of {among} have words that {model}, a miniature, does not know: {named}{more}. "
+        f"{some} words that {model}, a miniature, does not know: {named}{more}. "
         "For such images give a real model: --pretrained_model_name_or_path FOLDER"
     )
 

@@ -107,7 +107,10 @@ def require_parts(source: Source, parts: ExampleParts) -> None:
 def missing_parts(source: Source, parts: ExampleParts) -> list[str]:
     """A sentence for what the task would learn from and the data lack."""
     if parts.expression and isinstance(source, FileSource) and source.expressions is None:
-        return ["the data have no referring expressions (ReC/): matching is trained, grounding is not"]
+        return [
+            "the data have no referring expressions (ReC/): matching is trained, grounding is not "
+            "(dpt data from-folder --detector owlv2 makes some)"
+        ]
     return []
 
 

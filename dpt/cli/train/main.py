@@ -128,7 +128,10 @@ def run(options: TrainOptions, builder: str) -> Outcome:
         **initial_weights,
     )
     stream = Stream(source, settings.seed, corrupt_budget=options.data.loading.corrupt_budget, text_cache=cache.texts)
-    return train_task(options, accelerator, task, stream, settings, config, hub, options.observers(task))
+    outcome = train_task(options, accelerator, task, stream, settings, config, hub, options.observers(task))
+    if outcome.finished and accelerator.is_main_process:
+        print(f"next: {options.next_command}")
+    return outcome
 
 
 def train_task(

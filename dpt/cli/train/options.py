@@ -321,6 +321,11 @@ class TrainOptions:
         return self.model.pretrained_model_name_or_path
 
     @property
+    def next_command(self) -> str:
+        """What to type once the run is finished."""
+        return f"dpt info {self.root}"
+
+    @property
     def trains_text_encoders(self) -> bool:
         """Whether those of the frozen model have a LoRA."""
         return False

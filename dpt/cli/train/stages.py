@@ -15,12 +15,18 @@ from dpt.cli.common.console import PublishedFlags
 from dpt.cli.train import main as train
 from dpt.cli.train.options import PUBLISHED, Flag, TrainOptions
 from dpt.cli.train.watching import SAMPLE_SEED, SampleSheets
+from dpt.embedded import EMBEDDED
 from dpt.errors import fail
 
 if TYPE_CHECKING:
     from dpt.lora import LoraConfig
     from dpt.score.clip import Clip
     from dpt.training.engine.observers import RunObserver
+
+
+def on_same_model(options: TrainOptions) -> str:
+    """The flag that gives another command the same model; empty for the default one."""
+    return "" if options.base_model == EMBEDDED else f" --pretrained_model_name_or_path {options.base_model}"
 
 
 NO_SAMPLES = "has no effect: stage 1 leaves the UNet as it is; sample with txt2img.py"
@@ -42,6 +48,11 @@ class Stage1Options(TrainOptions):
     @property
     def task_name(self) -> str:
         return "stage1"
+
+    @property
+    def next_command(self) -> str:
+        data = "" if self.data.data_root is None else f" --data_root {self.data.data_root}"
+        return f"dpt train stage2 --qformer_ckpt {self.root}{data}{on_same_model(self)}"
 
     def unused_flags(self) -> dict[str, str]:
         return {
@@ -133,6 +144,10 @@ class Stage2Options(TrainOptions):
     @property
     def task_name(self) -> str:
         return "plain-lora" if self.lora.plain_lora else "stage2"
+
+    @property
+    def next_command(self) -> str:
+        return f'dpt txt2img --prompt "…" --ckpt {self.root} --compare{on_same_model(self)}'
 
     def observers(self, task: Any) -> Sequence[RunObserver]:
         samples = self.samples
