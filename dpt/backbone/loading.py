@@ -23,6 +23,7 @@ from dpt.backbone.folder import (
     Component,
     ModelFolder,
 )
+from dpt.backbone.quantization import Quantization, quantize_blocks
 from dpt.errors import UserError
 from dpt.generation_defaults import FILE_NAME as GENERATION_DEFAULTS_FILE
 from dpt.hub import HubSource, fetch_from_hub
@@ -101,8 +102,11 @@ def load_text_encoder(folder: ModelFolder, dtype: torch.dtype, component: Compon
     return _load(library_class("transformers", component.classes[0]), folder, component, dtype)
 
 
-def load_network(folder: ModelFolder, dtype: torch.dtype, component: Component) -> Any:
-    return _load(library_class("diffusers", component.classes[0]), folder, component, dtype)
+def load_network(
+    folder: ModelFolder, dtype: torch.dtype, component: Component, quantize: Quantization | None = None
+) -> Any:
+    network = _load(library_class("diffusers", component.classes[0]), folder, component, dtype)
+    return network if quantize is None else quantize_blocks(network, quantize)
 
 
 def library_class(library: Literal["diffusers", "transformers"], name: str) -> Any:

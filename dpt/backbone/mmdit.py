@@ -13,6 +13,7 @@ from dpt.backbone.base import Condition, FeatureSpec, Grid, NoiseSchedule
 from dpt.backbone.diffusers_model import DiffusersModel
 from dpt.backbone.folder import FLOW_SCHEDULER, VAE, ModelFolder
 from dpt.backbone.passes import add_passes
+from dpt.backbone.quantization import Quantization
 from dpt.backbone.rectified_flow import STEP_RULE, RectifiedFlow, StepRule, is_flow
 from dpt.backbone.repeated_token import merge_equal_tokens
 from dpt.backbone.text import prompt_warnings, tokenize
@@ -74,7 +75,12 @@ class TransformerBackbone(DiffusersModel):
 
     @classmethod
     def load(
-        cls, family: TransformerFamily, folder: ModelFolder, device: torch.device, dtype: torch.dtype
+        cls,
+        family: TransformerFamily,
+        folder: ModelFolder,
+        device: torch.device,
+        dtype: torch.dtype,
+        quantize: Quantization | None = None,
     ) -> TransformerBackbone:
         _check_parts_fit(family, folder)
         parts = [part for part in family.texts if part in folder.components]
@@ -91,7 +97,7 @@ class TransformerBackbone(DiffusersModel):
             family,
             encoders=encoders,
             vae=loading.load_vae(folder, torch.float32).to(device),
-            transformer=loading.load_network(folder, dtype, family.transformer).to(device),
+            transformer=loading.load_network(folder, dtype, family.transformer, quantize).to(device),
             scheduler_config=loading.scheduler_config(folder, FLOW_SCHEDULER),
             folder=folder,
             generation_defaults=generation_defaults(folder.path),

@@ -12,6 +12,7 @@ from dpt.backbone.device import resolve_device, resolve_dtype
 from dpt.backbone.folder import UNET, VAE, ModelFolder, class_in, read_model_index
 from dpt.backbone.loading import locate_model
 from dpt.backbone.mmdit import TransformerBackbone
+from dpt.backbone.quantization import Quantization
 from dpt.backbone.sdxl import TEXT_TIME, SDXLBackbone, SDXLRefiner, is_refiner
 from dpt.backbone.transformer_families import FAMILIES, TransformerFamily
 from dpt.backbone.unet import UNetBackbone
@@ -30,10 +31,12 @@ def open_backbone(
     dtype: str | torch.dtype | None = None,
     prediction_type: str | None = None,
     vae: str | Path | None = None,
+    quantize: Quantization | None = None,
 ) -> Backbone:
     """Open a diffusers folder (never touching the network) or a hub id.
 
     `prediction_type` overrides the config of a DDPM-like scheduler; `vae` is a folder or hub id of another VAE.
+    `quantize` stores the linear layers of the network's blocks in 4 or 8 bits.
     """
     chosen = resolve_device(device)
     precision = resolve_dtype(chosen, dtype)
@@ -42,10 +45,10 @@ def open_backbone(
     if vae is not None:
         folder = folder.with_vae(locate_model(vae, files=VAE_FILES))
     if family is None:
-        return _unet_backbone(path).load(folder, chosen, precision, prediction_type)
+        return _unet_backbone(path).load(folder, chosen, precision, prediction_type, quantize)
     if prediction_type is not None:
         raise UserError(f"--prediction_type is for Stable Diffusion: a {family.pipeline} predicts the flow's velocity")
-    return TransformerBackbone.load(family, folder, chosen, precision)
+    return TransformerBackbone.load(family, folder, chosen, precision, quantize)
 
 
 VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors", "vae/config.json", "vae/*.safetensors")

@@ -24,6 +24,7 @@ from dpt.backbone.folder import (
     clip_tokenizer,
     clip_with_projection,
 )
+from dpt.backbone.quantization import Quantization
 from dpt.backbone.text import prompt_warnings, text_projections, text_transformer
 from dpt.backbone.transformer_text import PromptEncoder
 from dpt.backbone.unet import UNetBackbone
@@ -59,7 +60,12 @@ class SDXLBackbone(UNetBackbone):
 
     @classmethod
     def load(
-        cls, folder: ModelFolder, device: torch.device, dtype: torch.dtype, prediction_type: str | None = None
+        cls,
+        folder: ModelFolder,
+        device: torch.device,
+        dtype: torch.dtype,
+        prediction_type: str | None = None,
+        quantize: Quantization | None = None,
     ) -> Self:
         tokenizers = {part.name: loading.load_tokenizer(folder, part) for part in cls.components if part.is_tokenizer}
         texts = [part for part in cls.components if part.is_text_encoder]
@@ -74,7 +80,7 @@ class SDXLBackbone(UNetBackbone):
             encoders=encoders,
             zeros_for_empty=folder.option("force_zeros_for_empty_prompt", default=True),
             vae=loading.load_vae(folder, loading.vae_dtype(folder, dtype)).to(device),
-            unet=loading.load_network(folder, dtype, SDXL_UNET).to(device),
+            unet=loading.load_network(folder, dtype, SDXL_UNET, quantize).to(device),
             scheduler_config=loading.scheduler_config(folder),
             folder=folder,
             prediction_type=prediction_type,

@@ -32,17 +32,24 @@ def _compile(backbone: Backbone) -> str:
     """Compile the network's repeated blocks, each class once; their `forward` is not replaced."""
     if backbone.device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
         raise UserError("--compile needs a C++ compiler on a CPU: install g++ or clang++, or leave the flag out")
-    kinds = tuple(getattr(backbone.network, "_repeated_blocks", None) or ())
+    kinds = block_classes(backbone.network)
     blocks = [module for module in backbone.network.modules() if type(module).__name__ in kinds]
     if not blocks:
-        raise UserError("--compile has nothing to compile: this UNet has no repeated blocks; leave the flag out")
+        raise UserError("--compile has nothing to compile: this model has no repeated blocks; leave the flag out")
     # One graph per width, with and without gradients; beyond PyTorch's own limit the rest would run uncompiled.
     torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
+    backbone.network._repeated_blocks = list(kinds)
     backbone.network.compile_repeated_blocks()
     return (
-        f"compile: {len(blocks)} blocks of the UNet ({', '.join(kinds)}) are compiled on first use, which takes "
+        f"compile: {len(blocks)} blocks of the model ({', '.join(kinds)}) are compiled on first use, which takes "
         "seconds to minutes"
     )
+
+
+def block_classes(network: Any) -> tuple[str, ...]:
+    """Names of the classes of the blocks that a network repeats; diffusers does not list them for every one."""
+    listed = getattr(network, "_repeated_blocks", None) or getattr(network, "_no_split_modules", None) or ()
+    return tuple(name for name in listed if name.endswith("Block"))
 
 
 def compiled_blocks(unet: Any) -> int:

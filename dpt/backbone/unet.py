@@ -18,6 +18,7 @@ from dpt.backbone.folder import COMPONENTS, UNET, Component, ModelFolder
 from dpt.backbone.memory_saving_layers import use_memory_saving_layers
 from dpt.backbone.noise import DDPMSchedule
 from dpt.backbone.passes import add_passes
+from dpt.backbone.quantization import Quantization
 from dpt.backbone.text import encode_prompts, prompt_warnings, text_projections, text_transformer, tokenize
 from dpt.backbone.unet_forward import UNetPartialForward, finish_forward, read_feature
 from dpt.generation_defaults import GenerationDefaults, generation_defaults
@@ -51,7 +52,12 @@ class UNetBackbone(DiffusersModel):
 
     @classmethod
     def load(
-        cls, folder: ModelFolder, device: torch.device, dtype: torch.dtype, prediction_type: str | None = None
+        cls,
+        folder: ModelFolder,
+        device: torch.device,
+        dtype: torch.dtype,
+        prediction_type: str | None = None,
+        quantize: Quantization | None = None,
     ) -> UNetBackbone:
         tokenizer = loading.load_tokenizer(folder)
         loading.check_parts_fit(folder, tokenizer)
@@ -59,7 +65,7 @@ class UNetBackbone(DiffusersModel):
             tokenizer=tokenizer,
             text_encoder=loading.load_text_encoder(folder, dtype).to(device),
             vae=loading.load_vae(folder, torch.float32).to(device),
-            unet=loading.load_network(folder, dtype, UNET).to(device),
+            unet=loading.load_network(folder, dtype, UNET, quantize).to(device),
             scheduler_config=loading.scheduler_config(folder),
             folder=folder,
             prediction_type=prediction_type,

@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from dpt.backbone.quantization import is_quantized
 from dpt.backbone.rng import derived_seed
 from dpt.errors import UserError
 from dpt.lora.text_encoders import TextEncoderLora, is_text_target
@@ -154,6 +155,8 @@ class Lora:
     @torch.no_grad()
     def merge(self) -> None:
         """Add it to the network's weights and remove it: the same output at the speed of the bare model."""
+        if is_quantized(self.network):
+            raise UserError("a LoRA cannot be merged into quantised weights")
         deltas = {target: self.delta_weight(target) for target in self.all_targets}
         self.remove()
         for target, delta in deltas.items():

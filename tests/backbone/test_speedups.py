@@ -15,7 +15,7 @@ from dpt.backbone import Backbone, open_backbone
 from dpt.backbone.speedups import apply_speedups, compiled_blocks
 from dpt.errors import UserError
 from dpt.lora import LoraConfig
-from tests import tiny_models
+from tests import tiny_models, tiny_transformers
 from tests.lora.test_injection import filled
 
 BACKEND = os.environ.get("DPT_COMPILE_BACKEND", "aot_eager")
@@ -69,6 +69,20 @@ def test_compiled_blocks_with_a_lora_compute_the_same(backbone: Backbone, monkey
     with lora.disabled():
         for first, second in zip(bare, prediction_feature_and_gradient(backbone), strict=True):
             torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-5)
+
+
+def test_the_blocks_of_a_transformer_are_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers does not list the repeated blocks of Stable Diffusion 3."""
+    backbone = open_backbone(tiny_transformers.save(tiny_transformers.sd3(), tmp_path), device="cpu")
+    compile_blocks = partial(backbone.network.compile_repeated_blocks, backend=BACKEND)
+    monkeypatch.setattr(backbone.network, "compile_repeated_blocks", compile_blocks)
+    monkeypatch.setattr(shutil, "which", lambda _: "a compiler")
+    z = torch.randn(2, 4, *backbone.default_latent_size, generator=torch.Generator().manual_seed(1))
+    text = backbone.encode_text([tiny_models.PROMPT] * 2)
+    before = backbone.predict(z, 500, text)
+    (sentence,) = apply_speedups(backbone, compiled=True)
+    assert compiled_blocks(backbone.network) == 3 and "3 blocks of the model (JointTransformerBlock)" in sentence
+    torch.testing.assert_close(backbone.predict(z, 500, text), before, rtol=1e-4, atol=1e-5)
 
 
 def test_unavailable_speedups_are_refused_in_one_sentence(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,8 @@ class ModelOptions:
     can use bf16 if it supports it. Trained weights are always float32."""
     adapter_precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the matrix products in the adapter's encoder and decoder."""
+    quantize: Literal["nf4", "int8"] | None = None
+    """Store the frozen network's linear layers in 4 bits (nf4, by bitsandbytes) or 8 bits (int8, by torchao)."""
     gradient_checkpointing: Flag = False
     """Recompute activations in the backward pass instead of storing them: less memory, the same numbers."""
     enable_xformers_memory_efficient_attention: Flag = False

@@ -51,7 +51,7 @@ NOT_COMPARED = frozenset({
 
 OPTIONAL = {
     "use_8bit_adam", "no_freeze_text_encoder", "ema_decay", "compile", "channels_last", "text_encoder_lr",
-    "weight_decay_on", "lora_text_encoders", "val_fraction", "logit_mean", "logit_std",
+    "weight_decay_on", "lora_text_encoders", "val_fraction", "logit_mean", "logit_std", "quantize",
 }  # fmt: skip
 """Flags recorded only where they are given: earlier versions did not have them."""
 
@@ -170,6 +170,7 @@ def open_training_backbone(model: ModelOptions, accelerator: Accelerator) -> Bac
         dtype="float32" if precision == "no" else precision,
         prediction_type=model.prediction_type,
         vae=model.vae,
+        quantize=model.quantize,
     )
     if model.enable_xformers_memory_efficient_attention:
         use_xformers(backbone)

@@ -67,7 +67,12 @@ class TunedModel:
 
 def open_tuned_model(options: Options, model: str, device: str, default_ckpt: Path | None) -> TunedModel:
     backbone = open_backbone(
-        model, revision=options.model.revision, device=device, dtype=options.model.dtype, vae=options.model.vae
+        model,
+        revision=options.model.revision,
+        device=device,
+        dtype=options.model.dtype,
+        vae=options.model.vae,
+        quantize=options.model.quantize,
     )
     path = (
         default_ckpt if options.model.ckpt is None else None if options.model.ckpt == NONE else Path(options.model.ckpt)
@@ -79,7 +84,7 @@ def open_tuned_model(options: Options, model: str, device: str, default_ckpt: Pa
     else:
         checkpoint = open_checkpoint_with_shape(path, options.shape)
         lora = checkpoint.attach(backbone, options.model.allow_other_base)
-        if lora is not None and not options.compare:
+        if lora is not None and not options.compare and options.model.quantize is None:
             lora.merge()  # merged weights are faster, and only --compare switches the LoRA off
             lora = None
         tuned = TunedModel(backbone, checkpoint, lora)

@@ -189,8 +189,10 @@ class TunedModelOptions:
     """Number format on a GPU, by default a half format; a CPU uses float32, or bfloat16 on request."""
     vae: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
     """Another VAE instead of the model's own, such as SDXL's fp16-fix, which then works in half precision."""
+    quantize: Literal["nf4", "int8"] | None = None
+    """Store the network's linear layers in 4 bits (nf4, by bitsandbytes) or 8 bits (int8, by torchao)."""
     compile: Flag = False
-    """Compile the UNet's transformer blocks on first use."""
+    """Compile the network's transformer blocks on first use."""
     channels_last: Flag = False
     """Store convolution weights channels last, which GPU tensor cores prefer."""
     allow_tf32: Flag = False

@@ -74,6 +74,7 @@ def write_record(
             "prediction_type": backbone.noise.prediction_type,
         },
         **({} if options.model.vae is None else {"vae": options.model.vae}),
+        **({} if options.model.quantize is None else {"quantize": options.model.quantize}),
         **(
             {} if tuned.refiner is None else {"refiner": asdict(options.refiner) | {"sha256": tuned.refiner.model_hash}}
         ),
