@@ -4,6 +4,9 @@
 # make stage1 the adapter of ckpt/pocket-stage1 (an hour) make study  adapters of every feature, probed (hours)
 # make stage2 ckpt/pocket-dpt and its control (an hour)   make sweep  ways to correct (an hour)
 # make results the table of docs/results/benchmark (four hours)     make pictures  docs/results/sampling/trace.png
+# make results QUICK=1  the same columns on ckpt/pocket-mmdit (ten minutes)
+# make results-sd MODEL=... SUITE=lmd|sr2d|geneval=FILE  the same for your model, on a GPU
+# make reader  the second judge of pocket pictures, runs/reader/reader (a quarter of an hour on one core)
 # make stage1-mmdit stage2-mmdit results-mmdit            the same on ckpt/pocket-mmdit (docs/results/mmdit.md)
 # make ipr    two rounds of IPR, their sheet, and the ablations (hours)
 # make hps    preference data, classifier, selection, tuning, table (two hours on one core)
@@ -16,7 +19,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 export TORCH_INDEX TORCH_BUILD
 
-.PHONY: docs ipr hps sld faults demo check test nightly lint tables stage1 stage2 results sweep pictures study environment dev-environment
+.PHONY: reader results-sd docs ipr hps sld faults demo check test nightly lint tables stage1 stage2 results sweep pictures study environment dev-environment
 
 demo: environment
 	$(RUN) -m dpt compare --pretrained_model_name_or_path ckpt/pocket-mmdit
@@ -64,9 +67,42 @@ stage2: environment
 	$(RUN) train_stage2.py $(TUNING) --run_name dpt --adapter_precision bf16 --qformer_ckpt ckpt/pocket-stage1 --mse_loss_coef 50
 	$(RUN) train_stage2.py $(TUNING) --run_name control --plain_lora
 
+# A second judge reads the same pictures; no method was trained on what it reads, or selects by it.
+ifdef QUICK
+PROCESSES ?= 2
+QUICK_FUSED = target=fused,norm=rms,start=0.1,end=0.7
 results: environment
-	$(RUN) -m dpt bench run base control dpt corrected best4 --mixed_precision bf16 --out runs/results
-	$(RUN) -m dpt bench report runs/results --also control dpt --reference scenes --out docs/results/benchmark
+	$(VENV)/bin/torchrun --nproc_per_node $(PROCESSES) -m dpt bench run base control ipr \
+		corrected=ckpt/pocket-mmdit-stage1,factor=0.05,$(QUICK_FUSED) best4=ckpt/pocket-mmdit-stage1,candidates=4 \
+		base+sld --pretrained_model_name_or_path ckpt/pocket-mmdit --mixed_precision bf16 --num_timesteps 20 \
+		--prompts 12 --per_prompt 2 --clip ckpt/pocket/clip --out runs/quick
+	$(RUN) -m dpt bench score runs/quick --detector reader --out runs/quick/by-reader
+	$(RUN) -m dpt bench report runs/quick --also control --second runs/quick/by-reader --reference scenes
+else
+results: environment
+	$(RUN) -m dpt bench run base control dpt corrected best4 --mixed_precision bf16 --clip ckpt/pocket/clip --out runs/results
+	$(RUN) -m dpt bench score runs/results --detector reader --out runs/results/by-reader
+	$(RUN) -m dpt bench report runs/results --also control dpt --second runs/results/by-reader --reference scenes \
+		--out docs/results/benchmark
+endif
+
+reader: environment
+	$(RUN) -m dpt detect train-reader --output_dir runs/reader
+	$(RUN) -m dpt scenes check --detector runs/reader/reader --num 1000 --seed 7 --world pocket --vae ckpt/pocket-mmdit \
+		--json runs/reader/pocket.json
+
+# Any model and suite. METHODS adds checkpoints, as "mine=FOLDER"; LIMIT=20 takes 20 prompts of each category.
+SUITE ?= lmd
+SD_OUT = runs/sd/$(firstword $(subst =, ,$(SUITE)))
+SD_CLIP ?= openai/clip-vit-large-patch14
+SD_SECOND ?= grounding-dino
+SD_COLOURS = $(if $(filter geneval=%,$(SUITE)),--colours $(SD_CLIP))
+results-sd: environment
+	@test -n "$(MODEL)" || { echo "give MODEL, a folder or hub id, and SUITE: lmd, sr2d or geneval=FILE"; exit 2; }
+	$(RUN) -m dpt bench run base $(METHODS) --suite $(SUITE) --pretrained_model_name_or_path $(MODEL) --per_prompt 4 \
+		$(if $(LIMIT),--prompts $(LIMIT)) $(SD_COLOURS) --clip $(SD_CLIP) --out $(SD_OUT)
+	$(RUN) -m dpt bench score $(SD_OUT) --detector $(SD_SECOND) $(SD_COLOURS) --out $(SD_OUT)/again
+	$(RUN) -m dpt bench report $(SD_OUT) --second $(SD_OUT)/again
 
 # The transformer pocket. Its scenes are on disk with cached latents: encoding them costs as much as a training step.
 MMDIT = runs/mmdit
@@ -109,11 +145,13 @@ FUSED = target=fused,norm=rms
 results-mmdit: environment
 	$(RUN) -m dpt bench run base plain400=$(MMDIT)/plain400 plain1600=$(MMDIT)/plain1600 dpt400=$(MMDIT)/dpt400 \
 		$(MMDIT_BENCH) --prompts 300 --out $(MMDIT)/bench
-	$(RUN) -m dpt bench report $(MMDIT)/bench --also plain400
+	$(RUN) -m dpt bench score $(MMDIT)/bench --detector reader --out $(MMDIT)/bench/by-reader
+	$(RUN) -m dpt bench report $(MMDIT)/bench --also plain400 --second $(MMDIT)/bench/by-reader
 	$(RUN) -m dpt bench run base f02=$(MMDIT)/stage1,factor=0.02,$(FUSED),end=0.6 \
 		f05late=$(MMDIT)/stage1,factor=0.05,$(FUSED),start=0.1,end=0.7 best4=$(MMDIT)/stage1,candidates=4 \
 		$(MMDIT_BENCH) --prompts 60 --seed 1 --out $(MMDIT)/trials
-	$(RUN) -m dpt bench report $(MMDIT)/trials
+	$(RUN) -m dpt bench score $(MMDIT)/trials --detector reader --out $(MMDIT)/trials/by-reader
+	$(RUN) -m dpt bench report $(MMDIT)/trials --second $(MMDIT)/trials/by-reader
 
 # Images of the model and of IPR, then each corrected; more candidates for the best of n; instructions.
 SLD = runs/sld

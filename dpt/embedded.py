@@ -12,6 +12,8 @@ EMBEDDED = "ckpt/pocket"
 
 EMBEDDED_CLIP = "ckpt/pocket/clip"
 
+EMBEDDED_READER = "ckpt/reader"
+
 FOLDER = "ckpt"
 
 _PLACES = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent

@@ -13,6 +13,7 @@ from dpt.cli.common.console import parse
 from dpt.errors import UserError, run_command
 
 SCRIPTS: dict[str, tuple[str, str]] = {
+    "detect train-reader": ("dpt.cli.train.reader:main", "train the reader, a second judge of pocket pictures"),
     "prefer train": ("dpt.cli.prefer.train:main", "train a preference classifier on human choices"),
     "prefer tune": ("dpt.cli.prefer.tune:main", "tune a LoRA on selected images: train_hps.py"),
     "train hps": ("dpt.cli.prefer.tune:main", "tune a LoRA on selected images: train_hps.py"),
@@ -70,7 +71,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "process_diffusiondb": ("dpt.cli.prefer.score:score", "published name of dpt prefer score"),
     "probe": ("dpt.cli.commands.probe:probe", "measure adapters by feature, timestep and type of negative"),
     "relabel": ("dpt.cli.ipr.report:relabel", "rewrite the captions of images to match what a detector finds"),
-    "scenes check": ("dpt.cli.commands.scenes:check", "measure how well the oracle reads rendered scenes"),
+    "scenes check": (
+        "dpt.cli.commands.scenes:check",
+        "measure how well the oracle or the reader reads rendered scenes",
+    ),
     "scenes export": ("dpt.cli.commands.scenes:export", "write rendered scenes in the published data formats"),
     "select_training_images": ("dpt.cli.prefer.score:select", "published name of dpt prefer select"),
     "sld bench": ("dpt.cli.sld.bench:bench", "count how often editing instructions are followed"),

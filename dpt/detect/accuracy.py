@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dpt.claims.boxes import overlap
+from dpt.claims.description import caption_text
 from dpt.claims.detections import Detection, Detections
-from dpt.data.scenes.world import Scene, SceneObject
+from dpt.claims.facts import Prompt
+from dpt.claims.judge import judge
+from dpt.data.scenes.captions import describe_scene
+from dpt.data.scenes.negatives import NEGATIVE_TYPES, false_description
+from dpt.data.scenes.world import Scene, SceneObject, World
 from dpt.detect.base import Image
 from dpt.errors import fail
 from dpt.intervals import wilson
+from dpt.keyed_random import KeyedRandom
 
 CORRECT_IOU = 0.8
 """Least IoU of a correct box with the object's box."""
@@ -77,6 +84,39 @@ def refusals(detections: Iterable[Detections]) -> tuple[int, int, int]:
 
 
 @dataclass(frozen=True)
+class CaptionRow:
+    """A row of the table: captions of scenes, true or with one fact changed, and how often they are judged so."""
+
+    name: str
+    right: int
+    captions: int
+
+    @staticmethod
+    def heading() -> str:
+        return f"{'captions':<24}{'judged right':>26}{'of':>8}"
+
+    def __str__(self) -> str:
+        return f"{self.name:<24}{_rate(self.right, self.captions):>26}{self.captions:>8}"
+
+
+def caption_rows(
+    scenes: Sequence[Scene], detections: Sequence[Detections], world: World, seed: int
+) -> list[CaptionRow]:
+    """How often a true caption of each scene passes, and captions with one false fact, of each type, fail."""
+    hits: dict[str, list[int]] = {}
+    for index, (scene, found) in enumerate(zip(scenes, detections, strict=True)):
+        rng = KeyedRandom("captions of a check", seed, index)
+        true = describe_scene(scene, world, rng)
+        false = {kind: false_description(true, scene, kind, world, rng) for kind in NEGATIVE_TYPES}
+        denied = replace(true, relation=None, absent=rng.choice(true.groups).noun)
+        for name, described in {"true": true, **{f"false {k}": d for k, d in false.items()}, "denied": denied}.items():
+            if described is not None:
+                prompt = Prompt(f"{name}-{index}", name, caption_text(described), described.facts, closed=True)
+                hits.setdefault(name, []).append(judge(prompt, found).passed == (name == "true"))
+    return [CaptionRow(name, sum(hit), len(hit)) for name, hit in hits.items()]
+
+
+@dataclass(frozen=True)
 class AccuracyRow:
     """A row of the table: scenes under one disturbance."""
 
@@ -127,20 +167,26 @@ def _rate(hits: int, total: int) -> str:
 RoundTrip = Callable[[Sequence[Image]], list[Image]]
 
 
-def open_round_trip(folder: Path, batch: int = 32) -> RoundTrip:
-    """Open the VAE of a diffusers model folder, or a folder that is itself a VAE, to encode and decode images."""
+def open_vae(folder: Path) -> Any:
+    """The VAE of a diffusers model folder, or of a folder that is itself a VAE, in float32."""
     vae_folder = folder / "vae" if (folder / "vae").is_dir() else folder
     if not (vae_folder / "config.json").is_file():
         fail(f"{folder} holds no VAE: it has no {vae_folder / 'config.json'}")
 
-    import torch
     from diffusers import AutoencoderKL
 
     try:
-        vae = AutoencoderKL.from_pretrained(vae_folder, local_files_only=True).float().eval()
+        return AutoencoderKL.from_pretrained(vae_folder, local_files_only=True).float().eval()
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()
         fail(f"the VAE in {vae_folder} cannot be opened: {reason[0] if reason else type(error).__name__}")
+
+
+def open_round_trip(folder: Path, batch: int = 32) -> RoundTrip:
+    """A function that encodes and decodes images with the VAE of a folder."""
+    import torch
+
+    vae = open_vae(folder)
     unit = 2 ** (len(vae.config["block_out_channels"]) - 1)
 
     @torch.inference_mode()
@@ -149,7 +195,7 @@ def open_round_trip(folder: Path, batch: int = 32) -> RoundTrip:
         for start in range(0, len(images), batch):
             pixels = np.stack(images[start : start + batch])
             if pixels.shape[1] % unit or pixels.shape[2] % unit:
-                fail(f"the VAE in {vae_folder} needs image sides divisible by {unit}, not {pixels.shape[1:3]}")
+                fail(f"the VAE of {folder} needs image sides divisible by {unit}, not {pixels.shape[1:3]}")
             values = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
             back = vae.decode(vae.encode(values).latent_dist.mode()).sample
             levels = ((back + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

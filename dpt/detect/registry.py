@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from dpt.claims.detections import DetectConfig
 from dpt.detect.base import Detector
+from dpt.detect.reader import RECORD
+from dpt.embedded import CHECKOUT, EMBEDDED_READER, embedded_path
 from dpt.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,16 +21,26 @@ ORACLE = "oracle"
 NOISY_ORACLE = "noisy-oracle"
 """Reads rendered scenes with the errors of a learned detector."""
 
-READS_COLOURS = (ORACLE, NOISY_ORACLE)
+READER = "reader"
+"""A small network that reads pocket pictures, trained on pictures of no method: the held-out judge."""
+
+READS_COLOURS = (ORACLE, NOISY_ORACLE, READER)
 """Detectors that name the colour of each object themselves."""
 
 
+def reads_colours(name: str) -> bool:
+    """Whether the detector of this name, or in this folder, names colours itself."""
+    return name in READS_COLOURS or _is_reader(name)
+
+
 def open_detector(name: str, config: DetectConfig, colours: Clip | None = None, device: str | None = None) -> Detector:
-    """Open the oracle, or a model by type, folder or hub id: OWL-ViT, OWLv2, Grounding DINO; DETR, RT-DETR, D-FINE.
+    """Open the oracle, the reader, or a model by type, folder or hub id.
+
+    The types are OWL-ViT, OWLv2, Grounding DINO; DETR, RT-DETR, D-FINE.
 
     `colours` classifies the colour of each box. To add a detector, implement `Detector` and open it here.
     """
-    if name in READS_COLOURS and colours is not None:
+    if reads_colours(name) and colours is not None:
         raise UserError(f"--colours has no effect: the {name} reads colours itself")
     if name == ORACLE:
         from dpt.data.scenes.world import POCKET_WORLD
@@ -39,6 +51,10 @@ def open_detector(name: str, config: DetectConfig, colours: Clip | None = None, 
         from dpt.detect.oracle.noisy import NoisyOracle
 
         return NoisyOracle()
+    if name == READER or _is_reader(name):
+        from dpt.detect.reader.detector import open_reader
+
+        return open_reader(CHECKOUT / EMBEDDED_READER if name == READER else embedded_path(name), device)
     from dpt.backbone.hf_model import open_hf_model
     from dpt.detect.coco import COCO_CHECKPOINTS, COCO_MODEL_TYPES, open_coco
     from dpt.detect.zero_shot import DEFAULT_CHECKPOINTS, MODEL_TYPES, open_zero_shot
@@ -60,6 +76,10 @@ def check_name(name: str) -> None:
     known = (*READS_COLOURS, *DEFAULT_CHECKPOINTS, *COCO_CHECKPOINTS)
     if name not in known and "/" not in name and not Path(name).exists():
         raise UserError(f"there is no detector {name!r}: give one of {', '.join(known)}, a model's folder or a hub id")
+
+
+def _is_reader(name: str) -> bool:
+    return (embedded_path(name) / RECORD).is_file()
 
 
 def with_config(detector: Detector, config: DetectConfig) -> Detector:

@@ -23,11 +23,16 @@ def test_both_verdicts_are_in_one_report(drawn: Path, tmp_path: Path) -> None:
     report(ReportOptions(drawn, out=tmp_path / "plain"))
     report(ReportOptions(drawn, out=tmp_path / "both", second=again))
     plain, both = ((tmp_path / name / "table.md").read_text().rstrip() for name in ("plain", "both"))
-    assert both.startswith(plain), "the first judge's tables are the same"
-    assert "jitter 0.02" in both[len(plain) :] and "| tuned - base |" in both[len(plain) :]
+    first, _, _ = plain.partition("In one table")
+    assert both.startswith(first), "the first judge's tables are the same"
+    assert "jitter 0.02" in both[len(first) :] and "| tuned - base |" in both[len(first) :]
     second = json.loads((tmp_path / "both" / "results.json").read_text())["second"]
     assert [result["method"] for result in second["results"]] == ["base", "tuned"]
     assert "Cohen's kappa" in both
+    one, alone = ((tmp_path / name / "one-table.md").read_text().splitlines() for name in ("both", "plain"))
+    assert both.endswith("\n".join(one)) and [line.split(" | ")[0] for line in one[2:]] == ["| base", "| tuned"]
+    assert "| right, second judge |" in one[0] and "second judge" not in alone[0]
+    assert one[0].startswith("| method | right | claims met | objects readable |")
 
 
 def test_a_second_folder_that_does_not_fit_is_an_error(drawn: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from dpt.cli.common.console import warn
-from dpt.detect.registry import ORACLE, READS_COLOURS
+from dpt.detect.registry import ORACLE, reads_colours
 from dpt.embedded import clip_location
 from dpt.errors import fail
 
@@ -31,7 +31,7 @@ class JudgeOptions:
     """The models that judge and score the images."""
 
     detector: Annotated[str | None, tyro.conf.arg(metavar="oracle|none|FOLDER|HUB_ID")] = None
-    """The judge: oracle for the pocket suite; owlv2, owlvit, grounding-dino, detr, rt-detr, d-fine, or any
+    """The judge: oracle or reader for the pocket suite; owlv2, owlvit, grounding-dino, detr, rt-detr, d-fine, or any
     checkpoint of one of these; none to sample now and judge later with `dpt bench score`. Default: the suite's own for
     `dpt bench run`; `dpt bench score` keeps the verdicts and adds only the scores of --clip, --itm and --hps."""
     colours: ModelName = None
@@ -96,7 +96,7 @@ def _open_detector(suite: Suite, name: str, colours: str | None) -> Detector:
     from dpt.score.clip import Clip
 
     assert suite.detect_config is not None
-    if name not in READS_COLOURS:
+    if not reads_colours(name):
         if colours and suite.detect_config.coloured:
             fail(f"the suite {suite.name} has colours in its queries: --colours has no effect")
         if not colours and suite.needs_colours and not suite.detect_config.coloured:

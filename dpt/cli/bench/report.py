@@ -46,12 +46,14 @@ MOST_MEGABYTES = 1000
 
 MANIFEST = "manifest.json"
 
+ONE_TABLE = "one-table.md"
+
 
 @dataclass(frozen=True)
 class ReportOptions:
     """Report the rates, paired differences and images of a benchmark.
 
-    Writes results.json, table.md, summary.jsonl, sheet.png, report.html and manifest.json.
+    Writes results.json, table.md, one-table.md, summary.jsonl, sheet.png, report.html and manifest.json.
     """
 
     folder: tyro.conf.Positional[Path]
@@ -110,9 +112,13 @@ def report(options: ReportOptions) -> None:
         text += f"\n\n{second.table}"
     if fidelity:
         text += f"\n\n{fidelity.table}"
+    again = {result.method: result for result in second.results} if second else {}
+    in_one = tables.one_table(results, again, fidelity)
+    if in_one:
+        text += f"\n\nIn one table, over all categories:\n\n{in_one}"
     record = {**record, "methods": {**earlier.identities, **record["methods"]}}
     data = ReportData(record, options.baseline, results, differences, methods, fidelity, earlier.methods)
-    out = write(options, text, data, second)
+    out = write(options, text, data, second, in_one)
     print(text)
     print(f"\npage:   {out / 'report.html'}\nsheet:  {out / 'sheet.png'}\ntables: {out / 'table.md'}")
     if (out / PLOT).exists():
@@ -185,7 +191,9 @@ def judge_again(
     return second_judgement(methods, again_results, str(detectors[1]), pairs)
 
 
-def write(options: ReportOptions, text: str, data: ReportData, second: SecondJudgement | None = None) -> Path:
+def write(
+    options: ReportOptions, text: str, data: ReportData, second: SecondJudgement | None = None, in_one: str = ""
+) -> Path:
     from dpt.evaluation.bench.cost import PLOT, plot
     from dpt.evaluation.bench.page.gallery import Album
     from dpt.evaluation.bench.page.page import page
@@ -210,6 +218,7 @@ def write(options: ReportOptions, text: str, data: ReportData, second: SecondJud
         (out / MANIFEST).unlink(missing_ok=True)
         (out / "results.json").write_text(json.dumps({**record, **numbers}, indent=1) + "\n")
         (out / "table.md").write_text(f"{text}\n")
+        (out / ONE_TABLE).write_text(f"{in_one}\n")
         with (out / "summary.jsonl").open("w") as lines:
             lines.writelines(list(summary({**data.kept, **data.methods})))
         picture.save(out / "sheet.png", optimize=True)

@@ -10,17 +10,30 @@ from typing import Annotated
 import tyro
 from tqdm import tqdm
 
+from dpt.claims.detections import DetectConfig
 from dpt.data.scenes.render import render
-from dpt.data.scenes.world import WORLDS, World, make_scene
-from dpt.detect.accuracy import AccuracyRow, UnnameableRow, count_detections, open_round_trip, refusals
+from dpt.data.scenes.world import POCKET_WORLD, WORLDS, World, make_scene
+from dpt.detect.accuracy import (
+    AccuracyRow,
+    CaptionRow,
+    UnnameableRow,
+    caption_rows,
+    count_detections,
+    open_round_trip,
+    refusals,
+)
+from dpt.detect.base import Detector
 from dpt.detect.oracle.oracle import Oracle
+from dpt.detect.registry import ORACLE, open_detector
 from dpt.detect.test_images import DEFORMATIONS, DISTURBANCES
 from dpt.errors import fail
+
+ROUND_TRIP = "VAE round trip"
 
 
 @dataclass(frozen=True)
 class SceneCheckOptions:
-    """Measure how well the oracle reads fresh scenes: clean, disturbed, and after a VAE."""
+    """Measure how well the oracle or the reader reads fresh scenes: clean, disturbed, and after a VAE."""
 
     num: int = 1000
     """Scenes per row of the table."""
@@ -31,31 +44,47 @@ class SceneCheckOptions:
     """A diffusers model folder: adds a row for images encoded and decoded by its VAE."""
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None
     """Also write the counts to this file."""
+    detector: Annotated[str, tyro.conf.arg(metavar="oracle|noisy-oracle|reader|FOLDER")] = ORACLE
+    """The detector to measure; all but the oracle read the pocket world alone."""
 
 
 def check(options: SceneCheckOptions) -> None:
     world = _valid_world(options)
     round_trip = None if options.vae is None else open_round_trip(options.vae)
-    oracle = Oracle(world)
+    detector = _detector(options, world)
     scenes = [make_scene(options.seed, index, world) for index in range(options.num)]
     images = [render(scene) for scene in scenes]
 
     rows: list[AccuracyRow] = []
     for name, disturb in tqdm(DISTURBANCES.items(), desc="reading", leave=False):
         disturbed = [disturb(image, options.seed + index) for index, image in enumerate(images)]
-        rows.append(AccuracyRow(name, count_detections(scenes, oracle.detect(disturbed))))
+        rows.append(AccuracyRow(name, count_detections(scenes, detector.detect(disturbed))))
+    captions = {"clean": caption_rows(scenes, detector.detect(images), world, options.seed)}
     if round_trip is not None:
-        rows.append(AccuracyRow("VAE round trip", count_detections(scenes, oracle.detect(round_trip(images)))))
+        decoded = detector.detect(round_trip(images))
+        rows.append(AccuracyRow(ROUND_TRIP, count_detections(scenes, decoded)))
+        captions[ROUND_TRIP] = caption_rows(scenes, decoded, world, options.seed)
     unnamed = [
-        UnnameableRow(name, *refusals(oracle.detect([d(options.seed, i, world) for i in range(options.num)])))
+        UnnameableRow(name, *refusals(detector.detect([d(options.seed, i, world) for i in range(options.num)])))
         for name, d in tqdm(DEFORMATIONS.items(), desc="reading what has no name", leave=False)
     ]
 
-    print(f"{oracle.identity} on {options.num} scenes of the {options.world} world, seed {options.seed}\n")
+    print(f"{detector.identity} on {options.num} scenes of the {options.world} world, seed {options.seed}\n")
     print("\n".join([AccuracyRow.heading(), *(str(row) for row in rows), ""]))
     print("\n".join([UnnameableRow.heading(), *(str(row) for row in unnamed)]))
+    if options.detector != ORACLE:
+        for name, judged in captions.items():
+            print("\n".join([f"\n{CaptionRow.heading()}  ({name})", *(str(row) for row in judged)]))
     if options.json_file is not None:
-        _write_json(options, oracle.identity, rows, unnamed)
+        _write_json(options, detector.identity, rows, unnamed, captions)
+
+
+def _detector(options: SceneCheckOptions, world: World) -> Detector:
+    if options.detector == ORACLE:
+        return Oracle(world)
+    if world != POCKET_WORLD:
+        fail(f"--detector {options.detector} reads scenes of --world pocket alone")
+    return open_detector(options.detector, DetectConfig("", 0.0))
 
 
 def _valid_world(options: SceneCheckOptions) -> World:
@@ -73,7 +102,11 @@ def _valid_world(options: SceneCheckOptions) -> World:
 
 
 def _write_json(
-    options: SceneCheckOptions, identity: str, rows: list[AccuracyRow], unnamed: list[UnnameableRow]
+    options: SceneCheckOptions,
+    identity: str,
+    rows: list[AccuracyRow],
+    unnamed: list[UnnameableRow],
+    captions: dict[str, list[CaptionRow]],
 ) -> None:
     assert options.json_file is not None
     content = {
@@ -84,6 +117,7 @@ def _write_json(
         "vae": None if options.vae is None else str(options.vae),
         "scenes": {row.name: asdict(row.counts) for row in rows},
         "without_a_name": {row.name: row.counts() for row in unnamed},
+        "captions": {name: [asdict(row) for row in judged] for name, judged in captions.items()},
     }
     try:
         options.json_file.write_text(json.dumps(content, indent=2) + "\n")

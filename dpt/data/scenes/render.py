@@ -42,7 +42,7 @@ def coverage(shape: str, box: Box, rows: slice, columns: slice) -> Floats:
     (cx, cy), half = box.centre, box.width / 2
     x = (np.arange(columns.start, columns.stop, dtype=np.float32) + np.float32(0.5 - cx))[None, :]
     y = (np.arange(rows.start, rows.stop, dtype=np.float32) + np.float32(0.5 - cy))[:, None]
-    return np.clip(0.5 - half * _distance(shape, x / half, y / half), 0.0, 1.0)
+    return np.clip(0.5 - half * outline_distance(shape, x / half, y / half), 0.0, 1.0)
 
 
 def _window(box: Box, size: int) -> tuple[slice, slice]:
@@ -52,7 +52,7 @@ def _window(box: Box, size: int) -> tuple[slice, slice]:
     )
 
 
-def _distance(shape: str, x: Floats, y: Floats) -> Floats:
+def outline_distance(shape: str, x: Floats, y: Floats) -> Floats:
     """Signed distance to the outline of a shape that fills the square from -1 to 1; negative inside."""
     if shape == "circle":
         return np.hypot(x, y) - 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,9 @@ from dpt.errors import UserError
 from dpt.evaluation.bench.columns import UNJUDGED, Booleans, Floats, MethodResults
 from dpt.evaluation.bench.cost import NO_COSTS, OVERALL, Cost
 from dpt.intervals import DIFFERENCE, PROPORTION, Bounds, Estimate, bootstrap, bootstrap_ratio
+
+if TYPE_CHECKING:
+    from dpt.evaluation.fidelity import Fidelity
 
 SR2D = "sr2d"
 
@@ -236,6 +240,42 @@ def _cost_table(computed: Sequence[Result]) -> str:
         cost = (f"{result.cost.passes:.1f}", f"{result.cost.seconds:.2f}") if result.cost else ("", "")
         lines.append(_line(result.method, met, *cost))
     return "\n".join(lines)
+
+
+def one_table(computed: Sequence[Result], second: Mapping[str, Result], fidelity: Fidelity | None = None) -> str:
+    """A line per method with every column that any method has: verdicts of both judges, scores, distances, cost.
+
+    `second`: the results of a second judge by method.
+    """
+    columns: dict[str, list[str]] = {
+        "right": [_percent(result.rates.get(OVERALL)) for result in computed],
+        "claims met": [_percent(result.claims_met) for result in computed],
+        "objects readable": [_percent(result.readable) for result in computed],
+        "right, second judge": [
+            _percent(second[r.method].rates.get(OVERALL)) if r.method in second else "" for r in computed
+        ],
+        **{
+            title: [getattr(r, name)[OVERALL].plain if getattr(r, name) else "" for r in computed]
+            for name, title in SCORES.items()
+        },
+        "Fréchet distance": [
+            f"{fidelity.distances[r.method]:.3f}" if fidelity and r.method in fidelity.distances else ""
+            for r in computed
+        ],
+        "diversity": [fidelity.diversity_of(r.method) if fidelity else "" for r in computed],
+        "passes per image": [f"{r.cost.passes:.1f}" if r.cost else "" for r in computed],
+        "seconds per image": [f"{r.cost.seconds:.2f}" if r.cost else "" for r in computed],
+    }
+    known = {name: cells for name, cells in columns.items() if any(cells)}
+    if not known:
+        return ""
+    lines = _heading("method", *known)
+    lines += [_line(r.method, *(cells[k] for cells in known.values())) for k, r in enumerate(computed)]
+    return "\n".join(lines)
+
+
+def _percent(estimate: Estimate | None) -> str:
+    return estimate.percent if estimate else ""
 
 
 def _score_table(name: str, title: str, computed: Sequence[Result], differences: Sequence[Difference]) -> str:

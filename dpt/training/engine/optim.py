@@ -247,8 +247,12 @@ class Update:
             name, _, key = entry.partition("|")
             if name not in self.named or not (key == "step" or self.eight_bit or value.shape == self.named[name].shape):
                 raise UserError(f"the checkpoint {where} has AdamW moments {entry!r} that do not fit what is trained")
-            as_int = self.eight_bit and key == "step"
-            self.adam.state[self.named[name]][key] = int(value) if as_int else value.to(self.named[name].device)
+            p = self.named[name]
+            if self.eight_bit or key == "step":
+                self.adam.state[p][key] = int(value) if key == "step" and self.eight_bit else value.to(p.device)
+            else:
+                # In the weight's memory layout: fused AdamW goes through both in the order of their memory.
+                self.adam.state[p][key] = torch.empty_like(p).copy_(value)
 
     def _require_same_shapes(self, groups: CheckpointTensors, group: str, where: str) -> None:
         shapes = {name: tuple(p.shape) for name, p in self.named.items()}
