@@ -17,7 +17,7 @@ from unittest import mock
 import pytest
 import yaml
 
-from dpt.detect.accuracy import AccuracyRow, DetectionCounts
+from dpt.detect.accuracy import AccuracyRow, CaptionRow, DetectionCounts
 from dpt.embedded import embedded_defaults
 from dpt.pocket.recipe import RECIPE_FILE, read_recipe
 from dpt.records import to_plain
@@ -166,6 +166,8 @@ TABLES = [
     ("ipr/trials.md", "docs/ipr.md"),
     ("ipr/ablations.md", "docs/ipr.md"),
     ("ipr/four.md", "docs/ipr.md"),
+    ("reader/agreement.md", "docs/results/reader.md"),
+    ("reader/agreement-plain400.md", "docs/results/reader.md"),
     *((f"performance/{file.name}", "docs/results/performance.md") for file in (RESULTS / "performance").glob("*.md")),
 ]
 
@@ -182,6 +184,13 @@ def test_benchmark_records_name_their_command_date_and_machine() -> None:
         assert record["date"] and record["machine"]
 
 
+def test_the_reader_page_is_of_the_shipped_reader() -> None:
+    from dpt.claims.detections import DetectConfig
+    from dpt.detect.registry import open_detector
+
+    assert open_detector("reader", DetectConfig("", 0.0)).identity == read_json("reader/pocket.json")["detector"]
+
+
 def test_pocket_numbers_belong_to_the_shipped_model() -> None:
     from dpt.backbone.folder import ModelFolder
     from dpt.backbone.identity import is_model
@@ -192,13 +201,17 @@ def test_pocket_numbers_belong_to_the_shipped_model() -> None:
     assert read_json("stage1/probe.json")["model"] == record["base_hash"] == measured
 
 
-@pytest.mark.parametrize("world", ["pocket", "full"])
-def test_the_oracle_page_shows_the_measured_rows(world: str) -> None:
-    measured = read_json(f"oracle/{world}.json")
-    page = (RESULTS / "oracle.md").read_text()
+@pytest.mark.parametrize(
+    ("file", "name"), [("oracle/pocket", "oracle"), ("oracle/full", "oracle"), ("reader/pocket", "reader")]
+)
+def test_the_pages_of_detectors_show_the_measured_rows(file: str, name: str) -> None:
+    measured = read_json(f"{file}.json")
+    page = (RESULTS / f"{name}.md").read_text()
     assert measured["detector"] in page
     for name, counts in measured["scenes"].items():
         assert str(AccuracyRow(name, DetectionCounts(**counts))) in page
+    for row in (row for rows in measured.get("captions", {}).values() for row in rows):
+        assert str(CaptionRow(**row)) in page
 
 
 def test_the_pocket_card_states_the_recipe() -> None:

@@ -102,16 +102,20 @@ class CaptionRow:
 def caption_rows(
     scenes: Sequence[Scene], detections: Sequence[Detections], world: World, seed: int
 ) -> list[CaptionRow]:
-    """How often a true caption of each scene passes, and captions with one false fact, of each type, fail."""
+    """How often a true caption of each scene passes, and captions with one false fact, of each type, fail.
+
+    An image may hold no more than its caption says, where the caption is of the whole scene.
+    """
     hits: dict[str, list[int]] = {}
     for index, (scene, found) in enumerate(zip(scenes, detections, strict=True)):
         rng = KeyedRandom("captions of a check", seed, index)
         true = describe_scene(scene, world, rng)
+        whole = sum(group.n for group in true.groups) == len(scene.objects)
         false = {kind: false_description(true, scene, kind, world, rng) for kind in NEGATIVE_TYPES}
         denied = replace(true, relation=None, absent=rng.choice(true.groups).noun)
         for name, described in {"true": true, **{f"false {k}": d for k, d in false.items()}, "denied": denied}.items():
             if described is not None:
-                prompt = Prompt(f"{name}-{index}", name, caption_text(described), described.facts, closed=True)
+                prompt = Prompt(f"{name}-{index}", name, caption_text(described), described.facts, closed=whole)
                 hits.setdefault(name, []).append(judge(prompt, found).passed == (name == "true"))
     return [CaptionRow(name, sum(hit), len(hit)) for name, hit in hits.items()]
 
