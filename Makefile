@@ -70,12 +70,13 @@ stage2: environment
 # A second judge reads the same pictures; no method was trained on what it reads, or selects by it.
 ifdef QUICK
 PROCESSES ?= 2
+QUICK_PROMPTS ?= 12
 QUICK_FUSED = target=fused,norm=rms,start=0.1,end=0.7
 results: environment
 	$(VENV)/bin/torchrun --nproc_per_node $(PROCESSES) -m dpt bench run base control ipr \
 		corrected=ckpt/pocket-mmdit-stage1,factor=0.05,$(QUICK_FUSED) best4=ckpt/pocket-mmdit-stage1,candidates=4 \
 		base+sld --pretrained_model_name_or_path ckpt/pocket-mmdit --mixed_precision bf16 --num_timesteps 20 \
-		--prompts 12 --per_prompt 2 --clip ckpt/pocket/clip --out runs/quick
+		--prompts $(QUICK_PROMPTS) --per_prompt 2 --clip ckpt/pocket/clip --out runs/quick
 	$(RUN) -m dpt bench score runs/quick --detector reader --out runs/quick/by-reader
 	$(RUN) -m dpt bench report runs/quick --also control --second runs/quick/by-reader --reference scenes
 else
