@@ -167,6 +167,7 @@ TABLES = [
     ("ipr/ablations.md", "docs/ipr.md"),
     ("ipr/four.md", "docs/ipr.md"),
     ("reader/agreement.md", "docs/results/reader.md"),
+    ("reader/agreement-1500.md", "docs/results/reader.md"),
     ("reader/agreement-plain400.md", "docs/results/reader.md"),
     *((f"performance/{file.name}", "docs/results/performance.md") for file in (RESULTS / "performance").glob("*.md")),
 ]

@@ -42,7 +42,9 @@ def is_quantized(network: Any) -> bool:
 def _library(kind: Quantization) -> Any:
     name = LIBRARIES[kind]
     try:
-        return importlib.import_module("torchao.quantization" if kind == "int8" else name)
+        if kind == "int8":
+            return importlib.import_module("torchao.quantization")
+        return importlib.import_module("bitsandbytes")
     except Exception as error:  # a broken installation fails in its own ways
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
