@@ -90,7 +90,7 @@ def test_both_stages_train_on_it_without_and_with_boxes(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command(FromFolderOptions(pictures, tmp_path / "plain"))
-    assert f"then: accelerate launch train_stage1.py --data_root {tmp_path / 'plain'}\n" in capsys.readouterr().out
+    assert f"then: dpt train stage1 --data_root {tmp_path / 'plain'}\n" in capsys.readouterr().out
     from_folder(pictures, tmp_path / "boxed", None, boxes_of)
     model = str(tiny_stage1.model(tmp_path / "model"))
     short = ["--pretrained_model_name_or_path", model, "--train_batch_size", "2", "--max_train_steps", "1"]

@@ -66,14 +66,14 @@ def report(options: FromFolderOptions, counts: FromFolderCounts) -> list[str]:
             f"no rule applies to {counts.without_rule} of {captions} captions: they got the most similar caption of "
             f"another image{hint}"
         )
-    command = f"train_stage1.py --data_root {options.out}"
+    command = f"dpt train stage1 --data_root {options.out}"
     if options.boxes.detector is None:
         lines.append("no boxes: training learns matching only; --detector owlv2 finds some")
     else:
         found = f"{counts.expressions['train']} to train on, {counts.expressions['val']} to validate on"
         lines.append(f"referring expressions: {found}; {counts.without_boxes} noun phrases without the stated boxes")
         command += f" --dataset_name_val {EXPRESSIONS}"
-    return [*lines, f"next: dpt data check {_checked(options)}", f"then: accelerate launch {command}"]
+    return [*lines, f"next: dpt data check {_checked(options)}", f"then: {command}"]
 
 
 def _checked(options: FromFolderOptions) -> str:
