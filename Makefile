@@ -9,7 +9,7 @@
 # make reader  the second judge of pocket pictures, runs/reader/reader (a quarter of an hour on one core)
 # make stage1-mmdit stage2-mmdit results-mmdit            the same on ckpt/pocket-mmdit (docs/results/mmdit.md)
 # make ipr    two rounds of IPR, their sheet, and the ablations (hours)
-# make hps    preference data, classifier, selection, tuning, table (two hours on one core)
+# make hps    preference data, classifier, selection, tuning, table (about an hour on one core)
 # make sld    SLD after base and after IPR, with a noisy detector, by instructions (an hour on one core)
 # make docs   the documentation site in build/site
 # make wheel  dist/*.whl and dist/*.tar.gz, with the embedded models
@@ -183,21 +183,21 @@ ipr: environment
 	mkdir -p docs/results/ipr
 	cp $(addprefix runs/ipr/measured/,results.json table.md summary.jsonl sheet.png) docs/results/ipr/
 
-# HPS on the embedded model: the second classifier, of other choices, scores what the first one selected.
+# HPS on the embedded model: the second classifier, of other choices, scores what the first one selected. All drawn
+# images keep the tuned model close to the base.
 HPS = runs/hps
 HPS_MODEL = --pretrained_model_name_or_path ckpt/pocket-mmdit
-CLASSIFIER = --max_train_steps 120 --train_batch_size 12 --learning_rate 2e-4 --adam_weight_decay 0.1 --lr_scheduler linear \
+CLASSIFIER = --max_train_steps 60 --train_batch_size 12 --learning_rate 2e-4 --adam_weight_decay 0.1 --lr_scheduler linear \
 	--lr_warmup_steps 10 --visual_blocks 2 --text_blocks 0 --validation_steps 1000 --images $(HPS)/data/preference_images \
 	--output_dir $(HPS)
 LORA = $(HPS_MODEL) --max_train_steps 200 --train_batch_size 16 --lora_rank 16 --learning_rate 4e-3 --lr_scheduler linear \
 	--lr_warmup_steps 20 --logit_mean -0.8 --logit_std 1.2 --mixed_precision bf16 --dataset_folder $(HPS)/selected \
-	--output_dir $(HPS)
-KEPT = --regularization_folder $(HPS)/regularization
-TRIPLE = --validation_steps 100 --validation_prompt_file benchmarks/hps_triple.txt --num_validation_images 2 \
+	--regularization_folder $(HPS)/data/preference_images --output_dir $(HPS)
+TRIPLE = --validation_steps 200 --validation_prompt_file benchmarks/hps_triple.txt --num_validation_images 2 \
 	--validation_timesteps 15
 hps: environment
-	$(RUN) -m dpt prefer synthesize --out $(HPS)/data --prompts 500 --num_timesteps 15 --mixed_precision bf16 \
-		--test_fraction 0.5 $(HPS_MODEL)
+	$(RUN) -m dpt prefer synthesize --out $(HPS)/data --prompts 200 --n_samples 6 --choose_from 3 --right 1.5 \
+		--temperature 0.35 --num_timesteps 15 --mixed_precision bf16 --test_fraction 0.5 $(HPS_MODEL)
 	$(RUN) -m dpt prefer train $(CLASSIFIER) --run_name selecting --seed 1 \
 		--train_file $(HPS)/data/preference_train.json --test_file $(HPS)/data/preference_test.json
 	$(RUN) -m dpt prefer train $(CLASSIFIER) --run_name measuring --seed 2 \
@@ -206,23 +206,19 @@ hps: environment
 		--scorer $(HPS)/selecting/classifier ckpt/pocket/clip
 	$(RUN) -m dpt prefer score --images $(HPS)/data/preference_images --scorer $(HPS)/selecting/classifier
 	$(RUN) -m dpt prefer select --scores $(HPS)/data/preference_images/scores.jsonl \
-		--images $(HPS)/data/preference_images --out $(HPS)/selected --temperature 4
-	$(RUN) -m dpt prefer draw --prompts $(HPS)/data/prompts.txt --n_samples 1 --seed 5 --num_timesteps 15 \
-		--mixed_precision bf16 --type regularization --out $(HPS)/regularization $(HPS_MODEL)
+		--images $(HPS)/data/preference_images --out $(HPS)/selected --temperature 3
 	for seed in 1 2 3; do \
-		$(RUN) train_hps.py $(LORA) $(KEPT) $(TRIPLE) --negative_dropout 0.4 --ratios 1 1 1 --run_name hps$$seed \
-			--seed $$seed || exit 1; \
-		$(RUN) train_hps.py $(LORA) $(KEPT) --validation_steps 0 --ratios 0 0 1 --negative none --run_name kept$$seed \
+		$(RUN) train_hps.py $(LORA) $(TRIPLE) --negative_dropout 0.5 --ratios 4 2 1 --run_name hps$$seed \
 			--seed $$seed || exit 1; \
 	done
-	$(RUN) train_hps.py $(LORA) --validation_steps 0 --negative adapter --run_name npo --seed 1
-	$(RUN) -m dpt bench run base "neg=,negative_prompt=Weird image. " ipr \
-		$(foreach n,1 2 3,hps$(n)=$(HPS)/hps$(n) plain$(n)=$(HPS)/hps$(n),negative_prompt= kept$(n)=$(HPS)/kept$(n)) \
-		npo=$(HPS)/hps1,negative_prompt=,negative_lora=$(HPS)/npo \
+	$(RUN) train_hps.py $(LORA) --validation_steps 0 --ratios 0 0 1 --negative none --run_name kept1 --seed 1
+	$(RUN) train_hps.py $(LORA) --validation_steps 0 --ratios 0 1 0 --negative adapter --run_name npo --seed 1
+	$(RUN) -m dpt bench run base kept1=$(HPS)/kept1 npo=$(HPS)/hps1,negative_prompt=,negative_lora=$(HPS)/npo \
+		$(foreach n,1 2 3,hps$(n)=$(HPS)/hps$(n) plain$(n)=$(HPS)/hps$(n),negative_prompt=) \
 		--categories single binding count spatial --prompts 50 --per_prompt 1 --num_timesteps 15 --mixed_precision bf16 \
 		--out $(HPS)/bench $(HPS_MODEL)
 	$(RUN) -m dpt bench score $(HPS)/bench --hps $(HPS)/measuring/classifier --out $(HPS)/scored
-	$(RUN) -m dpt bench report $(HPS)/scored --out docs/results/hps
+	$(RUN) -m dpt bench report $(HPS)/scored
 
 sweep: environment
 	$(RUN) benchmarks/sweep.py --mixed_precision bf16 --out runs/sweep
