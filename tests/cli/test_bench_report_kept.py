@@ -75,7 +75,7 @@ def test_a_broken_earlier_report_is_an_error(both: Path, kept: Path, tmp_path: P
     later = alone(both, "tuned", tmp_path / "tuned")
     with pytest.raises(UserError, match="are in this benchmark too: --kept has no effect"):
         report(ReportOptions(both, kept=kept))
-    with pytest.raises(UserError, match="holds no report: cannot read"):
+    with pytest.raises(UserError, match="nor a report of it: cannot read"):
         report(ReportOptions(later, kept=tmp_path / "nowhere"))
     text = (kept / "summary.jsonl").read_text()
     for broken, message in {
