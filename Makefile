@@ -138,16 +138,20 @@ stage1-mmdit: scenes-mmdit
 stage2-mmdit: scenes-mmdit
 	$(RUN) train_stage2.py $(MMDIT_TUNING) --plain_lora --max_train_steps 400 --run_name plain400
 	$(RUN) train_stage2.py $(MMDIT_TUNING) --plain_lora --max_train_steps 1600 --run_name plain1600
-	$(RUN) train_stage2.py $(MMDIT_TUNING) --unet_feature block1_block3 --adapter_precision bf16 --dropout 0 \
-		--only_train_lora --mse_loss_coef 50 --max_train_steps 400 --qformer_ckpt $(MMDIT)/stage1 --run_name dpt400
+	for steps in 400 1600; do \
+		$(RUN) train_stage2.py $(MMDIT_TUNING) --unet_feature block1_block3 --adapter_precision bf16 --dropout 0 \
+			--only_train_lora --mse_loss_coef 50 --max_train_steps $$steps --qformer_ckpt $(MMDIT)/stage1 \
+			--run_name dpt$$steps || exit 1; \
+	done
 
 MMDIT_BENCH = $(ON_MMDIT) --categories single binding count spatial negation --per_prompt 1 --num_timesteps 20
 FUSED = target=fused,norm=rms
 results-mmdit: environment
 	$(RUN) -m dpt bench run base plain400=$(MMDIT)/plain400 plain1600=$(MMDIT)/plain1600 dpt400=$(MMDIT)/dpt400 \
+		dpt1600=$(MMDIT)/dpt1600 corrected=$(MMDIT)/dpt1600,factor=0.02,$(FUSED),end=0.6 \
 		$(MMDIT_BENCH) --prompts 300 --out $(MMDIT)/bench
 	$(RUN) -m dpt bench score $(MMDIT)/bench --detector reader --out $(MMDIT)/bench/by-reader
-	$(RUN) -m dpt bench report $(MMDIT)/bench --also plain400 --second $(MMDIT)/bench/by-reader
+	$(RUN) -m dpt bench report $(MMDIT)/bench --also plain400 plain1600 --second $(MMDIT)/bench/by-reader
 	$(RUN) -m dpt bench run base f02=$(MMDIT)/stage1,factor=0.02,$(FUSED),end=0.6 \
 		f05late=$(MMDIT)/stage1,factor=0.05,$(FUSED),start=0.1,end=0.7 best4=$(MMDIT)/stage1,candidates=4 \
 		$(MMDIT_BENCH) --prompts 60 --seed 1 --out $(MMDIT)/trials
@@ -158,16 +162,17 @@ results-mmdit: environment
 SLD = runs/sld
 IPR_METHOD = ipr=ckpt/pocket-mmdit-ipr
 sld: environment
-	$(RUN) -m dpt bench run base $(IPR_METHOD) $(ON_MMDIT) --num_timesteps 20 --per_prompt 1 --out $(SLD)/images
+	$(RUN) -m dpt bench run base $(IPR_METHOD) corrected $(ON_MMDIT) --num_timesteps 20 --per_prompt 1 --out $(SLD)/images
 	$(RUN) -m dpt bench run base $(ON_MMDIT) --num_timesteps 20 --prompts 100 --per_prompt 3 --out $(SLD)/candidates
 	$(RUN) -m dpt sld measure $(SLD)/images --candidates $(SLD)/candidates --out $(SLD)/base
 	$(RUN) -m dpt sld measure $(SLD)/images --method $(IPR_METHOD) --out $(SLD)/ipr
+	$(RUN) -m dpt sld measure $(SLD)/images --method corrected --out $(SLD)/corrected
 	$(RUN) -m dpt sld measure $(SLD)/images --detector noisy-oracle --num 500 --out $(SLD)/noisy
 	$(RUN) -m dpt sld bench --pretrained_model_name_or_path ckpt/pocket-mmdit --dtype bfloat16 --out $(SLD)/edits
-	for part in base ipr noisy edits; do \
+	for part in base ipr corrected noisy edits; do \
 		mkdir -p docs/results/sld/$$part && cp $(SLD)/$$part/table.md docs/results/sld/$$part/ || exit 1; \
 	done
-	for part in base ipr noisy; do cp $(SLD)/$$part/summary.jsonl docs/results/sld/$$part/ || exit 1; done
+	for part in base ipr corrected noisy; do cp $(SLD)/$$part/summary.jsonl docs/results/sld/$$part/ || exit 1; done
 	cp $(SLD)/edits/edits.jsonl docs/results/sld/edits/
 	cp $(SLD)/base/strips.png docs/results/sld/strips.png
 

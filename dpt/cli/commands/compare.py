@@ -35,7 +35,8 @@ VERDICTS = {True: "right", False: "wrong", None: "not judged"}
 MOST_SHOWN = 200
 """Images on the sheet."""
 
-PREFERRED = ("hps", "ipr", "dpt", "corrected")
+PREFERRED = ("dpt", "corrected")
+"""The methods that are compared unless others are named."""
 
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
