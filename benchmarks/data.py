@@ -26,12 +26,12 @@ from dpt.data.cache.latents import CachedLatents
 from dpt.data.cache.storage import CachePart
 from dpt.data.cache.texts import CachedTexts
 from dpt.data.example import collate
-from dpt.data.files.root import DataRoot
+from dpt.data.files.reading import DataRoot
 from dpt.data.files.source import training_files
 from dpt.data.images import Framing
-from dpt.data.pairs import encode_pair_images, encode_texts, texts_of
 from dpt.data.scenes.source import SceneSource
 from dpt.data.scenes.world import POCKET_WORLD
+from dpt.data.stream import encode_pair_images, encode_texts, texts_of
 from dpt.embedded import EMBEDDED, model_location
 
 BATCH = 16

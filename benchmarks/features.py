@@ -19,8 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dpt.adapter import Adapter, config_for
-from dpt.adapter.io.native import save_adapter
-from dpt.adapter.phrase_encoder import open_phrase_encoder
+from dpt.adapter.io import save_adapter
+from dpt.adapter.model import open_phrase_encoder
 from dpt.backbone import Backbone, open_backbone
 from dpt.backbone.rng import SampleRNG
 from dpt.cli.common.console import parse_options

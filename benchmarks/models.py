@@ -18,11 +18,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from dpt.adapter import Adapter, config_for
-from dpt.backbone import Backbone, memory_saving_layers, open_backbone
+from dpt.backbone import Backbone, memory, open_backbone
 from dpt.backbone.device import resolve_dtype
 from dpt.backbone.folder import ModelFolder
 from dpt.backbone.sdxl import SDXLBackbone
-from dpt.backbone.transformer_text import PromptEncoder
+from dpt.backbone.text import PromptEncoder
 from dpt.backbone.unet import UNetBackbone
 from dpt.embedded import EMBEDDED, model_location
 
@@ -231,9 +231,7 @@ def adapter_for(backbone: Backbone, feature: str | None = None, **shape: Any) ->
 @contextmanager
 def as_it_came(unet: Any) -> Iterator[None]:
     """Inside, its layers are diffusers' own, which keep more for the backward pass."""
-    ours = [
-        (module, type(module)) for module in unet.modules() if type(module).__module__ == memory_saving_layers.__name__
-    ]
+    ours = [(module, type(module)) for module in unet.modules() if type(module).__module__ == memory.__name__]
     for module, kind in ours:
         module.__class__ = kind.__base__
     try:

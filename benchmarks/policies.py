@@ -25,7 +25,7 @@ from train_step import Options as StepOptions
 from train_step import examples, stepping, task_for, ways_for
 
 from dpt.backbone import Backbone
-from dpt.backbone.speedups import apply_speedups
+from dpt.backbone.device import apply_speedups
 from dpt.cli.common.console import parse_options
 from dpt.sampling.options import Correction
 

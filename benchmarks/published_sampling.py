@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dpt.objectives.losses import match_score
-from dpt.sampling.hooks import StepHook, StepInfo
+from dpt.sampling.guidance import StepHook, StepInfo
 from dpt.sampling.self_correction import SelfCorrection
 
 

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from dpt.backbone.rng import SampleRNG
 from dpt.data.example import Batch
-from dpt.data.pairs import EXPRESSION, HARD, RANDOM, TRUE, encode_pair_images, texts_of
+from dpt.data.stream import EXPRESSION, HARD, RANDOM, TRUE, encode_pair_images, texts_of
 from dpt.training.tasks.denoising import DENOISED, MSE, NoisedBatch
 from dpt.training.tasks.discriminative import pairs_of
-from dpt.training.tasks.stage1 import Stage1
-from dpt.training.tasks.stage2 import Stage2
+from dpt.training.tasks.stages import Stage1, Stage2
 
 
 def losses(task: Stage1 | Stage2, batch: Batch, rng: SampleRNG, num_boxes: Tensor) -> dict[str, Tensor]:

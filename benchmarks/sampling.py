@@ -25,11 +25,11 @@ from torch import Tensor
 
 from dpt.adapter import Adapter
 from dpt.backbone import Condition
-from dpt.backbone.speedups import apply_speedups
+from dpt.backbone.device import apply_speedups
 from dpt.checkpoints import open_checkpoint
 from dpt.cli.common.console import parse_options
 from dpt.embedded import embedded_defaults
-from dpt.sampling.hooks import StepInfo
+from dpt.sampling.guidance import StepInfo
 from dpt.sampling.loop import denoise
 from dpt.sampling.options import Correction, Guidance, Interval, recommended_correction
 from dpt.sampling.schedulers import make_scheduler

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dpt.backbone import Condition
 from dpt.cli.common.console import parse_options
-from dpt.data.pairs import MATCHING
+from dpt.data.stream import MATCHING
 from dpt.lora import Lora, LoraConfig
 
 PAIRS = 1 + len(MATCHING)

@@ -34,21 +34,20 @@ from timing import compared, in_turns, keep, kept_bytes, peak_bytes, seconds_of,
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dpt.adapter.phrase_encoder import BackbonePhraseEncoder
+from dpt.adapter.model import BackbonePhraseEncoder
 from dpt.backbone import Backbone, Condition
+from dpt.backbone.device import apply_speedups
 from dpt.backbone.rng import SampleRNG
-from dpt.backbone.speedups import apply_speedups
 from dpt.cli.common.console import parse_options
 from dpt.data.example import Batch, collate
 from dpt.data.images import Framing
-from dpt.data.pairs import texts_of
 from dpt.data.scenes.source import SceneSource
 from dpt.data.scenes.world import POCKET_WORLD
+from dpt.data.stream import texts_of
 from dpt.lora import Lora, LoraConfig
 from dpt.training.tasks.denoising import DENOISED, add_noise_to_batch
 from dpt.training.tasks.discriminative import pairs_of
-from dpt.training.tasks.stage1 import Stage1
-from dpt.training.tasks.stage2 import Stage2, Stage2Config
+from dpt.training.tasks.stages import Stage1, Stage2, Stage2Config
 
 Task = Stage1 | Stage2
 AS_IT_CAME = ("plain", "published")

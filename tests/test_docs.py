@@ -19,7 +19,7 @@ import yaml
 
 from dpt.detect.accuracy import AccuracyRow, CaptionRow, DetectionCounts
 from dpt.embedded import embedded_defaults
-from dpt.pocket.recipe import RECIPE_FILE, read_recipe
+from dpt.pocket.training import RECIPE_FILE, read_recipe
 from dpt.records import to_plain
 from dpt.sampling.options import Correction, recommended_correction
 
@@ -186,7 +186,7 @@ def test_benchmark_records_name_their_command_date_and_machine() -> None:
 
 
 def test_the_reader_page_is_of_the_shipped_reader() -> None:
-    from dpt.claims.detections import DetectConfig
+    from dpt.claims.judge import DetectConfig
     from dpt.detect.registry import open_detector
 
     assert open_detector("reader", DetectConfig("", 0.0)).identity == read_json("reader/pocket.json")["detector"]

@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 
 from dpt.errors import UserError
-from dpt.pocket.recipe import RECIPE_FILE, Recipe, read_recipe
+from dpt.pocket.training import RECIPE_FILE, Recipe, read_recipe
 from dpt.records import from_plain, read_record, to_plain
 
 

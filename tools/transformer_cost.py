@@ -9,10 +9,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpt.adapter import Adapter
-from dpt.adapter.config import AdapterConfig
-from dpt.backbone.activation_memory import saved_activation_bytes
+from dpt.adapter.transformer import AdapterConfig
 from dpt.backbone.base import Condition
 from dpt.backbone.loading import library_class
+from dpt.backbone.memory import saved_activation_bytes
 from dpt.backbone.mmdit import normalise_tokens
 from dpt.backbone.token_forward import BlockWalker
 from dpt.backbone.transformer_families import FLUX, SD3, TransformerFamily

@@ -8,18 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpt.backbone import activation_memory, loading
+from dpt.backbone import loading, memory
 from dpt.backbone.base import Condition, FeatureSpec, Grid, NoiseSchedule
-from dpt.backbone.diffusers_model import DiffusersModel
+from dpt.backbone.diffusers_model import DiffusersModel, add_passes
 from dpt.backbone.folder import FLOW_SCHEDULER, VAE, ModelFolder
-from dpt.backbone.passes import add_passes
+from dpt.backbone.noise import STEP_RULE, RectifiedFlow, StepRule, is_flow
 from dpt.backbone.quantization import Quantization
-from dpt.backbone.rectified_flow import STEP_RULE, RectifiedFlow, StepRule, is_flow
-from dpt.backbone.repeated_token import merge_equal_tokens
-from dpt.backbone.text import prompt_warnings, tokenize
-from dpt.backbone.token_forward import BlockWalker, TokenPartialForward
+from dpt.backbone.text import PromptEncoder, TextInputs, is_zero_t5, prompt_warnings, tokenize
+from dpt.backbone.token_forward import BlockWalker, TokenPartialForward, merge_equal_tokens
 from dpt.backbone.transformer_families import TransformerFamily
-from dpt.backbone.transformer_text import PromptEncoder, TextInputs, is_zero_t5
 from dpt.errors import UserError
 from dpt.generation_defaults import GenerationDefaults, generation_defaults
 
@@ -245,9 +242,7 @@ class TransformerBackbone(DiffusersModel):
     def inference_bytes(self) -> int:
         height, width = self.default_latent_size
         tokens = height * width // self.latent_multiple**2 + self.family.text_tokens
-        return (
-            activation_memory.MAPS_AT_ONCE * tokens * self.family.width(self.transformer.config) * self.dtype.itemsize
-        )
+        return memory.MAPS_AT_ONCE * tokens * self.family.width(self.transformer.config) * self.dtype.itemsize
 
     def activation_bytes(self, feature: str | None, gradient_checkpointing: bool) -> int:
         z = torch.zeros(1, self.latent_channels, *self.default_latent_size, device="meta")
@@ -262,7 +257,7 @@ class TransformerBackbone(DiffusersModel):
 
         lists = [getattr(self.transformer, blocks.name) for blocks in self.family.blocks]
         kinds = {type(block).__name__ for blocks in lists for block in blocks}
-        return activation_memory.saved_activation_bytes(self.transformer, forward, gradient_checkpointing, kinds)
+        return memory.saved_activation_bytes(self.transformer, forward, gradient_checkpointing, kinds)
 
 
 def _check_parts_fit(family: TransformerFamily, folder: ModelFolder) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from dpt.backbone.speedups import block_classes
+from dpt.backbone.device import block_classes
 from dpt.errors import UserError
 
 Quantization = Literal["nf4", "int8"]

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from dpt.backbone import loading, unet_features
 from dpt.backbone.base import Condition, Grid, ImageSizes
-from dpt.backbone.config_limits import check_whole_numbers
 from dpt.backbone.folder import (
     SCHEDULER,
     SDXL_UNET,
@@ -20,13 +19,13 @@ from dpt.backbone.folder import (
     VAE,
     Component,
     ModelFolder,
+    check_whole_numbers,
     class_in,
     clip_tokenizer,
     clip_with_projection,
 )
 from dpt.backbone.quantization import Quantization
-from dpt.backbone.text import prompt_warnings, text_projections, text_transformer
-from dpt.backbone.transformer_text import PromptEncoder
+from dpt.backbone.text import PromptEncoder, prompt_warnings, text_projections, text_transformer
 from dpt.backbone.unet import UNetBackbone
 from dpt.errors import UserError
 from dpt.generation_defaults import generation_defaults

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dpt.backbone.base import Condition
 from dpt.backbone.folder import FLOW_SCHEDULER, TEXT_ENCODER, TOKENIZER, TOKENIZER_CONFIG, VAE, Component
-from dpt.backbone.transformer_text import TextInputs, encode_auraflow, encode_flux, encode_sd3
+from dpt.backbone.text import TextInputs, encode_auraflow, encode_flux, encode_sd3
 
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
 

@@ -11,16 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpt.backbone import activation_memory, loading, unet_features
+from dpt.backbone import loading, memory, unet_features
 from dpt.backbone.base import Condition, FeatureSpec, Grid, NoiseSchedule
-from dpt.backbone.diffusers_model import DiffusersModel
+from dpt.backbone.diffusers_model import DiffusersModel, add_passes
 from dpt.backbone.folder import COMPONENTS, UNET, Component, ModelFolder
-from dpt.backbone.memory_saving_layers import use_memory_saving_layers
+from dpt.backbone.memory import use_memory_saving_layers
 from dpt.backbone.noise import DDPMSchedule
-from dpt.backbone.passes import add_passes
 from dpt.backbone.quantization import Quantization
 from dpt.backbone.text import encode_prompts, prompt_warnings, text_projections, text_transformer, tokenize
-from dpt.backbone.unet_forward import UNetPartialForward, finish_forward, read_feature
+from dpt.backbone.unet_features import UNetPartialForward, finish_forward, read_feature
 from dpt.generation_defaults import GenerationDefaults, generation_defaults
 
 
@@ -178,7 +177,7 @@ class UNetBackbone(DiffusersModel):
     def inference_bytes(self) -> int:
         height, width = self.default_latent_size
         map_bytes = int(self.unet.config.block_out_channels[0]) * height * width * self.dtype.itemsize
-        return activation_memory.MAPS_AT_ONCE * map_bytes
+        return memory.MAPS_AT_ONCE * map_bytes
 
     def activation_bytes(self, feature: str | None, gradient_checkpointing: bool) -> int:
         z = torch.zeros(1, self.latent_channels, *self.default_latent_size, device="meta")
@@ -192,4 +191,4 @@ class UNetBackbone(DiffusersModel):
                 return unet(z, t, encoder_hidden_states=states, added_cond_kwargs=added)
             return read_feature(unet, z, t, states, feature, added=added)
 
-        return activation_memory.saved_activation_bytes(self.unet, forward, gradient_checkpointing)
+        return memory.saved_activation_bytes(self.unet, forward, gradient_checkpointing)

@@ -1,4 +1,4 @@
-"""Captions of any wording that one changed fact makes false, and the noun phrases in them: rules on words, no parser.
+"""False captions: of any wording by rules on words, and of a parsed prompt with one fact changed; no parser.
 
 The known nouns are COCO's classes and the shapes of rendered scenes; a caller may add its own. A rule that could leave
 a caption true (colours exchanged between two cars, nouns exchanged around "and") is not applied. Only what the caption
@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from dpt.claims.captions import NUMBER_WORDS
-from dpt.claims.facts import Noun
+from dpt.claims.facts import RELATIONS, Absent, Count, Noun, Prompt, Related, RelationByCentres, RelationOfBest
 from dpt.claims.parse import MOST_OBJECTS, Heads, colour_named, photo_heads, scene_heads
+from dpt.claims.relabel import Reason
 from dpt.claims.words import (
     COLOUR_WORDS,
     IRREGULAR_PLURALS,
+    NUMBER_WORDS,
     OPPOSITE,
     RELATION_WORDS,
     SIZE_WORDS,
+    Phrase,
     article,
+    detected_caption,
     plural,
     scene_plural,
 )
@@ -43,7 +46,7 @@ MORE_OPPOSITES = {
 
 ONE_WAY = {"behind": "in front of", "beneath": "on top of", "underneath": "on top of", "outside": "inside"}
 
-RELATIONS = {**MORE_OPPOSITES, **ONE_WAY, **OPPOSITES}
+REVERSALS = {**MORE_OPPOSITES, **ONE_WAY, **OPPOSITES}
 """Each wording of a relation, and one that contradicts it."""
 
 JOINING = frozenset({"and", "or", "with", "a", "an", "the", "of"})
@@ -183,9 +186,9 @@ def _relations(caption: str) -> list[str]:
     """Each relation reversed; a longer wording hides the shorter ones in it."""
     words = _words_of(caption)
     end = words[-1].end if words else 0
-    pattern = "|".join(sorted(map(re.escape, RELATIONS), key=len, reverse=True))
+    pattern = "|".join(sorted(map(re.escape, REVERSALS), key=len, reverse=True))
     found = re.finditer(rf"(?<![\w-])(?:{pattern})(?![\w-])", caption, re.I)
-    return [_replaced(caption, [(*match.span(), RELATIONS[match[0].lower()])]) for match in found if match.end() <= end]
+    return [_replaced(caption, [(*match.span(), REVERSALS[match[0].lower()])]) for match in found if match.end() <= end]
 
 
 def _colours(caption: str, words: list[_Word], phrases: list[CaptionNoun]) -> list[str]:
@@ -263,3 +266,53 @@ def _nouns(caption: str, words: list[_Word], phrases: list[CaptionNoun], heads: 
             new = KeyedRandom("false noun", caption.lower(), phrase.head[0]).choice(choices)
             texts.append(_replaced(caption, [(*phrase.head, _plural(new) if phrase.plural else new)]))
     return texts
+
+
+MAX_COUNT = 4
+"""The largest number of an alternative; the prompt's own may be larger."""
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A caption, and the test that an image fails if this caption fits it better than its prompt."""
+
+    text: str
+    reason: Reason
+
+
+def alternatives(prompt: Prompt) -> tuple[Alternative, ...]:
+    """Other relations; colours exchanged; one of two objects missing; other numbers of a single noun."""
+    counts = [claim for claim in prompt.facts if isinstance(claim, Count)]
+    phrases = [Phrase(claim.noun, claim.n) for claim in counts]
+    relation = next((c for c in prompt.facts if isinstance(c, Related | RelationByCentres | RelationOfBest)), None)
+    found: list[Alternative] = []
+
+    def add(reason: Reason, changed: list[Phrase], stated: str | None, absent: list[Noun]) -> None:
+        text = detected_caption(prompt, changed, stated, absent, digits=False, digits_for_one=False, an=True)
+        found.append(Alternative(text, reason))
+
+    lacking = [claim.noun for claim in prompt.facts if isinstance(claim, Absent)]
+    stated = relation.relation if relation is not None and len(phrases) > 1 else None
+    if relation is not None and stated is not None:
+        pair = [relation.first, relation.second]
+        phrases.sort(key=lambda phrase: pair.index(phrase.noun) if phrase.noun in pair else len(pair))
+        for other in RELATIONS:
+            if other != stated:
+                add("location", phrases, other, lacking)
+    if len(phrases) > 1 and phrases[0].noun.colour != phrases[1].noun.colour:
+        first, second = phrases[:2]
+        swapped = [
+            replace(first, noun=replace(first.noun, colour=second.noun.colour)),
+            replace(second, noun=replace(second.noun, colour=first.noun.colour)),
+        ]
+        add("colour", [*swapped, *phrases[2:]], stated, lacking)
+    if len(phrases) == 2:
+        for phrase in phrases:
+            add("number", [phrase], None, lacking)
+    if len(phrases) == 1:
+        for n in range(1, MAX_COUNT + 1):
+            if n != phrases[0].n:
+                add("number", [replace(phrases[0], n=n)], None, lacking)
+    if lacking and phrases:
+        add("number", [*phrases, *(Phrase(noun, 1) for noun in lacking)], None, [])
+    return tuple(dict.fromkeys(found))

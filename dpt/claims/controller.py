@@ -10,10 +10,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from dpt.claims.boxes import Box
-from dpt.claims.edits import check_ids
-from dpt.claims.facts import Noun, offset
-from dpt.claims.layout import Layout, PlacedObject, box_at
+from dpt.claims.facts import Box, Noun, offset
+from dpt.claims.layout import Layout, PlacedObject, box_at, check_ids
 from dpt.claims.parse import ObjectRelation, ParsedPrompt
 
 Floats: TypeAlias = NDArray[np.float64]

@@ -1,4 +1,4 @@
-"""Claims about an image, whether they hold for the things in it, and prompts that make such claims.
+"""Boxes, claims about an image, whether they hold for the things in it, and prompts that make such claims.
 
 A thing has a shape, a colour, a size and a box. Claims of the public suites also rank things by score; ties keep the
 detector's order.
@@ -11,7 +11,54 @@ from dataclasses import dataclass
 from math import hypot
 from typing import Protocol, TypeVar
 
-from dpt.claims.boxes import RELATION_MARGIN, Box, related
+RELATIONS: tuple[str, ...] = ("left", "right", "above", "below")
+
+
+RELATION_MARGIN = 6.0
+"""Pixels between two centres from which a relation is stated or accepted."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """Corners in pixels; x to the right, y downwards."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        return (self.x0 + self.x1) / 2, (self.y0 + self.y1) / 2
+
+    @property
+    def width(self) -> float:
+        return self.x1 - self.x0
+
+    @property
+    def height(self) -> float:
+        return self.y1 - self.y0
+
+    def gap_to(self, other: Box) -> float:
+        """Pixels between two boxes along the axis that separates them best; negative if they overlap."""
+        return max(self.x0 - other.x1, other.x0 - self.x1, self.y0 - other.y1, other.y0 - self.y1)
+
+
+def related(first: Box, second: Box, relation: str, margin: float = RELATION_MARGIN) -> bool:
+    """Whether the centre of `first` lies beyond that of `second` in the relation's direction by the margin."""
+    (ax, ay), (bx, by) = first.centre, second.centre
+    ahead = {"left": bx - ax, "right": ax - bx, "above": by - ay, "below": ay - by}[relation]
+    return ahead >= margin
+
+
+def overlap(a: Box, b: Box) -> float:
+    """Intersection over union."""
+    width = min(a.x1, b.x1) - max(a.x0, b.x0)
+    height = min(a.y1, b.y1) - max(a.y0, b.y0)
+    if width <= 0 or height <= 0:
+        return 0.0
+    intersection = width * height
+    return intersection / (a.width * a.height + b.width * b.height - intersection)
 
 
 class Thing(Protocol):

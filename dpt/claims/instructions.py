@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from dpt.claims.boxes import Box
 from dpt.claims.controller import DEFAULT_RULES, LayoutRules, propose
-from dpt.claims.facts import Noun
+from dpt.claims.facts import Box, Noun
 from dpt.claims.layout import Layout, PlacedObject, box_at
 from dpt.claims.parse import Heads, ObjectRelation, ParsedPrompt, colour_named, parse_noun, photo_heads, scene_heads
 from dpt.claims.words import NUMBERS, RELATION_WORDS

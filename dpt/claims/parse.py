@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from dpt.claims.description import Description, Group
 from dpt.claims.facts import Absent, Claim, Count, Noun, Prompt, RelationByCentres
 from dpt.claims.words import (
     BACKGROUND_ENDING,
@@ -26,6 +25,8 @@ from dpt.claims.words import (
     RELATION_WORDS,
     SHAPE_WORDS,
     SIZE_WORDS,
+    Description,
+    Group,
     plural,
     scene_plural,
 )

@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 from math import inf, isfinite
 from typing import Literal
 
-from dpt.claims.boxes import RELATIONS, Box, overlap
-from dpt.claims.captions import Phrase, count_limit, detected_caption
-from dpt.claims.detections import DetectConfig, Detections
 from dpt.claims.facts import (
+    RELATIONS,
     Absent,
+    Box,
     Claim,
     ColourOfBest,
     Count,
@@ -28,9 +27,10 @@ from dpt.claims.facts import (
     RelationByCentres,
     RelationOfBest,
     offset,
+    overlap,
 )
-from dpt.claims.judge import JudgedObject, judged_objects
-from dpt.claims.words import OPPOSITE
+from dpt.claims.judge import DetectConfig, Detections, JudgedObject, judged_objects
+from dpt.claims.words import OPPOSITE, Phrase, count_limit, detected_caption
 from dpt.errors import UserError
 
 Reason = Literal["number", "colour", "location"]

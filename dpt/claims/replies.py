@@ -9,10 +9,8 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from dpt.claims.boxes import Box
-from dpt.claims.edits import renamed_to_nearest, with_unique_ids
-from dpt.claims.facts import Absent, Claim, Count, Noun
-from dpt.claims.layout import Layout, PlacedObject, check_box, split_name
+from dpt.claims.facts import Absent, Box, Claim, Count, Noun
+from dpt.claims.layout import Layout, PlacedObject, check_box, renamed_to_nearest, split_name, with_unique_ids
 from dpt.claims.parse import MOST_OBJECTS, ParsedPrompt
 from dpt.errors import UserError
 from dpt.untrusted import literal

@@ -1,11 +1,14 @@
-"""The vocabulary of captions: shapes, colours, numbers, relations, plurals and articles."""
+"""The vocabulary of captions, captions for detections, and descriptions of a scene as facts and as a sentence."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Protocol
 
-from dpt.claims.facts import Noun
+from dpt.claims.facts import Absent, Count, Fact, Noun, Prompt, Related
 from dpt.keyed_random import KeyedRandom
 
 RGB = tuple[int, int, int]
@@ -156,3 +159,192 @@ IRREGULAR_PLURALS = {
     "scissors": "scissors",
     "broccoli": "broccoli",
 }
+
+
+NUMBER_WORDS = (*NUMBERS, "six", "seven", "eight", "nine", "ten")
+
+PLACES = {"left": ("left", "right"), "right": ("right", "left"), "above": ("top", "bottom"), "below": ("bottom", "top")}
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A noun and how many of it."""
+
+    noun: Noun
+    n: int
+
+
+def count_limit(prompt: Prompt) -> int:
+    """The largest number that a caption of this kind puts into words; rendered scenes have no word beyond five."""
+    return len(NUMBERS) - 1 if prompt.closed else len(NUMBER_WORDS) - 1
+
+
+def detected_caption(
+    prompt: Prompt,
+    phrases: Sequence[Phrase],
+    relation: str | None,
+    absent: Sequence[Noun],
+    *,
+    digits: bool,
+    digits_for_one: bool,
+    an: bool,
+) -> str:
+    """A caption that opens as the prompt does; `relation` holds between the first two phrases.
+
+    `digits`: "2 dog" instead of "two dogs"; `digits_for_one`: and "1 dog" instead of "a dog". `an`: "an apple" instead
+    of "a apple".
+    """
+    parts = [_counted(phrase, digits, digits_for_one, an) for phrase in phrases]
+    if relation is not None:
+        parts = [_related(prompt.text, parts[0], relation, parts[1]), *parts[2:]]
+    text = " and ".join(parts)
+    if absent:
+        lacking = " and ".join(_words(noun, many=True) for noun in absent)
+        text = f"{text} without {lacking}".strip()
+    return _opened(prompt.text, text)
+
+
+def _counted(phrase: Phrase, digits: bool, digits_for_one: bool, an: bool) -> str:
+    words = _words(phrase.noun, many=False)
+    if digits and (phrase.n != 1 or digits_for_one):
+        return f"{phrase.n} {words}"
+    if phrase.n == 1:
+        return f"{article(words) if an else 'a'} {words}"
+    return f"{NUMBER_WORDS[phrase.n]} {_words(phrase.noun, many=True)}"
+
+
+def _words(noun: Noun, many: bool) -> str:
+    head = noun.shape or ANYTHING[0]
+    if many:
+        head = IRREGULAR_PLURALS.get(head) or plural(head)
+    return " ".join(word for word in (noun.size, noun.colour, head) if word)
+
+
+def _related(original: str, first: str, relation: str, second: str) -> str:
+    if any(f" on the {place}" in original for place in PLACES["left"] + PLACES["above"]):
+        here, there = PLACES[relation]
+        return f"{first} on the {here} and {second} on the {there}"
+    long, short = RELATION_WORDS[relation][:2]
+    as_geneval = any(f" {side} of " in original and f" to the {side} of " not in original for side in ("left", "right"))
+    return f"{first} {short if as_geneval and relation in ('left', 'right') else long} {second}"
+
+
+def _opened(original: str, text: str) -> str:
+    if original.startswith(LMD_OPENING):
+        return f"{LMD_OPENING} {text}" if text.startswith("without ") else f"{LMD_OPENING} with {text}"
+    opening = next((o for o in PHOTO_OPENINGS if original.lower().startswith(f"{o} ")), "")
+    return f"{opening} {text}".strip()
+
+
+@dataclass(frozen=True)
+class Group:
+    noun: Noun
+    n: int
+    vague: bool = False
+    """Worded without a number: "some circles"."""
+
+
+@dataclass(frozen=True)
+class Description:
+    groups: tuple[Group, ...]
+    relation: str | None = None
+    """Relation of the first group to the second, each of one thing."""
+    absent: Noun | None = None
+    exact: bool = True
+    """Whether "a circle" means exactly one; in vague captions it means at least one."""
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        facts: list[Fact] = [
+            Count(g.noun, 2 if g.vague else g.n, exact=self.exact and not g.vague) for g in self.groups
+        ]
+        if self.relation:
+            facts.append(Related(self.groups[0].noun, self.relation, self.groups[1].noun))
+        if self.absent:
+            facts.append(Absent(self.absent))
+        return tuple(facts)
+
+
+@dataclass(frozen=True)
+class Caption:
+    text: str
+    facts: tuple[Fact, ...]
+
+
+def caption_text(description: Description, rng: KeyedRandom | None = None) -> str:
+    """The description as a sentence; without rng, in its plainest wording."""
+    parts = [_group_words(group, rng) for group in description.groups]
+    if description.relation:
+        relation = choose_word(RELATION_WORDS[description.relation], rng)
+        parts = [f"{parts[0]} {relation} {parts[1]}", *parts[2:]]
+    if description.absent:
+        absent = " ".join(noun_words(description.absent, rng, many=True))
+        parts[-1] += f" without {'any ' if rng and rng.chance(0.3) else ''}{absent}"
+    text = " and ".join(parts)
+    if rng is None:
+        return text
+    opening = rng.choice(OPENINGS)
+    if rng.chance(0.1):
+        text += f" {BACKGROUND_ENDING}"
+    return f"{opening} {text}".strip()
+
+
+def _group_words(group: Group, rng: KeyedRandom | None) -> str:
+    many = group.n > 1
+    words = noun_words(group.noun, rng, many)
+    if group.vague:
+        return " ".join([rng.choice(VAGUE) if rng else VAGUE[0], *words])
+    if many:
+        return " ".join([NUMBERS[group.n], *words])
+    if rng and rng.chance(0.1):
+        return " ".join(["one", *words])
+    return " ".join([scene_article(words[0]), *words])
+
+
+class Vocabulary(Protocol):
+    """The words that a closed world knows."""
+
+    @property
+    def shapes(self) -> Sequence[str]: ...
+    @property
+    def colours(self) -> Sequence[str]: ...
+    @property
+    def sizes(self) -> Sequence[str]: ...
+
+
+def parse_caption(text: str, world: Vocabulary) -> Description | None:
+    """The description that `caption_text` puts into exactly this sentence; None for any other sentence."""
+    sentence = " ".join(text.lower().rstrip(". ").split())
+    positive, without, absent = sentence.partition(" without ")
+    first, relation, rest = _split_at_relation(positive)
+    parts = [*([first] if relation else []), *(rest if relation else positive).split(" and ")]
+    groups = [_parse_group(part, world) for part in parts]
+    lacking = _parse_noun(absent, world, many=True) if without else None
+    if None in groups or (without and lacking is None):
+        return None
+    description = Description(tuple(group for group in groups if group), relation, lacking)
+    return description if caption_text(description) == sentence else None
+
+
+def _split_at_relation(text: str) -> tuple[str, str | None, str]:
+    for relation, (words, *_) in RELATION_WORDS.items():
+        first, separator, rest = text.partition(f" {words} ")
+        if separator:
+            return first, relation, rest
+    return "", None, text
+
+
+def _parse_group(text: str, world: Vocabulary) -> Group | None:
+    number, _, rest = text.partition(" ")
+    n = 1 if number in ("a", "an") else NUMBERS.index(number) if number in NUMBERS[2:] else 0
+    noun = _parse_noun(rest, world, many=n > 1)
+    return Group(noun, n) if n and noun else None
+
+
+def _parse_noun(text: str, world: Vocabulary, many: bool) -> Noun | None:
+    *before, head = text.split() or [""]
+    shape = next((shape for shape in world.shapes if head == (scene_plural(shape) if many else shape)), None)
+    for size, colour in product((None, *world.sizes), (None, *world.colours)):
+        if shape and before == [word for word in (size, colour) if word]:
+            return Noun(colour, shape, size)
+    return None

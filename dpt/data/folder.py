@@ -8,10 +8,9 @@ from math import isfinite
 from pathlib import Path
 
 from dpt.data.example import ALL_PARTS, Example, ExampleImage, ExampleParts, Source
-from dpt.data.files.reading import Row, is_number, is_text, parse_line, read_bytes, read_lines, shown
-from dpt.data.files.root import content_identity
+from dpt.data.files.reading import Row, content_identity, is_number, is_text, parse_line, read_bytes, read_lines, shown
 from dpt.data.images import Framing, read_image
-from dpt.data.mirror import can_mirror, mirrored
+from dpt.data.mixture import can_mirror, mirrored
 from dpt.errors import DataError
 from dpt.keyed_random import KeyedRandom
 
@@ -31,7 +30,7 @@ class CaptionedPicture:
     where: str
     """File and line that say so."""
     type: str = ""
-    """positive, negative or regularization, where a row says so: see dpt/data/preference/tuning.py."""
+    """positive, negative or regularization, where a row says so: see dpt/data/preference/source.py."""
 
 
 def is_picture_folder(folder: Path) -> bool:

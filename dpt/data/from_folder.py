@@ -17,10 +17,10 @@ from math import log
 from pathlib import Path
 from typing import Any
 
-from dpt.claims.boxes import Box
 from dpt.claims.caption_edits import CaptionNoun, false_captions, heads_with, noun_phrases
-from dpt.claims.detections import Detection
-from dpt.data.files import root as layout
+from dpt.claims.facts import Box
+from dpt.claims.judge import Detection
+from dpt.data.files import reading as layout
 from dpt.data.files.hard_negatives import HardNegatives, captions_of_images
 from dpt.data.folder import CaptionedPicture, read_picture_folder
 from dpt.data.images import read_header, read_image

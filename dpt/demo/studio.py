@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 from dpt.embedded import CHECKOUT, EMBEDDED_CLIP, EMBEDDED_MODELS
 from dpt.errors import UserError, fail
 from dpt.generation_defaults import generation_defaults
-from dpt.methods.base import GenerationConfig, Method, MethodConfig
-from dpt.methods.diffusion import DiffusionConfig
+from dpt.methods.base import DiffusionConfig, GenerationConfig, Method, MethodConfig
 from dpt.methods.registry import known_methods, parse_methods
 from dpt.methods.sld.method import SLDConfig
 from dpt.sampling.options import SamplerConfig

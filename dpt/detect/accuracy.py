@@ -9,13 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from dpt.claims.boxes import overlap
-from dpt.claims.description import caption_text
-from dpt.claims.detections import Detection, Detections
-from dpt.claims.facts import Prompt
-from dpt.claims.judge import judge
-from dpt.data.scenes.captions import describe_scene
-from dpt.data.scenes.negatives import NEGATIVE_TYPES, false_description
+from dpt.claims.facts import Prompt, overlap
+from dpt.claims.judge import Detection, Detections, judge
+from dpt.claims.words import caption_text
+from dpt.data.scenes.captions import NEGATIVE_TYPES, describe_scene, false_description
 from dpt.data.scenes.world import Scene, SceneObject, World
 from dpt.detect.base import Image
 from dpt.errors import fail

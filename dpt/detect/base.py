@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dpt.claims.boxes import Box, overlap
-from dpt.claims.detections import DetectConfig, Detection, Detections
+from dpt.claims.facts import Box, overlap
+from dpt.claims.judge import DetectConfig, Detection, Detections
 from dpt.claims.words import with_article
 from dpt.errors import UserError
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from dpt.backbone.device import resolve_device
-from dpt.backbone.hf_model import HFModelFolder, open_hf_model
-from dpt.claims.detections import DetectConfig, Detections
+from dpt.backbone.opening import HFModelFolder, open_hf_model
 from dpt.claims.facts import Prompt
+from dpt.claims.judge import DetectConfig, Detections
 from dpt.claims.words import COCO_NOUNS
 from dpt.detect.base import Detector, Image, detector_identity, read_boxes
-from dpt.detect.owl import corners
+from dpt.detect.zero_shot import corners
 from dpt.errors import UserError
 from dpt.score.clip import CHANNELS_LAST, Clip
 

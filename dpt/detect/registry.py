@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpt.claims.detections import DetectConfig
+from dpt.claims.judge import DetectConfig
 from dpt.detect.base import Detector
 from dpt.detect.reader import RECORD
 from dpt.embedded import CHECKOUT, EMBEDDED_READER, embedded_path
@@ -55,7 +55,7 @@ def open_detector(name: str, config: DetectConfig, colours: Clip | None = None, 
         from dpt.detect.reader.detector import open_reader
 
         return open_reader(CHECKOUT / EMBEDDED_READER if name == READER else embedded_path(name), device)
-    from dpt.backbone.hf_model import open_hf_model
+    from dpt.backbone.opening import open_hf_model
     from dpt.detect.coco import COCO_CHECKPOINTS, COCO_MODEL_TYPES, open_coco
     from dpt.detect.zero_shot import DEFAULT_CHECKPOINTS, MODEL_TYPES, open_zero_shot
 

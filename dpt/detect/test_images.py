@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
-from dpt.claims.boxes import Box
+from dpt.claims.facts import Box
 from dpt.claims.words import COLOURS, SHAPES
 from dpt.data.scenes.render import coverage
 from dpt.data.scenes.world import BACKGROUNDS, EDGE, SIZES, World

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpt.claims.detections import DetectConfig, Detections
 from dpt.claims.facts import RelationByCentres
-from dpt.claims.judge import JudgedObject
+from dpt.claims.judge import DetectConfig, Detections, JudgedObject
 from dpt.claims.relabel import RelabelConfig, relabel
 from dpt.data.files.reading import Row
 from dpt.errors import UserError
 from dpt.evaluation.suites.sr2d import RELATIONS
 from dpt.intervals import Share
-from dpt.methods.ipr.records import DetectionDump, SampledImage, noun_pair
+from dpt.methods.ipr.folders import DetectionDump, SampledImage, noun_pair
 from dpt.untrusted import read_json_object
 
 STRICT = RelabelConfig(others_are_faults=True)

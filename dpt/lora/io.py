@@ -14,8 +14,7 @@ from dpt.backbone.identity import check_base
 from dpt.backbone.unet_features import lora_architecture
 from dpt.errors import UserError
 from dpt.files import atomic_folder
-from dpt.lora.injection import Lora, LoraConfig
-from dpt.lora.text_encoders import is_text_target
+from dpt.lora.injection import Lora, LoraConfig, is_text_target
 from dpt.records import read_record, to_plain
 from dpt.weights import check_numbers, read_weights, write_weights
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from dpt.embedded import EMBEDDED, EMBEDDED_MODELS, embedded_defaults, embedded_path
 from dpt.errors import UserError, fail
-from dpt.methods.base import MethodConfig
-from dpt.methods.diffusion import BASE, DiffusionConfig
+from dpt.methods.base import BASE, DiffusionConfig, MethodConfig
 from dpt.methods.sld.method import ORACLE, SUFFIX, SLDConfig, default_masks
 from dpt.methods.sld.settings import LoopSettings
 from dpt.sampling.options import PUBLISHED_TARGET, Correction, Interval, recommended_correction

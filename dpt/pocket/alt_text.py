@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from dpt.claims.boxes import RELATIONS
-from dpt.claims.description import Description, Group, caption_text
-from dpt.claims.facts import Noun
+from dpt.claims.facts import RELATIONS, Noun
 from dpt.claims.words import (
     ANYTHING,
     COLOUR_WORDS,
@@ -16,10 +14,12 @@ from dpt.claims.words import (
     SCENE_WORDS,
     SHAPE_WORDS,
     VAGUE,
+    Description,
+    Group,
+    caption_text,
     scene_plural,
 )
-from dpt.data.scenes.captions import describe_scene, drop_facts
-from dpt.data.scenes.negatives import false_description
+from dpt.data.scenes.captions import describe_scene, drop_facts, false_description
 from dpt.data.scenes.world import Scene, World, draw_kinds
 from dpt.keyed_random import KeyedRandom
 

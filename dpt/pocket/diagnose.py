@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusion3Pipeline, StableDiffusionPipeline
 from torch import Tensor
 
-from dpt.claims.boxes import RELATIONS
+from dpt.claims.facts import RELATIONS
 from dpt.claims.words import COLOUR_WORDS, COLOURS, NUMBERS, OPPOSITE, SHAPE_WORDS, scene_plural
 from dpt.data.scenes.world import BACKGROUNDS, POCKET_WORLD, World
 from dpt.errors import UserError

@@ -14,9 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dpt.backbone import Backbone
-from dpt.claims.detections import Detections
 from dpt.claims.facts import Prompt
-from dpt.claims.judge import Verdict, judge
+from dpt.claims.judge import Detections, Verdict, judge
 from dpt.data.images import to_pil
 from dpt.data.scenes.world import POCKET_WORLD
 from dpt.detect.oracle.oracle import Oracle

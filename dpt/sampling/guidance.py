@@ -1,4 +1,4 @@
-"""Ways to turn a network into a denoiser, and checks that its predictions are finite.
+"""Functions around the sampling loop: hooks around each step, ways to turn a network into a denoiser, regional prompts.
 
 `predict(x, t, condition)` is the network; `denoiser(x, t) -> prediction` is what the sampling loop calls. A
 guidance is a function that returns a denoiser, built from `predict` or around another denoiser.
@@ -6,18 +6,85 @@ guidance is a function that returns a denoiser, built from `predict` or around a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from dpt.backbone import Backbone, Condition, NoiseSchedule
 from dpt.backbone.base import Grid, ImageSizes
 from dpt.errors import UserError
-from dpt.sampling.hooks import StepInfo
 from dpt.sampling.options import ALWAYS, OWN_SIZE, Guidance, SizeConditions
+from dpt.score.matching import Scorer
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """One call of the denoiser within the sampling loop."""
+
+    index: int
+    count: int
+    t: Tensor
+    scale: Tensor
+    """(1,): the denoiser's input is the latents times this."""
+    continues: bool
+    """Whether the scheduler continues from the latents it is given now, not from ones it stored."""
+
+    @property
+    def is_last(self) -> bool:
+        return self.index == self.count - 1
+
+
+class StepHook:
+    """Called before and after each call of the denoiser, and may change the latents. This one changes nothing."""
+
+    @property
+    def stops(self) -> bool:
+        """Whether sampling ends after this step."""
+        return False
+
+    def before(self, z: Tensor, step: StepInfo) -> Tensor:
+        return z
+
+    def after(self, z: Tensor, step: StepInfo, x: Tensor, prediction: Tensor) -> Tensor:
+        """z: the scheduler's next latents; x: the denoiser's input; prediction: its output."""
+        return z
+
+
+@dataclass(frozen=True)
+class TraceStep:
+    index: int
+    t: float
+    scores: Tensor | None  # (B,), of the UNet's input at this call, after any correction of the latents
+    x0_pred: Tensor | None  # (B,C,h,w), only at the steps chosen
+
+
+class Trace(StepHook):
+    """Records the matching score at each call, and the predicted x0 at some."""
+
+    def __init__(
+        self, backbone: Backbone, text: Condition, scorer: Scorer | None, x0_pred_at: Collection[int] = ()
+    ) -> None:
+        self.backbone, self.text, self.scorer, self.x0_pred_at = backbone, text, scorer, frozenset(x0_pred_at)
+        self.steps: list[TraceStep] = []
+
+    @property
+    def scores(self) -> list[list[float]]:
+        """One row per call, one score per image."""
+        return [step.scores.tolist() for step in self.steps if step.scores is not None]
+
+    def after(self, z: Tensor, step: StepInfo, x: Tensor, prediction: Tensor) -> Tensor:
+        scores = None if self.scorer is None else self.scorer.score(x, step.t, self.text).cpu()
+        shown = step.index in self.x0_pred_at
+        x0_pred = self.backbone.noise.x0(x, prediction, step.t).cpu() if shown else None
+        self.steps.append(TraceStep(step.index, float(step.t), scores, x0_pred))
+        return z
+
 
 Predict: TypeAlias = Callable[[Tensor, Tensor, Condition], Tensor]
 
@@ -142,3 +209,47 @@ def explain_denoiser(backbone: Backbone, text: Condition, x: Tensor, t: Tensor, 
     if guidance.scale != 1 and bool(backbone.predict(x, t, text).isfinite().all()):
         return f"the guidance scale {guidance.scale:g} is too large"
     return f"the model's own predictions are not finite: its weights, its LoRA or its number format ({backbone.dtype})"
+
+
+Mask = NDArray[np.bool_]
+"""(height, width), in pixels."""
+
+
+def regional(denoiser: Denoiser, regions: Sequence[tuple[Tensor, Denoiser]]) -> Denoiser:
+    """The denoiser, replaced by others inside their masks (1,1,h,w); where masks overlap the last one counts.
+
+    Raw network outputs are mixed. That is valid for every prediction type: at one t, outputs and x0 are related by the
+    same linear map in each cell.
+    """
+    if not regions:
+        return denoiser
+
+    def mixed(x: Tensor, t: Tensor) -> Tensor:
+        output = denoiser(x, t)
+        for mask, other in regions:
+            output = torch.where(mask > 0, other(x, t), output)
+        return output
+
+    return mixed
+
+
+def to_cells(mask: Mask, factor: int, dilate: int = 0) -> Tensor:
+    """(1,1,h,w): the latent cells with any pixel of the mask, dilated by whole cells.
+
+    Any covered pixel counts, since a small object must not vanish between sampled pixels.
+    """
+    pixels = torch.from_numpy(np.ascontiguousarray(mask)).float()[None, None]
+    cells = F.max_pool2d(pixels, factor, ceil_mode=True)
+    if dilate:
+        cells = F.max_pool2d(cells, 2 * dilate + 1, stride=1, padding=dilate)
+    return cells
+
+
+def paste_back(source: Tensor, edited: Tensor, mask: Mask, feather: int) -> Tensor:
+    """The edited image (3,H,W) inside the mask, the source from `feather` pixels away on, a ramp between."""
+    from scipy.ndimage import distance_transform_edt
+
+    distance = distance_transform_edt(~mask) if mask.any() else np.full(mask.shape, np.inf)
+    weight = torch.from_numpy(np.clip(1 - distance / max(feather, 1), 0, 1)).float()
+    blended = weight * edited + (1 - weight) * source
+    return torch.where(weight > 0, blended, source)

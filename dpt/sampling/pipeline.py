@@ -16,7 +16,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from dpt.backbone.base import Condition, Grid
-from dpt.backbone.rectified_flow import STEP_RULE, is_flow
+from dpt.backbone.noise import STEP_RULE, is_flow
 from dpt.data.images import to_pil
 from dpt.errors import UserError
 from dpt.sampling.draw import SamplingSettings, calls_per_picture
@@ -33,8 +33,16 @@ from dpt.sampling.options import (
     resolve_correction,
 )
 from dpt.sampling.pipeline_files import PipelineFiles
-from dpt.sampling.pipeline_prompts import Embeddings, Prompts, attention_scale, conditions, lora_scaled
-from dpt.sampling.step_callback import GuidedCall, OnStepEnd, StepEndCallback
+from dpt.sampling.pipeline_inputs import (
+    Embeddings,
+    GuidedCall,
+    OnStepEnd,
+    Prompts,
+    StepEndCallback,
+    attention_scale,
+    conditions,
+    lora_scaled,
+)
 from dpt.score.matching import Scorer
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")

@@ -10,8 +10,8 @@ from dpt.backbone.folder import ModelFolder
 from dpt.backbone.loading import quiet_libraries
 from dpt.backbone.mmdit import TransformerBackbone
 from dpt.backbone.sdxl import SDXLBackbone
+from dpt.backbone.text import PromptEncoder
 from dpt.backbone.transformer_families import AURAFLOW, FLUX, SD3, TransformerFamily
-from dpt.backbone.transformer_text import PromptEncoder
 from dpt.backbone.unet import UNetBackbone
 from dpt.errors import UserError
 from dpt.generation_defaults import generation_defaults

@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from dpt.adapter import Adapter
-from dpt.adapter.io import native as adapter_store
+from dpt.adapter import io as adapter_store
 from dpt.backbone import Backbone, identity, open_backbone
 from dpt.backbone.folder import ModelFolder
 from dpt.backbone.opening import model_folder

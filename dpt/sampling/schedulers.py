@@ -50,7 +50,7 @@ def check_name(name: str) -> None:
 
 def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     """The named scheduler with the noise schedule and prediction type of the model's scheduler config."""
-    from dpt.backbone.rectified_flow import STEP_RULE, is_flow
+    from dpt.backbone.noise import STEP_RULE, is_flow
 
     check_name(name)
     flow = is_flow(config)

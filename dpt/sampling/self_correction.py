@@ -13,6 +13,8 @@ from dpt.errors import UserError
 from dpt.sampling.guidance import (
     Denoiser,
     Predict,
+    StepHook,
+    StepInfo,
     check_finite,
     classifier_free,
     combine,
@@ -21,7 +23,6 @@ from dpt.sampling.guidance import (
     guides_at,
     is_plausible,
 )
-from dpt.sampling.hooks import StepHook, StepInfo
 from dpt.sampling.options import Correction, Guidance
 from dpt.sampling.schedulers import check_movable
 from dpt.score.matching import ScoreGradient, Scorer

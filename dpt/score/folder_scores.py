@@ -1,12 +1,13 @@
-"""Preference scores of a folder of images, shared by processes; a killed run continues."""
+"""Preference scores of a folder of images, shared by processes; and the clear winners and losers by them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image as PILImage
@@ -14,12 +15,86 @@ from PIL import Image as PILImage
 from dpt.data.files.reading import Row, is_number, parse_line, read_json, read_lines, shown
 from dpt.data.folder import read_picture_folder
 from dpt.data.images import read_image
+from dpt.data.preference.source import NEGATIVE, POSITIVE
 from dpt.detect.base import Image
 from dpt.distributed import Processes
-from dpt.errors import BrokenImageError, DataError
+from dpt.errors import BrokenImageError, DataError, UserError
 from dpt.files import atomic_file
 from dpt.records import claim_record
-from dpt.score.selection import ScoredPicture
+
+
+@dataclass(frozen=True)
+class ScoredPicture:
+    """A line of the scores file."""
+
+    id: int
+    prompt: str
+    score: float
+    """100 * cosine."""
+    blurry: bool = False
+    file_name: str = ""
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """An image is selected if its share of the softmax of its group exceeds `factor` / n."""
+
+    temperature: float = 1.0
+    """The scores, 100 times a cosine, are divided by it before the softmax."""
+    min_pictures: int = 4
+    """Smaller groups are left out. Blurry images do not count."""
+    factor: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 1e-6 <= self.temperature < math.inf:
+            raise UserError(f"--temperature must be positive, not {self.temperature}")
+        if self.min_pictures < 2:
+            raise UserError(f"--min_pictures must be at least 2, not {self.min_pictures}")
+        if not self.factor > 0:
+            raise UserError(f"--factor must be positive, not {self.factor}")
+
+
+@dataclass(frozen=True)
+class SelectedPicture:
+    picture: ScoredPicture
+    type: Literal["positive", "negative"]
+    confidence: float
+    """Its share of the softmax; for a negative, of the softmax of the negated scores."""
+    batch_size: int
+    """Images in its group."""
+
+
+def softmax(values: Sequence[float]) -> list[float]:
+    """The largest value is subtracted, so that no scale overflows."""
+    weights = [math.exp(value - max(values)) for value in values]
+    return [weight / math.fsum(weights) for weight in weights]
+
+
+def select(pictures: Iterable[ScoredPicture], config: SelectionConfig | None = None) -> list[SelectedPicture]:
+    """At most one positive and one negative for each prompt, in the order of their ids.
+
+    Groups are formed by the exact prompt. Ties go to the smallest id. The order of the images does not matter.
+    """
+    config = config or SelectionConfig()
+    groups: dict[str, list[ScoredPicture]] = {}
+    for picture in sorted(pictures, key=lambda picture: picture.id):
+        if not picture.blurry:
+            groups.setdefault(picture.prompt, []).append(picture)
+    selected = [chosen for group in groups.values() for chosen in _select_of_group(group, config)]
+    return sorted(selected, key=lambda chosen: (chosen.picture.id, chosen.type))
+
+
+def _select_of_group(group: Sequence[ScoredPicture], config: SelectionConfig) -> Iterable[SelectedPicture]:
+    n = len(group)
+    if n < config.min_pictures:
+        return
+    scores = [picture.score / config.temperature for picture in group]
+    for kind, signed in ((POSITIVE, scores), (NEGATIVE, [-score for score in scores])):
+        shares = softmax(signed)
+        best = shares.index(max(shares))
+        if shares[best] > config.factor / n:
+            yield SelectedPicture(group[best], kind, shares[best], n)  # type: ignore[arg-type]
+
 
 BATCH = 16
 """Images scored together. Rounding depends on the batch, so batches are fixed."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dpt.adapter import Adapter
-from dpt.adapter.config import check_fits
+from dpt.adapter.transformer import check_fits
 from dpt.backbone import Backbone, Condition
 from dpt.backbone.base import PartialForward
 from dpt.backbone.rng import generator_for

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from dpt.adapter import Adapter, AdapterConfig
-from dpt.adapter.embeddings import SinePositionEmbedding
-from dpt.adapter.phrase_encoder import PretrainedPhraseEncoder, token_map
-from dpt.adapter.transformer import Attention
+from dpt.adapter.model import PretrainedPhraseEncoder, token_map
+from dpt.adapter.transformer import Attention, SinePositionEmbedding
 from dpt.objectives.losses import match_cosines, match_score
 from dpt.weights import load_strictly
 from tests.golden.recipe import recipe_input, recipe_weights
@@ -125,7 +124,7 @@ def codes_in_values(monkeypatch: pytest.MonkeyPatch) -> Adapter:
 
 
 def sines_first(monkeypatch: pytest.MonkeyPatch) -> Adapter:
-    import dpt.adapter.embeddings as embeddings
+    import dpt.adapter.transformer as embeddings
 
     original = embeddings.sinusoid
     monkeypatch.setattr(embeddings, "sinusoid", lambda t, width: original(t, width).roll(width // 2, dims=-1))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dpt.adapter.phrase_encoder import (
+from dpt.adapter.model import (
     BackbonePhraseEncoder,
     EncodedPhrases,
     PretrainedPhraseEncoder,

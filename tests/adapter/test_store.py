@@ -13,9 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dpt.adapter import AdapterConfig
-from dpt.adapter.io.native import RECORD, WEIGHTS, load_adapter, save_adapter
-from dpt.adapter.io.published import config_of, load_published, read_published
-from dpt.adapter.phrase_encoder import PretrainedPhraseEncoder
+from dpt.adapter.io import RECORD, WEIGHTS, config_of, load_adapter, load_published, read_published, save_adapter
+from dpt.adapter.model import PretrainedPhraseEncoder
 from dpt.errors import UserError
 from tests import tiny_roberta
 from tests.adapter.test_model import inputs, small

@@ -13,8 +13,14 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from dpt.backbone import open_backbone
-from dpt.backbone.unet_features import block_names, feature_grid, parse_feature
-from dpt.backbone.unet_forward import finish_forward, read_feature, start_forward
+from dpt.backbone.unet_features import (
+    block_names,
+    feature_grid,
+    finish_forward,
+    parse_feature,
+    read_feature,
+    start_forward,
+)
 from dpt.errors import UserError
 from tests import tiny_models
 from tests.tiny_models import POCKET, PROMPT, SD1, SD2_BASE, TinyModel

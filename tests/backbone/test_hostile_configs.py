@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dpt.backbone.folder import ModelFolder
-from dpt.backbone.hf_model import open_hf_model
+from dpt.backbone.opening import open_hf_model
 from dpt.errors import UserError
 from tests import tiny_models
 from tests.evaluation import tiny_vision

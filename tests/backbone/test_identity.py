@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dpt.backbone import hash_memo, identity, open_backbone
+from dpt.backbone import identity, open_backbone
 from dpt.backbone.folder import SCHEDULER, TEXT_ENCODER, TOKENIZER, UNET, VAE, ModelFolder
 from dpt.backbone.identity import file_hash, hash_as_recorded, is_model, model_hash
 from dpt.checkpoints import open_checkpoint
@@ -132,7 +132,7 @@ def test_hash_is_cached_until_a_file_changes(copied: Path, tmp_path: Path, monke
     original = identity._component_hash
     monkeypatch.setattr(identity, "_component_hash", lambda folder, c: computed.append(c.name) or original(folder, c))
     folder, config = ModelFolder.check(copied), copied / "vae/config.json"
-    monkeypatch.setattr(hash_memo, "SETTLED", 600.0)
+    monkeypatch.setattr(identity, "SETTLED", 600.0)
     for file in copied.rglob("*"):
         file.touch()
     fresh = model_hash(folder)

@@ -12,12 +12,7 @@ from timing import kept_bytes
 from torch import Tensor, nn
 
 from dpt.backbone import open_backbone
-from dpt.backbone.memory_saving_layers import (
-    MemorySavingConv,
-    MemorySavingGEGLU,
-    MemorySavingResnet,
-    use_memory_saving_layers,
-)
+from dpt.backbone.memory import MemorySavingConv, MemorySavingGEGLU, MemorySavingResnet, use_memory_saving_layers
 from dpt.lora import LoraConfig
 from tests import tiny_models
 from tests.lora.test_injection import filled

@@ -13,7 +13,7 @@ import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 from torch import Tensor
 
-from dpt.adapter.io.native import load_adapter
+from dpt.adapter.io import load_adapter
 from dpt.backbone import Backbone, open_backbone
 from dpt.backbone.base import ImageSizes
 from dpt.backbone.opening import open_refiner
@@ -24,15 +24,14 @@ from dpt.backbone.unet_features import default_feature
 from dpt.data.cache.contents import latents_key
 from dpt.data.example import collate
 from dpt.data.images import Framing
-from dpt.data.pairs import CAPTION, HARD, Pair
 from dpt.data.scenes.source import SceneSource
 from dpt.data.scenes.world import POCKET_WORLD
+from dpt.data.stream import CAPTION, HARD, Pair
 from dpt.embedded import CHECKOUT
 from dpt.errors import UserError
-from dpt.sampling.draw import Request, SamplingSettings, draw
+from dpt.sampling.draw import Request, SamplingSettings, draw, refine
 from dpt.sampling.options import OWN_SIZE, SizeConditions
 from dpt.sampling.pipeline import DPTPipeline
-from dpt.sampling.refine import refine
 from dpt.sampling.schedulers import make_scheduler
 from dpt.training.tasks.denoising import DENOISED, NoiseConfig, add_noise_to_batch
 from tests import tiny_models, tiny_sdxl

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dpt.backbone import Backbone, open_backbone
-from dpt.backbone.speedups import apply_speedups, compiled_blocks
+from dpt.backbone.device import apply_speedups, compiled_blocks
 from dpt.errors import UserError
 from dpt.lora import LoraConfig
 from tests import tiny_models, tiny_transformers

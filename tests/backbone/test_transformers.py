@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from dpt.adapter import Adapter
-from dpt.adapter.config import AdapterConfig
+from dpt.adapter.transformer import AdapterConfig
 from dpt.backbone import Backbone, NoiseSchedule, open_backbone
 from dpt.backbone.mmdit import TransformerBackbone, normalise_tokens
-from dpt.backbone.rectified_flow import RectifiedFlow
-from dpt.backbone.repeated_token import attend
+from dpt.backbone.noise import RectifiedFlow
 from dpt.backbone.rng import SampleRNG
-from dpt.checkpoints.describe import describe_model
+from dpt.backbone.token_forward import attend
+from dpt.checkpoints.open import describe_model
 from dpt.errors import UserError
 from dpt.sampling.loop import denoise
 from dpt.sampling.pipeline import DPTPipeline

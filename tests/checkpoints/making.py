@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dpt.adapter import Adapter, config_for
-from dpt.adapter.io.native import save_adapter
+from dpt.adapter.io import save_adapter
 from dpt.backbone import Backbone
 from dpt.lora import LoraConfig
 from dpt.lora.io import save_lora

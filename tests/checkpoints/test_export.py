@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from dpt.adapter import Adapter
-from dpt.adapter.io.native import save_adapter
+from dpt.adapter.io import save_adapter
 from dpt.backbone import Backbone, open_backbone
 from dpt.backbone.unet_features import lora_targets
 from dpt.checkpoints import Checkpoint, open_checkpoint

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from dpt.adapter.io.native import RECORD
-from dpt.adapter.io.published import FILE_NAME
+from dpt.adapter.io import FILE_NAME, RECORD
 from dpt.checkpoints import open_checkpoint
 from dpt.errors import UserError
 from tests.checkpoints.making import write

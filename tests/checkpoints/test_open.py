@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dpt.adapter.io.native import save_adapter
+from dpt.adapter.io import save_adapter
 from dpt.backbone import Backbone, open_backbone
 from dpt.checkpoints import open_checkpoint
 from dpt.cli.main import run

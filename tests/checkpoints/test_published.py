@@ -150,7 +150,7 @@ def test_adapter_tensor_of_wrong_shape_is_named_before_allocation(
         assert torch.get_default_device().type == "meta", "7.5 GB for an adapter 12,000 wide"
         return Adapter(config)
 
-    monkeypatch.setattr("dpt.adapter.io.published.Adapter", built)
+    monkeypatch.setattr("dpt.adapter.io.Adapter", built)
     for tensor in ADAPTER_FAULTS[name]:
         file = write(tmp_path, published_adapter() | {name: tensor})
         with pytest.raises(UserError) as caught:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from dpt.claims.caption_edits import false_captions, heads_with, noun_phrases
-from dpt.claims.description import caption_text
 from dpt.claims.facts import all_hold
 from dpt.claims.parse import is_supported, parse_prompt
+from dpt.claims.words import caption_text
 from dpt.data.scenes.captions import describe_scene
 from dpt.data.scenes.world import POCKET_WORLD, make_scene
 from dpt.keyed_random import KeyedRandom

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dpt.claims.boxes import Box
-from dpt.claims.detections import Detection, Detections, Unreadable
-from dpt.claims.facts import Absent, Count, Noun, Prompt, Related
-from dpt.claims.judge import judge
+from dpt.claims.facts import Absent, Box, Count, Noun, Prompt, Related
+from dpt.claims.judge import Detection, Detections, Unreadable, judge
 
 RED, BLUE = Noun("red", "circle"), Noun("blue", "square")
 

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dpt.claims.boxes import Box
-from dpt.claims.detections import DetectConfig, Detection, Detections
-from dpt.claims.facts import Prompt
-from dpt.claims.judge import judge
+from dpt.claims.facts import Box, Prompt
+from dpt.claims.judge import DetectConfig, Detection, Detections, judge
 from dpt.evaluation.suites import geneval, lmd, sr2d
 from dpt.evaluation.suites.base import Suite
 

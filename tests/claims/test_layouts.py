@@ -6,23 +6,26 @@ import random
 
 import pytest
 
-from dpt.claims.boxes import Box
 from dpt.claims.controller import propose
-from dpt.claims.detections import Detection
-from dpt.claims.edits import apply_edits, changes, diff, layout_verdict, renamed_to_nearest, with_unique_ids
-from dpt.claims.facts import Noun
+from dpt.claims.facts import Box, Noun
 from dpt.claims.instructions import UnsupportedInstruction, parse_instruction
-from dpt.claims.judge import judge
+from dpt.claims.judge import Detection, judge
 from dpt.claims.layout import (
     Layout,
     PlacedObject,
+    apply_edits,
     box_at,
+    changes,
     check_box,
     detections_of,
+    diff,
     layout_of,
+    layout_verdict,
     merge_passes,
     numbered,
+    renamed_to_nearest,
     split_name,
+    with_unique_ids,
 )
 from dpt.claims.parse import parse_prompt
 from dpt.errors import UserError

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dpt.claims.description import Description, Group, parse_caption
 from dpt.claims.facts import Noun
+from dpt.claims.words import Description, Group, parse_caption
 from dpt.data.scenes.world import POCKET_WORLD
 from dpt.evaluation.suites.pocket import CATEGORIES, pocket_prompts
 

@@ -7,13 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from dpt.claims.boxes import Box
-from dpt.claims.description import parse_caption
-from dpt.claims.detections import DetectConfig, Detection, Detections, Unreadable
-from dpt.claims.facts import ColourOfBest, Count, FewerThan, Noun, Prompt, RelationByCentres, RelationOfBest
-from dpt.claims.judge import judge
+from dpt.claims.facts import Box, ColourOfBest, Count, FewerThan, Noun, Prompt, RelationByCentres, RelationOfBest
+from dpt.claims.judge import DetectConfig, Detection, Detections, Unreadable, judge
 from dpt.claims.relabel import PUBLISHED, RelabelConfig, relabel
-from dpt.data.mirror import mirrored_text
+from dpt.claims.words import parse_caption
+from dpt.data.mixture import mirrored_text
 from dpt.data.scenes.world import POCKET_WORLD
 from dpt.errors import UserError
 from dpt.evaluation.suites import lmd, sr2d

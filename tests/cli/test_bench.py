@@ -167,7 +167,7 @@ def test_a_report_without_results_is_a_user_error(drawn: Path, tmp_path: Path) -
 def whole(tuned: Path, model: Path) -> Path:
     """A checkpoint with LoRA and adapter."""
     from dpt.adapter import Adapter, config_for
-    from dpt.adapter.io.native import save_adapter
+    from dpt.adapter.io import save_adapter
     from tests.training.tiny_stage1 import SMALL as SHAPE
 
     backbone = open_backbone(model, device="cpu")
@@ -202,9 +202,9 @@ def test_methods_with_correction_and_candidates(drawn: Path, whole: Path, model:
 def test_candidates_keep_the_picture_with_the_best_score(whole: Path, model: Path, tmp_path: Path) -> None:
     """The first candidate is the picture of candidates=1; ties keep it."""
     from dpt.checkpoints import open_checkpoint
-    from dpt.evaluation.bench.requests import all_requests
+    from dpt.evaluation.bench.run import all_requests
     from dpt.evaluation.suites.registry import load
-    from dpt.methods.diffusion import CANDIDATE_STRIDE
+    from dpt.methods.base import CANDIDATE_STRIDE
     from dpt.sampling.draw import Request, SamplingSettings, draw_latents, scored
     from dpt.score.matching import Scorer
 
@@ -229,8 +229,8 @@ def test_candidates_keep_the_picture_with_the_best_score(whole: Path, model: Pat
 
 
 def test_judging_again_keeps_the_methods_identity(whole: Path, model: Path, tmp_path: Path) -> None:
-    from dpt.cli.bench.judges import JudgeOptions
-    from dpt.cli.bench.score import ScoreOptions, score
+    from dpt.cli.bench.common import JudgeOptions
+    from dpt.cli.bench.run import ScoreOptions, score
 
     run(options(model, tmp_path / "drawn", f"best={whole},candidates=2", categories=("single",), prompts=1))
     score(ScoreOptions(tmp_path / "drawn", tmp_path / "again", judge=JudgeOptions("oracle")))

@@ -12,10 +12,9 @@ from PIL import Image
 
 from dpt.backbone import open_backbone
 from dpt.checkpoints import open_checkpoint
-from dpt.cli.bench.judges import JudgeOptions
+from dpt.cli.bench.common import JudgeOptions
 from dpt.cli.bench.report import ReportOptions, report
-from dpt.cli.bench.run import run
-from dpt.cli.bench.score import ScoreOptions, score
+from dpt.cli.bench.run import ScoreOptions, run, score
 from dpt.errors import UserError
 from dpt.evaluation.bench import results as rows
 from dpt.evaluation.bench.tables import NOT_HELD_OUT

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dpt.cli.bench.judges import JudgeOptions
+from dpt.cli.bench.common import JudgeOptions
 from dpt.cli.bench.report import ReportOptions, report
-from dpt.cli.bench.score import ScoreOptions, score
+from dpt.cli.bench.run import ScoreOptions, score
 from dpt.errors import UserError
 from tests.cli.test_bench import drawn, model, tuned
 

@@ -17,11 +17,9 @@ import pytest
 
 from dpt.backbone.folder import ModelFolder
 from dpt.backbone.identity import file_hash
-from dpt.cli.bench.judges import JudgeOptions
-from dpt.cli.bench.record import LATER_OPTIONS, method_lock
+from dpt.cli.bench.common import LATER_OPTIONS, JudgeOptions, method_lock
 from dpt.cli.bench.report import ReportOptions, report
-from dpt.cli.bench.run import run
-from dpt.cli.bench.score import ScoreOptions, score
+from dpt.cli.bench.run import ScoreOptions, run, score
 from dpt.errors import UserError
 from tests import tiny_models
 from tests.cli.test_bench import ROOT, drawn, model, options, tuned
@@ -34,7 +32,7 @@ def folder(drawn: Path, tmp_path: Path) -> Path:
     return shutil.copytree(drawn, tmp_path / "bench")
 
 
-HOLD = "import sys; from pathlib import Path; from dpt.cli.bench.record import method_lock\n" \
+HOLD = "import sys; from pathlib import Path; from dpt.cli.bench.common import method_lock\n" \
        "with method_lock(Path(sys.argv[1]), 'base'): print('held', flush=True); sys.stdin.read()"  # fmt: skip
 
 

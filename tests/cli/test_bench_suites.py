@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from dpt.cli.bench.judges import JudgeOptions
+from dpt.cli.bench.common import JudgeOptions
 from dpt.cli.bench.report import ReportOptions, report
-from dpt.cli.bench.run import RunOptions, run
-from dpt.cli.bench.score import ScoreOptions, score
+from dpt.cli.bench.run import RunOptions, ScoreOptions, run, score
 from dpt.errors import UserError
 from tests import tiny_models
 from tests.evaluation import tiny_vision

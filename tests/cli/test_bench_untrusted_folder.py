@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dpt.cli.bench import record as bench_record
+from dpt.cli.bench import common as bench_record
 from dpt.cli.bench.report import ReportOptions, picture_file, report
 from dpt.errors import UserError
 from dpt.evaluation.bench import results as rows

@@ -325,7 +325,7 @@ def test_invalid_cache_folders_are_refused(run: Commands, root: Path, tmp_path: 
 
 
 def test_cache_and_training_have_the_same_defaults() -> None:
-    from dpt.cli.commands.cache import CacheOptions
+    from dpt.cli.commands.data import CacheOptions
     from dpt.cli.train.options import DataOptions, ModelOptions
     from dpt.records import to_flat
 

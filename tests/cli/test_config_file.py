@@ -13,8 +13,8 @@ from dpt.cli.common.console import parse_options
 from dpt.cli.prefer.train import PreferTrainOptions
 from dpt.cli.prefer.tune import HpsOptions
 from dpt.cli.train.options import PUBLISHED, OutputOptions
+from dpt.cli.train.setup import with_run_name
 from dpt.cli.train.stages import Stage1Options, Stage2Options
-from dpt.cli.train.watching import with_run_name
 from dpt.errors import UserError
 
 FLAGS = """

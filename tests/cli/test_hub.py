@@ -10,7 +10,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from dpt.adapter.io.native import load_adapter
+from dpt.adapter.io import load_adapter
 from dpt.cli.train import stages as train_stage2
 from dpt.cli.train.options import HubOptions
 from dpt.cli.train.stages import Stage1Options, main_stage1

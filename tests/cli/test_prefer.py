@@ -19,8 +19,7 @@ from dpt.cli import main as dpt_main
 from dpt.cli.common.console import flag_value
 from dpt.cli.prefer import train as prefer_train
 from dpt.cli.prefer import tune
-from dpt.methods.base import GenerationConfig
-from dpt.methods.diffusion import DiffusionConfig
+from dpt.methods.base import DiffusionConfig, GenerationConfig
 from dpt.sampling.draw import Request
 from dpt.sampling.options import SamplerConfig
 from dpt.sampling.pipeline import DPTPipeline

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from dpt.adapter import Adapter, config_for
-from dpt.adapter.io.native import save_adapter
+from dpt.adapter.io import save_adapter
 from dpt.backbone import open_backbone
 from dpt.cli.main import run
 from dpt.errors import UserError

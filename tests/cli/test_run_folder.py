@@ -9,7 +9,7 @@ from threading import Barrier
 import pytest
 
 from dpt import files
-from dpt.cli.common.run_folder import new_run_folder, read_prompts, slug
+from dpt.cli.common.console import new_run_folder, read_prompts, slug
 from dpt.errors import UserError
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpt.claims.boxes import Box
+from dpt.claims.facts import Box
 from dpt.cli.main import run
 from dpt.cli.txt2img.main import main as txt2img
 from dpt.data.scenes.render import render
@@ -20,7 +20,7 @@ from dpt.detect.oracle.oracle import Oracle
 from dpt.errors import UserError
 from dpt.methods.registry import parse_methods
 from dpt.methods.sld.method import Corrector, SLDConfig
-from dpt.methods.sld.published import read_config, read_entries
+from dpt.methods.sld.record import read_config, read_entries
 from tests.tiny_models import POCKET, save
 
 Capture = pytest.CaptureFixture[str]

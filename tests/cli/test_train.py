@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpt.adapter.io.native import load_adapter
+from dpt.adapter.io import load_adapter
 from dpt.cli.common.console import flag_names
 from dpt.cli.prefer.tune import HpsOptions
 from dpt.cli.train.options import OptimisationOptions
 from dpt.cli.train.setup import NOT_COMPARED, OPTIONAL, run_config, settings_for
 from dpt.cli.train.stages import Stage1Options, Stage2Options, main_stage1
 from dpt.records import to_flat
-from dpt.training.engine.interrupts import EXIT_STOPPED
+from dpt.training.engine.observers import EXIT_STOPPED
 from dpt.training.tasks.discriminative import GROUNDING_LOSSES, MATCHING_LOSSES
 from tests.training import tiny_stage1
 

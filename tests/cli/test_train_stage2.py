@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpt.adapter.io.native import load_adapter
+from dpt.adapter.io import load_adapter
 from dpt.cli.common.console import flag_names
 from dpt.cli.train import stages as train_stage1
 from dpt.cli.train.stages import Stage2Options, main_stage2
 from dpt.lora.io import read_lora
-from dpt.training.engine import checkpoint
+from dpt.training.engine import run_folder
 from dpt.training.tasks.discriminative import GROUNDING_LOSSES, MATCHING_LOSSES
 from tests import tiny_models
 from tests.cli import test_train
@@ -132,7 +132,7 @@ def test_the_control_needs_no_adapter(command: list[str], tmp_path: Path, capsys
 
 def test_exported_lora_is_the_moving_average(command: list[str], tmp_path: Path) -> None:
     assert main_stage2([*command, "--ema_decay", "0.5", "--learning_rate", "1e-2", "--max_train_steps", "3"]) == 0
-    groups, _ = checkpoint.load(tmp_path / "logs" / "checkpoint-3")
+    groups, _ = run_folder.load(tmp_path / "logs" / "checkpoint-3")
     exported = read_lora(tmp_path / "logs" / "lora").tensors
     assert all(torch.equal(value, groups["average"][f"lora.{name}"]) for name, value in exported.items())
     assert any(not torch.equal(value, groups["weights"][f"lora.{name}"]) for name, value in exported.items())

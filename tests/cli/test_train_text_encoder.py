@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpt.adapter.io.native import load_adapter
-from dpt.adapter.phrase_encoder import PretrainedPhraseEncoder
+from dpt.adapter.io import load_adapter
+from dpt.adapter.model import PretrainedPhraseEncoder
 from dpt.cli.main import run as run_dpt
 from dpt.cli.train.stages import main_stage1
-from dpt.training.engine import checkpoint
+from dpt.training.engine import run_folder
 from tests import tiny_roberta
 from tests.cli.test_train import SMALL, refused
 from tests.training import tiny_stage1
@@ -53,7 +53,7 @@ def test_text_encoder_is_trained_saved_and_loaded(
     assert {name for name in after if torch.equal(after[name], before[name])} == {
         "pooler.dense.weight", "pooler.dense.bias",
     }  # fmt: skip
-    saved, _ = checkpoint.load(tmp_path / "first" / "checkpoint-2")
+    saved, _ = run_folder.load(tmp_path / "first" / "checkpoint-2")
     assert all(f"text_encoder.encoder.{name}" in saved["weights"] for name in after if not name.startswith("pooler"))
 
     second = ["--run_name", "second", "--qformer_ckpt", str(tmp_path / "first"), "--learning_rate", "1e-12"]

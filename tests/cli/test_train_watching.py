@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dpt.cli.train.stages import main_stage2
-from dpt.data.files.root import DataRoot
+from dpt.data.files.reading import DataRoot
 from dpt.data.files.source import training_files
 from dpt.data.images import Framing
 from dpt.data.scenes.render import render

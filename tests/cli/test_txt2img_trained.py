@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from dpt import embedded
-from dpt.adapter.io.native import save_adapter
+from dpt.adapter.io import save_adapter
 from dpt.backbone import Backbone, open_backbone
 from dpt.checkpoints import open_checkpoint
 from dpt.checkpoints.export import export_checkpoint
-from dpt.claims.description import caption_text
+from dpt.claims.words import caption_text
 from dpt.cli.txt2img import main as txt2img
 from dpt.cli.txt2img.sampling import oracle_verdict
 from dpt.data.images import to_pil

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dpt.claims.boxes import Box
-from dpt.claims.detections import Detection
+from dpt.claims.facts import Box
+from dpt.claims.judge import Detection
 from dpt.cli.commands.from_folder import BoxesConfig, FromFolderOptions, box_finder
 from dpt.cli.commands.from_folder import from_folder as command
 from dpt.cli.train.stages import main_stage1, main_stage2
 from dpt.data.files.check import check
 from dpt.data.files.hard_negatives import open_hard_negatives
-from dpt.data.files.root import DataRoot
+from dpt.data.files.reading import DataRoot
 from dpt.data.files.source import FileSelection, open_training_data
 from dpt.data.from_folder import FromFolderConfig, from_folder
 from dpt.data.images import Framing

@@ -5,12 +5,11 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dpt.claims.boxes import Box
-from dpt.claims.facts import all_hold
+from dpt.claims.facts import Box, all_hold
 from dpt.claims.words import ANYTHING, SHAPE_WORDS
 from dpt.data.example import Example, ExampleImage, GroundedRegion, Negative, Negatives, ReferringExpression
 from dpt.data.images import Framing
-from dpt.data.mirror import mirrored, mirrored_expression, mirrored_text
+from dpt.data.mixture import mirrored, mirrored_expression, mirrored_text
 from dpt.data.scenes.referring import resolve
 from dpt.data.scenes.source import SceneSource
 from dpt.data.scenes.world import WORLDS, Scene

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dpt.data.example import ALL_PARTS, CAPTION_ONLY, Example, ExampleParts, Source
-from dpt.data.files.root import DataRoot
+from dpt.data.files.reading import DataRoot
 from dpt.data.files.source import training_files
 from dpt.data.images import Framing
 from dpt.data.scenes.source import SceneSource

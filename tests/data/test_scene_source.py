@@ -10,8 +10,8 @@ import torch
 from dpt.claims.facts import Related, all_hold
 from dpt.claims.words import ANYTHING, SHAPE_WORDS
 from dpt.data.images import Framing
+from dpt.data.scenes.captions import NEGATIVE_TYPES
 from dpt.data.scenes.export import FIRST_INDEX, RANGE
-from dpt.data.scenes.negatives import NEGATIVE_TYPES
 from dpt.data.scenes.referring import RelativeReference, resolve
 from dpt.data.scenes.render import render
 from dpt.data.scenes.source import FIRST_SCENE, SceneSource

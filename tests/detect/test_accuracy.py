@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from dpt.claims.boxes import Box, overlap
-from dpt.claims.detections import Detection, Detections, Unreadable
+from dpt.claims.facts import Box, overlap
+from dpt.claims.judge import Detection, Detections, Unreadable
 from dpt.data.scenes.world import Scene, SceneObject
 from dpt.detect.accuracy import DetectionCounts, compare, count_detections, refusals
 

@@ -6,8 +6,8 @@ from math import inf, nan
 
 import pytest
 
-from dpt.claims.boxes import Box
-from dpt.claims.detections import Detection, Detections
+from dpt.claims.facts import Box
+from dpt.claims.judge import Detection, Detections
 from dpt.detect.base import check_finite, clip_boxes, nms
 from dpt.errors import UserError
 

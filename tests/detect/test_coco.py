@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from dpt.claims.detections import DetectConfig
 from dpt.claims.facts import Absent, Count, Noun, Prompt
+from dpt.claims.judge import DetectConfig
 from dpt.detect.coco import CocoDetector, check_colours
 from dpt.detect.registry import open_detector
 from dpt.errors import UserError

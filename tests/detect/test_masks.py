@@ -23,11 +23,10 @@ from transformers import (
     SamVisionConfig,
 )
 
-from dpt.claims.boxes import Box
+from dpt.claims.facts import Box
 from dpt.data.scenes.render import coverage, render
 from dpt.data.scenes.world import Scene, SceneObject
-from dpt.detect.masks import OracleSegmenter, box_mask, dilated, open_segmenter
-from dpt.detect.sam import SamSegmenter, open_sam
+from dpt.detect.masks import OracleSegmenter, SamSegmenter, box_mask, dilated, open_sam, open_segmenter
 from dpt.errors import UserError
 
 DECODER = {"hidden_size": 8, "mlp_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "iou_head_hidden_dim": 16}

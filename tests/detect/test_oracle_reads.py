@@ -6,13 +6,13 @@ from functools import cache
 
 import pytest
 
-from dpt.claims.boxes import Box
+from dpt.claims.facts import Box
 from dpt.claims.words import COLOURS
 from dpt.data.scenes.render import render
 from dpt.data.scenes.world import POCKET_WORLD, WORLDS, Scene, SceneObject, make_scene
 from dpt.detect.accuracy import DetectionCounts, compare, count_detections
 from dpt.detect.base import Detector, Image
-from dpt.detect.oracle.colours import Thresholds
+from dpt.detect.oracle.blobs import Thresholds
 from dpt.detect.oracle.oracle import Oracle
 from dpt.detect.test_images import DISTURBANCES
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dpt.claims.detections import Detections
+from dpt.claims.judge import Detections
 from dpt.data.scenes.render import render
 from dpt.data.scenes.world import POCKET_WORLD, WORLDS, make_scene
 from dpt.detect.accuracy import refusals

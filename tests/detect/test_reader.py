@@ -11,16 +11,26 @@ import pytest
 import torch
 
 from dpt.backbone.rng import SampleRNG
-from dpt.claims.boxes import Box, overlap
-from dpt.claims.detections import DetectConfig
+from dpt.claims.facts import Box, overlap
+from dpt.claims.judge import DetectConfig
 from dpt.cli.train.reader import main as train_reader
 from dpt.data.scenes.render import render
 from dpt.data.scenes.world import POCKET_WORLD, make_scene
 from dpt.detect.accuracy import count_detections, open_vae
 from dpt.detect.oracle.oracle import Oracle
 from dpt.detect.reader import RECORD
-from dpt.detect.reader.detector import WEIGHTS, Reader, open_reader, save_reader
-from dpt.detect.reader.network import Mark, ReaderConfig, ReaderNetwork, ReaderOutput, read_output, targets
+from dpt.detect.reader.detector import (
+    WEIGHTS,
+    Mark,
+    Reader,
+    ReaderConfig,
+    ReaderNetwork,
+    ReaderOutput,
+    open_reader,
+    read_output,
+    save_reader,
+    targets,
+)
 from dpt.detect.reader.practice import PracticeStream
 from dpt.detect.registry import open_detector, reads_colours
 from dpt.detect.test_images import half_erased, pure_noise

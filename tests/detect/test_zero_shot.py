@@ -13,12 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dpt.claims.boxes import Box
-from dpt.claims.detections import DetectConfig, Detection
+from dpt.claims.facts import Box
+from dpt.claims.judge import DetectConfig, Detection
 from dpt.detect.base import clip_boxes
-from dpt.detect.grounding_dino import GroundingDino
-from dpt.detect.owl import Owl
-from dpt.detect.zero_shot import ZeroShotDetector, open_zero_shot
+from dpt.detect.zero_shot import GroundingDino, Owl, ZeroShotDetector, open_zero_shot
 from dpt.errors import UserError
 from dpt.score.clip import Clip
 from tests.evaluation import tiny_vision

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dpt.training.engine import checkpoint
+from dpt.training.engine import run_folder
 from dpt.training.engine.logging import CLOCK_NAMES
 
 
@@ -20,7 +20,7 @@ def log(root: Path) -> list[dict[str, Any]]:
 
 def accepted(root: Path) -> list[Path]:
     """The checkpoints that could be resumed from."""
-    return [folder for folder in sorted(root.glob("checkpoint-*")) if checkpoint.fault(folder) is None]
+    return [folder for folder in sorted(root.glob("checkpoint-*")) if run_folder.fault(folder) is None]
 
 
 def reached(root: Path) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpt.training.engine import checkpoint
+from dpt.training.engine import run_folder
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ def flip_bits(folder: Path, name: str, every: int = 1) -> Iterator[BitFlip]:
     file = folder / name
     for bit in range(0, 8 * file.stat().st_size, every):
         flip(file, bit)
-        yield BitFlip(name, bit, checkpoint.fault(folder) is not None)
+        yield BitFlip(name, bit, run_folder.fault(folder) is not None)
         flip(file, bit)
 
 

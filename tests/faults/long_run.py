@@ -27,7 +27,7 @@ import numpy as np
 from scipy import stats
 
 from dpt.cli.common.console import parse_options
-from dpt.training.engine.interrupts import EXIT_STOPPED
+from dpt.training.engine.observers import EXIT_STOPPED
 from tests.training import tiny_stage1
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dpt.errors import UserError, run_command
-from dpt.training.engine import checkpoint
+from dpt.training.engine import run_folder
 from tests.faults.compare import differences, log
 from tests.faults.damage import flip, flip_bits
 from tests.faults.disks import run_in_a_child
@@ -32,7 +32,7 @@ def test_flipped_bits_are_detected(reference: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
     flips = [bit for name in FILES for bit in flip_bits(folder, name, every=9)]
     assert len(flips) > 500 and all(bit.noticed for bit in flips)
-    assert checkpoint.fault(folder) is None, "each was restored"
+    assert run_folder.fault(folder) is None, "each was restored"
 
 
 KINDS = ("cut short", "emptied", "a flipped bit", "missing")
@@ -80,13 +80,13 @@ def test_run_with_only_damaged_checkpoints_is_refused(subject: Subject, root: Pa
 @pytest.mark.parametrize("manifest", [{}, {"weights.safetensors": None}, [], None, 3], ids=str)
 def test_incomplete_manifest_is_a_fault(root: Path, manifest: object) -> None:
     (root / "checkpoint-6" / "manifest.json").write_text(json.dumps(manifest))
-    assert checkpoint.fault(root / "checkpoint-6") is not None
+    assert run_folder.fault(root / "checkpoint-6") is not None
 
 
 def test_unlisted_file_is_a_fault(root: Path) -> None:
     folder = root / "checkpoint-6"
     shutil.copy(folder / "weights.safetensors", folder / "more.safetensors")
-    assert checkpoint.fault(folder) == "its manifest.json does not list more.safetensors"
+    assert run_folder.fault(folder) == "its manifest.json does not list more.safetensors"
 
 
 def test_damaged_checkpoints_do_not_count_towards_the_limit(subject: Subject, root: Path) -> None:
@@ -94,7 +94,7 @@ def test_damaged_checkpoints_do_not_count_towards_the_limit(subject: Subject, ro
     (root / "checkpoint-6" / "state.json").unlink()
     subject.start(root, checkpoints_total_limit=1).run()
     assert [path.name for path in sorted(root.glob("*checkpoint-*"))] == ["checkpoint-6", "set-aside-checkpoint-6"]
-    assert checkpoint.fault(root / "checkpoint-6") is None
+    assert run_folder.fault(root / "checkpoint-6") is None
 
 
 def test_finished_run_deletes_old_checkpoints_of_a_killed_one(subject: Subject, root: Path) -> None:
@@ -108,7 +108,7 @@ def test_resuming_from_an_earlier_checkpoint_sets_later_ones_aside(subject: Subj
     assert sorted(path.name for path in root.glob("set-aside-*")) == [
         f"set-aside-checkpoint-{step}" for step in (3, 4, 5, 6)
     ]
-    newest = checkpoint.newest_good(root)
+    newest = run_folder.newest_good(root)
     assert newest is not None and newest.name == "checkpoint-4"
     run = subject.start(root, **WHOLE)
     run.run(resume="checkpoint-2")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dpt.errors import run_command
-from dpt.training.engine import checkpoint
+from dpt.training.engine import run_folder
 from dpt.training.engine.loop import Loop
 from tests.faults.compare import accepted, differences
 from tests.faults.disks import can_mount, limit_files, make_read_only, mount_memory, own_mounts, run_in_a_child
@@ -114,4 +114,4 @@ def test_run_resumes_after_a_file_size_limit(subject: Subject, reference: Path, 
     assert not list(tmp_path.rglob("*.tmp"))
     subject.start(tmp_path / "run", **WHOLE).run()
     assert not differences(tmp_path / "run", reference)
-    assert checkpoint.newest_good(tmp_path / "run") is not None
+    assert run_folder.newest_good(tmp_path / "run") is not None

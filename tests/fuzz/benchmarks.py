@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.torch import save
 
 from dpt.backbone.folder import UNET, VAE, ModelFolder
-from dpt.checkpoints.describe import describe_model, format_summary
-from dpt.cli.bench import record as bench_record
+from dpt.checkpoints.open import describe_model, format_summary
+from dpt.cli.bench import common as bench_record
 from dpt.cli.bench.report import picture_file
 from dpt.data.cache.latents import CachedLatents, NpyLatents
 from dpt.data.cache.storage import KEY, MANIFEST, CachePart, PartBuilder, index_file, shard_file
@@ -24,8 +24,8 @@ from dpt.errors import BrokenImageError, UserError
 from dpt.evaluation.bench import results as rows
 from dpt.evaluation.bench import tables as report
 from dpt.evaluation.bench.columns import MethodResults
-from dpt.evaluation.bench.page.gallery import Album
-from dpt.evaluation.bench.page.page import ReportData, page
+from dpt.evaluation.bench.gallery import Album
+from dpt.evaluation.bench.page import ReportData, page
 from dpt.evaluation.bench.verdicts import NUMBERS, SUMMARY, read_summary, summary
 from dpt.evaluation.suites.pocket import DEFAULT_CATEGORIES
 from dpt.files import sha256

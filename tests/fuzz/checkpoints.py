@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import save
 
 from dpt.adapter import Adapter, AdapterConfig
-from dpt.adapter.io.native import RECORD as ADAPTER
-from dpt.adapter.io.native import WEIGHTS as ADAPTER_WEIGHTS
-from dpt.adapter.io.native import save_adapter
-from dpt.adapter.io.published import FILE_NAME as PUBLISHED
+from dpt.adapter.io import FILE_NAME as PUBLISHED
+from dpt.adapter.io import RECORD as ADAPTER
+from dpt.adapter.io import WEIGHTS as ADAPTER_WEIGHTS
+from dpt.adapter.io import save_adapter
 from dpt.checkpoints import open_checkpoint
-from dpt.checkpoints.describe import describe, format_summary
+from dpt.checkpoints.open import describe, format_summary
 from dpt.lora import LoraConfig
 from dpt.lora.formats.common import attention_targets
 from dpt.lora.formats.diffusers import write_diffusers
@@ -27,10 +27,10 @@ from dpt.lora.formats.published import to_published
 from dpt.lora.io import RECORD as LORA
 from dpt.lora.io import WEIGHTS as LORA_WEIGHTS
 from dpt.lora.io import LoraRecord, StoredLora, save_lora
-from dpt.pocket.recipe import RECIPE_FILE, Recipe
+from dpt.pocket.training import RECIPE_FILE, Recipe
 from dpt.records import read_record
-from dpt.score.openai_clip import read_openai_weights, to_transformers
-from dpt.training.engine import checkpoint, run_folder
+from dpt.score.preference import read_openai_weights, to_transformers
+from dpt.training.engine import run_folder
 from dpt.training.engine.logging import read_log
 from tests.fuzz.containers import compressed, mutate_header, mutate_member
 from tests.fuzz.data_files import HOSTILE_JSON, JSON_MUTATIONS, LINE_MUTATIONS, file_parser
@@ -166,17 +166,17 @@ def mutate_archive(content: bytes, rng: Any) -> bytes:
 
 def run_of_training(folder: Path) -> Path:
     tensors = {"model": {"w": torch.ones(4)}, "optimizer": {"m": torch.zeros(4)}}
-    return checkpoint.save(folder, 5, tensors, {"seed": 1, "epoch": 0, "rates": [0.1, 0.2]})
+    return run_folder.save(folder, 5, tensors, {"seed": 1, "epoch": 0, "rates": [0.1, 0.2]})
 
 
 def manifest(folder: Path) -> Target:
     saved = run_of_training(folder)
 
     def read() -> None:
-        checkpoint.newest_good(folder)
-        checkpoint.load(saved)
+        run_folder.newest_good(folder)
+        run_folder.load(saved)
 
-    return Target(saved / checkpoint.MANIFEST, [(saved / checkpoint.MANIFEST).read_bytes()], read)
+    return Target(saved / run_folder.MANIFEST, [(saved / run_folder.MANIFEST).read_bytes()], read)
 
 
 def with_right_manifest(name: str) -> Callable[[Path], Target]:
@@ -190,10 +190,10 @@ def with_right_manifest(name: str) -> Callable[[Path], Target]:
             facts = json.loads(manifest_before)
             content = file.read_bytes()
             facts[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            (saved / checkpoint.MANIFEST).write_text(json.dumps(facts))
-            checkpoint.load(saved)
+            (saved / run_folder.MANIFEST).write_text(json.dumps(facts))
+            run_folder.load(saved)
 
-        manifest_before = (saved / checkpoint.MANIFEST).read_text()
+        manifest_before = (saved / run_folder.MANIFEST).read_text()
         return Target(file, [file.read_bytes()], read)
 
     return make

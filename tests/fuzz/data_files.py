@@ -6,16 +6,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from dpt.cli.common.run_folder import read_prompts as read_prompt_file
+from dpt.cli.common.console import read_prompts as read_prompt_file
 from dpt.data.files.annotations import read_captions, read_expressions, read_prompts
 from dpt.data.files.hard_negatives import HardNegativeFiles, HardNegativeFolder, HardNegativeTable
-from dpt.data.files.reading import read_negative_types
-from dpt.data.files.root import CAPTIONS_OF_IMAGES, DataRoot
+from dpt.data.files.reading import CAPTIONS_OF_IMAGES, DataRoot, read_negative_types
 from dpt.data.folder import METADATA, read_picture_folder
 from dpt.data.preference.records import read_preferences
 from dpt.evaluation.suites import registry
-from dpt.score.folder_scores import read_scores
-from dpt.score.selection import select
+from dpt.score.folder_scores import read_scores, select
 from tests.data.files.conftest import SAMPLE
 from tests.fuzz.mutations import DEEP, DIGITS, mutate_bytes, mutate_fields, mutate_json, mutate_json_line
 from tests.fuzz.parser import Parser, Target

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from dpt.data.images import read_header, read_image
-from dpt.evaluation.bench.requests import open_image
+from dpt.evaluation.bench.run import open_image
 from tests.fuzz.containers import mutate_chunk, png_chunk
 from tests.fuzz.limits import MIB
 from tests.fuzz.mutations import mutate_bytes

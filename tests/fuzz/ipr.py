@@ -11,10 +11,9 @@ from PIL import Image
 from dpt.claims.relabel import RelabelConfig, relabel
 from dpt.evaluation.suites import lmd, pocket, sr2d
 from dpt.evaluation.visor import read_visor, visor_scores
-from dpt.methods.ipr.datasets import counts_of
-from dpt.methods.ipr.detecting import PUBLISHED_DUMP, read_detections
+from dpt.methods.ipr.datasets import PUBLISHED_DUMP, counts_of, read_detections
+from dpt.methods.ipr.folders import SampledImage, read_metadata
 from dpt.methods.ipr.prompts import read_prompts, row_of, suite_of_file
-from dpt.methods.ipr.records import SampledImage, read_metadata
 from dpt.methods.ipr.sampling import sampled_images
 from tests.fuzz.data_files import HOSTILE_JSON, JSON_MUTATIONS, LINE_MUTATIONS
 from tests.fuzz.parser import Parser, Target

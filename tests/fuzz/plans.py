@@ -10,8 +10,8 @@ from dpt.claims.facts import Noun
 from dpt.claims.layout import PlacedObject, box_at, numbered
 from dpt.claims.replies import layout_from_reply, parsed_from_reply
 from dpt.errors import UserError
-from dpt.methods.sld.llm import ReplayChat
-from dpt.methods.sld.published import read_config, read_entries
+from dpt.methods.sld.planner import ReplayChat
+from dpt.methods.sld.record import read_config, read_entries
 from tests.fuzz.data_files import HOSTILE_JSON, JSON_MUTATIONS, LINE_MUTATIONS, jsonl, lines_parser
 from tests.fuzz.mutations import DEEP, mutate_bytes
 from tests.fuzz.parser import Parser, Target

@@ -11,17 +11,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dpt.adapter.io.native import AdapterRecord
-from dpt.cli.common.run_folder import read_prompts
+from dpt.adapter.io import AdapterRecord
+from dpt.cli.common.console import read_prompts
 from dpt.data.files.hard_negatives import COLUMNS, HardNegativeTable
 from dpt.data.files.reading import checked_file_name
 from dpt.errors import LONGEST, UserError
 from dpt.evaluation.bench.results import ImageResult
 from dpt.evaluation.suites import registry
 from dpt.lora.io import LoraRecord
-from dpt.methods.diffusion import DiffusionConfig
+from dpt.methods.base import DiffusionConfig
 from dpt.methods.registry import KEYS, parse_method
-from dpt.pocket.recipe import Recipe
+from dpt.pocket.training import Recipe
 from dpt.records import from_plain, to_plain
 from tests.fuzz.data_files import all_rows
 

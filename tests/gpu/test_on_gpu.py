@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from dpt.backbone import open_backbone
+from dpt.backbone.device import apply_speedups
 from dpt.backbone.rng import SampleRNG
-from dpt.backbone.speedups import apply_speedups
 from dpt.cli.train.setup import use_xformers
 from dpt.data.example import Batch
 from dpt.lora import LoraConfig

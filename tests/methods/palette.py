@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from dpt.backbone import Condition
 from dpt.backbone.noise import DDPMSchedule
-from dpt.claims.boxes import Box
-from dpt.claims.detections import Detection, Detections
+from dpt.claims.facts import Box
+from dpt.claims.judge import Detection, Detections
 
 PALETTE = {"white": (250, 250, 250), "red": (220, 30, 30), "green": (30, 160, 50), "blue": (40, 60, 220),
            "yellow": (250, 220, 30), "cyan": (30, 210, 220)}  # fmt: skip

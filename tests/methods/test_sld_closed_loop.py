@@ -13,15 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dpt.claims.boxes import Box
-from dpt.claims.detections import Detection, Detections
-from dpt.claims.edits import Edit, apply_edits
-from dpt.claims.facts import Noun, Prompt
-from dpt.claims.judge import judge
-from dpt.claims.layout import Layout, PlacedObject, box_at, numbered, to_pixels
+from dpt.claims.facts import Box, Noun, Prompt
+from dpt.claims.judge import Detection, Detections, judge
+from dpt.claims.layout import Edit, Layout, PlacedObject, apply_edits, box_at, numbered, to_pixels
 from dpt.claims.parse import parse_prompt
-from dpt.evaluation.bench.judging import ImageJudge
-from dpt.evaluation.bench.requests import ImageRequest
+from dpt.evaluation.bench.run import ImageJudge, ImageRequest
 from dpt.evaluation.suites import lmd
 from dpt.evaluation.suites.base import Suite
 from dpt.methods.sld.detecting import NounDetector
@@ -169,7 +165,7 @@ def test_palette_scenes_are_corrected_with_real_latents() -> None:
 HASH_SEED_SCRIPT = """
 import random, sys
 from dpt.claims.controller import propose
-from dpt.claims.edits import diff
+from dpt.claims.layout import diff
 from dpt.claims.facts import Noun
 from dpt.claims.layout import PlacedObject, box_at, numbered
 from dpt.claims.parse import parse_prompt

@@ -9,18 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from dpt.claims.boxes import Box
-from dpt.claims.edits import Edit, diff
-from dpt.claims.facts import Noun
-from dpt.claims.layout import Layout, layout_of, to_fractions
+from dpt.claims.facts import Box, Noun
+from dpt.claims.layout import Edit, Layout, diff, layout_of, to_fractions
 from dpt.detect.masks import box_mask, dilated
-from dpt.methods.sld.compose import Sprite, compose, fill, fitted
 from dpt.methods.sld.engine import EditEngine
-from dpt.methods.sld.objects import recoloured
+from dpt.methods.sld.objects import Sprite, compose, fill, fitted, recoloured
 from dpt.methods.sld.settings import EngineSettings
-from dpt.sampling.inversion import FRESH, FollowTrajectory, inverted_trajectory, noised_trajectory
-from dpt.sampling.loop import denoise
-from dpt.sampling.regions import paste_back, to_cells
+from dpt.sampling.guidance import paste_back, to_cells
+from dpt.sampling.loop import FRESH, FollowTrajectory, denoise, inverted_trajectory, noised_trajectory
 from dpt.sampling.schedulers import make_scheduler
 from tests.methods.palette import CELL, PALETTE, PaletteBackbone, PaletteDetector, PaletteMasks, scene
 

@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 
 from dpt.backbone import open_backbone
-from dpt.claims.boxes import Box
-from dpt.claims.edits import diff
-from dpt.claims.facts import Noun
-from dpt.claims.layout import PlacedObject, numbered, to_fractions
+from dpt.claims.facts import Box, Noun
+from dpt.claims.layout import PlacedObject, diff, numbered, to_fractions
 from dpt.detect.masks import BoxSegmenter, dilated
 from dpt.methods.sld.engine import EditEngine
 from dpt.methods.sld.settings import EngineSettings

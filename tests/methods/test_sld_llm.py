@@ -14,23 +14,23 @@ from typing import Any
 
 import pytest
 
-from dpt.claims.edits import changes, diff
 from dpt.claims.facts import Absent, Count, Noun
-from dpt.claims.layout import Layout, PlacedObject, box_at, numbered
+from dpt.claims.layout import Layout, PlacedObject, box_at, changes, diff, numbered
 from dpt.claims.replies import ReplyError, layout_from_reply, parsed_from_reply
 from dpt.errors import UserError
-from dpt.methods.sld.llm import (
+from dpt.methods.sld.planner import (
     ATTEMPTS,
     KEY_VARIABLE,
+    PROMPTS,
     URL_VARIABLE,
     ChatError,
+    LLMPlanner,
     OpenAIChat,
     Recorded,
     ReplayChat,
     open_chat,
     query,
 )
-from dpt.methods.sld.planner import PROMPTS, LLMPlanner
 
 KEY = "sk-very-secret"
 

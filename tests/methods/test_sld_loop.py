@@ -10,11 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpt.claims.boxes import Box
 from dpt.claims.controller import propose
-from dpt.claims.detections import DetectConfig, Detection, Detections
-from dpt.claims.facts import Noun
-from dpt.claims.judge import judge
+from dpt.claims.facts import Box, Noun
+from dpt.claims.judge import DetectConfig, Detection, Detections, judge
 from dpt.claims.layout import Layout, box_at, detections_of, layout_of, to_pixels
 from dpt.claims.parse import ParsedPrompt, parse_prompt
 from dpt.data.scenes.render import render
@@ -25,11 +23,10 @@ from dpt.detect.oracle.oracle import Oracle
 from dpt.detect.zero_shot import ZeroShotDetector
 from dpt.evaluation.suites.pocket import suite
 from dpt.keyed_random import KeyedRandom
-from dpt.methods.sld.detecting import QUERIES, NounDetector
+from dpt.methods.sld.detecting import QUERIES, NounDetector, RepeatedReadings
 from dpt.methods.sld.engine import EditedImage
 from dpt.methods.sld.loop import CorrectionLoop
 from dpt.methods.sld.method import Corrector
-from dpt.methods.sld.readings import RepeatedReadings
 from dpt.methods.sld.settings import EngineSettings, LoopSettings
 
 ORACLE = NounDetector(Oracle(POCKET_WORLD))

@@ -13,10 +13,8 @@ import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline
 
 from dpt.backbone import open_backbone
-from dpt.claims.boxes import Box
-from dpt.claims.edits import diff
-from dpt.claims.facts import Noun
-from dpt.claims.layout import PlacedObject, numbered, to_fractions
+from dpt.claims.facts import Box, Noun
+from dpt.claims.layout import PlacedObject, diff, numbered, to_fractions
 from dpt.claims.parse import parse_prompt
 from dpt.detect.masks import BoxSegmenter, dilated
 from dpt.errors import UserError

@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dpt.claims.boxes import Box
-from dpt.claims.detections import Detection, Detections, Unreadable
+from dpt.claims.facts import Box
+from dpt.claims.judge import Detection, Detections, Unreadable
 from dpt.data.scenes.render import render
 from dpt.data.scenes.world import POCKET_WORLD, Scene, SceneObject
 from dpt.detect.oracle.noisy import NoisyOracle
 from dpt.detect.oracle.oracle import Oracle
 from dpt.errors import UserError
-from dpt.methods.sld.detecting import NounDetector
-from dpt.methods.sld.readings import VIEWS, RepeatedReadings, consensus
+from dpt.methods.sld.detecting import VIEWS, NounDetector, RepeatedReadings, consensus
 
 OBJECTS = (
     SceneObject("circle", "red", "large", Box(38, 8, 59, 29)),

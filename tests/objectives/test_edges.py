@@ -12,29 +12,27 @@ from torch.nn.functional import normalize
 
 from dpt.backbone.noise import DDPMSchedule
 from dpt.errors import UserError
-from dpt.objectives.boxes import (
+from dpt.objectives.losses import (
     Assignment,
     AssignmentCosts,
     Targets,
     assign,
-    cxcywh_to_xyxy,
-    giou,
-    iou,
-    pairwise_giou,
-    pairwise_iou,
-    xyxy_to_cxcywh,
-)
-from dpt.objectives.losses import (
     box_loss,
     cardinality_error,
     contrastive_align_loss,
+    cxcywh_to_xyxy,
     denoising_loss,
+    giou,
     giou_loss,
     image_to_text_loss,
+    iou,
     match_score,
     min_snr_weight,
+    pairwise_giou,
+    pairwise_iou,
     text_to_image_loss,
     token_loss,
+    xyxy_to_cxcywh,
 )
 
 QUERIES, SLOTS, TOKENS = 6, 9, 5

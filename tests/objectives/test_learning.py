@@ -7,14 +7,17 @@ from pathlib import Path
 import torch
 
 from dpt.adapter import Adapter, config_for
-from dpt.adapter.phrase_encoder import BackbonePhraseEncoder, token_map
+from dpt.adapter.model import BackbonePhraseEncoder, token_map
 from dpt.backbone import open_backbone
-from dpt.objectives.boxes import Targets, assign, cxcywh_to_xyxy, iou
 from dpt.objectives.losses import (
+    Targets,
+    assign,
     box_loss,
     contrastive_align_loss,
+    cxcywh_to_xyxy,
     giou_loss,
     image_to_text_loss,
+    iou,
     match_score,
     text_to_image_loss,
     token_loss,

@@ -11,10 +11,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dpt.adapter import Adapter, AdapterConfig
-from dpt.adapter.phrase_encoder import token_map
+from dpt.adapter.model import token_map
 from dpt.backbone.noise import DDPMSchedule
-from dpt.objectives.boxes import Assignment, AssignmentCosts, Targets, assign, assignment_cost
 from dpt.objectives.losses import (
+    Assignment,
+    AssignmentCosts,
+    Targets,
+    assign,
+    assignment_cost,
     box_loss,
     cardinality_error,
     contrastive_align_loss,

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from dpt.objectives.preference import agreement, listwise_loss
+from dpt.objectives.losses import agreement, listwise_loss
 
 
 def by_hand(scores: list[float], chosen: int) -> float:

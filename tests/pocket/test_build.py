@@ -20,9 +20,8 @@ from dpt.data.scenes.world import WORLDS, Scene, make_scene
 from dpt.errors import UserError
 from dpt.pocket.build import text_tower
 from dpt.pocket.clip import ClipStage
-from dpt.pocket.recipe import Phase, Recipe, Schedule, TextRecipe, UNetRecipe, VaeRecipe
-from dpt.pocket.unet import UNetStage, narrowest_gap
-from dpt.pocket.vae import VaeStage, pictures, whiten
+from dpt.pocket.training import Phase, Recipe, Schedule, TextRecipe, UNetRecipe, VaeRecipe
+from dpt.pocket.unet import UNetStage, VaeStage, narrowest_gap, pictures, whiten
 from dpt.records import to_plain
 
 

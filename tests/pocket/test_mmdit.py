@@ -23,7 +23,7 @@ from dpt.data.scenes.world import POCKET_WORLD, make_scene
 from dpt.errors import UserError
 from dpt.keyed_random import KeyedRandom
 from dpt.pocket.alt_text import AltTextConfig, CaptionLabels, alt_text, parse_words, random_caption
-from dpt.pocket.clip import build_tokenizer, tokens
+from dpt.pocket.clip import IGNORED, TeachingRecipe, build_tokenizer, label_captions, rescale, tokens, word_encoder
 from dpt.pocket.diagnose import WORD_CLASSES, probe_accuracies, swap_word, word_effects
 from dpt.pocket.mmdit import (
     MMDiTRecipe,
@@ -34,10 +34,9 @@ from dpt.pocket.mmdit import (
     build_transformer,
     predict_velocity,
     read_mmdit_recipe,
+    zero_t5,
 )
-from dpt.pocket.mmdit_build import zero_t5
-from dpt.pocket.recipe import Schedule
-from dpt.pocket.text_teaching import IGNORED, TeachingRecipe, label_captions, rescale, word_encoder
+from dpt.pocket.training import Schedule
 from dpt.records import to_plain
 
 ROOT = Path(__file__).parent.parent.parent

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dpt.claims.boxes import Box
+from dpt.claims.facts import Box
 from dpt.cli.prefer.draw import (
     PICTURES,
     DrawingOptions,
@@ -19,8 +19,7 @@ from dpt.cli.prefer.draw import (
     synthesize,
     write_preferences,
 )
-from dpt.data.preference.records import read_preferences
-from dpt.data.preference.split import shared_keys
+from dpt.data.preference.records import read_preferences, shared_keys
 from dpt.data.scenes.render import render
 from dpt.data.scenes.world import Scene, SceneObject
 from dpt.errors import UserError

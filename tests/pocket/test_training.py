@@ -21,8 +21,7 @@ from dpt.distributed import Processes, launch
 from dpt.errors import UserError
 from dpt.pocket.build import text_tower
 from dpt.pocket.clip import build_clip, build_tokenizer
-from dpt.pocket.recipe import Schedule, TextRecipe, UNetRecipe
-from dpt.pocket.training import MasterWeightUpdate, train_stage
+from dpt.pocket.training import MasterWeightUpdate, Schedule, TextRecipe, UNetRecipe, train_stage
 from dpt.pocket.unet import UNetStage
 from dpt.training.engine.settings import TrainSettings
 

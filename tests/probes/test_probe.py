@@ -9,7 +9,7 @@ from dpt.adapter import Adapter, GroundingOutput, config_for
 from dpt.backbone import Backbone, open_backbone
 from dpt.data.example import ExpressionBatch
 from dpt.data.images import Framing
-from dpt.data.scenes.negatives import NEGATIVE_TYPES
+from dpt.data.scenes.captions import NEGATIVE_TYPES
 from dpt.data.scenes.source import SceneSource
 from dpt.data.scenes.world import POCKET_WORLD
 from dpt.data.stream import Stream

@@ -8,7 +8,7 @@ from torch.nn.functional import cosine_similarity
 
 from dpt.adapter import Adapter
 from dpt.backbone import Backbone, Condition
-from dpt.sampling.hooks import StepHook, StepInfo
+from dpt.sampling.guidance import StepHook, StepInfo
 
 
 def prediction(backbone: Backbone, z: Tensor, t: Tensor, text: Condition) -> Tensor:

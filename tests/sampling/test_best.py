@@ -7,7 +7,7 @@ import torch
 
 from dpt.backbone import Backbone, open_backbone
 from dpt.sampling.draw import Candidate, Request, SamplingSettings, best, draw, draw_latents, scored
-from dpt.sampling.hooks import Trace
+from dpt.sampling.guidance import Trace
 from dpt.sampling.options import Correction
 from dpt.score.matching import Scorer
 from tests import tiny_models

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from dpt.adapter import Adapter
 from dpt.backbone import Backbone, Condition, open_backbone
-from dpt.backbone.passes import count_passes
+from dpt.backbone.diffusers_model import count_passes
 from dpt.errors import UserError
 from dpt.sampling.draw import Request, SamplingSettings, draw
-from dpt.sampling.guidance import Denoiser
-from dpt.sampling.hooks import StepHook, StepInfo
+from dpt.sampling.guidance import Denoiser, StepHook, StepInfo
 from dpt.sampling.loop import denoise
 from dpt.sampling.options import NORMS, TARGETS, Correction, Guidance, Interval
 from dpt.sampling.schedulers import SCHEDULERS, make_scheduler

@@ -14,8 +14,7 @@ from transformers import AutoModel, Dinov2Config, Dinov2Model, SiglipVisionConfi
 from transformers.models.dinov3_vit import DINOv3ViTConfig, DINOv3ViTModel
 
 from dpt.errors import UserError
-from dpt.score.clip import Clip
-from dpt.score.encoder import Preparation, open_encoder
+from dpt.score.clip import Clip, Preparation, open_encoder
 
 SHIPPED = Path(__file__).parents[2] / "ckpt/pocket/clip"
 

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from dpt.errors import UserError
-from dpt.score.folder_scores import is_blurry
-from dpt.score.selection import ScoredPicture, SelectionConfig, select
+from dpt.score.folder_scores import ScoredPicture, SelectionConfig, is_blurry, select
 
 
 def chosen(scores: list[float], config: SelectionConfig | None = None) -> list[tuple[str, int, float]]:

@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from dpt.errors import UserError
-from dpt.training.engine import checkpoint
+from dpt.training.engine import run_folder
 
 
 def saved(root: Path, step: int) -> Path:
     tensors = {"weights": {"a": torch.full((64,), float(step)), "b": torch.ones(2, 2)}}
-    return checkpoint.save(root, step, tensors, {"note": "x"})
+    return run_folder.save(root, step, tensors, {"note": "x"})
 
 
 def test_saved_checkpoint_loads_unchanged(tmp_path: Path) -> None:
     folder = saved(tmp_path, 7)
-    tensors, state = checkpoint.load(folder)
+    tensors, state = run_folder.load(folder)
     assert torch.equal(tensors["weights"]["a"], torch.full((64,), 7.0))
     assert state == {"step": 7, "note": "x"}
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-7"], "nothing temporary is left"
@@ -30,7 +30,7 @@ def test_saved_checkpoint_loads_unchanged(tmp_path: Path) -> None:
 def test_newest_checkpoint_is_chosen_by_step_number(tmp_path: Path) -> None:
     for step in (9, 10, 100):
         saved(tmp_path, step)
-    newest = checkpoint.newest_good(tmp_path)
+    newest = run_folder.newest_good(tmp_path)
     assert newest is not None and newest.name == "checkpoint-100"
 
 
@@ -71,29 +71,29 @@ def test_damaged_checkpoint_is_skipped_with_a_warning_and_refused_by_name(
     bad = saved(tmp_path, 2)
     apply_damage, message = DAMAGES[damage]
     apply_damage(bad)
-    newest = checkpoint.newest_good(tmp_path)
+    newest = run_folder.newest_good(tmp_path)
     assert newest is not None and newest.name == "checkpoint-1"
     assert "warning: skipping" in capsys.readouterr().out
     with pytest.raises(UserError, match=message):
-        checkpoint.load(bad)
+        run_folder.load(bad)
 
 
 def test_keep_newest_removes_older_checkpoints(tmp_path: Path) -> None:
     for step in (1, 2, 10):
         saved(tmp_path, step)
-    checkpoint.keep_newest(tmp_path, 2)
+    run_folder.keep_newest(tmp_path, 2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-2"]
 
 
 SAVE_FOR_EVER = """
 import sys, torch
 from pathlib import Path
-from dpt.training.engine import checkpoint
+from dpt.training.engine import run_folder
 step = 0
 while True:
     step += 1
-    checkpoint.save(Path(sys.argv[1]), step, {"w": {"a": torch.full((200_000,), float(step))}}, {})
-    checkpoint.keep_newest(Path(sys.argv[1]), 2)
+    run_folder.save(Path(sys.argv[1]), step, {"w": {"a": torch.full((200_000,), float(step))}}, {})
+    run_folder.keep_newest(Path(sys.argv[1]), 2)
     print(step, flush=True)
 """
 
@@ -106,7 +106,7 @@ def test_kill_during_save_leaves_a_loadable_checkpoint(tmp_path: Path) -> None:
     time.sleep(0.0137)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    newest = checkpoint.newest_good(tmp_path)
+    newest = run_folder.newest_good(tmp_path)
     assert newest is not None
-    tensors, state = checkpoint.load(newest)
+    tensors, state = run_folder.load(newest)
     assert torch.equal(tensors["w"]["a"], torch.full((200_000,), float(state["step"])))

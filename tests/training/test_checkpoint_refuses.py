@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from dpt.errors import UserError
-from dpt.training.engine import checkpoint, run_folder
+from dpt.training.engine import run_folder
 from dpt.training.engine.logging import read_log
 from dpt.training.engine.run_folder import RunConfig
 from tests.training.toy import loop
@@ -23,43 +23,43 @@ DEEP = "[" * 100_000
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    return checkpoint.save(tmp_path, 7, {"weights": {"a": torch.ones(4)}}, {"seed": 1})
+    return run_folder.save(tmp_path, 7, {"weights": {"a": torch.ones(4)}}, {"seed": 1})
 
 
 def write_with_checksum(folder: Path, **files: str | bytes) -> None:
     """Write files and their checksums, as an attacker can."""
-    manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
+    manifest = json.loads((folder / run_folder.MANIFEST).read_text())
     for name, content in files.items():
         file = folder / name.replace("_", ".")
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
         facts = {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
         manifest[file.name] = facts
-    (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    (folder / run_folder.MANIFEST).write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize("name", ["../up.safetensors", "/etc/hostname", "a/b.safetensors"])
 def test_manifest_may_only_name_files_in_its_folder(saved: Path, name: str) -> None:
     (saved.parent / "up.safetensors").write_bytes(b"x")
-    manifest = json.loads((saved / checkpoint.MANIFEST).read_text())
+    manifest = json.loads((saved / run_folder.MANIFEST).read_text())
     facts = {"bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
-    (saved / checkpoint.MANIFEST).write_text(json.dumps({**manifest, name: facts}))
+    (saved / run_folder.MANIFEST).write_text(json.dumps({**manifest, name: facts}))
     with pytest.raises(UserError, match=r"which is not a file name"):
-        checkpoint.load(saved)
+        run_folder.load(saved)
 
 
 def test_files_missing_from_the_manifest_are_refused(saved: Path) -> None:
     save_file({"evil": torch.ones(1)}, saved / "more.safetensors")
     with pytest.raises(UserError, match=r"does not list more.safetensors"):
-        checkpoint.load(saved)
+        run_folder.load(saved)
 
 
 def test_manifest_without_state_is_refused(saved: Path) -> None:
-    manifest = json.loads((saved / checkpoint.MANIFEST).read_text())
-    del manifest[checkpoint.STATE]
-    (saved / checkpoint.MANIFEST).write_text(json.dumps(manifest))
-    assert checkpoint.newest_good(saved.parent) is None
+    manifest = json.loads((saved / run_folder.MANIFEST).read_text())
+    del manifest[run_folder.STATE]
+    (saved / run_folder.MANIFEST).write_text(json.dumps(manifest))
+    assert run_folder.newest_good(saved.parent) is None
     with pytest.raises(UserError, match=r"does not list state.json"):
-        checkpoint.load(saved)
+        run_folder.load(saved)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_manifest_without_state_is_refused(saved: Path) -> None:
 def test_invalid_state_is_refused(saved: Path, text: str) -> None:
     write_with_checksum(saved, state_json=text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=r"state.json (cannot be read|has no valid step)"):
-        checkpoint.load(saved)
+        run_folder.load(saved)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_invalid_state_is_refused(saved: Path, text: str) -> None:
 def test_invalid_state_with_valid_checksum_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     loop(tmp_path, max_train_steps=4).run()
     folder = tmp_path / "checkpoint-4"
-    state = json.loads((folder / checkpoint.STATE).read_text())
+    state = json.loads((folder / run_folder.STATE).read_text())
     write_with_checksum(folder, state_json=json.dumps({**state, **change}))
     name = next(iter(change))
     with pytest.raises(UserError, match=f"state.json.*({name}|step)|losses in the checkpoint .*checkpoint-4"):
@@ -99,15 +99,15 @@ def test_tensors_of_other_shape_are_refused(tmp_path: Path) -> None:
 def test_invalid_safetensors_file_is_refused(saved: Path, content: bytes) -> None:
     write_with_checksum(saved, weights_safetensors=content)
     with pytest.raises(UserError, match=r"weights.safetensors is truncated or not a safetensors file"):
-        checkpoint.load(saved)
+        run_folder.load(saved)
 
 
 def test_named_pipe_instead_of_manifest_or_config_is_refused(saved: Path, tmp_path: Path) -> None:
-    (saved / checkpoint.MANIFEST).unlink()
-    for pipe in (saved / checkpoint.MANIFEST, tmp_path / run_folder.CONFIG):
+    (saved / run_folder.MANIFEST).unlink()
+    for pipe in (saved / run_folder.MANIFEST, tmp_path / run_folder.CONFIG):
         os.mkfifo(pipe)
     with pytest.raises(UserError, match="not a regular file but a named pipe"):
-        checkpoint.load(saved)
+        run_folder.load(saved)
     with (
         pytest.raises(UserError, match="not a regular file but a named pipe"),
         run_folder.claimed(tmp_path, RunConfig({"seed": 1})),

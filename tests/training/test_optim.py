@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dpt.backbone.rng import SampleRNG
 from dpt.data.example import Batch
-from dpt.training.engine import checkpoint
+from dpt.training.engine import run_folder
 from dpt.training.engine.optim import ExponentialMovingAverage, LossScaler, Update
 from dpt.training.engine.task import ParameterGroup, all_decay, matrices_decay, with_own_rate
 from tests.training.toy import Line, loop, same, settings, tensors
@@ -141,7 +141,7 @@ def test_overflow_halves_the_scale_and_is_not_a_bad_step(tmp_path: Path) -> None
 
     running = loop(tmp_path, Large(), logging_steps=1)
     running.run()
-    _, state = checkpoint.load(tmp_path / "checkpoint-12")
+    _, state = run_folder.load(tmp_path / "checkpoint-12")
     scale = float(tensors(tmp_path)["loss_scale/scale"])
     assert 1 < scale < LossScaler.INITIAL
     from tests.training.test_loop import _train_records

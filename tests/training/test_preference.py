@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from dpt.backbone.rng import SampleRNG
-from dpt.data.preference.records import read_preferences
+from dpt.data.preference.records import read_preferences, split_records
 from dpt.data.preference.source import PreferenceStream
-from dpt.data.preference.split import split_records
 from dpt.distributed import Processes
 from dpt.errors import BrokenImageError, UserError
 from dpt.score.preference import PreferenceModel, open_preference_model

@@ -15,7 +15,7 @@ import torch
 
 from dpt import files
 from dpt.errors import UserError
-from dpt.training.engine import checkpoint, run_folder
+from dpt.training.engine import run_folder
 from dpt.training.engine.loop import Outcome
 from dpt.training.engine.run_folder import RunConfig
 from tests.training.children import in_a_child
@@ -78,7 +78,7 @@ def test_resume_continues_after_kill_at_random_times(tmp_path: Path, uninterrupt
     assert not list(tmp_path.glob(".*")), "nothing half-written is left"
 
 
-@pytest.mark.parametrize("module, moment", [(files, "flush"), (checkpoint, "sha256"), (checkpoint, "save_tensors")])
+@pytest.mark.parametrize("module, moment", [(files, "flush"), (run_folder, "sha256"), (run_folder, "save_tensors")])
 def test_resume_continues_after_kill_during_save(
     tmp_path: Path, uninterrupted: Path, module: Any, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,7 +208,7 @@ def test_changed_configuration_is_refused_and_names_the_options(tmp_path: Path) 
 
 
 def test_checkpoint_of_another_program_is_refused(tmp_path: Path) -> None:
-    other = checkpoint.save(tmp_path / "other", 3, {"weights": {}}, {"schedule": {}})
+    other = run_folder.save(tmp_path / "other", 3, {"weights": {}}, {"schedule": {}})
     with pytest.raises(UserError, match="is not a checkpoint of the training loop"):
         loop(tmp_path / "run").run(resume=str(other))
 
@@ -236,7 +236,7 @@ def test_signal_to_the_process_group_still_saves(tmp_path: Path) -> None:
         time.sleep(0.02)
     os.killpg(child, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
-    assert checkpoint.newest_good(tmp_path) is not None
+    assert run_folder.newest_good(tmp_path) is not None
 
 
 def test_leftovers_of_a_killed_process_are_removed_on_start(tmp_path: Path) -> None:

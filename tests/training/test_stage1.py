@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from dpt.adapter.io.native import load_adapter
+from dpt.adapter.io import load_adapter
 from dpt.backbone import Backbone, open_backbone
 from dpt.backbone.rng import SampleRNG
 from dpt.data.example import Batch, collate
 from dpt.errors import UserError
 from dpt.objectives.losses import match_score
-from dpt.training.engine import checkpoint
+from dpt.training.engine import run_folder
 from dpt.training.tasks.denoising import NoiseConfig
 from dpt.training.tasks.discriminative import GROUNDING_LOSSES, MATCHING_LOSSES, ObjectiveConfig
-from dpt.training.tasks.stage1 import Stage1
+from dpt.training.tasks.stages import Stage1
 from tests.training import tiny_stage1, two_processes
 from tests.training.tiny_stage1 import FEATURE, loop, losses, stream, task
 
@@ -181,7 +181,7 @@ def test_cached_latents_give_the_same_losses(backbone: Backbone, batch: Batch) -
 def test_gradient_checkpointing_does_not_change_the_weights(tmp_path: Path, backbone: Backbone) -> None:
     for name, on in (("kept", False), ("again", True)):
         loop(tmp_path / name, task(backbone, gradient_checkpointing=on), max_train_steps=3).run()
-    stored, recomputed = (checkpoint.load(tmp_path / name / "checkpoint-3")[0]["weights"] for name in ("kept", "again"))
+    stored, recomputed = (run_folder.load(tmp_path / name / "checkpoint-3")[0]["weights"] for name in ("kept", "again"))
     assert all(torch.equal(stored[name], recomputed[name]) for name in stored)
 
 
@@ -255,7 +255,7 @@ def test_held_out_losses_are_those_with_a_weight(backbone: Backbone) -> None:
 def test_validating_changes_no_bit_of_the_training(tmp_path: Path, backbone: Backbone) -> None:
     for name, every in (("never", 0), ("each", 1)):
         loop(tmp_path / name, task(backbone), max_train_steps=3, validation_steps=every).run()
-    never, each = (checkpoint.load(tmp_path / name / "checkpoint-3")[0] for name in ("never", "each"))
+    never, each = (run_folder.load(tmp_path / name / "checkpoint-3")[0] for name in ("never", "each"))
     assert all(torch.equal(never[group][name], value) for group in each for name, value in each[group].items())
     assert losses(tmp_path / "never") == losses(tmp_path / "each")
     lines = [json.loads(line) for line in (tmp_path / "each" / "log.jsonl").read_text().splitlines()]

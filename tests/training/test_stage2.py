@@ -13,20 +13,20 @@ from typing import Any
 import pytest
 import torch
 
-from dpt.adapter.io.native import load_adapter
+from dpt.adapter.io import load_adapter
 from dpt.backbone import Backbone, open_backbone
 from dpt.backbone.rng import SampleRNG
 from dpt.backbone.unet_features import block_of
 from dpt.data.example import Batch, collate
-from dpt.data.pairs import TRUE
+from dpt.data.stream import TRUE
 from dpt.errors import UserError
 from dpt.lora import LoraConfig
 from dpt.lora.io import attach_lora, read_lora
-from dpt.training.engine import checkpoint
+from dpt.training.engine import run_folder
 from dpt.training.engine.task import Task
 from dpt.training.tasks.denoising import DENOISED, DenoisingConfig, NoiseConfig, add_noise_to_batch
 from dpt.training.tasks.discriminative import ObjectiveConfig
-from dpt.training.tasks.stage2 import Stage2
+from dpt.training.tasks.stages import Stage2
 from tests.training import tiny_stage1, two_processes
 from tests.training.tiny_stage1 import stream
 from tests.training.tiny_stage2 import FEATURE, control, loop, task
@@ -262,7 +262,7 @@ def test_gradient_checkpointing_does_not_change_the_weights(tmp_path: Path, back
         assert backbone.unet.is_gradient_checkpointing is on
         backbone.unet.delete_adapters("dpt")
     stored, recomputed = (
-        checkpoint.load(tmp_path / label / "checkpoint-3")[0]["weights"] for label in ("kept", "again")
+        run_folder.load(tmp_path / label / "checkpoint-3")[0]["weights"] for label in ("kept", "again")
     )
     assert all(torch.equal(stored[key], recomputed[key]) for key in stored)
 
@@ -292,7 +292,7 @@ def test_validating_changes_no_bit_of_training(tmp_path: Path, backbone: Backbon
         assert run.run().finished
         backbone.unet.delete_adapters("dpt")
     assert (tmp_path / "with/log.jsonl").read_text().count('"validation"') == 3
-    without, validated = (checkpoint.load(tmp_path / label / "checkpoint-3")[0] for label in ("without", "with"))
+    without, validated = (run_folder.load(tmp_path / label / "checkpoint-3")[0] for label in ("without", "with"))
     assert without.keys() == validated.keys() and len(without) > 2
     for group, tensors in without.items():
         assert all(torch.equal(tensor, validated[group][key]) for key, tensor in tensors.items()), group
@@ -317,7 +317,7 @@ def test_resume_after_stop_is_bit_for_bit(tmp_path: Path, backbone: Backbone, na
     run.take_step = take_step
     assert run.run().step == 2
     assert begin(tmp_path / "cut").run().finished
-    whole, cut = (checkpoint.load(tmp_path / label / "checkpoint-6")[0] for label in ("whole", "cut"))
+    whole, cut = (run_folder.load(tmp_path / label / "checkpoint-6")[0] for label in ("whole", "cut"))
     for group, tensors in whole.items():
         assert all(torch.equal(tensor, cut[group][key]) for key, tensor in tensors.items()), group
     assert losses(tmp_path / "whole") == losses(tmp_path / "cut")

@@ -12,7 +12,7 @@ from PIL import Image
 from dpt.backbone import Backbone, open_backbone
 from dpt.data.example import Batch
 from dpt.data.images import Framing
-from dpt.data.preference.tuning import TuningConfig, tuning_data
+from dpt.data.preference.source import TuningConfig, tuning_data
 from dpt.data.stream import Stream
 from dpt.distributed import Processes, processes
 from dpt.lora import Lora, LoraConfig

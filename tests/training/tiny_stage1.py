@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dpt.adapter import Adapter, config_for
-from dpt.adapter.phrase_encoder import BackbonePhraseEncoder
+from dpt.adapter.model import BackbonePhraseEncoder
 from dpt.backbone import Backbone, open_backbone
 from dpt.data.example import Batch
 from dpt.data.images import Framing
@@ -22,7 +22,7 @@ from dpt.distributed import Processes, processes
 from dpt.training.engine.loop import Loop
 from dpt.training.engine.run_folder import RunConfig
 from dpt.training.engine.settings import TrainSettings
-from dpt.training.tasks.stage1 import Stage1
+from dpt.training.tasks.stages import Stage1
 from tests import tiny_models
 
 FEATURE = "up0"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dpt.adapter import Adapter, config_for
-from dpt.adapter.phrase_encoder import BackbonePhraseEncoder
+from dpt.adapter.model import BackbonePhraseEncoder
 from dpt.backbone import Backbone, open_backbone
 from dpt.data.example import Batch
 from dpt.data.scenes.source import SceneSource
@@ -23,7 +23,7 @@ from dpt.training.engine.run_folder import RunConfig
 from dpt.training.engine.settings import TrainSettings
 from dpt.training.engine.task import Task
 from dpt.training.tasks.denoising import PlainLora
-from dpt.training.tasks.stage2 import Stage2, Stage2Config
+from dpt.training.tasks.stages import Stage2, Stage2Config
 from tests.training.tiny_stage1 import FRAMING, SMALL, stream
 
 FEATURE = "up1"

@@ -21,7 +21,7 @@ from dpt.data.example import (
     Source,
 )
 from dpt.data.stream import Stream
-from dpt.training.engine import checkpoint
+from dpt.training.engine import run_folder
 from dpt.training.engine.loop import Loop
 from dpt.training.engine.run_folder import RunConfig
 from dpt.training.engine.settings import TrainSettings
@@ -111,7 +111,7 @@ def loop(root: Path, task: Line | None = None, config: Mapping[str, Any] | None 
 
 
 def tensors(root: Path, step: int = 12) -> dict[str, Tensor]:
-    groups, _ = checkpoint.load(root / f"checkpoint-{step}")
+    groups, _ = run_folder.load(root / f"checkpoint-{step}")
     return {f"{group}/{name}": value for group, content in groups.items() for name, value in content.items()}
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpt.training.engine import checkpoint
+from dpt.training.engine import run_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +40,7 @@ def assert_same(one: Path, two: Path, losses: Callable[[Path], Sequence[Mapping[
 
 def apart(one: Path, two: Path, step: int) -> tuple[float, str]:
     """The largest difference of weights after a step, and the name of that weight."""
-    weights = [checkpoint.load(root / f"checkpoint-{step}")[0]["weights"] for root in (one, two)]
+    weights = [run_folder.load(root / f"checkpoint-{step}")[0]["weights"] for root in (one, two)]
     assert weights[0].keys() == weights[1].keys()
     return max((float(_apart(name, tensor, weights[1][name]).max()), name) for name, tensor in weights[0].items())
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from dpt.cli.bench.record import JUDGE_KEYS, LATER_OPTIONS, RECORD, read_record
+from dpt.cli.bench.common import JUDGE_KEYS, LATER_OPTIONS, RECORD, read_record
 from dpt.cli.bench.report import MANIFEST, read_results
 from dpt.errors import UserError, fail
 from dpt.evaluation.bench.results import OPTIONS_KEY

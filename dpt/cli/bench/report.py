@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from dpt.cli.bench.record import (
+from dpt.cli.bench.common import (
     JUDGE_KEYS,
     check_one_judge,
     check_same_options,
@@ -24,15 +24,15 @@ from dpt.embedded import EMBEDDED_CLIP, clip_location
 from dpt.errors import fail
 from dpt.evaluation.bench.results import OPTIONS_KEY
 from dpt.intervals import Estimate
-from dpt.methods.diffusion import BASE
+from dpt.methods.base import BASE
 from dpt.records import from_plain
 from dpt.untrusted import parse_json, read_text
 
 if TYPE_CHECKING:
     from dpt.evaluation.bench.columns import MethodResults
-    from dpt.evaluation.bench.page.page import ReportData
-    from dpt.evaluation.bench.second_judge import SecondJudgement
+    from dpt.evaluation.bench.page import ReportData
     from dpt.evaluation.bench.tables import Result
+    from dpt.evaluation.bench.verdicts import SecondJudgement
     from dpt.evaluation.fidelity import Fidelity
 
 
@@ -80,8 +80,8 @@ class ReportOptions:
 
 def report(options: ReportOptions) -> None:
     from dpt.evaluation.bench import tables
-    from dpt.evaluation.bench.cost import PLOT, read_costs
-    from dpt.evaluation.bench.page.page import ReportData
+    from dpt.evaluation.bench.columns import PLOT, read_costs
+    from dpt.evaluation.bench.page import ReportData
 
     if not (isfinite(options.budget_mb) and 0 < options.budget_mb <= MOST_MEGABYTES):
         fail(f"--budget_mb must be above 0 and at most {MOST_MEGABYTES}, not {options.budget_mb:g}")
@@ -138,7 +138,7 @@ def measure_fidelity(
     if options.reference is None:
         return None
     from dpt.evaluation.fidelity import fidelity
-    from dpt.score.encoder import open_encoder
+    from dpt.score.clip import open_encoder
 
     keys = {name: [results.key(line) for line in range(len(results))] for name, results in methods.items()}
     files = {
@@ -163,7 +163,7 @@ def judge_again(
     """The verdicts of --second on the images of this benchmark."""
     if options.second is None:
         return None
-    from dpt.evaluation.bench.second_judge import second_judgement
+    from dpt.evaluation.bench.verdicts import second_judgement
 
     second = read_record(options.second)
     check_same_options(record[OPTIONS_KEY], second[OPTIONS_KEY], f"the benchmark in {options.second}")
@@ -194,9 +194,9 @@ def judge_again(
 def write(
     options: ReportOptions, text: str, data: ReportData, second: SecondJudgement | None = None, in_one: str = ""
 ) -> Path:
-    from dpt.evaluation.bench.cost import PLOT, plot
-    from dpt.evaluation.bench.page.gallery import Album
-    from dpt.evaluation.bench.page.page import page
+    from dpt.evaluation.bench.columns import PLOT, plot
+    from dpt.evaluation.bench.gallery import Album
+    from dpt.evaluation.bench.page import page
     from dpt.evaluation.bench.verdicts import summary
     from dpt.evaluation.suites.registry import layout_of
 
@@ -261,7 +261,7 @@ def earlier_hashes(kept: Path | None, methods: Iterable[str]) -> dict[str, str]:
 
 def sheet(folder: Path, record: Mapping[str, Any], methods: Mapping[str, MethodResults]) -> Any:
     """A contact sheet: the first prompts of each category, with the images of all methods side by side."""
-    from dpt.evaluation.bench.requests import open_image
+    from dpt.evaluation.bench.run import open_image
     from dpt.evaluation.contact_sheet import contact_sheet
 
     first = next(iter(methods.values()))

@@ -1,7 +1,8 @@
-"""`dpt compare`: a few prompts with several methods, from the same noise, with the verdict under each image."""
+"""`dpt compare` and `dpt demo`: prompts with several methods from the same noise, as a sheet and as a web page."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from dpt.cli.bench.judges import NO_DETECTOR, open_judge
-from dpt.cli.common.console import plain_warnings, warn_of_unknown_words
-from dpt.cli.common.run_folder import new_run_folder
+from dpt.cli.bench.common import NO_DETECTOR, open_judge
+from dpt.cli.common.console import new_run_folder, plain_warnings, warn_of_unknown_words
 from dpt.detect.registry import ORACLE
 from dpt.embedded import EMBEDDED, EMBEDDED_MODELS
-from dpt.errors import fail
+from dpt.errors import UserError, fail
 from dpt.methods.base import GenerationConfig, MethodConfig
 from dpt.methods.registry import BASE, known_methods, parse_methods
 from dpt.sampling.options import SamplerConfig
@@ -23,10 +23,10 @@ from dpt.untrusted import MOST_IMAGES
 if TYPE_CHECKING:
     from PIL import Image
 
-    from dpt.evaluation.bench.judging import ImageJudge
-    from dpt.evaluation.bench.requests import ImageRequest
     from dpt.evaluation.bench.results import ImageResult
+    from dpt.evaluation.bench.run import ImageJudge, ImageRequest
     from dpt.evaluation.suites.base import Suite
+
 
 SHEET, RESULTS = "sheet.png", "results.jsonl"
 
@@ -75,8 +75,7 @@ def compare(options: CompareOptions) -> None:
     total = len(suite.prompts) * options.per_prompt * len(methods)
     if not 1 <= total <= MOST_SHOWN:
         fail(f"{total} images do not fit on a sheet, which holds 1 to {MOST_SHOWN}: use `dpt bench run`")
-    from dpt.evaluation.bench.judging import NO_EXTRA_SCORES
-    from dpt.evaluation.bench.requests import all_requests
+    from dpt.evaluation.bench.run import NO_EXTRA_SCORES, all_requests
 
     judge = open_judge(suite, detector, options.colours, NO_EXTRA_SCORES)
     requests = all_requests(suite, options.per_prompt)
@@ -130,9 +129,8 @@ def sample(
 ) -> tuple[list[Image.Image], list[ImageResult]]:
     from tqdm import tqdm
 
-    from dpt.evaluation.bench.requests import open_image
     from dpt.evaluation.bench.results import append_results
-    from dpt.evaluation.bench.run import BATCH, GeneratedImages
+    from dpt.evaluation.bench.run import BATCH, GeneratedImages, open_image
 
     source = GeneratedImages(config.open(generation), folder / config.name)
     results: list[ImageResult] = []
@@ -181,3 +179,64 @@ def closing(results: Mapping[str, Sequence[ImageResult]]) -> list[str]:
     if any(result.passed is None for rows in results.values() for result in rows):
         return []
     return ["", f"right of {total}: " + ", ".join(f"{name} {count}" for name, count in counts.items())]
+
+
+WAITING = 16
+"""Requests in the queue; further ones are refused."""
+
+
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+@dataclass(frozen=True)
+class PageOptions:
+    """Serve a page that draws a prompt with two methods side by side, from the same noise.
+
+    The page listens on this machine only, unless --host says otherwise.
+    """
+
+    pretrained_model_name_or_path: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FOLDER|HUB_ID")] = ()
+    """The models to choose from. Default: the embedded ones."""
+    methods: tuple[str, ...] = ()
+    """Further methods of the first model, as NAME=PATH of a checkpoint or any LoRA file."""
+    host: str = "127.0.0.1"
+    port: int = 7860
+    num_timesteps: int = 25
+    guidance_scale: float | None = None
+    """Default: that of the model's generation_defaults.json, else 7.5."""
+    scheduler: str = "ddim"
+    keep_methods: int = 4
+    """Methods that stay in memory. Each holds a copy of the model."""
+
+
+def demo(options: PageOptions) -> None:
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False")
+    try:
+        import gradio  # noqa: F401
+    except ImportError:
+        raise UserError("the demo page needs gradio: pip install 'dpt[demo]'") from None
+    if not 1 <= options.port <= 65535:
+        fail(f"--port must be from 1 to 65535, not {options.port}")
+    if options.keep_methods < 1 or options.num_timesteps < 1:
+        fail("--keep_methods and --num_timesteps must be at least 1")
+    from dpt.demo.page import build
+    from dpt.demo.studio import Studio
+
+    models = options.pretrained_model_name_or_path or tuple(EMBEDDED_MODELS)
+    studio = Studio(
+        tuple(dict.fromkeys(models)),
+        options.methods,
+        options.num_timesteps,
+        options.guidance_scale,
+        options.scheduler,
+        options.keep_methods,
+    )
+    print("opening the first model ...")
+    studio.method(studio.models[0], "base")
+    page, style = build(studio)
+    page.queue(max_size=WAITING, default_concurrency_limit=1)
+    try:
+        page.launch(server_name=options.host, server_port=options.port, share=False, quiet=True, **style,
+                    prevent_thread_lock=True)  # fmt: skip
+    except OSError as error:
+        fail(f"cannot listen on {options.host}, port {options.port}: {error}; choose another --port")
+    print(f"the page is at http://{options.host}:{options.port}; stop it with Ctrl-C", flush=True)
+    page.block_thread()

@@ -12,7 +12,7 @@ import tyro
 from dpt.data.from_folder import EXPRESSIONS, FromFolderConfig, FromFolderCounts
 
 if TYPE_CHECKING:
-    from dpt.claims.detections import Detection
+    from dpt.claims.judge import Detection
     from dpt.data.from_folder import FindBoxes
 
 
@@ -85,7 +85,7 @@ def box_finder(config: BoxesConfig) -> FindBoxes:
     """Detects nouns in one image file at a time."""
     import numpy as np
 
-    from dpt.claims.detections import DetectConfig
+    from dpt.claims.judge import DetectConfig
     from dpt.data.images import read_image
     from dpt.detect.base import check_finite, clip_boxes
     from dpt.detect.registry import open_detector

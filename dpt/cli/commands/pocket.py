@@ -49,7 +49,7 @@ class BuildOptions:
 def build(options: BuildOptions) -> None:
     from dpt.distributed import launch
     from dpt.pocket.build import STAGES
-    from dpt.pocket.mmdit_build import MMDIT_STAGES, is_mmdit_recipe
+    from dpt.pocket.mmdit import MMDIT_STAGES, is_mmdit_recipe
 
     is_mmdit = is_mmdit_recipe(options.recipe)
     stages = MMDIT_STAGES if is_mmdit else STAGES
@@ -79,9 +79,8 @@ def _build(options: BuildOptions, until: float | None, processes: Processes) -> 
 
     from dpt.backbone.device import resolve_device
     from dpt.pocket.build import build as build_pocket
-    from dpt.pocket.mmdit import read_mmdit_recipe
-    from dpt.pocket.mmdit_build import build_mmdit, is_mmdit_recipe
-    from dpt.pocket.recipe import RECIPE_FILE, read_recipe
+    from dpt.pocket.mmdit import build_mmdit, is_mmdit_recipe, read_mmdit_recipe
+    from dpt.pocket.training import RECIPE_FILE, read_recipe
 
     threads = options.threads or (1 if processes.count > 1 else None)
     if threads:

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 from tqdm import tqdm
 
-from dpt.claims.detections import DetectConfig
+from dpt.claims.judge import DetectConfig
 from dpt.data.scenes.render import render
 from dpt.data.scenes.world import POCKET_WORLD, WORLDS, World, make_scene
 from dpt.detect.accuracy import (

@@ -1,4 +1,4 @@
-"""Flags from dataclasses, warnings on the terminal, library versions."""
+"""Flags from dataclasses, warnings on the terminal, library versions, new run folders, and files of prompts."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
@@ -24,6 +25,8 @@ from dpt.claims.words import unknown_words
 from dpt.data.scenes.world import POCKET_WORLD, words_of
 from dpt.embedded import EMBEDDED_CLIP, EMBEDDED_MODELS, FOLDER, embedded_path
 from dpt.errors import UserError, fail
+from dpt.files import NumberedFolder, numbered_folder
+from dpt.untrusted import parse_json, read_text
 
 
 def warn(message: str) -> None:
@@ -277,3 +280,39 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return installed
+
+
+def new_run_folder(parent: Path, text: str) -> AbstractContextManager[NumberedFolder]:
+    """A folder under `parent` named after `text` and the first free number, safe against other runs."""
+    return numbered_folder(parent, slug(text))
+
+
+def slug(text: str, length: int = 48) -> str:
+    """The words of a text as a readable file name."""
+    words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    return words[:length].strip("-") or "run"
+
+
+def read_prompts(file: Path) -> list[str]:
+    """One prompt per line, or per line of a .jsonl file the text under "prompt". Blank lines are skipped."""
+    try:
+        lines = read_text(file).split("\n")  # not splitlines: a prompt may hold U+2028, a form feed and the like
+    except OSError as error:
+        fail(f"cannot read the prompts {file}: {error.strerror}")
+    prompts = [
+        _jsonl_prompt(line, f"{file}, line {number}") if file.suffix == ".jsonl" else line.strip()
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    return prompts or fail(f"{file} holds no prompt")
+
+
+def _jsonl_prompt(line: str, where: str) -> str:
+    try:
+        row = parse_json(line)
+    except ValueError as error:
+        fail(f"{where}, is not valid JSON: {error}")
+    prompt = row.get("prompt") if isinstance(row, dict) else None
+    if not (isinstance(prompt, str) and prompt.strip()):
+        fail(f'{where}, has no text under "prompt"')
+    return prompt.strip()

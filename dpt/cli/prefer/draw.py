@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from dpt.cli.common.run_folder import read_prompts
+from dpt.cli.common.console import read_prompts
 from dpt.distributed import Processes, processes, take_own_gpu
 from dpt.errors import fail
 from dpt.methods.base import GenerationConfig
@@ -121,8 +121,8 @@ def draw_into(
 ) -> list[CandidateRequest]:
     from tqdm import tqdm
 
+    from dpt.methods.base import BASE, DiffusionConfig
     from dpt.methods.candidates import candidate_requests, draw_candidates
-    from dpt.methods.diffusion import BASE, DiffusionConfig
 
     take_own_gpu()
     generation = options.generation.with_defaults(options.ckpt)
@@ -173,8 +173,7 @@ def write_preferences(
 ) -> None:
     """Judge every image, choose, and write the published files and the taste."""
     from dpt.data.images import read_image
-    from dpt.data.preference.records import read_preferences, write_choices
-    from dpt.data.preference.split import split_records
+    from dpt.data.preference.records import read_preferences, split_records, write_choices
     from dpt.files import atomic_file
     from dpt.keyed_random import KeyedRandom
     from dpt.pocket.taste import choose, probabilities, taste_picture

@@ -11,11 +11,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from dpt.data.preference.tuning import NEGATIVE, NEGATIVE_PREFIX, POSITIVE
+from dpt.data.preference.source import NEGATIVE, NEGATIVE_PREFIX, POSITIVE
 from dpt.distributed import processes, take_own_gpu
 from dpt.embedded import clip_location
 from dpt.errors import UserError, fail
-from dpt.score.selection import SelectedPicture, SelectionConfig
+from dpt.score.folder_scores import SelectedPicture, SelectionConfig
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class SelectOptions:
 def select(options: SelectOptions) -> None:
     from dpt.files import atomic_folder
     from dpt.score.folder_scores import read_scores
-    from dpt.score.selection import select as select_pictures
+    from dpt.score.folder_scores import select as select_pictures
 
     pictures = list(read_scores(options.scores))
     if nameless := [picture.id for picture in pictures if not picture.file_name]:
@@ -114,7 +114,7 @@ def select(options: SelectOptions) -> None:
 
 def write_selected(folder: Path, options: SelectOptions, selected: Sequence[SelectedPicture]) -> None:
     from dpt.data.folder import METADATA
-    from dpt.data.preference.tuning import training_caption
+    from dpt.data.preference.source import training_caption
 
     numbers = dict.fromkeys((POSITIVE, NEGATIVE), 0)
     rows = []

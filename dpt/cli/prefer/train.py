@@ -1,4 +1,4 @@
-"""`dpt prefer train`: train the preference classifier."""
+"""`dpt prefer check` and `dpt prefer train`: preference data before training, and the preference classifier."""
 
 from __future__ import annotations
 
@@ -16,6 +16,76 @@ from dpt.errors import fail
 if TYPE_CHECKING:
     from dpt.data.preference.records import PreferenceRecord
     from dpt.score.preference import PreferenceModel
+
+
+@dataclass(frozen=True)
+class PreferCheckOptions:
+    """Count what preference files hold and what is wrong with them; with --scorer, measure how well it predicts them.
+
+    Exit code 2 if an image is missing or broken, or a user or a prompt is in two of the files.
+    """
+
+    files: tyro.conf.Positional[tuple[Path, ...]]
+    """preference_train.json, preference_test.json, HPDv2, or pairs with the fields of Pick-a-Pic."""
+    images: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Default: preference_images beside each file."""
+    decode: bool = False
+    """Also read the pixels of every image: finds truncated files, and takes long."""
+    scorer: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FOLDER|HUB_ID|FILE")] = ()
+    """Measure top-1 and pairwise accuracy of these on the last file."""
+    clip: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
+    """The CLIP that a file of weights belongs to; also supplies a missing processor."""
+
+
+def check(options: PreferCheckOptions) -> None:
+    from dpt.data.preference.records import check_preferences, leakage, read_preferences
+
+    if not options.files:
+        fail("name the files to check, such as preference_train.json")
+    parts = [read_preferences(file) for file in options.files]
+    faults: list[str] = []
+    for file, records in zip(options.files, parts, strict=True):
+        report = check_preferences(records, folder_of(options, file), options.decode)
+        print("\n  ".join([f"{file}:", *report.lines]))
+        faults += [f"{len(report.broken)} images of {file}"] if report.broken else []
+    for earlier, records in enumerate(parts[:-1]):
+        if sentence := leakage(records, parts[-1]):
+            print(f"{options.files[earlier]} and {options.files[-1]}: {sentence}")
+            faults.append("the split into training and test")
+    for name in options.scorer:
+        print(measure(name, options, parts[-1]))
+    if faults:
+        fail(f"check {' and '.join(faults)} before training")
+
+
+def folder_of(options: PreferCheckOptions, file: Path) -> Path:
+    return file.parent / "preference_images" if options.images is None else options.images
+
+
+def measure(name: str, options: PreferCheckOptions, records: Sequence[PreferenceRecord]) -> str:
+    """Top-1 and pairwise accuracy of a scorer, each beside its chance; intervals are over records."""
+    import numpy as np
+    from tqdm import tqdm
+
+    from dpt.data.images import read_image
+    from dpt.intervals import bootstrap, bootstrap_ratio
+    from dpt.objectives.losses import agreement
+    from dpt.score.preference import open_preference_model
+
+    folder = folder_of(options, options.files[-1])
+    model = open_preference_model(clip_location(name), options.clip)
+    results = []
+    for record in tqdm(records, desc="scoring", unit="record", leave=False):
+        images = [np.asarray(read_image(folder / picture, folder)[0]) for picture in record.pictures]
+        results.append(agreement(model.scores(images, [record.prompt] * len(images)), record.ranks))
+    top1 = bootstrap([[result.top1 for result in results]], (0, 1))
+    pairwise = bootstrap_ratio([result.ordered for result in results], [result.pairs for result in results])
+    chance = sum(result.chance for result in results) / len(results)
+    return (
+        f"{model.identity}: top-1 {top1.percent} %, by chance {100 * chance:.1f} %; pairwise {pairwise.percent} %, by "
+        f"chance 50.0 %; {len(results)} records"
+    )
+
 
 V1 = OptimisationOptions(train_batch_size=5, learning_rate=1.7e-5, adam_weight_decay=1.2e-3, weight_decay_on="matrices")
 """The hyperparameters reported for HPS v1."""
@@ -91,9 +161,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train(options: PreferTrainOptions) -> Any:
-    from dpt.cli.train.watching import check_output, with_run_name
+    from dpt.cli.train.setup import check_output, with_run_name
 
-    check(options)
+    check_options(options)
     check_output(options.output)
     options = replace(options, output=with_run_name(options.output, "preference", options))
     from dpt.backbone.device import resolve_matmul_dtype
@@ -140,7 +210,7 @@ def train(options: PreferTrainOptions) -> Any:
     return train_task(options, accelerator, task, stream, settings, config)
 
 
-def check(options: PreferTrainOptions) -> None:
+def check_options(options: PreferTrainOptions) -> None:
     data = options.data
     if data.train_file is None:
         fail("--train_file is missing: preference records to train on, such as preference_train.json")
@@ -153,8 +223,7 @@ def check(options: PreferTrainOptions) -> None:
 
 def open_records(options: PreferTrainOptions) -> tuple[list[PreferenceRecord], list[PreferenceRecord]]:
     """Training and validation records, without groups of one image, which have no loss."""
-    from dpt.data.preference.records import read_preferences
-    from dpt.data.preference.split import split_records
+    from dpt.data.preference.records import read_preferences, split_records
 
     data = options.data
     assert data.train_file is not None
@@ -172,7 +241,7 @@ def announce(
     train_records: Sequence[PreferenceRecord], test_records: Sequence[PreferenceRecord], model: PreferenceModel
 ) -> None:
     from dpt.cli.common.console import warn
-    from dpt.data.preference.split import shared_keys
+    from dpt.data.preference.records import shared_keys
 
     pictures = sum(len(record.pictures) for record in train_records)
     print(f"{len(train_records)} choices among {pictures} images, validated on {len(test_records)}; {model.identity}")

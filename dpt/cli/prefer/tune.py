@@ -21,12 +21,12 @@ from dpt.cli.train.options import (
     warn_unused,
 )
 from dpt.cli.train.stages import DenoisingOptions, LoraShapeOptions
-from dpt.data.preference.tuning import NEGATIVE_PREFIX, POSITIVE
+from dpt.data.preference.source import NEGATIVE_PREFIX, POSITIVE
 from dpt.errors import fail
 
 if TYPE_CHECKING:
     from dpt.backbone import Backbone
-    from dpt.data.preference.tuning import TuningData
+    from dpt.data.preference.source import TuningData
     from dpt.training.tasks.denoising import HpsTuning
 
 
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: HpsOptions) -> Any:
-    from dpt.cli.train.watching import AfterValidation, check_output, with_run_name
+    from dpt.cli.train.setup import AfterValidation, check_output, with_run_name
 
     check(options)
     check_output(options.output)
@@ -237,7 +237,7 @@ def check(options: HpsOptions) -> None:
 
 
 def open_tuning_data(options: HpsOptions, framing: Any) -> TuningData:
-    from dpt.data.preference.tuning import TuningConfig, tuning_data
+    from dpt.data.preference.source import TuningConfig, tuning_data
 
     data = options.data
     selected, folder = data.dataset_folder or Path(), data.regularization_folder
@@ -291,7 +291,7 @@ def triple_drawer(options: HpsOptions, task: HpsTuning) -> Callable[[int], None]
     file = options.triple.validation_prompt_file
     if file is None:
         return lambda step: None
-    from dpt.cli.common.run_folder import read_prompts
+    from dpt.cli.common.console import read_prompts
 
     prompts = read_prompts(file)
 

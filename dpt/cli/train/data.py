@@ -15,7 +15,7 @@ from dpt.data.cache.latents import CachedLatents, NpyLatents
 from dpt.data.cache.storage import CachePart, UnfinishedPartError
 from dpt.data.cache.texts import CachedTexts
 from dpt.data.example import CAPTION_ONLY, ExampleParts, Source
-from dpt.data.files.root import DataRoot
+from dpt.data.files.reading import DataRoot
 from dpt.data.files.source import FileSelection, FileSource, LatentStore, open_training_data
 from dpt.data.folder import FolderSource, is_picture_folder, read_picture_folder
 from dpt.data.images import Framing

@@ -117,7 +117,7 @@ text-to-image model `{base}`, scores how well an image matches a caption, and lo
 
 ```python
 from pathlib import Path
-from dpt.adapter.io.native import load_adapter
+from dpt.adapter.io import load_adapter
 from huggingface_hub import snapshot_download
 
 adapter, record = load_adapter(Path(snapshot_download("{name}")))
@@ -161,7 +161,7 @@ def model_card(name: str, root: Path, folders: Sequence[Path]) -> str:
 
 def _base(folder: Path) -> str:
     """The model that a result was trained on."""
-    from dpt.adapter.io import native as adapters
+    from dpt.adapter import io as adapters
     from dpt.lora import io as loras
     from dpt.records import read_record
 
@@ -171,7 +171,7 @@ def _base(folder: Path) -> str:
 
 
 def _description(name: str, folders: Sequence[Path]) -> str:
-    from dpt.adapter.io import native as adapters
+    from dpt.adapter import io as adapters
     from dpt.lora import io as loras
     from dpt.records import read_record
 

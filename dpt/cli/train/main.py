@@ -23,16 +23,20 @@ from dpt.cli.common.console import (
 )
 from dpt.cli.train.options import AdapterOptions, LoopOptions, ObjectiveOptions, TrainOptions, warn_unused_flags
 from dpt.cli.train.setup import (
+    SampleSheets,
+    check_output,
+    observers_for,
     open_training_backbone,
     resolved_formats,
     run_config,
     settings_for,
     start_processes,
+    tracking_line,
     with_feature,
+    with_run_name,
 )
-from dpt.cli.train.watching import SampleSheets, check_output, observers_for, tracking_line, with_run_name
 from dpt.errors import UserError, fail, run_command
-from dpt.training.engine.interrupts import EXIT_STOPPED
+from dpt.training.engine.observers import EXIT_STOPPED
 from dpt.untrusted import read_json_object
 
 if TYPE_CHECKING:

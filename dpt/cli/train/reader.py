@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train(options: TrainReaderOptions) -> Outcome:
-    from dpt.cli.train.watching import check_output, with_run_name
+    from dpt.cli.train.setup import check_output, with_run_name
 
     reader = options.reader
     for name in ("validation_pictures", "val_batch_size"):
@@ -90,7 +90,7 @@ def train(options: TrainReaderOptions) -> Outcome:
     from dpt.cli.train.main import train_task
     from dpt.cli.train.setup import config_of_groups, loop_settings, start_processes
     from dpt.detect.accuracy import open_vae
-    from dpt.detect.reader.network import ReaderConfig, ReaderNetwork
+    from dpt.detect.reader.detector import ReaderConfig, ReaderNetwork
     from dpt.detect.reader.practice import PracticeStream
     from dpt.embedded import model_location
     from dpt.training.tasks.reader import ReaderTask

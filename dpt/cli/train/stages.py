@@ -14,7 +14,7 @@ import tyro
 from dpt.cli.common.console import PublishedFlags
 from dpt.cli.train import main as train
 from dpt.cli.train.options import PUBLISHED, Flag, TrainOptions
-from dpt.cli.train.watching import SAMPLE_SEED, SampleSheets
+from dpt.cli.train.setup import SAMPLE_SEED, SampleSheets
 from dpt.embedded import EMBEDDED
 from dpt.errors import fail
 

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from dpt.adapter import Adapter, config_for
-from dpt.adapter.config import AdapterConfig
-from dpt.adapter.io.native import config_at, init_from, weights_at
-from dpt.adapter.phrase_encoder import PhraseEncoder, PretrainedPhraseEncoder, open_phrase_encoder
+from dpt.adapter.io import config_at, init_from, weights_at
+from dpt.adapter.model import PhraseEncoder, PretrainedPhraseEncoder, open_phrase_encoder
+from dpt.adapter.transformer import AdapterConfig
 from dpt.backbone import Backbone
 from dpt.backbone.device import resolve_matmul_dtype
 from dpt.backbone.rng import derived_seed
@@ -23,13 +23,12 @@ from dpt.data.stream import Stream
 from dpt.errors import UserError
 from dpt.files import sha256
 from dpt.lora import Lora
-from dpt.lora.text_encoders import COMPONENTS as TEXT_ENCODERS
-from dpt.objectives.boxes import AssignmentCosts
+from dpt.lora.injection import COMPONENTS as TEXT_ENCODERS
+from dpt.objectives.losses import AssignmentCosts
 from dpt.training.engine.task import Grouping, ParameterGroup, all_decay, matrices_decay, with_own_rate
 from dpt.training.tasks.denoising import DenoisingConfig, NoiseConfig, PlainLora
 from dpt.training.tasks.discriminative import ObjectiveConfig
-from dpt.training.tasks.stage1 import Stage1
-from dpt.training.tasks.stage2 import Stage2, Stage2Config
+from dpt.training.tasks.stages import Stage1, Stage2, Stage2Config
 
 if TYPE_CHECKING:
     from dpt.cli.train.stages import Stage2Options

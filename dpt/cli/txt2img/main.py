@@ -11,8 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from dpt.cli.common.console import parse_options, plain_warnings, warn, warn_of_unknown_words
-from dpt.cli.common.run_folder import new_run_folder, read_prompts
+from dpt.cli.common.console import (
+    new_run_folder,
+    parse_options,
+    plain_warnings,
+    read_prompts,
+    warn,
+    warn_of_unknown_words,
+)
 from dpt.cli.txt2img.options import LIMITS, PUBLISHED, Options, check
 from dpt.distributed import Processes, own_gpu, processes
 from dpt.embedded import EMBEDDED_MODELS, checkpoint_for, model_location
@@ -48,7 +54,7 @@ def run(options: Options, group: Processes) -> None:
     if len(prompts) * options.num_candidates > LIMITS["n_samples"]:
         fail(f"{len(prompts)} prompts with {options.num_candidates} images each are more than {LIMITS['n_samples']}")
     if options.method is not None:
-        from dpt.cli.txt2img.method import check_method, run_method
+        from dpt.cli.txt2img.model import check_method, run_method
 
         check_method(options)
         run_method(options, prompts, group)
@@ -56,8 +62,7 @@ def run(options: Options, group: Processes) -> None:
     # The checks above are fast; torch is imported from here on.
     from dpt.backbone.text import UNKNOWN_WORDS
     from dpt.cli.txt2img.model import check_parts, open_tuned_model
-    from dpt.cli.txt2img.output import SHEET, write_record, write_sheet
-    from dpt.cli.txt2img.sampling import variants_for
+    from dpt.cli.txt2img.sampling import SHEET, variants_for, write_record, write_sheet
     from dpt.sampling.draw import calls_per_picture, intervals_without_a_step
 
     named = options.model.pretrained_model_name_or_path
@@ -165,8 +170,7 @@ def sample_own(
     """Sample this process's prompts and write their images, traces and sheets into the folder."""
     from tqdm import tqdm
 
-    from dpt.cli.txt2img.output import SHEET, write_sheet, write_trace
-    from dpt.cli.txt2img.sampling import ImageWriter
+    from dpt.cli.txt2img.sampling import SHEET, ImageWriter, write_sheet, write_trace
     from dpt.sampling.draw import calls_per_picture
 
     calls = sum(calls_per_picture(tuned.backbone, variant.settings) for variant in variants)

@@ -15,9 +15,9 @@ from dpt.backbone.identity import hash_as_recorded
 from dpt.backbone.text import ENCODING
 from dpt.data.files.annotations import read_expressions
 from dpt.data.files.hard_negatives import open_hard_negatives
-from dpt.data.files.root import REC, DataRoot
+from dpt.data.files.reading import REC, DataRoot
 from dpt.data.images import PREPROCESSING, Framing
-from dpt.data.mirror import mirrored_text
+from dpt.data.mixture import mirrored_text
 from dpt.errors import DataError
 
 FORMAT = 1

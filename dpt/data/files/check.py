@@ -21,8 +21,7 @@ from dpt.data.files.annotations import (
     read_prompts,
 )
 from dpt.data.files.hard_negatives import HardNegativeFiles, HardNegativeFolder, HardNegativeTable
-from dpt.data.files.reading import read_negative_types
-from dpt.data.files.root import REC, REC_SPLITS, DataRoot
+from dpt.data.files.reading import REC, REC_SPLITS, DataRoot, read_negative_types
 from dpt.data.files.source import FileSelection, open_training_data
 from dpt.data.images import Framing, read_header, read_image
 from dpt.errors import DataError, OnDataError

@@ -18,8 +18,16 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from dpt.data.files.reading import Row, checked_file_name, is_whole, open_data_file, read_json, shown
-from dpt.data.files.root import CAPTIONS_OF_IMAGES, DataRoot
+from dpt.data.files.reading import (
+    CAPTIONS_OF_IMAGES,
+    DataRoot,
+    Row,
+    checked_file_name,
+    is_whole,
+    open_data_file,
+    read_json,
+    shown,
+)
 from dpt.errors import DataError, OnDataError, UserError, raise_error
 from dpt.files import atomic_folder
 

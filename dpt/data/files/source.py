@@ -22,10 +22,9 @@ from dpt.data.example import (
 )
 from dpt.data.files.annotations import ExpressionRow, cut_to_picture, read_expressions
 from dpt.data.files.hard_negatives import HardNegativeFiles, open_hard_negatives
-from dpt.data.files.reading import NegativeTypes, read_negative_types
-from dpt.data.files.root import DataRoot
+from dpt.data.files.reading import DataRoot, NegativeTypes, read_negative_types
 from dpt.data.images import Framing, ImageHeader, read_header, read_image
-from dpt.data.mirror import can_mirror, mirrored
+from dpt.data.mixture import can_mirror, mirrored
 from dpt.errors import DataError
 from dpt.keyed_random import KeyedRandom
 

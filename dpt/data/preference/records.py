@@ -1,4 +1,4 @@
-"""Preference records and the published files that hold them.
+"""Preference records and the published files that hold them: read, split without overlap, checked before training.
 
 | format | an entry |
 |---|---|
@@ -13,14 +13,17 @@ A file is a JSON list, or JSONL with an entry per line.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dpt.data.files.reading import Row, checked_file_name, is_number, is_whole, parse_line, read_json, read_lines, shown
-from dpt.errors import DataError
+from dpt.data.images import read_header, read_image
+from dpt.errors import BrokenImageError, DataError
 from dpt.files import atomic_file
+from dpt.keyed_random import KeyedRandom
 
 MOST_CHOICES = 1000
 """Of one record."""
@@ -123,3 +126,136 @@ def write_choices(file: Path, entries: Sequence[Mapping[str, Any]]) -> None:
     """Write the published `preference_*.json`."""
     with atomic_file(file) as work:
         work.write_text(json.dumps(list(entries), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class PreferenceSplit:
+    train: list[PreferenceRecord]
+    test: list[PreferenceRecord]
+
+
+def normalised(prompt: str) -> str:
+    return " ".join(prompt.lower().split())
+
+
+def keys_of(record: PreferenceRecord) -> tuple[str, ...]:
+    """What a training and a test record may not have in common."""
+    user = (f"user {record.user}",) if record.user else ()
+    return (f"prompt {normalised(record.prompt)}", *user)
+
+
+def shared_keys(train: Iterable[PreferenceRecord], test: Iterable[PreferenceRecord]) -> set[str]:
+    """Users and prompts of the test records that occur in training."""
+    seen = {key for record in train for key in keys_of(record)}
+    return {key for record in test for key in keys_of(record)} & seen
+
+
+def split_records(records: Sequence[PreferenceRecord], test_fraction: float, seed: int = 0) -> PreferenceSplit:
+    """Move whole groups of records, linked by a user or a prompt, to the test part until it has its fraction.
+
+    The result does not depend on the order of the records.
+    """
+    groups = sorted(linked_groups(records), key=lambda group: min(record.id for record in group))
+    order = KeyedRandom("preference split", seed).sample(groups, len(groups))
+    goal = test_fraction * len(records)
+    train: list[PreferenceRecord] = []
+    test: list[PreferenceRecord] = []
+    for group in order:
+        (test if len(test) + len(group) <= goal + 0.5 else train).extend(group)
+    if not test or not train:
+        raise DataError(
+            f"the {len(records)} preferences cannot be split into training and test records: users and prompts link "
+            "them all; give a test file"
+        )
+    place = {id(record): n for n, record in enumerate(records)}
+    return PreferenceSplit(*(sorted(part, key=lambda record: place[id(record)]) for part in (train, test)))
+
+
+def linked_groups(records: Sequence[PreferenceRecord]) -> list[list[PreferenceRecord]]:
+    parent = list(range(len(records)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    first: dict[str, int] = {}
+    for i, record in enumerate(records):
+        for key in keys_of(record):
+            parent[root(i)] = root(first.setdefault(key, i))
+    groups: dict[int, list[PreferenceRecord]] = {}
+    for i, record in enumerate(records):
+        groups.setdefault(root(i), []).append(record)
+    return list(groups.values())
+
+
+@dataclass(frozen=True)
+class PreferenceReport:
+    records: int
+    pictures: int
+    sizes: dict[int, int]
+    """Records by their number of images."""
+    users: int
+    prompts: int
+    chance: float
+    """Top-1 accuracy of a random choice."""
+    broken: list[str]
+    """A sentence for each image that is missing or cannot be read."""
+    ties: int
+    """Records with more than one best image."""
+    differing_sizes: int
+    """Records whose images differ in height or width."""
+
+    @property
+    def lines(self) -> list[str]:
+        sizes = ", ".join(f"{count} with {n}" for n, count in sorted(self.sizes.items()))
+        whose = f"{self.prompts} prompts and {self.users} users"
+        lines = [
+            f"{self.records} records of {whose}: {self.pictures} pictures ({sizes})",
+            f"a random choice is right in {self.chance:.2%}",
+        ]
+        if self.sizes.get(1):
+            lines.append(f"{self.sizes[1]} records have one picture: they teach nothing and training leaves them out")
+        if self.ties:
+            lines.append(f"{self.ties} records have no single best picture")
+        if self.differing_sizes:
+            lines.append(f"{self.differing_sizes} records have pictures of different sizes")
+        if self.broken:
+            lines.append(f"{len(self.broken)} pictures are missing or broken; {self.broken[0]}")
+        return lines
+
+
+def check_preferences(records: Sequence[PreferenceRecord], folder: Path, decode: bool = False) -> PreferenceReport:
+    """Read every image's header, or with `decode` its pixels."""
+    broken: list[str] = []
+    differing = 0
+    for record in records:
+        sizes = set()
+        for name in record.pictures:
+            try:
+                if decode:
+                    read_image(folder / name, folder)
+                sizes.add(read_header(folder / name, folder).size)
+            except BrokenImageError as error:
+                broken.append(str(error))
+        differing += len(sizes) > 1
+    return PreferenceReport(
+        records=len(records),
+        pictures=sum(len(record.pictures) for record in records),
+        sizes=dict(Counter(len(record.pictures) for record in records)),
+        users=len({record.user for record in records if record.user}),
+        prompts=len({record.prompt for record in records}),
+        chance=sum(record.chance for record in records) / len(records),
+        broken=broken,
+        ties=sum(1 for record in records if record.chance * len(record.pictures) > 1.5),
+        differing_sizes=differing,
+    )
+
+
+def leakage(train: Sequence[PreferenceRecord], test: Sequence[PreferenceRecord]) -> str | None:
+    """A sentence if users or prompts are in both parts."""
+    shared = sorted(shared_keys(train, test))
+    if not shared:
+        return None
+    return f"{len(shared)} users or prompts are in both files, such as {shared[0]!r}: test accuracy would be too high"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -12,18 +12,96 @@ from typing import Any, TextIO
 from PIL import Image
 from tqdm import tqdm
 
-from dpt.claims.description import Caption, Description, caption_text
-from dpt.data.files import root as layout
+from dpt.claims.facts import Box
+from dpt.claims.words import SHAPES, Caption, Description, caption_text
+from dpt.data.files import reading as layout
 from dpt.data.files.hard_negatives import HardNegatives, captions_of_images, hard_negatives_table
-from dpt.data.scenes import records
-from dpt.data.scenes.captions import describe_scene
-from dpt.data.scenes.negatives import NEGATIVE_TYPES, false_description, false_scene
-from dpt.data.scenes.records import Record, SceneReferral, prompt_record
-from dpt.data.scenes.referring import KINDS, referring_expression
+from dpt.data.scenes.captions import NEGATIVE_TYPES, describe_scene, false_description, false_scene
+from dpt.data.scenes.referring import KINDS, SceneExpression, referring_expression
 from dpt.data.scenes.render import render
 from dpt.data.scenes.world import WORLDS, Scene, World, make_scene
 from dpt.files import atomic_folder
 from dpt.keyed_random import KeyedRandom
+
+Record = dict[str, Any]
+
+
+COCO_CATEGORIES = [{"id": i + 1, "name": shape, "supercategory": "shape"} for i, shape in enumerate(SHAPES)]
+
+
+def image_name(split: str, id_: int, suffix: str) -> str:
+    return f"COCO_{split}_{id_:012d}.{suffix}"
+
+
+def image_record(id_: int, file_name: str, scene: Scene) -> Record:
+    return {"id": id_, "file_name": file_name, "height": scene.image_size, "width": scene.image_size}
+
+
+def coco_box(box: Box) -> list[float]:
+    return [round(number, 3) for number in (box.x0, box.y0, box.width, box.height)]
+
+
+def captions_file(images: Sequence[Record], captions: Sequence[tuple[int, str]]) -> Record:
+    """COCO captions, out of image records and (image id, caption)."""
+    return {
+        "info": {"description": "rendered scenes of coloured shapes"},
+        "licenses": [],
+        "images": list(images),
+        "annotations": [
+            {"id": id_, "image_id": image_id, "caption": text} for id_, (image_id, text) in enumerate(captions)
+        ],
+    }
+
+
+@dataclass(frozen=True)
+class SceneReferral:
+    """An expression of an image."""
+
+    image: Record
+    expression: SceneExpression
+    shape: str
+    dataset: str
+
+
+def referring_file(referrals: Sequence[SceneReferral], first_id: int) -> Record:
+    """MDETR's format: one image entry per expression, with exactly one annotation."""
+    images, annotations = [], []
+    for id_, referral in enumerate(referrals, first_id):
+        images.append(
+            {
+                **referral.image,
+                "id": id_,
+                "original_id": referral.image["id"],
+                "caption": referral.expression.text,
+                "dataset_name": referral.dataset,
+            }
+        )
+        annotations.append(
+            {
+                "id": id_,
+                "image_id": id_,
+                "original_id": referral.image["id"],
+                "category_id": SHAPES.index(referral.shape) + 1,
+                "bbox": coco_box(referral.expression.box),
+                "area": round(referral.expression.box.width * referral.expression.box.height, 3),
+                "iscrowd": 0,
+                "tokens_positive": [list(referral.expression.span)],
+            }
+        )
+    return {"info": {}, "images": images, "annotations": annotations, "categories": COCO_CATEGORIES}
+
+
+def prompt_record(id_: int, category: str, text: str, scene: Scene) -> Record:
+    return {
+        "img_id": id_,
+        "name": category,
+        "captions": text,
+        "width": scene.image_size,
+        "height": scene.image_size,
+        "bbox": [coco_box(thing.box) for thing in scene.objects],
+        "label": [thing.shape for thing in scene.objects],
+    }
+
 
 CATEGORIES = ("numerical", "spatial", "semantic", "mixed", "null")
 
@@ -143,8 +221,8 @@ class Export:
         return KeyedRandom("export", self.plan.seed, index, purpose)
 
     def _add_image(self, split: str, scene: Scene, **origin: object) -> Record:
-        file_name = records.image_name(split, self.next_image_id, self.plan.format)
-        image = records.image_record(self.next_image_id, file_name, scene)
+        file_name = image_name(split, self.next_image_id, self.plan.format)
+        image = image_record(self.next_image_id, file_name, scene)
         self.next_image_id += 1
         _save(scene, _in(self.folder, layout.IMAGES / split / file_name))
         line = {"id": image["id"], "file_name": file_name, "split": split, **origin, "scene": asdict(scene)}
@@ -218,7 +296,7 @@ class Export:
 
     def _write_annotations(self) -> None:
         for split, images in self.images.items():
-            captions = records.captions_file(images, self.captions[split])
+            captions = captions_file(images, self.captions[split])
             self._json(layout.CAPTIONS / f"captions_{split}.json", captions)
         expressions = self._write_expressions()
         for part, rows in self.hard.items():
@@ -244,7 +322,7 @@ class Export:
         names += [(name, split) for name, splits in layout.REC_SPLITS.items() for split in splits]
         for name, split in names:
             referred = self.referred.get((name, split), [])
-            self._json(layout.REC / f"finetune_{name}_{split}.json", records.referring_file(referred, first))
+            self._json(layout.REC / f"finetune_{name}_{split}.json", referring_file(referred, first))
             first += len(referred)
             counts[f"{name}_{split}"] = len(referred)
         return counts

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from dpt.claims.boxes import RELATION_MARGIN, RELATIONS, Box, related
-from dpt.claims.facts import Noun, Thing
+from dpt.claims.facts import RELATION_MARGIN, RELATIONS, Box, Noun, Thing, related
 from dpt.claims.words import EXTREMES, RELATION_WORDS, choose_word, noun_words
 from dpt.data.scenes.world import Scene, SceneObject, World
 from dpt.keyed_random import KeyedRandom

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dpt.claims.boxes import Box
+from dpt.claims.facts import Box
 from dpt.claims.words import COLOURS
 from dpt.data.scenes.world import BACKGROUNDS, Scene
 

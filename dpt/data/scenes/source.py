@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from dpt.claims.description import Caption, caption_text
 from dpt.claims.facts import Related, all_hold
+from dpt.claims.words import Caption, caption_text
 from dpt.data.example import (
     ALL_PARTS,
     Example,
@@ -21,10 +21,9 @@ from dpt.data.example import (
     Source,
 )
 from dpt.data.images import Framing
-from dpt.data.mirror import can_mirror, mirrored
-from dpt.data.scenes.captions import describe_scene
+from dpt.data.mixture import can_mirror, mirrored
+from dpt.data.scenes.captions import NEGATIVE_TYPES, describe_scene, false_description, false_scene
 from dpt.data.scenes.export import FIRST_INDEX, RANGE
-from dpt.data.scenes.negatives import NEGATIVE_TYPES, false_description, false_scene
 from dpt.data.scenes.referring import RelativeReference, SceneExpression, referring_expression
 from dpt.data.scenes.render import render
 from dpt.data.scenes.world import Scene, World, make_scene

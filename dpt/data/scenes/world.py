@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dpt.claims.boxes import Box
+from dpt.claims.facts import Box
 from dpt.claims.words import COLOUR_WORDS, COLOURS, RGB, SHAPE_WORDS, SHAPES, SIZE_WORDS, vocabulary
 from dpt.keyed_random import KeyedRandom
 

@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from dpt.claims.boxes import Box
-from dpt.claims.detections import Detection, Detections
+from dpt.claims.facts import Box
+from dpt.claims.judge import Detection, Detections
 from dpt.data.scenes.world import POCKET_WORLD
 from dpt.detect.base import Image
 from dpt.detect.oracle.oracle import Oracle

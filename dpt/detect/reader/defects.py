@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dpt.claims.boxes import Box
+from dpt.claims.facts import Box
 from dpt.claims.words import COLOURS
-from dpt.detect.reader.network import UNKNOWN, ReaderConfig
+from dpt.detect.reader.detector import UNKNOWN, ReaderConfig
 
 Floats = npt.NDArray[np.floating[Any]]
 

@@ -15,7 +15,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from dpt.claims.boxes import Box
+from dpt.claims.facts import Box
 from dpt.claims.words import COLOURS
 from dpt.data.example import ExampleParts
 from dpt.data.scenes.render import outline_distance
@@ -23,8 +23,7 @@ from dpt.data.scenes.world import BACKGROUNDS
 from dpt.data.stream import ShuffledStream
 from dpt.detect.base import Image
 from dpt.detect.reader.defects import Floats, Rng, Sketch, spoil
-from dpt.detect.reader.detector import to_pixels
-from dpt.detect.reader.network import UNKNOWN, Mark, ReaderConfig, ReaderTargets, targets
+from dpt.detect.reader.detector import UNKNOWN, Mark, ReaderConfig, ReaderTargets, targets, to_pixels
 from dpt.detect.test_images import jpeg
 
 COUNTS = (0.02, 0.22, 0.34, 0.2, 0.15, 0.05, 0.02)

@@ -9,12 +9,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from dpt.claims.boxes import Box
-from dpt.claims.detections import Detections
-from dpt.claims.facts import Prompt
-from dpt.claims.judge import Verdict, verdict_text
+from dpt.claims.facts import Box, Prompt
+from dpt.claims.judge import Detections, Verdict, verdict_text
 from dpt.errors import UserError
-from dpt.evaluation.suites.files import is_name
+from dpt.evaluation.suites.base import is_name
 from dpt.files import atomic_file
 from dpt.records import from_plain
 from dpt.untrusted import MOST_IMAGES, parse_json

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dpt.errors import UserError
-from dpt.evaluation.bench.columns import UNJUDGED, Booleans, Floats, MethodResults
-from dpt.evaluation.bench.cost import NO_COSTS, OVERALL, Cost
+from dpt.evaluation.bench.columns import NO_COSTS, OVERALL, UNJUDGED, Booleans, Cost, Floats, MethodResults
 from dpt.intervals import DIFFERENCE, PROPORTION, Bounds, Estimate, bootstrap, bootstrap_ratio
 
 if TYPE_CHECKING:

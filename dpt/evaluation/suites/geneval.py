@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dpt.claims.detections import DetectConfig
 from dpt.claims.facts import Claim, ColourOfBest, Count, FewerThan, Noun, Prompt, RelationOfBest
+from dpt.claims.judge import DetectConfig
 from dpt.errors import UserError
-from dpt.evaluation.suites import files as reading
+from dpt.evaluation.suites import base as reading
 from dpt.evaluation.suites.base import Layout, Suite
 
 JUDGE = "geneval-owl"

@@ -13,8 +13,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from dpt.claims.detections import DetectConfig
 from dpt.claims.facts import Absent, Claim, Count, Noun, Prompt, RelationByCentres
+from dpt.claims.judge import DetectConfig
 from dpt.claims.words import LMD_OPENING, plural, with_article
 from dpt.evaluation.suites.base import Suite
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from dpt.claims.facts import Prompt
 from dpt.claims.parse import UnsupportedPrompt, parse_prompt
 from dpt.errors import UserError
-from dpt.evaluation.suites import files as unjudged
+from dpt.evaluation.suites import base as unjudged
 from dpt.evaluation.suites import geneval, lmd, pocket, sr2d
 from dpt.evaluation.suites.base import Layout, Suite
 

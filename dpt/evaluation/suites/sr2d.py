@@ -12,8 +12,8 @@ from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
-from dpt.claims.detections import DetectConfig
 from dpt.claims.facts import Claim, Count, Noun, Prompt, RelationByCentres
+from dpt.claims.judge import DetectConfig
 from dpt.claims.words import COCO_NOUNS as NOUNS
 from dpt.claims.words import with_article
 from dpt.evaluation.suites.base import Suite

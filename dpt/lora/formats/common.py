@@ -18,9 +18,8 @@ from torch import Tensor
 from dpt.backbone.transformer_families import is_lora_target
 from dpt.backbone.unet_features import PROJECTIONS, block_of
 from dpt.errors import UserError
-from dpt.lora.injection import LoraConfig
+from dpt.lora.injection import LoraConfig, is_text_target, whole_layers
 from dpt.lora.io import LoraRecord, StoredLora
-from dpt.lora.text_encoders import is_text_target, whole_layers
 from dpt.records import from_plain, to_plain
 from dpt.untrusted import parse_json
 from dpt.weights import check_numbers, listed, read_weights, shape, write_weights

@@ -21,8 +21,8 @@ from dpt.lora.formats.common import (
     targets_in,
     write_lora_file,
 )
+from dpt.lora.injection import component_of
 from dpt.lora.io import StoredLora
-from dpt.lora.text_encoders import component_of
 
 UNET = "lora_unet_"
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dpt.errors import UserError
 from dpt.lora.formats.common import A, B, check_lora, lora_from, require_unet, targets_in
+from dpt.lora.injection import is_text_target
 from dpt.lora.io import StoredLora
-from dpt.lora.text_encoders import is_text_target
 from dpt.weights import listed
 
 PREFIX = "unet."

@@ -1,25 +1,34 @@
-"""Relabel a user's images: rewrite the captions of a folder to match the detections, and add loss weights."""
+"""Relabelling beside the rounds: a user's own images, and images judged by DPT's adapter without a detector."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
+from dpt.claims.caption_edits import alternatives
 from dpt.claims.facts import Prompt
 from dpt.claims.parse import UnsupportedPrompt, parse_prompt
-from dpt.claims.relabel import RelabelConfig, relabel
+from dpt.claims.relabel import DROPPED, RelabelConfig, relabel
 from dpt.claims.words import LMD_OPENING
 from dpt.data.folder import CaptionedPicture, read_picture_folder
+from dpt.data.images import read_image
+from dpt.distributed import ONE_PROCESS, Processes
 from dpt.errors import UserError
 from dpt.evaluation.suites import lmd, pocket
 from dpt.methods.ipr.config import DetectorConfig, WeightConfig
-from dpt.methods.ipr.datasets import RelabelCounts, write_relabelled
-from dpt.methods.ipr.detecting import BATCH, OpenedDetector, open_detector
-from dpt.methods.ipr.folders import StageFolder, text_digest
-from dpt.methods.ipr.prompts import OPEN
+from dpt.methods.ipr.datasets import BATCH, OpenedDetector, RelabelCounts, counts_of, open_detector, write_relabelled
+from dpt.methods.ipr.folders import StageFolder, digest_of, text_digest
+from dpt.methods.ipr.prompts import OPEN, unique_id
+from dpt.methods.ipr.sampling import SAMPLE, SampledImage, sampled_images
 from dpt.records import to_plain
+
+if TYPE_CHECKING:
+    from dpt.score.matching import MatchingScorer
+
 
 NOT_UNDERSTOOD = "its caption is not understood"
 
@@ -121,3 +130,88 @@ def _rows(
             caption = picture.caption if result.correct else result.caption
             yield row | ({"skipped": result.skipped} if caption is None else {"prompt": caption, "weight": weight})
         on_done(len(batch))
+
+
+NO_ALTERNATIVE = "the prompt has no captions to compare with"
+
+
+@dataclass(frozen=True)
+class AdapterJudge:
+    scorer: MatchingScorer
+
+    @classmethod
+    def open(cls, base: str, checkpoint: Path) -> AdapterJudge:
+        """Open the adapter of a checkpoint on the model `base`, with the checkpoint's LoRA merged."""
+        from dpt.score.matching import MatchingScorer
+
+        return cls(MatchingScorer.open(checkpoint, base, "--judge_ckpt"))
+
+    @property
+    def identity(self) -> str:
+        return self.scorer.identity
+
+    def scores(self, image: np.ndarray, prompt: Prompt) -> list[float]:
+        """Matching scores of the prompt and then of each of its alternatives."""
+        texts = [prompt.text, *(other.text for other in alternatives(prompt))]
+        return self.scorer.scores([image] * len(texts), texts)
+
+
+def relabel_by_adapter(
+    samples: Path,
+    judge: AdapterJudge,
+    out: Path,
+    config: RelabelConfig,
+    weights: WeightConfig,
+    *,
+    group: Processes = ONE_PROCESS,
+    on_done: Callable[[int], None] = lambda n: None,
+) -> RelabelCounts:
+    """Like `relabel_images`, but by the adapter's scores instead of detections."""
+    inputs = {"samples": digest_of(samples, SAMPLE), "judge": judge.identity, **to_plain(config), **to_plain(weights)}
+    stage = StageFolder(out, inputs)
+    if group.from_main(stage.is_complete):
+        return group.from_main(lambda: counts_of(out))
+    images = sampled_images(samples)
+
+    def judge_images(own: Sequence[SampledImage]) -> list[dict[str, object]]:
+        rows = []
+        for image in own:
+            rows.append(_row(image, samples, judge, config, weights))
+            on_done(1)
+        return rows
+
+    rows = group.map(images, judge_images)
+    return group.from_main(lambda: write_relabelled(stage, samples, rows))
+
+
+def _row(
+    image: SampledImage, samples: Path, judge: AdapterJudge, config: RelabelConfig, weights: WeightConfig
+) -> dict[str, object]:
+    others = alternatives(image.prompt)
+    row: dict[str, object] = {
+        "file_name": image.file_name,
+        "uniq_id": unique_id(image.prompt),
+        "image_id": image.image_id,
+        "original_prompt": image.prompt.text,
+        "round": image.round,
+        "detector": judge.identity,
+    }
+    if not others:
+        return row | {"correctness": None, "reason": "unparsed", "skipped": NO_ALTERNATIVE}
+    scores = judge.scores(np.asarray(read_image(samples / image.file_name, samples)[0]), image.prompt)
+    best = max(range(len(scores)), key=scores.__getitem__)
+    row |= {"correctness": best == 0, "reason": others[max(best - 1, 0)].reason, "margin": _margin(scores)}
+    if best == 0 or config.failures == "keep":
+        caption: str | None = image.prompt.text
+    else:
+        caption = others[best - 1].text if config.failures == "relabel" else None
+    if caption is None:
+        return row | {"skipped": DROPPED}
+    weight = weights.of(best == 0, others[max(best - 1, 0)].reason, ())
+    return row | {"prompt": caption, "weight": round(weight, 6)}
+
+
+def _margin(scores: Sequence[float]) -> float:
+    """How far the best score lies above the second."""
+    first, second, *_ = sorted(scores, reverse=True)
+    return round(first - second, 6)

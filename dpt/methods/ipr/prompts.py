@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dpt.claims.detections import DetectConfig
 from dpt.claims.facts import (
     Absent,
     Claim,
@@ -24,11 +23,11 @@ from dpt.claims.facts import (
     RelationByCentres,
     RelationOfBest,
 )
+from dpt.claims.judge import DetectConfig
 from dpt.claims.parse import UnsupportedPrompt, parse_prompt
 from dpt.errors import UserError
 from dpt.evaluation.suites import pocket, registry, sr2d
-from dpt.evaluation.suites.base import Suite
-from dpt.evaluation.suites.files import UniqueIds, as_object, name_of, text_of
+from dpt.evaluation.suites.base import Suite, UniqueIds, as_object, name_of, text_of
 from dpt.keyed_random import KeyedRandom
 from dpt.methods.ipr.config import PromptConfig
 from dpt.records import from_plain

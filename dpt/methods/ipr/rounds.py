@@ -1,5 +1,4 @@
-"""A whole run: rounds of sampling, detection, relabelling, merging and training, measured before the first and after
-each.
+"""A whole run: rounds of sampling, detection, relabelling, merging and training, each measured on held-out prompts.
 
     OUT/prompts.json, held_out.json      training prompts, and prompts to measure on
     OUT/round-R/images/                  sampled by the model of round R
@@ -16,30 +15,190 @@ A folder appears only when complete. The same command continues a run, with the 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dpt.claims.facts import Prompt
+from dpt.claims.facts import Box, Prompt
+from dpt.claims.judge import DetectConfig, Detection, Detections, Unreadable
+from dpt.claims.relabel import RelabelConfig, relabel
 from dpt.distributed import ONE_PROCESS, Processes
 from dpt.embedded import checkpoint_for
 from dpt.errors import UserError
+from dpt.evaluation.bench.results import ImageResult, read_results
+from dpt.evaluation.bench.run import GeneratedImages, Shard, all_requests, merge_shards, run_benchmark
+from dpt.evaluation.suites.registry import spread
 from dpt.files import atomic_folder
-from dpt.methods.ipr.adapter_judge import AdapterJudge, relabel_by_adapter
-from dpt.methods.ipr.config import IPRConfig
-from dpt.methods.ipr.datasets import RelabelCounts, counts_of, merge, relabel_images
-from dpt.methods.ipr.detecting import OpenedDetector, detect, open_detector
-from dpt.methods.ipr.folders import text_digest
-from dpt.methods.ipr.measuring import Measurement, report
+from dpt.methods.base import DiffusionMethod
+from dpt.methods.ipr.config import IPRConfig, SampleConfig
+from dpt.methods.ipr.datasets import (
+    OpenedDetector,
+    RelabelCounts,
+    counts_of,
+    detect,
+    merge,
+    open_detector,
+    relabel_images,
+)
+from dpt.methods.ipr.folders import replace_file, text_digest, write_json
+from dpt.methods.ipr.pictures import AdapterJudge, relabel_by_adapter
 from dpt.methods.ipr.prompts import PromptSet, load_prompts, read_prompts, row_of, write_prompts
-from dpt.methods.ipr.sampling import ModelState, images_in, sample
-from dpt.methods.ipr.sheet import SHEET, write_sheet
+from dpt.methods.ipr.sampling import ModelState, images_in, sample, settings_of
 from dpt.methods.ipr.training import NEWER as NEWER_IN_TRAINING
 from dpt.methods.ipr.training import train
 from dpt.records import to_plain
 from dpt.training.engine.run_folder import RunConfig, claimed
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from dpt.evaluation.bench.run import ImageJudge
+
+
+TABLE, NUMBERS, SUMMARY = "table.md", "results.json", "summary.jsonl"
+
+MEASURED = "measured.json"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The held-out prompts, how they are sampled, and who judges."""
+
+    prompts: PromptSet
+    config: SampleConfig
+    judge: ImageJudge
+    folder: Path
+    dtype: str | None = None
+
+    def measure(
+        self,
+        name: str,
+        model: ModelState,
+        group: Processes = ONE_PROCESS,
+        on_done: Callable[[int], None] = lambda n: None,
+    ) -> None:
+        """Write FOLDER/NAME.jsonl and the images; an interrupted measurement continues."""
+        requests = all_requests(self.prompts.suite, self.config.per_prompt)
+        lines = self.folder / f"{name}.jsonl"
+        marker = self.folder / f"{name}.{MEASURED}"
+        if marker.is_file():
+            on_done(len(requests))
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        backbone = model.open(self.dtype)
+        method = DiffusionMethod(backbone, settings_of(self.config, backbone))
+        group.from_main(lambda: merge_shards(lines, requests))
+        source, shard = GeneratedImages(method, self.folder / name), Shard(group.rank, group.count)
+        run_benchmark(name, requests, source, self.judge, self.folder, on_done, shard)
+        group.gather(lambda: None)
+
+        def finish() -> None:
+            merge_shards(lines, requests)
+            write_json(marker, {**model.identity(), "detector": self.judge.detector and self.judge.detector.identity})
+
+        group.from_main(finish)
+
+
+def report(
+    folder: Path, names: Sequence[str], suite: str, rounds: Mapping[str, RelabelCounts], record: Mapping[str, Any]
+) -> str:
+    """Write the tables of all measured rounds, each compared with the first, and return them."""
+    from dpt.evaluation.bench.columns import MethodResults
+    from dpt.evaluation.bench.tables import compute_results, paired_difference, tables
+    from dpt.evaluation.bench.verdicts import summary
+
+    methods = {name: MethodResults.read(folder / f"{name}.jsonl") for name in names}
+    results = compute_results(methods, suite)
+    first, *others = names
+    differences = [paired_difference(methods[name], methods[first]) for name in others]
+    text = "\n\n".join(part for part in (tables(results, differences), round_table(rounds)) if part)
+    numbers = {
+        **record,
+        "results": [asdict(result) for result in results],
+        "differences": [asdict(difference) for difference in differences],
+        "training": {name: asdict(counts) for name, counts in rounds.items()},
+    }
+    write_json(folder / NUMBERS, numbers)
+    replace_file(folder / TABLE, f"{text}\n".encode())
+    replace_file(folder / SUMMARY, "".join(summary(methods)).encode())
+    return text
+
+
+def round_table(rounds: Mapping[str, RelabelCounts]) -> str:
+    """A Markdown table of the relabelling counts of each round."""
+    if not rounds:
+        return ""
+    lines = ["| training images of | images | correct | relabelled | left out | wrong |", "|---|---|---|---|---|---|"]
+    for name, counts in rounds.items():
+        wrong = ", ".join(f"{reason} {n}" for reason, n in counts.reasons.items()) or "-"
+        left_out = ", ".join(f"{n} ({why})" for why, n in counts.skipped.items()) or "0"
+        lines.append(f"| {name} | {counts.images} | {counts.correct} | {counts.relabelled} | {left_out} | {wrong} |")
+    return "\n".join(lines)
+
+
+SHEET = "sheet.png"
+
+ROWS = 8
+
+SIDE = 240
+"""Pixels of an image on the sheet, about."""
+
+RIGHT, WRONG = (30, 130, 60), (200, 40, 40)
+
+
+def write_sheet(
+    folder: Path,
+    names: Sequence[str],
+    prompts: Sequence[Prompt],
+    config: RelabelConfig,
+    query_config: DetectConfig | None,
+    file: Path,
+) -> None:
+    """The first image of evenly spread prompts, of several nouns if there are any, as measured in each round."""
+    from dpt.evaluation.contact_sheet import contact_sheet
+
+    results = {name: {line.key: line for line in read_results(folder / f"{name}.jsonl")} for name in names}
+    pictures, captions = [], []
+    related = [prompt for prompt in prompts if len(prompt.nouns) > 1]
+    for prompt in spread(related or list(prompts), ROWS):
+        for name in names:
+            result = results[name][(prompt.id, 0)]
+            pictures.append(_with_boxes(folder / name / f"{prompt.id}-0.png", result))
+            captions.append(f"{name}: {_caption(prompt, result, config, query_config)}")
+    title = "Held-out prompts, the same noise in every round. Green boxes: the image shows its prompt."
+    contact_sheet(pictures, captions, columns=len(names), title=title).save(file, optimize=True)
+
+
+def _caption(prompt: Prompt, result: ImageResult, config: RelabelConfig, query_config: DetectConfig | None) -> str:
+    new = relabel(prompt, detections_of(result), config, query_config)
+    if new.correct:
+        return prompt.text
+    return f"{prompt.text} -> {new.caption or new.skipped}"
+
+
+def detections_of(result: ImageResult) -> Detections:
+    """The stored detections; unreadable regions get an empty box, since results do not store theirs."""
+    objects = (Detection(o.label, Box(*o.box), o.confidence, o.colour, o.size) for o in result.objects)
+    unreadable = tuple(Unreadable(Box(0, 0, 0, 0), "unreadable") for _ in range(result.unreadable))
+    return Detections(tuple(objects), unreadable)
+
+
+def _with_boxes(file: Path, result: ImageResult) -> Image.Image:
+    from PIL import Image, ImageDraw
+
+    from dpt.evaluation.bench.run import open_image
+
+    picture = open_image(file)
+    factor = max(1, round(SIDE / picture.width))
+    shown = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    pen = ImageDraw.Draw(shown)
+    colour = RIGHT if result.passed else WRONG
+    for detected in result.objects:
+        pen.rectangle([factor * side for side in detected.box], outline=colour, width=2)
+    return shown
+
 
 PROMPTS, HELD_OUT = "prompts.json", "held_out.json"
 
@@ -148,7 +307,7 @@ class IPRRun:
 
     def _measurement(self, held_out: PromptSet) -> Measurement | None:
         """The held-out images are judged by the suite's rules and the run's detector."""
-        from dpt.evaluation.bench.judging import ImageJudge
+        from dpt.evaluation.bench.run import ImageJudge
 
         if not held_out.prompts:
             return None

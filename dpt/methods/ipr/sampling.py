@@ -14,9 +14,8 @@ from dpt.data.images import draw_missing, is_whole_image
 from dpt.distributed import ONE_PROCESS, Processes
 from dpt.errors import UserError
 from dpt.methods.ipr.config import SampleConfig
-from dpt.methods.ipr.folders import RECORD, StageFolder, read_stage, text_digest
+from dpt.methods.ipr.folders import RECORD, SampledImage, StageFolder, read_stage, text_digest
 from dpt.methods.ipr.prompts import read_prompts, row_of, write_prompts
-from dpt.methods.ipr.records import SampledImage
 from dpt.untrusted import MOST_IMAGES
 
 if TYPE_CHECKING:

@@ -101,7 +101,7 @@ def train(
 
 def _exported(model: ModelState, config: FineTuneConfig, out: Path) -> ModelState:
     if config.full:
-        from dpt.training.tasks.full import MODEL_FOLDER
+        from dpt.training.tasks.denoising import MODEL_FOLDER
 
         return ModelState(str(out / MODEL_FOLDER))
     return ModelState(model.base, out)
@@ -144,7 +144,7 @@ def _task(backbone: Backbone, model: ModelState, config: FineTuneConfig, seed: i
     checkpointing = config.gradient_checkpointing
     if config.full:
         from dpt.backbone.device import resolve_dtype
-        from dpt.training.tasks.full import FullFineTuning
+        from dpt.training.tasks.denoising import FullFineTuning
 
         compute = resolve_dtype(backbone.device, dtype)
         return FullFineTuning(backbone, denoising, noise, checkpointing, compute_dtype=compute)

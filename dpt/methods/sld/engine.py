@@ -13,19 +13,15 @@ from torch.nn import functional as F
 
 from dpt.backbone import Backbone
 from dpt.backbone.rng import generator_for
-from dpt.claims.edits import Edit
 from dpt.claims.facts import Noun
-from dpt.claims.layout import to_pixels
+from dpt.claims.layout import Edit, to_pixels
 from dpt.data.images import from_pil, to_pil
 from dpt.detect.base import Image
 from dpt.detect.masks import Mask, Segmenter, ellipse_mask
-from dpt.methods.sld.compose import Composition, Sprite, compose
-from dpt.methods.sld.objects import object_prompt
+from dpt.methods.sld.objects import Composition, Sprite, compose, object_prompt
 from dpt.methods.sld.settings import EngineSettings
-from dpt.sampling.guidance import Denoiser, classifier_free
-from dpt.sampling.inversion import FRESH, FollowTrajectory, inverted_trajectory, noised_trajectory
-from dpt.sampling.loop import denoise
-from dpt.sampling.regions import paste_back, regional, to_cells
+from dpt.sampling.guidance import Denoiser, classifier_free, paste_back, regional, to_cells
+from dpt.sampling.loop import FRESH, FollowTrajectory, denoise, inverted_trajectory, noised_trajectory
 from dpt.sampling.schedulers import make_scheduler, set_steps
 
 EDIT_NOISE = "edit noise"

@@ -9,9 +9,8 @@ from typing import Literal
 import numpy as np
 
 from dpt.claims.controller import propose
-from dpt.claims.edits import Edit, changes, diff
 from dpt.claims.judge import Verdict, judge
-from dpt.claims.layout import Layout, layout_of
+from dpt.claims.layout import Edit, Layout, changes, diff, layout_of
 from dpt.claims.parse import ParsedPrompt
 from dpt.detect.base import Image
 from dpt.methods.sld.engine import EditedImage

@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from dpt.claims.detections import DetectConfig
+from dpt.claims.judge import DetectConfig
 from dpt.claims.parse import ParsedPrompt, parse_prompt
 from dpt.detect.registry import NOISY_ORACLE, ORACLE
 from dpt.errors import UserError
-from dpt.methods.base import GenerationConfig
-from dpt.methods.diffusion import BASE, DiffusionConfig, DiffusionMethod, check_method_name
+from dpt.methods.base import BASE, DiffusionConfig, DiffusionMethod, GenerationConfig, check_method_name
 from dpt.methods.sld.detecting import QUERIES
 from dpt.methods.sld.planner import Planner, RulePlanner
 from dpt.methods.sld.settings import EngineSettings, LoopSettings
@@ -153,7 +152,7 @@ class Corrector:
 
     def reach(self, image: Image, goal: Layout, parsed: ParsedPrompt, seed: int) -> LoopResult:
         """Edit until the layout matches the goal. The prompt of the edits describes the objects of the goal."""
-        from dpt.claims.edits import layout_verdict
+        from dpt.claims.layout import layout_verdict
 
         loop = self.make_loop(redraw=False)
         described = replace(parsed, text=self.describe(goal))
@@ -179,10 +178,9 @@ class Corrector:
         return " and ".join(groups)
 
     def make_loop(self, redraw: bool) -> CorrectionLoop:
-        from dpt.methods.sld.detecting import NounDetector
+        from dpt.methods.sld.detecting import VIEWS, NounDetector, RepeatedReadings
         from dpt.methods.sld.loop import CorrectionLoop
         from dpt.methods.sld.objects import DrawnObjects
-        from dpt.methods.sld.readings import VIEWS, RepeatedReadings
         from dpt.sampling.draw import SamplingSettings
 
         sampling = SamplingSettings(self.engine.num_timesteps, self.guidance_scale)

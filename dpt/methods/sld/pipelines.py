@@ -18,9 +18,9 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from dpt.backbone.device import resolve_device
-from dpt.backbone.hash_memo import remembered_hash
+from dpt.backbone.identity import remembered_hash
 from dpt.backbone.loading import first_line, quiet_libraries
-from dpt.claims.edits import Edit, changes
+from dpt.claims.layout import Edit, changes
 from dpt.data.images import from_pil
 from dpt.detect.base import Image
 from dpt.detect.masks import Mask, dilated

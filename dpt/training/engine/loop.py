@@ -16,13 +16,11 @@ from tqdm import tqdm
 from dpt.backbone.rng import SampleRNG
 from dpt.distributed import Processes
 from dpt.errors import UserError
-from dpt.training.engine import checkpoint, run_folder
-from dpt.training.engine.checkpoint import TrainingState
-from dpt.training.engine.interrupts import NonFiniteSteps, Outcome, StopRequest
+from dpt.training.engine import run_folder
 from dpt.training.engine.logging import Metrics, RunLog, Tracker, banner
-from dpt.training.engine.observers import RunObserver
+from dpt.training.engine.observers import NonFiniteSteps, Outcome, RunObserver, StopRequest
 from dpt.training.engine.optim import LossScaler, Update
-from dpt.training.engine.run_folder import RunConfig
+from dpt.training.engine.run_folder import RunConfig, TrainingState
 from dpt.training.engine.settings import BatchPlan, StepRange, TrainSettings
 from dpt.training.engine.task import B, BatchStream, Task
 from dpt.training.engine.validation import Validation
@@ -168,7 +166,7 @@ class Loop(Generic[B]):
         return self.processes.any(missing)
 
     def _restore(self, start: Path, reset_optimizer: bool) -> None:
-        groups, content = checkpoint.load(start)
+        groups, content = run_folder.load(start)
         state = TrainingState.parse(content, start)
         self.config.check_same(state.config, f"{start} is a checkpoint of a run")
         if state.step > self.settings.max_train_steps:
@@ -242,9 +240,9 @@ class Loop(Generic[B]):
             state = TrainingState(self.step, images, self.config.values, self.metrics.names, bad)
             if self.processes.is_main:
                 run_folder.flush_log(self.root)
-                checkpoint.save(self.root, self.step, groups, state.plain())
+                run_folder.save(self.root, self.step, groups, state.plain())
             self.saved_at = self.step
         # Also when there was nothing to save: an earlier process may have been killed just before this.
         if self.processes.is_main and self.settings.checkpoints_total_limit:
-            checkpoint.keep_newest(self.root, self.settings.checkpoints_total_limit)
+            run_folder.keep_newest(self.root, self.settings.checkpoints_total_limit)
         self.processes.barrier()

@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from dpt.distributed import Processes
-from dpt.training.engine.interrupts import StopRequest
+from dpt.training.engine.observers import StopRequest
 from dpt.training.engine.optim import Update
 from dpt.training.engine.settings import TrainSettings
 from dpt.training.engine.task import Task

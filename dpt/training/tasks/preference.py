@@ -16,7 +16,7 @@ from dpt.backbone.rng import SampleRNG
 from dpt.data.example import CAPTION_ONLY, ExampleParts
 from dpt.data.preference.source import PreferenceBatch, PreferenceStream
 from dpt.errors import UserError
-from dpt.objectives.preference import agreement, listwise_loss
+from dpt.objectives.losses import agreement, listwise_loss
 from dpt.score.preference import LARGEST_LOGIT_SCALE, ClassifierRecord, PreferenceModel
 from dpt.training.engine.task import OnBatch, ParameterGroup, Tally, matrices_decay
 

@@ -12,12 +12,11 @@ from torch.nn import functional as F
 
 from dpt.backbone.device import matmul_autocast
 from dpt.backbone.rng import SampleRNG
-from dpt.claims.boxes import overlap
-from dpt.claims.detections import Detections
+from dpt.claims.facts import overlap
+from dpt.claims.judge import Detections
 from dpt.data.example import CAPTION_ONLY, ExampleParts
 from dpt.detect.accuracy import MATCH_IOU
-from dpt.detect.reader.detector import save_reader
-from dpt.detect.reader.network import UNKNOWN, ReaderNetwork, read_output
+from dpt.detect.reader.detector import UNKNOWN, ReaderNetwork, read_output, save_reader
 from dpt.detect.reader.practice import PracticeBatch, PracticePicture, PracticeStream
 from dpt.training.engine.task import OnBatch, ParameterGroup, Tally, matrices_decay
 

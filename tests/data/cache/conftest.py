@@ -11,7 +11,7 @@ from dpt.data.cache.contents import cache_contents
 from dpt.data.cache.latents import CachedLatents, LatentsMaker
 from dpt.data.cache.make import make
 from dpt.data.cache.texts import CachedTexts, TextsMaker
-from dpt.data.files.root import DataRoot
+from dpt.data.files.reading import DataRoot
 from dpt.data.images import Framing
 from dpt.data.scenes.export import Plan, export_scenes
 from tests.training import tiny_stage1

@@ -17,7 +17,7 @@ from dpt.backbone.rng import SampleRNG
 from dpt.data.cache.latents import CachedLatents
 from dpt.data.cache.storage import CachePart
 from dpt.data.example import Batch, Example, collate
-from dpt.data.files.root import DataRoot
+from dpt.data.files.reading import DataRoot
 from dpt.data.files.source import FileSource, expression_files, matching_files, training_files
 from dpt.data.images import Framing, read_header, read_image
 from dpt.data.stream import Stream, load
@@ -217,7 +217,7 @@ import os, signal, sys
 from pathlib import Path
 from dpt.backbone import open_backbone
 from dpt.data.cache import storage
-from dpt.data.files.root import DataRoot
+from dpt.data.files.reading import DataRoot
 from tests.data.cache.conftest import make_latents
 write_shard = storage.write_shard
 

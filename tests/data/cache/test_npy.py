@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dpt.data.cache.latents import NpyLatents
-from dpt.data.files.root import DataRoot
+from dpt.data.files.reading import DataRoot
 from dpt.data.files.source import matching_files, training_files
 from dpt.errors import DataError
 from tests.data.cache.conftest import FRAMING

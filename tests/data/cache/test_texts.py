@@ -12,11 +12,10 @@ import torch
 from dpt.backbone import Backbone, Condition, open_backbone
 from dpt.data.cache.contents import cache_contents
 from dpt.data.example import CAPTION_ONLY, Example, ExampleImage, collate
-from dpt.data.files.root import DataRoot
+from dpt.data.files.reading import DataRoot
 from dpt.data.files.source import matching_files, training_files
 from dpt.data.images import Framing
-from dpt.data.pairs import CAPTION, encode_texts, texts_of
-from dpt.data.stream import Stream, load
+from dpt.data.stream import CAPTION, Stream, encode_texts, load, texts_of
 from dpt.errors import DataError
 from tests.data.cache.conftest import FRAMING, make_texts
 from tests.training.tiny_stage1 import stream

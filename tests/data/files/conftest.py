@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dpt.data.files.root import DataRoot
+from dpt.data.files.reading import DataRoot
 from dpt.data.scenes.export import Plan, export_scenes
 
 SAMPLE = Path(__file__).parents[3] / "data/sample"

@@ -10,8 +10,7 @@ import pytest
 
 from dpt.data.files.annotations import read_captions, read_expressions, read_prompts
 from dpt.data.files.hard_negatives import HardNegativeFiles, HardNegativeFolder, HardNegativeTable
-from dpt.data.files.reading import read_negative_types
-from dpt.data.files.root import DataRoot
+from dpt.data.files.reading import DataRoot, read_negative_types
 from dpt.errors import DataError
 from tests.data.files.conftest import SAMPLE
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dpt.data.files.annotations import read_captions, read_prompts
-from dpt.data.files.root import DataRoot
+from dpt.data.files.reading import DataRoot
 from dpt.errors import DataError
 
 

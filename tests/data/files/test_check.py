@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dpt.data.files.check import FileReport, check
-from dpt.data.files.root import DataRoot
+from dpt.data.files.reading import DataRoot
 from dpt.data.files.source import FileSelection, open_training_data
 from dpt.data.images import Framing
 from dpt.errors import DataError

@@ -16,7 +16,7 @@ from dpt.data.files.hard_negatives import (
     hard_negatives_table,
     open_hard_negatives,
 )
-from dpt.data.files.root import DataRoot
+from dpt.data.files.reading import DataRoot
 from dpt.errors import DataError
 
 HEADER = "filepath\ttitle\tneg_caption\tneg_image\n"

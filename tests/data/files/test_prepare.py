@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dpt.data.files.hard_negatives import prepare
-from dpt.data.files.root import DataRoot
+from dpt.data.files.reading import DataRoot
 from dpt.errors import DataError, UserError
 from tests.data.files.conftest import SAMPLE
 

@@ -9,7 +9,7 @@ import pytest
 
 from dpt.data.files.annotations import read_expressions
 from dpt.data.files.hard_negatives import HardNegativeFolder, HardNegativeTable
-from dpt.data.files.root import DataRoot
+from dpt.data.files.reading import DataRoot
 from dpt.data.images import read_header, read_image
 from dpt.errors import BrokenImageError, DataError
 

@@ -15,11 +15,10 @@ from dpt.claims.facts import all_hold
 from dpt.claims.words import ANYTHING, SHAPE_WORDS
 from dpt.data.example import BoxCentre, Example, ReferringExpression, collate
 from dpt.data.files.hard_negatives import HardNegativeFolder, HardNegativeTable
-from dpt.data.files.reading import read_negative_types
-from dpt.data.files.root import DataRoot
+from dpt.data.files.reading import DataRoot, read_negative_types
 from dpt.data.files.source import FileSource, expression_files, matching_files, training_files
 from dpt.data.images import Framing, ImageHeader, read_header
-from dpt.data.mirror import mirrored
+from dpt.data.mixture import mirrored
 from dpt.data.scenes.referring import resolve
 from dpt.data.scenes.render import render
 from dpt.data.scenes.world import Scene

@@ -12,7 +12,7 @@ from dpt.backbone import open_backbone
 from dpt.data.cache.latents import LatentsMaker
 from dpt.data.files.annotations import read_captions, read_expressions
 from dpt.data.files.hard_negatives import HardNegativeFolder, HardNegativeTable
-from dpt.data.files.root import CAPTIONS_OF_IMAGES, DataRoot
+from dpt.data.files.reading import CAPTIONS_OF_IMAGES, DataRoot
 from dpt.data.files.source import training_files
 from dpt.data.images import Framing, read_header, read_image
 from dpt.errors import BrokenImageError, DataError

@@ -8,8 +8,14 @@ from typing import Any
 
 import pytest
 
-from dpt.data.preference.records import PreferenceRecord, read_preferences
-from dpt.data.preference.split import keys_of, linked_groups, shared_keys, split_records
+from dpt.data.preference.records import (
+    PreferenceRecord,
+    keys_of,
+    linked_groups,
+    read_preferences,
+    shared_keys,
+    split_records,
+)
 from dpt.errors import DataError
 
 CHOICE: dict[str, Any] = {

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dpt.data.images import Framing
-from dpt.data.preference.tuning import TuningConfig, TuningData, training_caption, tuning_data
+from dpt.data.preference.source import TuningConfig, TuningData, training_caption, tuning_data
 from dpt.data.stream import Stream
 from dpt.errors import DataError, UserError
 

@@ -2,9 +2,8 @@ from __future__ import annotations
 
 from hypothesis import given
 
-from dpt.claims.description import Description, Group, caption_text
 from dpt.claims.facts import Absent, Count, Noun, Related, all_hold
-from dpt.claims.words import vocabulary
+from dpt.claims.words import Description, Group, caption_text, vocabulary
 from dpt.data.scenes.captions import describe_scene, scene_caption
 from dpt.data.scenes.world import POCKET_WORLD, Scene, World, make_scene
 from dpt.keyed_random import KeyedRandom

@@ -17,8 +17,8 @@ from pycocotools.coco import COCO
 
 from dpt.claims.facts import all_hold
 from dpt.claims.words import ANYTHING, SHAPE_WORDS
+from dpt.data.scenes.captions import NEGATIVE_TYPES
 from dpt.data.scenes.export import CATEGORIES, RANGE, Plan, export_scenes
-from dpt.data.scenes.negatives import NEGATIVE_TYPES
 from dpt.data.scenes.render import render
 from dpt.data.scenes.world import WORLDS, Scene, make_scene
 from dpt.records import from_plain

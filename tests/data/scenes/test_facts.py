@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dpt.claims.boxes import Box
-from dpt.claims.facts import Absent, Count, Noun, Related, all_hold
+from dpt.claims.facts import Absent, Box, Count, Noun, Related, all_hold
 from dpt.data.scenes.world import SceneObject
 
 RED_CIRCLE = SceneObject("circle", "red", "small", Box(2, 2, 16, 16))

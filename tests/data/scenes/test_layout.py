@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpt.claims.boxes import RELATIONS, Box, related
+from dpt.claims.facts import RELATIONS, Box, related
 from dpt.claims.words import OPPOSITE
 from dpt.data.scenes.world import EDGE, GAP, SIZES, SMALLEST_IMAGE, Scene, World, make_scene, move
 from tests.data.scenes.strategies import indices, seeds, worlds, worlds_with_scenes

@@ -6,12 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpt.claims.boxes import Box
-from dpt.claims.description import Description, Group, caption_text
-from dpt.claims.facts import Count, Noun, Related, all_hold
-from dpt.claims.words import OPPOSITE, vocabulary
-from dpt.data.scenes.captions import describe_scene
-from dpt.data.scenes.negatives import NEGATIVE_TYPES, false_description, false_scene, hard_caption, hard_image
+from dpt.claims.facts import Box, Count, Noun, Related, all_hold
+from dpt.claims.words import OPPOSITE, Description, Group, caption_text, vocabulary
+from dpt.data.scenes.captions import (
+    NEGATIVE_TYPES,
+    describe_scene,
+    false_description,
+    false_scene,
+    hard_caption,
+    hard_image,
+)
 from dpt.data.scenes.render import render
 from dpt.data.scenes.world import FULL_WORLD, POCKET_WORLD, Scene, SceneObject, World, fits, make_scene
 from dpt.keyed_random import KeyedRandom

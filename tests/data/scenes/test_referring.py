@@ -3,8 +3,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpt.claims.boxes import RELATION_MARGIN, Box
-from dpt.claims.facts import Noun
+from dpt.claims.facts import RELATION_MARGIN, Box, Noun
 from dpt.claims.words import ANYTHING, SHAPE_WORDS, vocabulary
 from dpt.data.scenes.referring import (
     KINDS,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpt.claims.boxes import Box
+from dpt.claims.facts import Box
 from dpt.claims.words import COLOURS, SHAPES
 from dpt.data.scenes.render import coverage, render
 from dpt.data.scenes.world import BACKGROUNDS, Scene, SceneObject, World, make_scene

@@ -15,14 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpt.claims.boxes import Box
-from dpt.claims.detections import Detection, Detections
-from dpt.claims.facts import Count, Noun, Prompt
+from dpt.claims.facts import Box, Count, Noun, Prompt
+from dpt.claims.judge import Detection, Detections
 from dpt.errors import UserError
 from dpt.evaluation.bench import results as rows
-from dpt.evaluation.bench.judging import ImageJudge
-from dpt.evaluation.bench.requests import ImageRequest, open_image
-from dpt.evaluation.bench.run import StoredImages, run_benchmark
+from dpt.evaluation.bench.run import ImageJudge, ImageRequest, StoredImages, open_image, run_benchmark
 from dpt.evaluation.suites import lmd
 from tests.evaluation.bench.rows import row
 

@@ -14,9 +14,9 @@ from PIL import Image
 from dpt.errors import UserError
 from dpt.evaluation.bench import tables as report
 from dpt.evaluation.bench.columns import MethodResults
-from dpt.evaluation.bench.page.gallery import Album, Section
-from dpt.evaluation.bench.page.gallery import sections as sections_of
-from dpt.evaluation.bench.page.page import ReportData, page
+from dpt.evaluation.bench.gallery import Album, Section
+from dpt.evaluation.bench.gallery import sections as sections_of
+from dpt.evaluation.bench.page import ReportData, page
 from dpt.evaluation.bench.results import DetectedObject, ImageResult, JudgedAtom
 from dpt.evaluation.fidelity import Fidelity
 from tests.evaluation.bench.rows import row
@@ -120,7 +120,7 @@ def test_the_page_is_self_contained(tmp_path: Path) -> None:
 
 
 def test_columns_fit_a_phone_screen() -> None:
-    from dpt.evaluation.bench.page.charts import STYLE
+    from dpt.evaluation.bench.page import STYLE
 
     assert not re.search(r"(?<![-\w])(min-)?width: *[\d.]+(px|rem)", STYLE)
     columns = re.findall(r"repeat\([^,]+, minmax\(([^)]+\))", STYLE)
@@ -186,7 +186,7 @@ def test_a_damaged_picture_is_an_error_with_its_name(tmp_path: Path) -> None:
 
 
 def test_charts_show_the_rates_and_differences() -> None:
-    from dpt.evaluation.bench.page.charts import difference_charts, rate_charts
+    from dpt.evaluation.bench.page import difference_charts, rate_charts
 
     results = report.compute_results(columns(ROWS))
     text = rate_charts(results)

@@ -7,7 +7,7 @@ import pytest
 
 from dpt.errors import UserError
 from dpt.evaluation.bench.columns import MethodResults
-from dpt.evaluation.bench.second_judge import agreement, second_judgement
+from dpt.evaluation.bench.verdicts import agreement, second_judgement
 from tests.evaluation.bench.rows import row
 
 

@@ -11,8 +11,7 @@ import pytest
 from dpt.data.images import is_whole_image
 from dpt.errors import UserError
 from dpt.evaluation.bench import tables as report
-from dpt.evaluation.bench.columns import MethodResults
-from dpt.evaluation.bench.cost import PLOT, Cost, plot, read_costs
+from dpt.evaluation.bench.columns import PLOT, Cost, MethodResults, plot, read_costs
 from dpt.evaluation.bench.results import ImageResult, JudgedAtom
 from dpt.evaluation.bench.verdicts import read_summary
 from dpt.intervals import PROPORTION, bootstrap

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpt.claims.boxes import Box
+from dpt.claims.facts import Box
 from dpt.claims.parse import parse_prompt
 from dpt.data.images import from_pil
 from dpt.data.scenes.render import render

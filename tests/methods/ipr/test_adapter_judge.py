@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpt.claims.alternatives import alternatives
+from dpt.claims.caption_edits import alternatives
 from dpt.claims.facts import Prompt
 from dpt.claims.judge import judge
 from dpt.claims.parse import parse_prompt
@@ -21,8 +21,8 @@ from dpt.data.scenes.world import POCKET_WORLD
 from dpt.detect.oracle.oracle import Oracle
 from dpt.evaluation.suites import lmd, sr2d
 from dpt.evaluation.suites.pocket import pocket_prompts
-from dpt.methods.ipr.adapter_judge import AdapterJudge, relabel_by_adapter
 from dpt.methods.ipr.config import PromptConfig, SampleConfig, WeightConfig
+from dpt.methods.ipr.pictures import AdapterJudge, relabel_by_adapter
 from dpt.methods.ipr.prompts import load_prompts
 from dpt.methods.ipr.sampling import ModelState, sample
 from tests.methods.ipr.painted import painter, tiny_model

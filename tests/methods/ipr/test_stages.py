@@ -22,9 +22,8 @@ from dpt.evaluation.suites import sr2d
 from dpt.evaluation.visor import read_visor, visor_scores
 from dpt.methods.ipr.config import MergeConfig, PromptConfig, SampleConfig, WeightConfig
 from dpt.methods.ipr.datasets import merge, relabel_images
-from dpt.methods.ipr.folders import StageFolder
+from dpt.methods.ipr.folders import IMAGE_FILE, StageFolder, read_metadata
 from dpt.methods.ipr.prompts import load_prompts, read_prompts, row_of, suite_of_file, write_prompts
-from dpt.methods.ipr.records import IMAGE_FILE, read_metadata
 from dpt.methods.ipr.sampling import ModelState, sample, sampled_images
 from dpt.objectives.losses import denoising_loss
 from tests.evaluation import tiny_vision
