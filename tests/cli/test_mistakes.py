@@ -121,6 +121,12 @@ scenes check --world tiny | --world is one of full, pocket
 scenes check --vae nowhere | --vae nowhere is not a folder
 scenes check --json empty | give a file in it, as empty/oracle.json
 scenes check --sede 3 | did you mean --seed?
+detect train-reader --max_train_steps three | --max_train_steps takes INT, not 'three'
+detect train-reader --max_train_steps 0 | --max_train_steps must be at least 1
+detect train-reader --max_train_stepz 3 | did you mean --max_train_steps?
+detect train-reader --lr_scheduler cosin | --lr_scheduler is one of constant
+detect train-reader --config nowhere.toml | --config: there is no file nowhere.toml
+detect train-reader --output_dir note.txt | or a folder above it, is a file: choose another name
 sld correct pictures/0.png | --prompt STR (What the images should show) is missing
 sld correct --prompt "a red circle" | give at least one image
 sld correct nowhere.png --prompt "a red circle" | the image nowhere.png cannot be used: there is no such file
