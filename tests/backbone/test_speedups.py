@@ -51,6 +51,7 @@ def test_channels_last_changes_only_the_layout(backbone: Backbone) -> None:
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.nightly
 def test_compiled_blocks_with_a_lora_compute_the_same(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     compile_blocks = partial(backbone.unet.compile_repeated_blocks, backend=BACKEND)
     monkeypatch.setattr(backbone.unet, "compile_repeated_blocks", compile_blocks)

@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.nightly
 def test_every_part_of_the_gpu_script_gives_a_result(tmp_path: Path) -> None:
     command = ["bash", "benchmarks/gpu.sh", "--tiny", "--out", str(tmp_path)]
     environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}

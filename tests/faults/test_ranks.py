@@ -43,7 +43,7 @@ def assert_same_run(root: Path, alone: Path) -> None:
     assert apart(root, alone, STEPS)[0] < 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_rank_ends_the_others_and_the_run_resumes(tmp_path: Path, model: Path, alone: Path) -> None:
     """One process resumes the run of two with the same total batch; numbers agree to rounding."""
     root = tmp_path / "run"

@@ -70,6 +70,7 @@ assert not any(name.split(".")[0] == "dpt" for name in sys.modules)
 """
 
 
+@pytest.mark.nightly
 def test_built_pocket_opens_with_diffusers_alone(build: Callable[..., Path], tmp_path: Path) -> None:
     out = build("pocket", "--threads", "1")
     assert all(tensor.dtype == torch.float16 for tensor in weights(out).values())

@@ -59,7 +59,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(folder: Path, tmp_path: Path
     assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_equal_one_with_twice_the_batch(folder: Path, backbone: Backbone, tmp_path: Path) -> None:
     two_processes.run("tests.training.tiny_hps", folder, tmp_path / "two")
     loop(tmp_path / "one", folder, task(backbone), train_batch_size=2).run()
