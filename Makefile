@@ -151,7 +151,7 @@ results-mmdit: environment
 		dpt1600=$(MMDIT)/dpt1600 corrected=$(MMDIT)/dpt1600,factor=0.02,$(FUSED),end=0.6 \
 		$(MMDIT_BENCH) --prompts 300 --out $(MMDIT)/bench
 	$(RUN) -m dpt bench score $(MMDIT)/bench --detector reader --out $(MMDIT)/bench/by-reader
-	$(RUN) -m dpt bench report $(MMDIT)/bench --also plain400 plain1600 --second $(MMDIT)/bench/by-reader
+	$(RUN) -m dpt bench report $(MMDIT)/bench --also plain400 plain1600 dpt1600 --second $(MMDIT)/bench/by-reader
 	$(RUN) -m dpt bench run base f02=$(MMDIT)/stage1,factor=0.02,$(FUSED),end=0.6 \
 		f05late=$(MMDIT)/stage1,factor=0.05,$(FUSED),start=0.1,end=0.7 best4=$(MMDIT)/stage1,candidates=4 \
 		$(MMDIT_BENCH) --prompts 60 --seed 1 --out $(MMDIT)/trials
