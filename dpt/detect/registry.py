@@ -24,8 +24,11 @@ NOISY_ORACLE = "noisy-oracle"
 READER = "reader"
 """A small network that reads pocket pictures, trained on pictures of no method: the held-out judge."""
 
+OWN = (ORACLE, NOISY_ORACLE, READER)
+"""Names that `open_detector` opens itself, without a model's folder or hub id."""
+
 READS_COLOURS = (ORACLE, NOISY_ORACLE, READER)
-"""Detectors that name the colour of each object themselves."""
+"""Those of them that name the colour of each object."""
 
 
 def reads_colours(name: str) -> bool:
@@ -73,7 +76,7 @@ def check_name(name: str) -> None:
     from dpt.detect.coco import COCO_CHECKPOINTS
     from dpt.detect.zero_shot import DEFAULT_CHECKPOINTS
 
-    known = (*READS_COLOURS, *DEFAULT_CHECKPOINTS, *COCO_CHECKPOINTS)
+    known = (*OWN, *DEFAULT_CHECKPOINTS, *COCO_CHECKPOINTS)
     if name not in known and "/" not in name and not Path(name).exists():
         raise UserError(f"there is no detector {name!r}: give one of {', '.join(known)}, a model's folder or a hub id")
 

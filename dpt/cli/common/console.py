@@ -143,6 +143,8 @@ def parse_options(
     checked = [_embedded(word) for word in _check_flags(words, known, prog, published)]
     preset: dict[str, Any] = {} if default is None else {"default": default}
     complaint = io.StringIO()
+    if {"--help", "-h"} & set(checked):
+        _join_lines_of_help(options)
     try:
         with redirect_stderr(complaint):
             parsed: Any = tyro.cli(options, prog=prog, args=checked, use_underscores=True, **preset)
@@ -151,6 +153,19 @@ def parse_options(
             raise UserError(one_sentence(complaint.getvalue(), checked, prog)) from None
         raise
     return parsed
+
+
+def _join_lines_of_help(options: Any) -> None:
+    """Remove the line breaks that tyro keeps in docstrings of several lines, so that help fits any terminal."""
+    from tyro._docstrings import parse_docstring_from_object  # its cache, which the help is made from
+
+    kind = get_args(options)[0] if get_origin(options) is Annotated else options
+    for part in (kind, *kind.__mro__[1:-1]):
+        texts = parse_docstring_from_object(part)
+        texts.update({name: re.sub(r"(?<!\n)\n[ ]*(?!\s)", " ", text) for name, text in texts.items()})
+    for hint in get_type_hints(kind).values():
+        if is_dataclass(hint):
+            _join_lines_of_help(hint)
 
 
 def one_sentence(box: str, words: Sequence[str], prog: str) -> str:

@@ -133,7 +133,7 @@ def run(options: TrainOptions, builder: str) -> Outcome:
     )
     stream = Stream(source, settings.seed, corrupt_budget=options.data.loading.corrupt_budget, text_cache=cache.texts)
     outcome = train_task(options, accelerator, task, stream, settings, config, hub, options.observers(task))
-    if outcome.finished and accelerator.is_main_process:
+    if outcome.finished and accelerator.is_main_process and options.next_command:
         print(f"next: {options.next_command}")
     return outcome
 

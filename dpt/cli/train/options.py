@@ -324,8 +324,8 @@ class TrainOptions:
 
     @property
     def next_command(self) -> str:
-        """What to type once the run is finished."""
-        return f"dpt info {self.root}"
+        """What to type once the run is finished; empty if its result is no checkpoint."""
+        return f"dpt info {self.root}" if any((self.root / part).is_dir() for part in ("adapter", "lora")) else ""
 
     @property
     def trains_text_encoders(self) -> bool:

@@ -111,7 +111,7 @@ def read_detections(path: Path) -> tuple[DetectionDump, DetectConfig | None]:
 
 def open_detector(config: DetectorConfig, default: str, detect_config: DetectConfig, coloured: bool) -> OpenedDetector:
     """Open the detector of the config, else `default`. `coloured`: whether the prompts make claims about colours."""
-    from dpt.detect.registry import ORACLE, check_name
+    from dpt.detect.registry import check_name, reads_colours
     from dpt.detect.registry import open_detector as open_by_name
     from dpt.embedded import clip_location
 
@@ -126,7 +126,7 @@ def open_detector(config: DetectorConfig, default: str, detect_config: DetectCon
         from dpt.score.clip import Clip
 
         colours = Clip.open(clip_location(config.colours))
-    elif coloured and name != ORACLE and not detect_config.coloured:
+    elif coloured and not reads_colours(name) and not detect_config.coloured:
         check_name(name)
         raise UserError(f"the prompts make claims about colours, which {name} does not read: give --colours CLIP")
     return OpenedDetector(open_by_name(name, detect_config, colours), detect_config)
