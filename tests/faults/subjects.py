@@ -66,6 +66,18 @@ def stage2(model: Path) -> Subject:
     return Subject("stage 2", start_loop)
 
 
+def transformer(folder: Path) -> Subject:
+    """Stage 2 on a transformer, whose model is in a folder of its own; in a child process, as stage 2."""
+    opened = open_backbone(tiny_stage2.transformer(folder / "transformer"), device="cpu")
+
+    def start_loop(root: Path, **other: Any) -> Loop:
+        task = tiny_stage2.task(opened, adapter={"dropout": 0.1}, validation=1)
+        task.memory = lambda examples: {}  # type: ignore[method-assign]  # slow
+        return tiny_stage2.loop(root, task, framing=tiny_stage2.TRANSFORMER_FRAMING, **{**SETTINGS, **other})
+
+    return Subject("stage 2 on a transformer", start_loop)
+
+
 def hps(folder: Path) -> Subject:
     """To be started in a child process, as stage 2. The model and the images are in a folder of its own."""
     tiny_hps.model(folder / "hps")

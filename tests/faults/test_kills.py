@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.compare import differences
 from tests.faults.kills import SAVE_BEGAN, Kill, campaign, run_and_kill, run_uninterrupted
-from tests.faults.subjects import Subject, hps, line, stage1, stage2
+from tests.faults.subjects import Subject, hps, line, stage1, stage2, transformer
 from tests.training import tiny_stage1
 
 
@@ -34,7 +34,7 @@ def test_runs_killed_at_any_time_resume_bit_for_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [stage1, stage2, hps])
+@pytest.mark.parametrize("stage", [stage1, stage2, transformer, hps])
 def test_killed_stages_resume_bit_for_bit(tmp_path: Path, model: Path, stage: Callable[[Path], Subject]) -> None:
     tally = campaign(stage(model), tmp_path, 2, seed=1, say=print, kinds=("event", "anywhere"))
     assert not tally.differences

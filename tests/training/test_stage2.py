@@ -29,7 +29,7 @@ from dpt.training.tasks.discriminative import ObjectiveConfig
 from dpt.training.tasks.stages import Stage2
 from tests.training import tiny_stage1, two_processes
 from tests.training.tiny_stage1 import stream
-from tests.training.tiny_stage2 import FEATURE, control, loop, task
+from tests.training.tiny_stage2 import FEATURE, TRANSFORMER_FRAMING, control, loop, task, transformer
 
 ROOT = Path(__file__).parents[2]
 LOSS_NAMES = {"i2t", "t2i", "ce", "bbox", "giou", "align"}
@@ -323,10 +323,19 @@ def test_resume_after_stop_is_bit_for_bit(tmp_path: Path, backbone: Backbone, na
     assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
 
 
+@pytest.mark.nightly
 def test_two_processes_equal_one(tmp_path: Path, folder: Path, backbone: Backbone) -> None:
     """The losses of ten steps at the same global batch, and the final weights."""
     two_processes.run("tests.training.tiny_stage2", folder, tmp_path / "two")
     loop(tmp_path / "one", task(backbone), train_batch_size=2).run()
+    two_processes.assert_same(tmp_path / "one", tmp_path / "two", losses)
+
+
+def test_two_processes_equal_one_on_a_transformer(tmp_path: Path) -> None:
+    folder = transformer(tmp_path / "model")
+    two_processes.run("tests.training.tiny_stage2", folder, tmp_path / "two")
+    built = task(open_backbone(folder, device="cpu"))
+    loop(tmp_path / "one", built, framing=TRANSFORMER_FRAMING, train_batch_size=2).run()
     two_processes.assert_same(tmp_path / "one", tmp_path / "two", losses)
 
 

@@ -43,8 +43,8 @@ def task(backbone: Backbone, validation: int = 6, adapter: Mapping[str, Any] | N
     return Stage1(backbone, built, BackbonePhraseEncoder(backbone), {"scenes": held_out}, val_batch_size=4, **changes)
 
 
-def stream(seed: int = 1337) -> Stream:
-    return Stream(SceneSource(POCKET_WORLD, seed, "train", FRAMING), seed)
+def stream(seed: int = 1337, framing: Framing = FRAMING) -> Stream:
+    return Stream(SceneSource(POCKET_WORLD, seed, "train", framing), seed)
 
 
 def loop(root: Path, built: Stage1, among: Processes | None = None, **changes: Any) -> Loop[Batch]:

@@ -80,7 +80,6 @@ class JudgeOptions:
 
 
 def open_judge(suite: Suite, detector: str | None, colours: str | None, extra_scores: ExtraScores) -> ImageJudge:
-    from dpt.detect.coco import check_colours
     from dpt.evaluation.bench.run import ImageJudge
     from dpt.evaluation.suites.base import check_classes
 
@@ -94,9 +93,13 @@ def open_judge(suite: Suite, detector: str | None, colours: str | None, extra_sc
         if not extra_scores.identities:
             warn(f"the suite {suite.name} is not judged, and without --clip its images are not scored either")
         return ImageJudge(None, None, extra_scores)
-    opened_detector = _open_detector(suite, detector or suite.detector or ORACLE, colours)
+    name = detector or suite.detector or ORACLE
+    opened_detector = _open_detector(suite, name, colours)
     check_classes(suite.prompts, opened_detector.classes, f"the detector {opened_detector.identity}")
-    check_colours(opened_detector, suite.prompts)
+    if not reads_colours(name):
+        from dpt.detect.coco import check_colours
+
+        check_colours(opened_detector, suite.prompts)
     return ImageJudge(opened_detector, suite.detect_config, extra_scores)
 
 

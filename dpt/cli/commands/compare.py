@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import tyro
 
@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from dpt.evaluation.bench.results import ImageResult
-    from dpt.evaluation.bench.run import ImageJudge, ImageRequest
+    from dpt.evaluation.bench.run import GeneratedImages, ImageJudge, ImageRequest
     from dpt.evaluation.suites.base import Suite
+    from dpt.methods.base import DiffusionMethod, Method
+    from dpt.methods.sld.method import SLDMethod
+    from dpt.sampling.draw import Request
 
 
 SHEET, RESULTS = "sheet.png", "results.jsonl"
@@ -75,7 +78,8 @@ def compare(options: CompareOptions) -> None:
     total = len(suite.prompts) * options.per_prompt * len(methods)
     if not 1 <= total <= MOST_SHOWN:
         fail(f"{total} images do not fit on a sheet, which holds 1 to {MOST_SHOWN}: use `dpt bench run`")
-    from dpt.evaluation.bench.run import NO_EXTRA_SCORES, all_requests
+    from dpt.evaluation.bench.results import append_results
+    from dpt.evaluation.bench.run import NO_EXTRA_SCORES, GeneratedImages, all_requests
 
     judge = open_judge(suite, detector, options.colours, NO_EXTRA_SCORES)
     requests = all_requests(suite, options.per_prompt)
@@ -84,8 +88,12 @@ def compare(options: CompareOptions) -> None:
     name = options.prompt[0] if options.prompt else suite.name
     with new_run_folder(options.outdir, name) as folder, plain_warnings():
         images: dict[str, list[Image.Image]] = {}
+        opened: dict[MethodConfig, Method] = {}
         for method in methods:
-            images[method.name], results[method.name] = sample(method, generation, requests, judge, folder.work)
+            opened[method] = open_method(method, generation, requests, opened, images)
+            source = GeneratedImages(opened[method], folder.work / method.name)
+            images[method.name], results[method.name] = sample(method.name, source, requests, judge)
+            append_results(folder.work / RESULTS, results[method.name])
         sheet_of(requests, images, results).save(folder.work / SHEET, optimize=True)
     for line in (*table(requests, results), *closing(results)):
         print(line)
@@ -120,26 +128,51 @@ def suite_of(options: CompareOptions, judged: bool) -> Suite:
     return pocket.suite(per_category=options.prompts_per_category, seed=options.seed)
 
 
-def sample(
+def open_method(
     config: MethodConfig,
     generation: GenerationConfig,
     requests: Sequence[ImageRequest],
-    judge: ImageJudge,
-    folder: Path,
+    opened: Mapping[MethodConfig, Method],
+    images: Mapping[str, Sequence[Image.Image]],
+) -> Method:
+    """SLD repairs the images that its base method has drawn, if that is one of the methods."""
+    from dpt.methods.sld.method import SLDConfig
+
+    if not isinstance(config, SLDConfig) or config.base not in opened:
+        return config.open(generation)
+    base = cast("DiffusionMethod", opened[config.base])
+    drawn = {(r.prompt.text, r.seed, r.index): image for r, image in zip(requests, images[config.base.name], strict=True)}
+    return RepairOfDrawn(config.after(base, generation), drawn)
+
+
+@dataclass(frozen=True)
+class RepairOfDrawn:
+    """SLD on images of its base method that are there already."""
+
+    method: SLDMethod
+    drawn: Mapping[tuple[str, int, int], Image.Image]
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return self.method.identity
+
+    def make(self, requests: Sequence[Request]) -> Iterator[Image.Image]:
+        return self.method.repair(requests, (self.drawn[r.prompt, r.seed, r.index] for r in requests))
+
+
+def sample(
+    name: str, source: GeneratedImages, requests: Sequence[ImageRequest], judge: ImageJudge
 ) -> tuple[list[Image.Image], list[ImageResult]]:
     from tqdm import tqdm
 
-    from dpt.evaluation.bench.results import append_results
-    from dpt.evaluation.bench.run import BATCH, GeneratedImages, open_image
+    from dpt.evaluation.bench.run import BATCH, open_image
 
-    source = GeneratedImages(config.open(generation), folder / config.name)
     results: list[ImageResult] = []
-    with tqdm(total=len(requests), desc=config.name, unit="image", disable=None) as bar:
+    with tqdm(total=len(requests), desc=name, unit="image", disable=None) as bar:
         for start in range(0, len(requests), BATCH):
             batch = requests[start : start + BATCH]
-            results += judge(config.name, batch, source.images(batch))
+            results += judge(name, batch, source.images(batch))
             bar.update(len(batch))
-    append_results(folder / RESULTS, results)
     return [open_image(source.folder / request.file) for request in requests], results
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -62,10 +62,13 @@ class SLDConfig:
         check_method_name(self.name)
 
     def open(self, generation: GenerationConfig) -> SLDMethod:
+        return self.after(self.base.open(generation), generation)
+
+    def after(self, base: DiffusionMethod, generation: GenerationConfig) -> SLDMethod:
+        """SLD with a base method that is open already."""
         from dpt.detect.masks import open_segmenter
         from dpt.detect.registry import open_detector
 
-        base = self.base.open(generation)
         loop = self.loop if self.strength is None else replace(self.loop, strengths=(self.strength,))
         corrector = Corrector(
             base.backbone,
@@ -224,12 +227,16 @@ class SLDMethod:
         return {**self.base.identity, "sld": self.corrector.identity}
 
     def make(self, requests: Sequence[Request]) -> Iterator[PILImage.Image]:
+        return self.repair(requests, self.base.make(requests))
+
+    def repair(self, requests: Sequence[Request], pictures: Iterable[PILImage.Image]) -> Iterator[PILImage.Image]:
+        """Correct the images that the base method drew for these requests."""
         import numpy as np
         from PIL import Image as PILImage
 
         from dpt.backbone.rng import derived_seed
 
-        for request, picture in zip(requests, self.base.make(requests), strict=True):
+        for request, picture in zip(requests, pictures, strict=True):
             parsed = self._parsed(request.prompt)
             if parsed is None:
                 yield picture
