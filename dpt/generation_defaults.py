@@ -85,7 +85,7 @@ def generation_defaults(*places: Path | None) -> GenerationDefaults:
     content: dict[str, Any] = {}
     sources: dict[str, Path] = {}
     for place in places:
-        file = None if place is None else _file_beside(place)
+        file = None if place is None else file_beside(place)
         if file is not None:
             entries = _read(file)
             content |= entries
@@ -101,10 +101,11 @@ def write_defaults(folder: Path, entries: Mapping[str, Any]) -> None:
         work.write_text(json.dumps(dict(entries), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _file_beside(place: Path) -> Path | None:
+def file_beside(place: Path, name: str = FILE_NAME) -> Path | None:
+    """The file of that name in the folder of a model or of a result, of which `place` may be a part."""
     folder = place if place.is_dir() else place.parent
     candidates = [folder, folder.parent] if folder.name in PARTS_OF_A_RESULT else [folder]
-    return next((file for folder in candidates if (file := folder / FILE_NAME).is_file()), None)
+    return next((file for folder in candidates if (file := folder / name).is_file()), None)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -48,3 +48,9 @@ def test_the_public_names_are_these_and_documented() -> None:
 def test_importing_dpt_loads_no_library() -> None:
     heavy = "import sys, dpt; sys.exit(bool({'torch', 'diffusers', 'numpy', 'dpt.sampling'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", heavy], cwd=ROOT, check=False).returncode == 0
+
+
+def test_commands_about_data_do_not_load_diffusers() -> None:
+    rooms = "dpt.data.files.check, dpt.cli.commands.data, dpt.data.from_folder, dpt.cli.commands.from_folder"
+    code = f"import sys, {rooms}; sys.exit(bool({{'diffusers', 'transformers'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

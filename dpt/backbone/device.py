@@ -66,9 +66,9 @@ def resolve_dtype(device: torch.device, dtype: str | torch.dtype | None = None) 
 def execution_device(module: Any) -> torch.device:
     """The device that a module computes on: that of its weights, unless accelerate offloads them."""
     if not hasattr(module, "_hf_hook"):
-        device: torch.device = next(module.parameters()).device
-        # Weights in memory may be offloaded in groups; diffusers looks through all modules for that, which takes long.
-        return device if device.type != "cpu" or not torch.accelerator.is_available() else module.device
+        stored: torch.device = next(module.parameters()).device
+        # Weights in main memory may be offloaded in groups. diffusers looks through all modules for that: milliseconds.
+        return stored if stored.type != "cpu" or not torch.accelerator.is_available() else module.device
     for part in module.modules():
         device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
         if device is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +24,15 @@ from dpt.backbone.transformer_families import TransformerFamily
 from dpt.backbone.unet_features import block_names
 from dpt.embedded import embedded_path
 from dpt.errors import UserError
-from dpt.generation_defaults import generation_defaults
+from dpt.files import atomic_file
+from dpt.generation_defaults import file_beside, generation_defaults
 from dpt.lora import io as lora_store
 from dpt.lora.formats import diffusers, kohya
 from dpt.lora.formats.common import check_lora, missing_blocks, read_lora_file, targets_in
 from dpt.lora.formats.published import from_published
 from dpt.lora.injection import Lora
 from dpt.lora.io import LoraRecord, StoredLora
+from dpt.untrusted import read_json_object
 from dpt.weights import has_checksums
 
 KINDS = {
@@ -287,3 +290,25 @@ def _shown(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+TRAINING = "training.json"
+
+
+def write_training(root: Path, sample_views: int, starts_from: Path | None = None) -> None:
+    """Record beside a result how many examples its training saw, and that of the checkpoint that it started from."""
+    earlier = (training_views(starts_from) or 0) if starts_from is not None else 0
+    with atomic_file(root / TRAINING) as work:
+        work.write_text(json.dumps({"sample_views": sample_views, "earlier_sample_views": earlier}, indent=1) + "\n")
+
+
+def training_views(checkpoint: Path) -> int | None:
+    """How many examples a checkpoint was trained on, with those of the one it started from; None if not recorded."""
+    file = file_beside(checkpoint, TRAINING)
+    if file is None:
+        return None
+    content = read_json_object(file)
+    counts = [content.get(name) for name in ("sample_views", "earlier_sample_views")]
+    if not all(isinstance(count, int) and count >= 0 for count in counts):
+        raise UserError(f"{file} is not the record of a training: delete the file")
+    return sum(count for count in counts if isinstance(count, int))

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from dpt.adapter.io import load_adapter
+from dpt.checkpoints.open import training_views
 from dpt.cli.common.console import flag_names
 from dpt.cli.train import stages as train_stage1
 from dpt.cli.train.stages import Stage2Options, main_stage2
@@ -105,6 +106,8 @@ def test_published_command_runs(model: Path, first: Path, tmp_path: Path) -> Non
     done = in_a_process([*words, str(ROOT / "train_stage2.py"), *flags])
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "tune" / "lora" / "lora.safetensors").exists()
+    earlier = training_views(first)
+    assert earlier and training_views(tmp_path / "tune" / "lora") == 2 * 2 + earlier
 
 
 def test_alignment_is_measured_before_and_after(

@@ -141,7 +141,7 @@ def run_method(config: MethodConfig, options: RunOptions, group: Processes, suit
     from tqdm import tqdm
 
     from dpt.evaluation.bench import run as bench
-    from dpt.evaluation.bench.columns import cost_file
+    from dpt.evaluation.bench.columns import cost_file, record_training
     from dpt.evaluation.bench.run import Shard, all_requests, merge_shards
 
     requests, lines = all_requests(suite, options.suite.per_prompt), options.out / f"{config.name}.jsonl"
@@ -157,6 +157,8 @@ def run_method(config: MethodConfig, options: RunOptions, group: Processes, suit
                 if repeated := repair(lines):
                     warn(f"{lines} had {repeated} duplicate lines, left by two runs at once; they were removed")
                 merge_shards(lines, requests)  # of an interrupted run of several processes
+                if (views := training_of(config)) is not None:
+                    record_training(lines, views)
 
         group.from_main(start)
         source = bench.GeneratedImages(method, options.out / config.name, cost_file(lines))
@@ -173,6 +175,14 @@ def run_method(config: MethodConfig, options: RunOptions, group: Processes, suit
             # Every process has written its part before the main one merges them.
             group.gather(draw_own_part)
             group.from_main(lambda: merge_shards(lines, requests))
+
+
+def training_of(config: MethodConfig) -> int | None:
+    """How many examples the method's checkpoint was trained on, where that is recorded."""
+    from dpt.checkpoints.open import training_views
+
+    checkpoint = getattr(getattr(config, "base", config), "checkpoint", None)
+    return None if checkpoint is None else training_views(checkpoint)
 
 
 def model_as_recorded(options: RunOptions, identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -141,7 +141,9 @@ def open_method(
     if not isinstance(config, SLDConfig) or config.base not in opened:
         return config.open(generation)
     base = cast("DiffusionMethod", opened[config.base])
-    drawn = {(r.prompt.text, r.seed, r.index): image for r, image in zip(requests, images[config.base.name], strict=True)}
+    drawn = {
+        (r.prompt.text, r.seed, r.index): image for r, image in zip(requests, images[config.base.name], strict=True)
+    }
     return RepairOfDrawn(config.after(base, generation), drawn)
 
 

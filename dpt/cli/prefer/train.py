@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from dpt.cli.train.options import LoadingOptions, OptimisationOptions, OutputOptions
+from dpt.cli.train.options import LoadingOptions, LoopOptions, OptimisationOptions, OutputOptions
 from dpt.embedded import EMBEDDED_CLIP, clip_location
 from dpt.errors import fail
 
@@ -130,7 +130,7 @@ class ClassifierOptions:
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
-class PreferTrainOptions:
+class PreferTrainOptions(LoopOptions):
     """Train a CLIP or SigLIP to predict which of several images people chose for a prompt. The same command resumes.
 
     The defaults are the hyperparameters reported for HPS v1. Exit code 75 means that the run was stopped by a signal
@@ -143,15 +143,8 @@ class PreferTrainOptions:
     output: OutputOptions = field(default_factory=OutputOptions)
 
     @property
-    def root(self) -> Path:
-        return self.output.output_dir / self.output.run_name
-
-    @property
     def base_model(self) -> str:
         return self.classifier.clip
-
-    def after(self, task: Any) -> None:
-        """Nothing follows the export."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,6 +15,7 @@ from dpt.cli.train.options import (
     FramingOptions,
     HubOptions,
     LoadingOptions,
+    LoopOptions,
     ModelOptions,
     OptimisationOptions,
     OutputOptions,
@@ -87,7 +88,7 @@ class TimestepOptions:
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
-class HpsOptions:
+class HpsOptions(LoopOptions):
     """HPS: tune a LoRA on clear winners and losers of `dpt prefer select`, and on regularisation images.
 
     Losers are trained under "Weird image. " and their prompt. The result carries that phrase as its negative prompt,
@@ -107,15 +108,8 @@ class HpsOptions:
     hub: HubOptions = field(default_factory=HubOptions)
 
     @property
-    def root(self) -> Path:
-        return self.output.output_dir / self.output.run_name
-
-    @property
     def base_model(self) -> str:
         return self.model.pretrained_model_name_or_path
-
-    def after(self, task: Any) -> None:
-        """Nothing follows the export."""
 
 
 ALIGN_SD = HpsOptions(

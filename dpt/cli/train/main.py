@@ -226,6 +226,7 @@ def finish(options: LoopOptions, loop: Loop[Any], outcome: Outcome, hub: Hub | N
 
 
 def export(options: LoopOptions, loop: Loop[Any], curve: Path) -> list[Path]:
+    from dpt.checkpoints.open import write_training
     from dpt.training.engine.logging import plot_curve
 
     for folder in loop.task.folders:
@@ -233,6 +234,7 @@ def export(options: LoopOptions, loop: Loop[Any], curve: Path) -> list[Path]:
     with loop.update.averaged():
         folders = loop.task.export(options.root, options.base_model)
         options.after(loop.task)
+    write_training(options.root, loop.step * loop.plan.global_batch, options.starts_from)
     plot_curve(options.root, curve)
     return folders
 

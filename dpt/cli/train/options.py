@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -279,29 +279,33 @@ PUBLISHED = PublishedFlags(
 )  # fmt: skip
 
 
-class LoopOptions(Protocol):
-    """The flags of every command with a training loop."""
+class LoopOptions:
+    """The flags that every command with a training loop has."""
 
-    @property
-    def optimisation(self) -> OptimisationOptions: ...
-
-    @property
-    def output(self) -> OutputOptions: ...
+    optimisation: OptimisationOptions
+    output: OutputOptions
 
     @property
     def root(self) -> Path:
         """The run's folder."""
+        return self.output.output_dir / self.output.run_name
 
     @property
     def base_model(self) -> str:
         """The name of the model that is trained or tuned, for the record of the result."""
+        return ""
+
+    @property
+    def starts_from(self) -> Path | None:
+        """The checkpoint whose training this one continues."""
+        return None
 
     def after(self, task: Any) -> None:
         """Runs once the result is saved."""
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(LoopOptions):
     """The flags of both training commands."""
 
     optimisation: OptimisationOptions = field(default_factory=OptimisationOptions)
@@ -315,12 +319,12 @@ class TrainOptions:
     published: ClassVar[PublishedFlags] = PUBLISHED
 
     @property
-    def root(self) -> Path:
-        return self.output.output_dir / self.output.run_name
-
-    @property
     def base_model(self) -> str:
         return self.model.pretrained_model_name_or_path
+
+    @property
+    def starts_from(self) -> Path | None:
+        return self.adapter.qformer_ckpt
 
     @property
     def next_command(self) -> str:
@@ -347,9 +351,6 @@ class TrainOptions:
     def unused_flags(self) -> dict[str, str]:
         """Flags that have no effect beside the others, each with the reason."""
         return unused_flags(self)
-
-    def after(self, task: Any) -> None:
-        """Runs once the result is saved."""
 
 
 def warn_unused_flags(options: TrainOptions) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from dpt.cli.train.options import LoadingOptions, OptimisationOptions, OutputOptions
+from dpt.cli.train.options import LoadingOptions, LoopOptions, OptimisationOptions, OutputOptions
 from dpt.errors import fail
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class ReaderOptions:
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
-class TrainReaderOptions:
+class TrainReaderOptions(LoopOptions):
     """Train the reader, a small detector of pocket pictures, on pictures drawn on the fly. The same command resumes.
 
     Exit code 75 means that the run was stopped by a signal and saved.
@@ -55,17 +55,6 @@ class TrainReaderOptions:
     reader: ReaderOptions = field(default_factory=ReaderOptions)
     loading: LoadingOptions = field(default_factory=LoadingOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
-
-    @property
-    def root(self) -> Path:
-        return self.output.output_dir / self.output.run_name
-
-    @property
-    def base_model(self) -> str:
-        return ""
-
-    def after(self, task: Any) -> None:
-        """Nothing follows the export."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

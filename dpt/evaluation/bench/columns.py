@@ -193,6 +193,8 @@ class Cost:
     """Mean per image. With guidance a step takes two."""
     seconds: float
     """Median over batches, per image, on the machine that generated them."""
+    training: int | None = None
+    """Examples that the training of the checkpoint saw."""
 
 
 NO_COSTS: Mapping[str, Cost] = MappingProxyType({})
@@ -221,6 +223,13 @@ def measured(file: Path | None, requests: Sequence[ImageRequest]) -> Iterator[No
             lines.write(json.dumps(line) + "\n")
 
 
+def record_training(results: Path, sample_views: int) -> None:
+    """Add the training of a method's checkpoint to its cost file; the last such line counts."""
+    results.parent.mkdir(parents=True, exist_ok=True)
+    with cost_file(results).open("a") as lines:
+        lines.write(json.dumps({"training": sample_views}) + "\n")
+
+
 def read_costs(folder: Path, methods: Iterable[str]) -> dict[str, Cost]:
     """The cost of each method that has a file. Of a batch that was generated twice, the later line counts."""
     costs = {}
@@ -233,10 +242,14 @@ def read_costs(folder: Path, methods: Iterable[str]) -> dict[str, Cost]:
 
 def _read(file: Path) -> Cost | None:
     batches: dict[str, tuple[int, float, float]] = {}
+    training: int | None = None
     *whole, _cut = read_text(file).split("\n")  # a killed run leaves a line without its end
     for number, text in enumerate(whole, start=1):
         try:
             line = parse_json(text)
+            if "training" in line:
+                training = int(line["training"])
+                continue
             values = int(line["images"]), float(line["passes"]), float(line["seconds"])
             if not (values[0] > 0 and min(values[1:]) >= 0):
                 raise ValueError
@@ -246,7 +259,8 @@ def _read(file: Path) -> Cost | None:
     if not batches:
         return None
     images, passes, _ = (sum(column) for column in zip(*batches.values(), strict=True))
-    return Cost(passes / images, median(seconds / count for count, _, seconds in batches.values()))
+    seconds = median(seconds / count for count, _, seconds in batches.values())
+    return Cost(passes / images, seconds, training)
 
 
 PLOT = "cost.png"

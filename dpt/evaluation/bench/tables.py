@@ -264,6 +264,7 @@ def one_table(computed: Sequence[Result], second: Mapping[str, Result], fidelity
         "diversity": [fidelity.diversity_of(r.method) if fidelity else "" for r in computed],
         "passes per image": [f"{r.cost.passes:.1f}" if r.cost else "" for r in computed],
         "seconds per image": [f"{r.cost.seconds:.2f}" if r.cost else "" for r in computed],
+        "trained on": [f"{r.cost.training:,}" if r.cost and r.cost.training is not None else "" for r in computed],
     }
     known = {name: cells for name, cells in columns.items() if any(cells)}
     if not known:

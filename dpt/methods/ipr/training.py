@@ -52,6 +52,7 @@ def train(
 
     An interrupted run continues from its newest checkpoint.
     """
+    from dpt.checkpoints.open import write_training
     from dpt.data.folder import FolderSource
     from dpt.data.images import Framing
     from dpt.data.stream import Stream
@@ -93,6 +94,7 @@ def train(
             shutil.rmtree(out / folder, ignore_errors=True)
         with loop.update.averaged():
             task.export(out, model.base)
+        write_training(out, outcome.step * effective, model.lora)
         write_json(out / RECORD, {"inputs": dict(finished.inputs), "stage": TRAIN, "steps": outcome.step})
 
     group.from_main(export)

@@ -11,7 +11,7 @@ import pytest
 from dpt.data.images import is_whole_image
 from dpt.errors import UserError
 from dpt.evaluation.bench import tables as report
-from dpt.evaluation.bench.columns import PLOT, Cost, MethodResults, plot, read_costs
+from dpt.evaluation.bench.columns import PLOT, Cost, MethodResults, plot, read_costs, record_training
 from dpt.evaluation.bench.results import ImageResult, JudgedAtom
 from dpt.evaluation.bench.verdicts import read_summary
 from dpt.intervals import PROPORTION, bootstrap
@@ -133,6 +133,12 @@ def test_cost_is_read_from_every_batch_once(tmp_path: Path) -> None:
     table = report.tables(report.compute_results(results, costs=read_costs(tmp_path, results)), [])
     assert "| base |  | 44.0 | 0.20 |" in table
     assert not plot(report.compute_results(results, costs=read_costs(tmp_path, results)), tmp_path / PLOT)
+    file.write_text("".join(batches))
+    record_training(tmp_path / "base.jsonl", 25_600)
+    costs = read_costs(tmp_path, ["base"])
+    assert costs == {"base": Cost(44.0, 0.2, 25_600)}
+    in_one = report.one_table(report.compute_results(results, costs=costs), {})
+    assert in_one.splitlines()[0].endswith("| trained on |") and in_one.endswith("| 25,600 |")
     results["best4"] = method_results("best4", ALL)
     assert plot(report.compute_results(results, costs={"base": Cost(40, 1), "best4": Cost(164, 4)}), tmp_path / PLOT)
     assert is_whole_image(tmp_path / PLOT)
