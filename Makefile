@@ -3,8 +3,8 @@
 # make nightly every test, fuzzing, faults (an hour)      make tables  the pictures and tables under docs/
 # make stage1 the adapter of ckpt/pocket-stage1 (an hour) make study  adapters of every feature, probed (hours)
 # make stage2 ckpt/pocket-dpt and its control (an hour)   make sweep  ways to correct (an hour)
-# make results the table of docs/results/benchmark (four hours)     make pictures  docs/results/sampling/trace.png
-# make results QUICK=1  the same columns on ckpt/pocket-mmdit (ten minutes)
+# make results all methods in one table, docs/results/table (hours)   make pictures  docs/results/sampling/trace.png
+# make results QUICK=1  the same columns for fewer prompts (ten minutes)   make results-unet  docs/results/benchmark
 # make results-sd MODEL=... SUITE=lmd|sr2d|geneval=FILE  the same for your model, on a GPU
 # make reader  the second judge of pocket pictures, runs/reader/reader (a quarter of an hour on one core)
 # make stage1-mmdit stage2-mmdit results-mmdit            the same on ckpt/pocket-mmdit (docs/results/mmdit.md)
@@ -19,7 +19,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 export TORCH_INDEX TORCH_BUILD
 
-.PHONY: reader results-sd docs ipr hps sld faults demo check test nightly lint tables stage1 stage2 results sweep pictures study environment dev-environment
+.PHONY: reader results-unet results-sd docs ipr hps sld faults demo check test nightly lint tables stage1 stage2 results sweep pictures study environment dev-environment
 
 demo: environment
 	$(RUN) -m dpt compare --pretrained_model_name_or_path ckpt/pocket-mmdit
@@ -67,25 +67,36 @@ stage2: environment
 	$(RUN) train_stage2.py $(TUNING) --run_name dpt --adapter_precision bf16 --qformer_ckpt ckpt/pocket-stage1 --mse_loss_coef 50
 	$(RUN) train_stage2.py $(TUNING) --run_name control --plain_lora
 
-# A second judge reads the same pictures; no method was trained on what it reads, or selects by it.
-ifdef QUICK
+# The one table: all methods on the transformer pocket. The same command continues it; PROCESSES share the images.
+# A second judge reads the same images; no method was trained on what it reads, or selects by it.
 PROCESSES ?= 2
+PER_PROMPT ?= 1
+ON_ALL = $(ON_MMDIT) --num_timesteps 20 --clip ckpt/pocket/clip
+RUN_ON_ALL = $(VENV)/bin/torchrun --nproc_per_node $(PROCESSES) -m dpt bench run
+ifdef QUICK
 QUICK_PROMPTS ?= 12
-QUICK_FUSED = target=fused,norm=rms,start=0.1,end=0.7
 results: environment
-	$(VENV)/bin/torchrun --nproc_per_node $(PROCESSES) -m dpt bench run base control ipr \
-		corrected=ckpt/pocket-mmdit-stage1,factor=0.05,$(QUICK_FUSED) best4=ckpt/pocket-mmdit-stage1,candidates=4 \
-		base+sld --pretrained_model_name_or_path ckpt/pocket-mmdit --mixed_precision bf16 --num_timesteps 20 \
-		--prompts $(QUICK_PROMPTS) --per_prompt 2 --clip ckpt/pocket/clip --out runs/quick
+	$(RUN_ON_ALL) base control dpt corrected best4 ipr base+sld $(ON_ALL) --prompts $(QUICK_PROMPTS) --per_prompt 2 \
+		--out runs/quick
 	$(RUN) -m dpt bench score runs/quick --detector reader --out runs/quick/by-reader
 	$(RUN) -m dpt bench report runs/quick --also control --second runs/quick/by-reader --reference scenes
 else
+TABLE = runs/table
 results: environment
+	$(RUN_ON_ALL) base control dpt corrected best4 best8 ipr ipr-dpt base+sld corrected+sld $(ON_ALL) \
+		--per_prompt $(PER_PROMPT) --out $(TABLE)
+	$(RUN) -m dpt bench score $(TABLE) --detector reader --out $(TABLE)/by-reader
+	$(RUN) -m dpt bench report $(TABLE) --also control dpt --second $(TABLE)/by-reader --reference scenes \
+		--out docs/results/table
+	$(RUN) tools/readme_table.py
+endif
+
+# The older UNet pocket (docs/results/stage2.md).
+results-unet: environment
 	$(RUN) -m dpt bench run base control dpt corrected best4 --mixed_precision bf16 --clip ckpt/pocket/clip --out runs/results
 	$(RUN) -m dpt bench score runs/results --detector reader --out runs/results/by-reader
 	$(RUN) -m dpt bench report runs/results --also control dpt --second runs/results/by-reader --reference scenes \
 		--out docs/results/benchmark
-endif
 
 reader: environment
 	$(RUN) -m dpt detect train-reader --output_dir runs/reader

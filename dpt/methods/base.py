@@ -119,6 +119,8 @@ class DiffusionConfig:
     """For requests without one. Default: what the checkpoint carries, which with HPS is "Weird image. "."""
     negative_lora: Path | None = None
     """A LoRA tuned on what to avoid: it predicts the negative half of guidance (Diffusion-NPO)."""
+    also: Path | None = None
+    """A second checkpoint, whose LoRA is added to the first one's."""
 
     @property
     def needs_adapter(self) -> bool:
@@ -167,6 +169,8 @@ class DiffusionConfig:
             assert lora is not None
             lora.merge()
             identity["lora"] = content_hash(checkpoint.lora.tensors)
+        if self.also is not None:
+            identity["also"] = self._merge_lora(self.also, backbone, generation, "adds")
         if checkpoint.adapter is None or not self.needs_adapter:
             return DiffusionMethod(
                 backbone, settings, identity=identity, negative_prompt=negative, predict_negative=predict_negative
@@ -181,19 +185,24 @@ class DiffusionConfig:
 
     def _open_negative(self, generation: GenerationConfig, identity: dict[str, Any]) -> Predict:
         """A second copy of the model with the negative LoRA merged."""
+        assert self.negative_lora is not None
+        backbone = generation.open_backbone()
+        purpose = "needs for the negative half of guidance"
+        identity["negative_lora"] = self._merge_lora(self.negative_lora, backbone, generation, purpose)
+        return backbone.predict
+
+    def _merge_lora(self, path: Path, backbone: Backbone, generation: GenerationConfig, purpose: str) -> str:
+        """Merge the LoRA at the path, and return its hash."""
         from dpt.checkpoints import open_checkpoint
         from dpt.weights import content_hash
 
-        assert self.negative_lora is not None
-        checkpoint = open_checkpoint(self.negative_lora)
+        checkpoint = open_checkpoint(path)
         if checkpoint.lora is None:
-            fail(f"{self.negative_lora} has no LoRA, which {self.name} needs for the negative half of guidance")
-        backbone = generation.open_backbone()
+            fail(f"{path} has no LoRA, which {self.name} {purpose}")
         lora = checkpoint.attach(backbone, generation.allow_other_base)
         assert lora is not None
         lora.merge()
-        identity["negative_lora"] = content_hash(checkpoint.lora.tensors)
-        return backbone.predict
+        return content_hash(checkpoint.lora.tensors)
 
 
 @dataclass(frozen=True)

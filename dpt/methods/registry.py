@@ -31,7 +31,10 @@ def known_methods(num_timesteps: int, model: str = EMBEDDED) -> dict[str, Method
         entries += [
             DiffusionConfig("corrected", trained, correction=recommended),
             DiffusionConfig("best4", trained, candidates=4),
+            DiffusionConfig("best8", trained, candidates=8),
         ]
+        if ipr := checkpoints.get("ipr"):
+            entries.append(DiffusionConfig("ipr-dpt", trained, also=ipr))
     return {entry.name: entry for entry in entries}
 
 
@@ -45,6 +48,7 @@ KEYS: Mapping[str, Callable[[str], Any]] = {
     "candidates": int,
     "negative_prompt": str,
     "negative_lora": Path,
+    "also": embedded_path,
     "lora": {"on": True, "off": False}.__getitem__,
 }
 """Options after a method's path, as in dpt=FOLDER,factor=0.5,target=fused."""
@@ -69,7 +73,7 @@ def parse_method(text: str) -> DiffusionConfig:
         except (ValueError, KeyError):
             raise UserError(f"the method {name} has an invalid value: {key}={value}") from None
     interval = Interval(options.pop("start", 0.0), options.pop("end", 1.0))
-    candidates, lora = options.pop("candidates", 1), options.pop("lora", True)
+    candidates, lora, also = options.pop("candidates", 1), options.pop("lora", True), options.pop("also", None)
     negative_prompt, negative_lora = options.pop("negative_prompt", None), options.pop("negative_lora", None)
     if "factor" in options:
         options.setdefault("target", PUBLISHED_TARGET)
@@ -79,9 +83,8 @@ def parse_method(text: str) -> DiffusionConfig:
         raise UserError(f"the method {name}: {error}") from None
     if options and not correction.on:
         raise UserError(f"the method {name} has correction options but no factor")
-    return DiffusionConfig(
-        name, embedded_path(path) if path else None, lora, correction, candidates, negative_prompt, negative_lora
-    )
+    checkpoint = embedded_path(path) if path else None
+    return DiffusionConfig(name, checkpoint, lora, correction, candidates, negative_prompt, negative_lora, also)
 
 
 SLD_KEYS: Mapping[str, Callable[[str], Any]] = {

@@ -146,6 +146,15 @@ def test_a_negative_lora_predicts_the_negative_half_of_guidance(tuned: Path, mod
 
 
 @pytest.mark.slow
+def test_a_second_lora_is_added_to_the_first(tuned: Path, model: Path) -> None:
+    once, _ = made(DiffusionConfig("once", tuned), model)
+    alone, identity = made(DiffusionConfig("alone", tuned, lora=False, also=tuned), model)
+    twice, both = made(DiffusionConfig("twice", tuned, also=tuned), model)
+    assert np.array_equal(alone, once) and not np.array_equal(twice, once)
+    assert identity["also"] == both["also"] == both["lora"]
+
+
+@pytest.mark.slow
 def test_tuning_does_not_change_the_base_and_is_deterministic(
     tuned: Path, drawn: Path, model: Path, tmp_path: Path
 ) -> None:

@@ -76,12 +76,13 @@ class RunOptions:
     """
 
     methods: tyro.conf.Positional[tuple[str, ...]]
-    """base for the model itself; control, dpt, corrected, best4 for checkpoints of the embedded model; NAME=PATH for
-    the model with the LoRA at PATH: a training result, or any LoRA file. Options after the path: ,factor=NUMBER to
-    correct with the adapter there (and ,target= ,norm= ,start= ,end= ,every=), ,candidates=N to keep the best of N,
-    ,lora=off, and ,negative_prompt=TEXT instead of the one that the checkpoint carries (empty for none),
-    and ,negative_lora=PATH for a LoRA that predicts the negative half of guidance. sld repairs the images of base, and
-    METHOD+sld=DETECTOR those of any method (docs/sld.md)."""
+    """base for the model itself; control, dpt, corrected, best4, best8, ipr, ipr-dpt, hps for checkpoints of an
+    embedded model, where it has them; NAME=PATH for the model with the LoRA at PATH: a training result, or any LoRA
+    file. Options after the path: ,factor=NUMBER to correct with the adapter there (and ,target= ,norm= ,start= ,end=
+    ,every=), ,candidates=N to keep the best of N, ,lora=off, ,also=PATH to add a second LoRA, ,negative_prompt=TEXT
+    instead of the one that the checkpoint carries (empty for none), and ,negative_lora=PATH for a LoRA that predicts
+    the negative half of guidance. sld repairs the images of base, and METHOD+sld=DETECTOR those of any method
+    (docs/sld.md)."""
     out: Path = Path("outputs/bench")
     suite: SuiteOptions = field(default_factory=SuiteOptions)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
