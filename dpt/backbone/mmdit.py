@@ -177,7 +177,8 @@ class TransformerBackbone(DiffusersModel):
     def _inputs(self, latents: Tensor, t: Tensor | int, condition: Condition) -> tuple[Tensor, Tensor, Condition]:
         time = torch.as_tensor(t, device=self.device).float().expand(len(latents))
         time = self.family.network_time(time, self.noise.num_timesteps)
-        return latents.to(self.device, self.dtype), time, condition.map(lambda part: part.to(self.device, self.dtype))
+        device, dtype = self.device, self.dtype  # each looks through the network's modules
+        return latents.to(device, dtype), time, condition.map(lambda part: part.to(device, dtype))
 
     # The network
 

@@ -105,7 +105,6 @@ def open_judge(suite: Suite, detector: str | None, colours: str | None, extra_sc
 
 def _open_detector(suite: Suite, name: str, colours: str | None) -> Detector:
     from dpt.detect.registry import check_name, open_detector
-    from dpt.score.clip import Clip
 
     assert suite.detect_config is not None
     if not reads_colours(name):
@@ -117,7 +116,11 @@ def _open_detector(suite: Suite, name: str, colours: str | None) -> Detector:
                 f"the suite {suite.name} has claims about colours, which {name} does not read: give a CLIP that reads "
                 "them, as --colours FOLDER"
             )
-    return open_detector(name, suite.detect_config, Clip.open(clip_location(colours)) if colours else None)
+    if not colours:
+        return open_detector(name, suite.detect_config)
+    from dpt.score.clip import Clip
+
+    return open_detector(name, suite.detect_config, Clip.open(clip_location(colours)))
 
 
 def _open_clip(name: str | None, suite: Suite) -> Clip | None:
