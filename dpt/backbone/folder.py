@@ -1,4 +1,4 @@
-"""A model folder in the diffusers layout: its components, sane sizes of configs, a plain sentence for each fault."""
+"""A model folder in the diffusers layout: its components, limits of config values, one sentence for each error."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def check_box(box: Box, name: str) -> tuple[Box, str | None]:
 def split_name(name: str, nouns: Collection[str]) -> tuple[Noun, str]:
     """A published name ("green palm tree #2") as a noun and the id; the longest known noun at its end is the head.
 
-    What stands before the head is the attribute, which `Noun.colour` holds, also where it is no colour.
+    The words before the head are the attribute; `Noun.colour` holds it, even if it is no colour.
     """
     words = name.partition("#")[0].split()
     if not words:
@@ -124,10 +124,10 @@ SAME_REGION = 0.7
 def merge_passes(
     attributed: Sequence[Detection], bare: Sequence[Detection], same: float = SAME_REGION
 ) -> tuple[Detection, ...]:
-    """Objects seen by two passes of an open-vocabulary detector: one for "red dog", one for "dog".
+    """Objects that two passes of an open-vocabulary detector find: one for "red dog", one for "dog".
 
-    Each region becomes one object: the best-scoring attribute on it, or none. Surplus objects are kept: a controller
-    cannot correct what it does not see.
+    Each region becomes one object, with the attribute of the highest score, or none. Surplus objects are kept, so that
+    a controller can delete them.
     """
     kept: list[Detection] = []
     for detection in sorted(attributed, key=lambda d: -d.confidence):
@@ -231,7 +231,7 @@ def apply_edits(edits: Sequence[Edit]) -> Layout:
 def renamed_to_nearest(current: Layout, goal: Layout) -> Layout:
     """The goal with ids exchanged among equal objects so that they move the least.
 
-    A controller that keeps "cat #1" and puts it where "cat #2" is means that #1 goes.
+    A controller that moves "cat #1" to the place of "cat #2" and drops #2 means: delete #1.
     """
     result = list(goal)
     for noun in dict.fromkeys(thing.noun for thing in goal):
@@ -255,7 +255,7 @@ def renamed_to_nearest(current: Layout, goal: Layout) -> Layout:
 def with_unique_ids(layout: Layout) -> tuple[Layout, list[str]]:
     """Give repeated ids the next free number; also returns a message for each."""
     used: set[str] = set()
-    result, sentences = [], []
+    result, messages = [], []
     for thing in layout:
         stem, number = thing.id.partition(" #")[0], 1
         unique = thing.id
@@ -263,10 +263,10 @@ def with_unique_ids(layout: Layout) -> tuple[Layout, list[str]]:
             number += 1
             unique = f"{stem} #{number}"
         if unique != thing.id:
-            sentences.append(f"two objects are called {thing.id}: the second is now {unique}")
+            messages.append(f"two objects are called {thing.id}: the second is now {unique}")
         used.add(unique)
         result.append(replace(thing, id=unique))
-    return tuple(result), sentences
+    return tuple(result), messages
 
 
 def check_ids(layout: Layout, where: str) -> None:
@@ -325,27 +325,27 @@ def _place(box: Box) -> str:
     return f"at the {' '.join(part for part in (along, across) if part) or 'centre'}"
 
 
-def layout_verdict(goal: Layout, seen: Layout) -> Verdict:
+def layout_verdict(goal: Layout, detected: Layout) -> Verdict:
     """Whether each object of the goal is where it should be, and whether there is nothing else."""
-    matched = {id_ for id_ in _placed(goal, seen)}
+    matched = {id_ for id_ in _placed(goal, detected)}
     atoms = [
         Atom("place", f"{thing.name} {_place(thing.box)}", thing.id in matched) for thing in goal if thing.readable
     ]
-    surplus = len(seen) - len(matched)
+    surplus = len(detected) - len(matched)
     return Verdict((*atoms, Atom("surplus", "nothing else", surplus <= 0)))
 
 
-def _placed(goal: Layout, seen: Layout) -> list[str]:
-    """Ids of the goal's objects that are seen at their places."""
-    if not goal or not seen:
+def _placed(goal: Layout, detected: Layout) -> list[str]:
+    """Ids of the goal's objects that are detected at their places."""
+    if not goal or not detected:
         return []
-    gain = np.array([[1.0 if _is_at(a, b) else 0.0 for b in seen] for a in goal])
+    gain = np.array([[1.0 if _is_at(a, b) else 0.0 for b in detected] for a in goal])
     return [goal[r].id for r, c in zip(*_assignment(-gain), strict=True) if gain[r, c] > 0]
 
 
-def _is_at(goal: PlacedObject, seen: PlacedObject) -> bool:
-    (gx, gy), (sx, sy) = goal.box.centre, seen.box.centre
+def _is_at(goal: PlacedObject, detected: PlacedObject) -> bool:
+    (gx, gy), (sx, sy) = goal.box.centre, detected.box.centre
     near = max(abs(gx - sx), abs(gy - sy)) <= PLACE_TOLERANCE
-    sides = ((seen.box.width, goal.box.width), (seen.box.height, goal.box.height))
+    sides = ((detected.box.width, goal.box.width), (detected.box.height, goal.box.height))
     sized = all(1 / SIZE_TOLERANCE <= a / b <= SIZE_TOLERANCE for a, b in sides)
-    return near and sized and replace(goal.noun, size=None).covers(seen.noun)
+    return near and sized and replace(goal.noun, size=None).covers(detected.noun)

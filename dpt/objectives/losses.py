@@ -321,7 +321,7 @@ class Agreement:
     """Of one record."""
 
     top1: float
-    """1 if the image of highest score is (one of) the best, 0 if not. Between equal scores, the share that is."""
+    """1 if the image of highest score is (one of) the best, else 0; for a tie, the fraction that is."""
     chance: float
     """The expected `top1` of a random choice."""
     pairs: int

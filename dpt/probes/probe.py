@@ -230,7 +230,7 @@ def denoising_error(
 ) -> tuple[float, int]:
     """The summed mean square error of every `parts`-th captioned example from `part` on, and their number.
 
-    Each example always has the same timestep and noise, so that two models differ by what they learnt.
+    Each example always has the same timestep and noise, so that two models can be compared.
     """
     total, count = torch.zeros((), dtype=widest_float(backbone.device), device=backbone.device), 0
     for stream in streams.values():
@@ -268,6 +268,7 @@ class ProbeResult:
     name: str
     """Its name in tables: the feature it reads."""
     where: str
+    """Its path."""
     cells: tuple[ProbeCell, ...]
     denoising: tuple[float, float] | None = None
     """Mean square error on the true images: of the tuned model, and of the base model."""

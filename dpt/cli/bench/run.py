@@ -76,13 +76,12 @@ class RunOptions:
     """
 
     methods: tyro.conf.Positional[tuple[str, ...]]
-    """base for the model itself; control, dpt, corrected, best4, best8, ipr, ipr-dpt, hps for checkpoints of an
-    embedded model, where it has them; NAME=PATH for the model with the LoRA at PATH: a training result, or any LoRA
-    file. Options after the path: ,factor=NUMBER to correct with the adapter there (and ,target= ,norm= ,start= ,end=
-    ,every=), ,candidates=N to keep the best of N, ,lora=off, ,also=PATH to add a second LoRA, ,negative_prompt=TEXT
-    instead of the one that the checkpoint carries (empty for none), and ,negative_lora=PATH for a LoRA that predicts
-    the negative half of guidance. sld repairs the images of base, and METHOD+sld=DETECTOR those of any method
-    (docs/sld.md)."""
+    """Methods to compare. base: the model itself. control, dpt, corrected, best4, best8, ipr, ipr-dpt, hps: shipped
+    checkpoints of an embedded model, where it has them. NAME=PATH: the model with the LoRA at PATH, a training result
+    or any LoRA file. NAME=PATH,KEY=VALUE,...: factor, target, norm, start, end and every correct with the adapter at
+    PATH; candidates=N keeps the best of N; lora=off leaves the LoRA out; also=PATH adds a second one;
+    negative_prompt=TEXT replaces the checkpoint's (empty for none); negative_lora=PATH predicts the negative half of
+    guidance. sld repairs the images of base, METHOD+sld=DETECTOR those of METHOD. More: docs/benchmark.md."""
     out: Path = Path("outputs/bench")
     suite: SuiteOptions = field(default_factory=SuiteOptions)
     generation: GenerationConfig = field(default_factory=GenerationConfig)

@@ -32,6 +32,7 @@ class CorrectOptions:
     """
 
     pictures: tyro.conf.Positional[tuple[Path, ...]]
+    """The images to repair."""
     prompt: str
     """What the images should show."""
     out: Path = Path("outputs/sld")
@@ -39,7 +40,7 @@ class CorrectOptions:
     strength: float | None = None
     """Noise level from which edits are denoised again; default: 0.6, then 0.4 and 0.2 in the rounds that follow."""
     redraw: bool = False
-    """Draw an image again from noise where several objects are missing. It is then another image."""
+    """Sample an image that lacks several objects again from other noise, instead of editing it."""
     model: SLDModelOptions = field(default_factory=SLDModelOptions)
     engine: Annotated[EngineSettings, tyro.conf.Suppress] = field(default_factory=EngineSettings)
 
@@ -53,7 +54,9 @@ class EditOptions:
     """
 
     pictures: tyro.conf.Positional[tuple[Path, ...]]
+    """The images to edit."""
     instruction: str
+    """The edit, in words."""
     out: Path = Path("outputs/sld")
     max_rounds: int = 3
     """Rounds in which a failed edit is tried again, from the start image with another seed."""

@@ -101,8 +101,7 @@ class FramingOptions:
     resolution: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
     """Side of the square training images. Default: the size the model was trained at."""
     center_crop: Flag = False
-    """Crop the middle square instead of squashing the image. Boxes are cropped too; expressions for what is cut off are
-    left out."""
+    """Crop the middle square instead of squashing; boxes too. Expressions for what is cut off are left out."""
     random_flip: Flag = False
     """Mirror half of the images and swap left and right in their texts, where that is safe. A cache then also holds the
     mirrored latents and texts."""
@@ -137,7 +136,7 @@ class DataOptions:
     dataset_name_val: str | None = None
     """Validate on this set of expressions instead of all of them combined."""
     val_fullset: Flag = False
-    """Validate on everything, instead of every 8th, 16th, 8th expression and every 20th caption."""
+    """Validate on everything instead of a fixed part: every 8th or 16th expression, every 20th caption."""
     scenes: Literal["pocket", "full"] = "pocket"
     """The world of rendered scenes, without --data_root."""
     validation_scenes: int = 256
@@ -153,6 +152,8 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class AdapterOptions:
+    """What the adapter starts from, its shape, and what it reads."""
+
     qformer_ckpt: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER|FILE")] = None
     """Initialise from an adapter of the same shape: its folder, a finished run, or the published file."""
     allow_other_base: Flag = False
@@ -172,25 +173,25 @@ class AdapterOptions:
     hidden_dim: int = 256
     nheads: int = 8
     dropout: float = 0.1
-    """A resumed run draws the same masks, unless the batch is split over another number of processes."""
+    """In the adapter. A resumed run draws the same masks, unless the batch is split over other processes."""
     num_queries_matching: int = 10
     num_queries_rec: int = 100
     pre_norm: Flag = False
     no_contrastive_align_loss: Flag = False
     contrastive_loss_hdim: int = 64
     feature_norm: Annotated[bool | None, tyro.conf.arg(metavar="True|False")] = None
-    """Normalise the feature over its channels, then scale and shift it by the timestep, before the adapter reads it.
-    Default: for transformers, not for UNets."""
+    """Normalise the feature's channels, then scale and shift them by the timestep. Default: for transformers only."""
 
 
 @dataclass(frozen=True)
 class ObjectiveOptions:
+    """Timesteps, weights of the losses (*_loss_coef; 0 leaves a loss out) and of the assignment cost (set_cost_*)."""
+
     fix_timestep: int | None = None
     """Use only this timestep, in training and validation. Default: a random one, and the middle one in validation."""
     noise_offset: float = 0.0
     logit_mean: float = 0.0
-    """Mean of the logit-normal timesteps of a flow matching model. Below 0 more of them are noisy, where the layout is
-    decided."""
+    """Mean of a flow matching model's logit-normal timesteps. Below 0 more are noisy, where layout is decided."""
     logit_std: float = 1.0
     i2t_loss_coef: float = 1.0
     t2i_loss_coef: float = 1.0
@@ -262,7 +263,7 @@ NEVER_READ = "was never read by the published code, so it can have no effect"
 
 PUBLISHED = PublishedFlags(
     refused={
-        "masks": "asks for segmentation, which the published code has no working path for",
+        "masks": "asks for segmentation, which does not work in the published code",
         "mend_loss_coef": "was removed: trained with it, the model scored 2.2 points lower (docs/results/stage2.md)",
         "img_root": "was overwritten before it was read; use --data_root",
         "max_train_samples": f"{NEVER_READ}; --max_train_steps ends a run early",

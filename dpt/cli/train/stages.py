@@ -82,8 +82,8 @@ class LoraShapeOptions:
     """Blocks whose attention gets a LoRA: all (the published code), down (the paper's figure), mid, up, or feature
     names of blocks. Of a transformer: all, or block0 …"""
     lora_text_encoders: Flag = False
-    """Give the attention of the CLIP text encoders a LoRA too; it learns at --text_encoder_lr. A cache of text states
-    is then not read."""
+    """Also train a LoRA of the CLIP text encoders' attention, at --text_encoder_lr. A cache of text states is then not
+    read."""
 
     @property
     def config(self) -> LoraConfig:
@@ -103,6 +103,7 @@ class LoraOptions(LoraShapeOptions):
 @dataclass(frozen=True)
 class DenoisingOptions:
     mse_loss_coef: float = 1.0
+    """Weight of the denoising loss."""
     snr_gamma: float | None = None
     """Weight the denoising loss by min-SNR with this gamma, 5 for instance."""
     detach_unet_feature: Annotated[str | None, tyro.conf.arg(metavar="BLOCK")] = None
@@ -116,7 +117,7 @@ class SampleOptions:
     num_validation_images: int = 4
     """Images per prompt."""
     sample_steps: int = 0
-    """Also sample the validation prompts every so many steps, from the same noise, without and with the LoRA, into
+    """Also sample the validation prompts every N steps, from the same noise, without and with the LoRA, into
     samples/ and the trackers. 0: only at the end."""
     prompts_path_val: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """When the run is finished, sample these with and without the LoRA and measure the CLIP cosine of image and prompt:

@@ -155,7 +155,7 @@ KINDS_OF_DATASET = {
     "refcocog": ("attributes", "relation"),
 }
 
-TITLES = 2
+CAPTIONS_PER_IMAGE = 2
 
 NEGATIVE_CAPTIONS = 3
 
@@ -217,7 +217,7 @@ class Export:
         for index in tqdm(range(first, first + n), desc=part, unit="scene"):
             yield index, make_scene(self.plan.seed, index, self.world)
 
-    def _draws(self, index: int, purpose: str) -> KeyedRandom:
+    def _rng(self, index: int, purpose: str) -> KeyedRandom:
         return KeyedRandom("export", self.plan.seed, index, purpose)
 
     def _add_image(self, split: str, scene: Scene, **origin: object) -> Record:
@@ -232,13 +232,13 @@ class Export:
         return image
 
     def _caption(self, scene: Scene, image: Record, index: int, split: str) -> None:
-        rng = self._draws(index, "caption")
+        rng = self._rng(index, "caption")
         self.captions[split].append((image["id"], caption_text(describe_scene(scene, self.world, rng), rng)))
 
     def _refer(self, scene: Scene, image: Record, index: int, split: str, datasets: tuple[str, ...]) -> None:
         texts = set()
         for dataset in datasets:
-            rng = self._draws(index, f"refer {dataset}")
+            rng = self._rng(index, f"refer {dataset}")
             expression = referring_expression(scene, self.world, rng, KINDS_OF_DATASET[dataset])
             if expression is not None and expression.text not in texts:
                 texts.add(expression.text)
@@ -249,42 +249,42 @@ class Export:
     def _contrast(self, scene: Scene, image: Record, index: int, part: str) -> None:
         """Captions of the image, each with hard negative captions and images."""
         split = f"{part}2014"
-        for nth in range(TITLES):
-            title, wrong, changed = self._hard_negatives(scene, self._draws(index, f"contrast {nth}"))
+        for nth in range(CAPTIONS_PER_IMAGE):
+            caption, negatives, changed = self._hard_negatives(scene, self._rng(index, f"contrast {nth}"))
             files = [
                 self._add_image(split, other, part=part, changed_from=image["file_name"], negative_type=kind)[
                     "file_name"
                 ]
                 for kind, other in changed
             ]
-            row = HardNegatives(image["file_name"], title.text, tuple(c.text for _, c in wrong), tuple(files))
-            types = {"neg_caption": [kind for kind, _ in wrong], "neg_image": [kind for kind, _ in changed]}
+            row = HardNegatives(image["file_name"], caption.text, tuple(c.text for _, c in negatives), tuple(files))
+            types = {"neg_caption": [kind for kind, _ in negatives], "neg_image": [kind for kind, _ in changed]}
             line = {"part": part, "id": len(self.hard[part]), "filepath": row.file_name, "types": types}
             print(json.dumps(line), file=self.negatives)
             for what, kinds in zip(("captions", "images"), types.values(), strict=True):
                 for kind in kinds:
                     self.negatives_by_type[what][kind] += 1
             self.hard[part].append(row)
-            self.captions[split].append((image["id"], title.text))
+            self.captions[split].append((image["id"], caption.text))
 
     def _hard_negatives(
         self, scene: Scene, rng: KeyedRandom
     ) -> tuple[Caption, list[tuple[str, Caption]], list[tuple[str, Scene]]]:
         for _ in range(TRIES):
             right = describe_scene(scene, self.world, rng)
-            wrong = self._wrong_captions(right, scene, rng)
+            negatives = self._false_captions(right, scene, rng)
             changed = self._changed_scenes(right, scene, rng)
-            if wrong and changed:
-                return Caption(caption_text(right, rng), right.facts), wrong, changed
+            if negatives and changed:
+                return Caption(caption_text(right, rng), right.facts), negatives, changed
         raise AssertionError(f"no hard negative can be made of {scene} in the {self.plan.world} world")
 
-    def _wrong_captions(self, right: Description, scene: Scene, rng: KeyedRandom) -> list[tuple[str, Caption]]:
-        wrong = []
+    def _false_captions(self, right: Description, scene: Scene, rng: KeyedRandom) -> list[tuple[str, Caption]]:
+        negatives = []
         for kind in rng.sample(NEGATIVE_TYPES, len(NEGATIVE_TYPES)):
             description = false_description(right, scene, kind, self.world, rng)
             if description is not None:
-                wrong.append((kind, Caption(caption_text(description, rng), description.facts)))
-        return wrong[:NEGATIVE_CAPTIONS]
+                negatives.append((kind, Caption(caption_text(description, rng), description.facts)))
+        return negatives[:NEGATIVE_CAPTIONS]
 
     def _changed_scenes(self, right: Description, scene: Scene, rng: KeyedRandom) -> list[tuple[str, Scene]]:
         changed = []
