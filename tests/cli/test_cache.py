@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from dpt.cli.main import main as dpt
 from dpt.cli.train.stages import main_stage1 as train
-from tests.cli.test_train import SMALL, in_a_process
+from tests.cli.test_train import SMALL
 from tests.data.cache.conftest import contents
 from tests.data.files.conftest import SAMPLE
-from tests.faults.commands import on_the_cpu, torchrun
 from tests.training import tiny_stage1
+from tests.training.children import as_main, ranks
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -136,11 +136,10 @@ def test_second_run_has_nothing_to_encode(run: Commands, root: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_write_the_same_cache(cached: Path, model: Path, tmp_path: Path) -> None:
-    words = ["dpt", "cache", str(cached), "--pretrained_model_name_or_path", str(model), "--texts", "--random_flip"]
-    done = in_a_process([*torchrun(2), "-m", *words, "--out", str(tmp_path / "cache")], env=on_the_cpu())
-    assert done.returncode == 0, done.stderr
+    words = ["cache", str(cached), "--pretrained_model_name_or_path", str(model), "--texts", "--random_flip"]
+    printed = ranks(lambda: as_main("dpt", *words, "--out", str(tmp_path / "cache")))
     assert contents(tmp_path / "cache") == contents(cached / "cache")
-    assert done.stdout.count("34 images are to be encoded") == 1, "one of them wrote"
+    assert printed.count("34 images are to be encoded") == 1, "one of them wrote"
 
 
 def other_model(model: Path, folder: Path, part: str) -> Path:

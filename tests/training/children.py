@@ -1,10 +1,13 @@
-"""Run work in a forked child process, which starts fast and can be killed."""
+"""Run work in forked child processes, which start fast, since nothing is imported again, and can be killed."""
 
 from __future__ import annotations
 
 import os
+import runpy
 import signal
+import socket
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable
@@ -35,3 +38,42 @@ def in_a_child(work: Callable[[], object], stdout: int | None = None) -> int:
     finally:
         sys.stdout.flush()
         os._exit(code)
+
+
+def killed_or_ended(work: Callable[[], object]) -> int:
+    """Wait for a child that does this work: 0, 1 after an exception, or the negative number of a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(in_a_child(work), 0)[1])
+
+
+def ranks(work: Callable[[], object], count: int = 2) -> str:
+    """Do the work in each of `count` processes of one group, as a launcher starts them; what they printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def as_rank(rank: int) -> None:
+        from accelerate.state import AcceleratorState, GradientState, PartialState
+
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()  # that of the parent, which is alone
+        group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+        os.environ.update({name: str(value) for name, value in {**group, **where}.items()})
+        work()
+
+    with tempfile.TemporaryFile() as output:
+        children = [in_a_child(lambda rank=rank: as_rank(rank), output.fileno()) for rank in range(count)]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        output.seek(0)
+        printed = output.read().decode()
+    assert codes == [0] * count, printed[-3000:]
+    return printed
+
+
+def as_main(module: str, *words: str) -> None:
+    """What `python -m MODULE WORDS` does, in this process."""
+    sys.argv = [module, *words]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        assert not end.code, end.code

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,20 +10,12 @@ import torch
 from torch import Tensor
 
 from dpt.training.engine import run_folder
-
-ROOT = Path(__file__).parents[2]
+from tests.training.children import as_main, ranks
 
 
 def run(module: str, model: Path, root: Path) -> str:
     """Run `python -m MODULE MODEL ROOT 1` in two processes and return their output."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    done = subprocess.run([*launch, "-m", module, str(model), str(root), "1"], cwd=ROOT, capture_output=True, text=True,
-                          timeout=300, check=False, env={**os.environ, "ACCELERATE_USE_CPU": "true"})  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    return ranks(lambda: as_main(module, str(model), str(root), "1"))
 
 
 def assert_same(one: Path, two: Path, losses: Callable[[Path], Sequence[Mapping[str, float]]], step: int = 10) -> None:
