@@ -26,9 +26,9 @@ from dpt.records import to_flat
 from dpt.training.engine.observers import EXIT_STOPPED
 from dpt.training.tasks.discriminative import GROUNDING_LOSSES, MATCHING_LOSSES
 from tests.training import tiny_stage1
+from tests.training.children import as_main, in_a_child, ranks
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "train_stage1.py"
 SMALL = shlex.split(
     "--unet_feature up0 --hidden_dim 16 --nheads 2 --dim_feedforward 32 --num_queries_matching 3 --num_queries_rec 5 "
     "--train_batch_size 2 --val_batch_size 4 --validation_scenes 4 --logging_steps 1 --max_train_steps 2"
@@ -63,6 +63,23 @@ def command(model: Path, tmp_path: Path) -> list[str]:
 
 def in_a_process(words: list[str], **options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, **options)  # type: ignore
+
+
+def through_the_launcher(script: str, flags: list[str]) -> str:
+    words = [sys.executable, "-m", "accelerate.commands.launch", "--mixed_precision=fp16", "--num_processes=1", "--cpu"]
+    done = in_a_process([*words, str(ROOT / f"{script}.py"), *flags])
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout + done.stderr
+
+
+def in_a_fork(script: str, flags: list[str]) -> str:
+    """In the environment that the launcher makes for one process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+        return ranks(lambda: as_main(script, *flags), count=1)
+
+
+LAUNCHES = [in_a_fork, pytest.param(through_the_launcher, marks=pytest.mark.nightly)]
 
 
 def refused(
@@ -147,8 +164,9 @@ def test_full_disk_at_export_is_one_sentence_and_the_run_resumes(
     assert (tmp_path / "logs" / "curve.png").exists()
 
 
-def test_published_command_runs(model: Path, tmp_path: Path) -> None:
-    """Through the launcher, with unused flags of the published command; the second time nothing is left to train."""
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_published_command_runs(launch: Callable[[str, list[str]], str], model: Path, tmp_path: Path) -> None:
+    """With unused flags of the published command."""
     flags = f"""
         --pretrained_model_name_or_path={model} --unet_feature=up0 --run_name=probe --output_dir={tmp_path}
         --train_batch_size=1 --gradient_accumulation_steps=2 --gradient_checkpointing --max_train_steps=2
@@ -156,26 +174,25 @@ def test_published_command_runs(model: Path, tmp_path: Path) -> None:
         --center_crop --random_flip --enable_xformers_memory_efficient_attention --dataloader_num_workers=1
         --checkpointing_steps=2 --validation_scenes=4 --report_to=tensorboard
     """.split()
-    words = [sys.executable, "-m", "accelerate.commands.launch", "--mixed_precision=fp16", "--num_processes=1", "--cpu"]
-    done = in_a_process([*words, str(SCRIPT), *flags])
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "effective batch: 2 = 1 examples x 2 accumulated x 1 process" in done.stdout
-    assert "warning: xformers runs on GPUs only: using PyTorch's own attention" in done.stderr
+    printed = launch("train_stage1", flags)
+    assert "effective batch: 2 = 1 examples x 2 accumulated x 1 process" in printed
+    assert "warning: xformers runs on GPUs only: using PyTorch's own attention" in printed
     assert (tmp_path / "probe" / "adapter" / "adapter.safetensors").exists()
     assert (tmp_path / "probe" / "checkpoint-2" / "manifest.json").exists()
 
 
 def test_resume_continues_after_stop(command: list[str], tmp_path: Path) -> None:
-    log, words = tmp_path / "logs" / "log.jsonl", [sys.executable, str(SCRIPT), *command, "--validation_steps", "0"]
-    process = subprocess.Popen([*words, "--max_train_steps", "100000"], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-                               stderr=subprocess.DEVNULL)  # fmt: skip
-    deadline = time.monotonic() + 200
-    while not (log.exists() and log.read_text().count("\n") > 2) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == EXIT_STOPPED == 75
-    assert process.stdout is not None
-    reached = int(re.search(r"stopped after step (\d+): run the same", process.stdout.read())[1])  # type: ignore[index]
+    log, words = tmp_path / "logs" / "log.jsonl", [*command, "--validation_steps", "0", "--max_train_steps", "100000"]
+    with (tmp_path / "output.txt").open("w+") as output:
+        child = in_a_child(lambda: os._exit(main_stage1(words)), output.fileno())
+        deadline = time.monotonic() + 200
+        while not (log.exists() and log.read_text().count("\n") > 2) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(child, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == EXIT_STOPPED == 75
+        output.seek(0)
+        printed = output.read()
+    reached = int(re.search(r"stopped after step (\d+): run the same", printed)[1])  # type: ignore[index]
     assert (tmp_path / "logs" / f"checkpoint-{reached}" / "manifest.json").exists()
     assert main_stage1([*command, "--validation_steps", "0", "--max_train_steps", str(reached + 2)]) == 0
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]

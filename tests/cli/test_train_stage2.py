@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from dpt.training.engine import run_folder
 from dpt.training.tasks.discriminative import GROUNDING_LOSSES, MATCHING_LOSSES
 from tests import tiny_models
 from tests.cli import test_train
-from tests.cli.test_train import PUBLISHED, SMALL, in_a_process
+from tests.cli.test_train import LAUNCHES, PUBLISHED, SMALL
 from tests.evaluation import tiny_vision
 from tests.training import tiny_stage1
 
@@ -94,7 +94,10 @@ def test_stage_2_continues_with_the_adapter_of_stage_1_of_any_shape(
     }
 
 
-def test_published_command_runs(model: Path, first: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_published_command_runs(
+    launch: Callable[[str, list[str]], str], model: Path, first: Path, tmp_path: Path
+) -> None:
     flags = f"""
         --pretrained_model_name_or_path={model} --unet_feature=up0 --run_name=tune --output_dir={tmp_path}
         --train_batch_size=1 --gradient_accumulation_steps=2 --gradient_checkpointing --max_train_steps=2
@@ -102,9 +105,7 @@ def test_published_command_runs(model: Path, first: Path, tmp_path: Path) -> Non
         --center_crop --random_flip --enable_xformers_memory_efficient_attention --checkpointing_steps=2
         --validation_scenes=4 --qformer_ckpt={first} --lora_rank=4
     """.split()
-    words = [sys.executable, "-m", "accelerate.commands.launch", "--mixed_precision=fp16", "--num_processes=1", "--cpu"]
-    done = in_a_process([*words, str(ROOT / "train_stage2.py"), *flags])
-    assert done.returncode == 0, done.stderr[-2000:]
+    launch("train_stage2", flags)
     assert (tmp_path / "tune" / "lora" / "lora.safetensors").exists()
     earlier = training_views(first)
     assert earlier and training_views(tmp_path / "tune" / "lora") == 2 * 2 + earlier

@@ -40,8 +40,8 @@ def in_a_child(work: Callable[[], object], stdout: int | None = None) -> int:
         os._exit(code)
 
 
-def killed_or_ended(work: Callable[[], object]) -> int:
-    """Wait for a child that does this work: 0, 1 after an exception, or the negative number of a signal."""
+def end_of_child(work: Callable[[], object]) -> int:
+    """Do the work in a child: 0, 1 after an exception, or the negative number of the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(in_a_child(work), 0)[1])
 
 
@@ -57,8 +57,9 @@ def ranks(work: Callable[[], object], count: int = 2) -> str:
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()  # that of the parent, which is alone
         group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-        os.environ.update({name: str(value) for name, value in {**group, **where}.items()})
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in {**group, **where}.items()} if count > 1 else {})
+        os.environ["ACCELERATE_USE_CPU"] = "true"
         work()
 
     with tempfile.TemporaryFile() as output:

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
+import itertools
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 
 from dpt.errors import UserError
 from dpt.training.engine import run_folder
+from tests.training.children import in_a_child
 
 
 def saved(root: Path, step: int) -> Path:
@@ -85,27 +85,18 @@ def test_keep_newest_removes_older_checkpoints(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-2"]
 
 
-SAVE_FOR_EVER = """
-import sys, torch
-from pathlib import Path
-from dpt.training.engine import run_folder
-step = 0
-while True:
-    step += 1
-    run_folder.save(Path(sys.argv[1]), step, {"w": {"a": torch.full((200_000,), float(step))}}, {})
-    run_folder.keep_newest(Path(sys.argv[1]), 2)
-    print(step, flush=True)
-"""
-
-
 def test_kill_during_save_leaves_a_loadable_checkpoint(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", SAVE_FOR_EVER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for _ in range(3):
-        process.stdout.readline()
+    def save_for_ever() -> None:
+        for step in itertools.count(1):
+            run_folder.save(tmp_path, step, {"w": {"a": torch.full((200_000,), float(step))}}, {})
+            run_folder.keep_newest(tmp_path, 2)
+
+    child = in_a_child(save_for_ever)
+    while not (tmp_path / "checkpoint-3").exists():
+        time.sleep(0.001)
     time.sleep(0.0137)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
     newest = run_folder.newest_good(tmp_path)
     assert newest is not None
     tensors, state = run_folder.load(newest)

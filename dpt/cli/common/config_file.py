@@ -100,7 +100,8 @@ def to_toml(options: Any) -> str:
     """All flags that have a value, by group. Fields that are not shown, such as a token, are left out."""
     lines = ["# The resolved flags of this run: give this file to the same command as --config."]
     groups = {f.name: getattr(options, f.name) for f in fields(options) if is_dataclass(getattr(options, f.name))}
-    lines += [line for line in _lines(options) if line.partition(" =")[0] not in flag_names_of(groups.values())]
+    grouped = flag_names_of(groups.values())
+    lines += [line for line in _lines(options) if line.partition(" =")[0] not in grouped]
     for name, group in groups.items():
         if inner := list(_lines(group)):
             lines += ["", f"[{name}]", *inner]

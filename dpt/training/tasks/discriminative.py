@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from dpt.adapter import Adapter, AdapterConfig
 from dpt.adapter.model import BackbonePhraseEncoder, EncodedPhrases, PhraseEncoder, token_map
 from dpt.backbone import Backbone, Condition
+from dpt.backbone.base import Grid
 from dpt.data.example import Batch, ExampleParts, ExpressionBatch
 from dpt.data.stream import (
     CAPTION,
@@ -97,10 +100,14 @@ def adapter_bytes(config: AdapterConfig, backbone: Backbone) -> int:
 
     With gradient checkpointing it is saved all the same, while the adapter is computed a second time.
     """
-    height, width = backbone.feature_grid(config.unet_feature)
-    tokens, queries = height * width, (config.num_queries_matching, config.num_queries_rec, config.num_queries)
     # Fused attention saves no attention weights. The meta device has no fused attention, a CPU none with dropout.
     fused = not config.dropout or backbone.device.type == "cuda"
+    return _saved_bytes(config, backbone.feature_grid(config.unet_feature), fused)
+
+
+@lru_cache
+def _saved_bytes(config: AdapterConfig, grid: Grid, fused: bool) -> int:
+    tokens, queries = math.prod(grid), (config.num_queries_matching, config.num_queries_rec, config.num_queries)
     saved: dict[int, tuple[Tensor, int]] = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -113,7 +120,7 @@ def adapter_bytes(config: AdapterConfig, backbone: Backbone) -> int:
     with torch.device("meta"):
         adapter = Adapter(config).train()
         weights = {p.untyped_storage()._cdata for p in adapter.parameters()}
-        features = torch.zeros(PAIRS, sum(config.feature_channels), height, width)
+        features = torch.zeros(PAIRS, sum(config.feature_channels), *grid)
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), torch.enable_grad():
             outputs = adapter.decode_split(features, torch.zeros(PAIRS), len(GROUNDING))
     total = sum(size for storage, (_, size) in saved.items() if storage not in weights)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from PIL import Image
 
 from dpt.backbone import Backbone, open_backbone
 from dpt.backbone.rng import SampleRNG
+from dpt.data.cache import storage
 from dpt.data.cache.latents import CachedLatents
 from dpt.data.cache.storage import CachePart
 from dpt.data.example import Batch, Example, collate
@@ -23,6 +24,7 @@ from dpt.data.images import Framing, read_header, read_image
 from dpt.data.stream import Stream, load
 from dpt.errors import BrokenImageError, DataError
 from tests.data.cache.conftest import FRAMING, contents, make_latents
+from tests.training.children import end_of_child
 from tests.training.tiny_stage1 import task
 
 FRAMINGS = {"squash": FRAMING, "crop": Framing(64, center_crop=True), "flip": Framing(64, random_flip=True)}
@@ -212,33 +214,22 @@ def test_non_finite_latents_are_refused(model: Path, root: DataRoot) -> None:
 
 # Kill and resume
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from dpt.backbone import open_backbone
-from dpt.data.cache import storage
-from dpt.data.files.reading import DataRoot
-from tests.data.cache.conftest import make_latents
-write_shard = storage.write_shard
 
-def kill_at_the_fifth_shard(file, *arguments):
-    if file.stem == "shard-00004":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return write_shard(file, *arguments)
-
-storage.write_shard = kill_at_the_fifth_shard
-make_latents(open_backbone(sys.argv[1], device="cpu"), DataRoot(Path(sys.argv[2])), shard_bytes=1, workers=1)
-"""
-
-
-def test_killed_run_resumes(model: Path, backbone: Backbone, root: DataRoot) -> None:
+def test_killed_run_resumes(backbone: Backbone, root: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = root.path / "cache"
     make_latents(backbone, root, shard_bytes=1)
     expected = contents(cache)
     shutil.rmtree(cache)
-    words = [sys.executable, "-c", KILLED, str(model), str(root.path)]
-    run = subprocess.run(words, cwd=Path(__file__).parents[3], stderr=subprocess.DEVNULL, check=False)
-    assert run.returncode == -signal.SIGKILL
+    write_shard = storage.write_shard
+
+    def kill_at_the_fifth_shard(file: Path, *arguments: Any) -> Any:
+        if file.stem == "shard-00004":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write_shard(file, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_shard", kill_at_the_fifth_shard)
+        assert end_of_child(lambda: make_latents(backbone, root, shard_bytes=1, workers=1)) == -signal.SIGKILL
     after_kill = contents(cache)
     assert "latents/manifest.json" not in after_kill and "latents/shard-00003.json" in after_kill
     mtimes = {name: (cache / name).stat().st_mtime_ns for name in after_kill if name.startswith("latents/shard-0000")}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from dpt.evaluation.bench import results as rows
 from dpt.evaluation.bench.run import ImageJudge, ImageRequest, StoredImages, open_image, run_benchmark
 from dpt.evaluation.suites import lmd
 from tests.evaluation.bench.rows import row
+from tests.training.children import end_of_child
 
 
 @dataclass
@@ -133,32 +134,21 @@ def test_a_missing_or_damaged_picture_is_an_error_with_its_name(tmp_path: Path) 
         open_image(file)
 
 
-KILLED_RUN = """
-import os, signal, sys
-from pathlib import Path
-from dpt.evaluation.bench.run import StoredImages, run_benchmark
-from tests.evaluation.bench.test_judging import FixedDetector, ImageJudge, requests_of, car, lmd
-
-class Killed(FixedDetector):
-    def detect(self, images, queries=None):
-        if lines.exists() and lines.stat().st_size:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().detect(images, queries)
-
-folder = Path(sys.argv[1])
-lines = folder / "base.jsonl"
-judge = ImageJudge(Killed((car(0, 10),)), lmd.DETECT)
-run_benchmark("base", requests_of(60), StoredImages(folder / "base"), judge, folder)
-"""
-
-
 def test_a_killed_run_resumes_to_the_same_results(tmp_path: Path) -> None:
     requests = save_pictures(tmp_path, 60)
     lines = tmp_path / "base.jsonl"
-    process = subprocess.run(
-        [sys.executable, "-c", KILLED_RUN, str(tmp_path)], cwd=Path(__file__).parents[3], check=False
-    )
-    assert process.returncode == -signal.SIGKILL
+
+    class Killed(FixedDetector):
+        def detect(self, images: Any, queries: Any = None) -> Any:
+            if lines.exists() and lines.stat().st_size:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().detect(images, queries)
+
+    def killed() -> None:
+        judge = ImageJudge(Killed((car(0, 10),)), lmd.DETECT)
+        run_benchmark("base", requests, StoredImages(tmp_path / "base"), judge, tmp_path)
+
+    assert end_of_child(killed) == -signal.SIGKILL
     assert 16 <= len(rows.read_results(lines)) < 60
     judge, source = ImageJudge(FixedDetector((car(0, 10),)), lmd.DETECT), StoredImages(tmp_path / "base")
     run_benchmark("base", requests, source, judge, tmp_path)
