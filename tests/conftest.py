@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -56,24 +57,43 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
-DRAWN: dict[object, bytes] = {}
-"""Figures that commands saved, by their size."""
+@pytest.fixture(scope="session", autouse=True)
+def repeated_work_is_remembered(request: pytest.FixtureRequest) -> None:
+    """Two parts of a short run of a command take longer than its steps: its curve and the estimate of its memory."""
+    folders = {item.path.parent.name for item in request.session.items}
+    if folders & {"cli", "faults"}:
+        _draw_once()
+    if folders & {"cli", "faults", "training", "ipr"}:
+        _estimate_once()
 
 
-@pytest.fixture(autouse=True)
-def figures_of_commands_are_drawn_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of the time of a short training is its curve: the first figure of a size stands for those that follow."""
-    if request.path.parent.name not in ("cli", "faults"):
-        return
+def _draw_once() -> None:
+    """In tests of commands the first figure of a size stands for those that follow."""
     from matplotlib.figure import Figure
 
-    draw = Figure.savefig
+    draw, drawn = Figure.savefig, dict[object, bytes]()
 
     def save(figure: Figure, file: Path, dpi: int) -> None:
         size = (*figure.get_size_inches(), dpi)
-        if size not in DRAWN:
+        if size not in drawn or not re.match("tests/(cli|faults)/", os.environ["PYTEST_CURRENT_TEST"]):
             draw(figure, file, dpi=dpi)
-            DRAWN[size] = file.read_bytes()
-        file.write_bytes(DRAWN[size])
+            drawn[size] = file.read_bytes()
+        file.write_bytes(drawn[size])
 
-    monkeypatch.setattr(Figure, "savefig", save)
+    Figure.savefig = save  # type: ignore[method-assign, assignment]
+
+
+def _estimate_once() -> None:
+    """The activations of a UNet depend on its configuration, not on its weights."""
+    from dpt.backbone.unet import UNetBackbone
+
+    count, counted = UNetBackbone.activation_bytes, dict[object, int]()
+
+    def activation_bytes(backbone: UNetBackbone, *what: object) -> int:
+        config = {name: value for name, value in backbone.unet.config.items() if not name.startswith("_")}
+        key = (repr(config), backbone.dtype, backbone.default_latent_size, backbone.prompt_length, *what)
+        if key not in counted:
+            counted[key] = count(backbone, *what)  # type: ignore[arg-type]
+        return counted[key]
+
+    UNetBackbone.activation_bytes = activation_bytes  # type: ignore[method-assign, assignment]

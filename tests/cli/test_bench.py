@@ -12,40 +12,16 @@ from dpt.backbone import open_backbone
 from dpt.cli.bench.report import ReportOptions, report
 from dpt.cli.bench.run import RunOptions, run
 from dpt.errors import UserError
-from dpt.lora import LoraConfig
-from dpt.lora.io import save_lora
 from dpt.methods.registry import parse_method
-from tests import tiny_models
 from tests.flags import with_flags
-from tests.lora.test_injection import filled
 from tests.training.children import as_main, ranks
 
 SMALL = {"categories": ("single", "count"), "prompts": 2, "per_prompt": 2, "num_timesteps": 2}
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_models.save(tiny_models.POCKET, tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def tuned(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    backbone, root = open_backbone(model, device="cpu"), tmp_path_factory.mktemp("tuned")
-    lora = filled(backbone, LoraConfig(rank=2))
-    save_lora(lora.state(), lora.config, root / "lora", base="tiny", base_hash=backbone.model_hash)
-    return root
-
-
 def options(model: Path, out: Path, *methods: str, **changes: object) -> RunOptions:
     flags = {**SMALL, **changes}
     return with_flags(RunOptions(methods, out), pretrained_model_name_or_path=str(model), **flags)
-
-
-@pytest.fixture(scope="module")
-def drawn(model: Path, tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("bench")
-    run(options(model, out, "base", f"tuned={tuned}"))
-    return out
 
 
 def test_each_method_has_a_result_and_a_picture_per_request(drawn: Path) -> None:
@@ -153,20 +129,6 @@ def test_a_report_without_results_is_a_user_error(drawn: Path, tmp_path: Path) -
         report(ReportOptions(tmp_path))
     with pytest.raises(UserError, match="no method 'control' in"):
         report(ReportOptions(drawn, baseline="control"))
-
-
-@pytest.fixture(scope="module")
-def whole(tuned: Path, model: Path) -> Path:
-    """A checkpoint with LoRA and adapter."""
-    from dpt.adapter import Adapter, config_for
-    from dpt.adapter.io import save_adapter
-    from tests.training.tiny_stage1 import SMALL as SHAPE
-
-    backbone = open_backbone(model, device="cpu")
-    width = backbone.text_width
-    built = Adapter(config_for(backbone, "up0", width, text_encoder_type="backbone", **SHAPE))
-    save_adapter(built, tuned / "adapter", base="tiny", base_hash=backbone.model_hash)
-    return tuned
 
 
 def pictures(out: Path, method: str) -> dict[str, bytes]:

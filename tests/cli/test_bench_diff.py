@@ -11,9 +11,6 @@ import pytest
 from dpt.cli.bench.report import ReportOptions, report
 from dpt.cli.main import run
 from dpt.errors import UserError
-from tests.cli.test_bench import drawn, model, options, tuned
-
-__all__ = ["drawn", "model", "options", "tuned"]
 
 Capture = pytest.CaptureFixture[str]
 

@@ -21,9 +21,7 @@ from dpt.evaluation.bench.tables import NOT_HELD_OUT
 from dpt.score.matching import Scorer
 from tests import tiny_models
 from tests.checkpoints.making import tiny_result
-from tests.cli.test_bench import drawn, model, options, tuned, whole
-
-__all__ = ["drawn", "model", "tuned", "whole"]
+from tests.cli.test_bench import options
 
 
 @pytest.fixture(scope="module")

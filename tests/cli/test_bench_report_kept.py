@@ -11,9 +11,7 @@ import pytest
 from dpt.cli.bench.report import ReportOptions, report
 from dpt.cli.bench.run import run
 from dpt.errors import UserError
-from tests.cli.test_bench import drawn, model, options, tuned
-
-__all__ = ["drawn", "model", "tuned"]
+from tests.cli.test_bench import options
 
 
 @pytest.fixture(scope="module")

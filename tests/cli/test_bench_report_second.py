@@ -12,9 +12,6 @@ from dpt.cli.bench.common import JudgeOptions
 from dpt.cli.bench.report import ReportOptions, report
 from dpt.cli.bench.run import ScoreOptions, score
 from dpt.errors import UserError
-from tests.cli.test_bench import drawn, model, tuned
-
-__all__ = ["drawn", "model", "tuned"]
 
 
 def test_both_verdicts_are_in_one_report(drawn: Path, tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ from dpt.cli.bench.report import ReportOptions, report
 from dpt.cli.bench.run import ScoreOptions, run, score
 from dpt.errors import UserError
 from tests import tiny_models
-from tests.cli.test_bench import ROOT, drawn, model, options, tuned
+from tests.cli.test_bench import options
 
-__all__ = ["drawn", "model", "tuned"]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def test_every_published_flag_is_accepted_or_named_with_a_reason() -> None:
 def test_stage_2_continues_with_the_adapter_of_stage_1_of_any_shape(
     command: list[str], first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--learning_rate", "1e-12", "--validation_steps", "2", "--num_validation_images", "2"]
+    words = ["--learning_rate", "1e-12", "--validation_steps", "2", "--num_validation_images", "1"]
     assert main_stage2([*command, *words, "--validation_prompts", "a red circle", "a star"]) == 0
     output = capsys.readouterr().out
     logs = tmp_path / "logs"
@@ -112,15 +112,17 @@ def test_published_command_runs(
 
 
 def test_alignment_is_measured_before_and_after(
-    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("dpt.evaluation.alignment.NUM_TIMESTEPS", 2)
+    monkeypatch.setattr("dpt.evaluation.alignment.BATCH_SIZE", 2)
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a red circle\na blue star\n" * 9)
+    prompts.write_text("a red circle\na blue star\na green star")
     clip = str(tiny_vision.clip(tmp_path / "clip"))
     words = ["--prompts_path_val", str(prompts), "--clip", clip, "--validation_steps", "0", "--learning_rate", "1e-2"]
     assert main_stage2([*command, *words]) == 0
     alignment = json.loads((tmp_path / "logs" / "alignment.json").read_text())
-    assert alignment["prompts"] == 18 and -1 <= alignment["base"] <= 1 and alignment["base"] != alignment["tuned"]
+    assert alignment["prompts"] == 3 and -1 <= alignment["base"] <= 1 and alignment["base"] != alignment["tuned"]
     assert f"{alignment['base']:.4f} without the LoRA, {alignment['tuned']:.4f} with it" in capsys.readouterr().out
 
 

@@ -80,7 +80,8 @@ def compare(task: Any) -> None:
 @pytest.mark.parametrize("name", TASKS)
 def test_estimate_grows_with_the_batch_and_shrinks_with_gradient_checkpointing(name: str, folder: Path) -> None:
     task = build_task(name, folder)
-    single, eight = (sum(task.memory(examples).values()) - task.memory(1)["frozen model"] for examples in (1, 8))
+    estimates = task.memory(1), task.memory(8)
+    single, eight = (sum(parts.values()) - estimates[0]["frozen model"] for parts in estimates)
     assert 4 * single < eight <= 8 * single
     if name != "stage1":  # whose frozen model saves nothing
         assert sum(build_task(name, folder, gradient_checkpointing=True).memory(8).values()) < eight
