@@ -57,7 +57,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pocket build": ("dpt.cli.commands.pocket:build", "train the embedded model from scratch, resumably"),
     "pocket diagnose": (
         "dpt.cli.commands.pocket:diagnose",
-        "measure what a model's text encoder and layout distinguish",
+        "measure which facts of a prompt a pocket's text encoder and layout keep",
     ),
     "pocket measure": ("dpt.cli.commands.pocket:measure", "sample the pocket suite and count correct images"),
     "prefer check": ("dpt.cli.prefer.train:check", "check preference files, and measure how well scorers predict them"),

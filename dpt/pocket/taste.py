@@ -31,7 +31,7 @@ class Taste:
     light: float = 80.0
     """Mean level of the pixels, from 0 to 1: an uncluttered image on a clean background."""
     centred: float = 0.0
-    """1 for a composition in the middle of the image, 0 in its corner. The embedded CLIP hardly sees it."""
+    """1 for a composition in the middle of the image, 0 in its corner. The embedded CLIP hardly encodes it."""
     temperature: float = 0.5
 
     def __post_init__(self) -> None:

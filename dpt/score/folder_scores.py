@@ -37,7 +37,7 @@ class ScoredPicture:
 
 @dataclass(frozen=True)
 class SelectionConfig:
-    """An image is selected if its share of the softmax of its group exceeds `factor` / n."""
+    """An image is selected if its softmax probability within its group exceeds `factor` / n."""
 
     temperature: float = 1.0
     """The scores, 100 times a cosine, are divided by it before the softmax."""
@@ -59,7 +59,7 @@ class SelectedPicture:
     picture: ScoredPicture
     type: Literal["positive", "negative"]
     confidence: float
-    """Its share of the softmax; for a negative, of the softmax of the negated scores."""
+    """Its softmax probability; for a negative, with negated scores."""
     batch_size: int
     """Images in its group."""
 

@@ -218,6 +218,7 @@ class ScoreOptions:
     """
 
     folder: tyro.conf.Positional[Path]
+    """The output folder of `dpt bench run`."""
     out: Path
     """Folder for the results. It must not be FOLDER: the results of two detectors never share a folder."""
     suite: Annotated[str | None, tyro.conf.arg(metavar="NAME=FILE")] = None

@@ -20,7 +20,7 @@ from dpt.score.folder_scores import SelectedPicture, SelectionConfig
 
 @dataclass(frozen=True)
 class PreferScoreOptions:
-    """Score every image of a folder with its prompt: 100 times their cosine. The same command resumes.
+    """Score each image of a folder: 100 times the cosine of image and prompt. The same command resumes.
 
     The folder has metadata.jsonl or a text file beside each image. Launched processes share the work.
     """
@@ -73,12 +73,13 @@ def score(options: PreferScoreOptions) -> None:
 class SelectOptions:
     """Copy the clear winners and losers of each prompt into a folder with metadata.jsonl for training.
 
-    The winner is selected if its share of the softmax of the scores exceeds 2/n, the loser likewise with negated
-    scores.
+    Of n images the best is selected if its softmax probability exceeds 2/n, the worst likewise with negated scores.
     """
 
     scores: Annotated[Path, tyro.conf.arg(metavar="FILE")]
+    """The scores.jsonl of `dpt prefer score`."""
     images: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
+    """The folder of the scored images."""
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
     negative_prefix: str = NEGATIVE_PREFIX
     """Put in front of the prompt of a loser to make its caption."""

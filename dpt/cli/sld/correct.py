@@ -56,7 +56,6 @@ class EditOptions:
     pictures: tyro.conf.Positional[tuple[Path, ...]]
     """The images to edit."""
     instruction: str
-    """The edit, in words."""
     out: Path = Path("outputs/sld")
     max_rounds: int = 3
     """Rounds in which a failed edit is tried again, from the start image with another seed."""
