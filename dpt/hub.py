@@ -105,7 +105,7 @@ def explain(error: BaseException, source: HubSource, otherwise: str = "") -> Bas
         return UserError(f"{source} cannot be fetched: the hub did not answer in time; try again later{otherwise}")
     if names & {"ConnectError", "ProxyError", "ConnectionRefusedError", "gaierror"}:
         return UserError(
-            f"{source} is no folder here, and no hub can be reached to fetch it: check the path, or the network and "
+            f"{source} is not a folder here, and no hub can be reached to fetch it: check the path, or the network and "
             f"the proxy{otherwise}"
         )
     return UserError(

@@ -72,7 +72,7 @@ MAY_BE_ZERO = ("num_single_layers", "num_single_dit_layers", "guidance_embeds")
 
 
 def check_whole_numbers(config: Mapping[str, Any], keys: Iterable[str], file: Path) -> None:
-    """Refuse a config in which one of these keys is no whole number, or is 0 where a model has at least 1."""
+    """Refuse a config in which one of these keys is not a whole number, or is 0 where a model has at least 1."""
     for key in keys:
         value, least = config[key], 0 if key in MAY_BE_ZERO else 1
         if not isinstance(value, int) or value < least:

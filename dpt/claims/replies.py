@@ -21,7 +21,7 @@ LONGEST_REPLY = 50_000
 
 
 class ReplyError(UserError):
-    """A reply that is no valid plan."""
+    """A reply that is not a valid plan."""
 
 
 TEXT = {"type": "string"}

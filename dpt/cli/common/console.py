@@ -204,7 +204,7 @@ def one_sentence(box: str, words: Sequence[str], prog: str) -> str:
         after = " ".join(words).partition(f"{flag}")[2].partition(" --")[0].strip("= ")
         kind = metavar.replace("{None}|", "").strip("{}")
         return f"{flag} takes {kind}, not {after!r}; {help_hint}"
-    return text or f"this is no command line of {prog}; {help_hint}"
+    return text or f"{prog} does not understand this command line; {help_hint}"
 
 
 def flag_names(options: Any) -> set[str]:

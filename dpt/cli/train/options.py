@@ -329,7 +329,7 @@ class TrainOptions(LoopOptions):
 
     @property
     def next_command(self) -> str:
-        """What to type once the run is finished; empty if its result is no checkpoint."""
+        """What to type once the run is finished; empty if its result is not a checkpoint."""
         return f"dpt info {self.root}" if any((self.root / part).is_dir() for part in ("adapter", "lora")) else ""
 
     @property

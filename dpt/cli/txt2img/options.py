@@ -117,7 +117,7 @@ class RefinerOptions:
     refiner: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID")] = None
     """The refiner: it adds noise to each image and removes it again."""
     refiner_strength: float = 0.3
-    """Share of the steps that the refiner makes anew."""
+    """Fraction of the steps that the refiner takes again."""
 
 
 PUBLISHED = PublishedFlags(
@@ -276,7 +276,7 @@ class Options:
             guiding = ("guidance_start", "guidance_end", "guidance_rescale", "negative_prompt")
             default = GuidanceOptions()
             given = [name for name in guiding if getattr(self.guidance, name) not in (getattr(default, name), "")]
-            reasons += [(name, "--guidance_scale 1 is no guidance") for name in given]
+            reasons += [(name, "--guidance_scale 1 turns guidance off") for name in given]
         return [f"--{name} has no effect: {why}" for name, why in reasons]
 
 
