@@ -97,13 +97,11 @@ def report(options: ReportOptions) -> None:
             fail(
                 f"there is no method {name!r} in {options.folder}; there are {', '.join(all_methods)}: pass --baseline"
             )
-    costs = read_costs(options.folder, methods)
+    costs = read_costs(image_folder(options.folder, record), methods)
     results = [*earlier.results, *tables.compute_results(methods, str(record[OPTIONS_KEY]["suite"]), costs)]
     differences = [
         tables.paired_difference(all_methods[name], all_methods[reference])
-        for reference in (options.baseline, *options.also)
-        for name in all_methods
-        if name not in (options.baseline, reference)
+        for name, reference in pairs_to_compare(all_methods, (options.baseline, *options.also))
     ]
     fidelity = earlier.with_distances(measure_fidelity(options, record, methods))
     second = judge_again(options, record, methods)
@@ -123,6 +121,13 @@ def report(options: ReportOptions) -> None:
     print(f"\npage:   {out / 'report.html'}\nsheet:  {out / 'sheet.png'}\ntables: {out / 'table.md'}")
     if (out / PLOT).exists():
         print(f"plot:   {out / PLOT}")
+
+
+def pairs_to_compare(methods: Iterable[str], references: Sequence[str]) -> list[tuple[str, str]]:
+    """Each method with each reference, every pair once."""
+    names = list(methods)
+    earlier = {reference: references[: number + 1] for number, reference in enumerate(references)}
+    return [(name, reference) for reference in references for name in names if name not in earlier[reference]]
 
 
 def read_results(file: Path) -> MethodResults:
@@ -181,12 +186,8 @@ def judge_again(
     detectors = [of["methods"][names[0]].get("detector") for of in (record, second)]
     if detectors[0] == detectors[1]:
         fail(f"{options.second} was judged by the same detector, {detectors[0]}: pass the folder of another judge")
-    pairs = [
-        (name, reference)
-        for reference in (options.baseline, *options.also)
-        for name in names
-        if reference in names and name not in (options.baseline, reference)
-    ]
+    references = [name for name in (options.baseline, *options.also) if name in names]
+    pairs = pairs_to_compare(names, references)
     again_results = {name: read_results(options.second / f"{name}.jsonl") for name in names}
     return second_judgement(methods, again_results, str(detectors[1]), pairs)
 
