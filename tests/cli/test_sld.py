@@ -18,6 +18,8 @@ from dpt.data.scenes.render import render
 from dpt.data.scenes.world import POCKET_WORLD, Scene, SceneObject
 from dpt.detect.oracle.oracle import Oracle
 from dpt.errors import UserError
+from dpt.evaluation.bench.columns import read_costs
+from dpt.methods.base import DiffusionMethod
 from dpt.methods.registry import parse_methods
 from dpt.methods.sld.method import Corrector, SLDConfig
 from dpt.methods.sld.record import read_config, read_entries
@@ -277,6 +279,24 @@ def test_sld_follows_any_sampling_method_by_name() -> None:
     ):
         with pytest.raises(UserError, match=why):
             parse_methods([text], 25)
+
+
+@pytest.mark.slow
+def test_a_benchmark_repairs_the_images_it_has_and_counts_their_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["bench", "run", "base+sld=oracle,rounds=1", "--pretrained_model_name_or_path"]
+    words += [str(save(POCKET, tmp_path / "tiny")), "--categories", "single", "--prompts", "2", "--per_prompt", "1"]
+    words += ["--num_timesteps", "2", "--guidance_scale", "2", "--out"]
+    run([*words, str(tmp_path / "alone")])
+    run([*words[:2], "base", *words[3:], str(tmp_path / "both")])
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionMethod, "make", lambda *_: pytest.fail("the images of base were drawn again"))
+        run([*words, str(tmp_path / "both")])
+    for name in ("base-sld.jsonl", *(f"base-sld/{file.name}" for file in (tmp_path / "alone/base-sld").iterdir())):
+        assert (tmp_path / "both" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    alone, both = (read_costs(tmp_path / name, ["base-sld"])["base-sld"] for name in ("alone", "both"))
+    assert alone.passes == both.passes > 4
 
 
 @pytest.mark.slow

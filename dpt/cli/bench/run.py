@@ -28,12 +28,13 @@ from dpt.cli.common.console import warn, warn_of_unknown_words
 from dpt.distributed import Processes, processes, take_own_gpu
 from dpt.errors import fail
 from dpt.evaluation.bench.results import OPTIONS_KEY, repair
-from dpt.methods.base import GenerationConfig, MethodConfig
+from dpt.methods.base import GenerationConfig, Method, MethodConfig
 from dpt.methods.registry import BASE, parse_methods
 from dpt.untrusted import MOST_IMAGES
 
 if TYPE_CHECKING:
-    from dpt.evaluation.bench.run import ExtraScores, ImageJudge
+    from dpt.evaluation.bench.columns import Cost
+    from dpt.evaluation.bench.run import ExtraScores, ImageJudge, ImageRequest
     from dpt.evaluation.suites.base import Suite
 
 
@@ -161,7 +162,8 @@ def run_method(config: MethodConfig, options: RunOptions, group: Processes, suit
                     record_training(lines, views)
 
         group.from_main(start)
-        source = bench.GeneratedImages(method, options.out / config.name, cost_file(lines))
+        starting, before = repaired_where_drawn(config, method, options.out, requests)
+        source = bench.GeneratedImages(starting, options.out / config.name, cost_file(lines), before)
 
         def draw_own_part() -> None:
             with write_errors(options.out):
@@ -175,6 +177,26 @@ def run_method(config: MethodConfig, options: RunOptions, group: Processes, suit
             # Every process has written its part before the main one merges them.
             group.gather(draw_own_part)
             group.from_main(lambda: merge_shards(lines, requests))
+
+
+def repaired_where_drawn(
+    config: MethodConfig, method: Method, out: Path, requests: Sequence[ImageRequest]
+) -> tuple[Method, Cost | None]:
+    """SLD that repairs the images of its base method, and what those cost, if the folder has all of them."""
+    from dpt.evaluation.bench.columns import read_costs
+    from dpt.evaluation.bench.run import drawing, is_whole_image, open_image
+    from dpt.methods.sld.method import RepairOfDrawn, SLDConfig, SLDMethod
+
+    if not (isinstance(config, SLDConfig) and isinstance(method, SLDMethod)):
+        return method, None
+    base = config.base.name
+    known = read_record(out)["methods"].get(base, {})
+    same = all(known.get(key) == value for key, value in method.base.identity.items())
+    cost = read_costs(out, [base]).get(base)
+    files = {drawing(request): out / base / request.file for request in requests}
+    if not (same and cost and all(map(is_whole_image, files.values()))):
+        return method, None
+    return RepairOfDrawn(method, lambda request: open_image(files[request])), cost
 
 
 def training_of(config: MethodConfig) -> int | None:

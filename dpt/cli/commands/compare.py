@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import tyro
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from dpt.evaluation.bench.run import GeneratedImages, ImageJudge, ImageRequest
     from dpt.evaluation.suites.base import Suite
     from dpt.methods.base import DiffusionMethod, Method
-    from dpt.methods.sld.method import SLDMethod
-    from dpt.sampling.draw import Request
 
 
 SHEET, RESULTS = "sheet.png", "results.jsonl"
@@ -136,30 +134,14 @@ def open_method(
     images: Mapping[str, Sequence[Image.Image]],
 ) -> Method:
     """SLD repairs the images that its base method has drawn, if that is one of the methods."""
-    from dpt.methods.sld.method import SLDConfig
+    from dpt.evaluation.bench.run import drawing
+    from dpt.methods.sld.method import RepairOfDrawn, SLDConfig
 
     if not isinstance(config, SLDConfig) or config.base not in opened:
         return config.open(generation)
     base = cast("DiffusionMethod", opened[config.base])
-    drawn = {
-        (r.prompt.text, r.seed, r.index): image for r, image in zip(requests, images[config.base.name], strict=True)
-    }
-    return RepairOfDrawn(config.after(base, generation), drawn)
-
-
-@dataclass(frozen=True)
-class RepairOfDrawn:
-    """SLD on images of its base method that are there already."""
-
-    method: SLDMethod
-    drawn: Mapping[tuple[str, int, int], Image.Image]
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        return self.method.identity
-
-    def make(self, requests: Sequence[Request]) -> Iterator[Image.Image]:
-        return self.method.repair(requests, (self.drawn[r.prompt, r.seed, r.index] for r in requests))
+    drawn = dict(zip(map(drawing, requests), images[config.base.name], strict=True))
+    return RepairOfDrawn(config.after(base, generation), drawn.__getitem__)
 
 
 def sample(

@@ -205,19 +205,23 @@ def cost_file(results: Path) -> Path:
 
 
 @contextmanager
-def measured(file: Path | None, requests: Sequence[ImageRequest]) -> Iterator[None]:
-    """Append a line for this batch once it is generated; processes may share the file."""
+def measured(file: Path | None, requests: Sequence[ImageRequest], before: Cost | None = None) -> Iterator[None]:
+    """Append a line for this batch once it is generated; processes may share the file.
+
+    `before`: the cost of images that were there already and that the method starts from.
+    """
     from dpt.backbone.diffusers_model import count_passes
 
     start = perf_counter()
     with count_passes() as counter:
         yield
     if file is not None and requests:
+        earlier = before or Cost(0.0, 0.0)
         line = {
             "first": list(requests[0].key),
             "images": len(requests),
-            "passes": round(counter.passes, 3),
-            "seconds": round(perf_counter() - start, 4),
+            "passes": round(counter.passes + earlier.passes * len(requests), 3),
+            "seconds": round(perf_counter() - start + earlier.seconds * len(requests), 4),
         }
         with file.open("a") as lines:
             lines.write(json.dumps(line) + "\n")

@@ -16,7 +16,7 @@ from dpt.claims.judge import DetectConfig, Detections, counted_detections, judge
 from dpt.data.images import is_whole_image, read_image, save_png
 from dpt.detect.base import Detector, Image, check_finite, clip_boxes
 from dpt.errors import BrokenImageError, UserError
-from dpt.evaluation.bench.columns import MethodResults, measured
+from dpt.evaluation.bench.columns import Cost, MethodResults, measured
 from dpt.evaluation.bench.results import (
     ImageResult,
     Key,
@@ -221,6 +221,11 @@ class Rescore:
         ]
 
 
+def drawing(request: ImageRequest) -> Request:
+    """The request without its claims, as a method takes it."""
+    return Request(request.prompt.text, request.seed, request.index)
+
+
 BATCH = 16
 """Images per batch. Rounding depends on the batch, so batches are fixed: results do not depend on kills or on the
 number of processes."""
@@ -244,13 +249,15 @@ class GeneratedImages:
     folder: Path
     cost: Path | None = None
     """Also write what each batch cost to this file."""
+    before: Cost | None = None
+    """Of images that the method starts from instead of generating them."""
 
     def is_missing(self, request: ImageRequest) -> bool:
         return not is_whole_image(self.folder / request.file)
 
     def images(self, requests: Sequence[ImageRequest]) -> list[Image]:
-        with measured(self.cost, requests):
-            pictures = list(self.method.make([Request(r.prompt.text, r.seed, r.index) for r in requests]))
+        with measured(self.cost, requests, self.before):
+            pictures = list(self.method.make([drawing(request) for request in requests]))
         for request, picture in zip(requests, pictures, strict=True):
             save_image(picture, request, self.folder)
         return [np.asarray(picture) for picture in pictures]

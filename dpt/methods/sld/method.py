@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -254,3 +254,18 @@ class SLDMethod:
                 self.unsupported.add(prompt)
                 warnings.warn(f"left as it is: {reason}", UserWarning, stacklevel=2)
             return None
+
+
+@dataclass(frozen=True)
+class RepairOfDrawn:
+    """SLD on images that its base method has drawn already."""
+
+    method: SLDMethod
+    drawn: Callable[[Request], PILImage.Image]
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return self.method.identity
+
+    def make(self, requests: Sequence[Request]) -> Iterator[PILImage.Image]:
+        return self.method.repair(requests, map(self.drawn, requests))
