@@ -199,7 +199,11 @@ def test_invalid_options_are_refused_in_one_sentence(tmp_path: Path) -> None:
     assert listing(tmp_path) == []
 
 
-@pytest.mark.parametrize("reachable", [True, False], ids=["a hub named by the environment", "no network"])
+@pytest.mark.parametrize(
+    "reachable",
+    [pytest.param(True, id="a hub named by the environment"),
+     pytest.param(False, id="no network", marks=pytest.mark.nightly)],
+)  # fmt: skip
 def test_download_as_a_command(hub: Hub, tmp_path: Path, reachable: bool) -> None:
     settings = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home")}
     if not reachable:

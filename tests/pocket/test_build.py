@@ -37,17 +37,26 @@ TINY = Recipe(
 TINY_WORLD = WORLDS[TINY.world]
 
 
-@pytest.fixture
-def build(tmp_path: Path) -> Callable[..., Path]:
-    recipe = tmp_path / "recipe.json"
+def building_in(root: Path) -> Callable[..., Path]:
+    recipe = root / "recipe.json"
     recipe.write_text(json.dumps(to_plain(TINY)))
 
     def command(name: str, *words: str) -> Path:
-        folders = ["--work", str(tmp_path / f"{name}-work"), "--out", str(tmp_path / name)]
+        folders = ["--work", str(root / f"{name}-work"), "--out", str(root / name)]
         run(["pocket", "build", "--recipe", str(recipe), *folders, *words])
-        return tmp_path / name
+        return root / name
 
     return command
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Callable[..., Path]:
+    return building_in(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return building_in(tmp_path_factory.mktemp("built"))("pocket", "--threads", "1")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -71,17 +80,16 @@ assert not any(name.split(".")[0] == "dpt" for name in sys.modules)
 
 
 @pytest.mark.nightly
-def test_built_pocket_opens_with_diffusers_alone(build: Callable[..., Path], tmp_path: Path) -> None:
-    out = build("pocket", "--threads", "1")
-    assert all(tensor.dtype == torch.float16 for tensor in weights(out).values())
-    subprocess.run([sys.executable, "-c", STOCK, str(out)], check=True, cwd=tmp_path)
-    assert not list(tmp_path.glob(".pocket-*")), "nothing temporary is left"
+def test_built_pocket_opens_with_diffusers_alone(built: Path, tmp_path: Path) -> None:
+    assert all(tensor.dtype == torch.float16 for tensor in weights(built).values())
+    subprocess.run([sys.executable, "-c", STOCK, str(built)], check=True, cwd=tmp_path)
+    assert not list(built.parent.glob(".pocket-*")), "nothing temporary is left"
 
 
 def test_stopped_build_resumes_bit_for_bit(
-    build: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    built: Path, build: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = weights(build("whole", "--threads", "1"))
+    whole = weights(built)
     for steps in (2, 3, 2):
         with monkeypatch.context() as patch:
             patch.setattr(time, "time", _clock_that_runs_out(after=1 + steps))
@@ -99,8 +107,8 @@ def _clock_that_runs_out(after: int) -> Callable[[], float]:
 
 
 @pytest.mark.nightly
-def test_two_processes_build_the_same_model(build: Callable[..., Path]) -> None:
-    single, shared = weights(build("one", "--threads", "1")), weights(build("two", "--processes", "2"))
+def test_two_processes_build_the_same_model(built: Path, build: Callable[..., Path]) -> None:
+    single, shared = weights(built), weights(build("two", "--processes", "2"))
     for key in single:
         if key.split("/")[0] == "unet":  # its batches are shared; see test_training for equality of gradients
             assert torch.isfinite(shared[key]).all()
@@ -139,10 +147,8 @@ def test_invalid_recipe_is_named(tmp_path: Path) -> None:
         run(["pocket", "build", "--recipe", str(tmp_path / "r.json"), "--work", str(tmp_path / "w")])
 
 
-def test_start_trains_a_finished_denoiser_further(build: Callable[..., Path]) -> None:
-    first = build("first", "--threads", "1")
-    continued = build("again", "--threads", "1", "--start", str(first))
-    before, after = weights(first), weights(continued)
+def test_start_trains_a_finished_denoiser_further(built: Path, build: Callable[..., Path]) -> None:
+    before, after = weights(built), weights(build("again", "--threads", "1", "--start", str(built)))
     for key in before:
         assert key.startswith("unet/") or torch.equal(before[key], after[key]), key
     moved = [key for key in before if key.startswith("unet/") and not torch.equal(before[key], after[key])]

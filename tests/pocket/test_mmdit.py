@@ -189,17 +189,26 @@ assert not any(name.split(".")[0] == "dpt" for name in sys.modules)
 """
 
 
-@pytest.fixture
-def build(tmp_path: Path) -> Callable[..., Path]:
-    recipe = tmp_path / "recipe.json"
+def building_in(root: Path) -> Callable[..., Path]:
+    recipe = root / "recipe.json"
     recipe.write_text(json.dumps(to_plain(TINY)))
 
     def command(name: str, *words: str) -> Path:
-        folders = ["--work", str(tmp_path / f"{name}-work"), "--out", str(tmp_path / name), "--start", str(POCKET)]
+        folders = ["--work", str(root / f"{name}-work"), "--out", str(root / name), "--start", str(POCKET)]
         run(["pocket", "build", "--recipe", str(recipe), *folders, "--threads", "1", *words])
-        return tmp_path / name
+        return root / name
 
     return command
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Callable[..., Path]:
+    return building_in(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return building_in(tmp_path_factory.mktemp("built"))("whole")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -208,27 +217,28 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {f"{file.parent.name}/{key}": v for file in files for key, v in load_file(file).items()}
 
 
+@pytest.mark.nightly
+def test_built_transformer_opens_with_diffusers_alone(built: Path, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", STOCK, str(built)], check=True, cwd=tmp_path)
+
+
 @pytest.mark.slow
-def test_built_transformer_opens_with_diffusers_alone_and_is_diagnosed(
-    build: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = build("whole")
-    assert all(tensor.dtype == torch.float16 for tensor in weights(out).values())
-    subprocess.run([sys.executable, "-c", STOCK, str(out)], check=True, cwd=tmp_path)
-    for model in (out, POCKET):
-        sizes = ["--captions", "50", "--pairs", "2", "--noises", "1"]
-        run(["pocket", "diagnose", "--model", str(model), "--out", str(tmp_path / "d.json"), *sizes])
-        result = json.loads((tmp_path / "d.json").read_text())
-        assert set(result["words"]) == set(WORD_CLASSES) and set(result["probes"]) == {"last_token", "pooled"}
-        assert len(result["layout"]["named_side"]) == len(result["layout"]["levels"]) == 3
+@pytest.mark.parametrize("shipped", [False, pytest.param(True, marks=pytest.mark.nightly)])
+def test_a_model_is_diagnosed(shipped: bool, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--captions", "50", "--pairs", "2", "--noises", "1"]
+    run(["pocket", "diagnose", "--model", str(POCKET if shipped else built), "--out", str(tmp_path / "d.json"), *sizes])
+    result = json.loads((tmp_path / "d.json").read_text())
+    assert set(result["words"]) == set(WORD_CLASSES) and set(result["probes"]) == {"last_token", "pooled"}
+    assert len(result["layout"]["named_side"]) == len(result["layout"]["levels"]) == 3
     assert "relation_over_colour" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_stopped_build_resumes_bit_for_bit(
-    build: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    built: Path, build: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = weights(build("whole"))
+    whole = weights(built)
+    assert all(tensor.dtype == torch.float16 for tensor in whole.values())
     stops = 0
     for _ in range(3):
         with monkeypatch.context() as patch:
