@@ -24,8 +24,9 @@ export TORCH_INDEX TORCH_BUILD
 demo: environment
 	$(RUN) -m dpt compare --pretrained_model_name_or_path ckpt/pocket-mmdit
 
-# Each test process has one thread, so as many run as there are cores.
-PYTEST = $(RUN) -m pytest -q -n auto --dist worksteal
+# Each test process has one thread, so as many run as there are cores. Compiled modules are kept, whatever the
+# environment says: every one of these processes, and those that they start, imports the same.
+PYTEST = PYTHONDONTWRITEBYTECODE= $(RUN) -m pytest -q -n auto --dist worksteal
 
 # Folders whose tests are all slow are not even imported.
 check: lint

@@ -34,6 +34,7 @@ SLOW = (
     "sampling/test_pipeline.py",
     "sampling/test_self_correction.py",
     "sampling/test_published_sampling.py",
+    "sampling/test_diffusers_pipeline.py",
     "backbone/test_speedups.py",
     "benchmarks",
     "gpu",
@@ -44,12 +45,22 @@ SLOW = (
     "detect",
     "lora",
     "methods/ipr",
+    "methods/test_sld_families.py",
     "training/test_published_schedule.py",
     "test_docs.py",
     "test_recipes.py",
     "test_generation_defaults.py",
 )
 """Folders and files of tests that start processes or train: `make check` leaves them to `make test`."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A selection of tests has a quarter of hypothesis' examples; the nightly run, which selects none, has all."""
+    if config.option.markexpr:
+        from hypothesis import settings
+
+        settings.register_profile("quick", max_examples=25)
+        settings.load_profile("quick")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,28 +73,39 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def repeated_work_is_remembered(request: pytest.FixtureRequest) -> None:
-    """Parts of a short run take longer than its steps: opening the model, its curve, the estimate of its memory."""
+    """Parts of a short run take longer than its steps: opening the model, its curve, the estimate of its memory.
+
+    As with hypothesis' examples, the nightly run does all of it every time.
+    """
+    if not request.config.option.markexpr:
+        return
     folders = {item.path.parent.name for item in request.session.items}
     if "dpt.backbone.loading" in sys.modules:
         _load_once()
-    if folders & {"cli", "faults"}:
+    if folders & {"cli", "data", "faults"}:
         _draw_once()
-    if folders & {"cli", "faults", "training", "ipr"}:
+    if folders & {"cli", "data", "faults", "training", "ipr"}:
         _estimate_once()
 
 
 def _load_once() -> None:
-    """A model whose files are as they were is copied, which takes a tenth of the time."""
+    """A model is copied from one with the same files, or copies of them, in a tenth of the time."""
     from dpt.backbone import loading
 
     load, loaded = loading._load, dict[object, Any]()
 
     def _load(kind: Any, folder: Any, component: Any, dtype: Any) -> Any:
-        files = [(str(file), file.stat()) for file in sorted(folder.component(component).glob("*"))]
-        key = (kind, dtype, *((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in files))
+        path = folder.component(component)
+        files = [(file.name, file.stat()) for file in sorted(path.glob("*"))]
+        key = (kind, dtype, *((name, stat.st_size, stat.st_mtime_ns) for name, stat in files))
         if key not in loaded:
             loaded[key] = load(kind, folder, component, dtype)
-        return copy.deepcopy(loaded[key])
+        model = copy.deepcopy(loaded[key])
+        if hasattr(model, "register_to_config"):
+            model.register_to_config(_name_or_path=str(path))
+        else:
+            model.config._name_or_path = model.name_or_path = str(path)
+        return model
 
     loading._load = _load
 
@@ -96,7 +118,7 @@ def _draw_once() -> None:
 
     def save(figure: Figure, file: Path, dpi: int) -> None:
         size = (*figure.get_size_inches(), dpi)
-        if size not in drawn or not re.match("tests/(cli|faults)/", os.environ["PYTEST_CURRENT_TEST"]):
+        if size not in drawn or not re.match("tests/(cli|data|faults)/", os.environ["PYTEST_CURRENT_TEST"]):
             draw(figure, file, dpi=dpi)
             drawn[size] = file.read_bytes()
         file.write_bytes(drawn[size])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -200,9 +202,20 @@ def pipeline(model: TinyModel, seed: int = 0) -> StableDiffusionPipeline:
     return pipe
 
 
+SAVED: dict[tuple[str, int], tuple[tempfile.TemporaryDirectory[str], torch.Tensor]] = {}
+"""Models saved by this process, with the state in which making one leaves the random numbers."""
+
+
 def save(model: TinyModel, folder: Path, seed: int = 0) -> Path:
-    """The model as an ordinary diffusers folder."""
-    pipeline(model, seed).save_pretrained(folder)
+    """The model as an ordinary diffusers folder: made once, then copied."""
+    key = repr(model), seed
+    if key not in SAVED:
+        first = tempfile.TemporaryDirectory(prefix="tiny-", ignore_cleanup_errors=True)
+        pipeline(model, seed).save_pretrained(first.name)
+        SAVED[key] = first, torch.get_rng_state()
+    first, state = SAVED[key]
+    shutil.copytree(first.name, folder, dirs_exist_ok=True)
+    torch.set_rng_state(state)
     return folder
 
 

@@ -86,6 +86,7 @@ def test_boxes_become_expressions_where_their_number_is_the_stated_one(pictures:
     assert check(DataRoot.open(tmp_path / "root"), FileSelection(validation=("refcoco",)), decode=True).usable
 
 
+@pytest.mark.slow
 def test_both_stages_train_on_it_without_and_with_boxes(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

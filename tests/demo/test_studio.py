@@ -27,6 +27,7 @@ def studio() -> Studio:
     return Studio((EMBEDDED,), num_timesteps=2, keep=2)
 
 
+@pytest.mark.slow
 def test_both_methods_draw_the_registrys_images_from_the_same_noise(studio: Studio, tmp_path: Path) -> None:
     drawing = Drawing(EMBEDDED, ("base", "sld"), PROMPT, seed=3, images=2)
     drawn = studio.draw(drawing)
