@@ -27,12 +27,13 @@ SHOWN = 80
 class DiffOptions:
     """Print every setting, model, judge and library that differs between two benchmarks, then compare their numbers.
 
-    Each is a folder of `dpt bench run` or of `dpt bench report`. Numbers are compared, in pairs of images, for methods
-    of the same name whose prompts are the same.
+    Numbers are compared, in pairs of images, for methods of the same name whose prompts are the same.
     """
 
     first: tyro.conf.Positional[Path]
+    """A folder of `dpt bench run` or of `dpt bench report`."""
     second: tyro.conf.Positional[Path]
+    """Another one."""
 
 
 @dataclass(frozen=True)

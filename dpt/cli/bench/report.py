@@ -57,6 +57,7 @@ class ReportOptions:
     """
 
     folder: tyro.conf.Positional[Path]
+    """The output folder of `dpt bench run`, or of `dpt bench score`."""
     baseline: str = BASE
     """The method that the others are compared with."""
     also: tuple[str, ...] = ()

@@ -140,6 +140,7 @@ class IPRDetectOptions:
     """Detect the nouns of their prompts in the images that `dpt ipr sample` wrote."""
 
     samples: tyro.conf.Positional[Path]
+    """A folder of `dpt ipr sample`."""
     out: Path
     detect: DetectorConfig = field(default_factory=DetectorConfig)
 
@@ -219,6 +220,7 @@ class IPRTrainOptions:
     """Train a LoRA or the whole UNet on a folder of images with captions and weights, by the denoising loss."""
 
     data: tyro.conf.Positional[Path]
+    """A folder of images with captions and weights, as of `dpt ipr merge`."""
     out: Path
     model: IPRModelOptions = field(default_factory=IPRModelOptions)
     train: FineTuneConfig = field(default_factory=FineTuneConfig)
