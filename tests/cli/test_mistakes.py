@@ -71,7 +71,7 @@ bench run base --suite nope | there is no suite 'nope'; the suites are
 bench run base --suite geneval | use geneval=FILE
 bench run base --categories colour | the categories are single
 bench run base --detector nowhere --prompts 1 | there is no detector 'nowhere'
-bench report | PATH (folder) is missing; dpt bench report --help
+bench report | PATH (The output folder of `dpt bench run`, or of `dpt bench score`) is missing; dpt bench report --help
 bench report nowhere | as `dpt bench run --out` writes it
 bench report note.txt | note.txt is not the folder of a benchmark
 bench report empty --budget_mb 0 | --budget_mb must be above 0
@@ -81,7 +81,7 @@ bench score empty --out empty --detector oracle | choose another --out
 bench score nowhere --out new --detector oracle | is not the folder of a benchmark
 bench score empty --detector oracle | --out PATH (Folder for the results
 bench score empty --out new --colours ckpt/pocket/clip --clip ckpt/pocket/clip | --colours needs --detector
-bench diff empty | PATH (second) is missing
+bench diff empty | PATH (The other folder) is missing
 bench diff empty empty | are the same folder
 bench diff nowhere empty | neither a benchmark of `dpt bench run` nor a report
 bench diff note.txt empty | neither a benchmark of `dpt bench run` nor a report

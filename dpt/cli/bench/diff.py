@@ -33,7 +33,7 @@ class DiffOptions:
     first: tyro.conf.Positional[Path]
     """A folder of `dpt bench run` or of `dpt bench report`."""
     second: tyro.conf.Positional[Path]
-    """Another one."""
+    """The other folder."""
 
 
 @dataclass(frozen=True)
