@@ -62,6 +62,8 @@ class ReportOptions:
     """The method that the others are compared with."""
     also: tuple[str, ...] = ()
     """Further methods to compare with, for instance a control."""
+    seeds: tuple[str, ...] = ()
+    """NAME=METHOD,METHOD: add a row for the mean over trainings of one method with several seeds."""
     kept: Path | None = None
     """The folder of an earlier report on the same prompts and options: its methods are added to the tables, from its
     summary.jsonl. A method that is in both is taken from FOLDER."""
@@ -93,6 +95,8 @@ def report(options: ReportOptions) -> None:
     methods = {name: read_results(options.folder / f"{name}.jsonl") for name in record["methods"]}
     earlier = open_earlier(options.kept, record, methods)
     all_methods = {**earlier.methods, **methods}
+    over_seeds = pool_seeds(options.seeds, all_methods)
+    all_methods |= over_seeds
     for name in (options.baseline, *options.also):
         if name not in all_methods:
             fail(
@@ -100,6 +104,8 @@ def report(options: ReportOptions) -> None:
             )
     costs = read_costs(image_folder(options.folder, record), methods)
     results = [*earlier.results, *tables.compute_results(methods, str(record[OPTIONS_KEY]["suite"]), costs)]
+    pooled = tables.compute_results(over_seeds) if over_seeds else []
+    results += [replace(result, readable=None) for result in pooled]
     differences = [
         tables.paired_difference(all_methods[name], all_methods[reference])
         for name, reference in pairs_to_compare(all_methods, (options.baseline, *options.also))
@@ -122,6 +128,21 @@ def report(options: ReportOptions) -> None:
     print(f"\npage:   {out / 'report.html'}\nsheet:  {out / 'sheet.png'}\ntables: {out / 'table.md'}")
     if (out / PLOT).exists():
         print(f"plot:   {out / PLOT}")
+
+
+def pool_seeds(texts: Sequence[str], methods: Mapping[str, MethodResults]) -> dict[str, MethodResults]:
+    from dpt.evaluation.bench.tables import mean_over_seeds
+
+    pooled = {}
+    for text in texts:
+        name, _, rest = text.partition("=")
+        parts = rest.split(",")
+        if unknown := [part for part in parts if part not in methods]:
+            fail(f"--seeds {text}: there is no method {unknown[0]!r}; there are {', '.join(methods)}")
+        if name in methods or len(parts) < 2:
+            fail(f"--seeds {text}: use NAME=METHOD,METHOD with a new name and at least two methods")
+        pooled[name] = mean_over_seeds(name, [methods[part] for part in parts])
+    return pooled
 
 
 def pairs_to_compare(methods: Iterable[str], references: Sequence[str]) -> list[tuple[str, str]]:

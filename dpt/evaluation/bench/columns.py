@@ -57,8 +57,8 @@ class MethodResults:
     categories: tuple[str, ...]
     category: Integers
     noise_seeds: tuple[int, ...]
-    passed: Integers
-    """1, 0, or UNJUDGED."""
+    passed: Integers | Floats
+    """1, 0, or UNJUDGED; in between for the mean over several training seeds."""
     clip: Floats
     """NaN where there is no score."""
     itm: Floats
@@ -131,7 +131,7 @@ class MethodResults:
             means[name] = by_prompt[np.argsort(first)]
         return means
 
-    def with_verdicts(self, method: str, passed: Integers) -> MethodResults:
+    def with_verdicts(self, method: str, passed: Integers | Floats) -> MethodResults:
         """Results of another method for the same images, of which only the verdicts are known."""
         no_scores, zeros = np.full(len(self), np.nan), np.zeros(len(self), np.int64)
         return replace(

@@ -107,6 +107,18 @@ def paired_difference(method: MethodResults, baseline: MethodResults) -> Differe
     return Difference(method.method, baseline.method, points, clip, itm, hps)
 
 
+def mean_over_seeds(name: str, parts: Sequence[MethodResults]) -> MethodResults:
+    """The trainings of one method with several seeds as one method: each image counts by their mean verdict."""
+    first, *others = parts
+    for part in others:
+        _check_paired(part, first)
+    keys = [first.key(line) for line in range(len(first))]
+    verdicts = np.array([part.passed[[part.line_of[key] for key in keys]] for part in parts])
+    if (verdicts == UNJUDGED).any():
+        raise UserError(f"--seeds {name}: not every image was judged")
+    return first.with_verdicts(name, verdicts.mean(0))
+
+
 def _subtract(values: Mapping[str, Floats], baseline: Mapping[str, Floats]) -> dict[str, Floats]:
     return {category: values[category] - baseline[category] for category in values}
 
@@ -207,7 +219,7 @@ def rate_table(computed: Sequence[Result]) -> str:
     readable = ["objects readable"] if computed[0].readable else []
     lines = _heading("method", *_with_n(categories, _reference(computed)), *readable)
     for result in computed:
-        last = [result.readable.percent] if result.readable else []
+        last = [_percent(result.readable)] if readable else []
         lines.append(_line(result.method, *(result.rates[c].percent for c in categories), *last))
     return "\n".join(lines)
 

@@ -121,6 +121,17 @@ def test_claims_met_count_atoms_where_the_rate_counts_images() -> None:
     assert result.rates["all"].value == 0.5
 
 
+def test_the_mean_over_training_seeds_is_paired_with_the_baseline() -> None:
+    one, two = method_results("one", {"single": [[True], [False]]}), method_results("two", {"single": [[True], [True]]})
+    both = report.mean_over_seeds("both", [one, two])
+    (result,) = report.compute_results({"both": both})
+    assert result.rates["single"].value == 0.75
+    difference = report.paired_difference(both, one)
+    assert difference.points["single"].value == 0.25
+    with pytest.raises(UserError, match="is not in both with the same noise seed"):
+        report.mean_over_seeds("both", [one, method_results("two", {"single": [[True], [True], [True]]})])
+
+
 def test_cost_is_read_from_every_batch_once(tmp_path: Path) -> None:
     def line(first: str, images: int, passes: float, seconds: float) -> str:
         return json.dumps({"first": [first, 0], "images": images, "passes": passes, "seconds": seconds}) + "\n"
