@@ -147,23 +147,26 @@ stage1-mmdit: scenes-mmdit
 	$(RUN) train_stage1.py $(MMDIT_STAGE1) --train_batch_size 16 --max_train_steps 1600 --learning_rate 4e-4 \
 		--lr_scheduler linear --lr_warmup_steps 50 --seed 3 --qformer_ckpt $(MMDIT)/grounding --run_name stage1
 
+# Two training seeds each: plain400s0, dpt1600s1 and so on.
 stage2-mmdit: scenes-mmdit
-	$(RUN) train_stage2.py $(MMDIT_TUNING) --plain_lora --max_train_steps 400 --run_name plain400
-	$(RUN) train_stage2.py $(MMDIT_TUNING) --plain_lora --max_train_steps 1600 --run_name plain1600
-	for steps in 400 1600; do \
+	for seed in 0 1; do for steps in 400 1600; do \
+		$(RUN) train_stage2.py $(MMDIT_TUNING) --plain_lora --seed $$seed --max_train_steps $$steps \
+			--run_name plain$${steps}s$$seed || exit 1; \
 		$(RUN) train_stage2.py $(MMDIT_TUNING) --unet_feature block1_block3 --adapter_precision bf16 --dropout 0 \
-			--only_train_lora --mse_loss_coef 50 --max_train_steps $$steps --qformer_ckpt $(MMDIT)/stage1 \
-			--run_name dpt$$steps || exit 1; \
-	done
+			--only_train_lora --mse_loss_coef 50 --qformer_ckpt $(MMDIT)/stage1 --seed $$seed --max_train_steps $$steps \
+			--run_name dpt$${steps}s$$seed || exit 1; \
+	done; done
 
 MMDIT_BENCH = $(ON_MMDIT) --categories single binding count spatial negation --per_prompt 1 --num_timesteps 20
 FUSED = target=fused,norm=rms
+TUNED = plain400 dpt400 plain1600 dpt1600
 results-mmdit: environment
-	$(RUN) -m dpt bench run base plain400=$(MMDIT)/plain400 plain1600=$(MMDIT)/plain1600 dpt400=$(MMDIT)/dpt400 \
-		dpt1600=$(MMDIT)/dpt1600 corrected=$(MMDIT)/dpt1600,factor=0.02,$(FUSED),end=0.6 \
-		$(MMDIT_BENCH) --prompts 300 --out $(MMDIT)/bench
+	$(RUN) -m dpt bench run base $(foreach n,$(TUNED),$(n)=$(MMDIT)/$(n)s0 $(n)b=$(MMDIT)/$(n)s1) \
+		corrected=$(MMDIT)/dpt1600s0,factor=0.02,$(FUSED),end=0.6 \
+		correctedb=$(MMDIT)/dpt1600s1,factor=0.02,$(FUSED),end=0.6 $(MMDIT_BENCH) --prompts 300 --out $(MMDIT)/bench
 	$(RUN) -m dpt bench score $(MMDIT)/bench --detector reader --out $(MMDIT)/bench/by-reader
-	$(RUN) -m dpt bench report $(MMDIT)/bench --also plain400 plain1600 dpt1600 --second $(MMDIT)/bench/by-reader
+	$(RUN) -m dpt bench report $(MMDIT)/bench --also plain400x2 plain1600x2 dpt1600x2 --second $(MMDIT)/bench/by-reader \
+		--seeds $(foreach n,$(TUNED) corrected,$(n)x2=$(n),$(n)b)
 	$(RUN) -m dpt bench run base f02=$(MMDIT)/stage1,factor=0.02,$(FUSED),end=0.6 \
 		f05late=$(MMDIT)/stage1,factor=0.05,$(FUSED),start=0.1,end=0.7 best4=$(MMDIT)/stage1,candidates=4 \
 		$(MMDIT_BENCH) --prompts 60 --seed 1 --out $(MMDIT)/trials
