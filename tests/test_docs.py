@@ -163,6 +163,8 @@ TABLES = [
     ("pocket-mmdit/tuning/probe.md", "docs/results/mmdit.md"),
     ("pocket-mmdit/tuning/probe.md", "ckpt/pocket-mmdit-stage1/README.md"),
     ("pocket-mmdit/tuning/blocks.md", "docs/results/mmdit.md"),
+    ("table/one-table.md", "docs/results/index.md"),
+    ("table/table.md", "docs/results/index.md"),
     ("ipr/trials.md", "docs/ipr.md"),
     ("ipr/ablations.md", "docs/ipr.md"),
     ("ipr/four.md", "docs/ipr.md"),
@@ -243,6 +245,22 @@ def test_benchmark_results_were_made_with_the_shipped_checkpoints() -> None:
         assert record["model"] == pocket
     assert checkpoint.adapter is not None and record["adapter"] == content_hash(checkpoint.adapter.state_dict())
     assert record["correction"] == to_plain(shipped_correction(measured["asked"]["num_timesteps"]))
+
+
+def test_the_one_table_was_made_with_the_shipped_checkpoints() -> None:
+    from dpt.checkpoints import open_checkpoint
+    from dpt.weights import content_hash
+
+    measured = read_json("table/results.json")["methods"]
+    for method, folder in {"control": "plain", "dpt": "dpt", "corrected": "dpt", "ipr": "ipr"}.items():
+        checkpoint = open_checkpoint(ROOT / "ckpt" / f"pocket-mmdit-{folder}")
+        assert checkpoint.lora is not None and measured[method]["lora"] == content_hash(checkpoint.lora.tensors)
+
+
+def test_readme_shows_the_one_table() -> None:
+    written = runpy.run_path(str(ROOT / "tools/readme_table.py"))["updated"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert written(readme, read_json("table/results.json")) == readme
 
 
 def test_benchmark_rates_follow_from_the_lines() -> None:
