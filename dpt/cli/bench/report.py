@@ -226,8 +226,13 @@ def write(
     out, record = options.out or options.folder, data.record
     layout = layout_of(record[OPTIONS_KEY]["suite"])
     html = page(data, Album(image_folder(options.folder, record), layout, int(options.budget_mb * 1e6)))
+    own, over_seeds = (
+        [asdict(result) for result in data.results if (result.method in record["methods"]) == is_method]
+        for is_method in (True, False)
+    )
     numbers: dict[str, Any] = {
-        "results": [asdict(result) for result in data.results],
+        "results": own,
+        **({"over_seeds": over_seeds} if over_seeds else {}),
         "differences": [asdict(difference) for difference in data.differences],
     }
     if data.fidelity:
