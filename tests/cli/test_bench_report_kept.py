@@ -63,6 +63,17 @@ def test_a_report_can_overwrite_the_report_it_includes(both: Path, kept: Path, t
     assert (kept / "table.md").read_text() == first and "| tuned - base |" in first
 
 
+def test_a_mean_over_seeds_is_a_row_and_not_a_method_of_later_reports(both: Path, tmp_path: Path) -> None:
+    report(ReportOptions(both, seeds=("mean=base,tuned",), also=("tuned",), out=tmp_path / "first"))
+    table = (tmp_path / "first/table.md").read_text()
+    assert "| mean |" in table and "| mean - tuned |" in table
+    report(ReportOptions(alone(both, "tuned", tmp_path / "tuned"), kept=tmp_path / "first", out=tmp_path / "again"))
+    assert "mean" not in (tmp_path / "again/table.md").read_text()
+    for seeds, why in (("mean=base,other", "there is no method 'other'"), ("base=base,tuned", "with a new name")):
+        with pytest.raises(UserError, match=why):
+            report(ReportOptions(both, seeds=(seeds,)))
+
+
 def test_a_report_with_other_options_is_an_error(kept: Path, model: Path, tuned: Path, tmp_path: Path) -> None:
     run(options(model, tmp_path / "other", f"tuned={tuned}", num_timesteps=3))
     with pytest.raises(UserError, match=r"the report in .*kept was run with --num_timesteps 2, this benchmark with 3"):
