@@ -69,7 +69,8 @@ stage2: environment
 	$(RUN) train_stage2.py $(TUNING) --run_name control --plain_lora
 
 # The one table: all methods on the transformer pocket. The same command continues it; PROCESSES share the images.
-# A second judge reads the same images; no method was trained on what it reads, or selects by it.
+# A second judge reads the same images; no method was trained on what it reads, or selects by it. PER_PROMPT=4 and more
+# ROWS (best8, distilled=FOLDER) take longer.
 PROCESSES ?= 2
 PER_PROMPT ?= 1
 ON_ALL = $(ON_MMDIT) --num_timesteps 20 --clip ckpt/pocket/clip
@@ -83,9 +84,9 @@ results: environment
 	$(RUN) -m dpt bench report runs/quick --also control --second runs/quick/by-reader --reference scenes
 else
 TABLE = runs/table
+ROWS ?= base control dpt corrected best4 ipr ipr-dpt hps base+sld corrected+sld
 results: environment
-	$(RUN_ON_ALL) base control dpt corrected best4 best8 ipr ipr-dpt base+sld corrected+sld $(ON_ALL) \
-		--per_prompt $(PER_PROMPT) --out $(TABLE)
+	$(RUN_ON_ALL) $(ROWS) $(ON_ALL) --per_prompt $(PER_PROMPT) --out $(TABLE)
 	$(RUN) -m dpt bench score $(TABLE) --detector reader --out $(TABLE)/by-reader
 	$(RUN) -m dpt bench report $(TABLE) --also control dpt --second $(TABLE)/by-reader --reference scenes \
 		--out docs/results/table
