@@ -200,11 +200,13 @@ def repaired_where_drawn(
 
 
 def training_of(config: MethodConfig) -> int | None:
-    """How many examples the method's checkpoint was trained on, where that is recorded."""
+    """How many examples the method's checkpoints were trained on, where that is recorded."""
     from dpt.checkpoints.open import training_views
 
-    checkpoint = getattr(getattr(config, "base", config), "checkpoint", None)
-    return None if checkpoint is None else training_views(checkpoint)
+    drawing = getattr(config, "base", config)
+    checkpoints = [getattr(drawing, name, None) for name in ("checkpoint", "also")]
+    views = [training_views(checkpoint) for checkpoint in checkpoints if checkpoint is not None]
+    return sum(count for count in views if count is not None) if views and None not in views else None
 
 
 def model_as_recorded(options: RunOptions, identity: Mapping[str, Any]) -> dict[str, Any]:
