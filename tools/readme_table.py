@@ -20,6 +20,7 @@ LABELS = {
     "ipr": "IPR, two rounds",
     "ipr-dpt": "IPR and DPT, their LoRAs added",
     "hps": "HPS",
+    "distilled": "DPT, then its own best of four learnt",
     "base-sld": "SLD after the model; its detector is the judge",
     "corrected-sld": "SLD after DPT with self-correction; the same",
 }
