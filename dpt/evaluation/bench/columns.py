@@ -271,6 +271,9 @@ PLOT = "cost.png"
 
 OVERALL = "all"
 
+LABEL_HEIGHT = 1.5
+"""Points of a rate; of two labels on the plot that are closer, the second is on the other side."""
+
 
 def plot(results: Sequence[Result], file: Path) -> bool:
     """Plot right images against passes, if two methods have a cost; a line joins those that no cheaper one beats."""
@@ -284,6 +287,7 @@ def plot(results: Sequence[Result], file: Path) -> bool:
 
     figure, axis = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     best: list[tuple[float, float]] = []
+    placed: list[tuple[float, float]] = []
     for passes, rate, method in sorted(known, key=lambda point: (point[0], -point[1].value)):
         right = 100 * rate.value
         if not best or right > best[-1][1]:
@@ -291,7 +295,10 @@ def plot(results: Sequence[Result], file: Path) -> bool:
         if rate.low is not None and rate.high is not None:
             axis.vlines(passes, 100 * rate.low, 100 * rate.high, color="C0", linewidth=1)
         axis.plot(passes, right, "o", color="C0", markersize=4)
-        axis.annotate(method, (passes, right), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        beside = any(abs(right - y) < LABEL_HEIGHT and 0.9 < passes / x < 1.1 for x, y in placed)
+        placed = [*placed, (passes, right)] if not beside else placed
+        side = {"xytext": (-5, 4), "ha": "right"} if beside else {"xytext": (5, 4)}
+        axis.annotate(method, (passes, right), textcoords="offset points", fontsize=8, **side)
     axis.plot(*zip(*best, strict=True), color="grey", linewidth=0.8, linestyle=":")
     axis.set(xscale="log", xlabel="passes through the network per image", ylabel="right images, %")
     axis.xaxis.set_major_formatter("{x:g}")
