@@ -163,7 +163,7 @@ ipr sample broken.json --out new | is not valid JSON
 ipr sample list.json --out new | expected an object, got 1
 ipr sample empty --out new | not a regular file but a folder
 ipr sample list.json | --out PATH is missing
-ipr detect | PATH (samples) and --out PATH are missing
+ipr detect | PATH (A folder of `dpt ipr sample`) and --out PATH are missing
 ipr detect nowhere --out new | is not a finished folder of `dpt ipr sample`
 ipr detect pictures --out new | is not a finished folder of `dpt ipr sample`
 ipr detect note.txt --out new | is not a finished folder of `dpt ipr sample`
