@@ -1,5 +1,5 @@
-# make demo    methods side by side, judged                make check   lint, types and the quick tests (100 seconds)
-# make lint    ruff and mypy                              make test    the test suite (12 minutes on two cores)
+# make demo    methods side by side, judged                make check   lint, types and the quick tests (90 seconds)
+# make lint    ruff and mypy                              make test    the test suite (8 minutes on two cores)
 # make nightly every test, fuzzing, faults (an hour)      make tables  the pictures and tables under docs/
 # make stage1 the adapter of ckpt/pocket-stage1 (an hour) make study  adapters of every feature, probed (hours)
 # make stage2 ckpt/pocket-dpt and its control (an hour)   make sweep  ways to correct (an hour)
