@@ -1,4 +1,4 @@
-"""Write README's table of results from docs/results/table/results.json. Standard library only."""
+"""Write README's table of results from docs/results/table/results.json."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+
+from dpt.intervals import Estimate
+from dpt.records import from_plain
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, README = ROOT / "docs/results/table/results.json", ROOT / "README.md"
@@ -37,8 +40,7 @@ def table(measured: dict[str, Any]) -> str:
 
 
 def percent(estimate: dict[str, float]) -> str:
-    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
-    return f"{value:.1f} ({low:.1f} to {high:.1f})"
+    return from_plain(Estimate, estimate, str(RESULTS)).percent
 
 
 def updated(readme: str, measured: dict[str, Any]) -> str:

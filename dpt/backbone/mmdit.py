@@ -175,9 +175,9 @@ class TransformerBackbone(DiffusersModel):
         return self.walker.finish(partial, detach_after).float()
 
     def _inputs(self, latents: Tensor, t: Tensor | int, condition: Condition) -> tuple[Tensor, Tensor, Condition]:
-        time = torch.as_tensor(t, device=self.device).float().expand(len(latents))
-        time = self.family.network_time(time, self.noise.num_timesteps)
         device, dtype = self.device, self.dtype  # each looks through the network's modules
+        time = torch.as_tensor(t, device=device).float().expand(len(latents))
+        time = self.family.network_time(time, self.noise.num_timesteps)
         return latents.to(device, dtype), time, condition.map(lambda part: part.to(device, dtype))
 
     # The network

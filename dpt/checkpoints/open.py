@@ -304,11 +304,11 @@ def write_training(root: Path, sample_views: int, starts_from: Path | None = Non
 
 def training_views(checkpoint: Path) -> int | None:
     """How many examples a checkpoint was trained on, with those of the one it started from; None if not recorded."""
-    file = file_beside(checkpoint, TRAINING)
+    file = file_beside(embedded_path(checkpoint), TRAINING)
     if file is None:
         return None
-    content = read_json_object(file)
-    counts = [content.get(name) for name in ("sample_views", "earlier_sample_views")]
-    if not all(isinstance(count, int) and count >= 0 for count in counts):
-        raise UserError(f"{file} is not the record of a training: delete the file")
-    return sum(count for count in counts if isinstance(count, int))
+    try:
+        content = read_json_object(file)
+        return int(content["sample_views"]) + int(content["earlier_sample_views"])
+    except (UserError, KeyError, TypeError, ValueError):
+        return None  # a file of that name by another program
