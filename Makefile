@@ -69,8 +69,8 @@ stage2: environment
 	$(RUN) train_stage2.py $(TUNING) --run_name control --plain_lora
 
 # The one table: all methods on the transformer pocket. The same command continues it; PROCESSES share the images.
-# A second judge reads the same images; no method was trained on what it reads, or selects by it. PER_PROMPT=4 and more
-# ROWS (best8, distilled=FOLDER) take longer.
+# A second judge reads the same images; no method was trained on what it reads, or selects by it. PER_PROMPT=4, which
+# continues a run of one image per prompt, and more ROWS (best8, distilled=FOLDER) take longer.
 PROCESSES ?= 2
 PER_PROMPT ?= 1
 ON_ALL = $(ON_MMDIT) --num_timesteps 20 --clip ckpt/pocket/clip

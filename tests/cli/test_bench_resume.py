@@ -63,6 +63,18 @@ def test_concurrent_runs_of_a_method_in_a_folder_are_refused(folder: Path, model
     assert (folder / "base.jsonl").read_bytes() == before
 
 
+def test_more_images_per_prompt_continue_a_folder(folder: Path, model: Path) -> None:
+    before = (folder / "base.jsonl").read_bytes().splitlines()
+    run(options(model, folder, "base", per_prompt=6))
+    after = (folder / "base.jsonl").read_bytes().splitlines()
+    assert len(after) == 3 * len(before) and after[: len(before)] == before
+    assert json.loads((folder / "bench.json").read_text())["asked"]["per_prompt"] == 6
+    report(ReportOptions(folder, out=folder / "report"))  # tuned has two images of each prompt
+    assert "tuned - base (8)" in (folder / "report/table.md").read_text()
+    with pytest.raises(UserError, match="other options; choose another --out"):
+        run(options(model, folder, "base"))
+
+
 def test_a_folder_that_an_earlier_version_wrote_is_continued_and_reported(
     folder: Path, model: Path, tuned: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

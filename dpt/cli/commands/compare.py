@@ -80,7 +80,7 @@ def compare(options: CompareOptions) -> None:
     from dpt.evaluation.bench.run import NO_EXTRA_SCORES, GeneratedImages, all_requests
 
     judge = open_judge(suite, detector, options.colours, NO_EXTRA_SCORES)
-    requests = all_requests(suite, options.per_prompt)
+    requests = sorted(all_requests(suite, options.per_prompt), key=lambda request: suite.prompts.index(request.prompt))
     generation = GenerationConfig(options.pretrained_model_name_or_path, options.sampler).with_defaults()
     results: dict[str, list[ImageResult]] = {}
     name = options.prompt[0] if options.prompt else suite.name

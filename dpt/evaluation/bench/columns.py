@@ -131,6 +131,18 @@ class MethodResults:
             means[name] = by_prompt[np.argsort(first)]
         return means
 
+    def only(self, lines: Integers) -> MethodResults:
+        """Results of these lines alone."""
+        kept = {
+            name: getattr(self, name)[lines]
+            for name in (
+                *("prompt", "index", "category", "passed", "clip", "itm", "hps", "objects", "unreadable", "clipped"),
+                *("outside", "counts_met", "relations_met", "claims_met"),
+            )
+        }
+        seeds = tuple(self.noise_seeds[line] for line in lines)
+        return replace(self, **kept, noise_seeds=seeds, source=None)
+
     def with_verdicts(self, method: str, passed: Integers | Floats) -> MethodResults:
         """Results of another method for the same images, of which only the verdicts are known."""
         no_scores, zeros = np.full(len(self), np.nan), np.zeros(len(self), np.int64)

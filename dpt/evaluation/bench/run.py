@@ -62,11 +62,12 @@ class ImageRequest:
 
 
 def all_requests(suite: Suite, per_prompt: int) -> list[ImageRequest]:
+    """The first image of every prompt, then the second of every prompt, so that a run with more images continues."""
     if len(suite.prompts) * per_prompt > MOST_IMAGES:
         total = f"{len(suite.prompts):,} prompts with {per_prompt:,} images each"
         raise UserError(f"{total} are more than {MOST_IMAGES:,} images: lower --per_prompt or --prompts")
     return [
-        ImageRequest(prompt, index, suite.id, suite.layout) for prompt in suite.prompts for index in range(per_prompt)
+        ImageRequest(prompt, index, suite.id, suite.layout) for index in range(per_prompt) for prompt in suite.prompts
     ]
 
 

@@ -61,6 +61,8 @@ class Difference:
     clip: dict[str, Estimate] = field(default_factory=dict)
     itm: dict[str, Estimate] = field(default_factory=dict)
     hps: dict[str, Estimate] = field(default_factory=dict)
+    images: int | None = None
+    """The number of images that both methods have, if one of them has more."""
 
 
 def compute_results(
@@ -95,8 +97,9 @@ def _result(method: str, results: MethodResults, suite: str, costs: Mapping[str,
 
 
 def paired_difference(method: MethodResults, baseline: MethodResults) -> Difference:
-    """Differences paired by prompt: both methods used the same prompts and the same initial noise."""
-    _check_paired(method, baseline)
+    """Differences paired by prompt, over the images that both have: the same prompts and the same initial noise."""
+    images = max(len(method), len(baseline))
+    method, baseline = shared_images(method, baseline)
     values, baseline_values = _values(method), _values(baseline)
     points, clip, itm, hps = (
         _estimates(_subtract(method.prompt_means(values[name]), baseline.prompt_means(baseline_values[name])), bounds)
@@ -104,35 +107,41 @@ def paired_difference(method: MethodResults, baseline: MethodResults) -> Differe
         else {}
         for name, bounds in (("passed", DIFFERENCE), ("clip", None), ("itm", None), ("hps", None))
     )
-    return Difference(method.method, baseline.method, points, clip, itm, hps)
+    fewer = len(method) if len(method) < images else None
+    return Difference(method.method, baseline.method, points, clip, itm, hps, fewer)
 
 
 def mean_over_seeds(name: str, parts: Sequence[MethodResults]) -> MethodResults:
     """The trainings of one method with several seeds as one method: each image counts by their mean verdict."""
-    first, *others = parts
-    for part in others:
-        _check_paired(part, first)
-    keys = [first.key(line) for line in range(len(first))]
-    verdicts = np.array([part.passed[[part.line_of[key] for key in keys]] for part in parts])
+    shared = list(shared_images(*parts))
+    verdicts = np.array([part.passed for part in shared])
     if (verdicts == UNJUDGED).any():
         raise UserError(f"--seeds {name}: not every image was judged")
-    return first.with_verdicts(name, verdicts.mean(0))
+    return shared[0].with_verdicts(name, verdicts.mean(0))
 
 
 def _subtract(values: Mapping[str, Floats], baseline: Mapping[str, Floats]) -> dict[str, Floats]:
     return {category: values[category] - baseline[category] for category in values}
 
 
-def _check_paired(method: MethodResults, baseline: MethodResults) -> None:
-    noise = [
-        {(*results.key(line), seed) for line, seed in enumerate(results.noise_seeds)} for results in (method, baseline)
-    ]
-    if unpaired := noise[0] ^ noise[1]:
-        prompt, index, _ = min(unpaired)
-        names = f"{method.method} and {baseline.method}"
-        raise UserError(
-            f"{names} cannot be compared: image {index} of {prompt} is not in both with the same noise seed"
-        )
+def shared_images(*methods: MethodResults) -> tuple[MethodResults, ...]:
+    """The results for the images that all methods have, in one order.
+
+    A method may have fewer images of each prompt than another. Raises if an image is missing or has other noise.
+    """
+    seeds = [dict(zip(results.line_of, results.noise_seeds, strict=True)) for results in methods]
+    fewest = min(range(len(methods)), key=lambda number: len(methods[number]))
+    keys = seeds[fewest].keys()
+    per_prompt = max((index for _, index in keys), default=-1) + 1
+    for results, of_method in zip(methods, seeds, strict=True):
+        firsts = {key: seed for key, seed in of_method.items() if key[1] < per_prompt}
+        if unpaired := firsts.items() ^ seeds[fewest].items():
+            (prompt, index), _ = min(unpaired)
+            raise UserError(
+                f"{results.method} and {methods[fewest].method} cannot be compared: image {index} of {prompt} is not "
+                "in both with the same noise seed"
+            )
+    return tuple(results.only(np.array([results.line_of[key] for key in keys], np.int64)) for results in methods)
 
 
 def _values(results: MethodResults) -> dict[str, npt.ArrayLike]:
@@ -230,6 +239,9 @@ def difference_table(differences: Sequence[Difference], like: Result | None = No
     lines += [
         _line(_pair(difference), *(difference.points[c].signed for c in categories)) for difference in differences
     ]
+    fewer = [f"{_pair(difference)} ({difference.images:,})" for difference in differences if difference.images]
+    if fewer:
+        lines += ["", f"Over the images that both methods have: {', '.join(fewer)}."]
     return "\n".join(lines)
 
 
@@ -258,7 +270,9 @@ def one_table(computed: Sequence[Result], second: Mapping[str, Result], fidelity
 
     `second`: the results of a second judge by method.
     """
+    several = len({result.pictures for result in computed}) > 1
     columns: dict[str, list[str]] = {
+        "images": [f"{result.pictures:,}" if several else "" for result in computed],
         "right": [_percent(result.rates.get(OVERALL)) for result in computed],
         "claims met": [_percent(result.claims_met) for result in computed],
         "objects readable": [_percent(result.readable) for result in computed],

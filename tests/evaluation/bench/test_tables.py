@@ -89,8 +89,27 @@ def test_a_single_prompt_has_a_wilson_interval() -> None:
 def test_pictures_from_other_noise_are_not_compared() -> None:
     whole = lines("base", HALF)
     for other in (whole[1:], [row("base", "single", 0, 0, True, noise=5), *whole[1:]]):
-        with pytest.raises(UserError, match="tuned and base cannot be compared: image 0 of single-0-0000"):
+        with pytest.raises(UserError, match=r"and .* cannot be compared: image 0 of single-0-0000"):
             report.paired_difference(method_results("tuned", HALF), MethodResults.of(other))
+
+
+def test_methods_with_fewer_images_are_compared_on_those_that_both_have() -> None:
+    tuned = [line for line in lines("tuned", {"single": [[True, False], [True, False]]}) if line.index == 0]
+    results = {
+        "base": method_results("base", {"single": [[False, True], [True, True]]}),
+        "tuned": MethodResults.of(tuned),
+    }
+    difference = report.paired_difference(results["tuned"], results["base"])
+    assert difference.points["single"].value == 0.5 and difference.images == 2
+    computed = report.compute_results(results)
+    assert "| method | images | right |" in report.one_table(computed, {})
+    text = report.tables(computed, [difference])
+    assert "Over the images that both methods have: tuned - base (2)." in text
+    pooled = report.mean_over_seeds("both", list(results.values()))
+    assert pooled.passed.tolist() == [0.5, 1.0]
+    irregular = method_results("tuned", {"single": [[True, False], [True]]})
+    with pytest.raises(UserError, match="image 1 of single-0-0001 is not in both with the same noise seed"):
+        report.paired_difference(irregular, results["base"])
 
 
 COMMITTED = Path(__file__).parents[3] / "docs/results/benchmark"
