@@ -63,6 +63,14 @@ def embedded_path(path: str | Path) -> Path:
     return embedded if path.parts[:1] == (FOLDER,) and not path.exists() and embedded.exists() else path
 
 
+def checkpoint_path(path: str | Path) -> Path:
+    """The path of a checkpoint, or of an embedded one. Raises if there is nothing."""
+    path = embedded_path(path)
+    if not path.exists():
+        raise UserError(f"there is no checkpoint {path}: give the folder of a finished training run, or a LoRA file")
+    return path
+
+
 def clip_location(name: str) -> str:
     if name == EMBEDDED_CLIP:
         return str(CHECKOUT / EMBEDDED_CLIP)

@@ -22,7 +22,7 @@ from dpt.backbone.noise import FLOW
 from dpt.backbone.opening import model_folder, transformer_family
 from dpt.backbone.transformer_families import TransformerFamily
 from dpt.backbone.unet_features import block_names
-from dpt.embedded import embedded_path
+from dpt.embedded import checkpoint_path, embedded_path
 from dpt.errors import UserError
 from dpt.files import atomic_file
 from dpt.generation_defaults import file_beside, generation_defaults
@@ -80,9 +80,7 @@ def open_checkpoint(path: Path, adapter_config: AdapterConfig | None = None) -> 
     `adapter_config` is for the published file, which does not say which feature its adapter reads or how its queries
     are split; by default they are the published ones.
     """
-    path = embedded_path(path)
-    if not path.exists():
-        raise UserError(f"there is no checkpoint {path}: give the folder of a finished training run, or a LoRA file")
+    path = checkpoint_path(path)
     checkpoint = _open_folder(path, adapter_config) if path.is_dir() else _open_file(path, adapter_config)
     if checkpoint.lora:
         check_lora(checkpoint.lora, str(path))

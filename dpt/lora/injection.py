@@ -112,6 +112,14 @@ class LoraConfig:
             raise UserError("a LoRA must have at least one block, for instance all")
 
     @property
+    def flags(self) -> str:
+        """The flags of training that give this shape."""
+        texts = " --lora_text_encoders" if self.text_encoders else ""
+        return (
+            f"--lora_rank {self.rank} --lora_alpha {self.resolved_alpha:g} --lora_blocks {' '.join(self.blocks)}{texts}"
+        )
+
+    @property
     def resolved_alpha(self) -> float:
         return float(self.rank if self.alpha is None else self.alpha)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from dpt.embedded import EMBEDDED, embedded_path
+from dpt.embedded import EMBEDDED, checkpoint_path
 from dpt.errors import fail
 
 if TYPE_CHECKING:
@@ -32,10 +32,10 @@ class InfoOptions:
 def info(options: InfoOptions) -> None:
     import json
 
+    path = checkpoint_path(options.path)
     from dpt.checkpoints import open_checkpoint
     from dpt.checkpoints.open import describe, describe_model, format_summary
 
-    path = embedded_path(options.path)
     if is_training_state(path):
         state = describe_training_state(path)
         print(json.dumps(state, indent=1) if options.json else format_training_state(state))
@@ -110,10 +110,11 @@ class CheckpointExportOptions:
 
 
 def export(options: CheckpointExportOptions) -> None:
+    path = checkpoint_path(options.path)
     from dpt.checkpoints import open_checkpoint
     from dpt.checkpoints.export import export_checkpoint
 
-    checkpoint = open_checkpoint(options.path)
+    checkpoint = open_checkpoint(path)
     result = export_checkpoint(checkpoint, options.format, options.out)
     if checkpoint.lora:
         config = checkpoint.lora.record.config
@@ -151,8 +152,6 @@ class DownloadOptions:
 
 
 def download(options: DownloadOptions) -> None:
-    from dpt.checkpoints.export import DownloadSpec, download_checkpoint
-
     for name in ("repo", "file"):
         if not getattr(options, name):
             fail(f"--{name} is empty")
@@ -160,6 +159,8 @@ def download(options: DownloadOptions) -> None:
         fail(f"--sha256 takes 64 hexadecimal digits, not {options.sha256!r}")
     if not options.timeout > 0:
         fail(f"--timeout must be positive, not {options.timeout:g}")
+    from dpt.checkpoints.export import DownloadSpec, download_checkpoint
+
     spec = DownloadSpec(options.repo, options.file, options.revision, options.size, (options.sha256 or "").lower())
     print(download_checkpoint(spec, options.out, options.endpoint, options.timeout))
 

@@ -157,9 +157,7 @@ def _task(backbone: Backbone, model: ModelState, config: FineTuneConfig, seed: i
         stored = open_checkpoint(model.lora).lora
         assert stored is not None, "the identity of the model was read from it"
         if stored.record.config != lora.config:
-            raise UserError(
-                f"the LoRA {model.lora} has {stored.record.config}, not {lora.config}: give the same --lora_rank, "
-                "--lora_alpha, --lora_blocks and --lora_text_encoders, or --start base"
-            )
+            flags = stored.record.config.flags
+            raise UserError(f"the LoRA {model.lora} has another shape: give {flags}")
         lora.load(stored.tensors, str(model.lora))
     return PlainLora(backbone, lora, None, denoising, noise, gradient_checkpointing=checkpointing)

@@ -271,6 +271,10 @@ def test_the_commands_of_a_round_run_one_after_another(
     assert f"trained to step 2: {at['trained']}" in printed and "| all | 8 |" in printed
     assert len(json.loads((tmp_path / "visor.json").read_text())) == 8
     run(["info", at["trained"]])
+    with pytest.raises(
+        UserError, match=r"trained has another shape: give --lora_rank 2 --lora_alpha 2 --lora_blocks all$"
+    ):
+        run(["ipr", "train", at["merged"], "--out", f"{tmp_path}/x", *model, "--ckpt", at["trained"]])
     with pytest.raises(UserError, match=r"was made by the detector 'oracle v1 .*', not by 'owlv2'"):
         run(
             [
