@@ -56,17 +56,25 @@ def model_location(name: str) -> str:
     return str(embedded)
 
 
+def _exists(path: Path) -> bool:
+    """Unlike Path.exists, False for a name that is too long."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def embedded_path(path: str | Path) -> Path:
     """The path, or the embedded checkpoint of that name if there is nothing at the path."""
     path = Path(path)
     embedded = CHECKOUT / path
-    return embedded if path.parts[:1] == (FOLDER,) and not path.exists() and embedded.exists() else path
+    return embedded if path.parts[:1] == (FOLDER,) and not _exists(path) and _exists(embedded) else path
 
 
 def checkpoint_path(path: str | Path) -> Path:
     """The path of a checkpoint, or of an embedded one. Raises if there is nothing."""
     path = embedded_path(path)
-    if not path.exists():
+    if not _exists(path):
         raise UserError(f"there is no checkpoint {path}: give the folder of a finished training run, or a LoRA file")
     return path
 

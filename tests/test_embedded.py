@@ -20,6 +20,7 @@ def test_embedded_checkpoints_are_found_from_any_folder(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert embedded.embedded_path("ckpt/pocket-dpt") == ROOT / "ckpt/pocket-dpt"
     assert embedded.embedded_path("ckpt/none") == Path("ckpt/none")
+    assert embedded.embedded_path(f"ckpt/{'n' * 300}") == Path(f"ckpt/{'n' * 300}"), "longer than a name can be"
     for words in (["--qformer_ckpt", "ckpt/pocket-stage1"], ["--qformer_ckpt=ckpt/pocket-stage1"]):
         options = parse_options(Stage1Options, words, "train_stage1.py")
         assert options.adapter.qformer_ckpt == ROOT / "ckpt/pocket-stage1"

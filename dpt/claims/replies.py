@@ -82,6 +82,8 @@ def parsed_from_published(value: Mapping[str, Any], prompt: str) -> ParsedPrompt
     if len(objects) > MOST_OBJECTS:
         raise ReplyError(f"at most {MOST_OBJECTS} objects are possible, not {len(objects)}")
     negation = value.get("neg_prompt")
+    if not (negation is None or isinstance(negation, str | list)):
+        raise ReplyError(f"what must be absent should be a text or a list, not {negation!r}")
     forbidden = negation if isinstance(negation, list) else re.split(r"[,;]", negation or "")
     absent = tuple(
         dict.fromkeys(noun for noun in objects if any(_mentions(str(words), noun) for words in forbidden if words))

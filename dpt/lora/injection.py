@@ -82,6 +82,8 @@ class TextEncoderLora:
             return False
 
 
+LARGEST_RANK = 2**16
+
 LARGEST_SCALE = 1e4
 """Of alpha / rank. Useful ones are around 1; beyond this, float32 overflows and images are black."""
 
@@ -101,6 +103,8 @@ class LoraConfig:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise UserError(f"the rank of a LoRA must be at least 1, not {self.rank}")
+        if self.rank > LARGEST_RANK:
+            raise UserError(f"the rank of a LoRA must be at most {LARGEST_RANK:,}")
         if self.alpha is not None and not (isfinite(self.alpha) and self.alpha > 0):
             raise UserError(f"the alpha of a LoRA must be positive, not {self.alpha:g}")
         if self.scale > LARGEST_SCALE:

@@ -236,6 +236,7 @@ def test_the_published_config_sets_the_corresponding_options(tmp_path: Path) -> 
     [
         ("[SLD]\nseed = 3\n", "no key 'seed'"),
         ("[SLD]\ndefault_seed = x\n", "must be a number"),
+        ("[SLD]\ndefault_seed = 1e999\n", "default_seed must be a number, not '1e999'"),
         ("seed = 3", "no .ini file"),
     ],
 )
@@ -253,6 +254,7 @@ def test_wrong_configs_are_one_sentence(content: str, why: str, tmp_path: Path) 
         (entry(output_dir="../x"), "must stay inside"),
         (entry(llm_layout_suggestions=[["cat", [0, 0, 9]]]), "four numbers"),
         (entry(llm_parsed_prompt={"objects": "cat"}), "must be a list"),
+        (entry(llm_parsed_prompt={"objects": [], "neg_prompt": 3}), "should be a text or a list, not 3"),
         ("scene", "must be an object"),
     ],
 )

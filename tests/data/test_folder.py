@@ -79,6 +79,7 @@ def test_flips_mirror_image_and_caption_together(folder: Path) -> None:
         ({"file_name": "a.png", "text": 3}, "'text' should be a text, not 3"),
         ({"file_name": "none.png", "text": "x"}, "there is no image .*none.png"),
         ({"file_name": "../up.png", "text": "x"}, "is not a file name under the data folder"),
+        ({"file_name": "a" * 252 + ".png", "text": "x"}, "is too long for the name of a file"),
         ({"text": "x"}, "there is no 'file_name'"),
         ({"file_name": "a.png", "text": "x", "weight": -1}, "'weight' should be a number of at least 0, not -1"),
         ({"file_name": "a.png", "text": "x", "weight": "1"}, "'weight' should be a number of at least 0, not '1'"),

@@ -132,6 +132,8 @@ def test_invalid_configs_are_refused_in_one_sentence(unet: Any) -> None:
         Lora(BareUNet(unet), LoraConfig(blocks=("up0",)))
     with pytest.raises(UserError, match="rank of a LoRA must be at least 1, not 0"):
         LoraConfig(rank=0)
+    with pytest.raises(UserError, match="rank of a LoRA must be at most 65,536"):
+        LoraConfig(rank=10**400)
     with pytest.raises(UserError, match="alpha of a LoRA must be positive, not -1"):
         LoraConfig(alpha=-1)
     with pytest.raises(UserError, match=r"alpha of a LoRA of rank 4 must be at most 40000, not 1e\+300"):

@@ -150,9 +150,16 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+LONGEST_NAME, LONGEST_PATH = 255, 2000
+"""Bytes that file systems take for a name, and for a path with room for the data folder."""
+
+
 def checked_file_name(name: str, where: str) -> str:
     """A relative path that cannot leave its folder."""
     path = PurePosixPath(name)
+    lengths = [len(part.encode(errors="replace")) for part in path.parts]
+    if max(lengths, default=0) > LONGEST_NAME or sum(lengths) > LONGEST_PATH:
+        raise DataError(f"{where}: {shown(name)} is too long for the name of a file")
     if path.is_absolute() or ".." in path.parts or not path.name or set(name) & set("\\:") or not name.isprintable():
         raise DataError(f"{where}: {shown(name)} is not a file name under the data folder")
     return name

@@ -6,6 +6,7 @@ import configparser
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +153,12 @@ class DemoConfig:
         if text is None:
             return default
         try:
-            return float(text)
+            number = float(text)
         except ValueError:
+            number = nan
+        if not isfinite(number):
             fail(f"{self.where}: [{section}] {key} must be a number, not {text!r}")
+        return number
 
 
 def read_config(file: Path) -> DemoConfig:
