@@ -205,8 +205,8 @@ ipr: environment
 	cp $(addprefix runs/ipr/measured/,results.json table.md summary.jsonl sheet.png) docs/results/ipr/
 
 # HPS on the embedded model: the second classifier, of other choices, scores what the first one selected. All drawn
-# images keep the tuned model close to the base.
-HPS = runs/hps
+# images keep the tuned model close to the base. The same command continues a run that was stopped.
+HPS ?= runs/hps
 HPS_MODEL = --pretrained_model_name_or_path ckpt/pocket-mmdit
 CLASSIFIER = --max_train_steps 60 --train_batch_size 12 --learning_rate 2e-4 --adam_weight_decay 0.1 --lr_scheduler linear \
 	--lr_warmup_steps 10 --visual_blocks 2 --text_blocks 0 --validation_steps 1000 --images $(HPS)/data/preference_images \
@@ -226,16 +226,17 @@ hps: environment
 	$(RUN) -m dpt prefer check $(HPS)/data/preference_train.json $(HPS)/data/preference_test.json \
 		--scorer $(HPS)/selecting/classifier ckpt/pocket/clip
 	$(RUN) -m dpt prefer score --images $(HPS)/data/preference_images --scorer $(HPS)/selecting/classifier
-	$(RUN) -m dpt prefer select --scores $(HPS)/data/preference_images/scores.jsonl \
+	test -d $(HPS)/selected || $(RUN) -m dpt prefer select --scores $(HPS)/data/preference_images/scores.jsonl \
 		--images $(HPS)/data/preference_images --out $(HPS)/selected --temperature 3
+	$(RUN) train_hps.py $(LORA) --validation_steps 0 --ratios 0 1 0 --negative adapter --run_name npo --seed 1
 	for seed in 1 2 3; do \
 		$(RUN) train_hps.py $(LORA) $(TRIPLE) --negative_dropout 0.5 --ratios 4 2 1 --run_name hps$$seed \
 			--seed $$seed || exit 1; \
+		$(RUN) train_hps.py $(LORA) --validation_steps 0 --ratios 0 0 1 --negative none --run_name kept$$seed \
+			--seed $$seed || exit 1; \
 	done
-	$(RUN) train_hps.py $(LORA) --validation_steps 0 --ratios 0 0 1 --negative none --run_name kept1 --seed 1
-	$(RUN) train_hps.py $(LORA) --validation_steps 0 --ratios 0 1 0 --negative adapter --run_name npo --seed 1
-	$(RUN) -m dpt bench run base kept1=$(HPS)/kept1 npo=$(HPS)/hps1,negative_prompt=,negative_lora=$(HPS)/npo \
-		$(foreach n,1 2 3,hps$(n)=$(HPS)/hps$(n) plain$(n)=$(HPS)/hps$(n),negative_prompt=) \
+	$(RUN) -m dpt bench run base npo=$(HPS)/hps1,negative_prompt=,negative_lora=$(HPS)/npo \
+		$(foreach n,1 2 3,kept$(n)=$(HPS)/kept$(n) hps$(n)=$(HPS)/hps$(n) plain$(n)=$(HPS)/hps$(n),negative_prompt=) \
 		--categories single binding count spatial --prompts 50 --per_prompt 1 --num_timesteps 15 --mixed_precision bf16 \
 		--out $(HPS)/bench $(HPS_MODEL)
 	$(RUN) -m dpt bench score $(HPS)/bench --hps $(HPS)/measuring/classifier --out $(HPS)/scored

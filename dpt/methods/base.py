@@ -218,6 +218,10 @@ class DiffusionMethod:
     predict_negative: Predict | None = None
     """The network of guidance's negative half, where it is another one."""
 
+    def with_guidance_scale(self, scale: float | None) -> DiffusionMethod:
+        """The same model and options at another guidance scale."""
+        return self if scale is None else replace(self, settings=replace(self.settings, guidance_scale=scale))
+
     def make(self, requests: Sequence[Request]) -> Iterator[Image.Image]:
 
         from dpt.data.images import to_pil

@@ -14,7 +14,7 @@ from dpt.data.images import draw_missing
 from dpt.distributed import Processes
 from dpt.errors import UserError
 from dpt.files import atomic_file
-from dpt.methods.base import Method
+from dpt.methods.base import DiffusionMethod
 from dpt.records import claim_record
 from dpt.sampling.draw import Request
 from dpt.untrusted import MOST_IMAGES, parse_json
@@ -35,6 +35,8 @@ class CandidateRequest:
     prompt_id: int
     prompt: str
     number: int
+    guidance_scale: float | None = None
+    """Default: the method's."""
 
     @property
     def file_name(self) -> str:
@@ -44,14 +46,18 @@ class CandidateRequest:
         return Request(self.prompt, derived_seed(seed, self.prompt_id, "candidates"), self.number, negative_prompt)
 
 
-def candidate_requests(prompts: Sequence[str], per_prompt: int) -> list[CandidateRequest]:
+def candidate_requests(
+    prompts: Sequence[str], per_prompt: int, guidance_scales: Sequence[float] = ()
+) -> list[CandidateRequest]:
+    """Several images of each prompt; the guidance scales take turns over them."""
     if len(prompts) * per_prompt > MOST_IMAGES:
         raise UserError(f"{len(prompts)} prompts with {per_prompt} images each are more than {MOST_IMAGES:,}")
-    return [CandidateRequest(i, prompt, k) for i, prompt in enumerate(prompts) for k in range(per_prompt)]
+    scales = [guidance_scales[k % len(guidance_scales)] if guidance_scales else None for k in range(per_prompt)]
+    return [CandidateRequest(i, prompt, k, scale) for i, prompt in enumerate(prompts) for k, scale in enumerate(scales)]
 
 
 def draw_candidates(
-    method: Method,
+    method: DiffusionMethod,
     requests: Sequence[CandidateRequest],
     seed: int,
     folder: Path,
@@ -63,23 +69,33 @@ def draw_candidates(
     group = processes or Processes()
     prompts = [request.prompt for request in requests]
     record = {"seed": seed, "negative_prompt": negative_prompt, **_plain(method.identity), "prompts": prompts}
+    scales = list(dict.fromkeys(request.guidance_scale for request in requests))
+    if scales != [None]:
+        record["guidance_scales"] = scales
 
     def refusal(changed: list[str]) -> str:
         return f"{folder} holds pictures of another {' and '.join(changed)}: choose another --out"
 
     group.from_main(lambda: claim_record(folder / RECORD, record, refusal, replace=False))
-    batches = [requests[start : start + BATCH] for start in range(0, len(requests), BATCH)]
+    of_scale = [[request for request in requests if request.guidance_scale == scale] for scale in scales]
+    batches = [own[start : start + BATCH] for own in of_scale for start in range(0, len(own), BATCH)]
 
     def draw(batch: Sequence[CandidateRequest]) -> Iterable[Image.Image]:
-        return method.make([request.sampled(seed, negative_prompt) for request in batch])
+        guided = method.with_guidance_scale(batch[0].guidance_scale)
+        return guided.make([request.sampled(seed, negative_prompt) for request in batch])
 
     draw_missing(batches, folder, draw, group, on_done)
 
 
 def write_metadata(folder: Path, requests: Sequence[CandidateRequest], kind: str = "") -> None:
-    """`metadata.jsonl`: file name, caption and, where given, the type of each image."""
+    """`metadata.jsonl`: file name, caption and, where given, type and guidance scale of each image."""
     extra = {"type": kind} if kind else {}
-    rows = [{"file_name": request.file_name, "caption": request.prompt, **extra} for request in requests]
+    rows: list[dict[str, Any]] = [
+        {"file_name": request.file_name, "caption": request.prompt, **extra} for request in requests
+    ]
+    for row, request in zip(rows, requests, strict=True):
+        if request.guidance_scale is not None:
+            row["guidance_scale"] = request.guidance_scale
     with atomic_file(folder / METADATA) as work:
         work.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8")
 

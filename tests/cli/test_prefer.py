@@ -82,6 +82,30 @@ def test_a_drawn_image_depends_on_seed_and_prompt_alone_and_other_settings_are_r
     assert '"type": "regularization"' in (tmp_path / "reg/metadata.jsonl").read_text()
 
 
+def test_guidance_scales_take_turns_over_the_images_of_a_prompt(
+    drawn: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, other = tmp_path / "scales", tmp_path / "other"
+    draw(out, drawn / "prompts.json", model, "--guidance_scales", "1", "4")
+    rows = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    assert [row["guidance_scale"] for row in rows] == [1, 4, 1, 4, 1] * 3
+    draw(other, drawn / "prompts.json", model, "--guidance_scale", "4")
+    mixed, all_at_four = pixels(out), pixels(other)
+    same = {name for name, image in mixed.items() if np.allclose(image, all_at_four[name], atol=1)}
+    assert same == {row["file_name"] for row in rows if row["guidance_scale"] == 4}
+    assert "guidance_scale" not in (other / "metadata.jsonl").read_text()
+    with pytest.raises(Exception, match="holds pictures of another guidance_scales: choose another --out"):
+        draw(out, drawn / "prompts.json", model)
+    for words, message in (
+        (("1", "nan"), "--guidance_scales are numbers from 0 up, not nan"),
+        (("-1",), "--guidance_scales are numbers from 0 up, not -1"),
+        (("1", "2", "3", "4", "5", "6"), "--guidance_scales are 6, more than --n_samples, 5"),
+        (("1", "--guidance_scale", "3"), "--guidance_scales and --guidance_scale: give one of them"),
+    ):
+        with pytest.raises(Exception, match=message):
+            draw(tmp_path / "bad", drawn / "prompts.json", model, "--guidance_scales", *words)
+
+
 def test_selection_writes_captions_types_and_confidences(drawn: Path) -> None:
     rows = [json.loads(line) for line in (drawn / "chosen/metadata.jsonl").read_text().splitlines()]
     assert {row["type"] for row in rows} == {"positive", "negative"}

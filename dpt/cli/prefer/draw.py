@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -37,6 +38,8 @@ class DrawingOptions:
     """Sample with this LoRA. Default: the model alone."""
     n_samples: int = 4
     """Images per prompt."""
+    guidance_scales: tuple[float, ...] = ()
+    """These take turns over the images of a prompt, so that candidates differ more. Default: --guidance_scale."""
     seed: int = 0
     generation: GenerationConfig = field(default_factory=GenerationConfig)
 
@@ -114,6 +117,13 @@ def check(options: DrawingOptions) -> None:
     for name, value in (("n_samples", options.n_samples), ("num_timesteps", options.generation.sampler.num_timesteps)):
         if value < 1:
             fail(f"--{name} must be at least 1, not {value}")
+    scales = options.guidance_scales
+    if bad := [scale for scale in scales if not isfinite(scale) or scale < 0]:
+        fail(f"--guidance_scales are numbers from 0 up, not {bad[0]:g}")
+    if len(scales) > options.n_samples:
+        fail(f"--guidance_scales are {len(scales)}, more than --n_samples, {options.n_samples}")
+    if scales and options.generation.sampler.guidance_scale is not None:
+        fail("--guidance_scales and --guidance_scale: give one of them")
 
 
 def draw_into(
@@ -130,7 +140,7 @@ def draw_into(
     name = BASE if options.ckpt is None else "tuned"
     config = DiffusionConfig(name, options.ckpt, negative_prompt="")  # the requests have it
     method = config.open(generation)
-    requests = candidate_requests(prompts, options.n_samples)
+    requests = candidate_requests(prompts, options.n_samples, options.guidance_scales)
     with tqdm(total=len(requests), desc="sampling", unit="image", disable=not group.is_main) as bar:
         draw_candidates(method, requests, options.seed, folder, negative, group, bar.update)
     return requests
