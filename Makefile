@@ -9,7 +9,7 @@
 # make reader  the second judge of pocket pictures, runs/reader/reader (a quarter of an hour on one core)
 # make stage1-mmdit stage2-mmdit results-mmdit            the same on ckpt/pocket-mmdit (docs/results/mmdit.md)
 # make ipr    two rounds of IPR, their sheet, and the ablations (hours)
-# make hps    preference data, classifier, selection, tuning, table (about an hour on one core)
+# make hps    preference data, classifier, selection, tuning, table (half an hour on one core)
 # make sld    SLD after base and after IPR, with a noisy detector, by instructions (an hour on one core)
 # make docs   the documentation site in build/site
 # make wheel  dist/*.whl and dist/*.tar.gz, with the embedded models
