@@ -118,23 +118,26 @@ def fidelity(
 ) -> Fidelity:
     """Fréchet distance and diversity of each method; `prompts` names the prompt of each file.
 
-    All sets are truncated to the smallest: the distance depends on their size.
+    For the distance, which depends on their size, all sets are truncated to the smallest. Diversity is of all images.
     """
     reference_files = None if reference == SCENES else _pictures_in(Path(reference))
     n = min([len(paths) for paths in files.values()] + ([] if reference_files is None else [len(reference_files)]))
     if n < 2:
         raise UserError("a Fréchet distance needs at least two images in each set")
     features = {
-        method: _features((_read_pixels(file) for file in paths[:n]), encoder) for method, paths in files.items()
+        method: _features((_read_pixels(file) for file in _compared(paths, (prompts or {}).get(method), n)), encoder)
+        for method, paths in files.items()
     }
     if reference_files is None:
         real, more_scenes = (_features(_scenes(start, n), encoder) for start in (0, n))
         floor = frechet(real, more_scenes)
     else:
         real, floor = _features((_read_pixels(file) for file in reference_files[:n]), encoder), None
-    distances = {method: frechet(method_features, real) for method, method_features in features.items()}
+    distances = {method: frechet(method_features[:n], real) for method, method_features in features.items()}
     name = "rendered scenes" if reference_files is None else f"pictures in {Path(reference).name}"
-    spread = {method: diversity(features[method], names[:n]) for method, names in (prompts or {}).items()}
+    spread = {
+        method: diversity(features[method], names[: len(features[method])]) for method, names in (prompts or {}).items()
+    }
     return Fidelity(
         encoder.identity,
         name,
@@ -144,6 +147,11 @@ def fidelity(
         floor,
         {method: estimate for method, estimate in spread.items() if estimate},
     )
+
+
+def _compared(files: Sequence[Path], prompts: Sequence[str] | None, n: int) -> Sequence[Path]:
+    """All files if a prompt has several, for the diversity; otherwise the first n."""
+    return files if prompts is not None and len(set(prompts)) < len(prompts) else files[:n]
 
 
 def _scenes(start: int, n: int) -> Iterable[Image]:

@@ -75,3 +75,14 @@ def test_diversity_is_the_mean_distance_of_the_pairs_of_a_prompt() -> None:
     pairs = diversity(features, ["a", "a", "a", "b", "b", "c"])
     assert pairs is not None and pairs.value == pytest.approx((2 / 3 + 0) / 2)
     assert diversity(features[:2], ["a", "b"]) is None
+
+
+def test_a_small_set_shortens_the_distance_and_not_the_diversity(tmp_path: Path) -> None:
+    clip = Clip.open(str(SHIPPED), device="cpu")
+    images = [render(make_scene(3, i, POCKET_WORLD)) for i in range(12)]
+    files = {"many": saved(tmp_path / "many", images), "few": saved(tmp_path / "few", images[:6])}
+    prompts = {"many": [str(number % 6) for number in range(12)], "few": [str(number) for number in range(6)]}
+    result = fidelity(files, "scenes", clip, prompts)
+    assert result.pictures == 6 and result.distances["many"] == pytest.approx(result.distances["few"])
+    whole = diversity(clip.features(images), prompts["many"])
+    assert whole is not None and result.diversity["many"].value == pytest.approx(whole.value, rel=1e-4)

@@ -167,7 +167,9 @@ def measure_fidelity(
     from dpt.evaluation.fidelity import fidelity
     from dpt.score.clip import open_encoder
 
-    keys = {name: [results.key(line) for line in range(len(results))] for name, results in methods.items()}
+    # Sets are truncated to the smallest: the first image of every prompt comes before the second of any.
+    orders = {name: results.index.argsort(kind="stable").tolist() for name, results in methods.items()}
+    keys = {name: [results.key(line) for line in orders[name]] for name, results in methods.items()}
     files = {
         name: [picture_file(options.folder, record, name, *key) for key in of_method]
         for name, of_method in keys.items()
