@@ -1,10 +1,10 @@
-# make demo    methods side by side, judged                make check   lint, types and the quick tests (90 seconds)
+# make demo    methods side by side, judged                make check   lint, types and the quick tests (80 seconds)
 # make lint    ruff and mypy                              make test    the test suite (8 minutes on two cores)
 # make nightly every test, fuzzing, faults (an hour)      make tables  the pictures and tables under docs/
 # make stage1 the adapter of ckpt/pocket-stage1 (an hour) make study  adapters of every feature, probed (hours)
 # make stage2 ckpt/pocket-dpt and its control (an hour)   make sweep  ways to correct (an hour)
 # make results all methods in one table, docs/results/table (hours)   make pictures  docs/results/sampling/trace.png
-# make results QUICK=1  the same columns for fewer prompts (ten minutes)   make results-unet  docs/results/benchmark
+# make results QUICK=1  the same columns for fewer prompts (three minutes)   make results-unet  docs/results/benchmark
 # make results-sd MODEL=... SUITE=lmd|sr2d|geneval=FILE  the same for your model, on a GPU
 # make reader  the second judge of pocket pictures, runs/reader/reader (a quarter of an hour on one core)
 # make stage1-mmdit stage2-mmdit results-mmdit            the same on ckpt/pocket-mmdit (docs/results/mmdit.md)

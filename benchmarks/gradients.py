@@ -62,8 +62,8 @@ measured: list[Measured] = []
 
 def build(options: Stage2Options, backbone: Any, validation: Any) -> tuple[Stage2, dict[str, str]]:
     task, weights = stage2(options, backbone, validation)
-    if not isinstance(task, Stage2):
-        sys.exit("--plain_lora has one loss only")
+    if not (isinstance(task, Stage2) and task.weights[MSE]):
+        sys.exit("compared with the denoising loss: give neither --plain_lora nor --mse_loss_coef 0")
     measured.append(Measured(task))
     task.losses = measured[0]  # type: ignore[method-assign]
     return task, weights

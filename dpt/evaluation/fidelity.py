@@ -124,10 +124,7 @@ def fidelity(
     n = min([len(paths) for paths in files.values()] + ([] if reference_files is None else [len(reference_files)]))
     if n < 2:
         raise UserError("a Fréchet distance needs at least two images in each set")
-    features = {
-        method: _features((_read_pixels(file) for file in _compared(paths, (prompts or {}).get(method), n)), encoder)
-        for method, paths in files.items()
-    }
+    features = {method: _features(map(_read_pixels, paths), encoder) for method, paths in files.items()}
     if reference_files is None:
         real, more_scenes = (_features(_scenes(start, n), encoder) for start in (0, n))
         floor = frechet(real, more_scenes)
@@ -135,9 +132,7 @@ def fidelity(
         real, floor = _features((_read_pixels(file) for file in reference_files[:n]), encoder), None
     distances = {method: frechet(method_features[:n], real) for method, method_features in features.items()}
     name = "rendered scenes" if reference_files is None else f"pictures in {Path(reference).name}"
-    spread = {
-        method: diversity(features[method], names[: len(features[method])]) for method, names in (prompts or {}).items()
-    }
+    spread = {method: diversity(features[method], names) for method, names in (prompts or {}).items()}
     return Fidelity(
         encoder.identity,
         name,
@@ -147,11 +142,6 @@ def fidelity(
         floor,
         {method: estimate for method, estimate in spread.items() if estimate},
     )
-
-
-def _compared(files: Sequence[Path], prompts: Sequence[str] | None, n: int) -> Sequence[Path]:
-    """All files if a prompt has several, for the diversity; otherwise the first n."""
-    return files if prompts is not None and len(set(prompts)) < len(prompts) else files[:n]
 
 
 def _scenes(start: int, n: int) -> Iterable[Image]:

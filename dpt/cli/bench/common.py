@@ -201,7 +201,7 @@ def register_method(
 ) -> None:
     """Add a method to the record. Raises if the record has other options or another identity of the method.
 
-    Only the number of images per prompt may grow: images that are there keep their noise and are not drawn again.
+    Only the number of images per prompt may grow: batches that are complete are not drawn again.
     """
     file = out / RECORD
     try:
@@ -210,8 +210,7 @@ def register_method(
             record = (
                 parse_json(read_text(file)) if file.exists() else {OPTIONS_KEY: dict(options), **more, "methods": {}}
             )
-            if options["per_prompt"] > record[OPTIONS_KEY]["per_prompt"]:
-                record[OPTIONS_KEY]["per_prompt"] = options["per_prompt"]
+            record[OPTIONS_KEY]["per_prompt"] = max(options["per_prompt"], record[OPTIONS_KEY]["per_prompt"])
             known = record["methods"].setdefault(method, dict(identity))
             same = _comparable({**LATER_OPTIONS, **record[OPTIONS_KEY]}) == _comparable(options)
             if not same or {"suite_hash": identity.get("suite_hash"), **known} != {"suite_hash": None, **identity}:
