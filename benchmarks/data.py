@@ -21,7 +21,6 @@ from torch import Tensor
 from dpt.backbone import Backbone, open_backbone
 from dpt.cli.common.console import parse_options
 from dpt.cli.main import run as dpt
-from dpt.cli.train.data import side
 from dpt.data.cache.latents import CachedLatents
 from dpt.data.cache.storage import CachePart
 from dpt.data.cache.texts import CachedTexts
@@ -56,7 +55,7 @@ def main(options: Options) -> None:
 @torch.no_grad()
 def measured(options: Options, root: DataRoot) -> None:
     backbone = open_backbone(model_location(EMBEDDED), device="cpu", dtype="float32")
-    framing = Framing(side(None, backbone))
+    framing = Framing.for_model(backbone, None)
     latents = CachedLatents(CachePart.open(root.path / "cache/latents"), root.images(""))
     texts = CachedTexts(CachePart.open(root.path / "cache/texts"))
     scenes = SceneSource(POCKET_WORLD, 0, "train", framing)

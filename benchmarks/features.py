@@ -59,7 +59,7 @@ def main(options: Options) -> None:
     dtype = "float32" if options.mixed_precision == "no" else options.mixed_precision
     backbone = open_backbone(model_location(options.model), dtype=dtype)
     data = DataOptions(data_root=options.data_root)
-    framing = framing_of(data, backbone)
+    framing = framing_of(data.framing, backbone)
     source, _ = open_data(data, framing, options.seed, open_cache(data, framing, backbone))
     phrases = open_phrase_encoder("backbone", backbone)
     adapters = {feature: _adapter(backbone, feature, phrases.width, options) for feature in options.features}
@@ -82,8 +82,8 @@ def main(options: Options) -> None:
         for (feature, task), own in zip(tasks.items(), joined.chunk(len(tasks), dim=1), strict=True):
             losses = task.losses(own, t, noised.texts, batch, num_boxes)
             _update(adapters[feature], optimizers[feature], _total(task, losses), _rate(step, options))
-    for feature, own in adapters.items():
-        save_adapter(own, options.out / feature / "adapter", **backbone.origin(options.model))
+    for feature, adapter in adapters.items():
+        save_adapter(adapter, options.out / feature / "adapter", **backbone.origin(options.model))
 
 
 def _adapter(backbone: Backbone, feature: str, phrase_width: int, options: Options) -> Adapter:

@@ -116,7 +116,7 @@ def unet_of(size: Size, text_width: int | None = None) -> Any:
         layers_per_block=size.layers,
         transformer_layers_per_block=tuple(depth or 1 for depth in size.depths[: len(size.widths)]),
         cross_attention_dim=size.text_width if text_width is None else text_width,
-        attention_head_dim=size.heads,  # type: ignore[arg-type]
+        attention_head_dim=size.heads,
         use_linear_projection=size.linear,
         norm_num_groups=size.groups,
         **added,

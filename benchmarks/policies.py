@@ -73,7 +73,7 @@ def main(options: Options) -> None:
         predicted[name] = prediction(drawn, one)
         task: Any = task_for(StepOptions(size=options.size), trained)
         side = trained.default_latent_size[0] * trained.vae_scale_factor
-        training[name] = stepping(task, ways_for(task, examples(side, options.batch).to(device))["ours"])
+        training[name] = stepping(task, ways_for(task, examples(trained, side, options.batch).to(device))["ours"])
         begun = time.perf_counter()
         training[name]()
         drawing[name]()

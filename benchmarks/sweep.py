@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from models import FULL
 from sampling import products
 
 from dpt.cli.bench import report as bench_report
@@ -120,7 +121,7 @@ def found(
 ) -> list[dict[str, Any]]:
     rates = {one["method"]: one["rates"] for one in results["results"]}
     apart = {one["method"]: one["points"] for one in results["differences"] if one["baseline"] == baseline}
-    full = products({name: replace(one, interval=ALWAYS, every=1) for name, one in ways.items()})
+    full = products(FULL, {name: replace(one, interval=ALWAYS, every=1) for name, one in ways.items()})
     return [
         {
             "way": name,
