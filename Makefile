@@ -69,8 +69,8 @@ stage2: environment
 	$(RUN) train_stage2.py $(TUNING) --run_name control --plain_lora
 
 # The one table: all methods on the transformer pocket. The same command continues it; PROCESSES share the images.
-# A second judge reads the same images; no method was trained on what it reads, or selects by it. PER_PROMPT=4, which
-# continues a run of one image per prompt, and more ROWS (best8, distilled=FOLDER) take longer.
+# A second judge reads the same images; no method was trained on what it reads, or selects by it. PER_PROMPT=4
+# continues a run of one image per prompt.
 PROCESSES ?= 2
 PER_PROMPT ?= 1
 ON_ALL = $(ON_MMDIT) --num_timesteps 20 --clip ckpt/pocket/clip
@@ -84,7 +84,7 @@ results: environment
 	$(RUN) -m dpt bench report runs/quick --also control --second runs/quick/by-reader --reference scenes
 else
 TABLE = runs/table
-ROWS ?= base control dpt corrected best4 ipr ipr-dpt hps base+sld corrected+sld
+ROWS ?= base control dpt corrected best4 best8 distilled ipr1 ipr ipr-dpt hps base+sld corrected+sld
 results: environment
 	$(RUN_ON_ALL) $(ROWS) $(ON_ALL) --per_prompt $(PER_PROMPT) --out $(TABLE)
 	$(RUN) -m dpt bench score $(TABLE) --detector reader --out $(TABLE)/by-reader
@@ -157,6 +157,14 @@ stage2-mmdit: scenes-mmdit
 			--only_train_lora --mse_loss_coef 50 --qformer_ckpt $(MMDIT)/stage1 --seed $$seed --max_train_steps $$steps \
 			--run_name dpt$${steps}s$$seed || exit 1; \
 	done; done
+
+# The LoRA of DPT learns from the best of four of its own images, of other prompts.
+distilled-mmdit: environment
+	$(RUN) -m dpt bench run best4 $(ON_MMDIT) --num_timesteps 20 --per_prompt 1 --prompts 100 --seed 11 --out $(MMDIT)/own
+	$(RUN) tools/caption_images.py $(MMDIT)/own best4
+	$(RUN) -m dpt ipr train $(MMDIT)/own/best4 --ckpt ckpt/pocket-mmdit-dpt $(ON_MMDIT) --out $(MMDIT)/distilled \
+		--lora_rank 16 --lora_alpha 16 --max_train_steps 300 --learning_rate 1e-3 --lr_scheduler linear \
+		--lr_warmup_steps 20 --logit_mean -0.8 --logit_std 1.2
 
 MMDIT_BENCH = $(ON_MMDIT) --categories single binding count spatial negation --per_prompt 1 --num_timesteps 20
 FUSED = target=fused,norm=rms

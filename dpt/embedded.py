@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from dpt.errors import UserError
@@ -22,28 +21,26 @@ CHECKOUT = next((place for place in _PLACES if (place / EMBEDDED).is_dir()), _PL
 """What holds them: the root of the checkout, or the package itself where it was installed from a wheel."""
 
 
-@dataclass(frozen=True)
-class EmbeddedModel:
-    """A model of this checkout, and the checkpoints that were trained on it."""
-
-    model: str
-    tuned: str
-    """The LoRA and adapter of stage 2."""
-    control: str
-    """The LoRA of the same training without the adapter's losses."""
-    ipr: str
-    hps: str
-
-    def checkpoints(self) -> dict[str, Path]:
-        """Those that are there, by the name of their method."""
-        named = {"control": self.control, "dpt": self.tuned, "ipr": self.ipr, "hps": self.hps}
-        return {name: CHECKOUT / folder for name, folder in named.items() if (CHECKOUT / folder).is_dir()}
-
-
-EMBEDDED_MODELS = {
-    model: EmbeddedModel(model, *(f"{model}-{kind}" for kind in ("dpt", "plain", "ipr", "hps")))
-    for model in (EMBEDDED, "ckpt/pocket-mmdit")
+CHECKPOINTS = {
+    "control": "-plain",
+    "dpt": "-dpt",
+    "ipr1": "-ipr/round-1",
+    "ipr": "-ipr",
+    "hps": "-hps",
+    "distilled": "-dpt/distilled",
 }
+"""Methods of `dpt bench run` whose weights are in the checkout: what follows the name of the model."""
+
+
+EMBEDDED_MODELS = (EMBEDDED, "ckpt/pocket-mmdit")
+
+
+def checkpoints_of(model: str) -> dict[str, Path]:
+    """Those of an embedded model, by the name of their method."""
+    if model not in EMBEDDED_MODELS:
+        return {}
+    folders = {name: CHECKOUT / f"{model}{ending}" for name, ending in CHECKPOINTS.items()}
+    return {name: folder for name, folder in folders.items() if folder.is_dir()}
 
 
 def model_location(name: str) -> str:
@@ -92,5 +89,4 @@ def embedded_defaults(model: str = EMBEDDED) -> GenerationDefaults:
 
 def checkpoint_for(model: str) -> Path | None:
     """The default checkpoint of a model: embedded ones have one."""
-    embedded = EMBEDDED_MODELS.get(model)
-    return embedded.checkpoints().get("dpt") if embedded else None
+    return checkpoints_of(model).get("dpt")

@@ -20,6 +20,7 @@ LABELS = {
     "corrected": "**DPT with self-correction**",
     "best4": "DPT, best of four by its adapter",
     "best8": "DPT, best of eight",
+    "ipr1": "IPR, one round",
     "ipr": "IPR, two rounds",
     "ipr-dpt": "IPR and DPT, their LoRAs added",
     "hps": "HPS",

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from dpt.embedded import EMBEDDED, EMBEDDED_MODELS, embedded_defaults, embedded_path
+from dpt.embedded import EMBEDDED, checkpoints_of, embedded_defaults, embedded_path
 from dpt.errors import UserError, fail
 from dpt.methods.base import BASE, DiffusionConfig, MethodConfig
 from dpt.methods.sld.method import ORACLE, SUFFIX, SLDConfig, default_masks
@@ -20,7 +20,7 @@ __all__ = ["BASE", "KEYS", "known_methods", "parse_method", "parse_methods"]
 
 def known_methods(num_timesteps: int, model: str = EMBEDDED) -> dict[str, MethodConfig]:
     """The model itself, SLD after it, and for an embedded model the methods of its checkpoints."""
-    checkpoints = EMBEDDED_MODELS[model].checkpoints() if model in EMBEDDED_MODELS else {}
+    checkpoints = checkpoints_of(model)
     entries: list[MethodConfig] = [
         DiffusionConfig(BASE),
         SLDConfig("sld"),

@@ -16,7 +16,7 @@ from dpt.data.files.source import training_files
 from dpt.data.images import Framing
 from dpt.data.scenes.render import render
 from dpt.data.scenes.world import POCKET_WORLD, make_scene
-from dpt.embedded import EMBEDDED, EMBEDDED_MODELS
+from dpt.embedded import EMBEDDED_MODELS
 from tests.training import tiny_stage1
 
 
@@ -68,7 +68,7 @@ def test_captions_with_words_that_an_embedded_model_does_not_know_are_counted(
     model = str(tmp_path / "model")
     for known in (False, True):
         if known:
-            monkeypatch.setitem(EMBEDDED_MODELS, model, EMBEDDED_MODELS[EMBEDDED])
+            monkeypatch.setattr("dpt.cli.common.console.EMBEDDED_MODELS", (*EMBEDDED_MODELS, model))
         run = ["--run_name", str(known), "--max_train_steps", "1", "--validation_steps", "0", "--report_to", "none"]
         assert main_stage2([*words, "--val_fraction", "0", *run]) == 0
         warned = [line for line in capsys.readouterr().err.splitlines() if "miniature" in line]
