@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 import torch
@@ -51,6 +51,8 @@ class ReferringExpression:
 
     text: str
     regions: tuple[GroundedRegion, ...]
+    kind: str = ""
+    """How it refers, if that is known: by attributes, by a relation, or as an extreme such as "leftmost"."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,8 @@ class ExpressionBatch:
     num_boxes: list[int]
     spans: list[list[tuple[Span, ...]]]
     """For each example, for each of its boxes, the spans of its text that name the box."""
+    kinds: list[str] = field(default_factory=list)
+    """How each refers; "" if unknown."""
 
     def boxes_by_example(self) -> tuple[Tensor, ...]:
         return torch.split(self.boxes, self.num_boxes)
@@ -280,6 +284,7 @@ def _collate_expressions(expressions: Sequence[ReferringExpression]) -> Expressi
         boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
         num_boxes=[len(expression.regions) for expression in expressions],
         spans=[[region.spans for region in expression.regions] for expression in expressions],
+        kinds=[expression.kind for expression in expressions],
     )
 
 

@@ -99,7 +99,7 @@ def mirrored_expression(expression: ReferringExpression) -> ReferringExpression 
         cx, cy, width, height = region.box
         moved = tuple((_moved(start, swaps), _moved(end, swaps)) for start, end in region.spans)
         regions.append(GroundedRegion((1 - cx, cy, width, height), moved))
-    return ReferringExpression(_swapped(expression.text, swaps), tuple(regions))
+    return ReferringExpression(_swapped(expression.text, swaps), tuple(regions), expression.kind)
 
 
 def _swaps(text: str) -> list[Swap] | None:

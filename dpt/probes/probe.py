@@ -44,7 +44,7 @@ IOU_THRESHOLD = 0.5
 
 COMPARISONS = (Pair(TRUE, CAPTION), Pair(TRUE, HARD_CAPTION), Pair(HARD, CAPTION))
 
-TEXT, IMAGE, OVERALL, REC = "itm_txt", "itm_img", "itm_overall", "rec"
+TEXT, IMAGE, OVERALL, REC, KIND = "itm_txt", "itm_img", "itm_overall", "rec", "rec_kind"
 
 TOP_K = (1, 5, 10)
 """The k of P@k: whether one of the k most confident boxes is right."""
@@ -53,9 +53,10 @@ TOP_K = (1, 5, 10)
 @dataclass(frozen=True)
 class ProbeAnswer:
     question: str
-    """TEXT: which of two captions fits the image? IMAGE: which of two images fits the caption? REC: where is it?"""
+    """TEXT: which of two captions fits the image? IMAGE: which of two images fits the caption? REC: where is it?
+    KIND: the same as REC, by another category."""
     category: str
-    """The type of the negative, "" if unknown; for REC the name of the data."""
+    """The type of the negative, "" if unknown; for REC the name of the data, for KIND how the expression refers."""
     timestep: int
     rank: int | None
     """How many candidates scored higher than the first right one; None if none is right."""
@@ -101,6 +102,8 @@ class Probe:
         names = [TEXT, IMAGE, OVERALL, *([f"{REC}_p1", *by_stream] if self.score_grounding else [])]
         hits, totals = Counter[str](), Counter[str]()
         for answer in self.answers(part, parts, on_batch):
+            if answer.question == KIND:
+                continue
             matching = answer.question in (TEXT, IMAGE)
             for name in (answer.question, OVERALL) if matching else (f"{REC}_p1", f"{REC}_p1_{answer.category}"):
                 hits[name] += answer.within(1)
@@ -127,7 +130,7 @@ class Probe:
                 yield from self._compare(vectors, texts, batch.negatives.hard, timestep)
             if grounding and batch.expressions is not None:
                 output = self.adapter.grounding_head(for_grounding)
-                yield from (ProbeAnswer(REC, label, timestep, rank) for rank in ranks(output, batch.expressions))
+                yield from _located(output, batch.expressions, label, timestep)
 
     def _compare(
         self, vectors: Sequence[Tensor], texts: Mapping[str, Condition], negatives: NegativeBatch, timestep: int
@@ -141,6 +144,15 @@ class Probe:
         ):
             for right, category in zip((true > false).tolist(), categories, strict=True):
                 yield ProbeAnswer(question, category or "", timestep, 0 if right else 1)
+
+
+def _located(output: GroundingOutput, expressions: ExpressionBatch, label: str, timestep: int) -> Iterator[ProbeAnswer]:
+    having_boxes = [number > 0 for number in expressions.num_boxes]
+    kinds = [kind for kind, has in zip(expressions.kinds or [""] * len(having_boxes), having_boxes, strict=True) if has]
+    for rank, kind in zip(ranks(output, expressions), kinds, strict=True):
+        yield ProbeAnswer(REC, label, timestep, rank)
+        if kind:
+            yield ProbeAnswer(KIND, kind, timestep, rank)
 
 
 def ranks(output: GroundingOutput, expressions: ExpressionBatch) -> list[int | None]:
@@ -298,6 +310,15 @@ def by_negative(results: Sequence[ProbeResult], timestep: int) -> str:
     )
 
 
+def by_kind(results: Sequence[ProbeResult], kinds: Sequence[str], timestep: int) -> str:
+    """Grounding at one timestep by how the expression refers."""
+    return _table(
+        "feature",
+        results,
+        [(kind, lambda result, kind=kind: accuracy(result.cells, (KIND,), kind, timestep)) for kind in kinds],  # type: ignore[misc]
+    )
+
+
 def by_timestep(results: Sequence[ProbeResult], questions: tuple[str, ...]) -> str:
     times = timesteps([cell for result in results for cell in result.cells])
     return _table(
@@ -324,6 +345,10 @@ def report(results: Sequence[ProbeResult], timestep: int) -> str:
         ("Matching by timestep, both sides", by_timestep(results, MATCHING)),
         ("Grounding by timestep, P@1", by_timestep(results, (REC,))),
     ]
+    if kinds := sorted({cell.category for result in results for cell in result.cells if cell.question == KIND}):
+        parts.append(
+            (f"Grounding by kind of expression, P@1, at timestep {timestep}", by_kind(results, kinds, timestep))
+        )
     if any(result.denoising is not None for result in results):
         parts.append(("Denoising error of held-out pictures under their captions", denoising_changes(results)))
     return "\n\n".join(f"### {title}\n\n{text}" for title, text in parts) + "\n"

@@ -10,20 +10,24 @@ from dpt.backbone import Backbone, open_backbone
 from dpt.data.example import ExpressionBatch
 from dpt.data.images import Framing
 from dpt.data.scenes.captions import NEGATIVE_TYPES
+from dpt.data.scenes.referring import KINDS
 from dpt.data.scenes.source import SceneSource
 from dpt.data.scenes.world import POCKET_WORLD
 from dpt.data.stream import Stream
 from dpt.probes.probe import (
     IMAGE,
+    KIND,
     MATCHING,
     REC,
     TEXT,
     Probe,
     ProbeAnswer,
+    ProbeResult,
     accuracy,
     categories,
     count_answers,
     ranks,
+    report,
     timesteps,
 )
 from tests import tiny_models
@@ -48,10 +52,12 @@ def probe(backbone: Backbone) -> Probe:
 
 def test_every_question_is_answered_once_at_each_timestep(probe: Probe) -> None:
     answers = list(probe.answers())
-    for question in (TEXT, IMAGE, REC):
+    for question in (TEXT, IMAGE, REC, KIND):
         for t in TIMES:
             assert sum((answer.question, answer.timestep) == (question, t) for answer in answers) == 10
-    assert {answer.category for answer in answers if answer.question != REC} <= set(NEGATIVE_TYPES)
+    assert {answer.category for answer in answers if answer.question in (TEXT, IMAGE)} <= set(NEGATIVE_TYPES)
+    assert {answer.category for answer in answers if answer.question == KIND} <= set(KINDS)
+    assert [a.rank for a in answers if a.question == KIND] == [a.rank for a in answers if a.question == REC]
     assert {answer.category for answer in answers if answer.question == REC} == {"scenes"}
 
 
@@ -96,6 +102,13 @@ def test_rank_of_the_first_correct_box(
     boxes: list[list[float]], none: list[float], target: list[list[float]], rank: int | None
 ) -> None:
     assert ranks(grounding(boxes, none), expression(target)) == [rank]
+
+
+def test_grounding_is_reported_by_the_kind_of_expression_where_that_is_known() -> None:
+    cells = count_answers([ProbeAnswer(KIND, "relation", 20, 0), ProbeAnswer(KIND, "relation", 20, 1)])
+    known = ProbeResult("up0", "", (*cells, *count_answers([ProbeAnswer(REC, "scenes", 20, 0)])))
+    assert "by kind of expression, P@1, at timestep 20\n\n| feature | relation |" in report([known], 20)
+    assert "kind of expression" not in report([ProbeResult("up0", "", known.cells[1:])], 20)
 
 
 def test_expression_without_boxes_is_not_scored() -> None:

@@ -176,7 +176,7 @@ class SceneSource(Source):
             (expression.box.x0, expression.box.y0, expression.box.x1, expression.box.y1), (size, size)
         )
         assert box is not None, "scenes are square and their boxes inside"
-        return ReferringExpression(expression.text, (GroundedRegion(box, (expression.span,)),))
+        return ReferringExpression(expression.text, (GroundedRegion(box, (expression.span,)),), expression.kind)
 
     def _negatives(
         self, name: str, index: int, epoch: int, annotation: SceneAnnotation, parts: ExampleParts
