@@ -81,12 +81,12 @@ def measured(options: Options, root: DataRoot) -> None:
 
     timed = compared(in_turns({name: partial(read, name) for name in sources}, options.rounds, torch.device("cpu")))
     rows = [
-        [one.name, f"{1e3 * size / one.ms:,.0f}", f"{one.ms / size * BATCH:.3g}", one.said] for one in timed
+        [one.name, f"{1e3 * size / one.ms:,.0f}", f"{one.ms / size * BATCH:.3g}", one.compared] for one in timed
     ]  # fmt: skip
     heads = [f"{size} examples", "examples/s", f"ms a batch of {BATCH}", "time against files (range)"]
     pixels = torch.stack([plain.example(index).image.values for index in range(size)])
-    said = f"{table(heads, rows)}\n\nLatents, {rounding(backbone, pixels)}."
-    keep(options.out, "data", said, {"options": options, "times": timed}, torch.device("cpu"))
+    text = f"{table(heads, rows)}\n\nLatents, {rounding(backbone, pixels)}."
+    keep(options.out, "data", text, {"options": options, "times": timed}, torch.device("cpu"))
 
 
 def rounding(backbone: Backbone, pixels: Tensor) -> str:
@@ -96,8 +96,8 @@ def rounding(backbone: Backbone, pixels: Tensor) -> str:
     vae = backbone.modules()[-2]
     spread = vae.encode(pixels).latent_dist.std * vae.config.scaling_factor
     differences = {"another batch": together - alone, "float16": alone.half().float() - alone}
-    told = [f"{name} {_size(one):.1e} (at most {one.abs().max():.1e})" for name, one in differences.items()]
-    return f"root mean square: {', '.join(told)}, the posterior {_size(spread):.2g}, latents {_size(alone):.2g}"
+    parts = [f"{name} {_size(one):.1e} (at most {one.abs().max():.1e})" for name, one in differences.items()]
+    return f"root mean square: {', '.join(parts)}, the posterior {_size(spread):.2g}, latents {_size(alone):.2g}"
 
 
 def _size(values: Tensor) -> float:

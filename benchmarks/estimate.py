@@ -33,8 +33,8 @@ def main(options: Options) -> None:
     for checkpointing in (False, True):
         task = task_for(StepOptions(size=options.size, gradient_checkpointing=checkpointing), backbone)
         held = task.memory(options.batch)
-        said = "with gradient checkpointing" if checkpointing else "without"
-        rows.append([said, *(f"{value / 1e9:.1f}" for value in (*held.values(), sum(held.values())))])
+        label = "with gradient checkpointing" if checkpointing else "without"
+        rows.append([label, *(f"{value / 1e9:.1f}" for value in (*held.values(), sum(held.values())))])
         backbone.network.delete_adapters("dpt")
     print(table([f"stage 2, {options.size}, batch {options.batch}", *(f"{name}, GB" for name in held), "in all"], rows))
 

@@ -82,7 +82,7 @@ def main(options: Options) -> None:
     exact = predicted[options.policies[0]]
     apart = {name: float((one - exact).norm() / exact.norm()) for name, one in predicted.items()}
     rows = [
-        [one.name, f"{one.ms:,.0f}", one.said, f"{other.ms:,.0f}", other.said, f"{apart[one.name]:.1e}",
+        [one.name, f"{one.ms:,.0f}", one.compared, f"{other.ms:,.0f}", other.compared, f"{apart[one.name]:.1e}",
          f"{warming[one.name]:.0f}"]
         for one, other in zip(steps, draws, strict=True)
     ]  # fmt: skip

@@ -66,15 +66,15 @@ def main(options: Options) -> None:
     backbone = open_size(options.size, device, FORMATS[options.mixed_precision])
     task: Any = task_for(own, backbone)
     usual = backbone.default_latent_size[0]
-    wanted = [(batch, usual) for batch in options.batches]
-    wanted += [(options.batches[0], side) for side in options.sides if (options.batches[0], side) not in wanted]
+    sizes = [(batch, usual) for batch in options.batches]
+    sizes += [(options.batches[0], side) for side in options.sides if (options.batches[0], side) not in sizes]
     works = {}
-    for batch, side in wanted:
+    for batch, side in sizes:
         data = examples(backbone, side * backbone.vae_scale_factor, batch).to(device)
         works[f"{batch} x {side}"] = stepping(task, ways_for(task, data)["ours"])
     took = in_turns(works, options.rounds, device)
     points = []
-    for (batch, side), (name, work) in zip(wanted, works.items(), strict=True):
+    for (batch, side), (name, work) in zip(sizes, works.items(), strict=True):
         backbone.network.register_to_config(sample_size=side)
         estimate = sum(bytes for part, bytes in task.memory(batch).items() if part.endswith("activations"))
         seconds = took[name]
@@ -92,7 +92,9 @@ def main(options: Options) -> None:
     shared = processes_of(options) if options.processes else {}
     if shared:
         timed = compared(shared)
-        rows = [[one.name, f"{one.ms:,.0f}", f"{1e3 * options.global_batch / one.ms:.3g}", one.said] for one in timed]
+        rows = [
+            [one.name, f"{one.ms:,.0f}", f"{1e3 * options.global_batch / one.ms:.3g}", one.compared] for one in timed
+        ]
         heads = [f"pocket, global batch {options.global_batch}", "ms a step", "examples/s", "against the first (range)"]
         tables += f"\n\n{table(heads, rows)}"
     numbers = {"options": options, "points": [asdict(one) for one in points], "processes": shared}

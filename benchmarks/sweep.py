@@ -65,31 +65,31 @@ class Options:
 def main(options: Options) -> None:
     words = {PLAIN: "", **WAYS}
     lora = (options.ckpt / "lora").is_dir()
-    said = {
+    texts = {
         name: "base" if name == PLAIN and not lora else f"{name}={options.ckpt}{',' if how else ''}{how}"
         for name, how in words.items()
     }
-    asked = bench.with_defaults(
+    run = bench.with_defaults(
         bench.RunOptions(
-            tuple(said[name] for name in options.only or words),
+            tuple(texts[name] for name in options.only or words),
             out=options.out,
             suite=bench.SuiteOptions(prompts=options.prompts, per_prompt=options.per_prompt, seed=options.seed),
             generation=GenerationConfig(mixed_precision=options.mixed_precision),
         )
     )
-    bench.run(asked)
+    bench.run(run)
     if options.only:
         return
     baseline = PLAIN if lora else bench.BASE
     bench_report.report(bench_report.ReportOptions(options.out, baseline, reference="scenes"))
     results = json.loads((options.out / "results.json").read_text())
-    ways = {baseline: Correction()} | {name: parse_method(said[name]).correction for name in WAYS}
+    ways = {baseline: Correction()} | {name: parse_method(texts[name]).correction for name in WAYS}
     record = {
         "asked": {"prompts": options.prompts, "per_prompt": options.per_prompt, "seed": options.seed},
         "versions": versions(),
         "methods": results["methods"],
         "floor": results["fidelity"]["floor"],
-        "ways": found(results, ways, baseline, seconds(ways, asked, options.ckpt)),
+        "ways": found(results, ways, baseline, seconds(ways, run, options.ckpt)),
     }
     (options.out / "sweep.json").write_text(json.dumps(record, indent=1) + "\n")
     text = table(record["ways"], record["floor"])
@@ -98,10 +98,10 @@ def main(options: Options) -> None:
     print(text)
 
 
-def seconds(ways: Mapping[str, Correction], asked: bench.RunOptions, ckpt: Path) -> dict[str, list[float]]:
+def seconds(ways: Mapping[str, Correction], run: bench.RunOptions, ckpt: Path) -> dict[str, list[float]]:
     """A picture's drawing as a multiple of the plain one's, in rounds; the ways take turns."""
     method = replace(parse_method(f"timed={ckpt},factor=1"))
-    opened = method.open(asked.generation)
+    opened = method.open(run.generation)
     settings = replace(opened.settings, correction=Correction())
     requests = [Request(TIMED, 0, index) for index in range(PICTURES)]
     took: dict[str, list[float]] = {name: [] for name in ways}
@@ -148,10 +148,10 @@ def table(ways: list[dict[str, Any]], floor: float) -> str:
     ]
     for one in ways:
         how, seconds, apart = one["correction"], one["seconds"], one["difference"]
-        told = ["", "", "", ""] if apart is None else [how["target"], how["norm"], f"{how['factor']:g}", steps(how)]
+        settings = ["", "", "", ""] if apart is None else [how["target"], how["norm"], f"{how['factor']:g}", steps(how)]
         cells = [
             one["way"],
-            *told,
+            *settings,
             percent(one["rates"]["all"]),
             "" if apart is None else percent(apart["all"], sign="+"),
             f"{one['distance']:.3f}",

@@ -38,10 +38,10 @@ class Timed:
 
     @property
     def cells(self) -> list[str]:
-        return [self.name, f"{self.ms:,.0f}" if self.ms >= 100 else f"{self.ms:.3g}", self.said]
+        return [self.name, f"{self.ms:,.0f}" if self.ms >= 100 else f"{self.ms:.3g}", self.compared]
 
     @property
-    def said(self) -> str:
+    def compared(self) -> str:
         return f"{self.ratio:.2f} ({self.low:.2f}-{self.high:.2f})"
 
 

@@ -98,13 +98,13 @@ def main(options: Options) -> dict[str, Any]:
     heads = [title, "ms", f"against {least} (range)", "kept, MiB", "peak, MiB", f"kept against {least}", "examples/s"]
     shares = shares_of(task, batch, loading, device)
     parts = table(["of our step", "%"], [[name, f"{100 * share:.1f}"] for name, share in shares.items()])
-    rate, said = utilisation(backbone, steps["ours"], device)
+    rate, sentence = utilisation(backbone, steps["ours"], device)
     numbers = {
         "options": options, "times": timed, "memory": memory, "shares": shares, "rate": rate,
         "estimate": dict(task.memory(options.batch)),
     }  # fmt: skip
     name = f"stage{options.stage}-{options.size}" + ("-checkpointed" if options.gradient_checkpointing else "")
-    keep(options.out, name, f"{table(heads, rows)}\n\n{parts}\n\n{said}", numbers, device)
+    keep(options.out, name, f"{table(heads, rows)}\n\n{parts}\n\n{sentence}", numbers, device)
     return numbers
 
 
@@ -141,10 +141,10 @@ class Remembered:
     """Text states as a warm cache has them."""
 
     def __init__(self, backbone: Backbone, batch: Batch) -> None:
-        said = sorted({text for texts in texts_of(batch).values() for text in texts})
+        prompts = sorted({text for texts in texts_of(batch).values() for text in texts})
         with torch.no_grad():
-            text = backbone.encode_text(said)
-        self.known = {prompt: text[i : i + 1] for i, prompt in enumerate(said)}
+            text = backbone.encode_text(prompts)
+        self.known = {prompt: text[i : i + 1] for i, prompt in enumerate(prompts)}
 
     def __call__(self, prompts: list[str]) -> Condition:
         return Condition.stack([self.known[prompt] for prompt in prompts])
@@ -234,12 +234,12 @@ def utilisation(
     flop = operations(step, device)
     seconds = min(seconds_of(step, device) for _ in range(3))
     achieved, best, dense = flop / seconds, best_rate(device, backbone.dtype), dense_rate(device)
-    said = (
+    sentence = (
         f"Our step: {flop / 1e12:.3g} TFLOP, {achieved / 1e12:.3g} TFLOP/s, "
         f"{100 * achieved / best:.0f} % of one large product's rate in the UNet's format ({best / 1e12:.3g} TFLOP/s)"
     )
-    said += f", {100 * achieved / dense:.0f} % of the maker's {dense / 1e12:.0f} TFLOP/s." if dense else "."
-    return {"flop": flop, "rate": achieved, "best_rate": best, "makers_rate": dense}, said
+    sentence += f", {100 * achieved / dense:.0f} % of the maker's {dense / 1e12:.0f} TFLOP/s." if dense else "."
+    return {"flop": flop, "rate": achieved, "best_rate": best, "makers_rate": dense}, sentence
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ HEAD = """# Every package that requirements.txt and requirements-dev.txt come to
 #     pip install --no-deps --require-hashes -r requirements.lock
 """
 HEAD_CPU = """# The CPU build of torch for Linux on x86-64 and Python {pythons}. Written by tools/lock.py; do not edit.
-# pip has to be told where PyTorch keeps its CPU wheels: --extra-index-url, or TORCH_INDEX for make.
+# pip does not know where PyTorch keeps its CPU wheels: give --extra-index-url, or TORCH_INDEX to make.
 """
 
 
@@ -86,20 +86,20 @@ def out_of_step(root: Path) -> list[str]:
     lock = locked(root / "requirements.lock") | {
         name: version.split("+")[0] for name, version in locked(root / "requirements-cpu.lock").items()
     }
-    wanted = dict(
+    requirements = dict(
         line.split("==") for name in ("requirements.txt", "requirements-dev.txt") for line in pins(root / name)
     )
     return [
         f"{name} is pinned to {version}, and the lock has {lock.get(canonical(name), 'none of it')}"
-        for name, version in wanted.items()
+        for name, version in requirements.items()
         if lock.get(canonical(name)) != version
     ]
 
 
-def closure(wanted: Iterable[str]) -> dict[str, Package]:
-    """What is wanted and all that it needs, in the versions that are installed."""
+def closure(requirements: Iterable[str]) -> dict[str, Package]:
+    """The requirements and all that they need, in the versions that are installed."""
     found: dict[str, Package] = {}
-    left = [(Requirement(line), "requirements") for line in wanted]
+    left = [(Requirement(line), "requirements") for line in requirements]
     seen: set[tuple[str, str]] = set()
     while left:
         requirement, by = left.pop()
