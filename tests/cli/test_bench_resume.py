@@ -71,8 +71,12 @@ def test_more_images_per_prompt_continue_a_folder(folder: Path, model: Path) -> 
     assert json.loads((folder / "bench.json").read_text())["asked"]["per_prompt"] == 6
     report(ReportOptions(folder, out=folder / "report"))  # tuned has two images of each prompt
     assert "tuned - base (8)" in (folder / "report/table.md").read_text()
+    run(options(model, folder, "base"))  # two again: nothing to draw, nothing lost
+    assert (folder / "base.jsonl").read_bytes().splitlines() == after
+    run(options(model, folder, "new=,negative_prompt=blurry", per_prompt=1))
+    assert len((folder / "new.jsonl").read_bytes().splitlines()) * 6 == len(after)
     with pytest.raises(UserError, match="other options; choose another --out"):
-        run(options(model, folder, "base"))
+        run(options(model, folder, "base", num_timesteps=3))
 
 
 def test_a_folder_that_an_earlier_version_wrote_is_continued_and_reported(

@@ -201,7 +201,7 @@ def register_method(
 ) -> None:
     """Add a method to the record. Raises if the record has other options or another identity of the method.
 
-    Only the number of images per prompt may grow: batches that are complete are not drawn again.
+    Only the number of images per prompt may differ between methods and grow: complete batches are not drawn again.
     """
     file = out / RECORD
     try:
@@ -210,9 +210,10 @@ def register_method(
             record = (
                 parse_json(read_text(file)) if file.exists() else {OPTIONS_KEY: dict(options), **more, "methods": {}}
             )
-            record[OPTIONS_KEY]["per_prompt"] = max(options["per_prompt"], record[OPTIONS_KEY]["per_prompt"])
+            most = max(options["per_prompt"], record[OPTIONS_KEY]["per_prompt"])
+            record[OPTIONS_KEY]["per_prompt"] = most
             known = record["methods"].setdefault(method, dict(identity))
-            same = _comparable({**LATER_OPTIONS, **record[OPTIONS_KEY]}) == _comparable(options)
+            same = _comparable({**LATER_OPTIONS, **record[OPTIONS_KEY]}) == _comparable({**options, "per_prompt": most})
             if not same or {"suite_hash": identity.get("suite_hash"), **known} != {"suite_hash": None, **identity}:
                 fail(f"{out} holds a benchmark that was run with other options; choose another --out")
             check_one_judge(record["methods"], out, ("model", *JUDGE_KEYS))

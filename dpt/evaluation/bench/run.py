@@ -99,8 +99,9 @@ def merge_shards(lines: Path, requests: Sequence[ImageRequest]) -> None:
         repair(file)
         # Parts override the file: they hold the newer line of an image that was drawn again.
         texts |= {line.key: line.text for line in read_lines(file)}
+    ordered = [texts.pop(request.key) for request in requests if request.key in texts]
     with atomic_file(lines) as work:
-        work.write_bytes(b"".join(texts[request.key] for request in requests if request.key in texts))
+        work.write_bytes(b"".join((*ordered, *texts.values())))  # a run of more images per prompt left the others
     for file in parts:
         file.unlink()
 
