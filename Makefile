@@ -84,7 +84,7 @@ results: environment
 	$(RUN) -m dpt bench report runs/quick --also control --second runs/quick/by-reader --reference scenes
 else
 TABLE = runs/table
-ROWS ?= base control dpt corrected best4 best8 distilled ipr1 ipr ipr-dpt hps base+sld corrected+sld
+ROWS ?= base control dpt distilled-correction corrected best4 best8 distilled ipr1 ipr ipr-dpt hps base+sld corrected+sld
 results: environment
 	$(RUN_ON_ALL) $(ROWS) $(ON_ALL) --per_prompt $(PER_PROMPT) --out $(TABLE)
 	$(RUN) -m dpt bench score $(TABLE) --detector reader --out $(TABLE)/by-reader
@@ -148,15 +148,27 @@ stage1-mmdit: scenes-mmdit
 	$(RUN) train_stage1.py $(MMDIT_STAGE1) --train_batch_size 16 --max_train_steps 1600 --learning_rate 4e-4 \
 		--lr_scheduler linear --lr_warmup_steps 50 --seed 3 --qformer_ckpt $(MMDIT)/grounding --run_name stage1
 
-# Two training seeds each: plain400s0, dpt1600s1 and so on.
+# Three training seeds each: plain400s0, dpt1600s1 and so on.
 stage2-mmdit: scenes-mmdit
-	for seed in 0 1; do for steps in 400 1600; do \
+	for seed in 0 1 2; do for steps in 400 1600; do \
 		$(RUN) train_stage2.py $(MMDIT_TUNING) --plain_lora --seed $$seed --max_train_steps $$steps \
 			--run_name plain$${steps}s$$seed || exit 1; \
 		$(RUN) train_stage2.py $(MMDIT_TUNING) --unet_feature block1_block3 --adapter_precision bf16 --dropout 0 \
 			--only_train_lora --mse_loss_coef 50 --qformer_ckpt $(MMDIT)/stage1 --seed $$seed --max_train_steps $$steps \
 			--run_name dpt$${steps}s$$seed || exit 1; \
 	done; done
+
+# The LoRA of DPT learns what its own corrected sampling predicts.
+distilled-correction: scenes-mmdit
+	$(RUN) train_stage2.py $(ON_MMDIT) --data_root $(MMDIT)/scenes --distill_correction ckpt/pocket-mmdit-dpt \
+		--train_batch_size 8 --max_train_steps 150 --learning_rate 1e-3 --lr_scheduler linear --lr_warmup_steps 5 \
+		--adapter_precision bf16 --validation_steps 0 --output_dir $(MMDIT) --run_name distilled-correction
+
+# Stage 2 with the flags of the published command, which are weaker: see docs/results/mmdit.md.
+published-mmdit: scenes-mmdit
+	$(RUN) train_stage2.py $(ON_MMDIT) --data_root $(MMDIT)/scenes --unet_feature block1_block3 \
+		--adapter_precision bf16 --qformer_ckpt $(MMDIT)/stage1 --train_batch_size 16 --lora_rank 4 --mse_loss_coef 1 \
+		--lr_scheduler cosine --max_train_steps 1600 --validation_steps 0 --output_dir $(MMDIT) --run_name published
 
 # The LoRA of DPT learns from the best of four of its own images, of other prompts.
 distilled-mmdit: environment
@@ -181,6 +193,15 @@ results-mmdit: environment
 		$(MMDIT_BENCH) --prompts 60 --seed 1 --out $(MMDIT)/trials
 	$(RUN) -m dpt bench score $(MMDIT)/trials --detector reader --out $(MMDIT)/trials/by-reader
 	$(RUN) -m dpt bench report $(MMDIT)/trials --second $(MMDIT)/trials/by-reader
+
+# Three trainings each of the control, DPT and IPR; the first of each is the shipped checkpoint.
+OTHER_SEEDS = $(foreach n,1 2,control-s$(n)=$(MMDIT)/plain1600s$(n) dpt-s$(n)=$(MMDIT)/dpt1600s$(n) \
+	ipr-s$(n)=runs/ipr-seed$(n)/round-1/train)
+results-seeds: stage2-mmdit
+	for seed in 1 2; do $(IPR) --seed $$seed --out runs/ipr-seed$$seed || exit 1; done
+	$(RUN) -m dpt bench run base control dpt ipr $(OTHER_SEEDS) $(MMDIT_BENCH) --prompts 300 --out $(MMDIT)/seeds
+	$(RUN) -m dpt bench report $(MMDIT)/seeds --also controlx3 dptx3 \
+		--seeds $(foreach n,control dpt ipr,$(n)x3=$(n),$(n)-s1,$(n)-s2)
 
 # Images of the model and of IPR, then each corrected; more candidates for the best of n; instructions.
 SLD = runs/sld
