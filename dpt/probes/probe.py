@@ -222,9 +222,9 @@ def accuracy(
     return Share(sum(cell.hits[str(k)] for cell in chosen), sum(cell.total for cell in chosen))
 
 
-def categories(cells: Iterable[ProbeCell]) -> list[str]:
-    """Types of negatives, in order of appearance."""
-    return list(dict.fromkeys(cell.category for cell in cells if cell.question in MATCHING and cell.category))
+def categories(cells: Iterable[ProbeCell], questions: Sequence[str] = MATCHING) -> list[str]:
+    """Types of negatives, or of what else the questions are about, in order of appearance."""
+    return list(dict.fromkeys(cell.category for cell in cells if cell.question in questions and cell.category))
 
 
 def timesteps(cells: Iterable[ProbeCell]) -> list[int]:
@@ -300,22 +300,13 @@ def summary(results: Sequence[ProbeResult], timestep: int) -> str:
     return _table("feature", results, columns)
 
 
-def by_negative(results: Sequence[ProbeResult], timestep: int) -> str:
-    """ITM at one timestep by the type of the negative, both sides together."""
-    kinds = categories([cell for result in results for cell in result.cells])
+def by_category(results: Sequence[ProbeResult], timestep: int, questions: tuple[str, ...] = MATCHING) -> str:
+    """At one timestep: ITM by the type of the negative, both sides together, or other questions by their category."""
+    found = categories([cell for result in results for cell in result.cells], questions)
     return _table(
         "feature",
         results,
-        [(kind, lambda result, kind=kind: accuracy(result.cells, MATCHING, kind, timestep)) for kind in kinds],  # type: ignore[misc]
-    )
-
-
-def by_kind(results: Sequence[ProbeResult], kinds: Sequence[str], timestep: int) -> str:
-    """Grounding at one timestep by how the expression refers."""
-    return _table(
-        "feature",
-        results,
-        [(kind, lambda result, kind=kind: accuracy(result.cells, (KIND,), kind, timestep)) for kind in kinds],  # type: ignore[misc]
+        [(name, lambda result, name=name: accuracy(result.cells, questions, name, timestep)) for name in found],  # type: ignore[misc]
     )
 
 
@@ -341,14 +332,13 @@ def report(results: Sequence[ProbeResult], timestep: int) -> str:
     """All tables, as Markdown."""
     parts = [
         (f"At timestep {timestep}", summary(results, timestep)),
-        (f"Matching by type of negative, at timestep {timestep}", by_negative(results, timestep)),
+        (f"Matching by type of negative, at timestep {timestep}", by_category(results, timestep)),
         ("Matching by timestep, both sides", by_timestep(results, MATCHING)),
         ("Grounding by timestep, P@1", by_timestep(results, (REC,))),
     ]
-    if kinds := sorted({cell.category for result in results for cell in result.cells if cell.question == KIND}):
-        parts.append(
-            (f"Grounding by kind of expression, P@1, at timestep {timestep}", by_kind(results, kinds, timestep))
-        )
+    if any(cell.question == KIND for result in results for cell in result.cells):
+        kinds = by_category(results, timestep, (KIND,))
+        parts.append((f"Grounding by kind of expression, P@1, at timestep {timestep}", kinds))
     if any(result.denoising is not None for result in results):
         parts.append(("Denoising error of held-out pictures under their captions", denoising_changes(results)))
     return "\n\n".join(f"### {title}\n\n{text}" for title, text in parts) + "\n"

@@ -55,8 +55,8 @@ class CorrectionDistillation:
 
     A correction moves the next latents by s. The scheduler's step is linear in the prediction, with a factor a: a
     prediction that is larger by s / a moves them as far. Each caption is sampled by the teacher from noise, and every
-    step of that is a training row. What is random in the adapter's gradient averages out; what depends on the image
-    and the caption is learnt.
+    step of that is a training row. A step's error counts by a^2, as far as it moves the latents. What is random in the
+    adapter's gradient averages out; what depends on the image and the caption is learnt.
     """
 
     folders = (ADAPTER_FOLDER, LORA_FOLDER)
@@ -97,7 +97,7 @@ class CorrectionDistillation:
         return 0
 
     def losses(self, batch: Batch, rng: SampleRNG, num_boxes: Tensor) -> dict[str, Tensor]:
-        """The mean square error of the guided prediction, and its ratio to that of the teacher's own prediction."""
+        """The weighted square error of the guided prediction, and its ratio to that of the uncorrected teacher."""
         require_captions(batch)
         backbone, config = self.backbone, self.config
         with torch.no_grad():
@@ -110,10 +110,11 @@ class CorrectionDistillation:
         text, negative = (Condition.stack([condition] * len(steps)) for condition in (text, negative))
         prediction = self._guided(x, t, text, negative, guidance)
         shift = torch.cat([step.shift for step in steps])
-        errors = (prediction.float() - torch.cat([step.prediction for step in steps]) - shift).square()
-        weights = batch.weights.to(errors.device).repeat(len(steps))
-        loss = (errors.mean(dim=(1, 2, 3)) * weights).mean()
-        return {LOSS: loss, LEFT: loss.detach() / shift.square().mean()}
+        error = prediction.float() - torch.cat([step.prediction for step in steps]) - shift
+        lengths = torch.tensor([step.factor**2 for step in steps], device=x.device).repeat_interleave(len(batch))
+        weights = batch.weights.to(x.device).repeat(len(steps)) * lengths / lengths.mean()
+        loss, whole = ((weights * values.square().mean(dim=(1, 2, 3))).mean() for values in (error, shift))
+        return {LOSS: loss, LEFT: loss.detach() / whole}
 
     def _sample(self, text: Condition, negative: Condition, guidance: Guidance, rng: SampleRNG) -> list[TeacherStep]:
         backbone, config = self.backbone, self.config
@@ -166,6 +167,7 @@ class TeacherStep:
     t: Tensor  # (B,)
     prediction: Tensor  # (B,C,h,w), guided
     shift: Tensor  # (B,C,h,w), by how much the correction changes it
+    factor: float  # how far the next latents move for a prediction that is larger by one
 
 
 class TeacherSteps(StepHook):
@@ -176,9 +178,9 @@ class TeacherSteps(StepHook):
         self.steps: list[TeacherStep] = []
 
     def after(self, z: Tensor, step: StepInfo, x: Tensor, prediction: Tensor) -> Tensor:
-        moved = self.corrected.shift
-        shift = torch.zeros_like(x) if moved is None else moved / self.factors[step.index]
-        self.steps.append(TeacherStep(x, step.t.to(x.device).expand(len(x)), prediction.float(), shift))
+        moved, factor = self.corrected.shift, self.factors[step.index]
+        shift = torch.zeros_like(x) if moved is None else moved / factor
+        self.steps.append(TeacherStep(x, step.t.to(x.device).expand(len(x)), prediction.float(), shift, factor))
         return z
 
 
