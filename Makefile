@@ -84,7 +84,7 @@ results: environment
 	$(RUN) -m dpt bench report runs/quick --also control --second runs/quick/by-reader --reference scenes
 else
 TABLE = runs/table
-ROWS ?= base control dpt distilled-correction corrected best4 best8 distilled ipr1 ipr ipr-dpt hps base+sld corrected+sld
+ROWS ?= base control dpt corrected best4 best8 distilled ipr1 ipr ipr-dpt hps base+sld corrected+sld
 results: environment
 	$(RUN_ON_ALL) $(ROWS) $(ON_ALL) --per_prompt $(PER_PROMPT) --out $(TABLE)
 	$(RUN) -m dpt bench score $(TABLE) --detector reader --out $(TABLE)/by-reader
@@ -157,12 +157,6 @@ stage2-mmdit: scenes-mmdit
 			--only_train_lora --mse_loss_coef 50 --qformer_ckpt $(MMDIT)/stage1 --seed $$seed --max_train_steps $$steps \
 			--run_name dpt$${steps}s$$seed || exit 1; \
 	done; done
-
-# The LoRA of DPT learns what its own corrected sampling predicts.
-distilled-correction: scenes-mmdit
-	$(RUN) train_stage2.py $(ON_MMDIT) --data_root $(MMDIT)/scenes --distill_correction ckpt/pocket-mmdit-dpt \
-		--train_batch_size 8 --max_train_steps 150 --learning_rate 1e-3 --lr_scheduler linear --lr_warmup_steps 5 \
-		--adapter_precision bf16 --validation_steps 0 --output_dir $(MMDIT) --run_name distilled-correction
 
 # Stage 2 with the flags of the published command, which are weaker: see docs/results/mmdit.md.
 published-mmdit: scenes-mmdit

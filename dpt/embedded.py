@@ -28,7 +28,6 @@ CHECKPOINTS = {
     "ipr": "-ipr",
     "hps": "-hps",
     "distilled": "-dpt/distilled",
-    "distilled-correction": "-dpt/distilled-correction",
 }
 """Methods of `dpt bench run` whose weights are in the checkout: what follows the name of the model."""
 

@@ -25,7 +25,6 @@ LABELS = {
     "ipr-dpt": "IPR and DPT, their LoRAs added",
     "hps": "HPS",
     "distilled": "DPT, then its own best of four learnt",
-    "distilled-correction": "**DPT, its self-correction learnt by the LoRA**",
     "base-sld": "SLD after the model; its detector is the judge",
     "corrected-sld": "SLD after DPT with self-correction; the same",
 }

@@ -202,10 +202,6 @@ REFUSED = [
     (main_stage1, "--adam_weight_decay inf", "--adam_weight_decay must be a number, not inf"),
     (main_stage1, "--lr_scheduler polynomial --learning_rate 1e-8", "polynomial ends at 1e-07"),
     (main_stage2, "--plain_lora --detach_unet_feature mid", "--detach_unet_feature would leave blocks untrained"),
-    (main_stage2, "--distill_correction x --plain_lora", "leave --plain_lora out"),
-    (main_stage2, "--distill_correction x --qformer_ckpt y", "leave --qformer_ckpt out"),
-    (main_stage2, "--distill_correction x --distill_timesteps 1", "--distill_timesteps must be from 2 to 1000, not 1"),
-    (main_stage2, "--distill_correction x --distill_factor 0", "--distill_factor must be a number other than 0"),
     (main_stage2, "--plain_lora --mse_loss_coef 0", "with --mse_loss_coef 0 it would learn nothing"),
 ]
 

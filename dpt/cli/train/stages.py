@@ -67,8 +67,6 @@ def main_stage1(arguments: Sequence[str] | None = None) -> int:
 
 SAMPLES = "samples.png"
 
-MOST_DISTILLED_STEPS = 1000
-
 ALIGNMENT = "alignment.json"
 
 FOR_ALL_LOSSES = ("fix_timestep", "noise_offset", "logit_mean", "logit_std")
@@ -113,19 +111,6 @@ class DenoisingOptions:
 
 
 @dataclass(frozen=True)
-class DistillOptions:
-    """Instead of stage 2: teach a tuned LoRA what its corrected sampling predicts."""
-
-    distill_correction: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """Continue the LoRA of this checkpoint, which has an adapter too: it learns to predict what sampling corrected by
-    the adapter predicts. Only the captions of the data are used."""
-    distill_factor: float | None = None
-    """The factor of that correction, of target fused and norm rms. Default: what the checkpoint recommends."""
-    distill_timesteps: int = 20
-    """Sampling steps of each caption; all of them are learnt, so memory grows with their number."""
-
-
-@dataclass(frozen=True)
 class SampleOptions:
     validation_prompts: tuple[str, ...] = ()
     """Prompts to sample into samples.png when the run is finished."""
@@ -151,7 +136,6 @@ class Stage2Options(TrainOptions):
 
     lora: LoraOptions = field(default_factory=LoraOptions)
     denoising: DenoisingOptions = field(default_factory=DenoisingOptions)
-    distill: DistillOptions = field(default_factory=DistillOptions)
     samples: SampleOptions = field(default_factory=SampleOptions)
 
     @property
@@ -160,13 +144,7 @@ class Stage2Options(TrainOptions):
 
     @property
     def task_name(self) -> str:
-        if self.distill.distill_correction is not None:
-            return "distill"
         return "plain-lora" if self.lora.plain_lora else "stage2"
-
-    @property
-    def starts_from(self) -> Path | None:
-        return self.distill.distill_correction or super().starts_from
 
     @property
     def next_command(self) -> str:
@@ -180,8 +158,6 @@ class Stage2Options(TrainOptions):
         return (SampleSheets(samples.sample_steps, prompts, samples.num_validation_images, self.root, task),)
 
     def check(self) -> None:
-        if self.distill.distill_correction is not None:
-            self._check_distillation()
         if self.lora.plain_lora and self.adapter.qformer_ckpt is not None:
             fail("--plain_lora has no adapter: leave --qformer_ckpt out")
         if self.lora.plain_lora and self.lora.only_train_lora:
@@ -207,25 +183,10 @@ class Stage2Options(TrainOptions):
         elif self.samples.clip is not None:
             fail("--clip has no effect without --prompts_path_val")
 
-    def _check_distillation(self) -> None:
-        for name, given in (("plain_lora", self.lora.plain_lora), ("qformer_ckpt", self.adapter.qformer_ckpt)):
-            if given:
-                fail(f"--distill_correction takes the LoRA and the adapter of a finished run: leave --{name} out")
-        factor, steps = self.distill.distill_factor, self.distill.distill_timesteps
-        if factor is not None and not (isfinite(factor) and factor):
-            fail(f"--distill_factor must be a number other than 0, not {factor}")
-        if not 2 <= steps <= MOST_DISTILLED_STEPS:
-            fail(f"--distill_timesteps must be from 2 to {MOST_DISTILLED_STEPS}, not {steps}")
-
     def unused_flags(self) -> dict[str, str]:
         unused = super().unused_flags()
-        of_adapter = [field.name for field in fields(self.adapter)] + ["unet_feature"]
-        if self.distill.distill_correction is not None:
-            others = [field.name for part in (self.objective, self.denoising, self.lora) for field in fields(part)]
-            return unused | dict.fromkeys([*of_adapter, *others], "--distill_correction continues a finished LoRA")
-        unused |= dict.fromkeys(("distill_factor", "distill_timesteps"), "there is no --distill_correction")
         if self.lora.plain_lora:
-            of_adapter += ["adapter_precision"]
+            of_adapter = [field.name for field in fields(self.adapter)] + ["unet_feature", "adapter_precision"]
             of_objective = [field.name for field in fields(self.objective) if field.name not in FOR_ALL_LOSSES]
             unused |= dict.fromkeys([*of_adapter, *of_objective], "--plain_lora has no adapter")
         elif self.lora.only_train_lora:

@@ -18,22 +18,17 @@ from dpt.adapter.transformer import AdapterConfig
 from dpt.backbone import Backbone
 from dpt.backbone.device import resolve_matmul_dtype
 from dpt.backbone.rng import derived_seed
-from dpt.checkpoints import open_checkpoint
 from dpt.cli.train.options import AdapterOptions, ObjectiveOptions, OptimisationOptions, TrainOptions
 from dpt.data.stream import Stream
 from dpt.errors import UserError
 from dpt.files import sha256
-from dpt.generation_defaults import generation_defaults
 from dpt.lora import Lora
 from dpt.lora.injection import COMPONENTS as TEXT_ENCODERS
 from dpt.objectives.losses import AssignmentCosts
-from dpt.sampling.options import recommended_correction
 from dpt.training.engine.task import Grouping, ParameterGroup, all_decay, matrices_decay, with_own_rate
 from dpt.training.tasks.denoising import DenoisingConfig, NoiseConfig, PlainLora
 from dpt.training.tasks.discriminative import ObjectiveConfig
-from dpt.training.tasks.distillation import CorrectionDistillation, DistillationConfig
 from dpt.training.tasks.stages import Stage1, Stage2, Stage2Config
-from dpt.weights import content_hash
 
 if TYPE_CHECKING:
     from dpt.cli.train.stages import Stage2Options
@@ -63,11 +58,9 @@ def stage1(options: TrainOptions, backbone: Backbone, validation: Validation) ->
 
 
 def stage2(options: Stage2Options, backbone: Backbone, validation: Validation) -> tuple[Any, InitialWeights]:
-    """Stage 2, or with --plain_lora its control run, or with --distill_correction what follows it."""
+    """Stage 2, or with --plain_lora its control run."""
     lora_options, d = options.lora, options.denoising
     backbone.prepare_for_gradients()
-    if options.distill.distill_correction is not None:
-        return distillation(options, options.distill.distill_correction, backbone)
     denoising = DenoisingConfig(d.mse_loss_coef, d.snr_gamma, d.detach_unet_feature)
     lora_config = lora_options.config
     size, checkpointing = options.data.val_batch_size, options.model.gradient_checkpointing
@@ -90,28 +83,6 @@ def stage2(options: Stage2Options, backbone: Backbone, validation: Validation) -
     )
     lora = Lora(backbone, lora_config, options.optimisation.seed)
     return Stage2(backbone, adapter, lora, phrases, validation, config), initial
-
-
-def distillation(
-    options: Stage2Options, path: Path, backbone: Backbone
-) -> tuple[CorrectionDistillation, InitialWeights]:
-    checkpoint = open_checkpoint(path)
-    if checkpoint.adapter is None or checkpoint.lora is None:
-        raise UserError(f"--distill_correction {path} has no {'LoRA' if checkpoint.lora is None else 'adapter'}")
-    lora = checkpoint.attach(backbone, options.adapter.allow_other_base)
-    assert lora is not None
-    adapter = checkpoint.adapter.to(backbone.device)
-    adapter.matmul_dtype = resolve_matmul_dtype(backbone.device, options.model.adapter_precision)
-    defaults, steps = generation_defaults(backbone.folder.path, path), options.distill.distill_timesteps
-    correction = recommended_correction(defaults.correction, steps)
-    if options.distill.distill_factor is not None:
-        correction = replace(correction, factor=options.distill.distill_factor, target="fused", norm="rms")
-    if not correction.on:
-        raise UserError(f"{path} recommends no correction: give --distill_factor, such as 0.02")
-    config = DistillationConfig(correction, defaults.guidance_scale, defaults.negative_prompt, steps)
-    checkpointing = options.model.gradient_checkpointing
-    initial = {"distilled_sha256": content_hash({**adapter.state_dict(), **checkpoint.lora.tensors})}
-    return CorrectionDistillation(backbone, adapter, lora, config, checkpointing, grouping_of(options)), initial
 
 
 def grouping_of(options: TrainOptions) -> Grouping:
