@@ -75,6 +75,9 @@ def test_more_images_per_prompt_continue_a_folder(folder: Path, model: Path) -> 
     assert (folder / "base.jsonl").read_bytes().splitlines() == after
     run(options(model, folder, "new=,negative_prompt=blurry", per_prompt=1))
     assert len((folder / "new.jsonl").read_bytes().splitlines()) * 6 == len(after)
+    score(ScoreOptions(folder, folder / "again", judge=JudgeOptions(detector="oracle")))
+    for name in ("base", "new"):
+        assert (folder / f"again/{name}.jsonl").read_bytes() == (folder / f"{name}.jsonl").read_bytes()
     with pytest.raises(UserError, match="other options; choose another --out"):
         run(options(model, folder, "base", num_timesteps=3))
 

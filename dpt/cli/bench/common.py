@@ -314,7 +314,12 @@ def recorded_suite(record: Mapping[str, Any], moved_to: str | None = None) -> Su
     return suite
 
 
-def recorded_requests(record: Mapping[str, Any], suite: Suite) -> Sequence[ImageRequest]:
+def recorded_requests(record: Mapping[str, Any], suite: Suite, lines: Path | None = None) -> Sequence[ImageRequest]:
+    """All of the record, or those of a method that may have fewer images per prompt, by its file of lines."""
+    from dpt.evaluation.bench.results import read_lines
     from dpt.evaluation.bench.run import all_requests
 
-    return all_requests(suite, record[OPTIONS_KEY]["per_prompt"])
+    per_prompt = record[OPTIONS_KEY]["per_prompt"]
+    if lines is not None and lines.exists():
+        per_prompt = min(per_prompt, max((line.key[1] for line in read_lines(lines)), default=per_prompt - 1) + 1)
+    return all_requests(suite, per_prompt)

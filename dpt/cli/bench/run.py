@@ -295,7 +295,8 @@ def score_method(
     else:
         results = MethodResults.read(options.folder / f"{name}.jsonl")
         judge_images, identity = Rescore(results, judge), {**known, **judge.identities}
-    requests, pictures = recorded_requests(record, suite), image_folder(options.folder, record)
+    requests = recorded_requests(record, suite, options.folder / f"{name}.jsonl")
+    pictures = image_folder(options.folder, record)
     lines = options.out / f"{name}.jsonl"
     with method_lock(options.out, name):
         # Relative, so that the two folders can be moved together.
