@@ -283,8 +283,28 @@ PLOT = "cost.png"
 
 OVERALL = "all"
 
-LABEL_HEIGHT = 1.5
-"""Points of a rate; of two labels on the plot that are closer, the second is on the other side."""
+LABEL_HEIGHT, NEAR = 1.5, 1.1
+"""Of a label on the plot, in points of a rate; and the ratio of passes below which labels may collide."""
+
+
+LABEL_POINTS = 10
+"""The height of a label in typographic points."""
+
+
+def _place_label(
+    passes: float, right: float, points: Sequence[tuple[float, float]], placed: list[tuple[str, float, float]]
+) -> tuple[str, int]:
+    """How a label is aligned to its point, and by how many labels lower it is, so that it covers no earlier one."""
+    followed = any(1 < x / passes < NEAR and abs(y - right) < LABEL_HEIGHT for x, y in points)
+    lower = 0
+    while True:
+        for side in ("right", "left") if followed else ("left", "right"):
+            at = right - LABEL_HEIGHT * lower
+            covers = (s == side and 1 / NEAR < passes / x < NEAR and abs(at - y) < LABEL_HEIGHT for s, x, y in placed)
+            if not any(covers):
+                placed.append((side, passes, at))
+                return side, lower
+        lower += 1
 
 
 def plot(results: Sequence[Result], file: Path) -> bool:
@@ -299,7 +319,8 @@ def plot(results: Sequence[Result], file: Path) -> bool:
 
     figure, axis = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     best: list[tuple[float, float]] = []
-    placed: list[tuple[float, float]] = []
+    placed: list[tuple[str, float, float]] = []
+    points = [(passes, 100 * rate.value) for passes, rate, _ in known]
     for passes, rate, method in sorted(known, key=lambda point: (point[0], -point[1].value)):
         right = 100 * rate.value
         if not best or right > best[-1][1]:
@@ -307,10 +328,9 @@ def plot(results: Sequence[Result], file: Path) -> bool:
         if rate.low is not None and rate.high is not None:
             axis.vlines(passes, 100 * rate.low, 100 * rate.high, color="C0", linewidth=1)
         axis.plot(passes, right, "o", color="C0", markersize=4)
-        beside = any(abs(right - y) < LABEL_HEIGHT and 0.9 < passes / x < 1.1 for x, y in placed)
-        placed = [*placed, (passes, right)] if not beside else placed
-        side = {"xytext": (-5, 4), "ha": "right"} if beside else {"xytext": (5, 4)}
-        axis.annotate(method, (passes, right), textcoords="offset points", fontsize=8, **side)
+        side, lower = _place_label(passes, right, points, placed)
+        offset = (5 if side == "left" else -5, 4 - LABEL_POINTS * lower)
+        axis.annotate(method, (passes, right), xytext=offset, textcoords="offset points", fontsize=8, ha=side)
     axis.plot(*zip(*best, strict=True), color="grey", linewidth=0.8, linestyle=":")
     axis.set(xscale="log", xlabel="passes through the network per image", ylabel="right images, %")
     axis.xaxis.set_major_formatter("{x:g}")
