@@ -148,6 +148,16 @@ stage1-mmdit: scenes-mmdit
 	$(RUN) train_stage1.py $(MMDIT_STAGE1) --train_batch_size 16 --max_train_steps 1600 --learning_rate 4e-4 \
 		--lr_scheduler linear --lr_warmup_steps 50 --seed 3 --qformer_ckpt $(MMDIT)/grounding --run_name stage1
 
+# More grounding, then all losses again: 65.0 % in grounding instead of 62.8.
+grounding-mmdit: scenes-mmdit
+	$(RUN) train_stage1.py $(MMDIT_STAGE1) --train_batch_size 48 --max_train_steps 900 --learning_rate 4e-4 \
+		--lr_warmup_steps 50 --i2t_loss_coef 0 --t2i_loss_coef 0 --seed 5 --qformer_ckpt ckpt/pocket-mmdit-stage1 \
+		--run_name more-grounding
+	$(RUN) train_stage1.py $(MMDIT_STAGE1) --train_batch_size 16 --max_train_steps 400 --learning_rate 4e-4 \
+		--lr_scheduler linear --lr_warmup_steps 50 --seed 6 --qformer_ckpt $(MMDIT)/more-grounding \
+		--run_name grounding-both
+	$(RUN) -m dpt probe $(MMDIT)/grounding-both/adapter $(ON_MMDIT) --num 500 --timesteps 500 --out $(MMDIT)/grounding-probe
+
 # Three training seeds each: plain400s0, dpt1600s1 and so on.
 stage2-mmdit: scenes-mmdit
 	for seed in 0 1 2; do for steps in 400 1600; do \
