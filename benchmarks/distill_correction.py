@@ -63,7 +63,7 @@ class Target:
     t: Tensor
     guided: Tensor
     shift: Tensor
-    """How much of `guided` is the correction."""
+    """What the correction adds to `guided`."""
 
 
 class Distillation:
