@@ -51,10 +51,10 @@ def test_probe_writes_counts_tables_and_a_plot(
     record = json.loads((tmp_path / "out" / "probe.json").read_text())
     assert [entry["name"] for entry in record["adapters"]] == ["bottom0", "up0"]
     for entry in record["adapters"]:
-        counts = {"itm_txt": 0, "itm_img": 0, "rec": 0}
+        counts = {"itm_txt": 0, "itm_img": 0, "rec": 0, "rec_kind": 0}
         for cell in entry["cells"]:
             counts[cell["question"]] += cell["asked"]
-        assert counts == {"itm_txt": 12, "itm_img": 12, "rec": 12}
+        assert counts == {"itm_txt": 12, "itm_img": 12, "rec": 12, "rec_kind": 12}
     tables = (tmp_path / "out" / "table.md").read_text()
     assert tables in capsys.readouterr().out and "| bottom0 |" in tables
     assert Image.open(tmp_path / "out" / "probe.png").width > 500
