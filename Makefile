@@ -85,11 +85,13 @@ results: environment
 else
 TABLE = runs/table
 ROWS ?= base control dpt corrected best4 best8 distilled ipr1 ipr ipr-dpt hps base+sld corrected+sld
+# Of the rows that this call draws and those of earlier calls.
+CONTROLS = $(sort $(filter control dpt,$(ROWS) $(notdir $(basename $(wildcard $(TABLE)/*.jsonl)))))
 results: environment
-	$(RUN_ON_ALL) $(ROWS) $(ON_ALL) --per_prompt $(PER_PROMPT) --out $(TABLE)
+	$(RUN_ON_ALL) $(if $(filter base,$(ROWS)),,base) $(ROWS) $(ON_ALL) --per_prompt $(PER_PROMPT) --out $(TABLE)
 	$(RUN) -m dpt bench score $(TABLE) --detector reader --out $(TABLE)/by-reader
-	$(RUN) -m dpt bench report $(TABLE) --also control dpt --second $(TABLE)/by-reader --reference scenes \
-		--out docs/results/table
+	$(RUN) -m dpt bench report $(TABLE) $(if $(CONTROLS),--also $(CONTROLS)) --second $(TABLE)/by-reader \
+		--reference scenes --out docs/results/table
 	$(RUN) tools/readme_table.py
 endif
 
@@ -105,18 +107,21 @@ reader: environment
 	$(RUN) -m dpt scenes check --detector runs/reader/reader --num 1000 --seed 7 --world pocket --vae ckpt/pocket-mmdit \
 		--json runs/reader/pocket.json
 
-# Any model and suite. METHODS adds checkpoints, as "mine=FOLDER"; LIMIT=20 takes 20 prompts of each category.
+# Any model and suite. METHODS adds checkpoints, as "mine=FOLDER"; LIMIT=20 takes 20 prompts of each category;
+# PROCESSES=2 shares the images between two GPUs; REFERENCE is a folder of photographs for the Fréchet distance.
 SUITE ?= lmd
-SD_OUT = runs/sd/$(firstword $(subst =, ,$(SUITE)))
+SD_OUT = runs/sd/$(notdir $(MODEL:/=))-$(firstword $(subst =, ,$(SUITE)))$(if $(LIMIT),-$(LIMIT))
 SD_CLIP ?= openai/clip-vit-large-patch14
 SD_SECOND ?= grounding-dino
 SD_COLOURS = $(if $(filter geneval=%,$(SUITE)),--colours $(SD_CLIP))
+results-sd: PROCESSES = 1
 results-sd: environment
 	@test -n "$(MODEL)" || { echo "give MODEL, a folder or hub id, and SUITE: lmd, sr2d or geneval=FILE"; exit 2; }
-	$(RUN) -m dpt bench run base $(METHODS) --suite $(SUITE) --pretrained_model_name_or_path $(MODEL) --per_prompt 4 \
+	$(RUN_ON_ALL) base $(METHODS) --suite $(SUITE) --pretrained_model_name_or_path $(MODEL) --per_prompt 4 \
 		$(if $(LIMIT),--prompts $(LIMIT)) $(SD_COLOURS) --clip $(SD_CLIP) --out $(SD_OUT)
 	$(RUN) -m dpt bench score $(SD_OUT) --detector $(SD_SECOND) $(SD_COLOURS) --out $(SD_OUT)/again
-	$(RUN) -m dpt bench report $(SD_OUT) --second $(SD_OUT)/again
+	$(RUN) -m dpt bench report $(SD_OUT) --second $(SD_OUT)/again --encoder $(SD_CLIP) \
+		$(if $(REFERENCE),--reference $(REFERENCE))
 
 # The transformer pocket. Its scenes are on disk with cached latents: encoding them costs as much as a training step.
 MMDIT = runs/mmdit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,6 +62,7 @@ BATCH_SIZE = 256
 class Fidelity:
     encoder: str
     reference: str
+    """Empty if only diversity was measured."""
     pictures: int
     """Number of pictures in each set."""
     width: int
@@ -77,6 +78,8 @@ class Fidelity:
 
     @property
     def note(self) -> str:
+        if not self.reference:
+            return f"Diversity by the {self.width} features of {self.encoder}."
         caveat = (
             "" if self.pictures > 10 * self.width else "; biased upwards for so few: compare only within this table"
         )
@@ -87,6 +90,13 @@ class Fidelity:
 
     @property
     def table(self) -> str:
+        if not self.reference:
+            lines = [
+                "| | diversity |",
+                "|---|---|",
+                *(f"| {n} | {value.plain} |" for n, value in self.diversity.items()),
+            ]
+            return "\n".join([*lines, "", self.note])
         lines = ["| | Fréchet distance | diversity |", "|---|---|---|"]
         lines += [f"| {name} | {value:.3f} | {self.diversity_of(name)} |" for name, value in self.named.items()]
         return "\n".join([*lines, "", self.note])
@@ -112,36 +122,41 @@ def diversity(features: Floats, prompts: Sequence[str]) -> Estimate | None:
 
 def fidelity(
     files: Mapping[str, Sequence[Path]],
-    reference: str,
+    reference: str | None,
     encoder: ImageEncoder,
     prompts: Mapping[str, Sequence[str]] | None = None,
 ) -> Fidelity:
-    """Fréchet distance and diversity of each method; `prompts` names the prompt of each file.
+    """Fréchet distance and diversity of each method; diversity alone without a reference.
 
-    For the distance, which depends on their size, all sets are truncated to the smallest. Diversity is of all images.
+    `prompts` names the prompt of each file. For the distance, which depends on their size, all sets are truncated to
+    the smallest. Diversity is of all images.
     """
-    reference_files = None if reference == SCENES else _pictures_in(Path(reference))
+    reference_files = None if reference in (SCENES, None) else _pictures_in(Path(str(reference)))
     n = min([len(paths) for paths in files.values()] + ([] if reference_files is None else [len(reference_files)]))
-    if n < 2:
-        raise UserError("a Fréchet distance needs at least two images in each set")
+    if reference is not None and n < 2:
+        what = reference if reference_files is not None and len(reference_files) < 2 else "a method"
+        raise UserError(f"a Fréchet distance needs at least two images in each set; {what} has fewer")
     features = {method: _features(map(_read_pixels, paths), encoder) for method, paths in files.items()}
+    spread = {method: diversity(features[method], names) for method, names in (prompts or {}).items()}
+    found = Fidelity(
+        encoder=encoder.identity,
+        reference="",
+        pictures=n,
+        width=next(iter(features.values())).shape[1],
+        distances={},
+        floor=None,
+        diversity={method: estimate for method, estimate in spread.items() if estimate},
+    )
+    if reference is None:
+        return found
     if reference_files is None:
         real, more_scenes = (_features(_scenes(start, n), encoder) for start in (0, n))
-        floor = frechet(real, more_scenes)
+        name, floor = "rendered scenes", frechet(real, more_scenes)
     else:
-        real, floor = _features((_read_pixels(file) for file in reference_files[:n]), encoder), None
+        real = _features((_read_pixels(file) for file in reference_files[:n]), encoder)
+        name, floor = f"pictures in {Path(reference).name}", None
     distances = {method: frechet(method_features[:n], real) for method, method_features in features.items()}
-    name = "rendered scenes" if reference_files is None else f"pictures in {Path(reference).name}"
-    spread = {method: diversity(features[method], names) for method, names in (prompts or {}).items()}
-    return Fidelity(
-        encoder.identity,
-        name,
-        n,
-        real.shape[1],
-        distances,
-        floor,
-        {method: estimate for method, estimate in spread.items() if estimate},
-    )
+    return replace(found, reference=name, distances=distances, floor=floor)
 
 
 def _scenes(start: int, n: int) -> Iterable[Image]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from dpt.errors import UserError
 from dpt.methods.registry import parse_method
 from tests.flags import with_flags
 from tests.training.children import as_main, ranks
+
+CLIP = Path(__file__).parents[2] / "ckpt/pocket/clip"
 
 SMALL = {"categories": ("single", "count"), "prompts": 2, "per_prompt": 2, "num_timesteps": 2}
 
@@ -96,9 +99,9 @@ def test_the_report_has_tables_summary_and_sheet(
 
 
 def test_a_folder_with_other_options_is_an_error(drawn: Path, model: Path, tuned: Path) -> None:
-    with pytest.raises(UserError, match="run with other options; choose another --out"):
+    with pytest.raises(UserError, match="with --num_timesteps 2, this benchmark with 3; choose another --out"):
         run(options(model, drawn, "base", num_timesteps=3))
-    with pytest.raises(UserError, match="run with other options"):
+    with pytest.raises(UserError, match="holds results of base with another lora; choose another --out"):
         run(options(model, drawn, f"base={tuned}"))
 
 
@@ -129,6 +132,27 @@ def test_a_report_without_results_is_a_user_error(drawn: Path, tmp_path: Path) -
         report(ReportOptions(tmp_path))
     with pytest.raises(UserError, match="no method 'control' in"):
         report(ReportOptions(drawn, baseline="control"))
+    with pytest.raises(UserError, match="no method 'control' in"):
+        report(ReportOptions(drawn, methods=("control",)))
+
+
+def test_a_report_can_leave_unfinished_methods_out(drawn: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(drawn, tmp_path / "bench")
+    text = (folder / "tuned.jsonl").read_text()
+    (folder / "tuned.jsonl").unlink()
+    with pytest.raises(UserError, match=r"tuned has no results in .* yet: finish the run, or pass the others as --meth"):
+        report(ReportOptions(folder))
+    (folder / "tuned.jsonl").write_text(f"{text.splitlines()[0]}\n")
+    with pytest.raises(UserError, match=r"not judged in the same categories .* or pass the others as --methods"):
+        report(ReportOptions(folder))
+    (folder / "tuned.jsonl").write_text("".join(f"{line}\n" for line in text.splitlines()[1:]))
+    report(ReportOptions(folder))
+    first_images_missing = (folder / "table.md").read_text()
+    assert "Over the images that both methods have: tuned - base (7)." in first_images_missing
+    report(ReportOptions(folder, methods=("base",), encoder=str(CLIP)))
+    table = (folder / "table.md").read_text()
+    assert "| tuned |" not in table and "Diversity by the" in table and "Fréchet" not in table
+    assert list(json.loads((folder / "results.json").read_text())["methods"]) == ["base"]
 
 
 def pictures(out: Path, method: str) -> dict[str, bytes]:
@@ -149,7 +173,7 @@ def test_methods_with_correction_and_candidates(drawn: Path, whole: Path, model:
     assert pictures(tmp_path, "corrected") != plain
     kept = pictures(tmp_path, "best")
     assert kept.keys() == plain.keys() and kept != plain
-    with pytest.raises(UserError, match="run with other options"):
+    with pytest.raises(UserError, match="holds results of best with another candidates"):
         run(options(model, tmp_path, f"best={whole},candidates=2"))
 
 

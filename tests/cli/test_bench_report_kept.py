@@ -63,6 +63,24 @@ def test_a_report_can_overwrite_the_report_it_includes(both: Path, kept: Path, t
     assert (kept / "table.md").read_text() == first and "| tuned - base |" in first
 
 
+def test_methods_may_have_other_numbers_of_images_than_earlier_ones(both: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(both, tmp_path / "bench")
+    tuned = [line for line in (folder / "tuned.jsonl").read_text().splitlines() if json.loads(line)["index"] == 0]
+    (folder / "tuned.jsonl").write_text("".join(f"{line}\n" for line in tuned))
+    report(ReportOptions(folder, out=tmp_path / "single"))
+    for name, other in (("base", "tuned"), ("tuned", "base")):
+        report(ReportOptions(folder, methods=(name,), baseline=name, out=tmp_path / f"only-{name}"))
+        if other == "base":  # a mean of its two images cannot be checked by those of one
+            report(ReportOptions(alone(folder, "base", tmp_path / "base"), kept=tmp_path / "only-tuned", out=folder))
+    differences = [
+        next(line for line in (where / "table.md").read_text().splitlines() if line.startswith("| tuned - base |"))
+        for where in (folder, tmp_path / "single")
+    ]
+    assert differences[0] == differences[1]
+    with pytest.raises(UserError, match=r"has image 1 of .* by base, which no method of this benchmark has"):
+        report(ReportOptions(alone(folder, "tuned", tmp_path / "tuned"), kept=tmp_path / "only-base"))
+
+
 def test_a_mean_over_seeds_is_a_row_and_not_a_method_of_later_reports(both: Path, tmp_path: Path) -> None:
     report(ReportOptions(both, seeds=("mean=base,tuned",), also=("tuned",), out=tmp_path / "first"))
     table = (tmp_path / "first/table.md").read_text()

@@ -7,10 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dpt.cli.bench.common import JudgeOptions
 from dpt.cli.bench.report import ReportOptions, report
 from dpt.cli.bench.run import ScoreOptions, score
+from dpt.data.scenes.render import render
+from dpt.data.scenes.world import POCKET_WORLD, make_scene
 from dpt.errors import UserError
 
 
@@ -29,7 +32,21 @@ def test_both_verdicts_are_in_one_report(drawn: Path, tmp_path: Path) -> None:
     one, alone = ((tmp_path / name / "one-table.md").read_text().splitlines() for name in ("both", "plain"))
     assert both.endswith("\n".join(one)) and [line.split(" | ")[0] for line in one[2:]] == ["| base", "| tuned"]
     assert "| right, second judge |" in one[0] and "second judge" not in alone[0]
-    assert one[0].startswith("| method | right | claims met | objects readable |")
+    assert one[0].startswith("| method | single | count | right | claims met | objects readable |")
+
+
+def test_an_image_that_is_drawn_again_is_judged_again(drawn: Path, tmp_path: Path) -> None:
+    folder, again = shutil.copytree(drawn, tmp_path / "bench"), tmp_path / "again"
+    options = ScoreOptions(folder, again, methods=("base",), judge=JudgeOptions(detector="oracle"))
+    score(options)
+    lines = [json.loads(line) for line in (again / "base.jsonl").read_text().splitlines()]
+    assert json.loads((again / "bench.json").read_text())["libraries"]["base"]["torch"]
+    scene = make_scene(0, 0, POCKET_WORLD)
+    Image.fromarray(render(scene)).save(folder / "base" / f"{lines[3]['prompt_id']}-{lines[3]['index']}.png")
+    score(options)
+    changed = [json.loads(line) for line in (again / "base.jsonl").read_text().splitlines()]
+    assert [number for number in range(8) if lines[number] != changed[number]] == [3]
+    assert len(changed[3]["objects"]) == len(scene.objects)
 
 
 def test_a_second_folder_that_does_not_fit_is_an_error(drawn: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_more_images_per_prompt_continue_a_folder(folder: Path, model: Path) -> 
     score(ScoreOptions(folder, folder / "again", judge=JudgeOptions(detector="oracle")))
     for name in ("base", "new"):
         assert (folder / f"again/{name}.jsonl").read_bytes() == (folder / f"{name}.jsonl").read_bytes()
-    with pytest.raises(UserError, match="other options; choose another --out"):
+    with pytest.raises(UserError, match="num_timesteps 2, this benchmark with 3; choose another --out"):
         run(options(model, folder, "base", num_timesteps=3))
 
 
@@ -104,10 +104,19 @@ def test_a_folder_that_an_earlier_version_wrote_is_continued_and_reported(
     report(ReportOptions(folder))
     assert "| tuned - base |" in capsys.readouterr().out
     other = tiny_models.save(tiny_models.POCKET, folder.with_name("other"), seed=5)
-    with pytest.raises(UserError, match="was run with other options; choose another --out"):
+    with pytest.raises(UserError, match="was run with --num_timesteps 2, this benchmark with 3; choose another --out"):
         run(options(model, folder, "base", num_timesteps=3))
-    with pytest.raises(UserError, match="other options; choose another --out"):
+    with pytest.raises(UserError, match=r"was run with --pretrained_model_name_or_path .*; choose another --out"):
         run(options(other, folder, "base"))
+
+
+def test_the_cost_of_a_killed_batch_is_dropped(folder: Path, model: Path) -> None:
+    cost = folder / "base.cost.jsonl"
+    whole = cost.read_text()
+    cost.write_text(whole[:-20])
+    next((folder / "base").iterdir()).unlink()
+    run(options(model, folder, "base"))
+    assert [json.loads(line)["images"] for line in cost.read_text().splitlines()] == [8]
 
 
 def drawn_elsewhere(folder: Path) -> Path:

@@ -79,9 +79,9 @@ def test_a_killed_run_resumes_with_detector_and_clip(lmd: Path, models: dict[str
     picture.unlink()
     draw(models, tmp_path, "lmd", **judges)
     assert (tmp_path / "base.jsonl").read_text() == whole and picture.read_bytes() == content
-    with pytest.raises(UserError, match="run with other options"):
+    with pytest.raises(UserError, match="choose another --out"):
         draw(models, tmp_path, "lmd", detector=models["owl"])
-    with pytest.raises(UserError, match="run with other options"):
+    with pytest.raises(UserError, match="choose another --out"):
         draw(models, tmp_path, "sr2d", **judges)
 
 
@@ -89,7 +89,7 @@ def test_results_of_two_judges_cannot_share_a_table(lmd: Path, models: dict[str,
     out = tmp_path / "out"
     score(ScoreOptions(lmd, out, judge=JudgeOptions(models["owl"])))
     record = json.loads((out / "bench.json").read_text())
-    with pytest.raises(UserError, match="run with other options"):
+    with pytest.raises(UserError, match="choose another --out"):
         score(ScoreOptions(lmd, out, judge=JudgeOptions(models["dino"])))
     record["methods"]["tuned"] = {**record["methods"]["base"], "detector": "another"}
     (out / "bench.json").write_text(json.dumps(record))
@@ -226,7 +226,7 @@ def test_invalid_score_options_are_user_errors(lmd: Path, models: dict[str, str]
 
 @pytest.mark.parametrize(
     ("more", "message"),
-    [({"budget_mb": 0}, "--budget_mb must be above 0"), ({"encoder": "x"}, "--encoder needs --reference"),
+    [({"budget_mb": 0}, "--budget_mb must be above 0"), ({"encoder": "x"}, "there is no model folder 'x'"),
      ({"reference": "nowhere"}, "--reference must be scenes or a folder")],
 )  # fmt: skip
 def test_invalid_report_options_are_user_errors(lmd: Path, tmp_path: Path, more: dict[str, Any], message: str) -> None:

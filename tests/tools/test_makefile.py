@@ -55,7 +55,7 @@ def test_the_quick_results_have_the_columns_of_the_whole() -> None:
     assert run.out == score.folder == report.folder and score.out == report.second
     assert score.judge.detector == whole[1].judge.detector == "reader"
     for options in (report, whole[2]):
-        assert options.second and options.reference == "scenes" and options.also[0] == "control"
+        assert options.second and options.reference == "scenes" and "control" in options.also
     assert run.judge.clip == whole[0].judge.clip
 
 
@@ -68,8 +68,17 @@ def test_the_results_of_any_model_are_judged_twice(suite: str) -> None:
     assert list(flat["methods"]) == ["base", "mine=folder"]
     assert run.out == score.folder == report.folder and score.out == report.second
     assert bool(run.judge.colours) == bool(score.judge.colours) == suite.startswith("geneval")
-    few, *_ = map(parsed, commands("results-sd", "MODEL=m", "LIMIT=20"))
+    few, *_, distance = map(parsed, commands("results-sd", "MODEL=m", "LIMIT=20", "REFERENCE=photos"))
     assert (to_flat(few)["prompts"], to_flat(few)["suite"]) == (20, "lmd")
+    assert few.out != run.out, "another model or other prompts cannot share a folder"
+    assert distance.reference == "photos" and report.reference is None and report.encoder == run.judge.clip
+
+
+def test_a_single_row_is_drawn_with_the_base(tmp_path: Path) -> None:
+    run, _, report = map(parsed, commands("results", "ROWS=best8", f"TABLE={tmp_path}"))
+    assert list(run.methods) == ["base", "best8"] and report.also == ()
+    (tmp_path / "dpt.jsonl").touch()
+    assert parsed([*commands("results", "ROWS=best8", f"TABLE={tmp_path}")][2]).also == ("dpt",)
 
 
 def test_a_model_has_to_be_named() -> None:

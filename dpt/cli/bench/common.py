@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -17,7 +18,7 @@ from dpt.data.files.reading import is_whole
 from dpt.detect.registry import ORACLE, reads_colours
 from dpt.embedded import clip_location
 from dpt.errors import OUTSIDE_FAULTS, UserError, fail, reason
-from dpt.evaluation.bench.results import OPTIONS_KEY
+from dpt.evaluation.bench.results import LIBRARIES_KEY, OPTIONS_KEY
 from dpt.files import atomic_file, exclusive_lock
 from dpt.methods.base import check_method_name
 from dpt.untrusted import MOST_IMAGES, parse_json, read_text
@@ -152,6 +153,8 @@ JUDGE_KEYS = ("detector", "judge", "suite", "clip", "itm", "hps")
 
 JUDGE_PATHS = ("detector", "colours", "clip", "itm", "itm_model", "hps")
 
+NO_LIBRARIES: Mapping[str, str] = MappingProxyType({})
+
 LOCK_PATIENCE = 10.0
 """Seconds to wait for another command that is writing bench.json."""
 
@@ -197,11 +200,17 @@ def _record_lock(out: Path) -> Iterator[None]:
 
 
 def register_method(
-    out: Path, options: Mapping[str, Any], method: str, identity: Mapping[str, Any], **more: Any
+    out: Path,
+    options: Mapping[str, Any],
+    method: str,
+    identity: Mapping[str, Any],
+    libraries: Mapping[str, str] = NO_LIBRARIES,
+    **more: Any,
 ) -> None:
     """Add a method to the record. Raises if the record has other options or another identity of the method.
 
     Only the number of images per prompt may differ between methods and grow: complete batches are not drawn again.
+    `libraries`: versions that draw it; of one that changed since the last run, both are recorded.
     """
     file = out / RECORD
     try:
@@ -212,11 +221,22 @@ def register_method(
             )
             most = max(options["per_prompt"], record[OPTIONS_KEY]["per_prompt"])
             record[OPTIONS_KEY]["per_prompt"] = most
-            known = record["methods"].setdefault(method, dict(identity))
-            same = _comparable({**LATER_OPTIONS, **record[OPTIONS_KEY]}) == _comparable({**options, "per_prompt": most})
-            if not same or {"suite_hash": identity.get("suite_hash"), **known} != {"suite_hash": None, **identity}:
-                fail(f"{out} holds a benchmark that was run with other options; choose another --out")
+            check_same_options(
+                {**options, "per_prompt": most},
+                record[OPTIONS_KEY],
+                f"the benchmark in {out}",
+                "; choose another --out",
+            )
+            known = {"suite_hash": identity.get("suite_hash"), **record["methods"].setdefault(method, dict(identity))}
+            for key in {**known, **identity}:
+                if known.get(key) != identity.get(key):
+                    fail(f"{out} holds results of {method} with another {key}; choose another --out")
             check_one_judge(record["methods"], out, ("model", *JUDGE_KEYS))
+            if libraries:
+                drawn_by = record.setdefault(LIBRARIES_KEY, {}).setdefault(method, {})
+                for name, version in libraries.items():
+                    earlier = drawn_by.get(name, version).split(", ")
+                    drawn_by[name] = ", ".join(dict.fromkeys((*earlier, version)))
             with atomic_file(file) as work:
                 work.write_text(json.dumps(record, indent=1) + "\n")
     except (ValueError, KeyError, AttributeError, TypeError):
@@ -244,11 +264,11 @@ def check_one_judge(methods: Mapping[str, Mapping[str, Any]], folder: Path, keys
                 fail(f"in {folder}, {first} and {name} differ in their {key} and cannot share a table")
 
 
-def check_same_options(options: Mapping[str, Any], earlier: Mapping[str, Any], what: str) -> None:
+def check_same_options(options: Mapping[str, Any], earlier: Mapping[str, Any], what: str, advice: str = "") -> None:
     now, then = (_comparable({**LATER_OPTIONS, **values}) for values in (options, earlier))
     for key in {**now, **then}:
         if now.get(key) != then.get(key):
-            fail(f"{what} was run with --{key} {then.get(key)!r}, this benchmark with {now.get(key)!r}")
+            fail(f"{what} was run with --{key} {then.get(key)!r}, this benchmark with {now.get(key)!r}{advice}")
 
 
 def _comparable(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -269,6 +289,15 @@ def read_record(folder: Path) -> dict[str, Any]:
         ) from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{folder / RECORD} is not the record of a benchmark") from None
+
+
+def selected_methods(names: Sequence[str], record: Mapping[str, Any], folder: Path) -> list[str]:
+    """All of the record by default. METHOD+sld is the method-sld of the record."""
+    methods = [name.replace("+", "-") for name in names]
+    for name in methods:
+        if name not in record["methods"]:
+            fail(f"there is no method {name!r} in {folder}; there are {', '.join(record['methods'])}")
+    return methods or list(record["methods"])
 
 
 def _check_types(record: Mapping[str, Any], file: Path) -> None:

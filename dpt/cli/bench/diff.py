@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from dpt.cli.bench.common import JUDGE_KEYS, LATER_OPTIONS, RECORD, read_record
-from dpt.cli.bench.report import MANIFEST, read_results
+from dpt.cli.bench.report import MANIFEST, read_method
 from dpt.errors import UserError, fail
-from dpt.evaluation.bench.results import OPTIONS_KEY
+from dpt.evaluation.bench.results import LIBRARIES_KEY, OPTIONS_KEY
 from dpt.untrusted import parse_json, read_text
 
 if TYPE_CHECKING:
@@ -21,6 +20,9 @@ if TYPE_CHECKING:
 
 SHOWN = 80
 """Characters of a value; hashes are cut to 12."""
+
+BEFORE = 30
+"""Characters before the first difference of two longer texts."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,12 @@ class Benchmark:
         options = {**LATER_OPTIONS, **saved.record[OPTIONS_KEY]}
         return cls(folder, {**saved.record, OPTIONS_KEY: options}, False)
 
-    @cached_property
-    def versions(self) -> Mapping[str, str]:
-        """Libraries, as the report recorded them; empty before the first report."""
+    def libraries(self, method: str) -> Mapping[str, str]:
+        """Those that drew the method; of older records those of its report, empty before the first one."""
         try:
-            versions = parse_json(read_text(self.folder / MANIFEST))["versions"]
-        except (OSError, ValueError, KeyError, TypeError):
+            drawn_by = self.record.get(LIBRARIES_KEY, {}).get(method)
+            versions = drawn_by or parse_json(read_text(self.folder / MANIFEST))["versions"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
         return versions if isinstance(versions, dict) else {}
 
@@ -67,7 +69,7 @@ class Benchmark:
         from dpt.evaluation.bench.verdicts import read_summary, verdicts_of
 
         if self.is_run:
-            return verdicts_of(read_results(self.folder / f"{method}.jsonl"))
+            return verdicts_of(read_method(self.folder / f"{method}.jsonl"))
         return dict(read_summary(self.folder).verdicts[method])
 
 
@@ -97,27 +99,50 @@ def methods(first: Benchmark, second: Benchmark) -> Iterator[str]:
 
 
 def libraries(first: Benchmark, second: Benchmark) -> Iterator[str]:
-    for benchmark in (first, second):
-        if not benchmark.versions:
-            yield f"libraries of {benchmark.folder}: unknown before `dpt bench report` has run"
-    if first.versions and second.versions:
-        yield from differing("library ", first.versions, second.versions)
+    """One line for a difference that all methods of both share, else one for each method."""
+    both = [name for name in first.record["methods"] if name in second.record["methods"]]
+    unknown = [one.folder for one in (first, second) if not all(map(one.libraries, both))]
+    yield from (f"libraries of {folder}: unknown before `dpt bench report` has run" for folder in unknown)
+    if unknown:
+        return
+    found = {name: [*differing("library ", first.libraries(name), second.libraries(name))] for name in both}
+    for line in {line: None for lines in found.values() for line in lines}:
+        names = [name for name in both if line in found[name]]
+        yield line if len(names) == len(both) else f"{', '.join(names)}, {line}"
 
 
 def differing(
     prefix: str, ours: Mapping[str, Any], theirs: Mapping[str, Any], judge: tuple[str, ...] = ()
 ) -> Iterator[str]:
     for key in {**ours, **theirs}:
-        if ours.get(key) != theirs.get(key):
-            what = f"{prefix}judge's {key}" if key in judge else f"{prefix}{key}"
-            yield f"{what}: {short(ours.get(key))} | {short(theirs.get(key))}"
+        one, other = ours.get(key), theirs.get(key)
+        if one == other:
+            continue
+        if isinstance(one, dict) and isinstance(other, dict):
+            yield from differing(f"{prefix}{key}.", one, other)
+            continue
+        what = f"{prefix}judge's {key}" if key in judge else f"{prefix}{key}"
+        texts = [as_text(value) for value in (one, other)]
+        start = 0 if max(map(len, texts)) <= SHOWN else max(0, first_difference(*texts) - BEFORE)
+        yield f"{what}: {' | '.join(part(text, start) for text in texts)}"
 
 
-def short(value: Any) -> str:
+def as_text(value: Any) -> str:
     text = "none" if value is None else str(value)
-    if len(text) == 64 and all(digit in "0123456789abcdef" for digit in text):
-        return text[:12]
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+    is_hash = len(text) == 64 and all(digit in "0123456789abcdef" for digit in text)
+    return text[:12] if is_hash else text
+
+
+def first_difference(first: str, second: str) -> int:
+    return next(
+        (n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(map(len, (first, second)))
+    )
+
+
+def part(text: str, start: int) -> str:
+    """At most SHOWN characters of a text from `start` on."""
+    end = start + SHOWN
+    return f"{'...' if start else ''}{text[start:end]}{'...' if len(text) > end else ''}"
 
 
 def numbers(first: Benchmark, second: Benchmark) -> Iterator[str]:

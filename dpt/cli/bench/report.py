@@ -17,12 +17,13 @@ from dpt.cli.bench.common import (
     check_same_options,
     image_folder,
     read_record,
+    selected_methods,
     write_errors,
 )
 from dpt.cli.common.console import warn
 from dpt.embedded import EMBEDDED_CLIP, clip_location
 from dpt.errors import fail
-from dpt.evaluation.bench.results import OPTIONS_KEY
+from dpt.evaluation.bench.results import LIBRARIES_KEY, OPTIONS_KEY
 from dpt.intervals import Estimate
 from dpt.methods.base import BASE
 from dpt.records import from_plain
@@ -58,6 +59,8 @@ class ReportOptions:
 
     folder: tyro.conf.Positional[Path]
     """The output folder of `dpt bench run`, or of `dpt bench score`."""
+    methods: tuple[str, ...] = ()
+    """Default: all methods in FOLDER."""
     baseline: str = BASE
     """The method that the others are compared with."""
     also: tuple[str, ...] = ()
@@ -73,10 +76,10 @@ class ReportOptions:
     out: Path | None = None
     """Where the files go; default: the folder itself."""
     reference: Annotated[str | None, tyro.conf.arg(metavar="scenes|FOLDER")] = None
-    """Also report the Fréchet distance of each method's images to these, rendered scenes or a folder of images, and
-    their diversity: the mean distance between two images of a prompt."""
-    encoder: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB_ID|timm:NAME")] = EMBEDDED_CLIP
-    """The CLIP, SigLIP, DINOv2, DINOv3 or timm model whose image features --reference compares."""
+    """Also report the Fréchet distance of each method's images to these, rendered scenes or a folder of images."""
+    encoder: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID|timm:NAME")] = None
+    """The CLIP, SigLIP, DINOv2, DINOv3 or timm model whose image features give the distance, and the diversity: the
+    mean distance between two images of a prompt. Default with --reference: the pocket's CLIP."""
     budget_mb: float = 8.0
     """Largest size of the images in report.html together, in megabytes."""
 
@@ -88,16 +91,18 @@ def report(options: ReportOptions) -> None:
 
     if not (isfinite(options.budget_mb) and 0 < options.budget_mb <= MOST_MEGABYTES):
         fail(f"--budget_mb must be above 0 and at most {MOST_MEGABYTES}, not {options.budget_mb:g}")
-    if options.reference is None and options.encoder != EMBEDDED_CLIP:
-        fail("--encoder needs --reference")
     record = read_record(options.folder)
+    names = selected_methods(options.methods, record, options.folder)
+    record["methods"] = {name: identity for name, identity in record["methods"].items() if name in names}
     check_one_judge(record["methods"], options.folder, ("model", *JUDGE_KEYS))
-    methods = {name: read_results(options.folder / f"{name}.jsonl") for name in record["methods"]}
+    methods = {name: read_method(options.folder / f"{name}.jsonl") for name in record["methods"]}
     earlier = open_earlier(options.kept, record, methods)
     all_methods = {**earlier.methods, **methods}
     over_seeds = pool_seeds(options.seeds, all_methods)
     all_methods |= over_seeds
-    for name in (options.baseline, *options.also):
+    baseline, *also = (name.replace("+", "-") for name in (options.baseline, *options.also))
+    options = replace(options, baseline=baseline, also=tuple(also))
+    for name in (baseline, *also):
         if name not in all_methods:
             fail(
                 f"there is no method {name!r} in {options.folder}; there are {', '.join(all_methods)}: pass --baseline"
@@ -121,7 +126,11 @@ def report(options: ReportOptions) -> None:
     in_one = tables.one_table(results, again, fidelity)
     if in_one:
         text += f"\n\nIn one table, over all categories:\n\n{in_one}"
-    record = {**record, "methods": {**earlier.identities, **record["methods"]}}
+    record = {
+        **record,
+        "methods": {**earlier.identities, **record["methods"]},
+        LIBRARIES_KEY: {**earlier.libraries, **record.get(LIBRARIES_KEY, {})},
+    }
     data = ReportData(record, options.baseline, results, differences, methods, fidelity, earlier.methods)
     out = write(options, text, data, second, in_one)
     print(text)
@@ -152,9 +161,11 @@ def pairs_to_compare(methods: Iterable[str], references: Sequence[str]) -> list[
     return [(name, reference) for reference in references for name in names if name not in earlier[reference]]
 
 
-def read_results(file: Path) -> MethodResults:
+def read_method(file: Path) -> MethodResults:
     from dpt.evaluation.bench.columns import MethodResults
 
+    if not file.exists():
+        fail(f"{file.stem} has no results in {file.parent} yet: finish the run, or pass the others as --methods")
     repair = "`dpt bench run` with the same options repairs the file"
     return MethodResults.read(file, lambda n: warn(f"{file} has {n} duplicate lines, which are counted once: {repair}"))
 
@@ -162,7 +173,7 @@ def read_results(file: Path) -> MethodResults:
 def measure_fidelity(
     options: ReportOptions, record: Mapping[str, Any], methods: Mapping[str, MethodResults]
 ) -> Fidelity | None:
-    if options.reference is None:
+    if options.reference is None and options.encoder is None:
         return None
     from dpt.evaluation.fidelity import fidelity
     from dpt.score.clip import open_encoder
@@ -175,7 +186,7 @@ def measure_fidelity(
         for name, of_method in keys.items()
     }
     prompts = {name: [prompt for prompt, _ in of_method] for name, of_method in keys.items()}
-    return fidelity(files, options.reference, open_encoder(clip_location(options.encoder)), prompts)
+    return fidelity(files, options.reference, open_encoder(clip_location(options.encoder or EMBEDDED_CLIP)), prompts)
 
 
 def picture_file(folder: Path, record: Mapping[str, Any], method: str, prompt_id: str, index: int) -> Path:
@@ -212,7 +223,7 @@ def judge_again(
         fail(f"{options.second} was judged by the same detector, {detectors[0]}: pass the folder of another judge")
     references = [name for name in (options.baseline, *options.also) if name in names]
     pairs = pairs_to_compare(names, references)
-    again_results = {name: read_results(options.second / f"{name}.jsonl") for name in names}
+    again_results = {name: read_method(options.second / f"{name}.jsonl") for name in names}
     return second_judgement(methods, again_results, str(detectors[1]), pairs)
 
 
@@ -252,6 +263,7 @@ def write(
         with (out / "summary.jsonl").open("w") as lines:
             lines.writelines(list(summary({**data.kept, **data.methods})))
         picture.save(out / "sheet.png", optimize=True)
+        (out / PLOT).unlink(missing_ok=True)
         if data.results[0].rates:
             plot(data.results, out / PLOT)
         (out / "report.html").write_text(html, encoding="utf-8")
@@ -298,7 +310,7 @@ def sheet(folder: Path, record: Mapping[str, Any], methods: Mapping[str, MethodR
     verdicts = {True: "right", False: "wrong", None: "not judged"}
     pictures, captions = [], []
     for category in range(len(first.categories)):
-        lines = ((first.category == category) & (first.index == 0)).nonzero()[0][:PER_CATEGORY]
+        lines = ((first.category == category) & (first.index == first.index.min())).nonzero()[0][:PER_CATEGORY]
         for key in (first.key(int(line)) for line in lines):
             for name, results in methods.items():
                 if (line := results.line_of.get(key)) is not None:
@@ -316,6 +328,7 @@ class EarlierReport:
     results: Sequence[Result] = ()
     methods: Mapping[str, MethodResults] = field(default_factory=dict)
     fidelity: Mapping[str, Any] | None = None
+    libraries: Mapping[str, Any] = field(default_factory=dict)
 
     def with_distances(self, fidelity: Fidelity | None) -> Fidelity | None:
         """Add the distances of the earlier methods, if reference and encoder are the same."""
@@ -351,10 +364,14 @@ def open_earlier(folder: Path | None, record: Mapping[str, Any], methods: Mappin
     if not identities:
         fail(f"all methods of the report in {folder} are in this benchmark too: --kept has no effect")
     check_one_judge({**identities, **record["methods"]}, folder)
-    like = next(iter(methods.values()))
+    like = max(methods.values(), key=len)
     kept = {name: saved.method_results(name, like) for name in identities}
     for name, results in kept.items():
         saved.check(name, results)
     return EarlierReport(
-        identities, [result for result in saved.results if result.method in identities], kept, saved.fidelity
+        identities,
+        [result for result in saved.results if result.method in identities],
+        kept,
+        saved.fidelity,
+        {name: drawn_by for name, drawn_by in saved.record.get(LIBRARIES_KEY, {}).items() if name in identities},
     )

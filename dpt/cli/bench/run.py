@@ -22,12 +22,13 @@ from dpt.cli.bench.common import (
     recorded_requests,
     recorded_suite,
     register_method,
+    selected_methods,
     write_errors,
 )
-from dpt.cli.common.console import warn, warn_of_unknown_words
+from dpt.cli.common.console import versions, warn, warn_of_unknown_words
 from dpt.distributed import Processes, processes, take_own_gpu
 from dpt.errors import fail
-from dpt.evaluation.bench.results import OPTIONS_KEY, repair
+from dpt.evaluation.bench.results import LIBRARIES_KEY, OPTIONS_KEY, drop_cut_line, repair
 from dpt.methods.base import GenerationConfig, Method, MethodConfig
 from dpt.methods.registry import BASE, parse_methods
 from dpt.untrusted import MOST_IMAGES
@@ -77,12 +78,13 @@ class RunOptions:
     """
 
     methods: tyro.conf.Positional[tuple[str, ...]]
-    """Methods to compare. base: the model itself. control, dpt, corrected, best4, best8, ipr, ipr-dpt, hps: shipped
-    checkpoints of an embedded model, where it has them. NAME=PATH: the model with the LoRA at PATH, a training result
-    or any LoRA file. NAME=PATH,KEY=VALUE,...: factor, target, norm, start, end and every correct with the adapter at
-    PATH; candidates=N keeps the best of N; lora=off leaves the LoRA out; also=PATH adds a second one;
-    negative_prompt=TEXT replaces the checkpoint's (empty for none); negative_lora=PATH predicts the negative half of
-    guidance. sld repairs the images of base, METHOD+sld=DETECTOR those of METHOD. More: docs/benchmark.md."""
+    """Methods to compare. base: the model itself. control, dpt, corrected, best4, best8, distilled, ipr1, ipr,
+    ipr-dpt, hps: shipped checkpoints of an embedded model, where it has them. NAME=PATH: the model with the LoRA at
+    PATH, a training result or any LoRA file. NAME=PATH,KEY=VALUE,...: factor, target, norm, start, end and every
+    correct with the adapter at PATH; candidates=N keeps the best of N; lora=off leaves the LoRA out; also=PATH adds a
+    second one; negative_prompt=TEXT replaces the checkpoint's (empty for none); negative_lora=PATH predicts the
+    negative half of guidance. sld repairs the images of base, METHOD+sld=DETECTOR those of METHOD. More:
+    docs/benchmark.md."""
     out: Path = Path("outputs/bench")
     suite: SuiteOptions = field(default_factory=SuiteOptions)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
@@ -153,11 +155,13 @@ def run_method(config: MethodConfig, options: RunOptions, group: Processes, suit
         def start() -> None:
             stack.enter_context(method_lock(options.out, config.name))
             identity = {**judge_identity(suite, judge), **model_as_recorded(options, method.identity)}
-            register_method(options.out, recorded_options(options), config.name, identity)
+            register_method(options.out, recorded_options(options), config.name, identity, versions())
             with write_errors(options.out):
                 if repeated := repair(lines):
                     warn(f"{lines} had {repeated} duplicate lines, left by two runs at once; they were removed")
                 merge_shards(lines, requests)  # of an interrupted run of several processes
+                if cost_file(lines).exists():
+                    drop_cut_line(cost_file(lines))
                 if (views := training_of(config)) is not None:
                     record_training(lines, views)
 
@@ -260,18 +264,26 @@ def score(options: ScoreOptions) -> None:
         fail("--colours needs --detector")
     if options.out.resolve() == options.folder.resolve():
         fail(f"{options.out} holds the images and their results; choose another --out")
+    with processes() as group:
+        take_own_gpu()
+        score_methods(options, group)
+
+
+def score_methods(options: ScoreOptions, group: Processes) -> None:
     from dpt.records import to_plain
 
+    judges = options.judge
     record = read_record(options.folder)
     suite = recorded_suite(record, options.suite)
     model = str(record[OPTIONS_KEY]["pretrained_model_name_or_path"])
     judge = judges.open(suite, model) if judges.detector else judges.open_scores(suite, model)
     recorded = {**record[OPTIONS_KEY], **to_plain(judges)}
-    methods = selected_methods(options, record)
+    methods = selected_methods(options.methods, record, options.folder)
     for name in methods:
-        score_method(name, options, record, recorded, suite, judge)
-    print(f"results: {', '.join(str(options.out / f'{name}.jsonl') for name in methods)}")
-    print(f"next:    dpt bench report {options.out}{'' if 'base' in methods else f' --baseline {methods[0]}'}")
+        score_method(name, options, record, recorded, suite, judge, group)
+    if group.is_main:
+        print(f"results: {', '.join(str(options.out / f'{name}.jsonl') for name in methods)}")
+        print(f"next:    dpt bench report {options.out}{'' if 'base' in methods else f' --baseline {methods[0]}'}")
 
 
 def score_method(
@@ -281,11 +293,13 @@ def score_method(
     recorded: Mapping[str, Any],
     suite: Suite,
     judge: ImageJudge | ExtraScores,
+    group: Processes,
 ) -> None:
     from tqdm import tqdm
 
+    from dpt.evaluation.bench import run as bench
     from dpt.evaluation.bench.columns import MethodResults
-    from dpt.evaluation.bench.run import ImageJudge, JudgeImages, Rescore, StoredImages, run_benchmark
+    from dpt.evaluation.bench.run import ImageJudge, JudgeImages, Rescore
 
     known = record["methods"][name]
     judge_images: JudgeImages
@@ -298,17 +312,33 @@ def score_method(
     requests = recorded_requests(record, suite, options.folder / f"{name}.jsonl")
     pictures = image_folder(options.folder, record)
     lines = options.out / f"{name}.jsonl"
-    with method_lock(options.out, name):
-        # Relative, so that the two folders can be moved together.
-        register_method(options.out, recorded, name, identity, pictures=os.path.relpath(pictures, options.out))
-        with write_errors(options.out), tqdm(total=len(requests), desc=name, unit="image") as bar:
-            if repeated := repair(lines):
-                warn(f"{lines} had {repeated} duplicate lines, left by two runs at once; they were removed")
-            run_benchmark(name, requests, StoredImages(pictures / name), judge_images, options.out, bar.update)
+    shard = bench.Shard(group.rank, group.count)
+    with ExitStack() as stack:
 
+        def start() -> float | None:
+            stack.enter_context(method_lock(options.out, name))
+            # Relative, so that the two folders can be moved together.
+            where = os.path.relpath(pictures, options.out)
+            drawn_by = record.get(LIBRARIES_KEY, {}).get(name, {})
+            register_method(options.out, recorded, name, identity, drawn_by, pictures=where)
+            with write_errors(options.out):
+                judged_at = lines.stat().st_mtime if lines.exists() else None
+                if repeated := repair(lines):
+                    warn(f"{lines} had {repeated} duplicate lines, left by two runs at once; they were removed")
+                bench.merge_shards(lines, requests)
+            return judged_at
 
-def selected_methods(options: ScoreOptions, record: Mapping[str, Any]) -> list[str]:
-    for name in options.methods:
-        if name not in record["methods"]:
-            fail(f"there is no method {name!r} in {options.folder}; there are {', '.join(record['methods'])}")
-    return list(options.methods or record["methods"])
+        source = bench.StoredImages(pictures / name, group.from_main(start))
+
+        def judge_own_part() -> None:
+            with write_errors(options.out):
+                bench.run_benchmark(name, requests, source, judge_images, options.out, bar.update, shard)
+
+        def finish() -> None:
+            bench.merge_shards(lines, requests)
+            lines.touch()
+
+        total = sum(shard.holds(number // bench.BATCH) for number in range(len(requests)))
+        with write_errors(options.out), tqdm(total=total, desc=name, unit="image", disable=not group.is_main) as bar:
+            group.gather(judge_own_part)
+            group.from_main(finish)

@@ -183,12 +183,29 @@ class _Columns:
         prompt, index, category, passed, objects, unreadable, clipped, outside, counts, relations = np.array(
             self.rows, np.int64
         ).T
-        clip, itm, hps, met = np.array(self.scores, float).T
+        clip, itm, hps, claims_met = np.array(self.scores, float).T
         return MethodResults(
-            method, tuple(self.prompts), prompt, index, tuple(self.categories), category, tuple(self.noise_seeds),
-            passed, clip, itm, hps, objects, unreadable, clipped, outside, counts.astype(bool), relations.astype(bool),
-            met, self.queried, source,
-        )  # fmt: skip
+            method=method,
+            prompt_ids=tuple(self.prompts),
+            prompt=prompt,
+            index=index,
+            categories=tuple(self.categories),
+            category=category,
+            noise_seeds=tuple(self.noise_seeds),
+            passed=passed,
+            clip=clip,
+            itm=itm,
+            hps=hps,
+            objects=objects,
+            unreadable=unreadable,
+            clipped=clipped,
+            outside=outside,
+            counts_met=counts.astype(bool),
+            relations_met=relations.astype(bool),
+            claims_met=claims_met,
+            queried=self.queried,
+            source=source,
+        )
 
 
 def _score(value: float | None) -> float:
@@ -309,7 +326,11 @@ def _place_label(
 
 def plot(results: Sequence[Result], file: Path) -> bool:
     """Plot right images against passes, if two methods have a cost; a line joins those that no cheaper one beats."""
-    known = [(result.cost.passes, result.rates[OVERALL], result.method) for result in results if result.cost]
+    known = [
+        (result.cost.passes, result.rates[OVERALL], result.method)
+        for result in results
+        if result.cost and result.cost.passes > 0  # the axis is logarithmic
+    ]
     if len(known) < 2:
         return False
     import matplotlib

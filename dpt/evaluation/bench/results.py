@@ -25,6 +25,9 @@ Key = tuple[str, int]
 OPTIONS_KEY = "asked"
 """The key of the run's options in bench.json and results.json."""
 
+LIBRARIES_KEY = "libraries"
+"""The key of the library versions that drew each method, in the same files."""
+
 
 @dataclass(frozen=True)
 class DetectedObject:
@@ -182,7 +185,7 @@ def repair(file: Path) -> int:
     """Remove an incomplete last line and duplicate lines; return the number of duplicates."""
     if not file.exists():
         return 0
-    _drop_cut_line(file)
+    drop_cut_line(file)
     counts: list[int] = []
     kept = [line.text for line in read_lines(file, counts.append)]
     if counts:
@@ -201,7 +204,8 @@ def replace_results(file: Path, results: Mapping[Key, ImageResult]) -> None:
             lines.write(line.text if replacement is None else result_line(replacement).encode())
 
 
-def _drop_cut_line(file: Path) -> None:
+def drop_cut_line(file: Path) -> None:
+    """Remove the last line if a killed run left it without its end."""
     try:
         with file.open("r+b") as stream:
             end = position = stream.seek(0, 2)

@@ -270,9 +270,12 @@ class StoredImages:
     """Loads images from the folder of an earlier run."""
 
     folder: Path
+    judged_at: float | None = None
+    """When their results were last written. Newer images were drawn again, and are judged again."""
 
     def is_missing(self, request: ImageRequest) -> bool:
-        return False
+        file = self.folder / request.file
+        return self.judged_at is not None and file.exists() and file.stat().st_mtime > self.judged_at
 
     def images(self, requests: Sequence[ImageRequest]) -> list[Image]:
         return [np.asarray(open_image(self.folder / request.file)) for request in requests]

@@ -47,7 +47,7 @@ class Result:
     clipped: int = 0
     outside: int = 0
     claims_met: Estimate | None = None
-    """Mean share of a prompt's claims that an image meets, over categories with equal weights."""
+    """Mean share of an image's conditions (atoms) that it meets, over categories with equal weights."""
     cost: Cost | None = None
     prompts: dict[str, int] = field(default_factory=dict)
     """Number of prompts by category and over all: the n of the intervals."""
@@ -71,7 +71,10 @@ def compute_results(
     first = next(iter(methods), "")
     for method, results in methods.items():
         if set(results.categories) != set(methods[first].categories):
-            raise UserError(f"{first} and {method} were not judged in the same categories and cannot share a table")
+            raise UserError(
+                f"{first} and {method} were not judged in the same categories and cannot share a table: finish "
+                "`dpt bench run`, or pass the others as --methods"
+            )
     computed = [_result(method, results, suite, costs) for method, results in methods.items()]
     for result in computed:
         if (bool(result.rates), bool(result.clip)) != (bool(computed[0].rates), bool(computed[0].clip)):
@@ -87,13 +90,20 @@ def _result(method: str, results: MethodResults, suite: str, costs: Mapping[str,
     clip, itm, hps = (_estimates(results.prompt_means(values[name])) if name in values else {} for name in SCORES)
     counts = {category: len(means) for category, means in results.prompt_means(results.passed).items()}
     return Result(
-        method, rates, _readable(results) if rates else None, clip, itm, hps,
-        visor(results) if suite == SR2D and rates else {}, len(results), int(results.clipped.sum()),
-        int(results.outside.sum()),
-        _claims_met(results),
-        costs.get(method),
-        {**counts, OVERALL: sum(counts.values())},
-    )  # fmt: skip
+        method=method,
+        rates=rates,
+        readable=_readable(results) if rates else None,
+        clip=clip,
+        itm=itm,
+        hps=hps,
+        measures=visor(results) if suite == SR2D and rates else {},
+        pictures=len(results),
+        clipped=int(results.clipped.sum()),
+        outside=int(results.outside.sum()),
+        claims_met=_claims_met(results),
+        cost=costs.get(method),
+        prompts={**counts, OVERALL: sum(counts.values())},
+    )
 
 
 def paired_difference(method: MethodResults, baseline: MethodResults) -> Difference:
@@ -127,19 +137,22 @@ def _subtract(values: Mapping[str, Floats], baseline: Mapping[str, Floats]) -> d
 def shared_images(*methods: MethodResults) -> tuple[MethodResults, ...]:
     """The results for the images that all methods have, in one order.
 
-    A method may have fewer images of each prompt than another. Raises if an image is missing or has other noise.
+    A method may have fewer images of each prompt than another, or be unfinished. Raises if an image has other noise, or
+    if a prompt is missing.
     """
     seeds = [dict(zip(results.line_of, results.noise_seeds, strict=True)) for results in methods]
-    fewest = min(range(len(methods)), key=lambda number: len(methods[number]))
-    keys = seeds[fewest].keys()
-    per_prompt = max((index for _, index in keys), default=-1) + 1
+    keys = [key for key in seeds[0] if all(key in of_method for of_method in seeds)]
+    prompts = {prompt for prompt, _ in keys}
     for results, of_method in zip(methods, seeds, strict=True):
-        firsts = {key: seed for key, seed in of_method.items() if key[1] < per_prompt}
-        if unpaired := firsts.items() ^ seeds[fewest].items():
-            (prompt, index), _ = min(unpaired)
+        if other := [key for key in keys if of_method[key] != seeds[0][key]]:
             raise UserError(
-                f"{results.method} and {methods[fewest].method} cannot be compared: image {index} of {prompt} is not "
-                "in both with the same noise seed"
+                f"{results.method} and {methods[0].method} cannot be compared: image {other[0][1]} of {other[0][0]} "
+                "does not have the same noise seed in both"
+            )
+        if missing := set(results.prompt_ids) - prompts:
+            raise UserError(
+                f"{', '.join(one.method for one in methods)} cannot be compared: not all have an image of "
+                f"{min(missing)}: finish `dpt bench run`, or pass the finished methods as --methods"
             )
     return tuple(results.only(np.array([results.line_of[key] for key in keys], np.int64)) for results in methods)
 
@@ -271,8 +284,10 @@ def one_table(computed: Sequence[Result], second: Mapping[str, Result], fidelity
     `second`: the results of a second judge by method.
     """
     several = len({result.pictures for result in computed}) > 1
+    categories = [name for name in computed[0].rates if name != OVERALL]
     columns: dict[str, list[str]] = {
         "images": [f"{result.pictures:,}" if several else "" for result in computed],
+        **{name: [f"{100 * r.rates[name].value:.1f}" if r.rates else "" for r in computed] for name in categories},
         "right": [_percent(result.rates.get(OVERALL)) for result in computed],
         "claims met": [_percent(result.claims_met) for result in computed],
         "objects readable": [_percent(result.readable) for result in computed],

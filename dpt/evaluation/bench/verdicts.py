@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dpt.errors import UserError
 from dpt.evaluation.bench.columns import UNJUDGED, Booleans, MethodResults
-from dpt.evaluation.bench.results import OPTIONS_KEY
+from dpt.evaluation.bench.results import LIBRARIES_KEY, OPTIONS_KEY
 from dpt.evaluation.bench.tables import (
     Difference,
     Result,
@@ -85,7 +85,7 @@ def agreement(first: MethodResults, second: MethodResults) -> JudgeAgreement:
         for results in (first, second)
     ]
     if images[0] != images[1]:
-        raise UserError(f"the two judges did not judge the same images of {first.method}")
+        raise UserError(f"the two judges did not judge the same images of {first.method}: run `dpt bench score` again")
     agree = passed_first == passed_second
     values = np.empty(len(first))
     values[first.by_key] = agree
@@ -135,54 +135,71 @@ def summary(methods: Mapping[str, MethodResults]) -> Iterator[str]:
             yield json.dumps({"method": method, "category": category, "prompt": prompt, "right": verdicts}) + "\n"
 
 
-Verdicts = Mapping[str, tuple[bool | None, ...]]
-"""By prompt, in the order of its pictures."""
+class PromptVerdicts(NamedTuple):
+    category: str
+    right: tuple[bool | None, ...]
+    """In the order of the prompt's images; None if not judged."""
+
+
+Verdicts = Mapping[str, PromptVerdicts]
+"""By prompt."""
 
 
 def verdicts_of(results: MethodResults) -> Verdicts:
-    verdicts: dict[str, list[bool | None]] = {}
-    for line in results.by_key.tolist():
-        passed = int(results.passed[line])
-        verdict = None if passed == UNJUDGED else bool(passed)
-        verdicts.setdefault(results.prompt_ids[results.prompt[line]], []).append(verdict)
-    return {prompt: tuple(of_prompt) for prompt, of_prompt in verdicts.items()}
+    return {line["prompt"]: _prompt_verdicts(line) for line in map(json.loads, summary({"": results}))}
+
+
+def _prompt_verdicts(line: Mapping[str, Any]) -> PromptVerdicts:
+    right = tuple(None if verdict is None else bool(verdict) for verdict in line["right"])
+    return PromptVerdicts(str(line["category"]), right)
 
 
 @dataclass(frozen=True)
 class VerdictChange:
-    """Two verdicts on the same pictures of the same prompts, of two runs."""
+    """Two verdicts on the same images of the same prompts, of two runs."""
 
-    pictures: int
+    images: int
+    is_part: bool
+    """Whether one of the runs has further images."""
     first: float
-    """Share of right pictures."""
+    """Share of right images: the mean over categories, as in a report."""
     second: float
     difference: Estimate
     became_right: int
     became_wrong: int
 
     def __str__(self) -> str:
+        which = f"the {self.images:,} images that both have" if self.is_part else f"{self.images:,} images"
         return (
-            f"{100 * self.first:.1f} % | {100 * self.second:.1f} % of {self.pictures:,} images right, difference "
-            f"{self.difference.signed}; {self.became_right} became right, {self.became_wrong} wrong"
+            f"{100 * self.first:.1f} % | {100 * self.second:.1f} % right, difference {self.difference.signed}, over "
+            f"{which}; {self.became_right} became right, {self.became_wrong} wrong"
         )
 
 
 def verdict_change(first: Verdicts, second: Verdicts) -> VerdictChange:
-    for prompt in {**first, **second}:
-        if len(first.get(prompt, ())) != len(second.get(prompt, ())):
-            raise UserError(f"the images of {prompt} are not in both")
-    pairs = [[*zip(first[prompt], second[prompt], strict=True)] for prompt in sorted(first)]
-    if any(None in pair for of_prompt in pairs for pair in of_prompt):
-        raise UserError("not all images are judged in both")
-    means = np.array([[np.mean([pair[side] for pair in of_prompt]) for side in (0, 1)] for of_prompt in pairs])
-    flat = [pair for of_prompt in pairs for pair in of_prompt]
+    """Compare the images that both have: a method may have more images of each prompt in one of the runs."""
+    means: dict[str, list[tuple[float, float]]] = {}
+    pairs: list[tuple[bool | None, bool | None]] = []
+    for prompt in sorted(first.keys() & second.keys()):
+        of_prompt = [*zip(first[prompt].right, second[prompt].right, strict=False)]
+        if any(None in pair for pair in of_prompt):
+            raise UserError("not all images are judged in both")
+        sides = (float(np.mean([pair[side] for pair in of_prompt])) for side in (0, 1))
+        means.setdefault(first[prompt].category, []).append((next(sides), next(sides)))
+        pairs += of_prompt
+    if not pairs:
+        raise UserError("no image is in both")
+    by_category = [np.array(of_category) for of_category in means.values()]
+    most = max(sum(len(of_prompt.right) for of_prompt in verdicts.values()) for verdicts in (first, second))
+    rates = np.mean([of_category.mean(0) for of_category in by_category], axis=0)
     return VerdictChange(
-        pictures=len(flat),
-        first=float(np.mean([pair[0] for pair in flat])),
-        second=float(np.mean([pair[1] for pair in flat])),
-        difference=bootstrap([means[:, 1] - means[:, 0]], DIFFERENCE),
-        became_right=sum(pair == (False, True) for pair in flat),
-        became_wrong=sum(pair == (True, False) for pair in flat),
+        images=len(pairs),
+        is_part=len(pairs) < most,
+        first=float(rates[0]),
+        second=float(rates[1]),
+        difference=bootstrap([of_category[:, 1] - of_category[:, 0] for of_category in by_category], DIFFERENCE),
+        became_right=pairs.count((False, True)),
+        became_wrong=pairs.count((True, False)),
     )
 
 
@@ -191,24 +208,30 @@ class SavedSummary:
     """An earlier report."""
 
     record: Mapping[str, Any]
-    """The options of the run, and the identity of each method."""
+    """The options of the run, the identity of each method, and the libraries that drew it."""
     results: tuple[Result, ...]
-    verdicts: Mapping[str, Mapping[str, tuple[bool | None, ...]]]
-    """By method and prompt."""
+    verdicts: Mapping[str, Verdicts]
+    """By method."""
     fidelity: Mapping[str, Any] | None = None
 
     def method_results(self, method: str, like: MethodResults) -> MethodResults:
-        """Return the method's verdicts on the pictures of `like`."""
-        verdicts_by_prompt = self.verdicts[method]
-        passed = np.empty(len(like), np.int64)
-        for line in range(len(like)):
-            prompt, index = like.key(line)
-            verdicts = verdicts_by_prompt.get(prompt, ())
-            if index >= len(verdicts):
-                raise UserError(f"the earlier report has no verdict of {method} on image {index} of {prompt}")
-            verdict = verdicts[index]
-            passed[line] = UNJUDGED if verdict is None else verdict
-        return like.with_verdicts(method, passed)
+        """Return the method's verdicts, on the images that `like` has too. `like` needs at least as many."""
+        known = {
+            (prompt, index): UNJUDGED if verdict is None else int(verdict)
+            for prompt, verdicts in self.verdicts[method].items()
+            for index, verdict in enumerate(verdicts.right)
+        }
+        if absent := known.keys() - like.line_of.keys():
+            prompt, index = min(absent)
+            raise UserError(
+                f"the earlier report has image {index} of {prompt} by {method}, which no method of this benchmark has"
+            )
+        lines = np.array([line for line in range(len(like)) if like.key(line) in known], np.int64)
+        if {prompt for prompt, _ in known} != set(like.prompt_ids):
+            prompt = min(set(like.prompt_ids) - {prompt for prompt, _ in known})
+            raise UserError(f"the earlier report has no verdict of {method} on image 0 of {prompt}")
+        shared = like.only(lines)
+        return shared.with_verdicts(method, np.array([known[like.key(int(line))] for line in lines], np.int64))
 
     def check(self, method: str, results: MethodResults) -> None:
         """Raise if the verdicts do not give the saved rates."""
@@ -223,18 +246,20 @@ def read_summary(folder: Path) -> SavedSummary:
     try:
         record = parse_json(read_text(folder / NUMBERS))
         saved = tuple(from_plain(Result, result, f"{folder / NUMBERS}") for result in record["results"])
-        verdicts: dict[str, dict[str, tuple[bool | None, ...]]] = {}
+        verdicts: dict[str, dict[str, PromptVerdicts]] = {}
         for text in read_text(folder / SUMMARY).splitlines():
             line = parse_json(text)
-            right = tuple(None if verdict is None else bool(verdict) for verdict in line["right"])
-            verdicts.setdefault(line["method"], {})[line["prompt"]] = right
+            verdicts.setdefault(line["method"], {})[line["prompt"]] = _prompt_verdicts(line)
         names = [result.method for result in saved]
         if missing := [name for name in names if name not in verdicts]:
             raise UserError(f"{folder / SUMMARY} has no line for the method {missing[0]} of {NUMBERS}")
-        if sorted(names) != sorted(record["methods"]):
+        methods = record["methods"]
+        if not all(isinstance(value, dict) for value in (record[OPTIONS_KEY], methods, *methods.values())):
+            raise TypeError
+        if sorted(names) != sorted(methods):
             raise UserError(f"{folder / NUMBERS} does not have one result for each of its methods")
-        options_and_methods = {OPTIONS_KEY: record[OPTIONS_KEY], "methods": record["methods"]}
-        return SavedSummary(options_and_methods, saved, verdicts, record.get("fidelity"))
+        run = {key: record[key] for key in (OPTIONS_KEY, "methods", LIBRARIES_KEY) if key in record}
+        return SavedSummary(run, saved, verdicts, record.get("fidelity"))
     except OSError as error:
         raise UserError(
             f"{folder} holds neither a benchmark of `dpt bench run` nor a report of it: cannot read {error.filename}: "
