@@ -74,13 +74,13 @@ stage2: environment
 PROCESSES ?= 2
 PER_PROMPT ?= 1
 ON_ALL = $(ON_MMDIT) --num_timesteps 20 --clip ckpt/pocket/clip
-RUN_ON_ALL = $(VENV)/bin/torchrun --nproc_per_node $(PROCESSES) -m dpt bench run
+SHARED = $(VENV)/bin/torchrun --nproc_per_node $(PROCESSES) -m dpt bench
 ifdef QUICK
 QUICK_PROMPTS ?= 12
 results: environment
-	$(RUN_ON_ALL) base control dpt corrected best4 ipr base+sld $(ON_ALL) --prompts $(QUICK_PROMPTS) --per_prompt 2 \
+	$(SHARED) run base control dpt corrected best4 ipr base+sld $(ON_ALL) --prompts $(QUICK_PROMPTS) --per_prompt 2 \
 		--out runs/quick
-	$(RUN) -m dpt bench score runs/quick --detector reader --out runs/quick/by-reader
+	$(SHARED) score runs/quick --detector reader --out runs/quick/by-reader
 	$(RUN) -m dpt bench report runs/quick --also control --second runs/quick/by-reader --reference scenes
 else
 TABLE = runs/table
@@ -88,8 +88,8 @@ ROWS ?= base control dpt corrected best4 best8 distilled ipr1 ipr ipr-dpt hps ba
 # Of the rows that this call draws and those of earlier calls.
 CONTROLS = $(sort $(filter control dpt,$(ROWS) $(notdir $(basename $(wildcard $(TABLE)/*.jsonl)))))
 results: environment
-	$(RUN_ON_ALL) $(if $(filter base,$(ROWS)),,base) $(ROWS) $(ON_ALL) --per_prompt $(PER_PROMPT) --out $(TABLE)
-	$(RUN) -m dpt bench score $(TABLE) --detector reader --out $(TABLE)/by-reader
+	$(SHARED) run $(if $(filter base,$(ROWS)),,base) $(ROWS) $(ON_ALL) --per_prompt $(PER_PROMPT) --out $(TABLE)
+	$(SHARED) score $(TABLE) --detector reader --out $(TABLE)/by-reader
 	$(RUN) -m dpt bench report $(TABLE) $(if $(CONTROLS),--also $(CONTROLS)) --second $(TABLE)/by-reader \
 		--reference scenes --out docs/results/table
 	$(RUN) tools/readme_table.py
@@ -117,9 +117,9 @@ SD_COLOURS = $(if $(filter geneval=%,$(SUITE)),--colours $(SD_CLIP))
 results-sd: PROCESSES = 1
 results-sd: environment
 	@test -n "$(MODEL)" || { echo "give MODEL, a folder or hub id, and SUITE: lmd, sr2d or geneval=FILE"; exit 2; }
-	$(RUN_ON_ALL) base $(METHODS) --suite $(SUITE) --pretrained_model_name_or_path $(MODEL) --per_prompt 4 \
+	$(SHARED) run base $(METHODS) --suite $(SUITE) --pretrained_model_name_or_path $(MODEL) --per_prompt 4 \
 		$(if $(LIMIT),--prompts $(LIMIT)) $(SD_COLOURS) --clip $(SD_CLIP) --out $(SD_OUT)
-	$(RUN) -m dpt bench score $(SD_OUT) --detector $(SD_SECOND) $(SD_COLOURS) --out $(SD_OUT)/again
+	$(SHARED) score $(SD_OUT) --detector $(SD_SECOND) $(SD_COLOURS) --out $(SD_OUT)/again
 	$(RUN) -m dpt bench report $(SD_OUT) --second $(SD_OUT)/again --encoder $(SD_CLIP) \
 		$(if $(REFERENCE),--reference $(REFERENCE))
 

@@ -67,6 +67,9 @@ def test_two_processes_give_the_results_of_one(model: Path, tuned: Path, tmp_pat
         assert shared == alone
     pictures = [sorted((tmp_path / where / "tuned").iterdir()) for where in ("alone", "together")]
     assert [file.read_bytes() for file in pictures[0]] == [file.read_bytes() for file in pictures[1]]
+    again = ["bench", "score", str(tmp_path / "together"), "--detector", "oracle", "--out", str(tmp_path / "again")]
+    ranks(lambda: as_main("tests.cli.slow_second_process", *again))
+    assert (tmp_path / "again/tuned.jsonl").read_bytes() == (tmp_path / "together/tuned.jsonl").read_bytes()
     assert not list(tmp_path.rglob("*.part-*"))
 
 
