@@ -94,21 +94,30 @@ def methods(first: Benchmark, second: Benchmark) -> Iterator[str]:
     for name in {**ours, **theirs}:
         if name not in ours or name not in theirs:
             yield f"{name}: only in {(first if name in ours else second).folder}"
-            continue
-        yield from differing(f"{name}, ", ours[name], theirs[name], judge=JUDGE_KEYS)
+    yield from grouped(
+        {name: [*differing("", ours[name], theirs[name], JUDGE_KEYS)] for name in in_both(first, second)}
+    )
 
 
 def libraries(first: Benchmark, second: Benchmark) -> Iterator[str]:
-    """One line for a difference that all methods of both share, else one for each method."""
-    both = [name for name in first.record["methods"] if name in second.record["methods"]]
-    unknown = [one.folder for one in (first, second) if not all(map(one.libraries, both))]
+    names = in_both(first, second)
+    unknown = [one.folder for one in (first, second) if not all(map(one.libraries, names))]
     yield from (f"libraries of {folder}: unknown before `dpt bench report` has run" for folder in unknown)
-    if unknown:
-        return
-    found = {name: [*differing("library ", first.libraries(name), second.libraries(name))] for name in both}
+    if not unknown:
+        yield from grouped(
+            {name: [*differing("library ", first.libraries(name), second.libraries(name))] for name in names}
+        )
+
+
+def in_both(first: Benchmark, second: Benchmark) -> list[str]:
+    return [name for name in first.record["methods"] if name in second.record["methods"]]
+
+
+def grouped(found: Mapping[str, list[str]]) -> Iterator[str]:
+    """The lines of each method; a line that several methods share is given once."""
     for line in {line: None for lines in found.values() for line in lines}:
-        names = [name for name in both if line in found[name]]
-        yield line if len(names) == len(both) else f"{', '.join(names)}, {line}"
+        names = [name for name, lines in found.items() if line in lines]
+        yield f"{'all methods' if 1 < len(names) == len(found) else ', '.join(names)}, {line}"
 
 
 def differing(
@@ -149,7 +158,7 @@ def numbers(first: Benchmark, second: Benchmark) -> Iterator[str]:
     """A line for each method of both: the rates, their paired difference and the verdicts that changed."""
     from dpt.evaluation.bench.verdicts import verdict_change
 
-    both = [name for name in first.record["methods"] if name in second.record["methods"]]
+    both = in_both(first, second)
     if not both:
         yield "no method is in both"
     hashes = [
