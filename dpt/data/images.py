@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
-from dpt.backbone.base import ImageSizes
-from dpt.data.example import BoxCentre, BoxCorners
 from dpt.distributed import Processes
 from dpt.errors import BrokenImageError, UserError
 from dpt.generation_defaults import MAX_SIDE
 from dpt.untrusted import open_regular
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dpt.backbone import Backbone
+    from dpt.backbone.base import ImageSizes
+    from dpt.data.example import BoxCentre, BoxCorners
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
@@ -197,6 +197,8 @@ class Framing:
 
     def sizes(self, size: Size) -> ImageSizes | None:
         """Of an image of this width and height."""
+        from dpt.backbone.base import ImageSizes
+
         if not self.with_sizes:
             return None
         (width, height), (left, top, right, bottom) = size, self.window(size)
@@ -206,6 +208,8 @@ class Framing:
 
     def pixels(self, image: Image.Image) -> Tensor:
         """(3, resolution, resolution) in [-1, 1]."""
+        import torch
+
         window = self.window(image.size)
         square = (self.resolution, self.resolution)
         if image.size != square:
@@ -232,12 +236,16 @@ class Framing:
 
 def to_pil(image: Tensor) -> Image.Image:
     """A tensor (3,H,W) in [-1,1], clipped and rounded as diffusers does it."""
+    import torch
+
     levels = ((image / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
 
 
 def from_pil(picture: Image.Image) -> Tensor:
     """An image as a tensor (3,H,W) in [-1,1]."""
+    import torch
+
     levels = torch.from_numpy(np.array(picture.convert("RGB")))
     return levels.permute(2, 0, 1).float() / 127.5 - 1
 

@@ -15,7 +15,7 @@ from dpt.data.scenes.render import render
 from dpt.data.scenes.world import POCKET_WORLD, make_scene
 from dpt.detect.base import Image
 from dpt.errors import UserError
-from dpt.evaluation.bench.run import open_image
+from dpt.evaluation.bench.results import open_image
 from dpt.intervals import Estimate, bootstrap
 
 if TYPE_CHECKING:

@@ -303,7 +303,7 @@ def earlier_hashes(kept: Path | None, methods: Iterable[str]) -> dict[str, str]:
 
 def sheet(folder: Path, record: Mapping[str, Any], methods: Mapping[str, MethodResults]) -> Any:
     """A contact sheet: the first prompts of each category, with the images of all methods side by side."""
-    from dpt.evaluation.bench.run import open_image
+    from dpt.evaluation.bench.results import open_image
     from dpt.evaluation.contact_sheet import contact_sheet
 
     first = next(iter(methods.values()))

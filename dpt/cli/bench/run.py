@@ -188,7 +188,8 @@ def repaired_where_drawn(
 ) -> tuple[Method, Cost | None]:
     """SLD that repairs the images of its base method, and what those cost, if the folder has all of them."""
     from dpt.evaluation.bench.columns import read_costs
-    from dpt.evaluation.bench.run import drawing, is_whole_image, open_image
+    from dpt.evaluation.bench.results import open_image
+    from dpt.evaluation.bench.run import drawing, is_whole_image
     from dpt.methods.sld.method import RepairOfDrawn, SLDConfig, SLDMethod
 
     if not (isinstance(config, SLDConfig) and isinstance(method, SLDMethod)):

@@ -149,7 +149,8 @@ def sample(
 ) -> tuple[list[Image.Image], list[ImageResult]]:
     from tqdm import tqdm
 
-    from dpt.evaluation.bench.run import BATCH, open_image
+    from dpt.evaluation.bench.results import open_image
+    from dpt.evaluation.bench.run import BATCH
 
     results: list[ImageResult] = []
     with tqdm(total=len(requests), desc=name, unit="image", disable=None) as bar:

@@ -147,7 +147,8 @@ def correct_one(
 
     from dpt.backbone.rng import derived_seed
     from dpt.claims.parse import parse_prompt
-    from dpt.evaluation.bench.run import open_image, save_image
+    from dpt.evaluation.bench.results import open_image
+    from dpt.evaluation.bench.run import save_image
     from dpt.methods.sld.record import as_record
 
     image: Image = np.asarray(open_image(images / request.file))
@@ -184,7 +185,7 @@ def write_strips(
     from PIL import Image as PILImage
 
     from dpt.claims.parse import parse_prompt
-    from dpt.evaluation.bench.run import open_image
+    from dpt.evaluation.bench.results import open_image
     from dpt.evaluation.contact_sheet import stacked
     from dpt.methods.sld.record import strip
 

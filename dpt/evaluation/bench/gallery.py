@@ -14,8 +14,7 @@ import numpy as np
 from PIL import Image
 
 from dpt.evaluation.bench.columns import UNJUDGED, Booleans, Floats, Integers, MethodResults
-from dpt.evaluation.bench.results import DetectedObject, ImageResult
-from dpt.evaluation.bench.run import open_image
+from dpt.evaluation.bench.results import DetectedObject, ImageResult, open_image
 from dpt.evaluation.suites.base import Layout, image_file
 
 

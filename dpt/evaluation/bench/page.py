@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpt.evaluation.bench.columns import OVERALL, MethodResults
 from dpt.evaluation.bench.gallery import WIDEST, Album, sections
 from dpt.evaluation.bench.results import OPTIONS_KEY
 from dpt.evaluation.bench.tables import NOT_HELD_OUT, SCORES, Difference, Result
-from dpt.evaluation.fidelity import Fidelity
 from dpt.intervals import Estimate
+
+if TYPE_CHECKING:
+    from dpt.evaluation.fidelity import Fidelity
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1c1c20; --soft: #62626c; --rule: #dcdce2; --ground: #eeeef2;

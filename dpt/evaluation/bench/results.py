@@ -9,9 +9,12 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
+
 from dpt.claims.facts import Box, Prompt
 from dpt.claims.judge import Detections, Verdict, verdict_text
-from dpt.errors import UserError
+from dpt.data.images import read_image
+from dpt.errors import BrokenImageError, UserError
 from dpt.evaluation.suites.base import is_name
 from dpt.files import atomic_file
 from dpt.records import from_plain
@@ -175,6 +178,16 @@ def read_lines(file: Path, on_repeated: Callable[[int], None] | None = None) -> 
             )
     if repeated and on_repeated is not None:
         on_repeated(repeated)
+
+
+def open_image(file: Path) -> PIL.Image.Image:
+    if not file.exists():
+        raise UserError(f"the image {file} is missing: `dpt bench run` draws it again")
+    try:
+        return read_image(file)[0]
+    except BrokenImageError as broken:
+        what = "is damaged or only half written: `dpt bench run` draws it again"
+        raise UserError(f"the image {file} {what} ({broken.reason})") from None
 
 
 def read_results(file: Path) -> list[ImageResult]:

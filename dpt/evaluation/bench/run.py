@@ -13,15 +13,16 @@ import PIL.Image
 from dpt.backbone.rng import derived_seed
 from dpt.claims.facts import Prompt
 from dpt.claims.judge import DetectConfig, Detections, counted_detections, judge
-from dpt.data.images import is_whole_image, read_image, save_png
+from dpt.data.images import is_whole_image, save_png
 from dpt.detect.base import Detector, Image, check_finite, clip_boxes
-from dpt.errors import BrokenImageError, UserError
+from dpt.errors import UserError
 from dpt.evaluation.bench.columns import Cost, MethodResults, measured
 from dpt.evaluation.bench.results import (
     ImageResult,
     Key,
     append_results,
     image_result,
+    open_image,
     read_lines,
     repair,
     replace_results,
@@ -112,16 +113,6 @@ def save_image(picture: PIL.Image.Image, request: ImageRequest, folder: Path) ->
     save_png(picture, file)
     if request.layout == "folders":
         (folder / request.prompt.id / "metadata.jsonl").write_text(f"{request.prompt.source}\n")
-
-
-def open_image(file: Path) -> PIL.Image.Image:
-    if not file.exists():
-        raise UserError(f"the image {file} is missing: `dpt bench run` draws it again")
-    try:
-        return read_image(file)[0]
-    except BrokenImageError as broken:
-        what = "is damaged or only half written: `dpt bench run` draws it again"
-        raise UserError(f"the image {file} {what} ({broken.reason})") from None
 
 
 JudgeImages = Callable[[str, Sequence[ImageRequest], Sequence[Image]], list[ImageResult]]

@@ -188,7 +188,7 @@ def detections_of(result: ImageResult) -> Detections:
 def _with_boxes(file: Path, result: ImageResult) -> Image.Image:
     from PIL import Image, ImageDraw
 
-    from dpt.evaluation.bench.run import open_image
+    from dpt.evaluation.bench.results import open_image
 
     picture = open_image(file)
     factor = max(1, round(SIDE / picture.width))
