@@ -85,7 +85,7 @@ results: environment
 else
 TABLE = runs/table
 ROWS ?= base control dpt corrected best4 best8 distilled ipr1 ipr ipr-dpt hps base+sld corrected+sld
-# Of the rows that this call draws and those of earlier calls.
+# control and dpt, where this call or an earlier one draws them.
 CONTROLS = $(sort $(filter control dpt,$(ROWS) $(notdir $(basename $(wildcard $(TABLE)/*.jsonl)))))
 results: environment
 	$(SHARED) run $(if $(filter base,$(ROWS)),,base) $(ROWS) $(ON_ALL) --per_prompt $(PER_PROMPT) --out $(TABLE)
@@ -110,7 +110,8 @@ reader: environment
 # Any model and suite. METHODS adds checkpoints, as "mine=FOLDER"; LIMIT=20 takes 20 prompts of each category;
 # PROCESSES=2 shares the images between two GPUs; REFERENCE is a folder of photographs for the Fréchet distance.
 SUITE ?= lmd
-SD_OUT = runs/sd/$(notdir $(MODEL:/=))-$(firstword $(subst =, ,$(SUITE)))$(if $(LIMIT),-$(LIMIT))
+SD_FILE = $(basename $(notdir $(word 2,$(subst =, ,$(SUITE)))))
+SD_OUT = runs/sd/$(subst /,-,$(MODEL:/=))-$(firstword $(subst =, ,$(SUITE)))$(SD_FILE:%=-%)$(if $(LIMIT),-$(LIMIT))
 SD_CLIP ?= openai/clip-vit-large-patch14
 SD_SECOND ?= grounding-dino
 SD_COLOURS = $(if $(filter geneval=%,$(SUITE)),--colours $(SD_CLIP))

@@ -81,7 +81,7 @@ def main(options: Options) -> None:
     if options.only:
         return
     baseline = PLAIN if lora else bench.BASE
-    bench_report.report(bench_report.ReportOptions(options.out, baseline, reference="scenes"))
+    bench_report.report(bench_report.ReportOptions(options.out, baseline=baseline, reference="scenes"))
     results = json.loads((options.out / "results.json").read_text())
     ways = {baseline: Correction()} | {name: parse_method(texts[name]).correction for name in WAYS}
     record = {

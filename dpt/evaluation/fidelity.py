@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,7 +64,7 @@ class Fidelity:
     reference: str
     """Empty if only diversity was measured."""
     pictures: int
-    """Number of pictures in each set."""
+    """Number of pictures in each set; 0 if only diversity was measured."""
     width: int
     distances: dict[str, float]
     floor: float | None
@@ -91,15 +91,10 @@ class Fidelity:
     @property
     def table(self) -> str:
         if not self.reference:
-            lines = [
-                "| | diversity |",
-                "|---|---|",
-                *(f"| {n} | {value.plain} |" for n, value in self.diversity.items()),
-            ]
-            return "\n".join([*lines, "", self.note])
-        lines = ["| | Fréchet distance | diversity |", "|---|---|---|"]
-        lines += [f"| {name} | {value:.3f} | {self.diversity_of(name)} |" for name, value in self.named.items()]
-        return "\n".join([*lines, "", self.note])
+            rows = [f"| {name} | {value.plain} |" for name, value in self.diversity.items()]
+            return "\n".join(["| | diversity |", "|---|---|", *rows, "", self.note])
+        rows = [f"| {name} | {value:.3f} | {self.diversity_of(name)} |" for name, value in self.named.items()]
+        return "\n".join(["| | Fréchet distance | diversity |", "|---|---|---|", *rows, "", self.note])
 
     def diversity_of(self, name: str) -> str:
         return self.diversity[name].plain if name in self.diversity else ""
@@ -138,25 +133,25 @@ def fidelity(
         raise UserError(f"a Fréchet distance needs at least two images in each set; {what} has fewer")
     features = {method: _features(map(_read_pixels, paths), encoder) for method, paths in files.items()}
     spread = {method: diversity(features[method], names) for method, names in (prompts or {}).items()}
-    found = Fidelity(
+    name, pictures, floor, distances = "", 0, None, {}
+    if reference is not None:
+        pictures = n
+        if reference_files is None:
+            real, more_scenes = (_features(_scenes(start, n), encoder) for start in (0, n))
+            name, floor = "rendered scenes", frechet(real, more_scenes)
+        else:
+            real = _features((_read_pixels(file) for file in reference_files[:n]), encoder)
+            name = f"pictures in {Path(reference).name}"
+        distances = {method: frechet(method_features[:n], real) for method, method_features in features.items()}
+    return Fidelity(
         encoder=encoder.identity,
-        reference="",
-        pictures=n,
+        reference=name,
+        pictures=pictures,
         width=next(iter(features.values())).shape[1],
-        distances={},
-        floor=None,
+        distances=distances,
+        floor=floor,
         diversity={method: estimate for method, estimate in spread.items() if estimate},
     )
-    if reference is None:
-        return found
-    if reference_files is None:
-        real, more_scenes = (_features(_scenes(start, n), encoder) for start in (0, n))
-        name, floor = "rendered scenes", frechet(real, more_scenes)
-    else:
-        real = _features((_read_pixels(file) for file in reference_files[:n]), encoder)
-        name, floor = f"pictures in {Path(reference).name}", None
-    distances = {method: frechet(method_features[:n], real) for method, method_features in features.items()}
-    return replace(found, reference=name, distances=distances, floor=floor)
 
 
 def _scenes(start: int, n: int) -> Iterable[Image]:

@@ -105,8 +105,8 @@ def test_the_images_that_both_have_are_compared(first: Path, other: Path, capsys
 
 
 def test_the_rate_is_the_mean_over_categories() -> None:
-    first = {**{f"a{n}": PromptVerdicts("a", (True,)) for n in range(9)}, "b": PromptVerdicts("b", (False,))}
-    second = {prompt: PromptVerdicts(verdicts.category, (True,)) for prompt, verdicts in first.items()}
+    first = {**{f"a{n}": PromptVerdicts("a", {0: True}) for n in range(9)}, "b": PromptVerdicts("b", {0: False})}
+    second = {prompt: PromptVerdicts(verdicts.category, {0: True}) for prompt, verdicts in first.items()}
     change = verdict_change(first, second)
     assert (change.first, change.second, change.difference.value) == (0.5, 1.0, 0.5)
 

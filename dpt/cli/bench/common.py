@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -18,7 +17,7 @@ from dpt.data.files.reading import is_whole
 from dpt.detect.registry import ORACLE, reads_colours
 from dpt.embedded import clip_location
 from dpt.errors import OUTSIDE_FAULTS, UserError, fail, reason
-from dpt.evaluation.bench.results import LIBRARIES_KEY, OPTIONS_KEY
+from dpt.evaluation.bench.results import LIBRARIES_KEY, OPTIONS_KEY, check_libraries
 from dpt.files import atomic_file, exclusive_lock
 from dpt.methods.base import check_method_name
 from dpt.untrusted import MOST_IMAGES, parse_json, read_text
@@ -153,8 +152,6 @@ JUDGE_KEYS = ("detector", "judge", "suite", "clip", "itm", "hps")
 
 JUDGE_PATHS = ("detector", "colours", "clip", "itm", "itm_model", "hps")
 
-NO_LIBRARIES: Mapping[str, str] = MappingProxyType({})
-
 LOCK_PATIENCE = 10.0
 """Seconds to wait for another command that is writing bench.json."""
 
@@ -204,13 +201,15 @@ def register_method(
     options: Mapping[str, Any],
     method: str,
     identity: Mapping[str, Any],
-    libraries: Mapping[str, str] = NO_LIBRARIES,
+    libraries: Mapping[str, str] | None = None,
+    continued: bool = False,
     **more: Any,
 ) -> None:
     """Add a method to the record. Raises if the record has other options or another identity of the method.
 
     Only the number of images per prompt may differ between methods and grow: complete batches are not drawn again.
-    `libraries`: versions that draw it; of one that changed since the last run, both are recorded.
+    `libraries`: the versions that draw it. If one has changed since the last run, both are recorded. `continued`: the
+    method has images already, drawn by unknown versions if none are recorded.
     """
     file = out / RECORD
     try:
@@ -221,22 +220,18 @@ def register_method(
             )
             most = max(options["per_prompt"], record[OPTIONS_KEY]["per_prompt"])
             record[OPTIONS_KEY]["per_prompt"] = most
-            check_same_options(
-                {**options, "per_prompt": most},
-                record[OPTIONS_KEY],
-                f"the benchmark in {out}",
-                "; choose another --out",
-            )
+            check_same_options(options, record[OPTIONS_KEY], f"the benchmark in {out}", "; choose another --out")
             known = {"suite_hash": identity.get("suite_hash"), **record["methods"].setdefault(method, dict(identity))}
             for key in {**known, **identity}:
                 if known.get(key) != identity.get(key):
                     fail(f"{out} holds results of {method} with another {key}; choose another --out")
             check_one_judge(record["methods"], out, ("model", *JUDGE_KEYS))
             if libraries:
-                drawn_by = record.setdefault(LIBRARIES_KEY, {}).setdefault(method, {})
+                unknown = dict.fromkeys(libraries, "unknown") if continued else {}
+                drawn_by = record.setdefault(LIBRARIES_KEY, {}).setdefault(method, unknown)
                 for name, version in libraries.items():
-                    earlier = drawn_by.get(name, version).split(", ")
-                    drawn_by[name] = ", ".join(dict.fromkeys((*earlier, version)))
+                    earlier = drawn_by[name].split(", ") if name in drawn_by else []
+                    drawn_by[name] = ", ".join(dict.fromkeys((*earlier, *version.split(", "))))
             with atomic_file(file) as work:
                 work.write_text(json.dumps(record, indent=1) + "\n")
     except (ValueError, KeyError, AttributeError, TypeError):
@@ -272,8 +267,9 @@ def check_same_options(options: Mapping[str, Any], earlier: Mapping[str, Any], w
 
 
 def _comparable(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options without paths of models and files, which may move: their identities are compared instead."""
-    kept = {key: value for key, value in options.items() if key not in JUDGE_PATHS}
+    """Options without paths of models and files, which may move: their identities are compared instead. Methods may
+    have other numbers of images per prompt."""
+    kept = {key: value for key, value in options.items() if key not in (*JUDGE_PATHS, "per_prompt")}
     return {**kept, "suite": str(options["suite"]).partition("=")[0]}
 
 
@@ -291,9 +287,14 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder / RECORD} is not the record of a benchmark") from None
 
 
+def recorded_name(name: str) -> str:
+    """METHOD+sld is the method-sld of the record."""
+    return name.replace("+", "-")
+
+
 def selected_methods(names: Sequence[str], record: Mapping[str, Any], folder: Path) -> list[str]:
-    """All of the record by default. METHOD+sld is the method-sld of the record."""
-    methods = [name.replace("+", "-") for name in names]
+    """All of the record by default."""
+    methods = list(map(recorded_name, names))
     for name in methods:
         if name not in record["methods"]:
             fail(f"there is no method {name!r} in {folder}; there are {', '.join(record['methods'])}")
@@ -306,6 +307,7 @@ def _check_types(record: Mapping[str, Any], file: Path) -> None:
         raise TypeError
     for name in methods:
         check_method_name(name)
+    check_libraries(record)
     numbers = [options["per_prompt"], options["seed"], 0 if options["prompts"] is None else options["prompts"]]
     if not (isinstance(options["suite"], str) and _are_texts(options["categories"]) and all(map(is_whole, numbers))):
         raise TypeError

@@ -57,7 +57,7 @@ class Benchmark:
         return cls(folder, {**saved.record, OPTIONS_KEY: options}, False)
 
     def libraries(self, method: str) -> Mapping[str, str]:
-        """Those that drew the method; of older records those of its report, empty before the first one."""
+        """The libraries that drew the method; for an older record, those of its report; empty if there is none."""
         try:
             drawn_by = self.record.get(LIBRARIES_KEY, {}).get(method)
             versions = drawn_by or parse_json(read_text(self.folder / MANIFEST))["versions"]

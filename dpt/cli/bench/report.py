@@ -17,6 +17,7 @@ from dpt.cli.bench.common import (
     check_same_options,
     image_folder,
     read_record,
+    recorded_name,
     selected_methods,
     write_errors,
 )
@@ -60,7 +61,7 @@ class ReportOptions:
     folder: tyro.conf.Positional[Path]
     """The output folder of `dpt bench run`, or of `dpt bench score`."""
     methods: tuple[str, ...] = ()
-    """Default: all methods in FOLDER."""
+    """The methods to report. Default: all in FOLDER."""
     baseline: str = BASE
     """The method that the others are compared with."""
     also: tuple[str, ...] = ()
@@ -91,22 +92,26 @@ def report(options: ReportOptions) -> None:
 
     if not (isfinite(options.budget_mb) and 0 < options.budget_mb <= MOST_MEGABYTES):
         fail(f"--budget_mb must be above 0 and at most {MOST_MEGABYTES}, not {options.budget_mb:g}")
+    options = replace(
+        options,
+        baseline=recorded_name(options.baseline),
+        also=tuple(map(recorded_name, options.also)),
+        seeds=tuple(map(recorded_name, options.seeds)),
+    )
     record = read_record(options.folder)
     names = selected_methods(options.methods, record, options.folder)
-    record["methods"] = {name: identity for name, identity in record["methods"].items() if name in names}
+    for key in ("methods", LIBRARIES_KEY):
+        record[key] = {name: value for name, value in record.get(key, {}).items() if name in names}
     check_one_judge(record["methods"], options.folder, ("model", *JUDGE_KEYS))
     methods = {name: read_method(options.folder / f"{name}.jsonl") for name in record["methods"]}
     earlier = open_earlier(options.kept, record, methods)
     all_methods = {**earlier.methods, **methods}
     over_seeds = pool_seeds(options.seeds, all_methods)
     all_methods |= over_seeds
-    baseline, *also = (name.replace("+", "-") for name in (options.baseline, *options.also))
-    options = replace(options, baseline=baseline, also=tuple(also))
-    for name in (baseline, *also):
+    for flag, name in (("baseline", options.baseline), *(("also", name) for name in options.also)):
         if name not in all_methods:
-            fail(
-                f"there is no method {name!r} in {options.folder}; there are {', '.join(all_methods)}: pass --baseline"
-            )
+            known = ", ".join(all_methods)
+            fail(f"there is no method {name!r} for --{flag} among those of {options.folder} to report: {known}")
     costs = read_costs(image_folder(options.folder, record), methods)
     results = [*earlier.results, *tables.compute_results(methods, str(record[OPTIONS_KEY]["suite"]), costs)]
     pooled = tables.compute_results(over_seeds) if over_seeds else []
@@ -125,11 +130,11 @@ def report(options: ReportOptions) -> None:
     again = {result.method: result for result in second.results} if second else {}
     in_one = tables.one_table(results, again, fidelity)
     if in_one:
-        text += f"\n\nIn one table, over all categories:\n\n{in_one}"
+        text += f"\n\nAll in one table:\n\n{in_one}"
     record = {
         **record,
         "methods": {**earlier.identities, **record["methods"]},
-        LIBRARIES_KEY: {**earlier.libraries, **record.get(LIBRARIES_KEY, {})},
+        LIBRARIES_KEY: {**earlier.libraries, **record[LIBRARIES_KEY]},
     }
     data = ReportData(record, options.baseline, results, differences, methods, fidelity, earlier.methods)
     out = write(options, text, data, second, in_one)
@@ -186,6 +191,9 @@ def measure_fidelity(
         for name, of_method in keys.items()
     }
     prompts = {name: [prompt for prompt, _ in of_method] for name, of_method in keys.items()}
+    if options.reference is None and not any(len(set(names)) < len(names) for names in prompts.values()):
+        warn("--encoder alone measures diversity, which needs two images of a prompt")
+        return None
     return fidelity(files, options.reference, open_encoder(clip_location(options.encoder or EMBEDDED_CLIP)), prompts)
 
 

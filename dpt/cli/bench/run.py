@@ -28,7 +28,7 @@ from dpt.cli.bench.common import (
 from dpt.cli.common.console import versions, warn, warn_of_unknown_words
 from dpt.distributed import Processes, processes, take_own_gpu
 from dpt.errors import fail
-from dpt.evaluation.bench.results import LIBRARIES_KEY, OPTIONS_KEY, drop_cut_line, repair
+from dpt.evaluation.bench.results import LIBRARIES_KEY, OPTIONS_KEY, drop_cut_line, read_lines, repair
 from dpt.methods.base import GenerationConfig, Method, MethodConfig
 from dpt.methods.registry import BASE, parse_methods
 from dpt.untrusted import MOST_IMAGES
@@ -155,7 +155,11 @@ def run_method(config: MethodConfig, options: RunOptions, group: Processes, suit
         def start() -> None:
             stack.enter_context(method_lock(options.out, config.name))
             identity = {**judge_identity(suite, judge), **model_as_recorded(options, method.identity)}
-            register_method(options.out, recorded_options(options), config.name, identity, versions())
+            known = {line.key for line in read_lines(lines)} if lines.exists() else set()
+            drawn_by = versions() if any(request.key not in known for request in requests) else None
+            register_method(
+                options.out, recorded_options(options), config.name, identity, drawn_by, continued=bool(known)
+            )
             with write_errors(options.out):
                 if repeated := repair(lines):
                     warn(f"{lines} had {repeated} duplicate lines, left by two runs at once; they were removed")
@@ -243,7 +247,8 @@ def recorded_options(options: RunOptions) -> dict[str, Any]:
 class ScoreOptions:
     """Judge the images of `dpt bench run` with another detector, or add scores to its results.
 
-    Interrupt and repeat at will. Results go to OUT/METHOD.jsonl, for `dpt bench report OUT`.
+    Interrupt and repeat at will; an image that was drawn again since is judged again. Under torchrun -m dpt, processes
+    share the images. Results go to OUT/METHOD.jsonl, for `dpt bench report OUT`.
     """
 
     folder: tyro.conf.Positional[Path]
@@ -316,30 +321,27 @@ def score_method(
     shard = bench.Shard(group.rank, group.count)
     with ExitStack() as stack:
 
-        def start() -> float | None:
+        def start() -> bool:
             stack.enter_context(method_lock(options.out, name))
             # Relative, so that the two folders can be moved together.
             where = os.path.relpath(pictures, options.out)
             drawn_by = record.get(LIBRARIES_KEY, {}).get(name, {})
             register_method(options.out, recorded, name, identity, drawn_by, pictures=where)
             with write_errors(options.out):
-                judged_at = lines.stat().st_mtime if lines.exists() else None
                 if repeated := repair(lines):
                     warn(f"{lines} had {repeated} duplicate lines, left by two runs at once; they were removed")
+                changed = bench.drop_older_lines(lines, requests, pictures / name)
                 bench.merge_shards(lines, requests)
-            return judged_at
+            return changed
 
-        source = bench.StoredImages(pictures / name, group.from_main(start))
+        changed = group.from_main(start)
+        source = bench.StoredImages(pictures / name)
 
         def judge_own_part() -> None:
             with write_errors(options.out):
                 bench.run_benchmark(name, requests, source, judge_images, options.out, bar.update, shard)
 
-        def finish() -> None:
-            bench.merge_shards(lines, requests)
-            lines.touch()
-
         total = sum(shard.holds(number // bench.BATCH) for number in range(len(requests)))
         with write_errors(options.out), tqdm(total=total, desc=name, unit="image", disable=not group.is_main) as bar:
             group.gather(judge_own_part)
-            group.from_main(finish)
+            group.from_main(lambda: bench.merge_shards(lines, requests, sort=changed))

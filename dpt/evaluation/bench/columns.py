@@ -71,7 +71,7 @@ class MethodResults:
     """Whether every `count` atom is met."""
     relations_met: Booleans
     claims_met: Floats
-    """The share of the prompt's claims (atoms) that the image meets; NaN if it is not judged or not known."""
+    """The share of its conditions (atoms) that the image meets; NaN if it is not judged or not known."""
     queried: bool
     """Whether the detector takes queries."""
     source: tuple[ImageResult, ...] | Offsets | None

@@ -32,6 +32,15 @@ LIBRARIES_KEY = "libraries"
 """The key of the library versions that drew each method, in the same files."""
 
 
+def check_libraries(record: Mapping[str, Any]) -> None:
+    """Raise a TypeError unless they are texts by method and library; older records have none."""
+    by_method = record.get(LIBRARIES_KEY, {})
+    if not (isinstance(by_method, dict) and all(isinstance(drawn_by, dict) for drawn_by in by_method.values())):
+        raise TypeError
+    if not all(isinstance(version, str) for drawn_by in by_method.values() for version in drawn_by.values()):
+        raise TypeError
+
+
 @dataclass(frozen=True)
 class DetectedObject:
     label: str

@@ -90,10 +90,27 @@ class Shard:
 SINGLE_PROCESS = Shard()
 
 
-def merge_shards(lines: Path, requests: Sequence[ImageRequest]) -> None:
-    """Merge the parts of all processes, also of killed ones, into a single file in the order of requests."""
+def drop_older_lines(lines: Path, requests: Sequence[ImageRequest], folder: Path) -> bool:
+    """Drop the results of images that were drawn again since. Returns whether there were any."""
+    if not lines.exists():
+        return False
+    written = lines.stat().st_mtime
+    files = {request.key: folder / request.file for request in requests}
+    changed = {key for key, file in files.items() if file.exists() and file.stat().st_mtime > written}
+    if changed:
+        kept = [line.text for line in read_lines(lines) if line.key not in changed]
+        with atomic_file(lines) as work:
+            work.write_bytes(b"".join(kept))
+    return bool(changed)
+
+
+def merge_shards(lines: Path, requests: Sequence[ImageRequest], sort: bool = False) -> None:
+    """Merge the parts of all processes, also of killed ones, into a single file in the order of requests.
+
+    `sort`: restore that order even if there is no part.
+    """
     parts = sorted(lines.parent.glob(f"{lines.stem}.part-*.jsonl"))
-    if not parts:
+    if not parts and not sort:
         return
     texts: dict[Key, bytes] = {}
     for file in (*([lines] if lines.exists() else []), *parts):
@@ -261,12 +278,9 @@ class StoredImages:
     """Loads images from the folder of an earlier run."""
 
     folder: Path
-    judged_at: float | None = None
-    """When their results were last written. Newer images were drawn again, and are judged again."""
 
     def is_missing(self, request: ImageRequest) -> bool:
-        file = self.folder / request.file
-        return self.judged_at is not None and file.exists() and file.stat().st_mtime > self.judged_at
+        return False
 
     def images(self, requests: Sequence[ImageRequest]) -> list[Image]:
         return [np.asarray(open_image(self.folder / request.file)) for request in requests]

@@ -72,8 +72,8 @@ def compute_results(
     for method, results in methods.items():
         if set(results.categories) != set(methods[first].categories):
             raise UserError(
-                f"{first} and {method} were not judged in the same categories and cannot share a table: finish "
-                "`dpt bench run`, or pass the others as --methods"
+                f"{first} and {method} were not judged in the same categories and cannot share a table: finish the "
+                "run or the judging, or pass the finished methods as --methods"
             )
     computed = [_result(method, results, suite, costs) for method, results in methods.items()]
     for result in computed:
@@ -151,8 +151,8 @@ def shared_images(*methods: MethodResults) -> tuple[MethodResults, ...]:
             )
         if missing := set(results.prompt_ids) - prompts:
             raise UserError(
-                f"{', '.join(one.method for one in methods)} cannot be compared: not all have an image of "
-                f"{min(missing)}: finish `dpt bench run`, or pass the finished methods as --methods"
+                f"{', '.join(one.method for one in methods)} cannot be compared: {min(missing)} has no image that all "
+                "of them have. Finish the run or the judging, or pass the finished methods as --methods"
             )
     return tuple(results.only(np.array([results.line_of[key] for key in keys], np.int64)) for results in methods)
 
@@ -285,33 +285,38 @@ def one_table(computed: Sequence[Result], second: Mapping[str, Result], fidelity
     """
     several = len({result.pictures for result in computed}) > 1
     categories = [name for name in computed[0].rates if name != OVERALL]
-    columns: dict[str, list[str]] = {
-        "images": [f"{result.pictures:,}" if several else "" for result in computed],
-        **{name: [f"{100 * r.rates[name].value:.1f}" if r.rates else "" for r in computed] for name in categories},
-        "right": [_percent(result.rates.get(OVERALL)) for result in computed],
-        "claims met": [_percent(result.claims_met) for result in computed],
-        "objects readable": [_percent(result.readable) for result in computed],
-        "right, second judge": [
-            _percent(second[r.method].rates.get(OVERALL)) if r.method in second else "" for r in computed
-        ],
-        **{
-            title: [getattr(r, name)[OVERALL].plain if getattr(r, name) else "" for r in computed]
+    overall = "right" if "right" not in categories else "right, all"
+    columns: list[tuple[str, list[str]]] = [
+        ("images", [f"{result.pictures:,}" if several else "" for result in computed]),
+        *((name, [f"{100 * r.rates[name].value:.1f}" if r.rates else "" for r in computed]) for name in categories),
+        (overall, [_percent(result.rates.get(OVERALL)) for result in computed]),
+        ("claims met", [_percent(result.claims_met) for result in computed]),
+        ("objects readable", [_percent(result.readable) for result in computed]),
+        (
+            "right, second judge",
+            [_percent(second[r.method].rates.get(OVERALL)) if r.method in second else "" for r in computed],
+        ),
+        *(
+            (title, [getattr(r, name)[OVERALL].plain if getattr(r, name) else "" for r in computed])
             for name, title in SCORES.items()
-        },
-        "Fréchet distance": [
-            f"{fidelity.distances[r.method]:.3f}" if fidelity and r.method in fidelity.distances else ""
-            for r in computed
-        ],
-        "diversity": [fidelity.diversity_of(r.method) if fidelity else "" for r in computed],
-        "passes per image": [f"{r.cost.passes:.1f}" if r.cost else "" for r in computed],
-        "seconds per image": [f"{r.cost.seconds:.2f}" if r.cost else "" for r in computed],
-        "trained on": [f"{r.cost.training:,}" if r.cost and r.cost.training is not None else "" for r in computed],
-    }
-    known = {name: cells for name, cells in columns.items() if any(cells)}
+        ),
+        (
+            "Fréchet distance",
+            [
+                f"{fidelity.distances[r.method]:.3f}" if fidelity and r.method in fidelity.distances else ""
+                for r in computed
+            ],
+        ),
+        ("diversity", [fidelity.diversity_of(r.method) if fidelity else "" for r in computed]),
+        ("passes per image", [f"{r.cost.passes:.1f}" if r.cost else "" for r in computed]),
+        ("seconds per image", [f"{r.cost.seconds:.2f}" if r.cost else "" for r in computed]),
+        ("trained on", [f"{r.cost.training:,}" if r.cost and r.cost.training is not None else "" for r in computed]),
+    ]
+    known = [(title, cells) for title, cells in columns if any(cells)]
     if not known:
         return ""
-    lines = _heading("method", *known)
-    lines += [_line(r.method, *(cells[k] for cells in known.values())) for k, r in enumerate(computed)]
+    lines = _heading("method", *(title for title, _ in known))
+    lines += [_line(r.method, *(cells[k] for _, cells in known)) for k, r in enumerate(computed)]
     return "\n".join(lines)
 
 

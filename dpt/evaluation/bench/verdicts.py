@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpt.errors import UserError
-from dpt.evaluation.bench.columns import UNJUDGED, Booleans, MethodResults
-from dpt.evaluation.bench.results import LIBRARIES_KEY, OPTIONS_KEY
+from dpt.evaluation.bench.columns import UNJUDGED, Booleans, Floats, MethodResults
+from dpt.evaluation.bench.results import LIBRARIES_KEY, OPTIONS_KEY, check_libraries
 from dpt.evaluation.bench.tables import (
     Difference,
     Result,
@@ -123,35 +123,49 @@ def _agreement_table(agreements: Sequence[JudgeAgreement]) -> str:
 NUMBERS, SUMMARY = "results.json", "summary.jsonl"
 
 
-def summary(methods: Mapping[str, MethodResults]) -> Iterator[str]:
-    """Return JSON lines; verdicts are in the order of the prompt's pictures: 1 right, 0 wrong, null not judged."""
-    for method, results in methods.items():
-        lines = results.by_key
-        for pictures in np.split(lines, np.flatnonzero(np.diff(results.prompt[lines])) + 1):
-            first = int(pictures[0])
-            verdicts = [None if passed == UNJUDGED else passed for passed in results.passed[pictures].tolist()]
-            category = results.categories[results.category[first]]
-            prompt = results.prompt_ids[results.prompt[first]]
-            yield json.dumps({"method": method, "category": category, "prompt": prompt, "right": verdicts}) + "\n"
-
-
 class PromptVerdicts(NamedTuple):
     category: str
-    right: tuple[bool | None, ...]
-    """In the order of the prompt's images; None if not judged."""
+    right: Mapping[int, bool | None]
+    """By the image's number; None if not judged."""
 
 
 Verdicts = Mapping[str, PromptVerdicts]
 """By prompt."""
 
 
-def verdicts_of(results: MethodResults) -> Verdicts:
-    return {line["prompt"]: _prompt_verdicts(line) for line in map(json.loads, summary({"": results}))}
+def verdicts_of(results: MethodResults) -> dict[str, PromptVerdicts]:
+    lines = results.by_key
+    verdicts = {}
+    for images in np.split(lines, np.flatnonzero(np.diff(results.prompt[lines])) + 1):
+        first = int(images[0])
+        of_prompt = zip(results.index[images].tolist(), results.passed[images].tolist(), strict=True)
+        verdicts[results.prompt_ids[results.prompt[first]]] = PromptVerdicts(
+            results.categories[results.category[first]],
+            {index: None if passed == UNJUDGED else bool(passed) for index, passed in of_prompt},
+        )
+    return verdicts
+
+
+def summary(methods: Mapping[str, MethodResults]) -> Iterator[str]:
+    """Return JSON lines; verdicts are in the order of the prompt's images: 1 right, 0 wrong, null not judged.
+
+    A line has the images' numbers too, if some are absent.
+    """
+    for method, results in methods.items():
+        for prompt, (category, verdicts) in verdicts_of(results).items():
+            right = [None if verdict is None else int(verdict) for verdict in verdicts.values()]
+            numbers = {} if list(verdicts) == list(range(len(right))) else {"images": list(verdicts)}
+            yield (
+                json.dumps({"method": method, "category": category, "prompt": prompt, "right": right, **numbers}) + "\n"
+            )
 
 
 def _prompt_verdicts(line: Mapping[str, Any]) -> PromptVerdicts:
-    right = tuple(None if verdict is None else bool(verdict) for verdict in line["right"])
-    return PromptVerdicts(str(line["category"]), right)
+    right = [None if verdict is None else bool(verdict) for verdict in line["right"]]
+    numbers = line.get("images", range(len(right)))
+    if not right or not all(isinstance(number, int) for number in numbers):
+        raise ValueError
+    return PromptVerdicts(str(line["category"]), dict(zip(numbers, right, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -178,14 +192,15 @@ class VerdictChange:
 
 def verdict_change(first: Verdicts, second: Verdicts) -> VerdictChange:
     """Compare the images that both have: a method may have more images of each prompt in one of the runs."""
-    means: dict[str, list[tuple[float, float]]] = {}
+    means: dict[str, list[Floats]] = {}
     pairs: list[tuple[bool | None, bool | None]] = []
     for prompt in sorted(first.keys() & second.keys()):
-        of_prompt = [*zip(first[prompt].right, second[prompt].right, strict=False)]
+        ours, theirs = first[prompt].right, second[prompt].right
+        of_prompt = [(ours[number], theirs[number]) for number in ours if number in theirs]
         if any(None in pair for pair in of_prompt):
             raise UserError("not all images are judged in both")
-        sides = (float(np.mean([pair[side] for pair in of_prompt])) for side in (0, 1))
-        means.setdefault(first[prompt].category, []).append((next(sides), next(sides)))
+        if of_prompt:
+            means.setdefault(first[prompt].category, []).append(np.array(of_prompt, float).mean(0))
         pairs += of_prompt
     if not pairs:
         raise UserError("no image is in both")
@@ -215,23 +230,23 @@ class SavedSummary:
     fidelity: Mapping[str, Any] | None = None
 
     def method_results(self, method: str, like: MethodResults) -> MethodResults:
-        """Return the method's verdicts, on the images that `like` has too. `like` needs at least as many."""
+        """Return the method's verdicts. `like` must have every image of it."""
         known = {
-            (prompt, index): UNJUDGED if verdict is None else int(verdict)
+            (prompt, number): UNJUDGED if verdict is None else int(verdict)
             for prompt, verdicts in self.verdicts[method].items()
-            for index, verdict in enumerate(verdicts.right)
+            for number, verdict in verdicts.right.items()
         }
         if absent := known.keys() - like.line_of.keys():
-            prompt, index = min(absent)
+            prompt, number = min(absent)
             raise UserError(
-                f"the earlier report has image {index} of {prompt} by {method}, which no method of this benchmark has"
+                f"the earlier report has image {number} of {prompt} by {method}, which {like.method} does not have: "
+                "run this benchmark with a higher --per_prompt"
             )
+        if missing := set(like.prompt_ids) - {prompt for prompt, _ in known}:
+            raise UserError(f"the earlier report has no verdict of {method} on any image of {min(missing)}")
         lines = np.array([line for line in range(len(like)) if like.key(line) in known], np.int64)
-        if {prompt for prompt, _ in known} != set(like.prompt_ids):
-            prompt = min(set(like.prompt_ids) - {prompt for prompt, _ in known})
-            raise UserError(f"the earlier report has no verdict of {method} on image 0 of {prompt}")
-        shared = like.only(lines)
-        return shared.with_verdicts(method, np.array([known[like.key(int(line))] for line in lines], np.int64))
+        passed = np.array([known[like.key(int(line))] for line in lines], np.int64)
+        return like.only(lines).with_verdicts(method, passed)
 
     def check(self, method: str, results: MethodResults) -> None:
         """Raise if the verdicts do not give the saved rates."""
@@ -256,6 +271,7 @@ def read_summary(folder: Path) -> SavedSummary:
         methods = record["methods"]
         if not all(isinstance(value, dict) for value in (record[OPTIONS_KEY], methods, *methods.values())):
             raise TypeError
+        check_libraries(record)
         if sorted(names) != sorted(methods):
             raise UserError(f"{folder / NUMBERS} does not have one result for each of its methods")
         run = {key: record[key] for key in (OPTIONS_KEY, "methods", LIBRARIES_KEY) if key in record}

@@ -13,7 +13,7 @@ from dpt.errors import UserError
 from dpt.evaluation.bench import tables as report
 from dpt.evaluation.bench.columns import PLOT, Cost, MethodResults, plot, read_costs, record_training
 from dpt.evaluation.bench.results import ImageResult, JudgedAtom
-from dpt.evaluation.bench.verdicts import read_summary
+from dpt.evaluation.bench.verdicts import read_summary, summary, verdict_change, verdicts_of
 from dpt.intervals import PROPORTION, bootstrap
 
 
@@ -90,8 +90,11 @@ def test_pictures_from_other_noise_are_not_compared() -> None:
     whole = lines("base", HALF)
     other_noise = [row("base", "single", 0, 0, True, noise=5), *whole[1:]]
     other_prompts = [line for line in whole if line.prompt_id != whole[0].prompt_id]
-    for other, why in ((other_noise, "image 0 of single-0-0000 does not"), (other_prompts, "not all have an image of")):
-        with pytest.raises(UserError, match=f"cannot be compared: {why}"):
+    for other, why in (
+        (other_noise, "image 0 of single-0-0000 does not"),
+        (other_prompts, "single-0-0000 has no image that all"),
+    ):
+        with pytest.raises(UserError, match=f"cannot be compared: .*{why}"):
             report.paired_difference(method_results("tuned", HALF), MethodResults.of(other))
 
 
@@ -112,6 +115,23 @@ def test_methods_with_fewer_images_are_compared_on_those_that_both_have() -> Non
     unfinished = method_results("tuned", {"single": [[True, False], [True]]})
     difference = report.paired_difference(unfinished, results["base"])
     assert difference.images == 3 and difference.points["single"].value == 0.0
+
+
+def test_images_are_compared_by_their_number() -> None:
+    right = {"single": [[False, True], [True, True]]}
+    whole, gap = method_results("base", right), MethodResults.of(lines("base", right)[1:])
+    saved = [json.loads(line).get("images") for line in summary({"base": gap})]
+    assert saved == [[1], None]
+    change = verdict_change(verdicts_of(whole), verdicts_of(gap))
+    assert (change.images, change.became_right, change.became_wrong, change.is_part) == (3, 0, 0, True)
+
+
+def test_a_category_may_have_the_name_of_a_column() -> None:
+    (result,) = report.compute_results({"base": method_results("base", {"left": [[True]], "right": [[False]]})})
+    heading, _, row = report.one_table([result], {}).splitlines()
+    assert heading.startswith("| method | left | right | right, all |") and row.startswith(
+        "| base | 100.0 | 0.0 | 50.0"
+    )
 
 
 COMMITTED = Path(__file__).parents[3] / "docs/results/benchmark"
@@ -149,7 +169,7 @@ def test_the_mean_over_training_seeds_is_paired_with_the_baseline() -> None:
     assert result.rates["single"].value == 0.75
     difference = report.paired_difference(both, one)
     assert difference.points["single"].value == 0.25
-    with pytest.raises(UserError, match="not all have an image of single-0-0002"):
+    with pytest.raises(UserError, match="single-0-0002 has no image that all of them have"):
         report.mean_over_seeds("both", [one, method_results("two", {"single": [[True], [True], [True]]})])
 
 
