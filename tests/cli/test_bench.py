@@ -133,7 +133,7 @@ def test_a_name_without_a_path_is_the_model_itself_with_another_negative_prompt(
 def test_a_report_without_results_is_a_user_error(drawn: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not the folder of a benchmark"):
         report(ReportOptions(tmp_path))
-    with pytest.raises(UserError, match="no method 'control' in"):
+    with pytest.raises(UserError, match="no method 'control' for --baseline among"):
         report(ReportOptions(drawn, baseline="control"))
     with pytest.raises(UserError, match="no method 'control' in"):
         report(ReportOptions(drawn, methods=("control",)))
@@ -146,7 +146,7 @@ def test_a_report_can_leave_unfinished_methods_out(drawn: Path, tmp_path: Path) 
     with pytest.raises(UserError, match=r"tuned has no results in .* yet: finish the run, or pass"):
         report(ReportOptions(folder))
     (folder / "tuned.jsonl").write_text(f"{text.splitlines()[0]}\n")
-    with pytest.raises(UserError, match=r"not judged in the same categories .* or pass the others as --methods"):
+    with pytest.raises(UserError, match=r"not judged in the same categories .* pass the finished methods as"):
         report(ReportOptions(folder))
     (folder / "tuned.jsonl").write_text("".join(f"{line}\n" for line in text.splitlines()[1:]))
     report(ReportOptions(folder))

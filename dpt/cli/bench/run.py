@@ -155,15 +155,16 @@ def run_method(config: MethodConfig, options: RunOptions, group: Processes, suit
         def start() -> None:
             stack.enter_context(method_lock(options.out, config.name))
             identity = {**judge_identity(suite, judge), **model_as_recorded(options, method.identity)}
+            with write_errors(options.out):
+                if repeated := repair(lines):
+                    warn(f"{lines} had {repeated} duplicate lines, left by two runs at once; they were removed")
+                merge_shards(lines, requests)  # of an interrupted run of several processes
             known = {line.key for line in read_lines(lines)} if lines.exists() else set()
             drawn_by = versions() if any(request.key not in known for request in requests) else None
             register_method(
                 options.out, recorded_options(options), config.name, identity, drawn_by, continued=bool(known)
             )
             with write_errors(options.out):
-                if repeated := repair(lines):
-                    warn(f"{lines} had {repeated} duplicate lines, left by two runs at once; they were removed")
-                merge_shards(lines, requests)  # of an interrupted run of several processes
                 if cost_file(lines).exists():
                     drop_cut_line(cost_file(lines))
                 if (views := training_of(config)) is not None:
