@@ -84,7 +84,7 @@ results: environment
 	$(RUN) -m dpt bench report runs/quick --also control --second runs/quick/by-reader --reference scenes
 else
 TABLE = runs/table
-ROWS ?= base control dpt corrected best4 best8 distilled ipr1 ipr ipr-dpt hps base+sld corrected+sld
+ROWS ?= base control control-long dpt corrected best4 best8 distilled ipr1 ipr ipr-dpt hps base+sld corrected+sld
 # control and dpt, where this call or an earlier one draws them.
 CONTROLS = $(sort $(filter control dpt,$(ROWS) $(notdir $(basename $(wildcard $(TABLE)/*.jsonl)))))
 results: environment
@@ -164,7 +164,7 @@ grounding-mmdit: scenes-mmdit
 		--run_name grounding-both
 	$(RUN) -m dpt probe $(MMDIT)/grounding-both/adapter $(ON_MMDIT) --num 500 --timesteps 500 --out $(MMDIT)/grounding-probe
 
-# Three training seeds each: plain400s0, dpt1600s1 and so on.
+# Three training seeds each: plain400s0, dpt1600s1 and so on. Then the plain LoRA in the time of dpt1600, control-long.
 stage2-mmdit: scenes-mmdit
 	for seed in 0 1 2; do for steps in 400 1600; do \
 		$(RUN) train_stage2.py $(MMDIT_TUNING) --plain_lora --seed $$seed --max_train_steps $$steps \
@@ -173,6 +173,7 @@ stage2-mmdit: scenes-mmdit
 			--only_train_lora --mse_loss_coef 50 --qformer_ckpt $(MMDIT)/stage1 --seed $$seed --max_train_steps $$steps \
 			--run_name dpt$${steps}s$$seed || exit 1; \
 	done; done
+	$(RUN) train_stage2.py $(MMDIT_TUNING) --plain_lora --max_train_steps 8000 --run_name plain8000s0
 
 # Stage 2 with the flags of the published command, but fewer steps: it changes nothing, see docs/results/mmdit.md.
 published-mmdit: scenes-mmdit
@@ -188,23 +189,23 @@ distilled-mmdit: environment
 		--lora_rank 16 --lora_alpha 16 --max_train_steps 300 --learning_rate 1e-3 --lr_scheduler linear \
 		--lr_warmup_steps 20 --logit_mean -0.8 --logit_std 1.2
 
-MMDIT_BENCH = $(ON_MMDIT) --categories single binding count spatial negation --per_prompt 1 --num_timesteps 20
+MMDIT_BENCH = $(ON_MMDIT) --categories single binding count spatial negation --num_timesteps 20
 FUSED = target=fused,norm=rms
 TUNED = plain400 dpt400 plain1600 dpt1600
 results-mmdit: environment
 	$(RUN) -m dpt bench run base $(foreach n,$(TUNED),$(n)=$(MMDIT)/$(n)s0 $(n)b=$(MMDIT)/$(n)s1) \
 		corrected=$(MMDIT)/dpt1600s0,factor=0.02,$(FUSED),end=0.6 \
-		correctedb=$(MMDIT)/dpt1600s1,factor=0.02,$(FUSED),end=0.6 $(MMDIT_BENCH) --prompts 300 --out $(MMDIT)/bench
+		correctedb=$(MMDIT)/dpt1600s1,factor=0.02,$(FUSED),end=0.6 $(MMDIT_BENCH) --prompts 300 --per_prompt 1 --out $(MMDIT)/bench
 	$(RUN) -m dpt bench score $(MMDIT)/bench --detector reader --out $(MMDIT)/bench/by-reader
 	$(RUN) -m dpt bench report $(MMDIT)/bench --also plain400x2 plain1600x2 dpt1600x2 --second $(MMDIT)/bench/by-reader \
 		--seeds $(foreach n,$(TUNED) corrected,$(n)x2=$(n),$(n)b)
 	$(RUN) -m dpt bench run base f02=$(MMDIT)/stage1,factor=0.02,$(FUSED),end=0.6 \
 		f05late=$(MMDIT)/stage1,factor=0.05,$(FUSED),start=0.1,end=0.7 best4=$(MMDIT)/stage1,candidates=4 \
-		$(MMDIT_BENCH) --prompts 60 --seed 1 --out $(MMDIT)/trials
+		$(MMDIT_BENCH) --prompts 60 --per_prompt 1 --seed 1 --out $(MMDIT)/trials
 	$(RUN) -m dpt bench score $(MMDIT)/trials --detector reader --out $(MMDIT)/trials/by-reader
 	$(RUN) -m dpt bench report $(MMDIT)/trials --second $(MMDIT)/trials/by-reader
 
-# Three trainings each of the control, DPT and IPR; the first of each is the shipped checkpoint.
+# Three trainings each of the control, DPT and IPR, four images per prompt; the first of each is the shipped checkpoint.
 OTHER_SEEDS = $(foreach n,1 2,control-s$(n)=$(MMDIT)/plain1600s$(n) dpt-s$(n)=$(MMDIT)/dpt1600s$(n) \
 	ipr-s$(n)=runs/ipr-seed$(n)/round-1/train)
 results-seeds: stage2-mmdit

@@ -28,6 +28,7 @@ CHECKPOINTS = {
     "ipr": "-ipr",
     "hps": "-hps",
     "distilled": "-dpt/distilled",
+    "control-long": "-plain/long",
 }
 """Methods of `dpt bench run` whose weights are in the checkout: what follows the name of the model."""
 

@@ -16,6 +16,7 @@ BEGIN, END = "<!-- from docs/results/table by tools/readme_table.py -->", "<!-- 
 LABELS = {
     "base": "the model itself",
     "control": "control: a plain LoRA of 1,600 steps",
+    "control-long": "control: a plain LoRA in DPT's training time, 8,000 steps",
     "dpt": "**DPT**, 1,600 steps",
     "corrected": "**DPT with self-correction**",
     "best4": "DPT, best of four by its adapter",

@@ -78,11 +78,11 @@ class RunOptions:
     """
 
     methods: tyro.conf.Positional[tuple[str, ...]]
-    """Methods to compare. base: the model itself. control, dpt, corrected, best4, best8, distilled, ipr1, ipr,
-    ipr-dpt, hps: shipped checkpoints of an embedded model, where it has them. NAME=PATH: the model with the LoRA at
-    PATH, a training result or any LoRA file. NAME=PATH,KEY=VALUE,...: factor, target, norm, start, end and every
-    correct with the adapter at PATH; candidates=N keeps the best of N; lora=off leaves the LoRA out; also=PATH adds a
-    second one; negative_prompt=TEXT replaces the checkpoint's (empty for none); negative_lora=PATH predicts the
+    """Methods to compare. base: the model itself. control, control-long, dpt, corrected, best4, best8, distilled,
+    ipr1, ipr, ipr-dpt, hps: shipped checkpoints of an embedded model, where it has them. NAME=PATH: the model with the
+    LoRA at PATH, a training result or any LoRA file. NAME=PATH,KEY=VALUE,...: factor, target, norm, start, end and
+    every correct with the adapter at PATH; candidates=N keeps the best of N; lora=off leaves the LoRA out; also=PATH
+    adds a second one; negative_prompt=TEXT replaces the checkpoint's (empty for none); negative_lora=PATH predicts the
     negative half of guidance. sld repairs the images of base, METHOD+sld=DETECTOR those of METHOD. More:
     docs/benchmark.md."""
     out: Path = Path("outputs/bench")
