@@ -75,6 +75,7 @@ bench report | PATH (The output folder of `dpt bench run`, or of `dpt bench scor
 bench report nowhere | as `dpt bench run --out` writes it
 bench report note.txt | note.txt is not the folder of a benchmark
 bench report empty --budget_mb 0 | --budget_mb must be above 0
+bench report empty --encoder x | it has no bench.json
 bench score empty --out new | pass --detector to judge again
 bench score empty --out empty --detector oracle | choose another --out
 bench score nowhere --out new --detector oracle | is not the folder of a benchmark
