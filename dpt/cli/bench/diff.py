@@ -143,9 +143,8 @@ def as_text(value: Any) -> str:
 
 
 def first_difference(first: str, second: str) -> int:
-    return next(
-        (n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(map(len, (first, second)))
-    )
+    shorter = min(len(first), len(second))
+    return next((at for at in range(shorter) if first[at] != second[at]), shorter)
 
 
 def part(text: str, start: int) -> str:

@@ -35,7 +35,7 @@ from dpt.untrusted import MOST_IMAGES
 
 if TYPE_CHECKING:
     from dpt.evaluation.bench.columns import Cost
-    from dpt.evaluation.bench.run import ExtraScores, ImageJudge, ImageRequest
+    from dpt.evaluation.bench.run import ExtraScores, ImageJudge, ImageRequest, ImageSource, JudgeImages
     from dpt.evaluation.suites.base import Suite
 
 
@@ -141,23 +141,18 @@ def baseline_flag(methods: Sequence[MethodConfig], out: Path) -> str:
 
 
 def run_method(config: MethodConfig, options: RunOptions, group: Processes, suite: Suite, judge: ImageJudge) -> None:
-    from tqdm import tqdm
-
-    from dpt.evaluation.bench import run as bench
     from dpt.evaluation.bench.columns import cost_file, record_training
-    from dpt.evaluation.bench.run import Shard, all_requests, merge_shards
+    from dpt.evaluation.bench.run import GeneratedImages, all_requests, merge_shards
 
     requests, lines = all_requests(suite, options.suite.per_prompt), options.out / f"{config.name}.jsonl"
     method = config.open(options.generation)
-    shard = Shard(group.rank, group.count)
     with ExitStack() as stack:
 
         def start() -> None:
             stack.enter_context(method_lock(options.out, config.name))
             identity = {**judge_identity(suite, judge), **model_as_recorded(options, method.identity)}
             with write_errors(options.out):
-                if repeated := repair(lines):
-                    warn(f"{lines} had {repeated} duplicate lines, left by two runs at once; they were removed")
+                repair_and_warn(lines)
                 merge_shards(lines, requests)  # of an interrupted run of several processes
             known = {line.key for line in read_lines(lines)} if lines.exists() else set()
             drawn_by = versions() if any(request.key not in known for request in requests) else None
@@ -172,20 +167,40 @@ def run_method(config: MethodConfig, options: RunOptions, group: Processes, suit
 
         group.from_main(start)
         starting, before = repaired_where_drawn(config, method, options.out, requests)
-        source = bench.GeneratedImages(starting, options.out / config.name, cost_file(lines), before)
+        source = GeneratedImages(starting, options.out / config.name, cost_file(lines), before)
 
-        def draw_own_part() -> None:
-            with write_errors(options.out):
-                bench.run_benchmark(config.name, requests, source, judge, options.out, bar.update, shard)
+        share_benchmark(config.name, requests, source, judge, options.out, group)
 
-        total = sum(shard.holds(number // bench.BATCH) for number in range(len(requests)))
-        with (
-            write_errors(options.out),
-            tqdm(total=total, desc=config.name, unit="image", disable=not group.is_main) as bar,
-        ):
-            # Every process has written its part before the main one merges them.
-            group.gather(draw_own_part)
-            group.from_main(lambda: merge_shards(lines, requests))
+
+def repair_and_warn(lines: Path) -> None:
+    if repeated := repair(lines):
+        warn(f"{lines} had {repeated} duplicate lines, left by two runs at once; they were removed")
+
+
+def share_benchmark(
+    name: str,
+    requests: Sequence[ImageRequest],
+    source: ImageSource,
+    judge: JudgeImages,
+    out: Path,
+    group: Processes,
+    sort: bool = False,
+) -> None:
+    """Write OUT/NAME.jsonl: each process its part, then the main one merges them."""
+    from tqdm import tqdm
+
+    from dpt.evaluation.bench.run import BATCH, Shard, merge_shards, run_benchmark
+
+    shard = Shard(group.rank, group.count)
+    total = sum(shard.holds(number // BATCH) for number in range(len(requests)))
+
+    def write_own_part() -> None:
+        with write_errors(out):
+            run_benchmark(name, requests, source, judge, out, bar.update, shard)
+
+    with write_errors(out), tqdm(total=total, desc=name, unit="image", disable=not group.is_main) as bar:
+        group.gather(write_own_part)
+        group.from_main(lambda: merge_shards(out / f"{name}.jsonl", requests, sort))
 
 
 def repaired_where_drawn(
@@ -302,11 +317,8 @@ def score_method(
     judge: ImageJudge | ExtraScores,
     group: Processes,
 ) -> None:
-    from tqdm import tqdm
-
-    from dpt.evaluation.bench import run as bench
     from dpt.evaluation.bench.columns import MethodResults
-    from dpt.evaluation.bench.run import ImageJudge, JudgeImages, Rescore
+    from dpt.evaluation.bench.run import ImageJudge, Rescore, StoredImages, drop_older_lines, merge_shards
 
     known = record["methods"][name]
     judge_images: JudgeImages
@@ -319,7 +331,6 @@ def score_method(
     requests = recorded_requests(record, suite, options.folder / f"{name}.jsonl")
     pictures = image_folder(options.folder, record)
     lines = options.out / f"{name}.jsonl"
-    shard = bench.Shard(group.rank, group.count)
     with ExitStack() as stack:
 
         def start() -> bool:
@@ -329,20 +340,10 @@ def score_method(
             drawn_by = record.get(LIBRARIES_KEY, {}).get(name, {})
             register_method(options.out, recorded, name, identity, drawn_by, pictures=where)
             with write_errors(options.out):
-                if repeated := repair(lines):
-                    warn(f"{lines} had {repeated} duplicate lines, left by two runs at once; they were removed")
-                changed = bench.drop_older_lines(lines, requests, pictures / name)
-                bench.merge_shards(lines, requests)
+                repair_and_warn(lines)
+                changed = drop_older_lines(lines, requests, pictures / name)
+                merge_shards(lines, requests)
             return changed
 
         changed = group.from_main(start)
-        source = bench.StoredImages(pictures / name)
-
-        def judge_own_part() -> None:
-            with write_errors(options.out):
-                bench.run_benchmark(name, requests, source, judge_images, options.out, bar.update, shard)
-
-        total = sum(shard.holds(number // bench.BATCH) for number in range(len(requests)))
-        with write_errors(options.out), tqdm(total=total, desc=name, unit="image", disable=not group.is_main) as bar:
-            group.gather(judge_own_part)
-            group.from_main(lambda: bench.merge_shards(lines, requests, sort=changed))
+        share_benchmark(name, requests, StoredImages(pictures / name), judge_images, options.out, group, sort=changed)

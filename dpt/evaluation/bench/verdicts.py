@@ -155,9 +155,8 @@ def summary(methods: Mapping[str, MethodResults]) -> Iterator[str]:
         for prompt, (category, verdicts) in verdicts_of(results).items():
             right = [None if verdict is None else int(verdict) for verdict in verdicts.values()]
             numbers = {} if list(verdicts) == list(range(len(right))) else {"images": list(verdicts)}
-            yield (
-                json.dumps({"method": method, "category": category, "prompt": prompt, "right": right, **numbers}) + "\n"
-            )
+            line = {"method": method, "category": category, "prompt": prompt, "right": right, **numbers}
+            yield f"{json.dumps(line)}\n"
 
 
 def _prompt_verdicts(line: Mapping[str, Any]) -> PromptVerdicts:

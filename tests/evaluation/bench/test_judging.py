@@ -19,7 +19,8 @@ from dpt.claims.facts import Box, Count, Noun, Prompt
 from dpt.claims.judge import Detection, Detections
 from dpt.errors import UserError
 from dpt.evaluation.bench import results as rows
-from dpt.evaluation.bench.run import ImageJudge, ImageRequest, StoredImages, open_image, run_benchmark
+from dpt.evaluation.bench.results import open_image
+from dpt.evaluation.bench.run import ImageJudge, ImageRequest, StoredImages, run_benchmark
 from dpt.evaluation.suites import lmd
 from tests.evaluation.bench.rows import row
 from tests.training.children import end_of_child
