@@ -104,7 +104,7 @@ def test_the_report_has_tables_summary_and_sheet(
 def test_a_folder_with_other_options_is_an_error(drawn: Path, model: Path, tuned: Path) -> None:
     with pytest.raises(UserError, match="with --num_timesteps 2, this benchmark with 3; choose another --out"):
         run(options(model, drawn, "base", num_timesteps=3))
-    with pytest.raises(UserError, match="holds results of base with another lora; choose another --out"):
+    with pytest.raises(UserError, match="holds results of base that differ in lora; choose another --out"):
         run(options(model, drawn, f"base={tuned}"))
 
 
@@ -176,7 +176,7 @@ def test_methods_with_correction_and_candidates(drawn: Path, whole: Path, model:
     assert pictures(tmp_path, "corrected") != plain
     kept = pictures(tmp_path, "best")
     assert kept.keys() == plain.keys() and kept != plain
-    with pytest.raises(UserError, match="holds results of best with another candidates"):
+    with pytest.raises(UserError, match="holds results of best that differ in candidates"):
         run(options(model, tmp_path, f"best={whole},candidates=2"))
 
 

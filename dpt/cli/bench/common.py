@@ -224,7 +224,7 @@ def register_method(
             known = {"suite_hash": identity.get("suite_hash"), **record["methods"].setdefault(method, dict(identity))}
             for key in {**known, **identity}:
                 if known.get(key) != identity.get(key):
-                    fail(f"{out} holds results of {method} with another {key}; choose another --out")
+                    fail(f"{out} holds results of {method} that differ in {key}; choose another --out")
             check_one_judge(record["methods"], out, ("model", *JUDGE_KEYS))
             if libraries:
                 unknown = dict.fromkeys(libraries, "unknown") if continued else {}
